@@ -1,0 +1,174 @@
+#include "arrays.hpp"
+
+#include <algorithm>
+#include <utility>
+
+namespace onepass::bindings {
+namespace {
+
+constexpr int float32_num = 11, float64_num = 12;  // NPY_FLOAT, NPY_DOUBLE
+
+[[noreturn]] void fail_type(const Label& label, const std::string& expected,
+                            const std::string& got) {
+  throw py::type_error(label.str() + ": expected " + expected + ", got " + got);
+}
+[[noreturn]] void fail_value(const Label& label, const std::string& expected,
+                             const std::string& got) {
+  throw py::value_error(label.str() + ": expected " + expected + ", got " + got);
+}
+
+std::string dtype_name(const py::array& array) { return py::str(array.dtype()).cast<std::string>(); }
+std::string shape_name(const py::array& array) {
+  return py::str(array.attr("shape")).cast<std::string>();
+}
+
+bool has(const py::array& array, int flag) { return (array.flags() & flag) != 0; }
+bool is_aligned(const py::array& array) { return has(array, py::detail::npy_api::NPY_ARRAY_ALIGNED_); }
+bool is_order(const py::array& array, Order order) {
+  return has(array, order == Order::c ? py::array::c_style : py::array::f_style);
+}
+
+py::array check_array(py::handle object, const Label& label) {
+  if (!py::isinstance<py::array>(object)) {
+    fail_type(label, "a NumPy array", Py_TYPE(object.ptr())->tp_name);
+  }
+  auto array = py::reinterpret_borrow<py::array>(object);
+  const auto* plain = py::detail::npy_api::get().PyArray_Type_;
+  if (Py_TYPE(object.ptr()) != plain &&
+      py::isinstance(object, py::module_::import("numpy.ma").attr("MaskedArray"))) {
+    fail_type(label, "an array without a mask", "a masked array");
+  }
+  return array;
+}
+
+Dtype check_dtype(const py::array& array, const Label& label) {
+  const py::dtype dtype = array.dtype();
+  const bool native = dtype.byteorder() == '=' || dtype.byteorder() == '|';
+  if (native && dtype.num() == float32_num) return Dtype::f32;
+  if (native && dtype.num() == float64_num) return Dtype::f64;
+  fail_type(label, "dtype float32 or float64 in native byte order", dtype_name(array));
+}
+
+void check_like(const py::array& array, const Label& label, const Param& param) {
+  if (check_dtype(array, label) != param.dtype) {
+    fail_type(label, "the parameter's dtype " + dtype_name(param.array), dtype_name(array));
+  }
+  const bool same = array.ndim() == param.array.ndim() &&
+                    std::equal(array.shape(), array.shape() + array.ndim(), param.array.shape());
+  if (!same) {
+    fail_value(label, "the parameter's shape " + shape_name(param.array), shape_name(array));
+  }
+}
+
+void check_written_in_place(const py::array& array, const Label& label) {
+  if (!array.writeable()) fail_value(label, "a writable array", "a read-only one");
+  if (!is_aligned(array)) {
+    fail_value(label, "data aligned to its item size", "a misaligned array");
+  }
+}
+
+}  // namespace
+
+std::string Label::str() const {
+  const bool named = !names_.is_none();
+  const std::string suffix =
+      named ? py::cast<std::string>(py::list(py::reinterpret_borrow<py::list>(names_))[tensor_])
+            : std::string();
+  switch (role_) {
+    case Role::param:
+      return named ? "params" + suffix : "param";
+    case Role::grad:
+      return named ? "grads" + suffix : "grad";
+    default:
+      return named ? "state" + suffix + "['" + state_ + "']" : std::string(state_);
+  }
+}
+
+void Memory::add(const py::array& array, const Label& label) {
+  if (array.size() == 0) return;
+  std::uintptr_t begin = reinterpret_cast<std::uintptr_t>(array.data());
+  std::uintptr_t end = begin + static_cast<std::uintptr_t>(array.itemsize());
+  for (py::ssize_t axis = 0; axis < array.ndim(); ++axis) {
+    const py::ssize_t reach = (array.shape(axis) - 1) * array.strides(axis);
+    if (reach < 0) {
+      begin -= static_cast<std::uintptr_t>(-reach);
+    } else {
+      end += static_cast<std::uintptr_t>(reach);
+    }
+  }
+  ranges_.push_back({begin, end, label});
+}
+
+void Memory::check_overlap() {
+  const auto before = [](const Range& a, const Range& b) { return a.begin < b.begin; };
+  if (!std::is_sorted(ranges_.begin(), ranges_.end(), before)) {
+    std::sort(ranges_.begin(), ranges_.end(), before);
+  }
+  const Range* farthest = nullptr;          // of all so far
+  const Range* farthest_written = nullptr;  // of those that the step writes
+  for (const Range& range : ranges_) {
+    const bool written = range.label.role() != Role::grad;
+    const Range* other = written ? farthest : farthest_written;
+    if (other && range.begin < other->end) {
+      // Name the culprit the user can act on: two parameters, or the gradient of one.
+      const Range& first = other->label.role() == Role::param ? *other : range;
+      const Range& second = &first == other ? range : *other;
+      const bool same = first.begin == second.begin && first.end == second.end;
+      fail_value(second.label, "memory of its own",
+                 std::string(same ? "the same memory as " : "an overlap with ") +
+                     first.label.str());
+    }
+    if (!farthest || range.end > farthest->end) farthest = &range;
+    if (written && (!farthest_written || range.end > farthest_written->end)) {
+      farthest_written = &range;
+    }
+  }
+}
+
+Param check_param(py::handle object, const Label& label) {
+  py::array array = check_array(object, label);
+  const Dtype dtype = check_dtype(array, label);
+  check_written_in_place(array, label);
+  if (!is_order(array, Order::c) && !is_order(array, Order::f)) {
+    fail_value(label, "a C- or F-contiguous array (it is updated in place)",
+               "strides " + py::str(array.attr("strides")).cast<std::string>());
+  }
+  const Order order = is_order(array, Order::c) ? Order::c : Order::f;
+  void* data = const_cast<void*>(array.data());
+  const auto size = static_cast<std::size_t>(array.size());
+  return {data, size, dtype, order, std::move(array)};
+}
+
+const void* check_grad(py::handle object, const Label& label, const Param& param, Memory& memory,
+                       std::vector<py::object>& copies) {
+  py::object source = py::reinterpret_borrow<py::object>(object);
+  if (!py::isinstance<py::array>(source) &&
+      py::isinstance(source, py::module_::import("numpy").attr("generic"))) {
+    source = py::module_::import("numpy").attr("asarray")(source);  // what 0-d arithmetic returns
+    copies.push_back(source);
+  }
+  py::array array = check_array(source, label);
+  check_like(array, label, param);
+  memory.add(array, label);
+  if (!is_order(array, param.order) || !is_aligned(array)) {
+    array = py::module_::import("numpy").attr("array")(
+        array, py::arg("copy") = true, py::arg("order") = param.order == Order::c ? "C" : "F");
+    copies.push_back(array);
+  }
+  return array.data();
+}
+
+void* check_state(py::handle object, const Label& label, const Param& param, Memory& memory) {
+  py::array array = check_array(object, label);
+  check_like(array, label, param);
+  check_written_in_place(array, label);
+  if (!is_order(array, param.order)) {
+    fail_value(label, param.order == Order::c ? "C order, as its parameter has" :
+               "F order, as its parameter has",
+               "strides " + py::str(array.attr("strides")).cast<std::string>());
+  }
+  memory.add(array, label);
+  return const_cast<void*>(array.data());
+}
+
+}  // namespace onepass::bindings

@@ -1,0 +1,70 @@
+// Every check of an array that Python hands in, and every message about one.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace onepass::bindings {
+
+namespace py = pybind11;
+
+enum class Role { param, grad, state };
+
+// What to call an array in a message. An optimizer's arrays carry the name of their parameter
+// (`names`: suffixes such as "['fc.weight']"); a free function's are just "param", "grad", "exp_avg".
+class Label {
+ public:
+  Label(py::handle names, std::size_t tensor, Role role, const char* state = "")
+      : names_(names), tensor_(tensor), role_(role), state_(state) {}
+  std::string str() const;
+  Role role() const { return role_; }
+
+ private:
+  py::handle names_;
+  std::size_t tensor_;
+  Role role_;
+  const char* state_;
+};
+
+enum class Dtype { f32, f64 };
+enum class Order { c, f };  // an array that is both counts as c
+
+struct Param {
+  void* data;
+  std::size_t size;
+  Dtype dtype;
+  Order order;
+  py::array array;
+};
+
+// Collects the memory that a step touches and finds out whether any of it overlaps.
+class Memory {
+ public:
+  void add(const py::array& array, const Label& label);
+  void check_overlap();  // sorts; throws ValueError where a written array meets another
+
+ private:
+  struct Range {
+    std::uintptr_t begin, end;
+    Label label;
+  };
+  std::vector<Range> ranges_;
+};
+
+// Writable, aligned, C- or F-ordered, float32 or float64.
+Param check_param(py::handle object, const Label& label);
+
+// Like its parameter in dtype and shape, in any layout: one whose elements do not lie in the
+// parameter's order is copied, and the copy kept alive in `copies`.
+const void* check_grad(py::handle object, const Label& label, const Param& param, Memory& memory,
+                       std::vector<py::object>& copies);
+
+// Like its parameter in everything.
+void* check_state(py::handle object, const Label& label, const Param& param, Memory& memory);
+
+}  // namespace onepass::bindings

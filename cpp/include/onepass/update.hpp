@@ -1,0 +1,74 @@
+// THE loop: one pass over a parameter, its gradient and its state. It knows no rule.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <iterator>
+#include <utility>
+
+#include "onepass/formats.hpp"
+#include "onepass/rule.hpp"
+
+namespace onepass::inline ONEPASS_ISA {
+
+// Elements per tile: what later stages find still in L1. See bench/NOTES.md.
+inline constexpr std::size_t tile_size = 1024;
+inline constexpr std::size_t cache_line = 64;
+
+// What every rule shares, applied to the gradient as it is loaded.
+template <class T>
+struct Gradient {
+  T scale;         // -1 to maximize
+  T weight_decay;  // coupled: grad += weight_decay * param
+};
+
+// The number of elements before `p` reaches a cache line, at most n.
+template <class T>
+inline std::size_t elements_to_alignment(const T* p, std::size_t n) noexcept {
+  const std::size_t past = reinterpret_cast<std::uintptr_t>(p) % cache_line;
+  return past ? std::min(n, (cache_line - past) / sizeof(T)) : 0;
+}
+
+template <bool decay, class Rule, class T, std::size_t... K>
+inline void update_tile(T* param, const T* grad, [[maybe_unused]] T* const* state, std::size_t n,
+                        const Rule rule, const Gradient<T> gradient,
+                        std::index_sequence<K...>) noexcept {
+  // The caller has proved that no two arrays overlap.
+#pragma omp simd
+  for (std::size_t i = 0; i < n; ++i) {
+    T g = gradient.scale * grad[i];
+    if constexpr (decay) g += gradient.weight_decay * param[i];
+    [[maybe_unused]] T unused{};
+    rule(param[i], g, (Rule::states[K].used ? state[K][i] : unused)...);
+  }
+}
+
+template <bool decay, template <class> class Format, class Rule, class T>
+void update(typename Format<T>::Stored* param, const typename Format<T>::Stored* grad,
+            typename Format<T>::Stored* const* state, std::size_t n, const Rule& rule,
+            const Gradient<T>& gradient) noexcept {
+  using F = Format<T>;
+  constexpr std::size_t n_states = std::size(Rule::states);
+  alignas(cache_line) T scratch[2 + n_states][F::converts ? tile_size : 1];
+
+  // A short first tile brings every later one onto cache lines: state lies at the parameter's own
+  // offset, so all streams align at once. Not worth it for a tensor of a few tiles.
+  std::size_t size = n > 4 * tile_size ? elements_to_alignment(param, n) : 0;
+  if (size == 0) size = std::min(n, tile_size);
+
+  for (std::size_t begin = 0; begin < n; begin += size, size = std::min(n - begin, tile_size)) {
+    T* p = F::open(param + begin, scratch[0], size);
+    const T* g = F::open(grad + begin, scratch[1], size);
+    T* s[n_states];
+    for (std::size_t k = 0; k < n_states; ++k) {
+      s[k] = Rule::states[k].used ? F::open(state[k] + begin, scratch[2 + k], size) : nullptr;
+    }
+    update_tile<decay>(p, g, s, size, rule, gradient, std::make_index_sequence<n_states>{});
+    F::close(param + begin, p, size);
+    for (std::size_t k = 0; k < n_states; ++k) {
+      if (Rule::states[k].used) F::close(state[k] + begin, s[k], size);
+    }
+  }
+}
+
+}  // namespace onepass::inline ONEPASS_ISA

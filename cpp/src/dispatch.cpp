@@ -1,0 +1,60 @@
+// CPU features -> kernel table. The only file that knows CPUs.
+#include "dispatch.hpp"
+
+#include <stdexcept>
+
+namespace onepass {
+
+namespace baseline {
+const KernelTable& kernel_table() noexcept;
+}
+#ifdef ONEPASS_X86_64_LEVELS
+namespace x86_64_v3 {
+const KernelTable& kernel_table() noexcept;
+}
+namespace x86_64_v4 {
+const KernelTable& kernel_table() noexcept;
+}
+
+// The features GCC and Clang of any age can ask for; a level's other features come with these. The
+// answers include whether the operating system saves the wide registers.
+static bool has_v3() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+}
+static bool has_v4() {
+  return has_v3() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+std::span<const Isa> compiled_isas() {
+  static const Isa isas[] = {
+      {"baseline", true, &baseline::kernel_table()},
+#ifdef ONEPASS_X86_64_LEVELS
+      {"x86-64-v3", has_v3(), &x86_64_v3::kernel_table()},
+      {"x86-64-v4", has_v4(), &x86_64_v4::kernel_table()},
+#endif
+  };
+  return isas;
+}
+
+const Isa& choose_isa(const char* forced) {
+  const auto isas = compiled_isas();
+  std::string choices;
+  const Isa* best = nullptr;
+  for (const Isa& isa : isas) {
+    if (!isa.supported) continue;
+    if (forced && forced == std::string(isa.name)) return isa;
+    choices += std::string(choices.empty() ? "" : ", ") + "'" + isa.name + "'";
+    best = &isa;
+  }
+  if (forced && *forced) {
+    throw std::invalid_argument("ONEPASS_ISA: expected one of " + choices +
+                                " (what this machine runs), got '" + forced + "'");
+  }
+  return *best;
+}
+
+}  // namespace onepass

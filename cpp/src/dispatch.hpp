@@ -1,0 +1,24 @@
+// Which build of the kernels runs.
+#pragma once
+
+#include <span>
+#include <string>
+
+#include "kernels.hpp"
+
+namespace onepass {
+
+struct Isa {
+  const char* name;
+  bool supported;  // by this CPU and its operating system
+  const KernelTable* kernels;
+};
+
+// Every build in this library, least first.
+std::span<const Isa> compiled_isas();
+
+// The best one that runs here, or the one that `forced` names. Throws std::invalid_argument, which
+// lists the choices, when that one is unknown or does not run here.
+const Isa& choose_isa(const char* forced);
+
+}  // namespace onepass

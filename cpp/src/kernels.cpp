@@ -1,0 +1,112 @@
+// Compiled once per instruction set, each into its own namespace: rules.def becomes one table.
+#include "kernels.hpp"
+
+#include <array>
+#include <utility>
+
+#include "onepass/rules.def"
+#include "onepass/update.hpp"
+
+namespace onepass::inline ONEPASS_ISA {
+namespace {
+
+// The rule's scalars, rounded from double to the type it computes in, as NumPy rounds them.
+template <class Rule, class T, std::size_t... I>
+Rule make_rule(const double* scalars, std::index_sequence<I...>) noexcept {
+  static_assert(sizeof...(I) == 0 || sizeof(Rule) == sizeof...(I) * sizeof(T),
+                "every member is a named scalar");
+  return Rule{static_cast<T>(scalars[I])...};
+}
+
+template <class Rule, class T, bool decay>
+void run(void* param, const void* grad, void* const* state, std::size_t begin, std::size_t end,
+         const double* scalars) noexcept {
+  constexpr std::size_t n_states = std::size(Rule::states);
+  T* states[n_states];
+  for (std::size_t k = 0; k < n_states; ++k) {
+    states[k] = Rule::states[k].used ? static_cast<T*>(state[k]) + begin : nullptr;
+  }
+  const Gradient<T> gradient{static_cast<T>(scalars[0]), static_cast<T>(scalars[1])};
+  const auto rule = make_rule<Rule, T>(scalars + shared_scalars,
+                                       std::make_index_sequence<std::size(Rule::scalars)>{});
+  update<decay, Plain>(static_cast<T*>(param) + begin, static_cast<const T*>(grad) + begin, states,
+                       end - begin, rule, gradient);
+}
+
+template <template <class> class Rule, bool decay>
+constexpr Variant make_variant() {
+  static_assert(std::size(Rule<float>::states) <= max_states);
+  Variant variant{run<Rule<float>, float, decay>, run<Rule<double>, double, decay>, {}};
+  for (std::size_t k = 0; k < std::size(Rule<float>::states); ++k) {
+    variant.uses_state[k] = Rule<float>::states[k].used;
+  }
+  return variant;
+}
+
+template <template <class, bool...> class Rule, unsigned mask, class Options>
+struct Bound;
+template <template <class, bool...> class Rule, unsigned mask, std::size_t... I>
+struct Bound<Rule, mask, std::index_sequence<I...>> {
+  template <class T>
+  using Type = Rule<T, (mask >> I & 1u)...>;
+};
+
+template <template <class, bool...> class Rule, std::size_t n_options, std::size_t... mask>
+constexpr auto make_variants(std::index_sequence<mask...>) {
+  return std::array<Variant, sizeof...(mask)>{
+      make_variant<Bound<Rule, (mask >> 1), std::make_index_sequence<n_options>>::template Type,
+                   (mask & 1) != 0>()...};
+}
+
+template <template <class, bool...> class Rule, std::size_t n_options>
+struct Expanded {
+  using AllOff = typename Bound<Rule, 0, std::make_index_sequence<n_options>>::template Type<float>;
+  static constexpr auto variants =
+      make_variants<Rule, n_options>(std::make_index_sequence<(2u << n_options)>{});
+  static constexpr auto states = [] {
+    std::array<const char*, std::size(AllOff::states)> names{};
+    for (std::size_t k = 0; k < names.size(); ++k) names[k] = AllOff::states[k].name;
+    return names;
+  }();
+};
+
+template <template <class, bool...> class Rule, std::size_t n_options>
+constexpr RuleRow make_row(const char* name, const char* const* options) {
+  using R = Expanded<Rule, n_options>;
+  return {name, R::states, R::AllOff::scalars, std::span(options, n_options), R::variants};
+}
+
+// The traffic of a rule that keeps the chosen arrays, and one addition for each: the ruler that the
+// benchmarks hold every rule against.
+template <class T, bool first, bool second, bool third>
+struct CopyLimit {
+  static constexpr State states[] = {{"first", first}, {"second", second}, {"third", third}};
+  static constexpr std::array<const char*, 0> scalars{};
+
+  template <class... S>
+  void operator()(T& param, T grad, S&... state) const noexcept {
+    param += grad;
+    ((state += grad), ...);
+  }
+};
+constexpr const char* copy_limit_options[] = {"first", "second", "third"};
+
+// A leading empty name, because a rule without options would make an empty array.
+#define RULE(name, Rule, ...) \
+  constexpr const char* name##_options[] = {"" __VA_OPT__(, ) __VA_ARGS__};
+#include "onepass/rules.def"
+
+constexpr RuleRow rows[] = {
+#define RULE(name, Rule, ...) \
+  make_row<Rule, std::size(name##_options) - 1>(#name, name##_options + 1),
+#include "onepass/rules.def"
+};
+
+constexpr KernelTable table{rows, make_row<CopyLimit, 3>("copy_limit", copy_limit_options)};
+
+}  // namespace
+
+const KernelTable& kernel_table() noexcept;
+const KernelTable& kernel_table() noexcept { return table; }
+
+}  // namespace onepass::inline ONEPASS_ISA

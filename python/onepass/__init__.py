@@ -1,0 +1,40 @@
+"""Fast, exact, in-place optimizers for NumPy arrays on the CPU.
+
+>>> import numpy as np
+>>> import onepass as op
+>>> w = np.array([1.0, -2.0])
+>>> opt = op.Adam(w, lr=0.1)
+>>> info = opt.step(np.array([0.5, 0.5]))
+>>> w
+array([ 0.9, -2.1])
+"""
+
+from importlib.metadata import version
+from pathlib import Path
+
+from onepass import kernels, optim, runtime
+from onepass.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop, StepInfo
+from onepass.runtime import get_num_threads, set_num_threads
+
+__all__ = [
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Optimizer",
+    "RMSprop",
+    "StepInfo",
+    "get_include",
+    "get_num_threads",
+    "kernels",
+    "optim",
+    "runtime",
+    "set_num_threads",
+]
+
+__version__ = version("onepass")
+
+
+def get_include() -> str:
+    """Return the folder of the C++ headers, for ``#include <onepass/update.hpp>``."""
+    return str(Path(__file__).parent / "include")

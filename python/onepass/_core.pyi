@@ -1,0 +1,35 @@
+"""Types of the extension module; cpp/bindings/module.cpp is the source."""
+
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+class RuleRow(TypedDict):
+    states: list[str]
+    scalars: list[str]
+    options: list[str]
+    uses_state: list[tuple[bool, ...]]
+
+Job = tuple[int, int, Sequence[float], Sequence[int]]
+
+isa: str
+isas: dict[str, bool]
+compiler: str
+flags: str
+has_threads: bool
+copy_limit: int
+
+def rules() -> dict[str, RuleRow]: ...
+def in_forked_child() -> bool: ...
+def check_params(names: list[str] | None, params: list[Any]) -> None: ...
+def run(
+    names: list[str] | None,
+    params: list[Any],
+    grads: list[Any],
+    states: list[tuple[Any, ...]],
+    jobs: list[Job],
+    counters: npt.NDArray[np.int64] | None,
+    num_threads: int,
+) -> None: ...

@@ -1,0 +1,39 @@
+"""Arrays that start where the kernels want them."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onepass._typing import Array
+
+CACHE_LINE = 64
+
+
+def address(array: npt.NDArray[Any]) -> int:
+    """Where the data of an array begins."""
+    pointer: int = array.__array_interface__["data"][0]
+    return pointer
+
+
+def aligned_zeros(size: int, dtype: npt.DTypeLike = np.float32, *, offset: int = 0) -> Array:
+    """A zeroed vector whose data begins `offset` bytes past a cache line.
+
+    Large ones get the huge pages that NumPy asks for, and no memory until they are written.
+    """
+    nbytes = size * np.dtype(dtype).itemsize
+    buffer = np.zeros(nbytes + CACHE_LINE, np.uint8)
+    start = (offset - address(buffer)) % CACHE_LINE
+    return buffer[start : start + nbytes].view(dtype)
+
+
+def state_like(param: Array, value: float = 0.0) -> Array:
+    """A state array for a parameter: its shape, dtype, order, and offset from a cache line.
+
+    With the same offset, one short first tile aligns every array of a step at once.
+    """
+    order = "C" if param.flags.c_contiguous else "F"
+    flat = aligned_zeros(param.size, param.dtype, offset=address(param) % CACHE_LINE)
+    if value:
+        flat.fill(value)
+    return flat.reshape(param.shape, order=order)  # type: ignore[call-overload, no-any-return]

@@ -1,0 +1,20 @@
+"""The types that the package shares."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = npt.NDArray[np.floating[Any]]
+Schedule: TypeAlias = Callable[[int], float]
+"""Number of completed steps, from 0, to the value of a hyperparameter."""
+
+Tree: TypeAlias = Array | Sequence["Tree"] | Mapping[str, "Tree"]
+"""An array, or a sequence or mapping of trees."""
+
+Grads: TypeAlias = Array | None | Sequence["Grads"] | Mapping[str, "Grads"]
+"""A tree like the parameters', with None where a parameter is to be left alone."""
+
+Params: TypeAlias = Tree | Sequence[Mapping[str, Any]]
+"""A tree, or groups: mappings with a tree under "params" and hyperparameters of their own."""

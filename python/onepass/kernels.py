@@ -1,0 +1,132 @@
+"""The rules as free functions on raw arrays, in place, for embedding in other code.
+
+There is one function a rule: `sgd`, `adagrad`, `rmsprop`, `adam`, `adamw`. Each takes the
+parameter, the gradient and the rule's state as positional arrays, and the hyperparameters of the
+class of that name as keywords. The caller keeps the state and counts the steps.
+"""
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from onepass import _core, runtime
+from onepass._typing import Array
+from onepass.optim import Optimizer, registry
+from onepass.optim._base import job
+from onepass.optim._hyperparameters import check_setting
+
+__all__ = list(registry)  # noqa: PLE0605
+
+
+class Kernel(Protocol):
+    """One step of a rule on one parameter, in place."""
+
+    def __call__(
+        self,
+        param: Array,
+        grad: Array,
+        *state: Array | None,
+        step: int | None = None,
+        num_threads: int | None = None,
+        **hyperparameters: Any,
+    ) -> None: ...
+
+
+def _make_kernel(cls: type[Optimizer]) -> Kernel:
+    states = _core.rules()[cls.rule]["states"]
+    members = (0,)
+
+    def kernel(
+        param: Array,
+        grad: Array,
+        *state: Array | None,
+        step: int | None = None,
+        num_threads: int | None = None,
+        **hyperparameters: Any,
+    ) -> None:
+        values = _values(cls, hyperparameters)
+        if len(state) > len(states):
+            raise TypeError(f"state: expected at most {len(states)} arrays, got {len(state)}")
+        _core.run(
+            None,
+            [param],
+            [grad],
+            [state],
+            [(*job(cls, values, values, _check_step(cls, step, values)), members)],
+            None,
+            runtime.resolve_num_threads(num_threads),
+        )
+
+    kernel.__name__ = kernel.__qualname__ = cls.rule
+    kernel.__doc__ = _DOC.format(cls=cls.__name__, states=", ".join(states), rule=cls.rule)
+    kernel.__signature__ = _signature(cls, states)  # type: ignore[attr-defined]
+    return kernel
+
+
+def _values(cls: type[Optimizer], given: Mapping[str, Any]) -> dict[str, Any]:
+    values = dict(cls.defaults)
+    for name, value in given.items():
+        values[name] = check_setting(cls.checks, name, value)
+        if callable(value):
+            raise TypeError(f"{name}: expected a value (evaluate the schedule), got {value!r}")
+    cls.check_together(values)
+    return values
+
+
+def _check_step(cls: type[Optimizer], step: int | None, values: Mapping[str, Any]) -> int:
+    if step is None:
+        if cls.scalars(1, **values) != cls.scalars(2, **values):
+            raise TypeError("step: expected the number of this step, from 1, got none")
+        return 1
+    if isinstance(step, bool) or not hasattr(step, "__index__"):
+        raise TypeError(f"step: expected an integer >= 1, got {step!r}")
+    if step < 1:
+        raise ValueError(f"step: expected an integer >= 1, got {step}")
+    return int(step)
+
+
+def _signature(cls: type[Optimizer], states: list[str]) -> inspect.Signature:
+    kinds = inspect.Parameter
+    always = _core.rules()[cls.rule]["uses_state"][0]
+    arrays = [
+        kinds(name, kinds.POSITIONAL_ONLY, default=kinds.empty if used else None)
+        for name, used in zip(["param", "grad", *states], [True, True, *always], strict=True)
+    ]
+    keywords = {"step": None, **cls.defaults, "num_threads": None}
+    rest = [kinds(name, kinds.KEYWORD_ONLY, default=value) for name, value in keywords.items()]
+    return inspect.Signature([*arrays, *rest])
+
+
+_DOC = """One step of `onepass.{cls}` on one parameter, in place.
+
+Parameters
+----------
+param : ndarray of float32 or float64
+    Updated in place: writable, aligned, C- or F-contiguous.
+grad : ndarray
+    Of the parameter's shape and dtype, with any strides; only read.
+{states} : ndarray
+    The state, where the options use it (else absent or None): like `param` in shape, dtype and
+    order, starting from zeros (`sum` from Adagrad's `initial_accumulator_value`), updated in place.
+step : int
+    The number of this step, from 1. May be left out where the options do not depend on it.
+num_threads : int, optional
+    The default is `onepass.get_num_threads()`.
+**hyperparameters
+    Those of `onepass.{cls}`, with its defaults; plain values, no schedules.
+
+Raises
+------
+TypeError, ValueError
+    If an array or a value is not as it must be. Then nothing has changed.
+
+See Also
+--------
+onepass.{cls} : the equations, the options and their sources.
+"""
+
+globals().update({rule: _make_kernel(cls) for rule, cls in registry.items()})
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Kernel: ...

@@ -1,0 +1,10 @@
+"""The optimizers. One file each: its class, its documentation and its rule in NumPy."""
+
+from onepass.optim._base import Optimizer, StepInfo, registry
+from onepass.optim.adagrad import Adagrad
+from onepass.optim.adam import Adam
+from onepass.optim.adamw import AdamW
+from onepass.optim.rmsprop import RMSprop
+from onepass.optim.sgd import SGD
+
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Optimizer", "RMSprop", "StepInfo", "registry"]

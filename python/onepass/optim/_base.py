@@ -1,0 +1,328 @@
+"""What every optimizer shares: parameters, groups, state, the step, the checkpoint."""
+
+import inspect
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+
+from onepass import _core, runtime
+from onepass._memory import state_like
+from onepass._typing import Array, Grads, Params
+from onepass.optim import _checkpoint, _state
+from onepass.optim._hyperparameters import (
+    SCHEDULED,
+    Checks,
+    Flag,
+    check_setting,
+    resolve,
+)
+from onepass.optim._tree import Leaves, Node, flatten, is_sequence, mirror
+
+registry: dict[str, "type[Optimizer]"] = {}
+"""Every optimizer class, by the name of its rule."""
+
+_ROWS = _core.rules()
+_INDEX = {name: index for index, name in enumerate(_ROWS)}
+
+
+class StepInfo(NamedTuple):
+    """What a step reports.
+
+    Attributes
+    ----------
+    step : int
+        How many steps the optimizer has completed, this one included.
+    lr : float
+        The learning rate it used (of the first group).
+    """
+
+    step: int
+    lr: float
+
+
+class Optimizer:
+    """Base of the optimizers: gradient in, parameters updated in place.
+
+    A subclass states its rule's name (`class Adam(Optimizer, rule="adam")`), the range of each
+    hyperparameter, the numbers of a step (`scalars`) and the rule in NumPy (`reference`).
+
+    Not safe for concurrent use of one instance; different instances may step from different
+    threads.
+    """
+
+    rule: ClassVar[str]
+    decoupled: ClassVar[bool] = False
+    """Whether the rule itself applies the weight decay, instead of adding it to the gradient."""
+    checks: ClassVar[Checks]
+    """What values each hyperparameter may take."""
+    defaults: ClassVar[Mapping[str, Any]]
+    """Each hyperparameter's default, read off the constructor."""
+    cases: ClassVar[Sequence[Mapping[str, Any]]]
+    """Settings that together reach every branch of the rule; tests and benchmarks run them all."""
+    step_if_missing: ClassVar[int | None] = None
+    """The step of a loaded state that has arrays but no step (PyTorch's SGD keeps none)."""
+
+    param_groups: list[dict[str, Any]]
+
+    def __init_subclass__(cls, *, rule: str) -> None:
+        cls.rule = rule
+        cls.checks = {**cls.checks, "weight_decay": SCHEDULED, "maximize": Flag()}
+        signature = inspect.signature(cls.__init__).parameters
+        cls.defaults = {name: signature[name].default for name in cls.checks}
+        registry[rule] = cls
+
+    def __init__(self, params: Params, **settings: Any) -> None:
+        leaves = Leaves()
+        self._settings = {k: check_setting(self.checks, k, v) for k, v in settings.items()}
+        self._shape: Node
+        self._members: list[list[int]] = []  # per group, the indices of its parameters
+        self.param_groups = []
+        if _is_groups(params):
+            self._shape = [self._add_group(i, group, leaves) for i, group in enumerate(params)]
+        else:
+            self._shape = self._add_group(None, {"params": params}, leaves)
+        if not leaves.arrays:
+            raise ValueError("params: expected at least one array, got none")
+        _core.check_params(leaves.labels, leaves.arrays)
+        self._params: list[Array] = leaves.arrays
+        self._labels = leaves.labels
+        self._keys = list(leaves.keys)
+        # Per parameter its completed steps, then the optimizer's own. The native step moves them.
+        self._counters = np.zeros(len(self._params) + 1, np.int64)
+        self._state: list[dict[str, Array]] = [{} for _ in self._params]
+        self._allocate()
+
+    def _add_group(self, index: int | None, group: Mapping[str, Any], leaves: Leaves) -> Node:
+        settings = {k: v for k, v in group.items() if k != "params"}
+        settings = {k: check_setting(self.checks, k, v) for k, v in settings.items()}
+        first = len(leaves.arrays)
+        shape = flatten(group["params"], leaves, "" if index is None else f"[{index}]['params']")
+        self._members.append(list(range(first, len(leaves.arrays))))
+        merged = {**self._settings, **settings}
+        self.check_together(merged)
+        self.param_groups.append({"params": tuple(leaves.arrays[first:]), **merged})
+        return shape
+
+    # What a subclass defines
+
+    @classmethod
+    def check_together(cls, settings: Mapping[str, Any]) -> None:
+        """Raise ValueError where hyperparameters that are valid alone do not go together."""
+
+    @staticmethod
+    def scalars(step: int, **hyperparameters: Any) -> dict[str, float]:
+        """Return the numbers of step `step` (from 1), in double, under the kernel's names.
+
+        Both the kernel and `reference` use them, rounded to the parameter's dtype.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def reference(
+        param: Array, grad: Array, *state: Array | None, **scalars: Any
+    ) -> tuple[Any, ...]:
+        """Return the new parameter and state: the rule in NumPy, in the kernel's order.
+
+        Takes `scalars`, and the rule's options that are flags. State that the options leave out
+        is None.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def initial_state(settings: Mapping[str, Any]) -> float:  # noqa: ARG004
+        """Return the value that state arrays start from."""
+        return 0.0
+
+    # One step
+
+    def step(self, grads: Grads, *, num_threads: int | None = None) -> StepInfo:
+        """Update the parameters in place.
+
+        Parameters
+        ----------
+        grads : like the parameters
+            The gradients, in the structure of the parameters, each of its parameter's shape and
+            dtype, with any strides. None leaves that parameter, its state and its step alone.
+        num_threads : int, optional
+            Threads for this step; the default is `onepass.get_num_threads()`. The result is the
+            same for any number.
+
+        Returns
+        -------
+        StepInfo
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an array or a hyperparameter is not as it must be. Then nothing has changed.
+        """
+        threads = runtime.resolve_num_threads(num_threads)
+        leaves = self._mirror(grads)
+        steps = self._counters.tolist()
+        completed = steps.pop()
+        lr: float | None = None
+        jobs: list[_core.Job] = []
+        states: list[tuple[Any, ...]] = [()] * len(leaves)
+        for group, group_members in zip(self.param_groups, self._members, strict=True):
+            self.check_together(group)
+            values = resolve(self.checks, group, completed)
+            lr = values["lr"] if lr is None else lr
+            names, _ = variant(type(self), group, values)
+            by_step: dict[int, list[int]] = {}
+            for index in group_members:
+                if leaves[index] is not None:
+                    by_step.setdefault(steps[index], []).append(index)
+                    state = self._state[index]
+                    if any(name is not None and name not in state for name in names):
+                        self._allocate()  # the options of a group were changed
+                    states[index] = tuple(None if name is None else state[name] for name in names)
+            for done, members in by_step.items():
+                jobs.append((*job(type(self), group, values, done + 1), members))
+        _core.run(self._labels, self._params, leaves, states, jobs, self._counters, threads)
+        return StepInfo(completed + 1, lr or 0.0)
+
+    def _mirror(self, grads: Grads) -> list[Any]:
+        leaves: list[Any] = []
+        if _is_groups(grads) and isinstance(self._shape, list) and len(self._members) == len(grads):
+            grads = [group["params"] if group.keys() == {"params"} else group for group in grads]
+        mirror(self._shape, grads, leaves)
+        return leaves
+
+    def _allocate(self) -> None:
+        """Give every parameter the state that its group's options use and that it lacks."""
+        for group, members in zip(self.param_groups, self._members, strict=True):
+            value = self.initial_state(group)
+            names, _ = variant(type(self), group, group)
+            for index in members:
+                for name in names:
+                    if name is not None and name not in self._state[index]:
+                        self._state[index][name] = state_like(self._params[index], value)
+
+    @classmethod
+    def reference_step(
+        cls, param: Array, grad: Array, *state: Array | None, step: int = 1, **settings: Any
+    ) -> tuple[Any, ...]:
+        """Return what one step makes of these arrays, computed by NumPy, out of place.
+
+        The oracle: for the same dtype the kernels' results equal it bit for bit. With float64
+        arrays it is the yardstick for the float32 kernels' accuracy.
+
+        Parameters
+        ----------
+        param, grad, *state : ndarray
+            As for `onepass.kernels`; None for state that the options do not use.
+        step : int
+            Counted from 1.
+        **settings
+            The class's hyperparameters.
+
+        Returns
+        -------
+        tuple
+            The new parameter and the new state, None where there is none.
+        """
+        values = resolve(cls.checks, {**cls.defaults, **settings}, step - 1)
+        if values["maximize"]:
+            grad = -grad
+        if values["weight_decay"] and not cls.decoupled:
+            grad = grad + values["weight_decay"] * param
+        row = _ROWS[cls.rule]
+        padded = (*state, *[None] * (len(row["states"]) - len(state)))
+        flags = {name: values[name] for name in row["options"] if isinstance(values[name], bool)}
+        return cls.reference(param, grad, *padded, **cls.scalars(step, **values), **flags)
+
+    # Checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy of everything a run needs to continue, apart from the parameters.
+
+        Returns
+        -------
+        dict
+            ``{"state": {key: {"step": t, name: array, ...}}, "param_groups": [...]}``, PyTorch's
+            layout and names. A key is the parameter's name in a mapping (dotted where nested),
+            else its index. A group holds its hyperparameters, the keys of its parameters and
+            ``"step"``, the steps completed; a schedule is code and stands there as None.
+        """
+        return _state.state_dict(self)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue the run that `state_dict` was taken from.
+
+        Takes PyTorch's own dictionaries too (its CPU tensors as NumPy arrays). Hyperparameters
+        are taken over; where this optimizer has a schedule, the schedule stays.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If anything in it does not fit this optimizer. Then nothing has changed.
+        """
+        _state.load_state_dict(self, state_dict)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `state_dict()` to a file, atomically: the path holds the old file or the new one.
+
+        The file is NumPy's ``.npz``, with no pickle in it. The parameters are not part of it.
+        """
+        _checkpoint.write(path, type(self).__name__, self.state_dict())
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Continue from a file that `save` wrote; bit for bit the run that wrote it.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If the file is damaged, no checkpoint, or not of such an optimizer. Then nothing has
+            changed.
+        """
+        self.load_state_dict(_checkpoint.read(path, type(self).__name__))
+
+    def __repr__(self) -> str:
+        groups = []
+        for group in self.param_groups:
+            settings = [f"{k}={_show(v)}" for k, v in group.items() if k != "params"]
+            size = sum(param.size for param in group["params"])
+            params = f"params={len(group['params'])} arrays of {size:,} elements"
+            groups.append(", ".join([params, *settings]))
+        if len(groups) == 1:
+            return f"{type(self).__name__}({groups[0]})"
+        return f"{type(self).__name__}(\n" + "".join(f"    {{{g}}},\n" for g in groups) + ")"
+
+
+def job(
+    cls: type[Optimizer], settings: Mapping[str, Any], values: Mapping[str, Any], step: int
+) -> tuple[int, int, tuple[float, ...]]:
+    """Return what the kernels need to know about one step: rule, options, scalars."""
+    _, options = variant(cls, settings, values)
+    sign = -1.0 if values["maximize"] else 1.0
+    decay = 0.0 if cls.decoupled else values["weight_decay"]
+    return _INDEX[cls.rule], options, (sign, decay, *cls.scalars(step, **values).values())
+
+
+def variant(
+    cls: type[Optimizer], settings: Mapping[str, Any], values: Mapping[str, Any]
+) -> tuple[list[str | None], int]:
+    """Return the state arrays in order, None where these settings leave one out, and the options.
+
+    An option is on where its hyperparameter is a schedule: the state must not come and go.
+    """
+    row = _ROWS[cls.rule]
+    options = int(bool(values["weight_decay"]) and not cls.decoupled)
+    for bit, name in enumerate(row["options"], start=1):
+        options |= bool(settings[name]) << bit
+    uses = row["uses_state"][options]
+    return [name if used else None for name, used in zip(row["states"], uses, strict=True)], options
+
+
+def _is_groups(params: Any) -> bool:
+    return (
+        is_sequence(params)
+        and len(params) > 0
+        and all(isinstance(group, Mapping) and "params" in group for group in params)
+    )
+
+
+def _show(value: Any) -> str:
+    return getattr(value, "__name__", repr(value)) if callable(value) else repr(value)

@@ -1,0 +1,85 @@
+"""A state dictionary as a file: NumPy's npz, no pickle, replaced atomically."""
+
+import json
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_FORMAT = 1
+
+
+def write(path: str | os.PathLike[str], kind: str, state_dict: dict[str, Any]) -> None:
+    """Write `state_dict` so that `path` is at any time the old file or the whole new one."""
+    arrays: dict[str, Any] = {}
+    entries = []
+    for number, (key, entry) in enumerate(state_dict["state"].items()):
+        names = [name for name in entry if name != "step"]
+        arrays |= {f"{number}.{name}": entry[name] for name in names}
+        entries.append({"key": key, "step": entry["step"], "arrays": names})
+    header = {
+        "format": _FORMAT,
+        "optimizer": kind,
+        "state": entries,
+        "param_groups": state_dict["param_groups"],
+    }
+    arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
+
+    target = Path(path)
+    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        _give_default_mode(temporary)
+        Path(temporary).replace(target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _sync_directory(target.parent)
+
+
+def read(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
+    """Return the state dictionary in the file of an optimizer of this kind."""
+    try:
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            header = json.loads(archive["header"].tobytes())
+            if header["format"] != _FORMAT:
+                raise ValueError(f"format {header['format']}")
+            state = {
+                entry["key"]: {
+                    "step": entry["step"],
+                    **{name: archive[f"{number}.{name}"] for name in entry["arrays"]},
+                }
+                for number, entry in enumerate(header["state"])
+            }
+            saved_kind = header["optimizer"]
+            groups = header["param_groups"]
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"path: expected a checkpoint that save wrote, got {os.fspath(path)!r} ({error})"
+        ) from error
+    if saved_kind != kind:
+        raise ValueError(f"path: expected a checkpoint of {kind}, got one of {saved_kind}")
+    return {"state": state, "param_groups": groups}
+
+
+def _give_default_mode(path: str) -> None:
+    """Undo mkstemp's private mode: a checkpoint is as readable as any file the process writes."""
+    mask = os.umask(0)
+    os.umask(mask)
+    Path(path).chmod(0o666 & ~mask)
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make the new name survive a power cut, where the system lets a directory be synced."""
+    if os.name == "posix":
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

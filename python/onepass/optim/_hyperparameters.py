@@ -1,0 +1,113 @@
+"""What values a hyperparameter may take, said once and checked everywhere."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, Protocol, TypeAlias
+
+
+class Check(Protocol):
+    """Returns a value in its plain type, or raises an error that begins with its name."""
+
+    schedulable: bool
+
+    def __call__(self, name: str, value: Any) -> Any: ...
+
+
+Checks: TypeAlias = Mapping[str, Check]
+
+
+@dataclass(frozen=True)
+class Number:
+    """A finite number in [low, high], or in [low, below)."""
+
+    low: float = 0.0
+    high: float = math.inf
+    below: float = math.inf
+    schedulable: bool = False
+
+    def __call__(self, name: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(f"{name}: expected {self}, got {value!r}")
+        number = float(value)
+        if not (self.low <= number <= self.high and number < self.below):
+            raise ValueError(f"{name}: expected {self}, got {value!r}")
+        return number
+
+    def __str__(self) -> str:
+        if self.below < math.inf:
+            return f"a number in [{self.low:g}, {self.below:g})"
+        if self.high < math.inf:
+            return f"a number in [{self.low:g}, {self.high:g}]"
+        return f"a finite number >= {self.low:g}"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two numbers of one kind."""
+
+    kind: Number
+    schedulable: bool = False
+
+    def __call__(self, name: str, value: Any) -> tuple[float, float]:
+        try:
+            first, second = value
+        except (TypeError, ValueError):
+            raise TypeError(f"{name}: expected two of {self.kind}, got {value!r}") from None
+        return self.kind(f"{name}[0]", first), self.kind(f"{name}[1]", second)
+
+
+@dataclass(frozen=True)
+class Flag:
+    """True or False."""
+
+    schedulable: bool = False
+
+    def __call__(self, name: str, value: Any) -> bool:
+        if not isinstance(value, bool) and type(value).__name__ != "bool":  # NumPy's is no bool
+            raise TypeError(f"{name}: expected True or False, got {value!r}")
+        return bool(value)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of a few names."""
+
+    names: tuple[str, ...]
+    schedulable: bool = False
+
+    def __call__(self, name: str, value: Any) -> str:
+        if value not in self.names:
+            choices = ", ".join(map(repr, self.names))
+            raise ValueError(f"{name}: expected one of {choices}, got {value!r}")
+        return str(value)
+
+
+NON_NEGATIVE = Number()
+SCHEDULED = Number(schedulable=True)
+DECAY_RATE = Number(below=1.0)
+
+
+def check_setting(checks: Checks, name: str, value: Any) -> Any:
+    """Check what a user sets: a value, or a schedule where one may stand."""
+    if name not in checks:
+        known = ", ".join(checks)
+        raise TypeError(f"{name}: expected one of the hyperparameters {known}, got an unknown name")
+    check = checks[name]
+    if callable(value):
+        if not check.schedulable:
+            raise TypeError(f"{name}: expected a value (no schedule here), got {value!r}")
+        return value
+    return check(name, value)
+
+
+def resolve(checks: Checks, settings: Mapping[str, Any], completed: int) -> dict[str, Any]:
+    """Return the values of one step, schedules evaluated after `completed` steps, checked."""
+    values = {}
+    for name, check in checks.items():
+        value = settings[name]
+        if callable(value):
+            value = check_setting(checks, name, value)(completed)
+        values[name] = check(name, value)
+    return values

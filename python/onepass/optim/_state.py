@@ -1,0 +1,143 @@
+"""An optimizer's state as a dictionary in PyTorch's layout, and back, all or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onepass._memory import state_like
+from onepass._typing import Array
+from onepass.optim import _base
+from onepass.optim._hyperparameters import check_setting
+
+if TYPE_CHECKING:
+    from onepass.optim._base import Optimizer
+
+_TORCH_ONLY = {"foreach", "fused", "capturable", "differentiable", "initial_lr", "param_names"}
+
+
+def state_dict(optimizer: Optimizer) -> dict[str, Any]:
+    """See `Optimizer.state_dict`."""
+    steps = optimizer._counters.tolist()
+    completed = steps.pop()
+    state = {}
+    groups = []
+    for group, members in zip(optimizer.param_groups, optimizer._members, strict=True):
+        settings = {k: None if callable(v) else v for k, v in group.items() if k != "params"}
+        keys = [optimizer._keys[index] for index in members]
+        groups.append({**settings, "step": completed, "params": keys})
+        names, _ = _base.variant(type(optimizer), group, group)
+        for index in members:
+            if steps[index]:
+                arrays = {name: optimizer._state[index][name].copy(order="K") for name in names if name}
+                state[optimizer._keys[index]] = {"step": steps[index], **arrays}
+    return {"state": state, "param_groups": groups}
+
+
+def load_state_dict(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
+    """See `Optimizer.load_state_dict`."""
+    if not isinstance(saved, Mapping) or saved.keys() != {"state", "param_groups"}:
+        got = list(saved) if isinstance(saved, Mapping) else type(saved).__name__
+        raise ValueError(f"state_dict: expected the keys 'state' and 'param_groups', got {got}")
+    saved_groups = saved["param_groups"]
+    if len(saved_groups) != len(optimizer.param_groups):
+        expected = f"{len(optimizer.param_groups)} groups"
+        raise ValueError(f"param_groups: expected {expected}, got {len(saved_groups)}")
+
+    groups: list[dict[str, Any]] = []
+    counters = np.zeros_like(optimizer._counters)
+    arrays: list[dict[str, Array]] = [{} for _ in optimizer._params]
+    known = set()
+    for number, (saved_group, live) in enumerate(
+        zip(saved_groups, optimizer.param_groups, strict=True)
+    ):
+        label = f"param_groups[{number}]"
+        members = optimizer._members[number]
+        groups.append(_settings(type(optimizer), saved_group, live, label))
+        keys = _matching_keys(saved_group, [optimizer._keys[i] for i in members], label)
+        known.update(keys)
+        for key, index in zip(keys, members, strict=True):
+            entry = saved["state"].get(key)
+            counters[index], arrays[index] = _entry(
+                optimizer, groups[-1], optimizer._params[index], entry, f"state[{key!r}]"
+            )
+    unknown = [key for key in saved["state"] if key not in known]
+    if unknown:
+        raise ValueError(f"state: expected the keys of the groups, got also {unknown}")
+    steps = [group.get("step") for group in saved_groups]
+    counters[-1] = (
+        counters.max()  # PyTorch's groups do not count
+        if None in steps
+        else max(_count(step, "param_groups: step") for step in steps)
+    )
+    # One call, so that not even an interrupt sees a part of it.
+    optimizer.__dict__.update(param_groups=groups, _counters=counters, _state=arrays)
+
+
+def _settings(
+    cls: type[Optimizer], saved: Mapping[str, Any], live: Mapping[str, Any], label: str
+) -> dict[str, Any]:
+    settings = dict(live)
+    for name, value in saved.items():
+        if name in {"params", "step"} or name in _TORCH_ONLY:
+            continue
+        if name == "decoupled_weight_decay":  # how PyTorch tells its AdamW from its Adam
+            if value and not cls.decoupled:
+                raise ValueError(f"{label}: expected a coupled weight decay, got AdamW's")
+            continue
+        if name not in cls.checks:
+            raise ValueError(f"{label}: expected the hyperparameters of {cls.__name__}, got {name!r}")
+        if callable(live[name]):
+            continue
+        if value is None:
+            raise ValueError(f"{label}: expected a schedule for {name!r}, as in the saved run")
+        plain = value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
+        settings[name] = check_setting(cls.checks, name, plain)
+    cls.check_together(settings)
+    return settings
+
+
+def _matching_keys(saved_group: Mapping[str, Any], own: list[Any], label: str) -> list[Any]:
+    """The saved keys of a group in the order of its parameters: by name, else by position."""
+    keys = list(saved_group["params"])
+    if set(keys) == set(own):
+        return own
+    if len(keys) != len(own) or not all(isinstance(key, int) for key in keys):
+        raise ValueError(f"{label}: expected the parameters {own}, got {keys}")
+    return keys
+
+
+def _entry(
+    optimizer: Optimizer, settings: Mapping[str, Any], param: Array, entry: Any, label: str
+) -> tuple[int, dict[str, Array]]:
+    cls = type(optimizer)
+    used = [name for name in _base.variant(cls, settings, settings)[0] if name]
+    given = {} if entry is None else {k: v for k, v in entry.items() if v is not None}
+    if not given:  # not stepped yet
+        return 0, {name: state_like(param, cls.initial_state(settings)) for name in used}
+    step = _count(given.pop("step", cls.step_if_missing), f"{label}['step']")
+    if set(given) != set(used):
+        raise ValueError(f"{label}: expected the arrays {used}, got {list(given)}")
+    arrays = {}
+    for name in used:
+        source = np.asarray(given[name])
+        where = f"{label}[{name!r}]"
+        if source.dtype != param.dtype:
+            raise TypeError(f"{where}: expected dtype {param.dtype}, got {source.dtype}")
+        if source.shape != param.shape:
+            raise ValueError(f"{where}: expected shape {param.shape}, got {source.shape}")
+        arrays[name] = state_like(param)
+        arrays[name][...] = source
+    return step, arrays
+
+
+def _count(value: Any, label: str) -> int:
+    """A number of steps; PyTorch keeps it as a float in a 0-d tensor."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value.item()
+    if not isinstance(value, Real) or isinstance(value, bool) or value < 0 or value != int(value):
+        raise ValueError(f"{label}: expected a number of steps, got {value!r}")
+    return int(value)

@@ -1,0 +1,132 @@
+"""AdaGrad."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from onepass._typing import Array, Params, Schedule
+from onepass.optim._base import Optimizer
+from onepass.optim._hyperparameters import NON_NEGATIVE, SCHEDULED
+
+
+class Adagrad(Optimizer, rule="adagrad"):
+    r"""AdaGrad: each element's rate falls with the sum of its squared gradients.
+
+    .. math::
+
+        s &\leftarrow s + g^2 \\
+        w &\leftarrow w - \frac{\eta}{1 + (t - 1)\,\mathrm{lr\_decay}}
+            \frac{g}{\sqrt{s + \epsilon_\mathrm{root}} + \epsilon}
+
+    with :math:`s` starting at `initial_accumulator_value` and :math:`t` counted from 1. Both
+    textbook forms are here: `eps` stands outside the root, `eps_root` inside.
+
+    Parameters
+    ----------
+    params : ndarray, sequence or mapping of them, or list of groups
+        float32 or float64 arrays, C- or F-contiguous, updated in place. A group is a mapping with
+        ``"params"`` and the hyperparameters in which it differs.
+    lr : float >= 0, or schedule
+        Learning rate. A schedule is called with the number of completed steps, from 0.
+    lr_decay : float >= 0
+    weight_decay : float >= 0, or schedule
+        Coupled (L2): the gradient becomes :math:`g + \lambda w`.
+    initial_accumulator_value : float >= 0
+    eps : float >= 0
+        Outside the root. With 0 here, in `eps_root` and in the accumulator, an element whose
+        gradient has always been 0 becomes NaN (0 / 0).
+    eps_root : float >= 0
+        Inside the root.
+    maximize : bool
+        Ascend instead of descend.
+
+    Raises
+    ------
+    TypeError, ValueError
+        ``<argument>: expected ..., got ...`` if a parameter cannot be updated in place, shares
+        memory with another, or a hyperparameter is out of range.
+
+    Notes
+    -----
+    State per parameter: ``sum``.
+
+    Differs from
+
+    * PyTorch: nothing; `eps_root` is ours.
+    * Keras, optax: their epsilon (1e-7) is inside the root and their accumulator starts at 0.1:
+      ``Adagrad(eps=0, eps_root=1e-7, initial_accumulator_value=0.1)``.
+    * The paper: `eps` is its delta, and its accumulator starts at 0.
+
+    References
+    ----------
+    J. Duchi, E. Hazan and Y. Singer, "Adaptive subgradient methods for online learning and
+    stochastic optimization", JMLR 12, 2011.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import onepass as op
+    >>> w = np.array([1.0, 1.0])
+    >>> opt = op.Adagrad(w, lr=0.5)
+    >>> info = opt.step(np.array([100.0, 0.01]))  # the first step is lr, however long the gradient
+    >>> w.round(6)
+    array([0.5, 0.5])
+    """
+
+    checks = {
+        "lr": SCHEDULED,
+        "lr_decay": NON_NEGATIVE,
+        "initial_accumulator_value": NON_NEGATIVE,
+        "eps": NON_NEGATIVE,
+        "eps_root": NON_NEGATIVE,
+    }
+    cases: ClassVar = (
+        {},
+        {"lr_decay": 0.1, "initial_accumulator_value": 0.1},
+        {"eps": 0.0, "eps_root": 1e-7},
+    )
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Schedule = 1e-2,
+        lr_decay: float = 0.0,
+        weight_decay: float | Schedule = 0.0,
+        initial_accumulator_value: float = 0.0,
+        eps: float = 1e-10,
+        *,
+        eps_root: float = 0.0,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            lr=lr,
+            lr_decay=lr_decay,
+            weight_decay=weight_decay,
+            initial_accumulator_value=initial_accumulator_value,
+            eps=eps,
+            eps_root=eps_root,
+            maximize=maximize,
+        )
+
+    @staticmethod
+    def initial_state(settings: Mapping[str, Any]) -> float:
+        """Return what the sum of squares starts from."""
+        value: float = settings["initial_accumulator_value"]
+        return value
+
+    @staticmethod
+    def scalars(  # type: ignore[override]
+        step: int, *, lr: float, lr_decay: float, eps: float, eps_root: float, **_: Any
+    ) -> dict[str, float]:
+        """Return the step's decayed learning rate, and the epsilons."""
+        return {"step_size": lr / (1 + (step - 1) * lr_decay), "eps": eps, "eps_root": eps_root}
+
+    @staticmethod
+    def reference(  # type: ignore[override]
+        param: Array, grad: Array, sum: Array, *, step_size: float, eps: float, eps_root: float  # noqa: A002
+    ) -> tuple[Array, Array]:
+        """Return the new parameter and sum of squares."""
+        sum = sum + grad * grad  # noqa: A001
+        return param - step_size * grad / (np.sqrt(sum + eps_root) + eps), sum

@@ -1,0 +1,193 @@
+"""Adam, with every bias correction in use, and AMSGrad."""
+
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+
+from onepass._typing import Array, Params, Schedule
+from onepass.optim._base import Optimizer
+from onepass.optim._hyperparameters import DECAY_RATE, NON_NEGATIVE, SCHEDULED, Flag, Pair
+
+
+class Adam(Optimizer, rule="adam"):
+    r"""Adam: momentum over a running average of the squared gradient.
+
+    .. math::
+
+        m &\leftarrow \beta_1 m + (1 - \beta_1) g \\
+        v &\leftarrow \beta_2 v + (1 - \beta_2) g^2 \\
+        w &\leftarrow w - \eta \frac{m / (1 - \beta_1^t)}
+            {\sqrt{v / (1 - \beta_2^t) + \epsilon_\mathrm{root}} + \epsilon}
+
+    with :math:`t` counted from 1. Options change where the corrections and the epsilons stand:
+
+    * ``bias_correction=False``: both :math:`1 - \beta^t` are 1.
+    * ``eps_hat=True``, the paper's second form, in which epsilon is not corrected:
+      :math:`w \leftarrow w - \eta \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t}
+      \frac{m}{\sqrt{v + \epsilon_\mathrm{root}} + \epsilon}`.
+    * `eps` stands outside the root, `eps_root` inside.
+    * ``amsgrad=True``: the largest :math:`v` so far, raw, takes the place of :math:`v` under the
+      root.
+
+    Parameters
+    ----------
+    params : ndarray, sequence or mapping of them, or list of groups
+        float32 or float64 arrays, C- or F-contiguous, updated in place. A group is a mapping with
+        ``"params"`` and the hyperparameters in which it differs.
+    lr : float >= 0, or schedule
+        Learning rate. A schedule is called with the number of completed steps, from 0.
+    betas : two floats in [0, 1)
+        How much of the old averages of g and of g squared stays.
+    eps : float >= 0
+        Outside the root.
+    weight_decay : float >= 0, or schedule
+        Coupled (L2): the gradient becomes :math:`g + \lambda w`. For the decoupled one see
+        `AdamW`.
+    amsgrad : bool
+    bias_correction : bool
+    eps_hat : bool
+    eps_root : float >= 0
+        Inside the root.
+    maximize : bool
+        Ascend instead of descend.
+
+    Raises
+    ------
+    TypeError, ValueError
+        ``<argument>: expected ..., got ...`` if a parameter cannot be updated in place, shares
+        memory with another, or a hyperparameter is out of range.
+
+    Notes
+    -----
+    State per parameter: ``exp_avg``, ``exp_avg_sq``; ``max_exp_avg_sq`` with amsgrad. The powers
+    of beta are taken in double, once a step.
+
+    Differs from
+
+    * PyTorch: nothing; `bias_correction`, `eps_hat` and `eps_root` are ours.
+    * Keras, TensorFlow, scikit-learn, Thinc: theirs is ``eps_hat=True`` (Keras with eps=1e-7).
+    * optax: nothing without amsgrad; its ``amsgrad`` takes the largest corrected :math:`v`.
+    * MLX: its default is ``bias_correction=False``.
+    * The paper: Algorithm 1 is the default here, the form at the end of its section 2 `eps_hat`.
+
+    References
+    ----------
+    D. P. Kingma and J. Ba, "Adam: a method for stochastic optimization", ICLR 2015,
+    arXiv:1412.6980.
+    S. J. Reddi, S. Kale and S. Kumar, "On the convergence of Adam and beyond", ICLR 2018,
+    arXiv:1904.09237.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import onepass as op
+    >>> w = np.array([1.0, 1.0])
+    >>> opt = op.Adam(w, lr=0.1)
+    >>> info = opt.step(np.array([100.0, 0.01]))  # the first step is lr, whatever the gradient
+    >>> w.round(6)
+    array([0.9, 0.9])
+    """
+
+    checks = {
+        "lr": SCHEDULED,
+        "betas": Pair(DECAY_RATE),
+        "eps": NON_NEGATIVE,
+        "amsgrad": Flag(),
+        "bias_correction": Flag(),
+        "eps_hat": Flag(),
+        "eps_root": NON_NEGATIVE,
+    }
+    cases: ClassVar = (
+        {},
+        {"amsgrad": True},
+        {"bias_correction": False},
+        {"eps_hat": True, "eps": 1e-4},
+        {"eps": 0.0, "eps_root": 1e-6},
+        {"amsgrad": True, "eps_hat": True, "eps_root": 1e-4, "betas": (0.8, 0.9)},
+    )
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Schedule = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float | Schedule = 0.0,
+        amsgrad: bool = False,
+        *,
+        bias_correction: bool = True,
+        eps_hat: bool = False,
+        eps_root: float = 0.0,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            amsgrad=amsgrad,
+            bias_correction=bias_correction,
+            eps_hat=eps_hat,
+            eps_root=eps_root,
+            maximize=maximize,
+        )
+
+    @staticmethod
+    def scalars(  # type: ignore[override]
+        step: int,
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        eps_root: float,
+        bias_correction: bool,
+        eps_hat: bool,
+        **_: Any,
+    ) -> dict[str, float]:
+        """Return the step's betas, epsilons and bias corrections."""
+        beta1, beta2 = betas
+        bias1 = 1 - beta1**step if bias_correction else 1.0
+        bias2 = 1 - beta2**step if bias_correction else 1.0
+        if eps_hat:
+            step_size, inv_bias2 = lr * math.sqrt(bias2) / bias1, 1.0
+        else:
+            step_size, inv_bias2 = lr / bias1, 1 / bias2
+        return {
+            "beta1": beta1,
+            "one_minus_beta1": 1 - beta1,
+            "beta2": beta2,
+            "one_minus_beta2": 1 - beta2,
+            "step_size": step_size,
+            "inv_bias2": inv_bias2,
+            "eps": eps,
+            "eps_root": eps_root,
+        }
+
+    @staticmethod
+    def reference(  # type: ignore[override]
+        param: Array,
+        grad: Array,
+        exp_avg: Array,
+        exp_avg_sq: Array,
+        max_exp_avg_sq: Array | None,
+        *,
+        beta1: float,
+        one_minus_beta1: float,
+        beta2: float,
+        one_minus_beta2: float,
+        step_size: float,
+        inv_bias2: float,
+        eps: float,
+        eps_root: float,
+        **_: Any,
+    ) -> tuple[Array, Array, Array, Array | None]:
+        """Return the new parameter, average gradient, average square and its maximum."""
+        exp_avg = beta1 * exp_avg + one_minus_beta1 * grad
+        exp_avg_sq = beta2 * exp_avg_sq + one_minus_beta2 * grad * grad
+        second_moment = exp_avg_sq
+        if max_exp_avg_sq is not None:
+            second_moment = max_exp_avg_sq = np.maximum(max_exp_avg_sq, exp_avg_sq)
+        denominator = np.sqrt(second_moment * inv_bias2 + eps_root) + eps
+        return param - step_size * exp_avg / denominator, exp_avg, exp_avg_sq, max_exp_avg_sq

@@ -1,0 +1,111 @@
+"""AdamW: Adam with decoupled weight decay."""
+
+from typing import Any
+
+from onepass._typing import Array, Params, Schedule
+from onepass.optim.adam import Adam
+
+
+class AdamW(Adam, rule="adamw"):
+    r"""Adam with decoupled weight decay.
+
+    The parameter shrinks first, then `Adam` steps, with the same options; the decay :math:`\lambda`
+    never enters the averages:
+
+    .. math:: w \leftarrow (1 - \eta \lambda)\, w, \qquad \text{then Adam's step}
+
+    Parameters
+    ----------
+    params : ndarray, sequence or mapping of them, or list of groups
+        float32 or float64 arrays, C- or F-contiguous, updated in place. A group is a mapping with
+        ``"params"`` and the hyperparameters in which it differs.
+    lr : float >= 0, or schedule
+        Learning rate. A schedule is called with the number of completed steps, from 0.
+    betas : two floats in [0, 1)
+        How much of the old averages of g and of g squared stays.
+    eps : float >= 0
+        Outside the root.
+    weight_decay : float >= 0, or schedule
+        Decoupled, in units of `lr`.
+    amsgrad, bias_correction, eps_hat, eps_root
+        As in `Adam`.
+    maximize : bool
+        Ascend instead of descend; the decay still shrinks.
+
+    Raises
+    ------
+    TypeError, ValueError
+        ``<argument>: expected ..., got ...`` if a parameter cannot be updated in place, shares
+        memory with another, or a hyperparameter is out of range.
+
+    Notes
+    -----
+    State per parameter: as `Adam`'s.
+
+    Differs from
+
+    * PyTorch: nothing; `bias_correction`, `eps_hat` and `eps_root` are ours.
+    * Keras: its default weight decay is 0.004.
+    * optax: ``adamw`` adds :math:`\lambda w` to the step, so decay and step see the same old
+      parameter; equal in exact arithmetic, not in floats. Its default weight decay is 1e-4.
+    * The paper: its decay is :math:`\eta_t \lambda` with :math:`\eta_t` the schedule's factor
+      alone; here, as in PyTorch, it is multiplied by the whole learning rate.
+    * DeepSpeed and bitsandbytes call this rule Adam.
+
+    References
+    ----------
+    I. Loshchilov and F. Hutter, "Decoupled weight decay regularization", ICLR 2019,
+    arXiv:1711.05101.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import onepass as op
+    >>> w = np.array([1.0, 1.0])
+    >>> opt = op.AdamW(w, lr=0.1, weight_decay=0.5)
+    >>> info = opt.step(np.array([100.0, 0.01]))  # 1 - 0.1 * 0.5, then Adam's first step
+    >>> w.round(6)
+    array([0.85, 0.85])
+    """
+
+    decoupled = True
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Schedule = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float | Schedule = 1e-2,
+        amsgrad: bool = False,
+        *,
+        bias_correction: bool = True,
+        eps_hat: bool = False,
+        eps_root: float = 0.0,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            bias_correction=bias_correction,
+            eps_hat=eps_hat,
+            eps_root=eps_root,
+            maximize=maximize,
+        )
+
+    @staticmethod
+    def scalars(step: int, **values: Any) -> dict[str, float]:  # type: ignore[override]
+        """Return Adam's, and by how much the parameter shrinks."""
+        shrink = 1 - values["lr"] * values["weight_decay"]
+        return {"shrink": shrink, **Adam.scalars(step, **values)}
+
+    @staticmethod
+    def reference(  # type: ignore[override]
+        param: Array, grad: Array, *state: Array | None, shrink: float, **scalars: Any
+    ) -> tuple[Any, ...]:
+        """Return the new parameter and state: decay, then Adam."""
+        return Adam.reference(param * shrink, grad, *state, **scalars)

@@ -1,0 +1,236 @@
+"""Gradient descent, momentum in its three forms, and Nesterov's acceleration in both of its."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import numpy as np
+
+from onepass._typing import Array, Grads, Params, Schedule
+from onepass.optim._base import Optimizer, StepInfo
+from onepass.optim._hyperparameters import SCHEDULED, Choice, Flag, Number, resolve
+
+
+class SGD(Optimizer, rule="sgd"):
+    r"""Gradient descent, with or without momentum.
+
+    Batch, mini-batch and stochastic gradient descent differ only in who computes the gradient
+    :math:`g`; the update is this one. Without momentum
+
+    .. math:: w \leftarrow w - \eta g
+
+    and with it one of three forms, where :math:`\mu` is `momentum`, :math:`\eta` is `lr`:
+
+    ============== ==================================================== =============================
+    ``form=``      buffer                                               parameter
+    ============== ==================================================== =============================
+    "heavy_ball"   :math:`v \leftarrow \mu v + (1 - \mathrm{damp}) g`   :math:`w \leftarrow w-\eta v`
+    "sutskever"    :math:`v \leftarrow \mu v + \eta g`                  :math:`w \leftarrow w - v`
+    "ema"          :math:`v \leftarrow \mu v + (1 - \mu) g`             :math:`w \leftarrow w-\eta v`
+    ============== ==================================================== =============================
+
+    The first two take the same steps while `lr` is constant; when it changes, "sutskever" keeps
+    moving at the old rate until the buffer has forgotten it. The third takes steps smaller by
+    :math:`1 - \mu`.
+
+    Nesterov's acceleration, in two ways. ``nesterov=True`` is the form rewritten for the gradient
+    at :math:`w`: with :math:`u` what the gradient adds to the buffer, the step uses
+    :math:`\mu v + u` in place of the new :math:`v`. And `lookahead` is the original: it shows the
+    parameters at :math:`w - \mu v` (heavy_ball: :math:`w - \eta \mu v`) while the gradient is
+    computed there.
+
+    Parameters
+    ----------
+    params : ndarray, sequence or mapping of them, or list of groups
+        float32 or float64 arrays, C- or F-contiguous, updated in place. A group is a mapping with
+        ``"params"`` and the hyperparameters in which it differs.
+    lr : float >= 0, or schedule
+        Learning rate. A schedule is called with the number of completed steps, from 0.
+    momentum : float in [0, 1), or schedule
+        0 keeps no buffer.
+    dampening : float in [0, 1]
+        Only for "heavy_ball", and not on the first step, where the buffer is the gradient.
+    weight_decay : float >= 0, or schedule
+        Coupled (L2): the gradient becomes :math:`g + \lambda w`.
+    nesterov : bool
+        Needs momentum, no dampening, and the form "heavy_ball" or "sutskever".
+    maximize : bool
+        Ascend instead of descend.
+    form : "heavy_ball", "sutskever" or "ema"
+
+    Raises
+    ------
+    TypeError, ValueError
+        ``<argument>: expected ..., got ...`` if a parameter cannot be updated in place, shares
+        memory with another, or a hyperparameter is out of range.
+
+    Notes
+    -----
+    State per parameter: ``momentum_buffer``, where there is momentum.
+
+    Differs from
+
+    * PyTorch: nothing, for "heavy_ball". PyTorch has no other form and no look-ahead.
+    * Keras and scikit-learn: theirs is "sutskever" (with the opposite sign in the buffer).
+    * optax: ``sgd(momentum=)`` is "heavy_ball" without dampening.
+    * Sutskever et al.: theirs is ``lookahead()`` with "sutskever".
+
+    References
+    ----------
+    B. T. Polyak, "Some methods of speeding up the convergence of iteration methods", 1964.
+    Y. Nesterov, "A method for solving the convex programming problem with convergence rate
+    O(1/k^2)", 1983.
+    I. Sutskever, J. Martens, G. Dahl and G. Hinton, "On the importance of initialization and
+    momentum in deep learning", ICML 2013.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import onepass as op
+    >>> w = np.array([1.0, -2.0])
+    >>> opt = op.SGD(w, lr=0.1, momentum=0.9)
+    >>> for _ in range(2):
+    ...     info = opt.step(np.array([1.0, 1.0]))
+    >>> w
+    array([ 0.71, -2.29])
+
+    The gradient at the look-ahead point:
+
+    >>> with opt.lookahead():
+    ...     grads = 2 * w
+    >>> opt.step(grads)
+    StepInfo(step=3, lr=0.1)
+    """
+
+    checks = {
+        "lr": SCHEDULED,
+        "momentum": Number(below=1.0, schedulable=True),
+        "dampening": Number(high=1.0),
+        "nesterov": Flag(),
+        "form": Choice(("heavy_ball", "sutskever", "ema")),
+    }
+    cases: ClassVar = (
+        {},
+        {"momentum": 0.9},
+        {"momentum": 0.9, "dampening": 0.3},
+        {"momentum": 0.9, "nesterov": True},
+        {"momentum": 0.9, "form": "ema"},
+        {"momentum": 0.9, "form": "sutskever"},
+        {"momentum": 0.9, "form": "sutskever", "nesterov": True},
+    )
+    step_if_missing = 1  # enough to know that the first step, without dampening, is over
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Schedule = 1e-3,
+        momentum: float | Schedule = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float | Schedule = 0.0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        form: str = "heavy_ball",
+    ) -> None:
+        self._looking_ahead = False
+        super().__init__(
+            params,
+            lr=lr,
+            momentum=momentum,
+            dampening=dampening,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+            maximize=maximize,
+            form=form,
+        )
+
+    @classmethod
+    def check_together(cls, settings: Mapping[str, Any]) -> None:
+        """Raise ValueError for combinations that are no known rule."""
+        form, dampening = settings["form"], settings["dampening"]
+        if dampening and form != "heavy_ball":
+            raise ValueError(f"dampening: expected 0 for form {form!r}, got {dampening}")
+        if settings["nesterov"]:
+            if not settings["momentum"]:
+                raise ValueError("momentum: expected more than 0 for nesterov, got 0")
+            if dampening:
+                raise ValueError(f"dampening: expected 0 for nesterov, got {dampening}")
+            if form == "ema":
+                raise ValueError("form: expected 'heavy_ball' or 'sutskever' for nesterov, got 'ema'")
+
+    @staticmethod
+    def scalars(  # type: ignore[override]
+        step: int, *, lr: float, momentum: float, dampening: float, form: str, **_: Any
+    ) -> dict[str, float]:
+        """Return the step's momentum, gain and step size: all in which the forms differ."""
+        if form == "sutskever":
+            gain, step_size = lr, 1.0
+        elif form == "ema":
+            gain, step_size = 1 - momentum, lr
+        else:
+            undamped = step == 1 or momentum == 0
+            gain, step_size = 1.0 if undamped else 1 - dampening, lr
+        return {"momentum": momentum, "gain": gain, "step_size": step_size}
+
+    @staticmethod
+    def reference(  # type: ignore[override]
+        param: Array,
+        grad: Array,
+        momentum_buffer: Array | None,
+        *,
+        momentum: float,
+        gain: float,
+        step_size: float,
+        nesterov: bool,
+    ) -> tuple[Array, Array | None]:
+        """Return the new parameter and buffer."""
+        direction = update = gain * grad
+        if momentum_buffer is not None:
+            momentum_buffer = momentum * momentum_buffer + update
+            direction = momentum * momentum_buffer + update if nesterov else momentum_buffer
+        return param - step_size * direction, momentum_buffer
+
+    @contextmanager
+    def lookahead(self) -> Iterator[None]:
+        r"""Show the parameters at the look-ahead point while the block runs.
+
+        Compute the gradient in the block and step after it:
+        ``with opt.lookahead(): grads = ...``, then ``opt.step(grads)``. The shift is
+        :math:`\mu v` for "sutskever" and "ema" and :math:`\eta \mu v` for "heavy_ball", with the
+        values that the coming step uses. Leaving the block, also by an exception, restores the
+        parameters to the bit; it takes a copy of them.
+
+        Raises
+        ------
+        ValueError
+            Where a group has no momentum, has ``nesterov=True`` (the same idea twice), or the
+            block is entered twice.
+        """
+        if self._looking_ahead:
+            raise ValueError("lookahead: expected to be entered once, got a second block inside")
+        shifts: list[tuple[Array, Array]] = []
+        for group, members in zip(self.param_groups, self._members, strict=True):
+            values = resolve(self.checks, group, int(self._counters[-1]))
+            if not group["momentum"]:
+                raise ValueError("momentum: expected more than 0 for lookahead, got 0")
+            if values["nesterov"]:
+                raise ValueError("nesterov: expected False for lookahead, got True")
+            rate = values["lr"] if values["form"] == "heavy_ball" else 1.0
+            for index in members:
+                buffer = self._state[index]["momentum_buffer"]
+                shifts.append((self._params[index], rate * values["momentum"] * buffer))
+        saved = [param.copy(order="K") for param, _ in shifts]
+        self._looking_ahead = True
+        try:
+            for param, shift in shifts:
+                np.subtract(param, shift, out=param)
+            yield
+        finally:
+            for (param, _), original in zip(shifts, saved, strict=True):
+                param[...] = original
+            self._looking_ahead = False
+
+    def step(self, grads: Grads, *, num_threads: int | None = None) -> StepInfo:  # noqa: D102
+        if self._looking_ahead:
+            raise ValueError("step: expected after the lookahead block, got a call inside it")
+        return super().step(grads, num_threads=num_threads)

@@ -1,0 +1,162 @@
+"""What runs and why: instruction set, threads, build.
+
+Functions
+---------
+set_num_threads, get_num_threads
+    How many threads a step may use.
+info
+    Version, compiler, instruction sets and threads of this process.
+"""
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onepass import _core
+
+__all__ = ["get_num_threads", "info", "set_num_threads"]
+
+_chosen: int | None = None
+
+
+def set_num_threads(num_threads: int | None) -> None:
+    """Set how many threads a step uses from now on; None goes back to the default.
+
+    The default is `OMP_NUM_THREADS` where it is set, else the number of cores that this process
+    may use (its affinity and its cgroup's quota). Results never depend on the number.
+
+    Parameters
+    ----------
+    num_threads : int >= 1 or None
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no integer, or less than 1.
+
+    Examples
+    --------
+    >>> import onepass as op
+    >>> op.set_num_threads(2)
+    >>> op.get_num_threads()
+    2
+    >>> op.set_num_threads(None)
+    """
+    global _chosen  # noqa: PLW0603
+    _chosen = None if num_threads is None else check_num_threads(num_threads)
+
+
+def get_num_threads() -> int:
+    """Return how many threads a large step uses; small ones use fewer."""
+    return _num_threads()[0]
+
+
+def info() -> dict[str, Any]:
+    """Return what this process runs: version, build, instruction sets, threads and why.
+
+    Returns
+    -------
+    dict
+        ``version``, ``python``, ``numpy``, ``compiler``, ``flags``, ``isa`` (in use),
+        ``isa_reason``, ``isas`` (those built: name -> whether this machine runs it),
+        ``num_threads``, ``num_threads_reason``.
+
+    Examples
+    --------
+    >>> import onepass as op
+    >>> op.runtime.info()["isa"] in op.runtime.info()["isas"]
+    True
+    """
+    threads, reason = _num_threads()
+    forced = os.environ.get("ONEPASS_ISA")
+    return {
+        "version": version("onepass"),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "compiler": _core.compiler,
+        "flags": _core.flags,
+        "isa": _core.isa,
+        "isa_reason": f"ONEPASS_ISA={forced}" if forced else "the best that this machine runs",
+        "isas": dict(_core.isas),
+        "num_threads": threads,
+        "num_threads_reason": reason,
+    }
+
+
+def resolve_num_threads(num_threads: int | None) -> int:
+    """Return how many threads to use where a caller may have said a number."""
+    return get_num_threads() if num_threads is None else check_num_threads(num_threads)
+
+
+def check_num_threads(num_threads: int) -> int:
+    """Return the number, or raise what is wrong with it."""
+    if isinstance(num_threads, bool) or not isinstance(num_threads, int | np.integer):
+        raise TypeError(f"num_threads: expected an integer >= 1, got {num_threads!r}")
+    if num_threads < 1:
+        raise ValueError(f"num_threads: expected an integer >= 1, got {num_threads}")
+    return int(num_threads)
+
+
+def _num_threads() -> tuple[int, str]:
+    if not _core.has_threads:
+        return 1, "built without OpenMP"
+    if _core.in_forked_child():
+        return 1, "serial, because this process was forked"
+    if _chosen is not None:
+        return _chosen, "onepass.set_num_threads"
+    return _DEFAULT
+
+
+def _default_num_threads() -> tuple[int, str]:
+    # OMP_NUM_THREADS may be a list, one number per nesting level.
+    from_environment = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if from_environment.isdigit() and int(from_environment) > 0:
+        return int(from_environment), "OMP_NUM_THREADS"
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    quota = _cgroup_quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
+    if quota is not None and quota < cores:
+        return max(1, int(quota)), f"the cgroup's quota of {quota:g} cores"
+    return cores, "the cores this process may use"
+
+
+def _cgroup_quota(membership: Path, root: Path) -> float | None:
+    """The cores that the cgroups of this process grant it, or None where they set no limit."""
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return None
+    quotas = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        base = root / "cpu" if "cpu" in controllers.split(",") else root
+        if controllers and base == root:
+            continue
+        # A limit may sit at any level; inside a container the path may not be visible at all.
+        group = base / path.strip("/")
+        for directory in (group, *group.parents):
+            quotas.append(_read_quota(directory))
+            if directory == base:
+                break
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _read_quota(directory: Path) -> float | None:
+    try:
+        if (directory / "cpu.max").exists():  # version 2
+            quota, period = (directory / "cpu.max").read_text().split()
+        else:
+            quota = (directory / "cpu.cfs_quota_us").read_text()
+            period = (directory / "cpu.cfs_period_us").read_text()
+        limit = int(quota) / int(period)
+    except (OSError, ValueError):  # not there, or "max"
+        return None
+    return limit if limit > 0 else None
+
+
+_DEFAULT = _default_num_threads()
