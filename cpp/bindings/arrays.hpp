@@ -45,6 +45,7 @@ struct Param {
 // Collects the memory that a step touches and finds out whether any of it overlaps.
 class Memory {
  public:
+  void reserve(std::size_t arrays) { ranges_.reserve(arrays); }
   void add(const py::array& array, const Label& label);
   void check_overlap();  // sorts; throws ValueError where a written array meets another
 

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstdint>
 #include <cstdlib>
 #include <optional>
@@ -33,7 +34,8 @@ const RuleRow& find_rule(std::size_t index) {
 struct Job {
   const RuleRow& rule;
   const Variant& variant;
-  py::sequence scalars, members;
+  py::tuple scalars;
+  py::sequence members;
 
   explicit Job(const py::tuple& job)
       : rule(find_rule(job[0].cast<std::size_t>())),
@@ -59,20 +61,21 @@ class Plan {
   Plan(py::handle names, const py::list& params, const py::list& grads, const py::list& states,
        const py::list& jobs) {
     tensors_.reserve(params.size());
-    std::vector<std::size_t> first_scalar;  // per tensor, until scalars_ stops moving
+    members_.reserve(params.size());
+    memory_.reserve(params.size() * (2 + max_states));
+    scalars_.reserve(jobs.size());  // the tensors point into it
     for (py::handle item : jobs) {
       const Job job(py::reinterpret_borrow<py::tuple>(item));
-      const std::size_t first = scalars_.size();
-      for (py::handle scalar : job.scalars) scalars_.push_back(scalar.cast<double>());
+      auto& scalars = scalars_.emplace_back();
+      for (std::size_t i = 0; i < job.scalars.size(); ++i) scalars[i] = job.scalars[i].cast<double>();
       for (py::handle member : job.members) {
         const auto index = member.cast<std::size_t>();
-        add(job, names, index, params[index], grads[index], states[index]);
-        members_.push_back(index);
-        first_scalar.push_back(first);
+        if (py::handle grad = grads[index]; names.is_none() || !grad.is_none()) {
+          add(job, names, index, params[index], grad, states[index]);
+          tensors_.back().scalars = scalars.data();
+          members_.push_back(index);
+        }
       }
-    }
-    for (std::size_t i = 0; i < tensors_.size(); ++i) {
-      tensors_[i].scalars = scalars_.data() + first_scalar[i];
     }
     memory_.check_overlap();
   }
@@ -95,7 +98,7 @@ class Plan {
       const py::object array = k < given.size() ? py::object(given[k]) : py::none();
       if (job.variant.uses_state[k]) {
         tensor.state[k] = check_state(array, state, p, memory_);
-      } else if (!array.is_none()) {
+      } else if (names.is_none() && !array.is_none()) {  // an optimizer may keep what it had used
         throw py::value_error(state.str() + ": expected None (these options do not use it), got " +
                               Py_TYPE(array.ptr())->tp_name);
       }
@@ -105,7 +108,7 @@ class Plan {
 
   std::vector<Tensor> tensors_;
   std::vector<std::size_t> members_;
-  std::vector<double> scalars_;
+  std::vector<std::array<double, max_scalars>> scalars_;  // per job
   std::vector<py::object> copies_;
   Memory memory_;
 };

@@ -36,6 +36,7 @@ void run(void* param, const void* grad, void* const* state, std::size_t begin, s
 template <template <class> class Rule, bool decay>
 constexpr Variant make_variant() {
   static_assert(std::size(Rule<float>::states) <= max_states);
+  static_assert(shared_scalars + std::size(Rule<float>::scalars) <= max_scalars);
   Variant variant{run<Rule<float>, float, decay>, run<Rule<double>, double, decay>, {}};
   for (std::size_t k = 0; k < std::size(Rule<float>::states); ++k) {
     variant.uses_state[k] = Rule<float>::states[k].used;

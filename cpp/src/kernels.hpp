@@ -14,6 +14,7 @@ using Kernel = void (*)(void* param, const void* grad, void* const* state, std::
                         std::size_t end, const double* scalars) noexcept;
 
 inline constexpr std::size_t shared_scalars = 2;
+inline constexpr std::size_t max_scalars = 16;  // those included
 
 // One choice of a rule's options.
 struct Variant {

@@ -17,7 +17,7 @@ def address(array: npt.NDArray[Any]) -> int:
 
 
 def aligned_zeros(size: int, dtype: npt.DTypeLike = np.float32, *, offset: int = 0) -> Array:
-    """A zeroed vector whose data begins `offset` bytes past a cache line.
+    """Return a zeroed vector whose data begins `offset` bytes past a cache line.
 
     Large ones get the huge pages that NumPy asks for, and no memory until they are written.
     """
@@ -28,7 +28,7 @@ def aligned_zeros(size: int, dtype: npt.DTypeLike = np.float32, *, offset: int =
 
 
 def state_like(param: Array, value: float = 0.0) -> Array:
-    """A state array for a parameter: its shape, dtype, order, and offset from a cache line.
+    """Return a state array for a parameter: its shape, dtype, order, and offset from a cache line.
 
     With the same offset, one short first tile aligns every array of a step at once.
     """

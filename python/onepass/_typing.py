@@ -13,7 +13,7 @@ Schedule: TypeAlias = Callable[[int], float]
 Tree: TypeAlias = Array | Sequence["Tree"] | Mapping[str, "Tree"]
 """An array, or a sequence or mapping of trees."""
 
-Grads: TypeAlias = Array | None | Sequence["Grads"] | Mapping[str, "Grads"]
+Grads: TypeAlias = Array | Sequence["Grads"] | Mapping[str, "Grads"] | None
 """A tree like the parameters', with None where a parameter is to be left alone."""
 
 Params: TypeAlias = Tree | Sequence[Mapping[str, Any]]

@@ -7,15 +7,16 @@ class of that name as keywords. The caller keeps the state and counts the steps.
 
 import inspect
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from onepass import _core, runtime
 from onepass._typing import Array
 from onepass.optim import Optimizer, registry
-from onepass.optim._base import job
 from onepass.optim._hyperparameters import check_setting
+from onepass.optim._rules import ROWS, job, options_of
 
-__all__ = list(registry)  # noqa: PLE0605
+__all__ = list(registry)
 
 
 class Kernel(Protocol):
@@ -33,7 +34,8 @@ class Kernel(Protocol):
 
 
 def _make_kernel(cls: type[Optimizer]) -> Kernel:
-    states = _core.rules()[cls.rule]["states"]
+    states = ROWS[cls.rule]["states"]
+    n_states = len(states)
     members = (0,)
 
     def kernel(
@@ -44,18 +46,32 @@ def _make_kernel(cls: type[Optimizer]) -> Kernel:
         num_threads: int | None = None,
         **hyperparameters: Any,
     ) -> None:
-        values = _values(cls, hyperparameters)
-        if len(state) > len(states):
-            raise TypeError(f"state: expected at most {len(states)} arrays, got {len(state)}")
+        try:
+            values, options = checked(**hyperparameters)
+        except TypeError:  # not hashable, or not valid: then this says how
+            values, options = checked.__wrapped__(**hyperparameters)
+        if len(state) > n_states:
+            raise TypeError(f"state: expected at most {n_states} arrays, got {len(state)}")
         _core.run(
             None,
             [param],
             [grad],
             [state],
-            [(*job(cls, values, values, _check_step(cls, step, values)), members)],
+            [(*job(cls, options, values, _check_step(cls, step, values)), members)],
             None,
             runtime.resolve_num_threads(num_threads),
         )
+
+    # Mostly the same values come again, and checking them takes longer than a small step.
+    @lru_cache(maxsize=64, typed=True)
+    def checked(**given: Any) -> tuple[dict[str, Any], int]:
+        values = dict(cls.defaults)
+        for name, value in given.items():
+            values[name] = check_setting(cls.checks, name, value)
+            if callable(value):
+                raise TypeError(f"{name}: expected a value (evaluate the schedule), got {value!r}")
+        cls.check_together(values)
+        return values, options_of(cls, values, values)
 
     kernel.__name__ = kernel.__qualname__ = cls.rule
     kernel.__doc__ = _DOC.format(cls=cls.__name__, states=", ".join(states), rule=cls.rule)
@@ -63,19 +79,11 @@ def _make_kernel(cls: type[Optimizer]) -> Kernel:
     return kernel
 
 
-def _values(cls: type[Optimizer], given: Mapping[str, Any]) -> dict[str, Any]:
-    values = dict(cls.defaults)
-    for name, value in given.items():
-        values[name] = check_setting(cls.checks, name, value)
-        if callable(value):
-            raise TypeError(f"{name}: expected a value (evaluate the schedule), got {value!r}")
-    cls.check_together(values)
-    return values
-
-
 def _check_step(cls: type[Optimizer], step: int | None, values: Mapping[str, Any]) -> int:
+    if type(step) is int and step >= 1:
+        return step
     if step is None:
-        if cls.scalars(1, **values) != cls.scalars(2, **values):
+        if cls.scalars(1, values) != cls.scalars(2, values):
             raise TypeError("step: expected the number of this step, from 1, got none")
         return 1
     if isinstance(step, bool) or not hasattr(step, "__index__"):
@@ -87,7 +95,7 @@ def _check_step(cls: type[Optimizer], step: int | None, values: Mapping[str, Any
 
 def _signature(cls: type[Optimizer], states: list[str]) -> inspect.Signature:
     kinds = inspect.Parameter
-    always = _core.rules()[cls.rule]["uses_state"][0]
+    always = ROWS[cls.rule]["uses_state"][0]
     arrays = [
         kinds(name, kinds.POSITIONAL_ONLY, default=kinds.empty if used else None)
         for name, used in zip(["param", "grad", *states], [True, True, *always], strict=True)

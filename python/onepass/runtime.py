@@ -126,7 +126,7 @@ def _default_num_threads() -> tuple[int, str]:
 
 
 def _cgroup_quota(membership: Path, root: Path) -> float | None:
-    """The cores that the cgroups of this process grant it, or None where they set no limit."""
+    """Return the cores that the cgroups of this process grant, or None if they set no limit."""
     try:
         lines = membership.read_text().splitlines()
     except OSError:

@@ -2,8 +2,8 @@
 
 import inspect
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Self
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -18,13 +18,11 @@ from onepass.optim._hyperparameters import (
     check_setting,
     resolve,
 )
+from onepass.optim._rules import ROWS, job, options_of, states_of
 from onepass.optim._tree import Leaves, Node, flatten, is_sequence, mirror
 
 registry: dict[str, "type[Optimizer]"] = {}
 """Every optimizer class, by the name of its rule."""
-
-_ROWS = _core.rules()
-_INDEX = {name: index for index, name in enumerate(_ROWS)}
 
 
 class StepInfo(NamedTuple):
@@ -79,7 +77,8 @@ class Optimizer:
         self._shape: Node
         self._members: list[list[int]] = []  # per group, the indices of its parameters
         self.param_groups = []
-        if _is_groups(params):
+        self._grouped = _is_groups(params)
+        if self._grouped:
             self._shape = [self._add_group(i, group, leaves) for i, group in enumerate(params)]
         else:
             self._shape = self._add_group(None, {"params": params}, leaves)
@@ -91,8 +90,14 @@ class Optimizer:
         self._keys = list(leaves.keys)
         # Per parameter its completed steps, then the optimizer's own. The native step moves them.
         self._counters = np.zeros(len(self._params) + 1, np.int64)
-        self._state: list[dict[str, Array]] = [{} for _ in self._params]
-        self._allocate()
+        # Per parameter the rule's arrays in order, None where no option has asked for one.
+        self._state: list[tuple[Array | None, ...]] = [
+            (None,) * len(ROWS[self.rule]["states"]) for _ in self._params
+        ]
+        self._resolved: list[dict[str, Any]] = [{} for _ in self._members]
+        self._options = [-1] * len(self._members)
+        for number in range(len(self._members)):
+            self._resolve(number, 0)
 
     def _add_group(self, index: int | None, group: Mapping[str, Any], leaves: Leaves) -> Node:
         settings = {k: v for k, v in group.items() if k != "params"}
@@ -112,10 +117,11 @@ class Optimizer:
         """Raise ValueError where hyperparameters that are valid alone do not go together."""
 
     @staticmethod
-    def scalars(step: int, **hyperparameters: Any) -> dict[str, float]:
+    def scalars(step: int, values: Mapping[str, Any]) -> dict[str, float]:
         """Return the numbers of step `step` (from 1), in double, under the kernel's names.
 
-        Both the kernel and `reference` use them, rounded to the parameter's dtype.
+        `values` are the hyperparameters of that step. Both the kernel and `reference` use the
+        result, rounded to the parameter's dtype.
         """
         raise NotImplementedError
 
@@ -162,43 +168,46 @@ class Optimizer:
         leaves = self._mirror(grads)
         steps = self._counters.tolist()
         completed = steps.pop()
-        lr: float | None = None
         jobs: list[_core.Job] = []
-        states: list[tuple[Any, ...]] = [()] * len(leaves)
-        for group, group_members in zip(self.param_groups, self._members, strict=True):
-            self.check_together(group)
-            values = resolve(self.checks, group, completed)
-            lr = values["lr"] if lr is None else lr
-            names, _ = variant(type(self), group, values)
-            by_step: dict[int, list[int]] = {}
-            for index in group_members:
-                if leaves[index] is not None:
-                    by_step.setdefault(steps[index], []).append(index)
-                    state = self._state[index]
-                    if any(name is not None and name not in state for name in names):
-                        self._allocate()  # the options of a group were changed
-                    states[index] = tuple(None if name is None else state[name] for name in names)
-            for done, members in by_step.items():
-                jobs.append((*job(type(self), group, values, done + 1), members))
-        _core.run(self._labels, self._params, leaves, states, jobs, self._counters, threads)
-        return StepInfo(completed + 1, lr or 0.0)
+        for number, members in enumerate(self._members):
+            values, options = self._resolve(number, completed)
+            for done, alike in _by_step(members, steps):
+                jobs.append((*job(type(self), options, values, done + 1), alike))
+        lr = self._resolved[0]["lr"]
+        # Checks every array, then moves parameters, state and counters in one call.
+        _core.run(self._labels, self._params, leaves, self._state, jobs, self._counters, threads)
+        return StepInfo(completed + 1, lr)
+
+    def _resolve(self, number: int, completed: int) -> tuple[dict[str, Any], int]:
+        """Return a group's checked values for the coming step and its options, with state for them."""
+        group, values = self.param_groups[number], self._resolved[number]
+        if group != values:  # a new setting, or a schedule
+            values = {"params": group["params"], **resolve(self.checks, group, completed)}
+            self.check_together(values)
+            self._resolved[number] = values
+        options = options_of(type(self), group, values)
+        if options != self._options[number]:
+            self._allocate(number, options)
+        return values, options
 
     def _mirror(self, grads: Grads) -> list[Any]:
         leaves: list[Any] = []
-        if _is_groups(grads) and isinstance(self._shape, list) and len(self._members) == len(grads):
-            grads = [group["params"] if group.keys() == {"params"} else group for group in grads]
-        mirror(self._shape, grads, leaves)
+        tree: Any = grads
+        if self._grouped and _is_groups(tree):  # the gradients of groups may stand in groups too
+            tree = [group["params"] for group in tree]
+        mirror(self._shape, tree, leaves)
         return leaves
 
-    def _allocate(self) -> None:
-        """Give every parameter the state that its group's options use and that it lacks."""
-        for group, members in zip(self.param_groups, self._members, strict=True):
-            value = self.initial_state(group)
-            names, _ = variant(type(self), group, group)
-            for index in members:
-                for name in names:
-                    if name is not None and name not in self._state[index]:
-                        self._state[index][name] = state_like(self._params[index], value)
+    def _allocate(self, number: int, options: int) -> None:
+        """Give the parameters of a group the state that these options use and that they lack."""
+        value = self.initial_state(self.param_groups[number])
+        names = states_of(type(self), options)
+        for index in self._members[number]:
+            self._state[index] = tuple(
+                state_like(self._params[index], value) if array is None and name else array
+                for name, array in zip(names, self._state[index], strict=True)
+            )
+        self._options[number] = options
 
     @classmethod
     def reference_step(
@@ -228,10 +237,10 @@ class Optimizer:
             grad = -grad
         if values["weight_decay"] and not cls.decoupled:
             grad = grad + values["weight_decay"] * param
-        row = _ROWS[cls.rule]
+        row = ROWS[cls.rule]
         padded = (*state, *[None] * (len(row["states"]) - len(state)))
         flags = {name: values[name] for name in row["options"] if isinstance(values[name], bool)}
-        return cls.reference(param, grad, *padded, **cls.scalars(step, **values), **flags)
+        return cls.reference(param, grad, *padded, **cls.scalars(step, values), **flags)
 
     # Checkpoints
 
@@ -291,29 +300,15 @@ class Optimizer:
         return f"{type(self).__name__}(\n" + "".join(f"    {{{g}}},\n" for g in groups) + ")"
 
 
-def job(
-    cls: type[Optimizer], settings: Mapping[str, Any], values: Mapping[str, Any], step: int
-) -> tuple[int, int, tuple[float, ...]]:
-    """Return what the kernels need to know about one step: rule, options, scalars."""
-    _, options = variant(cls, settings, values)
-    sign = -1.0 if values["maximize"] else 1.0
-    decay = 0.0 if cls.decoupled else values["weight_decay"]
-    return _INDEX[cls.rule], options, (sign, decay, *cls.scalars(step, **values).values())
-
-
-def variant(
-    cls: type[Optimizer], settings: Mapping[str, Any], values: Mapping[str, Any]
-) -> tuple[list[str | None], int]:
-    """Return the state arrays in order, None where these settings leave one out, and the options.
-
-    An option is on where its hyperparameter is a schedule: the state must not come and go.
-    """
-    row = _ROWS[cls.rule]
-    options = int(bool(values["weight_decay"]) and not cls.decoupled)
-    for bit, name in enumerate(row["options"], start=1):
-        options |= bool(settings[name]) << bit
-    uses = row["uses_state"][options]
-    return [name if used else None for name, used in zip(row["states"], uses, strict=True)], options
+def _by_step(members: list[int], steps: list[int]) -> Iterable[tuple[int, list[int]]]:
+    """Group parameters by the steps they have completed: mostly all the same."""
+    done = steps[members[0]] if members else 0
+    if all(steps[index] == done for index in members):
+        return [(done, members)]
+    groups: dict[int, list[int]] = {}
+    for index in members:
+        groups.setdefault(steps[index], []).append(index)
+    return groups.items()
 
 
 def _is_groups(params: Any) -> bool:

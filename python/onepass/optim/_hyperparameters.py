@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Protocol, TypeAlias
 
+import numpy as np
+
 
 class Check(Protocol):
     """Returns a value in its plain type, or raises an error that begins with its name."""
 
-    schedulable: bool
+    @property
+    def schedulable(self) -> bool: ...
 
     def __call__(self, name: str, value: Any) -> Any: ...
 
@@ -28,7 +31,7 @@ class Number:
     schedulable: bool = False
 
     def __call__(self, name: str, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, Real):
+        if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
             raise TypeError(f"{name}: expected {self}, got {value!r}")
         number = float(value)
         if not (self.low <= number <= self.high and number < self.below):
@@ -55,7 +58,7 @@ class Pair:
             first, second = value
         except (TypeError, ValueError):
             raise TypeError(f"{name}: expected two of {self.kind}, got {value!r}") from None
-        return self.kind(f"{name}[0]", first), self.kind(f"{name}[1]", second)
+        return self.kind(name, first), self.kind(name, second)
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class Flag:
     schedulable: bool = False
 
     def __call__(self, name: str, value: Any) -> bool:
-        if not isinstance(value, bool) and type(value).__name__ != "bool":  # NumPy's is no bool
+        if not isinstance(value, bool | np.bool):
             raise TypeError(f"{name}: expected True or False, got {value!r}")
         return bool(value)
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from onepass._memory import state_like
 from onepass._typing import Array
-from onepass.optim import _base
 from onepass.optim._hyperparameters import check_setting
+from onepass.optim._rules import options_of, states_of
 
 if TYPE_CHECKING:
     from onepass.optim._base import Optimizer
@@ -25,14 +25,20 @@ def state_dict(optimizer: Optimizer) -> dict[str, Any]:
     completed = steps.pop()
     state = {}
     groups = []
-    for group, members in zip(optimizer.param_groups, optimizer._members, strict=True):
+    for number, (group, members) in enumerate(
+        zip(optimizer.param_groups, optimizer._members, strict=True)
+    ):
+        names = states_of(type(optimizer), optimizer._options[number])
         settings = {k: None if callable(v) else v for k, v in group.items() if k != "params"}
         keys = [optimizer._keys[index] for index in members]
         groups.append({**settings, "step": completed, "params": keys})
-        names, _ = _base.variant(type(optimizer), group, group)
         for index in members:
             if steps[index]:
-                arrays = {name: optimizer._state[index][name].copy(order="K") for name in names if name}
+                arrays = {
+                    name: array.copy(order="K")
+                    for name, array in zip(names, optimizer._state[index], strict=True)
+                    if name and array is not None
+                }
                 state[optimizer._keys[index]] = {"step": steps[index], **arrays}
     return {"state": state, "param_groups": groups}
 
@@ -47,22 +53,25 @@ def load_state_dict(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
         expected = f"{len(optimizer.param_groups)} groups"
         raise ValueError(f"param_groups: expected {expected}, got {len(saved_groups)}")
 
+    cls = type(optimizer)
     groups: list[dict[str, Any]] = []
     counters = np.zeros_like(optimizer._counters)
-    arrays: list[dict[str, Array]] = [{} for _ in optimizer._params]
+    arrays: list[tuple[Array | None, ...]] = [()] * len(optimizer._params)
+    options = []
     known = set()
     for number, (saved_group, live) in enumerate(
         zip(saved_groups, optimizer.param_groups, strict=True)
     ):
         label = f"param_groups[{number}]"
         members = optimizer._members[number]
-        groups.append(_settings(type(optimizer), saved_group, live, label))
+        groups.append(_settings(cls, saved_group, live, label))
+        options.append(options_of(cls, groups[-1], groups[-1]))
         keys = _matching_keys(saved_group, [optimizer._keys[i] for i in members], label)
         known.update(keys)
         for key, index in zip(keys, members, strict=True):
             entry = saved["state"].get(key)
             counters[index], arrays[index] = _entry(
-                optimizer, groups[-1], optimizer._params[index], entry, f"state[{key!r}]"
+                cls, groups[-1], options[-1], optimizer._params[index], entry, f"state[{key!r}]"
             )
     unknown = [key for key in saved["state"] if key not in known]
     if unknown:
@@ -74,7 +83,13 @@ def load_state_dict(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
         else max(_count(step, "param_groups: step") for step in steps)
     )
     # One call, so that not even an interrupt sees a part of it.
-    optimizer.__dict__.update(param_groups=groups, _counters=counters, _state=arrays)
+    optimizer.__dict__.update(
+        param_groups=groups,
+        _counters=counters,
+        _state=arrays,
+        _options=options,
+        _resolved=[{} for _ in groups],
+    )
 
 
 def _settings(
@@ -89,7 +104,8 @@ def _settings(
                 raise ValueError(f"{label}: expected a coupled weight decay, got AdamW's")
             continue
         if name not in cls.checks:
-            raise ValueError(f"{label}: expected the hyperparameters of {cls.__name__}, got {name!r}")
+            known = ", ".join(cls.checks)
+            raise ValueError(f"{label}: expected the hyperparameters {known}, got {name!r}")
         if callable(live[name]):
             continue
         if value is None:
@@ -101,7 +117,7 @@ def _settings(
 
 
 def _matching_keys(saved_group: Mapping[str, Any], own: list[Any], label: str) -> list[Any]:
-    """The saved keys of a group in the order of its parameters: by name, else by position."""
+    """Return the saved keys in the order of the group's parameters: by name, else by position."""
     keys = list(saved_group["params"])
     if set(keys) == set(own):
         return own
@@ -111,33 +127,44 @@ def _matching_keys(saved_group: Mapping[str, Any], own: list[Any], label: str) -
 
 
 def _entry(
-    optimizer: Optimizer, settings: Mapping[str, Any], param: Array, entry: Any, label: str
-) -> tuple[int, dict[str, Array]]:
-    cls = type(optimizer)
-    used = [name for name in _base.variant(cls, settings, settings)[0] if name]
+    cls: type[Optimizer],
+    settings: Mapping[str, Any],
+    options: int,
+    param: Array,
+    entry: Any,
+    label: str,
+) -> tuple[int, tuple[Array | None, ...]]:
+    """Return the step and the state of one parameter."""
+    names = states_of(cls, options)
+    used = [name for name in names if name]
     given = {} if entry is None else {k: v for k, v in entry.items() if v is not None}
     if not given:  # not stepped yet
-        return 0, {name: state_like(param, cls.initial_state(settings)) for name in used}
+        value = cls.initial_state(settings)
+        return 0, tuple(state_like(param, value) if name else None for name in names)
     step = _count(given.pop("step", cls.step_if_missing), f"{label}['step']")
     if set(given) != set(used):
         raise ValueError(f"{label}: expected the arrays {used}, got {list(given)}")
-    arrays = {}
-    for name in used:
-        source = np.asarray(given[name])
-        where = f"{label}[{name!r}]"
-        if source.dtype != param.dtype:
-            raise TypeError(f"{where}: expected dtype {param.dtype}, got {source.dtype}")
-        if source.shape != param.shape:
-            raise ValueError(f"{where}: expected shape {param.shape}, got {source.shape}")
-        arrays[name] = state_like(param)
-        arrays[name][...] = source
-    return step, arrays
+    return step, tuple(
+        _state_array(given[name], param, f"{label}[{name!r}]") if name else None for name in names
+    )
+
+
+def _state_array(saved: Any, param: Array, label: str) -> Array:
+    source = np.asarray(saved)
+    if source.dtype != param.dtype:
+        raise TypeError(f"{label}: expected dtype {param.dtype}, got {source.dtype}")
+    if source.shape != param.shape:
+        raise ValueError(f"{label}: expected shape {param.shape}, got {source.shape}")
+    array = state_like(param)
+    array[...] = source
+    return array
 
 
 def _count(value: Any, label: str) -> int:
-    """A number of steps; PyTorch keeps it as a float in a 0-d tensor."""
+    """Return a number of steps; PyTorch keeps it as a float in a 0-d tensor."""
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value.item()
-    if not isinstance(value, Real) or isinstance(value, bool) or value < 0 or value != int(value):
+    count = float(value) if isinstance(value, Real) and not isinstance(value, bool) else -1.0
+    if count < 0 or not count.is_integer():
         raise ValueError(f"{label}: expected a number of steps, got {value!r}")
-    return int(value)
+    return int(count)

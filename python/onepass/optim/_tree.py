@@ -55,14 +55,15 @@ def flatten(tree: Any, leaves: Leaves, label: str = "", path: str | None = None)
 def mirror(shape: Node, tree: Any, out: list[Any], label: str = "") -> None:
     """Append to `out` the leaves of `tree`, in the order in which `flatten` met the parameters."""
     if shape is None:
-        if tree is not None and (isinstance(tree, Mapping) or is_sequence(tree)):
-            raise ValueError(f"grads{label}: expected an array, got a {type(tree).__name__}")
         out.append(tree)
     elif isinstance(shape, dict):
         if not isinstance(tree, Mapping) or tree.keys() != shape.keys():
             raise ValueError(f"grads{label}: expected the names {list(shape)}, got {_kind(tree)}")
         for key, child in shape.items():
-            mirror(child, tree[key], out, f"{label}[{key!r}]")
+            if child is None:
+                out.append(tree[key])
+            else:
+                mirror(child, tree[key], out, f"{label}[{key!r}]")
     else:
         if isinstance(tree, Iterator):
             tree = list(tree)
@@ -70,7 +71,10 @@ def mirror(shape: Node, tree: Any, out: list[Any], label: str = "") -> None:
             expected = f"a sequence of {len(shape)}"
             raise ValueError(f"grads{label}: expected {expected}, got {_kind(tree)}")
         for i, child in enumerate(shape):
-            mirror(child, tree[i], out, f"{label}[{i}]")
+            if child is None:
+                out.append(tree[i])
+            else:
+                mirror(child, tree[i], out, f"{label}[{i}]")
 
 
 def _kind(tree: Any) -> str:

@@ -74,7 +74,7 @@ class Adagrad(Optimizer, rule="adagrad"):
     array([0.5, 0.5])
     """
 
-    checks = {
+    checks: ClassVar = {
         "lr": SCHEDULED,
         "lr_decay": NON_NEGATIVE,
         "initial_accumulator_value": NON_NEGATIVE,
@@ -117,15 +117,20 @@ class Adagrad(Optimizer, rule="adagrad"):
         return value
 
     @staticmethod
-    def scalars(  # type: ignore[override]
-        step: int, *, lr: float, lr_decay: float, eps: float, eps_root: float, **_: Any
-    ) -> dict[str, float]:
+    def scalars(step: int, values: Mapping[str, Any]) -> dict[str, float]:
         """Return the step's decayed learning rate, and the epsilons."""
-        return {"step_size": lr / (1 + (step - 1) * lr_decay), "eps": eps, "eps_root": eps_root}
+        step_size = values["lr"] / (1 + (step - 1) * values["lr_decay"])
+        return {"step_size": step_size, "eps": values["eps"], "eps_root": values["eps_root"]}
 
     @staticmethod
     def reference(  # type: ignore[override]
-        param: Array, grad: Array, sum: Array, *, step_size: float, eps: float, eps_root: float  # noqa: A002
+        param: Array,
+        grad: Array,
+        sum: Array,
+        *,
+        step_size: float,
+        eps: float,
+        eps_root: float,  # noqa: A002
     ) -> tuple[Array, Array]:
         """Return the new parameter and sum of squares."""
         sum = sum + grad * grad  # noqa: A001

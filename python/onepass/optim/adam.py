@@ -1,6 +1,7 @@
 """Adam, with every bias correction in use, and AMSGrad."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -89,7 +90,7 @@ class Adam(Optimizer, rule="adam"):
     array([0.9, 0.9])
     """
 
-    checks = {
+    checks: ClassVar = {
         "lr": SCHEDULED,
         "betas": Pair(DECAY_RATE),
         "eps": NON_NEGATIVE,
@@ -135,22 +136,13 @@ class Adam(Optimizer, rule="adam"):
         )
 
     @staticmethod
-    def scalars(  # type: ignore[override]
-        step: int,
-        *,
-        lr: float,
-        betas: tuple[float, float],
-        eps: float,
-        eps_root: float,
-        bias_correction: bool,
-        eps_hat: bool,
-        **_: Any,
-    ) -> dict[str, float]:
+    def scalars(step: int, values: Mapping[str, Any]) -> dict[str, float]:
         """Return the step's betas, epsilons and bias corrections."""
-        beta1, beta2 = betas
-        bias1 = 1 - beta1**step if bias_correction else 1.0
-        bias2 = 1 - beta2**step if bias_correction else 1.0
-        if eps_hat:
+        lr, (beta1, beta2) = values["lr"], values["betas"]
+        bias1 = bias2 = 1.0
+        if values["bias_correction"]:
+            bias1, bias2 = 1 - beta1**step, 1 - beta2**step
+        if values["eps_hat"]:
             step_size, inv_bias2 = lr * math.sqrt(bias2) / bias1, 1.0
         else:
             step_size, inv_bias2 = lr / bias1, 1 / bias2
@@ -161,8 +153,8 @@ class Adam(Optimizer, rule="adam"):
             "one_minus_beta2": 1 - beta2,
             "step_size": step_size,
             "inv_bias2": inv_bias2,
-            "eps": eps,
-            "eps_root": eps_root,
+            "eps": values["eps"],
+            "eps_root": values["eps_root"],
         }
 
     @staticmethod

@@ -1,5 +1,6 @@
 """AdamW: Adam with decoupled weight decay."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from onepass._typing import Array, Params, Schedule
@@ -98,14 +99,14 @@ class AdamW(Adam, rule="adamw"):
         )
 
     @staticmethod
-    def scalars(step: int, **values: Any) -> dict[str, float]:  # type: ignore[override]
+    def scalars(step: int, values: Mapping[str, Any]) -> dict[str, float]:
         """Return Adam's, and by how much the parameter shrinks."""
         shrink = 1 - values["lr"] * values["weight_decay"]
-        return {"shrink": shrink, **Adam.scalars(step, **values)}
+        return {"shrink": shrink, **Adam.scalars(step, values)}
 
     @staticmethod
     def reference(  # type: ignore[override]
-        param: Array, grad: Array, *state: Array | None, shrink: float, **scalars: Any
+        param: Array, grad: Array, *state: Any, shrink: float, **scalars: Any
     ) -> tuple[Any, ...]:
         """Return the new parameter and state: decay, then Adam."""
         return Adam.reference(param * shrink, grad, *state, **scalars)

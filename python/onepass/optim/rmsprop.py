@@ -1,5 +1,6 @@
 """RMSProp, plain and centred, with or without momentum."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -80,7 +81,7 @@ class RMSprop(Optimizer, rule="rmsprop"):
     array([0.9, 0.9])
     """
 
-    checks = {
+    checks: ClassVar = {
         "lr": SCHEDULED,
         "alpha": DECAY_RATE,
         "eps": NON_NEGATIVE,
@@ -121,24 +122,16 @@ class RMSprop(Optimizer, rule="rmsprop"):
         )
 
     @staticmethod
-    def scalars(  # type: ignore[override]
-        step: int,  # noqa: ARG004
-        *,
-        lr: float,
-        alpha: float,
-        momentum: float,
-        eps: float,
-        eps_root: float,
-        **_: Any,
-    ) -> dict[str, float]:
+    def scalars(step: int, values: Mapping[str, Any]) -> dict[str, float]:  # noqa: ARG004
         """Return the hyperparameters; RMSProp does not count its steps."""
+        alpha = values["alpha"]
         return {
             "alpha": alpha,
             "one_minus_alpha": 1 - alpha,
-            "momentum": momentum,
-            "lr": lr,
-            "eps": eps,
-            "eps_root": eps_root,
+            "momentum": values["momentum"],
+            "lr": values["lr"],
+            "eps": values["eps"],
+            "eps_root": values["eps_root"],
         }
 
     @staticmethod

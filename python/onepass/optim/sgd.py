@@ -8,7 +8,7 @@ import numpy as np
 
 from onepass._typing import Array, Grads, Params, Schedule
 from onepass.optim._base import Optimizer, StepInfo
-from onepass.optim._hyperparameters import SCHEDULED, Choice, Flag, Number, resolve
+from onepass.optim._hyperparameters import SCHEDULED, Choice, Flag, Number
 
 
 class SGD(Optimizer, rule="sgd"):
@@ -21,13 +21,15 @@ class SGD(Optimizer, rule="sgd"):
 
     and with it one of three forms, where :math:`\mu` is `momentum`, :math:`\eta` is `lr`:
 
-    ============== ==================================================== =============================
-    ``form=``      buffer                                               parameter
-    ============== ==================================================== =============================
-    "heavy_ball"   :math:`v \leftarrow \mu v + (1 - \mathrm{damp}) g`   :math:`w \leftarrow w-\eta v`
-    "sutskever"    :math:`v \leftarrow \mu v + \eta g`                  :math:`w \leftarrow w - v`
-    "ema"          :math:`v \leftarrow \mu v + (1 - \mu) g`             :math:`w \leftarrow w-\eta v`
-    ============== ==================================================== =============================
+    ============== ======================================== =================================
+    ``form=``      buffer                                   parameter
+    ============== ======================================== =================================
+    "heavy_ball"   :math:`v \leftarrow \mu v + (1 - d) g`   :math:`w \leftarrow w - \eta v`
+    "sutskever"    :math:`v \leftarrow \mu v + \eta g`      :math:`w \leftarrow w - v`
+    "ema"          :math:`v \leftarrow \mu v + (1 - \mu) g` :math:`w \leftarrow w - \eta v`
+    ============== ======================================== =================================
+
+    (:math:`d` is `dampening`.)
 
     The first two take the same steps while `lr` is constant; when it changes, "sutskever" keeps
     moving at the old rate until the buffer has forgotten it. The third takes steps smaller by
@@ -102,7 +104,7 @@ class SGD(Optimizer, rule="sgd"):
     StepInfo(step=3, lr=0.1)
     """
 
-    checks = {
+    checks: ClassVar = {
         "lr": SCHEDULED,
         "momentum": Number(below=1.0, schedulable=True),
         "dampening": Number(high=1.0),
@@ -156,20 +158,19 @@ class SGD(Optimizer, rule="sgd"):
             if dampening:
                 raise ValueError(f"dampening: expected 0 for nesterov, got {dampening}")
             if form == "ema":
-                raise ValueError("form: expected 'heavy_ball' or 'sutskever' for nesterov, got 'ema'")
+                raise ValueError("form: expected no 'ema' for nesterov, got it")
 
     @staticmethod
-    def scalars(  # type: ignore[override]
-        step: int, *, lr: float, momentum: float, dampening: float, form: str, **_: Any
-    ) -> dict[str, float]:
+    def scalars(step: int, values: Mapping[str, Any]) -> dict[str, float]:
         """Return the step's momentum, gain and step size: all in which the forms differ."""
+        lr, momentum, form = values["lr"], values["momentum"], values["form"]
         if form == "sutskever":
             gain, step_size = lr, 1.0
         elif form == "ema":
             gain, step_size = 1 - momentum, lr
         else:
             undamped = step == 1 or momentum == 0
-            gain, step_size = 1.0 if undamped else 1 - dampening, lr
+            gain, step_size = 1.0 if undamped else 1 - values["dampening"], lr
         return {"momentum": momentum, "gain": gain, "step_size": step_size}
 
     @staticmethod
@@ -209,15 +210,15 @@ class SGD(Optimizer, rule="sgd"):
         if self._looking_ahead:
             raise ValueError("lookahead: expected to be entered once, got a second block inside")
         shifts: list[tuple[Array, Array]] = []
-        for group, members in zip(self.param_groups, self._members, strict=True):
-            values = resolve(self.checks, group, int(self._counters[-1]))
-            if not group["momentum"]:
+        for number, members in enumerate(self._members):
+            values, _ = self._resolve(number, int(self._counters[-1]))
+            if not self.param_groups[number]["momentum"]:
                 raise ValueError("momentum: expected more than 0 for lookahead, got 0")
             if values["nesterov"]:
                 raise ValueError("nesterov: expected False for lookahead, got True")
             rate = values["lr"] if values["form"] == "heavy_ball" else 1.0
             for index in members:
-                buffer = self._state[index]["momentum_buffer"]
+                (buffer,) = self._state[index]
                 shifts.append((self._params[index], rate * values["momentum"] * buffer))
         saved = [param.copy(order="K") for param, _ in shifts]
         self._looking_ahead = True

@@ -1,0 +1,51 @@
+"""The kernels' table of rules, as the classes need it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from onepass import _core
+
+if TYPE_CHECKING:
+    from onepass.optim._base import Optimizer
+
+ROWS = _core.rules()
+_INDEX = {rule: index for index, rule in enumerate(ROWS)}
+_OPTION_BITS = {
+    rule: [(1 << bit, name) for bit, name in enumerate(row["options"], start=1)]
+    for rule, row in ROWS.items()
+}
+_STATES = {
+    rule: [
+        [name if used else None for name, used in zip(row["states"], uses, strict=True)]
+        for uses in row["uses_state"]
+    ]
+    for rule, row in ROWS.items()
+}
+
+
+def options_of(cls: type[Optimizer], settings: Mapping[str, Any], values: Mapping[str, Any]) -> int:
+    """Return which of the rule's options are on, as the kernels number them.
+
+    An option is on where its hyperparameter is a schedule: the state must not come and go.
+    """
+    options = 1 if values["weight_decay"] and not cls.decoupled else 0
+    for bit, name in _OPTION_BITS[cls.rule]:
+        if settings[name]:
+            options |= bit
+    return options
+
+
+def states_of(cls: type[Optimizer], options: int) -> list[str | None]:
+    """Return the names of the state arrays in order, None where the options leave one out."""
+    return _STATES[cls.rule][options]
+
+
+def job(
+    cls: type[Optimizer], options: int, values: dict[str, Any], step: int
+) -> tuple[int, int, tuple[float, ...]]:
+    """Return what the kernels need to know about one step: rule, options, scalars."""
+    sign = -1.0 if values["maximize"] else 1.0
+    decay = 0.0 if cls.decoupled else values["weight_decay"]
+    return _INDEX[cls.rule], options, (sign, decay, *cls.scalars(step, values).values())
