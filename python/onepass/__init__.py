@@ -12,7 +12,7 @@ array([ 0.9, -2.1])
 from importlib.metadata import version
 from pathlib import Path
 
-from onepass import kernels, optim, runtime
+from onepass import _core, kernels, optim, runtime
 from onepass.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop, StepInfo
 from onepass.runtime import get_num_threads, set_num_threads
 
@@ -37,4 +37,4 @@ __version__ = version("onepass")
 
 def get_include() -> str:
     """Return the folder of the C++ headers, for ``#include <onepass/update.hpp>``."""
-    return str(Path(__file__).parent / "include")
+    return str(Path(_core.__file__).parent / "include")  # an editable install lies in two places

@@ -179,7 +179,7 @@ class Optimizer:
         return StepInfo(completed + 1, lr)
 
     def _resolve(self, number: int, completed: int) -> tuple[dict[str, Any], int]:
-        """Return a group's checked values for the coming step and its options, with state for them."""
+        """Return a group's checked values for the coming step, and its options, state allocated."""
         group, values = self.param_groups[number], self._resolved[number]
         if group != values:  # a new setting, or a schedule
             values = {"params": group["params"], **resolve(self.checks, group, completed)}

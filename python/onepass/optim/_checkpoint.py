@@ -3,7 +3,6 @@
 import json
 import os
 import tempfile
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -45,24 +44,25 @@ def write(path: str | os.PathLike[str], kind: str, state_dict: dict[str, Any]) -
 
 def read(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
     """Return the state dictionary in the file of an optimizer of this kind."""
-    try:
-        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            header = json.loads(archive["header"].tobytes())
-            if header["format"] != _FORMAT:
-                raise ValueError(f"format {header['format']}")
-            state = {
-                entry["key"]: {
-                    "step": entry["step"],
-                    **{name: archive[f"{number}.{name}"] for name in entry["arrays"]},
+    with Path(path).open("rb") as file:
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                header = json.loads(archive["header"].tobytes())
+                if header["format"] != _FORMAT:
+                    raise ValueError(f"format {header['format']}")
+                state = {
+                    entry["key"]: {
+                        "step": entry["step"],
+                        **{name: archive[f"{number}.{name}"] for name in entry["arrays"]},
+                    }
+                    for number, entry in enumerate(header["state"])
                 }
-                for number, entry in enumerate(header["state"])
-            }
-            saved_kind = header["optimizer"]
-            groups = header["param_groups"]
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"path: expected a checkpoint that save wrote, got {os.fspath(path)!r} ({error})"
-        ) from error
+                saved_kind = header["optimizer"]
+                groups = header["param_groups"]
+        except Exception as error:  # damage makes zipfile raise a dozen kinds
+            raise ValueError(
+                f"path: expected a checkpoint that save wrote, got {os.fspath(path)!r} ({error})"
+            ) from error
     if saved_kind != kind:
         raise ValueError(f"path: expected a checkpoint of {kind}, got one of {saved_kind}")
     return {"state": state, "param_groups": groups}

@@ -126,11 +126,11 @@ class Adagrad(Optimizer, rule="adagrad"):
     def reference(  # type: ignore[override]
         param: Array,
         grad: Array,
-        sum: Array,
+        sum: Array,  # noqa: A002
         *,
         step_size: float,
         eps: float,
-        eps_root: float,  # noqa: A002
+        eps_root: float,
     ) -> tuple[Array, Array]:
         """Return the new parameter and sum of squares."""
         sum = sum + grad * grad  # noqa: A001

@@ -1,0 +1,220 @@
+// Runs every kernel of every build that this machine can run, for the sanitizers to watch: each
+// array is a heap block of its exact size, so one element too far is an error.
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "dispatch.hpp"
+#include "onepass/rules.def"
+#include "onepass/update.hpp"
+#include "parallel.hpp"
+#include "step.hpp"
+
+namespace {
+
+int failures = 0;
+int checks = 0;
+
+void check(bool holds, const std::string& what) {
+  ++checks;
+  if (!holds) {
+    ++failures;
+    std::printf("FAILED: %s\n", what.c_str());
+  }
+}
+
+// n elements, `offset` elements past a cache line; nothing after the last one.
+template <class T>
+class Block {
+ public:
+  Block(std::size_t n, std::size_t offset, std::uint32_t seed) : n_(n) {
+    const std::size_t bytes = (n + offset) * sizeof(T);
+    memory_ = static_cast<char*>(::operator new(bytes + 1, std::align_val_t(64)));
+    data_ = reinterpret_cast<T*>(memory_) + offset;
+    for (std::size_t i = 0; i < n; ++i) {
+      seed = seed * 1664525u + 1013904223u;
+      data_[i] = static_cast<T>(seed >> 8) / T(1 << 22) + T(0.25);  // positive: some are squares
+    }
+  }
+  Block(const Block&) = delete;
+  Block& operator=(const Block&) = delete;
+  ~Block() { ::operator delete(memory_, std::align_val_t(64)); }
+
+  T* data() const { return data_; }
+  bool operator==(const Block& other) const {
+    return n_ == 0 || std::memcmp(data_, other.data_, n_ * sizeof(T)) == 0;
+  }
+
+ private:
+  std::size_t n_;
+  char* memory_;
+  T* data_;
+};
+
+template <class T>
+struct Arrays {
+  Block<T> param, grad, state0, state1, state2;
+  Arrays(std::size_t n, std::size_t offset)
+      : param(n, offset, 1), grad(n, offset, 2), state0(n, offset, 3), state1(n, offset, 4),
+        state2(n, offset, 5) {}
+
+  onepass::Tensor tensor(std::size_t n, onepass::Kernel kernel, const double* scalars) const {
+    return {param.data(), grad.data(), {state0.data(), state1.data(), state2.data()}, n, kernel,
+            scalars};
+  }
+  bool operator==(const Arrays& other) const {
+    return param == other.param && grad == other.grad && state0 == other.state0 &&
+           state1 == other.state1 && state2 == other.state2;
+  }
+};
+
+// Scalars that suit any rule: all in (0, 1), none round in binary.
+constexpr double scalars[onepass::max_scalars] = {-1.0, 0.1,  0.9, 0.05, 0.3, 0.7,  0.2, 0.6,
+                                                  1e-3, 1e-4, 0.4, 0.8,  0.1, 0.15, 0.9, 0.25};
+
+// The vector loop against one element at a time, and every build against the first.
+template <class T>
+void check_variant(const std::string& rule, std::size_t row, std::size_t variant) {
+  for (const std::size_t n : {0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 65, 1023, 1025, 5003}) {
+    for (const std::size_t offset : {0, 1, 3, 15}) {
+      Arrays<T> expected(n, offset);
+      bool first = true;
+      for (const onepass::Isa& isa : onepass::compiled_isas()) {
+        if (!isa.supported) continue;
+        const onepass::Variant& v = isa.kernels->rules[row].variants[variant];
+        const onepass::Kernel kernel = sizeof(T) == sizeof(float) ? v.f32 : v.f64;
+        if (first) {
+          const auto one = expected.tensor(n, kernel, scalars);
+          for (std::size_t i = 0; i < n; ++i) {
+            kernel(one.param, one.grad, one.state, i, i + 1, scalars);
+          }
+          first = false;
+        }
+        Arrays<T> whole(n, offset);
+        const onepass::Tensor tensor = whole.tensor(n, kernel, scalars);
+        onepass::step({&tensor, 1}, 1);
+        check(whole == expected, rule + " on " + isa.name + ", n = " + std::to_string(n));
+      }
+    }
+  }
+}
+
+// Many tensors in one region: any number of threads gives the same bits.
+void check_threads() {
+  const onepass::Isa& isa = onepass::choose_isa(nullptr);
+  const auto rules = isa.kernels->rules;
+  std::vector<std::unique_ptr<Arrays<float>>> expected;
+  for (const int threads : {1, 2, 3, 4, 7}) {
+    std::vector<std::unique_ptr<Arrays<float>>> arrays;
+    std::vector<onepass::Tensor> tensors;
+    for (std::size_t i = 0; i < 40; ++i) {
+      const std::size_t n = i % 7 == 0 ? 20000 + i : i * i;
+      arrays.push_back(std::make_unique<Arrays<float>>(n, i % 16));
+      const onepass::Kernel kernel = rules[i % rules.size()].variants.back().f32;
+      tensors.push_back(arrays.back()->tensor(n, kernel, scalars));
+    }
+    onepass::step(tensors, threads);
+    if (threads == 1) expected = std::move(arrays);
+    for (std::size_t i = 0; i < arrays.size(); ++i) {
+      check(*arrays[i] == *expected[i], std::to_string(threads) + " threads");
+    }
+  }
+}
+
+// A storage format that must convert goes through the same loop, and no rule knows: float's upper
+// half, cut off.
+template <class T>
+struct UpperHalf {
+  using Stored = std::uint16_t;
+  static constexpr bool converts = true;
+  static float load(Stored stored) {
+    const std::uint32_t bits = std::uint32_t{stored} << 16;
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+  }
+  static Stored store(float value) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return static_cast<Stored>(bits >> 16);
+  }
+  static T* open(const Stored* stored, T* scratch, std::size_t n) noexcept {
+    for (std::size_t i = 0; i < n; ++i) scratch[i] = load(stored[i]);
+    return scratch;
+  }
+  static void close(Stored* stored, const T* tile, std::size_t n) noexcept {
+    for (std::size_t i = 0; i < n; ++i) stored[i] = store(tile[i]);
+  }
+};
+
+void check_format() {
+  using Half = UpperHalf<float>;
+  constexpr std::size_t n = 9001;
+  const onepass::Adam<float, false> rule{0.9f, 0.1f, 0.99f, 0.01f, 0.1f, 2.0f, 1e-3f, 0.0f};
+  std::vector<std::uint16_t> p(n), g(n), m(n), v(n);
+  for (std::size_t i = 0; i < n; ++i) {
+    p[i] = Half::store(0.5f + static_cast<float>(i % 100));
+    g[i] = Half::store(static_cast<float>(i % 13) - 6.0f);
+    m[i] = Half::store(0.25f);
+    v[i] = Half::store(2.0f);
+  }
+  auto expected_p = p, expected_m = m, expected_v = v;
+  for (std::size_t i = 0; i < n; ++i) {
+    float param = Half::load(p[i]), first = Half::load(m[i]), second = Half::load(v[i]), none = 0;
+    rule(param, Half::load(g[i]), first, second, none);
+    expected_p[i] = Half::store(param);
+    expected_m[i] = Half::store(first);
+    expected_v[i] = Half::store(second);
+  }
+  std::uint16_t* state[] = {m.data(), v.data(), nullptr};
+  onepass::update<false, UpperHalf>(p.data(), g.data(), state, n, rule,
+                                    onepass::Gradient<float>{1.0f, 0.0f});
+  check(p == expected_p && m == expected_m && v == expected_v, "a format that converts");
+}
+
+// p - lr * g in numbers that are exact in binary.
+void check_by_hand() {
+  float param[] = {1.0f, -2.0f, 8.0f}, grad[] = {4.0f, 2.0f, -16.0f};
+  const double sgd[] = {1.0, 0.0, 0.0, 1.0, 0.25};  // scale, decay; momentum, gain, step_size
+  const auto& row = onepass::choose_isa(nullptr).kernels->rules[0];
+  check(std::string(row.name) == "sgd", "the first row is sgd");
+  const onepass::Tensor tensor{param, grad, {}, 3, row.variants[0].f32, sgd};
+  onepass::step({&tensor, 1}, 1);
+  check(param[0] == 0.0f && param[1] == -2.5f && param[2] == 12.0f, "sgd by hand");
+}
+
+void check_choice() {
+  for (const onepass::Isa& isa : onepass::compiled_isas()) {
+    if (isa.supported) check(&onepass::choose_isa(isa.name) == &isa, "a forced ISA is chosen");
+  }
+  try {
+    onepass::choose_isa("sse9");
+    check(false, "an unknown ISA is an error");
+  } catch (const std::invalid_argument& error) {
+    check(std::string(error.what()).find("'baseline'") != std::string::npos, "it lists choices");
+  }
+}
+
+}  // namespace
+
+int main() {
+  const auto rules = onepass::compiled_isas()[0].kernels->rules;
+  for (std::size_t row = 0; row < rules.size(); ++row) {
+    for (std::size_t variant = 0; variant < rules[row].variants.size(); ++variant) {
+      check_variant<float>(rules[row].name, row, variant);
+      check_variant<double>(rules[row].name, row, variant);
+    }
+  }
+  check_threads();
+  check_format();
+  check_by_hand();
+  check_choice();
+  std::printf("%d checks, %d failures\n", checks, failures);
+  return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}

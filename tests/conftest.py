@@ -1,0 +1,45 @@
+import os
+
+import numpy as np
+import pytest
+
+import onepass as op
+from helpers import CASE_IDS, CASES, FORMATS
+
+
+def pytest_sessionstart(session):
+    """A forced instruction set that did not run would make its tests mean nothing."""
+    forced = os.environ.get("ONEPASS_ISA")
+    if forced and op.runtime.info()["isa"] != forced:
+        pytest.exit(f"ONEPASS_ISA={forced}, but {op.runtime.info()['isa']} runs", returncode=3)
+
+
+@pytest.fixture(params=CASES, ids=CASE_IDS)
+def case(request):
+    """(class, settings) for every rule, option and shared hyperparameter."""
+    return request.param
+
+
+@pytest.fixture(
+    scope="session",
+    params=list(op.optim.registry.values()),
+    ids=lambda cls: cls.__name__,
+)
+def optimizer(request):
+    return request.param
+
+
+@pytest.fixture(params=FORMATS, ids=["float32", "float64"])
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20261121)
+
+
+@pytest.fixture(autouse=True)
+def default_threads():
+    yield
+    op.set_num_threads(None)

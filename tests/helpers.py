@@ -1,0 +1,90 @@
+"""What the tests share: the cases they iterate, and equality of bits."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from onepass import _core, optim
+from onepass.optim import Optimizer
+
+# Every class with each of its own cases, alone and with what all classes share.
+SHARED: tuple[Mapping[str, Any], ...] = ({}, {"weight_decay": 0.1, "maximize": True})
+CASES = [
+    (cls, {**case, **shared})
+    for cls in optim.registry.values()
+    for case in cls.cases
+    for shared in SHARED
+]
+CASE_IDS = [
+    cls.__name__ + "".join(f"-{k}={v}" for k, v in settings.items()) for cls, settings in CASES
+]
+FORMATS = (np.float32, np.float64)
+
+
+def assert_same_bits(actual: Any, expected: Any) -> None:
+    """Equality to the bit, -0.0 and subnormals included. Any NaN equals any other."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.dtype == expected.dtype
+    assert actual.shape == expected.shape
+    unsigned = np.dtype(f"u{actual.dtype.itemsize}")
+    same = np.ascontiguousarray(actual).view(unsigned) == np.ascontiguousarray(expected).view(
+        unsigned
+    )
+    same |= np.isnan(actual) & np.isnan(expected)
+    assert same.all(), f"{(~same).sum()} of {same.size} differ"
+
+
+def state_names(cls: type[Optimizer], settings: Mapping[str, Any]) -> list[str]:
+    """The state that these settings use, from the documented rules of when they do."""
+    row = _core.rules()[cls.rule]
+    merged = {**cls.defaults, **settings}
+    options = sum(bool(merged[name]) << bit for bit, name in enumerate(row["options"], start=1))
+    uses = row["uses_state"][options]
+    return [name for name, used in zip(row["states"], uses, strict=True) if used]
+
+
+def fresh_state(cls: type[Optimizer], settings: Mapping[str, Any], param: np.ndarray) -> list[Any]:
+    """State as before the first step, None where the settings use none."""
+    used = state_names(cls, settings)
+    start = cls.initial_state({**cls.defaults, **settings})
+    return [
+        np.full_like(param, start) if name in used else None
+        for name in _core.rules()[cls.rule]["states"]
+    ]
+
+
+def run_reference(
+    cls: type[Optimizer], settings: Mapping[str, Any], param: np.ndarray, grads: Any
+) -> tuple[Any, ...]:
+    """The parameter and the state after one reference step a gradient."""
+    arrays: tuple[Any, ...] = (param.copy(), *fresh_state(cls, settings, param))
+    with np.errstate(all="ignore"):
+        for t, grad in enumerate(grads, start=1):
+            arrays = cls.reference_step(arrays[0], grad, *arrays[1:], step=t, **settings)
+    return arrays
+
+
+def digest(*things: Any) -> str:
+    """A hash of arrays, optimizers and whatever holds them."""
+    hasher = hashlib.sha256()
+
+    def add(thing: Any) -> None:
+        if isinstance(thing, Optimizer):
+            add(thing.state_dict())
+            add([g["params"] for g in thing.param_groups])
+        elif isinstance(thing, np.ndarray) and thing.dtype != object:
+            hasher.update(f"{thing.dtype}{thing.shape}".encode() + thing.tobytes())
+        elif isinstance(thing, Mapping):
+            for key, value in thing.items():
+                hasher.update(repr(key).encode())
+                add(value)
+        elif isinstance(thing, list | tuple):
+            for value in thing:
+                add(value)
+        else:
+            hasher.update(repr(thing).encode())
+
+    add(things)
+    return hasher.hexdigest()

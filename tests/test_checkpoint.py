@@ -1,0 +1,301 @@
+"""state_dict, load_state_dict, save and load: exact, all or nothing, never a broken file."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import onepass as op
+from helpers import assert_same_bits, digest, state_names
+
+
+def params_like(rng, dtype=np.float32):
+    return {
+        "w": np.asfortranarray(rng.normal(size=(4, 5)).astype(dtype)),
+        "b": rng.normal(size=5).astype(dtype),
+        "frozen": np.ones(2, dtype),
+        "scale": np.array(1.5, dtype),
+    }
+
+
+def grads_like(params, rng):
+    grads = {k: np.asarray(rng.normal(size=p.shape)).astype(p.dtype) for k, p in params.items()}
+    return {**grads, "frozen": None}
+
+
+def run(opt, params, rng, steps):
+    for _ in range(steps):
+        opt.step(grads_like(params, rng))
+
+
+def copies(params):
+    return {k: p.copy(order="K") for k, p in params.items()}
+
+
+@pytest.mark.parametrize("through", ["dict", "file"])
+def test_resume_is_bitwise(case, dtype, through, rng, tmp_path):
+    cls, options = case
+    params = params_like(rng, dtype)
+    opt = cls(params, lr=lambda step: 0.1 / (1 + step), **options)
+    run(opt, params, rng, 3)
+    saved_params = copies(params)
+    saved = opt.state_dict()
+    opt.save(tmp_path / "run.npz")
+    after = copies(saved_params)
+    resumed = cls(after, lr=lambda step: 0.1 / (1 + step))
+    if through == "dict":
+        resumed.load_state_dict(saved)
+    else:
+        resumed.load(tmp_path / "run.npz")
+    assert digest(resumed.state_dict()) == digest(saved)
+    one, two = np.random.default_rng(1), np.random.default_rng(1)
+    run(opt, params, one, 4)
+    run(resumed, after, two, 4)
+    for name, param in params.items():
+        assert_same_bits(after[name], param)
+    assert digest(resumed.state_dict()) == digest(opt.state_dict())
+
+
+def test_layout(case, rng):
+    cls, options = case
+    params = params_like(rng)
+    opt = cls(params, **options)
+    assert opt.state_dict()["state"] == {}
+    run(opt, params, rng, 2)
+    saved = opt.state_dict()
+    assert list(saved) == ["state", "param_groups"]
+    assert list(saved["state"]) == ["w", "b", "scale"]
+    for key, entry in saved["state"].items():
+        assert list(entry) == ["step", *state_names(cls, options)]
+        assert entry["step"] == 2
+        for name in state_names(cls, options):
+            assert entry[name].shape == params[key].shape
+            assert entry[name].dtype == params[key].dtype
+    (group,) = saved["param_groups"]
+    assert group["params"] == ["w", "b", "frozen", "scale"]
+    assert {k: v for k, v in group.items() if k not in ("params", "step")} == {
+        **cls.defaults,
+        **options,
+    }
+
+
+def test_state_dict_is_a_copy_and_stays_as_it_is(case, rng):
+    cls, options = case
+    params = params_like(rng)
+    opt = cls(params, **options)
+    run(opt, params, rng, 2)
+    saved = opt.state_dict()
+    before = digest(saved)
+    twin = cls(copies(params), **options)
+    twin.load_state_dict(saved)
+    run(opt, params, rng, 1)
+    run(twin, params, rng, 1)
+    assert digest(saved) == before
+
+
+def spoiled(saved, names):
+    """Checkpoints with one thing wrong, and the words of the complaint."""
+
+    def change(path, value):
+        copy = {
+            "state": {k: dict(v) for k, v in saved["state"].items()},
+            "param_groups": [dict(g) for g in saved["param_groups"]],
+        }
+        target = copy
+        for key in path[:-1]:
+            target = target[key]
+        if value is KeyError:
+            del target[path[-1]]
+        else:
+            target[path[-1]] = value
+        return copy
+
+    yield {}, "state_dict: expected the keys"
+    yield [], "state_dict: expected the keys"
+    yield {**saved, "extra": 1}, "state_dict: expected the keys"
+    yield change(["param_groups"], []), "param_groups: expected 1 groups, got 0"
+    yield change(["param_groups", 0, "lr"], -1.0), "lr: expected"
+    yield change(["param_groups", 0, "lr"], float("nan")), "lr: expected"
+    yield change(["param_groups", 0, "lr"], None), "expected a schedule for 'lr'"
+    yield change(["param_groups", 0, "lrr"], 1.0), r"param_groups\[0\]: expected the hyperparam"
+    yield change(["param_groups", 0, "params"], ["w", "b", "frozen"]), "expected the parameters"
+    yield change(["param_groups", 0, "params"], ["w", "b", "x", "scale"]), "expected the param"
+    yield change(["param_groups", 0, "step"], -1), "step: expected a number of steps"
+    yield change(["state", "x"], {"step": 1}), r"state: .* got also \['x'\]"
+    yield change(["state", "b", "step"], -1), r"state\['b'\]\['step'\]: expected a number of steps"
+    yield change(["state", "b", "step"], 1.5), r"\['step'\]: expected a number of steps"
+    yield change(["state", "b", "step"], "2"), r"\['step'\]: expected a number of steps"
+    yield change(["state", "b", "momentum"], np.ones(5)), r"state\['b'\]: expected the arrays"
+    for name in names:
+        where = rf"state\['b'\]\['{name}'\]: "
+        yield change(["state", "b", name], KeyError), r"state\['b'\]: expected the arrays"
+        yield change(["state", "b", name], np.ones(6, np.float32)), where + "expected shape"
+        yield change(["state", "b", name], np.ones((5, 1), np.float32)), where + "expected shape"
+        yield change(["state", "b", name], np.ones(5)), where + "expected dtype float32"
+        yield change(["state", "b", name], "text"), where + "expected dtype"
+
+
+def test_a_bad_dictionary_changes_nothing(case, rng):
+    cls, options = case
+    params = params_like(rng)
+    opt = cls(params, **options)
+    run(opt, params, rng, 2)
+    saved = opt.state_dict()
+    run(opt, params, rng, 1)
+    before = digest(opt)
+    for bad, words in spoiled(saved, state_names(cls, options)):
+        with pytest.raises((ValueError, TypeError), match=words):
+            opt.load_state_dict(bad)
+        assert digest(opt) == before
+
+
+def test_keys_are_matched_by_name_in_any_order(optimizer, rng):
+    params = params_like(rng)
+    opt = optimizer(params)
+    run(opt, params, rng, 2)
+    shuffled = optimizer(dict(reversed(copies(params).items())))
+    shuffled.load_state_dict(opt.state_dict())
+    assert digest(shuffled.state_dict()["state"]["w"]) == digest(opt.state_dict()["state"]["w"])
+    with pytest.raises(ValueError, match="expected the parameters"):
+        optimizer({"other": params["b"]}).load_state_dict(
+            optimizer({"b": params["b"]}).state_dict()
+        )
+
+
+def saved_run(optimizer, tmp_path, rng):
+    params = params_like(rng)
+    opt = optimizer(params)
+    run(opt, params, rng, 2)
+    path = tmp_path / "run.npz"
+    opt.save(path)
+    return opt, path
+
+
+def test_damaged_and_foreign_files(optimizer, tmp_path, rng):
+    opt, path = saved_run(optimizer, tmp_path, rng)
+    whole = path.read_bytes()
+    before = digest(opt)
+    flipped = bytearray(whole)
+    flipped[whole.index(b"header") + 200] ^= 0xFF
+    np.savez(tmp_path / "foreign.npz", weights=np.ones(3))
+    np.save(tmp_path / "array.npy", np.ones(3))
+    np.savez(tmp_path / "pickle.npz", header=np.array([{}], object))
+    header = json.dumps({"format": 99, "optimizer": optimizer.__name__}).encode()
+    np.savez(tmp_path / "newer.npz", header=np.frombuffer(header, np.uint8))
+    files = [
+        b"",
+        b"not a checkpoint at all",
+        whole[: len(whole) // 2],
+        whole[:-1],
+        whole[100:],
+        bytes(flipped),
+        *[(tmp_path / name).read_bytes() for name in ("foreign.npz", "array.npy", "pickle.npz")],
+        (tmp_path / "newer.npz").read_bytes(),
+    ]
+    for content in files:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="^path: expected a checkpoint that save wrote, got "):
+            opt.load(path)
+        assert digest(opt) == before
+    with pytest.raises(FileNotFoundError):
+        opt.load(tmp_path / "none.npz")
+
+
+@given(cut=st.integers(0, 10**6), flip=st.integers(0, 10**6))
+@settings(max_examples=60, deadline=None)
+def test_no_damage_passes_unseen(cut, flip, tmp_path_factory):
+    """A file cut anywhere, or with a byte changed, is refused or loads what was saved."""
+    folder = tmp_path_factory.mktemp("damage")
+    opt, path = saved_run(op.Adam, folder, np.random.default_rng(0))
+    whole = path.read_bytes()
+    saved, before = digest(opt.state_dict()), digest(opt)
+    changed = bytearray(whole)
+    changed[flip % len(whole)] ^= 0x55
+    for content in (whole[: cut % len(whole)], bytes(changed)):
+        path.write_bytes(content)
+        try:
+            opt.load(path)
+        except (ValueError, TypeError):
+            assert digest(opt) == before
+        assert digest(opt.state_dict()) == saved
+
+
+def test_a_file_of_another_class(optimizer, tmp_path, rng):
+    _, path = saved_run(optimizer, tmp_path, rng)
+    for other in op.optim.registry.values():
+        if other is not optimizer:
+            fresh = other(params_like(rng))
+            with pytest.raises(
+                ValueError,
+                match=f"expected a checkpoint of {other.__name__}, got one of {optimizer.__name__}",
+            ):
+                fresh.load(path)
+            assert fresh.state_dict()["state"] == {}
+
+
+def test_no_pickle_in_the_file(optimizer, tmp_path, rng):
+    _, path = saved_run(optimizer, tmp_path, rng)
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            assert b"|O" not in archive.read(name)[:128]
+
+
+def test_a_failed_save_leaves_the_old_file_and_no_litter(optimizer, tmp_path, rng, monkeypatch):
+    opt, path = saved_run(optimizer, tmp_path, rng)
+    old = path.read_bytes()
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    for broken in ("fsync", "umask"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, broken, full_disk)
+            with pytest.raises(OSError, match="No space left"):
+                opt.save(path)
+        assert path.read_bytes() == old
+        assert [p.name for p in tmp_path.iterdir()] == ["run.npz"]
+
+
+def test_mode_of_the_file_follows_the_umask(tmp_path, rng):
+    _, path = saved_run(op.SGD, tmp_path, rng)
+    mask = os.umask(0)
+    os.umask(mask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+KILLED = """
+import sys, numpy as np, onepass as op
+params = [np.zeros(200_000, np.float32)]
+opt = op.Adam(params, lr=1.0, eps=0.0)
+while True:
+    opt.step([np.ones(200_000, np.float32)])
+    opt.save(sys.argv[1])
+    print(flush=True)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills a process with SIGKILL")
+def test_a_killed_save_leaves_a_whole_file(tmp_path):
+    path = tmp_path / "run.npz"
+    rng = np.random.default_rng(0)
+    for _ in range(6):
+        with subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE
+        ) as child:
+            child.stdout.readline()
+            time.sleep(rng.uniform(0, 0.05))
+            child.send_signal(signal.SIGKILL)
+        opt = op.Adam([np.zeros(200_000, np.float32)])
+        opt.load(path)
+        state = opt.state_dict()["state"][0]
+        # With the gradient 1 all along, the first moment of step t is 1 - 0.9^t, everywhere.
+        assert np.ptp(state["exp_avg"]) == 0
+        np.testing.assert_allclose(state["exp_avg"][0], 1 - 0.9 ** state["step"], rtol=1e-5)

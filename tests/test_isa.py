@@ -1,0 +1,52 @@
+"""Every instruction set that this machine has is chosen when asked for, and gives the same bits."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from onepass import _core
+
+HERE = Path(__file__).parent
+SUPPORTED = [name for name, supported in _core.isas.items() if supported]
+
+
+def run(isa, *command):
+    return subprocess.run(
+        [sys.executable, *command],
+        env={**os.environ, "ONEPASS_ISA": isa},
+        cwd=HERE.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.skipif("ONEPASS_ISA" in os.environ, reason="this run is itself one of the forced ones")
+@pytest.mark.parametrize("isa", [name for name in SUPPORTED if name != _core.isa])
+def test_oracle_on_every_other_isa(isa):
+    # conftest.py ends the session with an error if the forced one did not run.
+    done = run(isa, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "test_oracle.py"))
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+
+
+@pytest.mark.parametrize("isa", SUPPORTED)
+def test_forced_isa_runs_and_says_so(isa):
+    code = "import onepass as op; i = op.runtime.info(); print(i['isa'], i['isa_reason'])"
+    assert run(isa, "-c", code).stdout.split() == [isa, f"ONEPASS_ISA={isa}"]
+
+
+@pytest.mark.parametrize("isa", ["sse9", "x86_64_v3", "AVX2"])
+def test_unknown_isa_is_an_error_that_lists_the_choices(isa):
+    done = run(isa, "-c", "import onepass")
+    assert done.returncode != 0
+    assert f"got '{isa}'" in done.stderr
+    for name in SUPPORTED:
+        assert f"'{name}'" in done.stderr
+
+
+def test_the_best_isa_is_the_default():
+    assert SUPPORTED[-1] == _core.isa or os.environ["ONEPASS_ISA"]

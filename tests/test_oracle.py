@@ -1,0 +1,212 @@
+"""The kernels equal the NumPy reference bit for bit. test_isa.py repeats this file on each ISA."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import onepass as op
+from helpers import assert_same_bits, fresh_state, run_reference, state_names
+from onepass._memory import aligned_zeros
+
+# Around every vector width and a tile, and one that is many tiles and a remainder.
+LENGTHS = [0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 1000, 1023, 1024, 1025, 100_003]
+
+
+def gradients(rng, shape, dtype, steps):
+    """Gradients of every magnitude, some of them 0."""
+    for _ in range(steps):
+        size = 10.0 ** rng.uniform(-20, 5, shape)
+        yield np.asarray(rng.normal(size=shape) * size * (rng.random(shape) > 0.1)).astype(dtype)
+
+
+def place(values, offset):
+    """A copy of a vector, `offset` bytes past a cache line, in the midst of sentinels."""
+    room = aligned_zeros(values.size + 64, values.dtype, offset=offset)
+    room.fill(7)
+    room[16 : 16 + values.size] = values
+    return room, room[16 : 16 + values.size]
+
+
+def assert_step_by_step(opt, param, expected):
+    assert_same_bits(param, expected[0])
+    state = opt.state_dict()["state"]
+    if expected[0].size or state:
+        names = state_names(type(opt), opt.param_groups[0])
+        arrays = [array for array in expected[1:] if array is not None]
+        for name, array in zip(names, arrays, strict=True):
+            assert_same_bits(state[0][name], array)
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+def test_every_length(case, dtype, n, rng):
+    cls, options = case
+    start = rng.normal(size=n).astype(dtype)
+    grads = list(gradients(rng, n, dtype, 3))
+    room, param = place(start, offset=0)
+    opt = cls(param, **options)
+    with np.errstate(all="raise"):
+        for grad in grads:
+            opt.step(grad)
+    assert_step_by_step(opt, param, run_reference(cls, options, start, grads))
+    assert (room[:16] == 7).all()
+    assert (room[16 + n :] == 7).all()
+
+
+@pytest.mark.parametrize("n", [1, 17, 5003])
+def test_every_offset_from_a_cache_line(case, dtype, n, rng):
+    cls, options = case
+    start = rng.normal(size=n).astype(dtype)
+    grads = list(gradients(rng, n, dtype, 2))
+    expected = run_reference(cls, options, start, grads)
+    itemsize = np.dtype(dtype).itemsize
+    for offset in range(0, 64, itemsize):
+        _, param = place(start, offset)
+        opt = cls(param, **options)
+        for grad in grads:  # somewhere else than the parameter
+            opt.step(place(grad, 64 - itemsize - offset)[1])
+        assert_step_by_step(opt, param, expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5, 8])
+def test_every_number_of_threads(case, dtype, threads, rng):
+    cls, options = case
+    start = rng.normal(size=100_003).astype(dtype)
+    grads = list(gradients(rng, start.size, dtype, 2))
+    param = start.copy()
+    opt = cls(param, **options)
+    for grad in grads:
+        opt.step(grad, num_threads=threads)
+    assert_step_by_step(opt, param, run_reference(cls, options, start, grads))
+
+
+def test_two_hundred_tensors_in_one_step(case, dtype, rng):
+    cls, options = case
+    shapes = [() if i % 50 == 0 else (i % 9, i) if i % 3 else (i * 37 % 4001,) for i in range(200)]
+    starts = [np.array(rng.normal(size=shape)).astype(dtype) for shape in shapes]
+    grads = [[next(gradients(rng, shape, dtype, 1)) for shape in shapes] for _ in range(2)]
+    params = [start.copy() for start in starts]
+    opt = cls(params, **options)
+    for grad in grads:
+        opt.step(grad, num_threads=2)
+    for i, start in enumerate(starts):
+        assert_same_bits(params[i], run_reference(cls, options, start, [g[i] for g in grads])[0])
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_gradients_of_any_strides(case, dtype, order, rng):
+    cls, options = case
+    start = np.asarray(rng.normal(size=(6, 35)), dtype, order=order)
+    grad = next(gradients(rng, start.shape, dtype, 1))
+    layouts = {
+        "C": np.ascontiguousarray(grad),
+        "F": np.asfortranarray(grad),
+        "sliced": np.repeat(grad, 3, axis=1)[:, ::3],
+        "reversed": np.ascontiguousarray(grad[::-1, ::-1])[::-1, ::-1],
+        "misaligned": misaligned(grad),
+        "read-only": np.ascontiguousarray(grad),
+    }
+    layouts["read-only"].flags.writeable = False
+    expected = run_reference(cls, options, start, [grad])
+    for name, layout in layouts.items():
+        param = start.copy(order="K")
+        before = layout.copy()
+        cls(param, **options).step(layout)
+        assert_same_bits(param, expected[0])
+        assert_same_bits(layout, before)
+        assert param.flags[f"{order}_CONTIGUOUS"], name
+
+
+def misaligned(array):
+    room = np.empty(array.nbytes + 1, np.uint8)[1:]
+    copy = room.view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    assert not copy.flags.aligned
+    return copy
+
+
+def test_broadcast_gradient(case, dtype):
+    cls, options = case
+    start = np.ones((4, 5), dtype)
+    grad = np.broadcast_to(dtype(0.5), start.shape)
+    param = start.copy()
+    cls(param, **options).step(grad)
+    assert_same_bits(param, run_reference(cls, options, start, [grad])[0])
+
+
+def test_special_values_spread_as_in_numpy(case, dtype):
+    cls, options = case
+    info = np.finfo(dtype)
+    special = [0.0, -0.0, np.inf, -np.inf, np.nan, info.max, -info.max, info.tiny]
+    special += [info.smallest_subnormal, 1.0]
+    start = np.repeat(np.array(special, dtype), len(special))
+    grads = [np.tile(np.array(special, dtype), len(special)), np.ones(start.size, dtype)]
+    param = start.copy()
+    opt = cls(param, **options)
+    for grad in grads:
+        opt.step(grad)
+    assert_step_by_step(opt, param, run_reference(cls, options, start, grads))
+
+
+def test_free_function_is_the_class(case, dtype, rng):
+    cls, options = case
+    start = rng.normal(size=777).astype(dtype)
+    grads = list(gradients(rng, start.size, dtype, 3))
+    param, state = start.copy(), fresh_state(cls, options, start)
+    kernel = getattr(op.kernels, cls.rule)
+    for t, grad in enumerate(grads, start=1):
+        assert kernel(param, grad, *state, step=t, **options) is None
+    for actual, expected in zip(
+        [param, *state], run_reference(cls, options, start, grads), strict=True
+    ):
+        if expected is not None:
+            assert_same_bits(actual, expected)
+
+
+def test_float32_is_as_accurate_as_float32_can_be(case, rng):
+    """One step from the same state against float64: a few roundings of the numbers involved."""
+    cls, options = case
+    start = rng.normal(size=1000).astype(np.float32)
+    grad = rng.normal(size=1000).astype(np.float32)
+    param = start.copy()
+    cls(param, **options).step(grad)
+    exact = run_reference(cls, options, start.astype(np.float64), [grad.astype(np.float64)])[0]
+    # The step is at most 1 here, so param and step each add roundings of numbers below 8.
+    scale = np.abs(exact) + np.abs(exact - start) * 8
+    assert (np.abs(param - exact) <= 4 * np.finfo(np.float32).eps * scale).all()
+
+
+numbers = {
+    "lr": st.floats(0, 10),
+    "weight_decay": st.floats(0, 1),
+    "momentum": st.floats(0, 0.999),
+    "alpha": st.floats(0, 0.9999),
+    "betas": st.tuples(st.floats(0, 0.999), st.floats(0, 0.9999)),
+    "eps": st.floats(0, 1e-2),
+    "eps_root": st.floats(0, 1e-2),
+    "lr_decay": st.floats(0, 1),
+    "initial_accumulator_value": st.floats(0, 1),
+}
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_any_arrays_and_hyperparameters(optimizer, data):
+    options = {
+        name: data.draw(st.booleans() if isinstance(value, bool) else numbers[name], name)
+        for name, value in optimizer.defaults.items()
+        if name in numbers or isinstance(value, bool)
+    }
+    if options.get("nesterov"):
+        options["momentum"] = max(options["momentum"], 0.1)
+    dtype = data.draw(st.sampled_from([np.float32, np.float64]), "dtype")
+    shape = data.draw(hnp.array_shapes(min_dims=0, max_side=20), "shape")
+    arrays = hnp.arrays(dtype, shape, elements=st.floats(-1e6, 1e6, width=32))
+    start = data.draw(arrays, "param")
+    grads = data.draw(st.lists(arrays, min_size=1, max_size=3), "grads")
+    param = start.copy()
+    opt = optimizer(param, **options)
+    for grad in grads:
+        opt.step(grad)
+    assert_step_by_step(opt, param, run_reference(optimizer, options, start, grads))

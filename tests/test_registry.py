@@ -1,0 +1,108 @@
+"""Rows, classes, references and documentation belong together: none without the others."""
+
+import inspect
+import re
+
+import pytest
+
+import onepass as op
+from helpers import state_names
+from onepass import _core
+from onepass.optim import Optimizer
+
+
+def test_every_row_has_a_class_and_every_class_a_row():
+    assert set(op.optim.registry) == set(_core.rules())
+    for rule, cls in op.optim.registry.items():
+        assert cls.rule == rule
+        assert getattr(op, cls.__name__) is cls
+        assert cls.__name__ in op.__all__
+        assert rule in op.kernels.__all__
+
+
+def test_every_class_has_a_reference_of_its_own(optimizer):
+    for name in ("reference", "scalars"):
+        assert getattr(optimizer, name) is not getattr(Optimizer, name)
+        assert name in optimizer.__dict__
+    with pytest.raises(NotImplementedError):
+        Optimizer.reference(None, None)
+
+
+def test_scalars_are_the_kernels_in_their_order(case):
+    cls, settings = case
+    scalars = cls.scalars(3, {**cls.defaults, **settings})
+    assert list(scalars) == _core.rules()[cls.rule]["scalars"]
+    assert all(type(value) is float for value in scalars.values())
+
+
+def test_options_are_hyperparameters(optimizer):
+    assert set(_core.rules()[optimizer.rule]["options"]) <= set(optimizer.checks)
+
+
+def test_cases_reach_every_combination_of_options(optimizer):
+    """But for those that the class refuses."""
+    options = _core.rules()[optimizer.rule]["options"]
+    reached = {
+        tuple(bool({**optimizer.defaults, **case}[name]) for name in options)
+        for case in optimizer.cases
+    }
+    for mask in range(1 << len(options)):
+        combination = tuple(bool(mask >> bit & 1) for bit in range(len(options)))
+        if combination not in reached:
+            settings = {
+                name: on if isinstance(optimizer.defaults[name], bool) else 0.9 * on
+                for name, on in zip(options, combination, strict=True)
+            }
+            with pytest.raises(ValueError, match="expected"):
+                optimizer.check_together({**optimizer.defaults, **settings})
+
+
+def test_cases_change_every_hyperparameter(optimizer):
+    """No branch of a rule is untried (lr, decay and sign are tried by every test)."""
+    changed = {name for case in optimizer.cases for name in case}
+    everywhere = {"lr", "weight_decay", "maximize", "alpha"}
+    assert set(optimizer.checks) - everywhere <= changed
+
+
+def test_defaults_are_valid_and_every_hyperparameter_is_documented(optimizer):
+    import numpy as np
+
+    opt = optimizer([np.ones(3)])
+    (group,) = opt.param_groups
+    assert {k: v for k, v in group.items() if k != "params"} == optimizer.defaults
+    parameters = section(optimizer.__doc__, "Parameters")
+    for name in ("params", *inspect.signature(optimizer).parameters):
+        assert re.search(rf"^\s*(\w+, )*{name}(, \w+)*( :|$)", parameters, re.M), name
+
+
+def section(doc, title):
+    doc = inspect.cleandoc(doc)
+    match = re.search(rf"^{title}\n-+\n(.*?)(?=^\w[\w ]*\n-+\n|\Z)", doc, re.M | re.S)
+    assert match, f"no section {title}"
+    return match.group(1)
+
+
+def test_documentation_is_whole(optimizer):
+    doc = optimizer.__doc__
+    assert ".. math::" in doc
+    assert "TypeError, ValueError" in section(doc, "Raises")
+    assert re.search(r"\b(19|20)\d\d\b", section(doc, "References"))
+    assert ">>> " in section(doc, "Examples")
+    notes = section(doc, "Notes")
+    assert "Differs from" in notes
+    assert "PyTorch" in notes
+    assert "optax" in doc
+    for cls in {optimizer, *optimizer.__bases__} & set(op.optim.registry.values()):
+        names = {name for case in cls.cases for name in state_names(cls, case)}
+        assert cls is not optimizer or cls.__bases__ != (Optimizer,) or all(n in doc for n in names)
+
+
+@pytest.mark.parametrize(
+    "thing",
+    [op.runtime.info, op.set_num_threads, op.get_num_threads, op.get_include, op.StepInfo]
+    + [getattr(Optimizer, name) for name in dir(Optimizer) if not name.startswith("_")],
+    ids=lambda thing: getattr(thing, "__name__", "attribute"),
+)
+def test_public_things_have_a_docstring(thing):
+    if callable(thing):
+        assert thing.__doc__

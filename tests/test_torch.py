@@ -1,0 +1,130 @@
+"""The second oracle: PyTorch's classes of the same names, and their checkpoints."""
+
+import inspect
+
+import numpy as np
+import pytest
+
+from helpers import CASE_IDS, CASES, state_names
+
+torch = pytest.importorskip("torch", reason="PyTorch, the second oracle, is not installed")
+
+
+def torch_class(cls):
+    return getattr(torch.optim, cls.__name__)
+
+
+def torch_has(cls, settings):
+    known = inspect.signature(torch_class(cls).__init__).parameters
+    return all(name in known for name in settings)
+
+
+# Every case whose options PyTorch has too.
+SHARED = [
+    pytest.param(case, id=name)
+    for case, name in zip(CASES, CASE_IDS, strict=True)
+    if torch_has(*case)
+]
+
+
+def as_numpy(state_dict):
+    """PyTorch's state dictionary with its tensors as arrays."""
+    state = {
+        key: {name: v.numpy() if torch.is_tensor(v) else v for name, v in entry.items()}
+        for key, entry in state_dict["state"].items()
+    }
+    return {"state": state, "param_groups": state_dict["param_groups"]}
+
+
+def twins(cls, settings, dtype, rng, lr=0.01):
+    start = [rng.normal(size=shape).astype(dtype) for shape in [(7, 5), (11,), ()]]
+    params = [np.array(p) for p in start]
+    tensors = [torch.nn.Parameter(torch.from_numpy(np.array(p))) for p in start]
+    return params, tensors, cls(params, lr, **settings), torch_class(cls)(tensors, lr, **settings)
+
+
+def step_both(params, tensors, opt, torch_opt, rng):
+    grads = [np.asarray(rng.normal(size=p.shape)).astype(p.dtype) for p in params]
+    for tensor, grad in zip(tensors, grads, strict=True):
+        tensor.grad = torch.from_numpy(grad.copy())
+    opt.step(grads)
+    torch_opt.step()
+
+
+def assert_alike(actual, expected, steps):
+    # Each step rounds a few times in either library; the values here are of the order of 1.
+    eps = np.finfo(actual.dtype).eps
+    np.testing.assert_allclose(actual, expected, rtol=8 * eps * steps, atol=8 * eps * steps)
+
+
+@pytest.mark.parametrize("settings", SHARED)
+def test_same_path(settings, dtype, rng):
+    cls, options = settings
+    both = twins(cls, options, dtype, rng)
+    params, tensors, opt, torch_opt = both
+    for step in range(1, 21):
+        step_both(*both, rng)
+        for param, tensor in zip(params, tensors, strict=True):
+            assert_alike(param, tensor.detach().numpy(), step)
+    ours, theirs = opt.state_dict()["state"], as_numpy(torch_opt.state_dict())["state"]
+    for key, entry in ours.items():
+        assert list(entry) == ["step", *state_names(cls, options)]
+        for name in state_names(cls, options):
+            assert_alike(entry[name], theirs[key][name], 20)
+
+
+@pytest.mark.parametrize("settings", SHARED)
+def test_their_checkpoint_continues_here(settings, dtype, rng):
+    cls, options = settings
+    both = twins(cls, options, dtype, rng)
+    for _ in range(5):
+        step_both(*both, rng)
+    _, tensors, _, torch_opt = both
+    params = [t.detach().numpy().copy() for t in tensors]
+    opt = cls(params, lr=0.5)  # the checkpoint's settings take over
+    opt.load_state_dict(as_numpy(torch_opt.state_dict()))
+    assert opt.param_groups[0]["lr"] == 0.01
+    for step in range(1, 6):
+        step_both(params, tensors, opt, torch_opt, rng)
+        for param, tensor in zip(params, tensors, strict=True):
+            assert_alike(param, tensor.detach().numpy(), step)
+
+
+@pytest.mark.parametrize("settings", SHARED)
+def test_our_checkpoint_continues_there(settings, dtype, rng):
+    cls, options = settings
+    both = twins(cls, options, dtype, rng)
+    for _ in range(5):
+        step_both(*both, rng)
+    params, _, opt, _ = both
+    tensors = [torch.nn.Parameter(torch.from_numpy(p.copy())) for p in params]
+    torch_opt = torch_class(cls)(tensors, **options)
+    saved = opt.state_dict()
+    state = {
+        key: {n: torch.as_tensor(v if n != "step" else float(v)) for n, v in entry.items()}
+        for key, entry in saved["state"].items()
+    }
+    groups = [{**torch_opt.param_groups[0], **saved["param_groups"][0]}]
+    torch_opt.load_state_dict({"state": state, "param_groups": groups})
+    for step in range(1, 6):
+        step_both(params, tensors, opt, torch_opt, rng)
+        for param, tensor in zip(params, tensors, strict=True):
+            assert_alike(param, tensor.detach().numpy(), step)
+
+
+def test_the_defaults_are_theirs(optimizer):
+    theirs = inspect.signature(torch_class(optimizer).__init__).parameters
+    for name, value in optimizer.defaults.items():
+        if name in theirs:
+            assert value == theirs[name].default, name
+
+
+def test_their_adamw_is_not_taken_for_adam(rng):
+    tensor = torch.nn.Parameter(torch.ones(3))
+    tensor.grad = torch.ones(3)
+    torch_opt = torch.optim.AdamW([tensor])
+    torch_opt.step()
+    import onepass as op
+
+    with pytest.raises(ValueError, match="coupled"):
+        op.Adam([np.ones(3, np.float32)]).load_state_dict(as_numpy(torch_opt.state_dict()))
