@@ -17,13 +17,19 @@ constexpr int float32_num = 11, float64_num = 12;  // NPY_FLOAT, NPY_DOUBLE
   throw py::value_error(label.str() + ": expected " + expected + ", got " + got);
 }
 
-std::string dtype_name(const py::array& array) { return py::str(array.dtype()).cast<std::string>(); }
+std::string dtype_name(const py::array& array) {
+  return py::str(array.dtype()).cast<std::string>();
+}
 std::string shape_name(const py::array& array) {
   return py::str(array.attr("shape")).cast<std::string>();
 }
 
-bool has(const py::array& array, int flag) { return (array.flags() & flag) != 0; }
-bool is_aligned(const py::array& array) { return has(array, py::detail::npy_api::NPY_ARRAY_ALIGNED_); }
+bool has(const py::array& array, int flag) {
+  return (array.flags() & flag) != 0;
+}
+bool is_aligned(const py::array& array) {
+  return has(array, py::detail::npy_api::NPY_ARRAY_ALIGNED_);
+}
 bool is_order(const py::array& array, Order order) {
   return has(array, order == Order::c ? py::array::c_style : py::array::f_style);
 }
@@ -114,9 +120,9 @@ void Memory::check_overlap() {
       const Range& first = other->label.role() == Role::param ? *other : range;
       const Range& second = &first == other ? range : *other;
       const bool same = first.begin == second.begin && first.end == second.end;
-      fail_value(second.label, "memory of its own",
-                 std::string(same ? "the same memory as " : "an overlap with ") +
-                     first.label.str());
+      fail_value(
+          second.label, "memory of its own",
+          std::string(same ? "the same memory as " : "an overlap with ") + first.label.str());
     }
     if (!farthest || range.end > farthest->end) farthest = &range;
     if (written && (!farthest_written || range.end > farthest_written->end)) {
@@ -136,7 +142,8 @@ Param check_param(py::handle object, const Label& label) {
   const Order order = is_order(array, Order::c) ? Order::c : Order::f;
   void* data = const_cast<void*>(array.data());
   const auto size = static_cast<std::size_t>(array.size());
-  return {data, size, dtype, order, std::move(array)};
+  const auto item_size = static_cast<std::size_t>(array.itemsize());
+  return {data, size, item_size, dtype, order, std::move(array)};
 }
 
 const void* check_grad(py::handle object, const Label& label, const Param& param, Memory& memory,
@@ -163,9 +170,10 @@ void* check_state(py::handle object, const Label& label, const Param& param, Mem
   check_like(array, label, param);
   check_written_in_place(array, label);
   if (!is_order(array, param.order)) {
-    fail_value(label, param.order == Order::c ? "C order, as its parameter has" :
-               "F order, as its parameter has",
-               "strides " + py::str(array.attr("strides")).cast<std::string>());
+    fail_value(
+        label,
+        param.order == Order::c ? "C order, as its parameter has" : "F order, as its parameter has",
+        "strides " + py::str(array.attr("strides")).cast<std::string>());
   }
   memory.add(array, label);
   return const_cast<void*>(array.data());

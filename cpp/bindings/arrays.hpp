@@ -16,7 +16,8 @@ namespace py = pybind11;
 enum class Role { param, grad, state };
 
 // What to call an array in a message. An optimizer's arrays carry the name of their parameter
-// (`names`: suffixes such as "['fc.weight']"); a free function's are just "param", "grad", "exp_avg".
+// (`names`: suffixes such as "['fc.weight']"); a free function's are just "param", "grad",
+// "exp_avg".
 class Label {
  public:
   Label(py::handle names, std::size_t tensor, Role role, const char* state = "")
@@ -36,7 +37,7 @@ enum class Order { c, f };  // an array that is both counts as c
 
 struct Param {
   void* data;
-  std::size_t size;
+  std::size_t size, item_size;
   Dtype dtype;
   Order order;
   py::array array;

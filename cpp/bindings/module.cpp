@@ -1,4 +1,5 @@
-// The one meeting point of the kernels and Python: checks everything, then steps without a way to fail.
+// The one meeting point of the kernels and Python: checks everything, then steps without a way to
+// fail.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -67,7 +68,8 @@ class Plan {
     for (py::handle item : jobs) {
       const Job job(py::reinterpret_borrow<py::tuple>(item));
       auto& scalars = scalars_.emplace_back();
-      for (std::size_t i = 0; i < job.scalars.size(); ++i) scalars[i] = job.scalars[i].cast<double>();
+      for (std::size_t i = 0; i < job.scalars.size(); ++i)
+        scalars[i] = job.scalars[i].cast<double>();
       for (py::handle member : job.members) {
         const auto index = member.cast<std::size_t>();
         if (py::handle grad = grads[index]; names.is_none() || !grad.is_none()) {
@@ -80,7 +82,7 @@ class Plan {
     memory_.check_overlap();
   }
 
-  std::span<const Tensor> tensors() const { return tensors_; }
+  std::span<Tensor> tensors() { return tensors_; }
   std::span<const std::size_t> members() const { return members_; }
 
  private:
@@ -89,7 +91,7 @@ class Plan {
     const Label label(names, index, Role::param);
     const Param p = check_param(param, label);
     memory_.add(p.array, label);
-    Tensor tensor{p.data, nullptr, {}, p.size, nullptr, nullptr};
+    Tensor tensor{p.data, nullptr, {}, p.size, p.item_size, nullptr, nullptr};
     tensor.kernel = p.dtype == Dtype::f32 ? job.variant.f32 : job.variant.f64;
     tensor.grad = check_grad(grad, Label(names, index, Role::grad), p, memory_, copies_);
     const auto given = py::reinterpret_borrow<py::tuple>(states);
@@ -115,7 +117,7 @@ class Plan {
 
 void run(py::handle names, const py::list& params, const py::list& grads, const py::list& states,
          const py::list& jobs, std::optional<py::array_t<std::int64_t>> counters, int num_threads) {
-  const Plan plan(names, params, grads, states, jobs);
+  Plan plan(names, params, grads, states, jobs);
   std::int64_t* counts = counters ? counters->mutable_data() : nullptr;
   const std::size_t n_counts = counters ? static_cast<std::size_t>(counters->size()) : 0;
   if (counters && n_counts != params.size() + 1) {
@@ -171,12 +173,10 @@ py::dict rules() {
 
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   isa_in_use = &choose_isa(std::getenv("ONEPASS_ISA"));
-  watch_forks();
 
   m.doc() = "The compiled kernels of onepass.";
   m.def("run", &run, py::arg("names").none(true), py::arg("params"), py::arg("grads"),
-        py::arg("states"), py::arg("jobs"), py::arg("counters").none(true),
-        py::arg("num_threads"),
+        py::arg("states"), py::arg("jobs"), py::arg("counters").none(true), py::arg("num_threads"),
         "Check every array of a step, then update parameters, state and counters in place.");
   m.def("check_params", &check_params, py::arg("names"), py::arg("params"),
         "Raise what a step with these parameters would raise.");
@@ -189,7 +189,6 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.attr("isas") = isas;
   m.attr("compiler") = ONEPASS_COMPILER;
   m.attr("flags") = ONEPASS_FLAGS;
-  m.attr("has_threads") = has_threads;
   m.attr("copy_limit") = isa_in_use->kernels->rules.size();
 }
 

@@ -108,6 +108,8 @@ constexpr KernelTable table{rows, make_row<CopyLimit, 3>("copy_limit", copy_limi
 }  // namespace
 
 const KernelTable& kernel_table() noexcept;
-const KernelTable& kernel_table() noexcept { return table; }
+const KernelTable& kernel_table() noexcept {
+  return table;
+}
 
 }  // namespace onepass::inline ONEPASS_ISA

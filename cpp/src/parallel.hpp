@@ -1,52 +1,42 @@
-// The only file that knows threads.
+// The only files that know threads: this and parallel.cpp.
 #pragma once
 
-#include <atomic>
-
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-#if defined(__unix__) || defined(__APPLE__)
-#include <pthread.h>
-#define ONEPASS_HAS_FORK 1
-#endif
+#include <cstddef>
 
 namespace onepass {
 
-inline constexpr bool has_threads =
-#ifdef _OPENMP
-    true;
-#else
-    false;
-#endif
+inline constexpr int max_threads = 256;
+
+// Calls body(i) once for each i < count, on up to `threads` threads, and returns when all have
+// been.
+//
+// Whoever calls does not wait for helpers to wake up: it takes the work itself until none is left,
+// and waits only for what a helper has begun. So a step is never slower than on one thread for
+// long, also where the other cores are busy with something else (bench/NOTES.md has what the
+// barrier of an OpenMP region costs then). A caller that finds the helpers at work for another
+// thread, and a forked child, which has none, does everything itself.
+template <class Body>
+void parallel_for(std::size_t count, int threads, const Body& body) noexcept;
+
+// Whether this process came from a fork and therefore runs serial.
+bool in_forked_child() noexcept;
 
 namespace detail {
-inline std::atomic<bool> forked{false};
-}
 
-// libgomp's workers do not survive a fork: a child that enters a parallel region waits for them
-// for ever. So a forked child runs serial.
-inline bool in_forked_child() noexcept { return detail::forked.load(std::memory_order_relaxed); }
+struct Task {
+  void (*call)(const void* body, std::size_t index) noexcept;
+  const void* body;
+};
+void run(std::size_t count, int threads, Task task) noexcept;
 
-inline void watch_forks() noexcept {
-#ifdef ONEPASS_HAS_FORK
-  pthread_atfork(nullptr, nullptr,
-                 [] { detail::forked.store(true, std::memory_order_relaxed); });
-#endif
-}
+}  // namespace detail
 
-// Calls body(rank, team) once on each of up to `threads` threads and waits for all of them.
 template <class Body>
-void parallel(int threads, const Body& body) noexcept {
-#ifdef _OPENMP
-  if (threads > 1 && !in_forked_child()) {
-#pragma omp parallel num_threads(threads)
-    body(omp_get_thread_num(), omp_get_num_threads());
-    return;
-  }
-#endif
-  (void)threads;
-  body(0, 1);
+void parallel_for(std::size_t count, int threads, const Body& body) noexcept {
+  static_assert(noexcept(body(count)), "nothing may escape from a helper");
+  detail::run(
+      count, threads,
+      {[](const void* b, std::size_t i) noexcept { (*static_cast<const Body*>(b))(i); }, &body});
 }
 
 }  // namespace onepass

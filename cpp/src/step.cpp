@@ -1,33 +1,34 @@
 #include "step.hpp"
 
 #include <algorithm>
+#include <cstdint>
 
 #include "parallel.hpp"
 
 namespace onepass {
 namespace {
 
-// A share of the work is a whole number of these: few enough to count quickly, and large enough
-// that two threads seldom meet in a cache line.
-constexpr std::size_t grain = 4096;
+// Elements that a thread takes at a time, and how many a thread must get to be worth waking. Both
+// measured: bench/NOTES.md.
+constexpr std::size_t piece_size = 4096;
+constexpr std::size_t min_elements_per_thread = 16384;
 
-// Below this many elements a second thread costs more than it brings. See bench/NOTES.md.
-constexpr std::size_t min_elements_per_thread = 8192;
+constexpr std::size_t cache_line = 64;
 
-std::size_t grains(const Tensor& tensor) noexcept { return (tensor.size + grain - 1) / grain; }
+// Pieces begin on cache lines of the parameter; so the first is short by what lies before.
+std::size_t lead(const Tensor& tensor) noexcept {
+  return reinterpret_cast<std::uintptr_t>(tensor.param) % cache_line / tensor.item_size;
+}
 
-// Updates the grains [first, last) of the tensors laid end to end.
-void run_share(std::span<const Tensor> tensors, std::size_t first, std::size_t last) noexcept {
-  std::size_t offset = 0;  // of the tensor's own first grain
-  for (const Tensor& tensor : tensors) {
-    const std::size_t count = grains(tensor);
-    const std::size_t from = std::max(first, offset), to = std::min(last, offset + count);
-    if (from < to) {
-      tensor.kernel(tensor.param, tensor.grad, tensor.state, (from - offset) * grain,
-                    std::min((to - offset) * grain, tensor.size), tensor.scalars);
-    }
-    offset += count;
-  }
+void run_piece(std::span<const Tensor> tensors, std::size_t index) noexcept {
+  const auto after =
+      std::upper_bound(tensors.begin(), tensors.end(), index,
+                       [](std::size_t i, const Tensor& tensor) { return i < tensor.first_piece; });
+  const Tensor& tensor = *(after - 1);
+  const std::size_t piece = index - tensor.first_piece, skip = lead(tensor);
+  const std::size_t begin = piece == 0 ? 0 : piece * piece_size - skip;
+  const std::size_t end = std::min((piece + 1) * piece_size - skip, tensor.size);
+  tensor.kernel(tensor.param, tensor.grad, tensor.state, begin, end, tensor.scalars);
 }
 
 }  // namespace
@@ -38,15 +39,19 @@ std::size_t total_elements(std::span<const Tensor> tensors) noexcept {
   return total;
 }
 
-void step(std::span<const Tensor> tensors, int max_threads) noexcept {
-  std::size_t total = 0;
-  for (const Tensor& tensor : tensors) total += grains(tensor);
+void step(std::span<Tensor> tensors, int threads) noexcept {
   const std::size_t useful = total_elements(tensors) / min_elements_per_thread;
-  const int threads = static_cast<int>(std::min(static_cast<std::size_t>(max_threads), useful));
-  parallel(threads, [&](int rank, int team) {
-    const auto r = static_cast<std::size_t>(rank), t = static_cast<std::size_t>(team);
-    run_share(tensors, total * r / t, total * (r + 1) / t);
-  });
+  if (useful <= 1 || threads <= 1) {
+    for (const Tensor& t : tensors) t.kernel(t.param, t.grad, t.state, 0, t.size, t.scalars);
+    return;
+  }
+  std::size_t pieces = 0;
+  for (Tensor& tensor : tensors) {
+    tensor.first_piece = pieces;
+    pieces += tensor.size ? (tensor.size + lead(tensor) + piece_size - 1) / piece_size : 0;
+  }
+  threads = static_cast<int>(std::min(static_cast<std::size_t>(threads), useful));
+  parallel_for(pieces, threads, [&](std::size_t index) noexcept { run_piece(tensors, index); });
 }
 
 }  // namespace onepass

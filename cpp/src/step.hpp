@@ -1,4 +1,4 @@
-// One step over any number of tensors: their tiles, shared out over the threads of one region.
+// One step over any number of tensors: cut into pieces, shared out over the threads.
 #pragma once
 
 #include <cstddef>
@@ -13,13 +13,15 @@ struct Tensor {
   const void* grad;
   void* state[max_states];
   std::size_t size;
+  std::size_t item_size;
   Kernel kernel;
   const double* scalars;
+  std::size_t first_piece = 0;  // among those of all tensors; step() fills it in
 };
 
 std::size_t total_elements(std::span<const Tensor> tensors) noexcept;
 
 // The arrays must not overlap where one of them is written. Cannot fail.
-void step(std::span<const Tensor> tensors, int max_threads) noexcept;
+void step(std::span<Tensor> tensors, int threads) noexcept;
 
 }  // namespace onepass

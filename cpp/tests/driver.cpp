@@ -8,6 +8,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "dispatch.hpp"
@@ -61,11 +62,15 @@ template <class T>
 struct Arrays {
   Block<T> param, grad, state0, state1, state2;
   Arrays(std::size_t n, std::size_t offset)
-      : param(n, offset, 1), grad(n, offset, 2), state0(n, offset, 3), state1(n, offset, 4),
+      : param(n, offset, 1),
+        grad(n, offset, 2),
+        state0(n, offset, 3),
+        state1(n, offset, 4),
         state2(n, offset, 5) {}
 
   onepass::Tensor tensor(std::size_t n, onepass::Kernel kernel, const double* scalars) const {
-    return {param.data(), grad.data(), {state0.data(), state1.data(), state2.data()}, n, kernel,
+    void* const state[] = {state0.data(), state1.data(), state2.data()};
+    return {param.data(), grad.data(), {state[0], state[1], state[2]}, n, sizeof(T), kernel,
             scalars};
   }
   bool operator==(const Arrays& other) const {
@@ -97,7 +102,7 @@ void check_variant(const std::string& rule, std::size_t row, std::size_t variant
           first = false;
         }
         Arrays<T> whole(n, offset);
-        const onepass::Tensor tensor = whole.tensor(n, kernel, scalars);
+        onepass::Tensor tensor = whole.tensor(n, kernel, scalars);
         onepass::step({&tensor, 1}, 1);
         check(whole == expected, rule + " on " + isa.name + ", n = " + std::to_string(n));
       }
@@ -125,6 +130,28 @@ void check_threads() {
       check(*arrays[i] == *expected[i], std::to_string(threads) + " threads");
     }
   }
+}
+
+// Several callers at once, each with small steps in quick succession: whoever finds the helpers
+// taken works alone, and nobody sees another's arrays.
+void check_concurrent_callers() {
+  const onepass::Kernel kernel = onepass::choose_isa(nullptr).kernels->rules[0].variants[2].f32;
+  constexpr std::size_t n = 50000;
+  constexpr int steps = 200;
+  Arrays<float> expected(n, 4);
+  onepass::Tensor alone = expected.tensor(n, kernel, scalars);
+  for (int i = 0; i < steps; ++i) onepass::step({&alone, 1}, 1);
+
+  std::vector<std::unique_ptr<Arrays<float>>> arrays;
+  std::vector<std::thread> callers;
+  for (int c = 0; c < 3; ++c) {
+    arrays.push_back(std::make_unique<Arrays<float>>(n, 4));
+    callers.emplace_back([tensor = arrays.back()->tensor(n, kernel, scalars)]() mutable {
+      for (int i = 0; i < steps; ++i) onepass::step({&tensor, 1}, 3);
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  for (const auto& each : arrays) check(*each == expected, "concurrent callers");
 }
 
 // A storage format that must convert goes through the same loop, and no rule knows: float's upper
@@ -184,7 +211,7 @@ void check_by_hand() {
   const double sgd[] = {1.0, 0.0, 0.0, 1.0, 0.25};  // scale, decay; momentum, gain, step_size
   const auto& row = onepass::choose_isa(nullptr).kernels->rules[0];
   check(std::string(row.name) == "sgd", "the first row is sgd");
-  const onepass::Tensor tensor{param, grad, {}, 3, row.variants[0].f32, sgd};
+  onepass::Tensor tensor{param, grad, {}, 3, sizeof(float), row.variants[0].f32, sgd};
   onepass::step({&tensor, 1}, 1);
   check(param[0] == 0.0f && param[1] == -2.5f && param[2] == 12.0f, "sgd by hand");
 }
@@ -212,6 +239,7 @@ int main() {
     }
   }
   check_threads();
+  check_concurrent_callers();
   check_format();
   check_by_hand();
   check_choice();

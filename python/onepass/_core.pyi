@@ -18,7 +18,6 @@ isa: str
 isas: dict[str, bool]
 compiler: str
 flags: str
-has_threads: bool
 copy_limit: int
 
 def rules() -> dict[str, RuleRow]: ...

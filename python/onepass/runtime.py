@@ -102,8 +102,6 @@ def check_num_threads(num_threads: int) -> int:
 
 
 def _num_threads() -> tuple[int, str]:
-    if not _core.has_threads:
-        return 1, "built without OpenMP"
     if _core.in_forked_child():
         return 1, "serial, because this process was forked"
     if _chosen is not None:

@@ -11,8 +11,10 @@
 
 namespace onepass::inline ONEPASS_ISA {
 
-// Elements per tile: what later stages find still in L1. See bench/NOTES.md.
-inline constexpr std::size_t tile_size = 1024;
+// Elements per tile, and how far ahead of it memory is asked for. Both measured: bench/NOTES.md.
+inline constexpr std::size_t tile_size = 256;
+inline constexpr std::size_t prefetch_bytes = 2048;
+inline constexpr std::size_t min_elements_to_align = 4096;
 inline constexpr std::size_t cache_line = 64;
 
 // What every rule shares, applied to the gradient as it is loaded.
@@ -27,6 +29,18 @@ template <class T>
 inline std::size_t elements_to_alignment(const T* p, std::size_t n) noexcept {
   const std::size_t past = reinterpret_cast<std::uintptr_t>(p) % cache_line;
   return past ? std::min(n, (cache_line - past) / sizeof(T)) : 0;
+}
+
+// The square root and the division keep the core so busy that too few loads are under way to fill
+// the memory's time; asking early does. It may ask beyond the end: a prefetch never faults.
+template <class T>
+inline void prefetch_tile(const T* p) noexcept {
+#if defined(__GNUC__)
+  const char* ahead = reinterpret_cast<const char*>(p) + prefetch_bytes;
+  for (std::size_t i = 0; i < tile_size * sizeof(T); i += cache_line) __builtin_prefetch(ahead + i);
+#else
+  (void)p;
+#endif
 }
 
 template <bool decay, class Rule, class T, std::size_t... K>
@@ -52,11 +66,16 @@ void update(typename Format<T>::Stored* param, const typename Format<T>::Stored*
   alignas(cache_line) T scratch[2 + n_states][F::converts ? tile_size : 1];
 
   // A short first tile brings every later one onto cache lines: state lies at the parameter's own
-  // offset, so all streams align at once. Not worth it for a tensor of a few tiles.
-  std::size_t size = n > 4 * tile_size ? elements_to_alignment(param, n) : 0;
+  // offset, so all streams align at once.
+  std::size_t size = n >= min_elements_to_align ? elements_to_alignment(param, n) : 0;
   if (size == 0) size = std::min(n, tile_size);
 
   for (std::size_t begin = 0; begin < n; begin += size, size = std::min(n - begin, tile_size)) {
+    prefetch_tile(param + begin);
+    prefetch_tile(grad + begin);
+    for (std::size_t k = 0; k < n_states; ++k) {
+      if (Rule::states[k].used) prefetch_tile(state[k] + begin);
+    }
     T* p = F::open(param + begin, scratch[0], size);
     const T* g = F::open(grad + begin, scratch[1], size);
     T* s[n_states];

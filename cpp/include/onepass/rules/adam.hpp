@@ -10,9 +10,9 @@ namespace onepass::inline ONEPASS_ISA {
 template <class T, bool amsgrad>
 struct Adam {
   static constexpr State states[] = {{"exp_avg"}, {"exp_avg_sq"}, {"max_exp_avg_sq", amsgrad}};
-  static constexpr const char* scalars[] = {"beta1",     "one_minus_beta1", "beta2",
-                                            "one_minus_beta2", "step_size", "inv_bias2",
-                                            "eps",       "eps_root"};
+  static constexpr const char* scalars[] = {
+      "beta1",     "one_minus_beta1", "beta2", "one_minus_beta2",
+      "step_size", "inv_bias2",       "eps",   "eps_root"};
   T beta1, one_minus_beta1, beta2, one_minus_beta2, step_size, inv_bias2, eps, eps_root;
 
   void operator()(T& param, T grad, T& exp_avg, T& exp_avg_sq,

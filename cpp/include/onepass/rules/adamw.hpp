@@ -9,9 +9,9 @@ namespace onepass::inline ONEPASS_ISA {
 template <class T, bool amsgrad>
 struct AdamW {
   static constexpr const auto& states = Adam<T, amsgrad>::states;
-  static constexpr const char* scalars[] = {"shrink",          "beta1",     "one_minus_beta1",
-                                            "beta2",           "one_minus_beta2", "step_size",
-                                            "inv_bias2",       "eps",       "eps_root"};
+  static constexpr const char* scalars[] = {
+      "shrink",    "beta1", "one_minus_beta1", "beta2", "one_minus_beta2", "step_size",
+      "inv_bias2", "eps",   "eps_root"};
   T shrink;
   Adam<T, amsgrad> adam;
 

@@ -10,8 +10,8 @@ template <class T, bool with_momentum, bool centered>
 struct RMSprop {
   static constexpr State states[] = {
       {"square_avg"}, {"momentum_buffer", with_momentum}, {"grad_avg", centered}};
-  static constexpr const char* scalars[] = {"alpha", "one_minus_alpha", "momentum",
-                                            "lr",    "eps",             "eps_root"};
+  static constexpr const char* scalars[] = {"alpha", "one_minus_alpha", "momentum", "lr",
+                                            "eps",   "eps_root"};
   T alpha, one_minus_alpha, momentum, lr, eps, eps_root;
 
   void operator()(T& param, T grad, T& square_avg, [[maybe_unused]] T& momentum_buffer,

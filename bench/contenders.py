@@ -1,0 +1,117 @@
+"""Who is timed: onepass, and the rulers it is held against, each on arrays of its own.
+
+A contender is built from a case and a workload; its `step` takes no argument and does one update.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from onepass import _core, kernels, runtime
+from onepass._memory import state_like
+from onepass._typing import Array
+from workloads import Case, Workload
+
+try:
+    import torch
+except ImportError:
+    torch = None
+
+Step = Callable[[], Any]
+
+
+def fresh_state(case: Case, param: Array) -> list[Array | None]:
+    """The rule's state before the first step, where the optimizer would put it."""
+    value = case.cls.initial_state(case.values)
+    return [state_like(param, value) if name else None for name in case.states]
+
+
+class Onepass:
+    """`opt.step(grads)`, as a user calls it."""
+
+    def __init__(self, case: Case, workload: Workload) -> None:
+        self.params = workload.weights()
+        self.optimizer = case.cls(self.params, **case.settings)
+        self.step: Step = partial(self.optimizer.step, workload.grads())
+
+
+class Kernel:
+    """`onepass.kernels.<rule>` on the workload's only array."""
+
+    def __init__(self, case: Case, workload: Workload) -> None:
+        (self.param,), (grad,) = workload.weights(), workload.grads()
+        self.state = fresh_state(case, self.param)
+        kernel = getattr(kernels, case.cls.rule)
+        self.step: Step = partial(kernel, self.param, grad, *self.state, step=1, **case.settings)
+
+
+class CopyLimit:
+    """The same bytes read and written, and nothing computed."""
+
+    def __init__(self, case: Case, workload: Workload) -> None:
+        self.params = workload.weights()
+        # Zeros, so that the values stay what they are; written once, so that they are real memory.
+        grads = [np.multiply(grad, 0, out=grad) for grad in workload.grads()]
+        states = [
+            tuple(state_like(param, 1.0) if name else None for name in case.states)
+            for param in self.params
+        ]
+        options = sum(2 << k for k, name in enumerate(case.states) if name)
+        job = (_core.copy_limit, options, (1.0, 0.0), tuple(range(len(self.params))))
+        threads = runtime.get_num_threads()
+        self.step: Step = partial(_core.run, None, self.params, grads, states, [job], None, threads)
+
+
+class NumPy:
+    """The class's NumPy reference, its results written back into the arrays."""
+
+    def __init__(self, case: Case, workload: Workload) -> None:
+        self.params, self.grads = workload.weights(), workload.grads()
+        self.states = [fresh_state(case, param) for param in self.params]
+        self.steps = 0
+        self._reference = partial(case.cls.reference_step, **case.settings)
+
+    def step(self) -> None:
+        self.steps += 1
+        for param, grad, state in zip(self.params, self.grads, self.states, strict=True):
+            new = self._reference(param, grad, *state, step=self.steps)
+            for array, values in zip([param, *state], new, strict=True):
+                if array is not None:
+                    np.copyto(array, values)
+
+
+class Torch:
+    """PyTorch's class of the same name: fused, or foreach where it has no fused form here."""
+
+    def __init__(self, case: Case, workload: Workload) -> None:
+        torch.set_num_threads(runtime.get_num_threads())
+        self.params = [torch.from_numpy(w).clone().requires_grad_() for w in workload.weights()]
+        for param, grad in zip(self.params, workload.grads(), strict=True):
+            param.grad = torch.from_numpy(grad).clone()
+        self.form = torch_form(case)
+        optimizer = getattr(torch.optim, case.cls.__name__)
+        self.step: Step = optimizer(self.params, **case.settings, **{self.form: True}).step
+
+
+def torch_form(case: Case) -> str | None:
+    """The fastest form that PyTorch has of this case on a CPU; None where it has none."""
+    optimizer = getattr(torch, "optim", None) and getattr(torch.optim, case.cls.__name__, None)
+    if optimizer is None:
+        return None
+    probe = torch.zeros(1, requires_grad=True)
+    probe.grad = torch.ones(1)
+    for form in ("fused", "foreach"):
+        try:
+            optimizer([probe], **case.settings, **{form: True}).step()
+        except (TypeError, RuntimeError):
+            continue
+        return form
+    return None
+
+
+def rivals(case: Case) -> dict[str, Callable[[Case, Workload], Any]]:
+    """The contenders of a step, onepass first, by the name of their column."""
+    chosen = {"onepass": Onepass, "copy limit": CopyLimit, "NumPy": NumPy}
+    return {**chosen, "torch": Torch} if torch_form(case) else chosen

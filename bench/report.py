@@ -1,0 +1,127 @@
+"""What was measured, and its tables: for the terminal, and in GitHub's Markdown for the README."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+
+from rich.console import Console, JustifyMethod
+from rich.table import Table
+
+PAGE = 120
+"""Characters of a line where no terminal says how many."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """The times of one case on one workload: seconds per call, one a round, per contender."""
+
+    case: str
+    workload: str
+    tensors: int
+    elements: int
+    bytes: int
+    isa: str
+    torch_form: str | None
+    seconds: dict[str, list[float]]
+
+    def microseconds(self, name: str) -> str:
+        return f"{1e6 * median(self.seconds[name]):,.1f}" if name in self.seconds else "-"
+
+    def ratio(self, name: str, to: str) -> str:
+        """How many times as long as `to` the contender took, in the median round.
+
+        With a question mark where the middle half of the rounds spreads over half of that.
+        """
+        if not {name, to} <= self.seconds.keys():
+            return "-"
+        # One of the two may have sat out the last rounds.
+        pairs = zip(self.seconds[name], self.seconds[to], strict=False)
+        ratios = sorted(a / b for a, b in pairs)
+        middle, quarter = median(ratios), len(ratios) // 4
+        unsteady = ratios[-1 - quarter] - ratios[quarter] > middle / 2
+        return f"{middle:.2f}{'?' * unsteady}"
+
+    def bandwidth(self) -> str:
+        return f"{self.bytes / median(self.seconds['onepass']) / 1e9:.1f}"
+
+    def torch(self) -> str:
+        return f"{self.ratio('torch', 'onepass')} {self.torch_form or ''}".rstrip()
+
+
+Column = Callable[[Row], str]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Rows under a title. A column is a heading and the text of a row's cell."""
+
+    title: str
+    columns: dict[str, Column]
+    rows: Sequence[Row]
+    n_labels: int  # leading columns that hold text
+
+    def table(self) -> Table:
+        table = Table(title=self.title, title_justify="left")
+        for number, heading in enumerate(self.columns):
+            justify: JustifyMethod = "left" if number < self.n_labels else "right"
+            table.add_column(heading, justify=justify, no_wrap=True)
+        for row, following in pairwise([*self.rows, None]):
+            ends = following is not None and following.workload != row.workload
+            table.add_row(*self._cells(row), end_section=ends)
+        return table
+
+    def markdown(self) -> str:
+        rules = ["---" if n < self.n_labels else "--:" for n in range(len(self.columns))]
+        lines = [list(self.columns), rules, *(self._cells(row) for row in self.rows)]
+        return "\n".join([f"**{self.title}**", "", *(f"| {' | '.join(x)} |" for x in lines), ""])
+
+    def _cells(self, row: Row) -> list[str]:
+        return [cell(row) for cell in self.columns.values()]
+
+
+def steps(rows: Sequence[Row]) -> Report:
+    """The table of steps."""
+    labels = {"workload": lambda row: row.workload, **_labels(rows)}
+    columns: dict[str, Column] = {
+        **labels,
+        "µs a step": lambda row: row.microseconds("onepass"),
+        "GB/s": Row.bandwidth,
+        "onepass / copy limit": lambda row: row.ratio("onepass", "copy limit"),
+        "NumPy / onepass": lambda row: row.ratio("NumPy", "onepass"),
+    }
+    if any(row.torch_form for row in rows):
+        columns["torch / onepass"] = Row.torch
+    return Report("opt.step, float32", columns, rows, len(labels))
+
+
+def calls(rows: Sequence[Row]) -> Report:
+    """The table of small calls."""
+    labels = _labels(rows)
+    columns: dict[str, Column] = {
+        **labels,
+        "kernel on 1,000, µs": lambda row: row.microseconds("kernel"),
+        "step on MLP, µs": lambda row: row.microseconds("onepass"),
+    }
+    if any(row.torch_form for row in rows):
+        columns["torch on MLP, µs"] = lambda row: row.microseconds("torch")
+        columns["torch / onepass"] = Row.torch
+    return Report("One call of onepass.kernels, one step of an MLP", columns, rows, len(labels))
+
+
+def _labels(rows: Sequence[Row]) -> dict[str, Column]:
+    labels: dict[str, Column] = {"rule": lambda row: row.case}
+    if len({row.isa for row in rows}) > 1:
+        labels["ISA"] = lambda row: row.isa
+    return labels
+
+
+def show(report: Report, markdown: bool) -> None:
+    """Print a report, if it has rows."""
+    if not report.rows:
+        return
+    if markdown:
+        print(report.markdown())
+    else:
+        Console(width=None if sys.stdout.isatty() else PAGE).print(report.table(), "")

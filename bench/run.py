@@ -1,0 +1,164 @@
+"""Prints the tables of the README: every rule against the copy limit, NumPy and PyTorch.
+
+See bench/README.md for how to read them.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+import contenders
+import onepass as op
+import report
+from report import Row
+from timing import alternate
+from workloads import WORKLOADS, Case, Workload, cases
+
+Results = dict[str, list[Row]]
+"""By the name of the table."""
+
+CALLS = ("onepass", "torch")
+"""Those that the table of calls compares on the MLP."""
+
+SECONDS = 3.0
+QUICK_SECONDS = 0.2
+QUICK_ELEMENTS = 2_000_000
+
+
+def main() -> None:
+    options = parse(sys.argv[1:])
+    op.set_num_threads(options.threads)
+    header = machine()
+    if options.each_isa:
+        header["isa"] = "each that this machine runs"
+    print("".join(f"{name}: {value}\n" for name, value in header.items()), flush=True)
+    results = measure_each_isa(sys.argv[1:]) if options.each_isa else measure(options)
+    for name, rows in results.items():
+        report.show(getattr(report, name)(rows), options.markdown)
+    if options.json:
+        tables = {name: [asdict(row) for row in rows] for name, rows in results.items()}
+        options.json.write_text(json.dumps({"machine": header, **tables}, indent=1) + "\n")
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("--rule", nargs="+", choices=op.optim.registry, default=list(op.optim.registry))
+    add("--workload", "--size", nargs="+", choices=WORKLOADS, help="default: all")
+    add("--threads", type=int, help="of everybody; default: onepass.get_num_threads()")
+    add("--seconds", type=float, help=f"for each row, more if needed; default: {SECONDS:g}")
+    add("--quick", action="store_true", help="a look: little time, small workloads")
+    add("--each-isa", action="store_true", help="one row for each instruction set")
+    add("--markdown", action="store_true", help="print the tables as GitHub's Markdown")
+    add("--json", type=Path, metavar="FILE", help="write what was measured, round by round")
+    options = parser.parse_args(arguments)
+    if options.seconds is None:
+        options.seconds = QUICK_SECONDS if options.quick else SECONDS
+    if options.workload is None:
+        most = QUICK_ELEMENTS if options.quick else math.inf
+        options.workload = [name for name, work in WORKLOADS.items() if work.elements <= most]
+    return options
+
+
+def measure(options: argparse.Namespace) -> Results:
+    chosen = cases(options.rule)
+    work: list[tuple[str, Case, Workload]] = []
+    work += [("steps", case, WORKLOADS[name]) for name in options.workload for case in chosen]
+    work += [("calls", case, WORKLOADS["mlp"]) for case in chosen if "mlp" in options.workload]
+    results: Results = {"steps": [], "calls": []}
+    # Drawn by hand between the rows: a thread that draws would take its time from the contenders.
+    with Progress(console=Console(stderr=True), auto_refresh=False) as progress:
+        task = progress.add_task("timing", total=len(work))
+        for table, case, workload in work:
+            progress.update(task, description=f"{workload.name}, {case}", refresh=True)
+            rivals = step_rivals if table == "steps" else call_rivals
+            results[table].append(measure_row(rivals, case, workload, options.seconds))
+            progress.advance(task)
+    return results
+
+
+def measure_row(
+    make: Callable[[Case, Workload], dict[str, Any]], case: Case, workload: Workload, seconds: float
+) -> Row:
+    rivals = make(case, workload)  # their arrays end with this call
+    return Row(
+        case=str(case),
+        workload=workload.name,
+        tensors=len(workload.shapes),
+        elements=workload.elements,
+        # Reads the parameter, the gradient and the state; writes the parameter and the state.
+        bytes=np.dtype(np.float32).itemsize * workload.elements * (3 + 2 * case.n_states),
+        isa=op.runtime.info()["isa"],
+        torch_form=contenders.torch_form(case),
+        seconds=alternate({name: rival.step for name, rival in rivals.items()}, seconds),
+    )
+
+
+def step_rivals(case: Case, workload: Workload) -> dict[str, Any]:
+    return {name: rival(case, workload) for name, rival in contenders.rivals(case).items()}
+
+
+def call_rivals(case: Case, workload: Workload) -> dict[str, Any]:
+    rivals = {name: rival for name, rival in contenders.rivals(case).items() if name in CALLS}
+    kernel = contenders.Kernel(case, WORKLOADS["1e3"])
+    return {"kernel": kernel} | {name: rival(case, workload) for name, rival in rivals.items()}
+
+
+def measure_each_isa(arguments: Sequence[str]) -> Results:
+    """The instruction set is chosen at import: one process for each that this machine runs."""
+    arguments = [argument for argument in arguments if argument != "--each-isa"]
+    measured = []
+    for isa in (isa for isa, runs in op.runtime.info()["isas"].items() if runs):
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "results.json"
+            command = [sys.executable, __file__, *arguments, "--json", str(file)]
+            env = os.environ | {"ONEPASS_ISA": isa}
+            subprocess.run(command, env=env, stdout=subprocess.DEVNULL, check=True)
+            measured.append(json.loads(file.read_text()))
+    tables = {name: [m[name] for m in measured] for name in ("steps", "calls")}
+    return {
+        # Row by row, the instruction sets below each other.
+        name: [Row(**fields) for same in zip(*tables[name], strict=True) for fields in same]
+        for name in tables
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    info = op.runtime.info()
+    torch = contenders.torch
+    return {
+        "machine": f"{cpu_model()}, {os.cpu_count()} cores",
+        "isa": f"{info['isa']} ({info['isa_reason']})",
+        "threads": f"{info['num_threads']} ({info['num_threads_reason']})",
+        "load": f"{os.getloadavg()[0]:.2f} (what else runs; more than a little spoils the figures)",
+        "compiler": info["compiler"],
+        "versions": f"onepass {info['version']}, Python {info['python']}, NumPy {info['numpy']}, "
+        + (f"torch {torch.__version__}" if torch else "no torch (not installed: column left out)"),
+    }
+
+
+def cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    main()

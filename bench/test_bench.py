@@ -1,0 +1,75 @@
+"""Benchmarks under pytest-benchmark, which also check what they time.
+
+pytest bench --benchmark-only
+"""
+
+import numpy as np
+import pytest
+
+import contenders
+from timing import alternate
+from workloads import WORKLOADS, cases
+
+SMALL = [WORKLOADS[name] for name in ("1e3", "1e5", "1e6", "mlp")]
+
+
+@pytest.fixture(params=cases(), ids=str)
+def case(request):
+    return request.param
+
+
+@pytest.fixture(params=SMALL, ids=lambda workload: workload.name)
+def workload(request):
+    return request.param
+
+
+def assert_same_bits(ours, theirs):
+    assert [a.tobytes() for a in ours] == [b.tobytes() for b in theirs]
+
+
+def test_step(benchmark, case, workload):
+    ours, reference = contenders.Onepass(case, workload), contenders.NumPy(case, workload)
+    ours.step()
+    reference.step()
+    assert_same_bits(ours.params, reference.params)
+    for index, states in enumerate(reference.states):
+        state = ours.optimizer.state_dict()["state"][index]
+        for name, array in zip(case.states, states, strict=True):
+            if name:
+                assert_same_bits([state[name]], [array])
+    benchmark(ours.step)
+
+
+def test_kernel(benchmark, case):
+    workload = WORKLOADS["1e3"]
+    ours, reference = contenders.Kernel(case, workload), contenders.NumPy(case, workload)
+    ours.step()
+    reference.step()
+    assert_same_bits([ours.param], reference.params)
+    benchmark(ours.step)
+
+
+def test_copy_limit_keeps_its_values(benchmark, case):
+    copy = contenders.CopyLimit(case, WORKLOADS["mlp"])
+    benchmark(copy.step)
+    assert_same_bits(copy.params, WORKLOADS["mlp"].weights())
+
+
+def test_torch_does_the_same(case):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    ours, torchs = (make(case, WORKLOADS["mlp"]) for make in (contenders.Onepass, contenders.Torch))
+    for _ in range(3):
+        ours.step()
+        torchs.step()
+    for array, tensor in zip(ours.params, torchs.params, strict=True):
+        np.testing.assert_allclose(array, tensor.detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_resnet50_is_resnet50():
+    assert len(WORKLOADS["resnet50"].shapes) == 161
+    assert WORKLOADS["resnet50"].elements == WORKLOADS["resnet50-flat"].elements == 25_557_032
+
+
+def test_the_first_contender_takes_part_in_every_round():
+    rounds = alternate({"fast": lambda: None, "slow": lambda: sum(range(100_000))}, seconds=0.1)
+    assert len(rounds["fast"]) >= len(rounds["slow"]) >= 3

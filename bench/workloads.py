@@ -1,0 +1,121 @@
+"""What is timed: the rules with their settings, and the shapes of the parameters."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from onepass._memory import aligned_zeros
+from onepass._typing import Array
+from onepass.optim import Optimizer, registry
+from onepass.optim._rules import options_of, states_of
+
+Shape = tuple[int, ...]
+
+NUMPY_OFFSET = 16
+"""Bytes past a cache line at which NumPy's own large arrays start (glibc's header)."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A class and the settings it is timed with."""
+
+    cls: type[Optimizer]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        return {**self.cls.defaults, **self.settings}
+
+    @property
+    def states(self) -> list[str | None]:
+        """The rule's state arrays in order, None where these settings leave one out."""
+        return states_of(self.cls, options_of(self.cls, self.values, self.values))
+
+    @property
+    def n_states(self) -> int:
+        return sum(name is not None for name in self.states)
+
+    def __str__(self) -> str:
+        return " ".join([self.cls.__name__, *(f"{k}={v}" for k, v in self.settings.items())])
+
+
+def cases(rules: Sequence[str] = tuple(registry)) -> list[Case]:
+    """Every rule as it comes; and with state, where it comes without."""
+    chosen = []
+    for rule in rules:
+        cls = registry[rule]
+        chosen.append(Case(cls))
+        if not chosen[-1].n_states:
+            variants = (Case(cls, settings) for settings in cls.cases)
+            chosen += [case for case in variants if case.n_states][:1]
+    return chosen
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The shapes of the parameters of one step."""
+
+    name: str
+    shapes: Sequence[Shape]
+
+    @property
+    def elements(self) -> int:
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    def weights(self) -> list[Array]:
+        return self._normal(1.0, seed=1)
+
+    def grads(self) -> list[Array]:
+        return self._normal(0.01, seed=2)
+
+    def _normal(self, scale: float, seed: int) -> list[Array]:
+        rng = np.random.default_rng(seed)
+        arrays = [aligned_zeros(math.prod(s), offset=NUMPY_OFFSET) for s in self.shapes]
+        for array in arrays:
+            rng.standard_normal(out=array, dtype=np.float32)
+            np.multiply(array, np.float32(scale), out=array)
+        return [array.reshape(s) for array, s in zip(arrays, self.shapes, strict=True)]
+
+
+def mlp(*widths: int) -> Iterator[Shape]:
+    """Weight and bias of each Linear layer."""
+    for before, after in pairwise(widths):
+        yield from [(after, before), (after,)]
+
+
+def resnet50() -> Iterator[Shape]:
+    """He et al. 2015, as torchvision has it."""
+
+    def conv(after: int, before: int, size: int) -> Iterator[Shape]:
+        yield from [(after, before, size, size), (after,), (after,)]  # with its batch norm
+
+    yield from conv(64, 3, 7)
+    channels = 64
+    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for block in range(blocks):
+            yield from conv(width, channels, 1)
+            yield from conv(width, width, 3)
+            yield from conv(4 * width, width, 1)
+            if block == 0:
+                yield from conv(4 * width, channels, 1)  # the shortcut
+            channels = 4 * width
+    yield from mlp(channels, 1000)
+
+
+_RESNET50 = Workload("resnet50", tuple(resnet50()))
+WORKLOADS = {
+    workload.name: workload
+    for workload in (
+        Workload("1e3", [(1_000,)]),
+        Workload("1e5", [(100_000,)]),
+        Workload("1e6", [(1_000_000,)]),
+        Workload("3e7", [(30_000_000,)]),
+        Workload("mlp", tuple(mlp(64, 64, 32, 32, 16, 10))),
+        _RESNET50,
+        Workload("resnet50-flat", [(_RESNET50.elements,)]),
+    )
+}

@@ -1,0 +1,169 @@
+#include "parallel.hpp"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <system_error>
+#include <thread>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#include <signal.h>
+#define ONEPASS_POSIX 1
+#endif
+
+namespace onepass::detail {
+namespace {
+
+std::atomic<bool> forked{false};
+
+void relax() noexcept {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Waits until `value` is no longer `old`: awake for some ten microseconds, since the next step may
+// follow at once, then asleep.
+int wait_for_change(const std::atomic<int>& value, int old) noexcept {
+  constexpr int spins = 1000;
+  for (int i = 0; i < spins; ++i) {
+    const int now = value.load(std::memory_order_acquire);
+    if (now != old) return now;
+    relax();
+  }
+  value.wait(old, std::memory_order_acquire);
+  return value.load(std::memory_order_acquire);
+}
+
+// New threads inherit the mask: signals stay with the threads that Python knows.
+class BlockedSignals {
+ public:
+#ifdef ONEPASS_POSIX
+  BlockedSignals() {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before_);
+  }
+  ~BlockedSignals() {
+    pthread_sigmask(SIG_SETMASK, &before_, nullptr);
+  }
+
+ private:
+  sigset_t before_;
+#endif
+};
+
+// The indices are dealt out in one contiguous share per thread, so that a thread finds the same
+// memory in its cache step after step; who is through with its own share helps with the others.
+class Pool {
+ public:
+  void run(std::size_t count, int threads, Task task) noexcept {
+    task_ = task;
+    n_shares_ = std::min(threads, start_helpers(threads - 1) + 1);
+    const auto n = static_cast<std::size_t>(n_shares_);
+    for (std::size_t k = 0; k < n; ++k) {
+      shares_[k].next.store(count * k / n, std::memory_order_relaxed);
+      shares_[k].end = count * (k + 1) / n;
+    }
+    gate_.store(0, std::memory_order_release);
+    generation_.fetch_add(1, std::memory_order_release);
+    generation_.notify_all();
+
+    work(0);
+    int inside = gate_.fetch_or(closed, std::memory_order_acq_rel) | closed;
+    while (inside != closed) inside = wait_for_change(gate_, inside);
+  }
+
+  std::atomic<bool> busy{false};
+
+ private:
+  struct alignas(64) Share {
+    std::atomic<std::size_t> next;
+    std::size_t end;
+  };
+
+  void work(int rank) noexcept {
+    for (int i = 0; i < n_shares_; ++i) {
+      Share& share = shares_[static_cast<std::size_t>((rank + i) % n_shares_)];
+      for (;;) {
+        const std::size_t index = share.next.fetch_add(1, std::memory_order_relaxed);
+        if (index >= share.end) break;
+        task_.call(task_.body, index);
+      }
+    }
+  }
+
+  // Returns how many there are; the system may refuse some.
+  int start_helpers(int wanted) noexcept {
+    while (n_helpers_ < wanted) {
+      try {
+        const BlockedSignals blocked;
+        const int seen = generation_.load(std::memory_order_relaxed);
+        std::thread([this, seen, rank = n_helpers_ + 1] { help(rank, seen); }).detach();
+        ++n_helpers_;
+      } catch (const std::system_error&) {
+        break;
+      }
+    }
+    return n_helpers_;
+  }
+
+  void help(int rank, int seen) noexcept {
+    for (;;) {
+      seen = wait_for_change(generation_, seen);
+      int inside = gate_.load(std::memory_order_relaxed);
+      while (!(inside & closed)) {
+        if (gate_.compare_exchange_weak(inside, inside + 1, std::memory_order_acq_rel)) {
+          if (rank < n_shares_) work(rank);
+          if (gate_.fetch_sub(1, std::memory_order_acq_rel) == closed + 1) gate_.notify_one();
+          break;
+        }
+      }
+    }
+  }
+
+  static constexpr int closed = 1 << 30;
+  std::atomic<int> generation_{0};  // counts the tasks; helpers sleep on it
+  std::atomic<int> gate_{closed};   // helpers inside the task, and whether more may enter
+  Task task_{};
+  int n_shares_ = 0;
+  int n_helpers_ = 0;
+  std::array<Share, max_threads> shares_{};
+};
+
+Pool& pool() noexcept {
+  // Never destroyed: its helpers sleep in it until the process ends.
+  static Pool* const pool = [] {
+#ifdef ONEPASS_POSIX
+    pthread_atfork(nullptr, nullptr, [] { forked.store(true, std::memory_order_relaxed); });
+#endif
+    return new Pool;
+  }();
+  return *pool;
+}
+
+}  // namespace
+
+void run(std::size_t count, int threads, Task task) noexcept {
+  threads = std::min(threads, max_threads);
+  const bool alone = threads <= 1 || count <= 1 || forked.load(std::memory_order_relaxed);
+  if (alone || pool().busy.exchange(true, std::memory_order_acquire)) {
+    for (std::size_t i = 0; i < count; ++i) task.call(task.body, i);
+    return;
+  }
+  pool().run(count, threads, task);
+  pool().busy.store(false, std::memory_order_release);
+}
+
+}  // namespace onepass::detail
+
+namespace onepass {
+
+bool in_forked_child() noexcept {
+  return detail::forked.load(std::memory_order_relaxed);
+}
+
+}  // namespace onepass
