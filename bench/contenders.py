@@ -24,7 +24,7 @@ Step = Callable[[], Any]
 
 def fresh_state(case: Case, param: Array) -> list[Array | None]:
     """The rule's state before the first step, where the optimizer would put it."""
-    value = case.cls.initial_state(case.values)
+    value = case.cls.initial_state({**case.cls.defaults, **case.settings})
     return [state_like(param, value) if name else None for name in case.states]
 
 

@@ -110,6 +110,16 @@ def calls(rows: Sequence[Row]) -> Report:
     return Report("One call of onepass.kernels, one step of an MLP", columns, rows, len(labels))
 
 
+def training(rows: Sequence[Row]) -> Report:
+    """The table of steps between NumPy's matmuls."""
+    labels = {"workload": lambda row: row.workload, **_labels(rows)}
+    columns: dict[str, Column] = {**labels, "µs a step": lambda row: row.microseconds("onepass")}
+    if any(row.torch_form for row in rows):
+        columns["torch, µs a step"] = lambda row: row.microseconds("torch")
+        columns["torch / onepass"] = Row.torch
+    return Report("A step right after np.matmul, float32", columns, rows, len(labels))
+
+
 def _labels(rows: Sequence[Row]) -> dict[str, Column]:
     labels: dict[str, Column] = {"rule": lambda row: row.case}
     if len({row.isa for row in rows}) > 1:

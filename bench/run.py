@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ from workloads import WORKLOADS, Case, Workload, cases
 Results = dict[str, list[Row]]
 """By the name of the table."""
 
-CALLS = ("onepass", "torch")
-"""Those that the table of calls compares on the MLP."""
+PAIR = ("onepass", "torch")
+"""Those that the tables of calls and of training compare."""
 
 SECONDS = 3.0
 QUICK_SECONDS = 0.2
@@ -78,20 +79,27 @@ def measure(options: argparse.Namespace) -> Results:
     work: list[tuple[str, Case, Workload]] = []
     work += [("steps", case, WORKLOADS[name]) for name in options.workload for case in chosen]
     work += [("calls", case, WORKLOADS["mlp"]) for case in chosen if "mlp" in options.workload]
-    results: Results = {"steps": [], "calls": []}
+    between = [name for name in ("1e5", "1e6") if name in options.workload]
+    work += [("training", case, WORKLOADS[name]) for name in between for case in chosen]
+    results: Results = {name: [] for name in TABLES}
     # Drawn by hand between the rows: a thread that draws would take its time from the contenders.
     with Progress(console=Console(stderr=True), auto_refresh=False) as progress:
         task = progress.add_task("timing", total=len(work))
         for table, case, workload in work:
             progress.update(task, description=f"{workload.name}, {case}", refresh=True)
-            rivals = step_rivals if table == "steps" else call_rivals
-            results[table].append(measure_row(rivals, case, workload, options.seconds))
+            before = matmul() if table == "training" else None
+            row = measure_row(TABLES[table], case, workload, options.seconds, before)
+            results[table].append(row)
             progress.advance(task)
     return results
 
 
 def measure_row(
-    make: Callable[[Case, Workload], dict[str, Any]], case: Case, workload: Workload, seconds: float
+    make: Callable[[Case, Workload], dict[str, Any]],
+    case: Case,
+    workload: Workload,
+    seconds: float,
+    before: Callable[[], Any] | None,
 ) -> Row:
     rivals = make(case, workload)  # their arrays end with this call
     return Row(
@@ -103,7 +111,7 @@ def measure_row(
         bytes=np.dtype(np.float32).itemsize * workload.elements * (3 + 2 * case.n_states),
         isa=op.runtime.info()["isa"],
         torch_form=contenders.torch_form(case),
-        seconds=alternate({name: rival.step for name, rival in rivals.items()}, seconds),
+        seconds=alternate({name: rival.step for name, rival in rivals.items()}, seconds, before),
     )
 
 
@@ -111,10 +119,23 @@ def step_rivals(case: Case, workload: Workload) -> dict[str, Any]:
     return {name: rival(case, workload) for name, rival in contenders.rivals(case).items()}
 
 
+def pair_rivals(case: Case, workload: Workload) -> dict[str, Any]:
+    rivals = contenders.rivals(case)
+    return {name: rivals[name](case, workload) for name in PAIR if name in rivals}
+
+
 def call_rivals(case: Case, workload: Workload) -> dict[str, Any]:
-    rivals = {name: rival for name, rival in contenders.rivals(case).items() if name in CALLS}
-    kernel = contenders.Kernel(case, WORKLOADS["1e3"])
-    return {"kernel": kernel} | {name: rival(case, workload) for name, rival in rivals.items()}
+    return {"kernel": contenders.Kernel(case, WORKLOADS["1e3"]), **pair_rivals(case, workload)}
+
+
+def matmul() -> Callable[[], Any]:
+    """What NumPy training does between two steps, about a millisecond of it on every core."""
+    a = np.ones((512, 512), np.float32)
+    return partial(np.matmul, a, a, out=np.empty_like(a))
+
+
+TABLES = {"steps": step_rivals, "calls": call_rivals, "training": pair_rivals}
+"""By name, the contenders of a table; report.py has its columns."""
 
 
 def measure_each_isa(arguments: Sequence[str]) -> Results:
@@ -128,7 +149,7 @@ def measure_each_isa(arguments: Sequence[str]) -> Results:
             env = os.environ | {"ONEPASS_ISA": isa}
             subprocess.run(command, env=env, stdout=subprocess.DEVNULL, check=True)
             measured.append(json.loads(file.read_text()))
-    tables = {name: [m[name] for m in measured] for name in ("steps", "calls")}
+    tables = {name: [m[name] for m in measured] for name in TABLES}
     return {
         # Row by row, the instruction sets below each other.
         name: [Row(**fields) for same in zip(*tables[name], strict=True) for fields in same]

@@ -12,7 +12,7 @@ from typing import Any
 
 Step = Callable[[], Any]
 
-PAUSE = 0.01  # s; OpenMP's workers spin for a while after a region, and would spin in the next one
+PAUSE = 0.015  # s; libgomp's workers, which are torch's, spin on after a region, in another's turn
 WARM_UP = 0.001  # s at least, and one call at least
 BATCH = 0.0001  # s at least; calls are timed in batches that the clock can resolve
 BLOCK = 0.05  # s that the batches of a block may take together ...
@@ -28,11 +28,14 @@ class Block:
     calls: int  # per batch
     warm_up: int  # calls
     batches: int
+    before: Step | None = None  # done before each batch, not timed
 
     @classmethod
-    def plan(cls, step: Step) -> "Block":
+    def plan(cls, step: Step, before: Step | None) -> "Block":
         """Fit a block to what a call costs, measured on the spot."""
         step()
+        if before:
+            return cls(step, 1, 1, MOST_BATCHES, before)
         cost = min(_timed(step, 1) for _ in range(2))
         calls = math.ceil(BATCH / cost)
         batches = int(BLOCK / (calls * cost))
@@ -42,17 +45,25 @@ class Block:
         """Seconds per call: the median batch."""
         time.sleep(PAUSE)
         _timed(self.step, self.warm_up)
-        return median(_timed(self.step, self.calls) for _ in range(self.batches))
+        return median(self._batches())
+
+    def _batches(self) -> Iterator[float]:
+        for _ in range(self.batches):
+            if self.before:
+                self.before()
+            yield _timed(self.step, self.calls)
 
 
-def alternate(steps: Mapping[str, Step], seconds: float) -> dict[str, list[float]]:
+def alternate(
+    steps: Mapping[str, Step], seconds: float, before: Step | None = None
+) -> dict[str, list[float]]:
     """Time the contenders in turns, and return each one's seconds per call, one a round.
 
     Every contender gets an equal part of the time, so the slow ones sit out the last rounds. The
-    first one takes part in all of them.
+    first one takes part in all of them. `before` stands for what a program does between two steps.
     """
     with _no_garbage_collection():
-        blocks = {name: Block.plan(step) for name, step in steps.items()}
+        blocks = {name: Block.plan(step, before) for name, step in steps.items()}
         rounds = {}
         for name, block in blocks.items():
             start = time.perf_counter()

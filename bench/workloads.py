@@ -11,7 +11,6 @@ import numpy as np
 from onepass._memory import aligned_zeros
 from onepass._typing import Array
 from onepass.optim import Optimizer, registry
-from onepass.optim._rules import options_of, states_of
 
 Shape = tuple[int, ...]
 
@@ -27,13 +26,9 @@ class Case:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def values(self) -> dict[str, Any]:
-        return {**self.cls.defaults, **self.settings}
-
-    @property
     def states(self) -> list[str | None]:
         """The rule's state arrays in order, None where these settings leave one out."""
-        return states_of(self.cls, options_of(self.cls, self.values, self.values))
+        return self.cls.state_names(**self.settings)
 
     @property
     def n_states(self) -> int:

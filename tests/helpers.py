@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from onepass import _core, optim
+from onepass import optim
 from onepass.optim import Optimizer
 
 # Every class with each of its own cases, alone and with what all classes share.
@@ -37,22 +37,14 @@ def assert_same_bits(actual: Any, expected: Any) -> None:
 
 
 def state_names(cls: type[Optimizer], settings: Mapping[str, Any]) -> list[str]:
-    """The state that these settings use, from the documented rules of when they do."""
-    row = _core.rules()[cls.rule]
-    merged = {**cls.defaults, **settings}
-    options = sum(bool(merged[name]) << bit for bit, name in enumerate(row["options"], start=1))
-    uses = row["uses_state"][options]
-    return [name for name, used in zip(row["states"], uses, strict=True) if used]
+    """The state that these settings use."""
+    return [name for name in cls.state_names(**settings) if name]
 
 
 def fresh_state(cls: type[Optimizer], settings: Mapping[str, Any], param: np.ndarray) -> list[Any]:
     """State as before the first step, None where the settings use none."""
-    used = state_names(cls, settings)
     start = cls.initial_state({**cls.defaults, **settings})
-    return [
-        np.full_like(param, start) if name in used else None
-        for name in _core.rules()[cls.rule]["states"]
-    ]
+    return [np.full_like(param, start) if name else None for name in cls.state_names(**settings)]
 
 
 def run_reference(

@@ -82,6 +82,7 @@ constexpr RuleRow make_row(const char* name, const char* const* options) {
 template <class T, bool first, bool second, bool third>
 struct CopyLimit {
   static constexpr State states[] = {{"first", first}, {"second", second}, {"third", third}};
+  static_assert(std::size(states) == max_states);
   static constexpr std::array<const char*, 0> scalars{};
 
   template <class... S>

@@ -210,6 +210,21 @@ class Optimizer:
         self._options[number] = options
 
     @classmethod
+    def state_names(cls, **settings: Any) -> list[str | None]:
+        """Return the names of the state arrays that `onepass.kernels` takes, in its order.
+
+        None stands where these settings (else the defaults) leave an array out.
+
+        Examples
+        --------
+        >>> import onepass as op
+        >>> op.RMSprop.state_names(centered=True)
+        ['square_avg', None, 'grad_avg']
+        """
+        values = {**cls.defaults, **settings}
+        return states_of(cls, options_of(cls, values, values))
+
+    @classmethod
     def reference_step(
         cls, param: Array, grad: Array, *state: Array | None, step: int = 1, **settings: Any
     ) -> tuple[Any, ...]:
