@@ -10,7 +10,7 @@ namespace {
 
 // Elements that a thread takes at a time, and how many a thread must get to be worth waking. Both
 // measured: bench/NOTES.md.
-constexpr std::size_t piece_size = 4096;
+constexpr std::size_t piece_size = 16384;
 constexpr std::size_t min_elements_per_thread = 16384;
 
 constexpr std::size_t cache_line = 64;

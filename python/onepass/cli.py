@@ -1,2 +1,67 @@
-def main() -> int:
+"""The command line: `onepass compare` and `onepass info`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from onepass import __version__, compare, runtime
+
+INTERRUPTED = 130  # as a shell reports a process that Ctrl-C ended
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code: 0, 1 (failed) or 130 (interrupted).
+
+    Arguments that make no sense end the process with code 2, as argparse does it.
+    """
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.command is None:
+        parser.print_help()
+        return 0
+    try:
+        code: int = args.run(args)
+    except KeyboardInterrupt:
+        print("onepass: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except OSError as error:  # a folder that cannot be written, a full disk
+        print(f"onepass: {error}", file=sys.stderr)
+        return 1
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="onepass", description="Fast, exact, in-place optimizers for NumPy arrays on the CPU."
+    )
+    parser.add_argument("--version", action="version", version=f"onepass {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="command")
+    for name, run, summary in (
+        ("compare", compare.run, "train one network with every optimizer and report"),
+        ("info", _info, "version, compiler, instruction sets and threads, and why these"),
+    ):
+        command = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
+        command.set_defaults(run=run)
+        if name == "compare":
+            compare.add_arguments(command)
+    return parser
+
+
+def _info(_: argparse.Namespace) -> int:
+    info = runtime.info()
+    isas = [
+        name if runs else f"{name} (not on this machine)" for name, runs in info["isas"].items()
+    ]
+    rows = {
+        "onepass": info["version"],
+        "python": info["python"],
+        "numpy": info["numpy"],
+        "compiler": info["compiler"],
+        "flags": info["flags"],
+        "isas built": ", ".join(isas),
+        "isa in use": f"{info['isa']} ({info['isa_reason']})",
+        "threads": f"{info['num_threads']} ({info['num_threads_reason']})",
+    }
+    for name, value in rows.items():
+        print(f"{name:<12}{value}")
     return 0

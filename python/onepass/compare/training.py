@@ -1,0 +1,136 @@
+"""Training: each contender from the same weights, on the same batches, with the same budget."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from onepass.compare.contenders import Contender
+from onepass.compare.data import Split
+from onepass.compare.network import Network
+
+HIDDEN = (128, 64)
+CLASSES = 10
+MEASUREMENTS_PER_EPOCH = 4  # together they cost about as much as the training
+
+Show = Callable[[int], object]
+"""Told after each measurement how many steps are done."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What each contender gets."""
+
+    epochs: int = 20
+    batch_size: int = 64
+    seed: int = 0
+
+    def steps(self, split: Split) -> int:
+        """Return the steps of one contender."""
+        return self.epochs * self._steps_per_epoch(split)
+
+    def measure_every(self, split: Split) -> int:
+        """Return the steps from one measurement to the next."""
+        return max(1, self._steps_per_epoch(split) // MEASUREMENTS_PER_EPOCH)
+
+    def batches(self, split: Split, rng: np.random.Generator) -> Iterator[npt.NDArray[np.intp]]:
+        """Yield the rows of each batch; an epoch's last one has what is left."""
+        for _ in range(self.epochs):
+            order = rng.permutation(len(split.train_labels))
+            for start in range(0, len(order), self.batch_size):
+                yield order[start : start + self.batch_size]
+
+    def _steps_per_epoch(self, split: Split) -> int:
+        return math.ceil(len(split.train_labels) / self.batch_size)
+
+
+class Measurement(NamedTuple):
+    """How good the network was after so many steps."""
+
+    step: int
+    train_loss: float
+    """On the whole training split."""
+    validation_accuracy: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one contender."""
+
+    contender: Contender
+    curve: Sequence[Measurement]
+    """From step 0 to the last, or to the last one with a finite loss."""
+    diverged_at: int | None
+    """The step at whose measurement the loss was no longer finite."""
+    optimizer_seconds: float
+    total_seconds: float
+    """Of the training, without the measurements."""
+
+    @property
+    def final(self) -> Measurement | None:
+        """The last measurement, or None for a run that diverged."""
+        return self.curve[-1] if self.diverged_at is None else None
+
+    def steps_to(self, accuracy: float) -> int | None:
+        """Return the first measured step with this validation accuracy, None if there is none."""
+        reached = (point.step for point in self.curve if point.validation_accuracy >= accuracy)
+        return next(reached, None)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All results, and what they have in common."""
+
+    budget: Budget
+    split: Split
+    results: Sequence[Result]
+
+
+def layer_sizes(split: Split) -> tuple[int, ...]:
+    """Return the sizes of the network's layers, pixels and classes included."""
+    return split.train_images.shape[1], *HIDDEN, CLASSES
+
+
+def train(contender: Contender, split: Split, budget: Budget, show: Show) -> Result:
+    """Train one contender until the budget is used up, or the loss is found not finite."""
+    # scikit-learn needs it, so it comes with it
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    weights, order = np.random.default_rng(budget.seed).spawn(2)  # the same for each contender
+    network = Network(layer_sizes(split), weights)
+    optimizer = contender.optimizer(network.params, **contender.settings)
+    steps, every = budget.steps(split), budget.measure_every(split)
+    diverged_at = None
+    optimizer_seconds = total_seconds = 0.0
+    # Products this small gain nothing from threads, and wait for them long where a core is taken.
+    # And a run that diverges is a result, not a warning.
+    with threadpool_limits(1, user_api="blas"), np.errstate(over="ignore", invalid="ignore"):
+        curve = [_measure(network, split, 0)]
+        for step, rows in enumerate(budget.batches(split, order), start=1):
+            start = perf_counter()
+            _, grad = network.loss_and_grad(split.train_images[rows], split.train_labels[rows])
+            before = perf_counter()
+            optimizer.step(grad)
+            after = perf_counter()
+            optimizer_seconds += after - before
+            total_seconds += after - start
+            if step % every == 0 or step == steps:
+                measurement = _measure(network, split, step)
+                if not math.isfinite(measurement.train_loss):
+                    diverged_at = step
+                    break
+                curve.append(measurement)
+                show(step)
+    return Result(contender, curve, diverged_at, optimizer_seconds, total_seconds)
+
+
+def _measure(network: Network, split: Split, step: int) -> Measurement:
+    return Measurement(
+        step,
+        network.loss(split.train_images, split.train_labels),
+        network.accuracy(split.validation_images, split.validation_labels),
+    )
