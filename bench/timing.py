@@ -12,7 +12,7 @@ from typing import Any
 
 Step = Callable[[], Any]
 
-PAUSE = 0.015  # s; libgomp's workers, which are torch's, spin on after a region, in another's turn
+PAUSE = 0.03  # s; libgomp's workers, which are torch's, spin on after a region, in another's turn
 WARM_UP = 0.001  # s at least, and one call at least
 BATCH = 0.0001  # s at least; calls are timed in batches that the clock can resolve
 BLOCK = 0.05  # s that the batches of a block may take together ...

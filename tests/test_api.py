@@ -118,7 +118,6 @@ def test_schedules_receive_the_completed_steps(optimizer, rng):
         return 0.1 / (1 + step)
 
     opt = optimizer(param, lr=lr, weight_decay=lambda step: 0.01 * step)
-    asked.clear()
     infos = [opt.step(grad) for grad in grads]
     assert asked == [0, 1, 2, 3]
     assert [info.lr for info in infos] == [0.1, 0.05, 0.1 / 3, 0.025]
@@ -160,6 +159,17 @@ def test_settings_changed_in_the_middle_of_a_run(case, rng):
     opt.param_groups[0].update(cls.defaults)
     opt.step(grads[0])
     assert [n for n in opt.state_dict()["state"][0] if n != "step"] == state_names(cls, {})
+
+
+def test_a_users_subclass_keeps_the_rule(optimizer):
+    class Mine(optimizer):
+        pass
+
+    param, other = ones(3), ones(3)
+    Mine(param).step(ones(3))
+    optimizer(other).step(ones(3))
+    assert_same_bits(param, other)
+    assert op.optim.registry[optimizer.rule] is optimizer
 
 
 def test_step_reports(optimizer):

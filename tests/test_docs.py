@@ -35,7 +35,8 @@ def python_blocks(path):
 
 
 @pytest.mark.parametrize("name", ["README.md"])
-def test_the_code_of_a_page_runs(name, capsys):
+def test_the_code_of_a_page_runs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # it may save something
     blocks = python_blocks(ROOT / name)
     assert blocks
     scope: dict[str, object] = {}

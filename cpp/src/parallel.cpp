@@ -11,6 +11,11 @@
 #include <signal.h>
 #define ONEPASS_POSIX 1
 #endif
+#ifdef __linux__
+#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace onepass::detail {
 namespace {
@@ -56,6 +61,42 @@ class BlockedSignals {
 #endif
 };
 
+// Where a helper is. A kernel may wake it on the caller's own core, next to an idle one, and leave
+// it there for seconds, waiting for the caller to be done: Linux does so in virtual machines, whose
+// idle cores it takes for busy. Then the caller moves it.
+class Place {
+ public:
+#ifdef __linux__
+  void note() noexcept {
+    thread_.store(static_cast<pid_t>(syscall(SYS_gettid)), std::memory_order_relaxed);
+    core_.store(sched_getcpu(), std::memory_order_relaxed);
+  }
+  void leave(int callers_core) noexcept {
+    if (core_.load(std::memory_order_relaxed) != callers_core) return;
+    cpu_set_t cores;
+    if (sched_getaffinity(0, sizeof cores, &cores) != 0) return;
+    CPU_CLR(static_cast<std::size_t>(callers_core), &cores);
+    if (CPU_COUNT(&cores) == 0) return;
+    sched_setaffinity(thread_.load(std::memory_order_relaxed), sizeof cores, &cores);
+    core_.store(unknown, std::memory_order_relaxed);
+  }
+  static int callers_core() noexcept {
+    return sched_getcpu();
+  }
+
+ private:
+  static constexpr int unknown = -1;
+  std::atomic<pid_t> thread_{0};
+  std::atomic<int> core_{unknown};
+#else
+  void note() noexcept {}
+  void leave(int) noexcept {}
+  static int callers_core() noexcept {
+    return 0;
+  }
+#endif
+};
+
 // The indices are dealt out in one contiguous share per thread, so that a thread finds the same
 // memory in its cache step after step; who is through with its own share helps with the others.
 class Pool {
@@ -68,6 +109,8 @@ class Pool {
       shares_[k].next.store(count * k / n, std::memory_order_relaxed);
       shares_[k].end = count * (k + 1) / n;
     }
+    const int core = Place::callers_core();
+    for (std::size_t k = 1; k < n; ++k) places_[k].leave(core);
     gate_.store(0, std::memory_order_release);
     generation_.fetch_add(1, std::memory_order_release);
     generation_.notify_all();
@@ -113,6 +156,7 @@ class Pool {
 
   void help(int rank, int seen) noexcept {
     for (;;) {
+      places_[static_cast<std::size_t>(rank)].note();
       seen = wait_for_change(generation_, seen);
       int inside = gate_.load(std::memory_order_relaxed);
       while (!(inside & closed)) {
@@ -132,6 +176,7 @@ class Pool {
   int n_shares_ = 0;
   int n_helpers_ = 0;
   std::array<Share, max_threads> shares_{};
+  std::array<Place, max_threads> places_{};  // by rank; the caller's own is not used
 };
 
 Pool& pool() noexcept {

@@ -64,7 +64,9 @@ class Optimizer:
 
     param_groups: list[dict[str, Any]]
 
-    def __init_subclass__(cls, *, rule: str) -> None:
+    def __init_subclass__(cls, *, rule: str | None = None) -> None:
+        if rule is None:  # somebody's subclass of a rule's class
+            return
         cls.rule = rule
         cls.checks = {**cls.checks, "weight_decay": SCHEDULED, "maximize": Flag()}
         signature = inspect.signature(cls.__init__).parameters
@@ -96,8 +98,8 @@ class Optimizer:
         ]
         self._resolved: list[dict[str, Any]] = [{} for _ in self._members]
         self._options = [-1] * len(self._members)
-        for number in range(len(self._members)):
-            self._resolve(number, 0)
+        for number, group in enumerate(self.param_groups):
+            self._allocate(number, options_of(type(self), group, group))
 
     def _add_group(self, index: int | None, group: Mapping[str, Any], leaves: Leaves) -> Node:
         settings = {k: v for k, v in group.items() if k != "params"}
