@@ -1,7 +1,7 @@
 """What a developer runs: `nox` for everything, `nox -s lint` for one part."""
 
-import glob
 import subprocess
+from pathlib import Path
 
 import nox
 
@@ -11,7 +11,7 @@ nox.options.reuse_existing_virtualenvs = True
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The test suite against an installed package, PyTorch as the second oracle included."""
+    """Run the test suite against an installed package, PyTorch as the second oracle included."""
     session.install("torch==2.13.0")
     session.install(".[test]")
     session.run("python", "-m", "pytest", *session.posargs)
@@ -19,7 +19,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style, types."""
+    """Check style and types."""
     session.install(".[dev]")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
@@ -28,25 +28,25 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def cpp(session: nox.Session) -> None:
-    """Warnings as errors, the C++ driver plain and under three sanitizers, and the builds kept apart."""
+    """Build with warnings as errors; run the driver, plain and sanitized; keep the builds apart."""
     session.install("cmake>=3.25", "pybind11>=3")
     for preset in ("driver", "sanitize", "tsan", "module"):
         session.run("cmake", "--workflow", "--preset", preset)
-    objects = glob.glob("build/driver/CMakeFiles/onepass_kernels_*.dir/**/*.o", recursive=True)
-    weak: dict[str, str] = {}
+    objects = list(Path("build/driver/CMakeFiles").glob("onepass_kernels_*.dir/**/*.o"))
+    weak: dict[str, Path] = {}
     for path in objects:
-        for line in _output("nm", path):
+        for line in _output("nm", str(path)):
             *_, kind, name = line.split()
             if kind in "WV" and weak.setdefault(name, path) != path:
                 session.error(f"{path} shares the weak symbol {name} with {weak[name]}")
-        if any("vfmadd" in line for line in _output("objdump", "-d", path)):
+        if any("vfmadd" in line for line in _output("objdump", "-d", str(path))):
             session.error(f"{path} contracts to FMA, so its bits would differ")
     session.log(f"{len(objects)} builds of the kernels share no weak symbol and use no FMA")
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """The tables of the README."""
+    """Print the tables of the README."""
     session.install("torch==2.13.0")
     session.install(".[bench]")
     session.run("python", "bench/run.py", *session.posargs)

@@ -12,8 +12,8 @@
 namespace onepass::inline ONEPASS_ISA {
 
 // Elements per tile, and how far ahead of it memory is asked for. Both measured: bench/NOTES.md.
-inline constexpr std::size_t tile_size = 256;
-inline constexpr std::size_t prefetch_bytes = 2048;
+inline constexpr std::size_t tile_size = 64;
+inline constexpr std::size_t prefetch_bytes = 1024;
 inline constexpr std::size_t min_elements_to_align = 4096;
 inline constexpr std::size_t cache_line = 64;
 
