@@ -1,6 +1,7 @@
 #include "arrays.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <utility>
 
 namespace onepass::bindings {
@@ -49,7 +50,8 @@ py::array check_array(py::handle object, const Label& label) {
 
 Dtype check_dtype(const py::array& array, const Label& label) {
   const py::dtype dtype = array.dtype();
-  const bool native = dtype.byteorder() == '=' || dtype.byteorder() == '|';
+  constexpr char native_order = std::endian::native == std::endian::little ? '<' : '>';
+  const bool native = dtype.byteorder() == '=' || dtype.byteorder() == native_order;
   if (native && dtype.num() == float32_num) return Dtype::f32;
   if (native && dtype.num() == float64_num) return Dtype::f64;
   fail_type(label, "dtype float32 or float64 in native byte order", dtype_name(array));

@@ -5,10 +5,12 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <chrono>
 #include <cstdint>
 #include <cstdlib>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "arrays.hpp"
@@ -30,6 +32,26 @@ const RuleRow& find_rule(std::size_t index) {
   if (index > kernels.rules.size()) throw py::index_error("rule: no such row");
   return index == kernels.rules.size() ? kernels.copy_limit : kernels.rules[index];
 }
+
+// Lets other Python threads run. Where the interpreter is shutting down, Python before 3.14 ends a
+// daemon thread that asks for it back by an exception that no destructor may let through; 3.14 lets
+// the thread hang, and so does this.
+class WithoutGil {
+ public:
+  WithoutGil() : state_(PyEval_SaveThread()) {}
+  WithoutGil(const WithoutGil&) = delete;
+  WithoutGil& operator=(const WithoutGil&) = delete;
+  ~WithoutGil() {
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (...) {
+      for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+    }
+  }
+
+ private:
+  PyThreadState* state_;
+};
 
 // Tensors that share a rule, its options and its scalars.
 struct Job {
@@ -125,7 +147,7 @@ void run(py::handle names, const py::list& params, const py::list& grads, const 
   }
   // From here on nothing throws: the arrays and the counters move together or not at all.
   {
-    std::optional<py::gil_scoped_release> release;
+    std::optional<WithoutGil> release;
     if (total_elements(plan.tensors()) >= min_elements_without_gil) release.emplace();
     step(plan.tensors(), num_threads);
   }
@@ -183,6 +205,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("rules", &rules, "The rows of rules.def: states, scalars and options of each rule.");
   m.def("in_forked_child", &in_forked_child, "Whether steps run serial because of a fork.");
 
+  m.attr("max_threads") = max_threads;
   m.attr("isa") = isa_in_use->name;
   py::dict isas;
   for (const Isa& isa : compiled_isas()) isas[isa.name] = isa.supported;

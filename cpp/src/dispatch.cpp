@@ -16,8 +16,8 @@ namespace x86_64_v4 {
 const KernelTable& kernel_table() noexcept;
 }
 
-// The features GCC and Clang of any age can ask for; a level's other features come with these. The
-// answers include whether the operating system saves the wide registers.
+// The features GCC and Clang of any age can ask for; on hardware a level's others come with these.
+// The answers include whether the operating system saves the wide registers.
 static bool has_v3() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
          __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");

@@ -2,10 +2,13 @@
 #include "kernels.hpp"
 
 #include <array>
+#include <cfloat>
 #include <utility>
 
 #include "onepass/rules.def"
 #include "onepass/update.hpp"
+
+static_assert(FLT_EVAL_METHOD == 0, "x87 computes wider than it stores: other bits");
 
 namespace onepass::inline ONEPASS_ISA {
 namespace {

@@ -3,8 +3,9 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <system_error>
+#include <cfenv>
 #include <thread>
+#include <type_traits>
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
@@ -30,8 +31,8 @@ void relax() noexcept {
 #endif
 }
 
-// Waits until `value` is no longer `old`: awake for some ten microseconds, since the next step may
-// follow at once, then asleep.
+// Waits until `value` is no longer `old`: awake for some tens of microseconds, since the next step
+// may follow at once, then asleep.
 int wait_for_change(const std::atomic<int>& value, int old) noexcept {
   constexpr int spins = 1000;
   for (int i = 0; i < spins; ++i) {
@@ -43,13 +44,15 @@ int wait_for_change(const std::atomic<int>& value, int old) noexcept {
   return value.load(std::memory_order_acquire);
 }
 
-// New threads inherit the mask: signals stay with the threads that Python knows.
+// New threads inherit the mask: signals stay with the threads that Python knows, but for those that
+// an instruction raises, which must reach their handler where they happen.
 class BlockedSignals {
  public:
 #ifdef ONEPASS_POSIX
   BlockedSignals() {
     sigset_t all;
     sigfillset(&all);
+    for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL}) sigdelset(&all, fault);
     pthread_sigmask(SIG_SETMASK, &all, &before_);
   }
   ~BlockedSignals() {
@@ -68,7 +71,8 @@ class Place {
  public:
 #ifdef __linux__
   void note() noexcept {
-    thread_.store(static_cast<pid_t>(syscall(SYS_gettid)), std::memory_order_relaxed);
+    static thread_local const pid_t self = static_cast<pid_t>(syscall(SYS_gettid));
+    thread_.store(self, std::memory_order_relaxed);
     core_.store(sched_getcpu(), std::memory_order_relaxed);
   }
   void leave(int callers_core) noexcept {
@@ -111,9 +115,12 @@ class Pool {
     }
     const int core = Place::callers_core();
     for (std::size_t k = 1; k < n; ++k) places_[k].leave(core);
+    std::fegetenv(&environment_);
     gate_.store(0, std::memory_order_release);
-    generation_.fetch_add(1, std::memory_order_release);
-    generation_.notify_all();
+    for (std::size_t k = 1; k < n; ++k) {
+      shares_[k].calls.fetch_add(1, std::memory_order_release);
+      shares_[k].calls.notify_one();
+    }
 
     work(0);
     int inside = gate_.fetch_or(closed, std::memory_order_acq_rel) | closed;
@@ -126,6 +133,7 @@ class Pool {
   struct alignas(64) Share {
     std::atomic<std::size_t> next;
     std::size_t end;
+    std::atomic<int> calls;  // its helper sleeps on this, and is called no more than it is needed
   };
 
   void work(int rank) noexcept {
@@ -144,10 +152,11 @@ class Pool {
     while (n_helpers_ < wanted) {
       try {
         const BlockedSignals blocked;
-        const int seen = generation_.load(std::memory_order_relaxed);
-        std::thread([this, seen, rank = n_helpers_ + 1] { help(rank, seen); }).detach();
+        const int rank = n_helpers_ + 1;
+        const int seen = shares_[static_cast<std::size_t>(rank)].calls.load();
+        std::thread([this, rank, seen] { help(rank, seen); }).detach();
         ++n_helpers_;
-      } catch (const std::system_error&) {
+      } catch (...) {
         break;
       }
     }
@@ -155,13 +164,18 @@ class Pool {
   }
 
   void help(int rank, int seen) noexcept {
+    Share& share = shares_[static_cast<std::size_t>(rank)];
+    Place& place = places_[static_cast<std::size_t>(rank)];
     for (;;) {
-      places_[static_cast<std::size_t>(rank)].note();
-      seen = wait_for_change(generation_, seen);
+      place.note();
+      seen = wait_for_change(share.calls, seen);
       int inside = gate_.load(std::memory_order_relaxed);
       while (!(inside & closed)) {
         if (gate_.compare_exchange_weak(inside, inside + 1, std::memory_order_acq_rel)) {
-          if (rank < n_shares_) work(rank);
+          if (rank < n_shares_) {
+            std::fesetenv(&environment_);  // round and flush as the caller does
+            work(rank);
+          }
           if (gate_.fetch_sub(1, std::memory_order_acq_rel) == closed + 1) gate_.notify_one();
           break;
         }
@@ -170,9 +184,9 @@ class Pool {
   }
 
   static constexpr int closed = 1 << 30;
-  std::atomic<int> generation_{0};  // counts the tasks; helpers sleep on it
-  std::atomic<int> gate_{closed};   // helpers inside the task, and whether more may enter
+  std::atomic<int> gate_{closed};  // helpers inside the task, and whether more may enter
   Task task_{};
+  std::fenv_t environment_{};
   int n_shares_ = 0;
   int n_helpers_ = 0;
   std::array<Share, max_threads> shares_{};
@@ -180,14 +194,14 @@ class Pool {
 };
 
 Pool& pool() noexcept {
-  // Never destroyed: its helpers sleep in it until the process ends.
-  static Pool* const pool = [] {
+  static Pool pool;
+  // Its helpers sleep in it until the process ends.
+  static_assert(std::is_trivially_destructible_v<Pool>);
 #ifdef ONEPASS_POSIX
-    pthread_atfork(nullptr, nullptr, [] { forked.store(true, std::memory_order_relaxed); });
+  [[maybe_unused]] static const int registered =
+      pthread_atfork(nullptr, nullptr, [] { forked.store(true, std::memory_order_relaxed); });
 #endif
-    return new Pool;
-  }();
-  return *pool;
+  return pool;
 }
 
 }  // namespace

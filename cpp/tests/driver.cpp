@@ -70,8 +70,8 @@ struct Arrays {
 
   onepass::Tensor tensor(std::size_t n, onepass::Kernel kernel, const double* scalars) const {
     void* const state[] = {state0.data(), state1.data(), state2.data()};
-    return {param.data(), grad.data(), {state[0], state[1], state[2]}, n, sizeof(T), kernel,
-            scalars};
+    return {param.data(), grad.data(), {state[0], state[1], state[2]}, n, sizeof(T),
+            kernel,       scalars};
   }
   bool operator==(const Arrays& other) const {
     return param == other.param && grad == other.grad && state0 == other.state0 &&
@@ -83,11 +83,16 @@ struct Arrays {
 constexpr double scalars[onepass::max_scalars] = {-1.0, 0.1,  0.9, 0.05, 0.3, 0.7,  0.2, 0.6,
                                                   1e-3, 1e-4, 0.4, 0.8,  0.1, 0.15, 0.9, 0.25};
 
+// Around every vector width and tile; elements past a cache line.
+constexpr std::size_t lengths[] = {0,  1,  2,  3,  7,  8,   9,    15,   16,
+                                   17, 31, 33, 63, 65, 127, 1023, 1025, 5003};
+constexpr std::size_t offsets[] = {0, 1, 3, 15};
+
 // The vector loop against one element at a time, and every build against the first.
 template <class T>
 void check_variant(const std::string& rule, std::size_t row, std::size_t variant) {
-  for (const std::size_t n : {0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 65, 1023, 1025, 5003}) {
-    for (const std::size_t offset : {0, 1, 3, 15}) {
+  for (const std::size_t n : lengths) {
+    for (const std::size_t offset : offsets) {
       Arrays<T> expected(n, offset);
       bool first = true;
       for (const onepass::Isa& isa : onepass::compiled_isas()) {

@@ -36,5 +36,9 @@ __version__ = version("onepass")
 
 
 def get_include() -> str:
-    """Return the folder of the C++ headers, for ``#include <onepass/update.hpp>``."""
+    """Return the folder of the C++ headers, for ``#include <onepass/update.hpp>``.
+
+    Compile with ``-ffp-contract=off -fno-math-errno -fopenmp-simd``: the first makes the bits those
+    of the library, the others its speed.
+    """
     return str(Path(_core.__file__).parent / "include")  # an editable install lies in two places

@@ -19,6 +19,7 @@ isas: dict[str, bool]
 compiler: str
 flags: str
 copy_limit: int
+max_threads: int
 
 def rules() -> dict[str, RuleRow]: ...
 def in_forked_child() -> bool: ...

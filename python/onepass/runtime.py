@@ -32,6 +32,7 @@ def set_num_threads(num_threads: int | None) -> None:
     Parameters
     ----------
     num_threads : int >= 1 or None
+        More than 256 are taken as 256.
 
     Raises
     ------
@@ -98,7 +99,7 @@ def check_num_threads(num_threads: int) -> int:
         raise TypeError(f"num_threads: expected an integer >= 1, got {num_threads!r}")
     if num_threads < 1:
         raise ValueError(f"num_threads: expected an integer >= 1, got {num_threads}")
-    return int(num_threads)
+    return min(int(num_threads), _core.max_threads)
 
 
 def _num_threads() -> tuple[int, str]:
@@ -113,7 +114,7 @@ def _default_num_threads() -> tuple[int, str]:
     # OMP_NUM_THREADS may be a list, one number per nesting level.
     from_environment = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     if from_environment.isdigit() and int(from_environment) > 0:
-        return int(from_environment), "OMP_NUM_THREADS"
+        return min(int(from_environment), _core.max_threads), "OMP_NUM_THREADS"
     cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))

@@ -9,7 +9,8 @@
 //   };
 //
 // Only + - * / and sqrt, in the order the NumPy reference writes them: that is what makes the
-// results the same bits on every instruction set and in NumPy.
+// results the same bits on every instruction set and in NumPy. Compile with -ffp-contract=off, or the
+// compiler makes other bits of them; and with -fopenmp-simd -fno-math-errno, or they are slow.
 #pragma once
 
 #include <cmath>
