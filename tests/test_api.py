@@ -158,7 +158,7 @@ def test_settings_changed_in_the_middle_of_a_run(case, rng):
     assert names == state_names(cls, settings)
     opt.param_groups[0].update(cls.defaults)
     opt.step(grads[0])
-    assert [n for n in opt.state_dict()["state"][0] if n != "step"] == state_names(cls, {})
+    assert set(names) <= set(opt.state_dict()["state"][0])
 
 
 def test_a_users_subclass_keeps_the_rule(optimizer):

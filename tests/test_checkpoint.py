@@ -129,6 +129,13 @@ def spoiled(saved, names):
     yield change(["param_groups", 0, "params"], ["w", "b", "frozen"]), "expected the parameters"
     yield change(["param_groups", 0, "params"], ["w", "b", "x", "scale"]), "expected the param"
     yield change(["param_groups", 0, "step"], -1), "step: expected a number of steps"
+    yield change(["param_groups"], [5]), "param_groups: expected mappings"
+    yield change(["param_groups"], None), "param_groups: expected mappings"
+    yield change(["param_groups", 0, "params"], KeyError), "param_groups: expected mappings"
+    yield change(["param_groups", 0, "params"], [0, 0, 1, 2]), "expected the parameters"
+    yield change(["state"], []), "state: expected a mapping"
+    yield change(["state", "b"], 1), "state: expected a mapping"
+    yield change(["state", "b", "step"], 1e300), "expected a number of steps"
     yield change(["state", "x"], {"step": 1}), r"state: .* got also \['x'\]"
     yield change(["state", "b", "step"], -1), r"state\['b'\]\['step'\]: expected a number of steps"
     yield change(["state", "b", "step"], 1.5), r"\['step'\]: expected a number of steps"
@@ -188,7 +195,7 @@ def test_damaged_and_foreign_files(optimizer, tmp_path, rng):
     np.savez(tmp_path / "foreign.npz", weights=np.ones(3))
     np.save(tmp_path / "array.npy", np.ones(3))
     np.savez(tmp_path / "pickle.npz", header=np.array([{}], object))
-    header = json.dumps({"format": 99, "optimizer": optimizer.__name__}).encode()
+    header = json.dumps({"format": 99, "optimizer": optimizer.rule}).encode()
     np.savez(tmp_path / "newer.npz", header=np.frombuffer(header, np.uint8))
     files = [
         b"",
@@ -235,7 +242,7 @@ def test_a_file_of_another_class(optimizer, tmp_path, rng):
             fresh = other(params_like(rng))
             with pytest.raises(
                 ValueError,
-                match=f"expected a checkpoint of {other.__name__}, got one of {optimizer.__name__}",
+                match=f"expected a checkpoint of {other.rule}, got one of {optimizer.rule}",
             ):
                 fresh.load(path)
             assert fresh.state_dict()["state"] == {}
@@ -255,7 +262,7 @@ def test_a_failed_save_leaves_the_old_file_and_no_litter(optimizer, tmp_path, rn
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
-    for broken in ("fsync", "umask"):
+    for broken in ("fsync", "fdopen"):
         with monkeypatch.context() as patch:
             patch.setattr(os, broken, full_disk)
             with pytest.raises(OSError, match="No space left"):
@@ -264,11 +271,48 @@ def test_a_failed_save_leaves_the_old_file_and_no_litter(optimizer, tmp_path, rn
         assert [p.name for p in tmp_path.iterdir()] == ["run.npz"]
 
 
-def test_mode_of_the_file_follows_the_umask(tmp_path, rng):
-    _, path = saved_run(op.SGD, tmp_path, rng)
+def test_settings_of_numpys_types_are_saved(tmp_path, rng):
+    opt, path = saved_run(op.Adam, tmp_path, rng)
+    opt.param_groups[0]["lr"] *= np.float32(0.5)
+    opt.param_groups[0]["betas"] = np.array([0.8, 0.9])
+    run(opt, params_like(rng), rng, 1)
+    opt.save(path)
+    opt.load(path)
+    assert opt.param_groups[0]["betas"] == (0.8, 0.9)
+
+
+def test_resume_is_bitwise_after_an_option_came_and_went():
+    def start(path=None):
+        w = np.ones(3)
+        opt = op.SGD(w, 0.1, momentum=0.9)
+        for momentum in (0.9, 0.9, 0.0, 0.0, 0.9):
+            opt.param_groups[0]["momentum"] = momentum
+            if path and momentum == 0.0:
+                saved = opt.state_dict()
+                opt = op.SGD(w, 0.1)
+                opt.load_state_dict(saved)
+            opt.step(np.ones(3))
+        return w
+
+    assert_same_bits(start(path=True), start())
+
+
+def test_switching_an_option_on_and_saving_before_the_next_step(tmp_path, rng):
+    opt, path = saved_run(op.Adam, tmp_path, rng)
+    opt.param_groups[0]["amsgrad"] = True
+    opt.save(path)
+    opt.load(path)
+    run(opt, params_like(rng), rng, 1)
+
+
+def test_mode_of_the_file_follows_the_umask_and_stays(tmp_path, rng):
+    opt, path = saved_run(op.SGD, tmp_path, rng)
     mask = os.umask(0)
     os.umask(mask)
     assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+    path.chmod(0o600)
+    opt.save(path)
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 KILLED = """

@@ -248,7 +248,7 @@ class TestStructure:
 
 
 BAD_NUMBERS = [-1.0, float("nan"), float("inf"), -float("inf")]
-NOT_NUMBERS = ["0.1", None, [0.1], True, 1j, np.ones(1)]
+NOT_NUMBERS = ["0.1", None, [0.1], True, 1j, np.ones(1), np.ones(2), 10**400]
 
 
 class TestHyperparameters:
@@ -258,7 +258,9 @@ class TestHyperparameters:
                 yield from ((name, value) for value in (1, 0.0, "yes", None))
             elif isinstance(default, tuple):
                 yield from ((name, (value, 0.9)) for value in [1.0, 1.5, -0.1, float("nan"), "x"])
-                yield from ((name, value) for value in [0.9, (0.9,), (0.9, 0.9, 0.9), None])
+                yield from (
+                    (name, value) for value in [0.9, (0.9,), (0.9, 0.9, 0.9), {0.8, 0.9}, None]
+                )
             elif isinstance(default, str):
                 yield from ((name, value) for value in ("no such", None, 1))
             else:
@@ -280,7 +282,7 @@ class TestHyperparameters:
             with pytest.raises((ValueError, TypeError), match=message):
                 getattr(op.kernels, optimizer.rule)(good(), good(), step=1, **{name: value})
             tried += 1
-            if value == optimizer.defaults[name]:
+            if np.all(value == optimizer.defaults[name]):
                 continue  # 0 set where False stood says nothing new
             opt = optimizer(params)  # set in the middle of a run
             opt.step([good()])
@@ -299,6 +301,34 @@ class TestHyperparameters:
             optimizer([good()], lrr=0.1)
         with pytest.raises(TypeError, match="^lrr: expected one of the hyperparameters"):
             getattr(op.kernels, optimizer.rule)(good(), good(), step=1, lrr=0.1)
+
+    def test_groups_stay_what_they_were_made_of(self, optimizer):
+        def changed(**change):
+            opt = optimizer([good()])
+            opt.param_groups[0].update(change)
+            return opt
+
+        missing = optimizer([good()])
+        del missing.param_groups[0]["lr"]
+        longer = optimizer([good()])
+        longer.param_groups.append({})
+        for opt, words in (
+            (changed(learning_rate=5), r"param_groups\[0\]: .* unknown \['learning_rate'\]"),
+            (missing, r"param_groups\[0\]: .* no \['lr'\]"),
+            (changed(params=(good(),)), r"param_groups\[0\]: expected the parameters"),
+            (longer, "param_groups: expected 1 groups, got 2"),
+        ):
+            with pytest.raises(ValueError, match=words):
+                opt.step([good()])
+
+    def test_reference_step_checks_what_it_is_given(self, case):
+        cls, options = case
+        state = fresh_state(cls, options, good())
+        with pytest.raises(TypeError, match="^lrr: expected one of the hyperparameters"):
+            cls.reference_step(good(), good(), *state, lrr=1)
+        wrong = [None if s is not None else good() for s in state]
+        with pytest.raises(ValueError, match="expected (an array|None)"):
+            cls.reference_step(good(), good(), *wrong, **options)
 
     def test_schedule_with_a_bad_value(self, optimizer):
         for bad in (-1.0, float("nan"), None, "x"):
@@ -372,10 +402,14 @@ class TestLookahead:
         with opt.lookahead():  # and it can be entered again
             pass
 
+    def test_nesterov_takes_a_momentum_that_starts_at_zero(self):
+        opt = op.SGD([good()], 0.1, momentum=lambda step: 0.5 * (step > 0), nesterov=True)
+        opt.step([good()])
+
     def test_misuse(self):
         opt = self.run()
         before = digest(opt)
-        with pytest.raises(ValueError, match="entered once"), opt.lookahead(), opt.lookahead():
+        with pytest.raises(ValueError, match="after the"), opt.lookahead(), opt.lookahead():
             pass
         with pytest.raises(ValueError, match="after the lookahead block"), opt.lookahead():
             opt.step([good(), good()])

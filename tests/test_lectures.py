@@ -76,6 +76,17 @@ def test_momentum_as_a_velocity():
     check(lambda w: op.SGD(w, LR, momentum=0.5), lecture())
 
 
+def test_dampening_which_the_first_step_is_spared():
+    def torch_documents():
+        w, v, mu, tau = START, None, 0.5, 0.3
+        for _ in range(STEPS):
+            v = gradient(w) if v is None else mu * v + (1 - tau) * gradient(w)
+            w -= LR * v
+            yield w
+
+    check(lambda w: op.SGD(w, LR, momentum=0.5, dampening=0.3), torch_documents())
+
+
 @pytest.mark.parametrize("form", ["sutskever", "ema", "heavy_ball"])
 def test_nesterov_with_the_gradient_at_the_look_ahead_point(form):
     def lecture():

@@ -95,13 +95,13 @@ def test_info_says_what_runs():
     assert info["isas"][info["isa"]] is True
     assert info["num_threads"] == op.get_num_threads()
     assert "-ffp-contract=off" in info["flags"]
-    assert not any(f in info["flags"] for f in ("fast-math", "Ofast", "associative", "unsafe"))
+    assert not {"-ffast-math", "-Ofast"} & set(info["flags"].split())
 
 
 @posix
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_forked_child_steps_serial_and_finishes(optimizer):
-    """libgomp would wait for ever in the child for workers that only the parent has."""
+    """Only the parent has helper threads to wait for."""
     grad = np.ones(LARGE)
     params = np.zeros(LARGE)
     opt = optimizer(params)
@@ -185,8 +185,38 @@ def test_different_optimizers_step_from_different_threads(case):
         assert_same_bits(param, run_reference(cls, settings, np.ones(50_001), [grad] * 3)[0])
 
 
+@pytest.fixture
+def interrupts():
+    """SIGINT raises KeyboardInterrupt, also in a background job, which inherits it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @posix
-def test_an_interrupt_never_leaves_half_a_step(optimizer):
+def test_an_interrupt_never_leaves_a_parameter_at_the_lookahead_point(interrupts):
+    params = [np.ones(500) for _ in range(50)]
+    opt = op.SGD(params, 0.1, momentum=0.9)
+    opt.step([np.ones(500)] * 50)
+    before = digest(opt)
+    rng = np.random.default_rng(0)
+    main = threading.main_thread().ident
+    for _ in range(60):
+        timer = threading.Timer(
+            rng.uniform(0.0002, 0.002), signal.pthread_kill, (main, signal.SIGINT)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            timer.start()
+            while True:
+                with opt.lookahead():
+                    pass
+        timer.join()
+        assert digest(opt) == before
+    opt.step([np.ones(500)] * 50)
+
+
+@posix
+def test_an_interrupt_never_leaves_half_a_step(optimizer, interrupts):
     """SIGINT at any time: the arrays are those of a whole number of steps, the counted one."""
     params = [np.ones(60_000), np.ones(1000), np.ones(7)]
     grads = [np.full(p.shape, 0.5) for p in params]
@@ -231,6 +261,25 @@ def test_floating_point_environment_is_untouched(case):
     param = np.ones(LARGE, np.float32)
     cls(param, **settings).step(np.full(LARGE, 1e-42, np.float32), num_threads=2)
     assert control_bits() == before
+
+
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or sys.platform != "linux", reason="knows x86-64's FE_UPWARD"
+)
+def test_helpers_round_as_their_caller_does():
+    libm = ctypes.CDLL(ctypes.util.find_library("m"))
+    grad = np.random.default_rng(0).normal(size=LARGE)
+    results = []
+    op.SGD(np.ones(LARGE)).step(grad, num_threads=2)  # the helpers begin with the default mode
+    try:
+        assert libm.fesetround(0x800) == 0
+        for threads in (1, 2):
+            param = np.ones(LARGE)
+            op.Adam(param).step(grad, num_threads=threads)
+            results.append(param.tobytes())
+    finally:
+        libm.fesetround(0)
+    assert results[0] == results[1]
 
 
 def test_import_keeps_subnormals():

@@ -8,9 +8,11 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <optional>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "arrays.hpp"
@@ -166,6 +168,43 @@ void check_params(py::handle names, const py::list& params) {
   memory.check_overlap();
 }
 
+// Other values in the parameters while a `with` block runs. Native, so that no interrupt can come
+// between a block's end and the restoration, which is a plain copy and cannot fail.
+class Shown {
+ public:
+  Shown(py::handle names, const py::list& params, const py::list& values) {
+    for (std::size_t i = 0; i < params.size(); ++i) {
+      const Label label(names, i, Role::param);
+      const Param param = check_param(params[i], label);
+      const Param value = check_param(values[i], label);
+      if (param.size != value.size || param.dtype != value.dtype || param.order != value.order) {
+        throw py::value_error(label.str() + ": expected values like the parameter's");
+      }
+      const auto* first = static_cast<const char*>(param.data);
+      saved_.emplace_back(first, first + param.size * param.item_size);
+      items_.push_back({param, value});
+    }
+  }
+  void enter() {
+    for (const auto& [param, value] : items_) {
+      std::memcpy(param.data, value.data, param.size * param.item_size);
+    }
+    active_ = true;
+  }
+  void exit() {
+    for (std::size_t i = 0; i < items_.size(); ++i) {
+      std::memcpy(items_[i].first.data, saved_[i].data(), saved_[i].size());
+    }
+    active_ = false;
+  }
+  bool active() const { return active_; }
+
+ private:
+  std::vector<std::pair<Param, Param>> items_;
+  std::vector<std::vector<char>> saved_;
+  bool active_ = false;
+};
+
 py::list to_list(std::span<const char* const> names) {
   py::list list;
   for (const char* name : names) list.append(name);
@@ -202,6 +241,12 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
         "Check every array of a step, then update parameters, state and counters in place.");
   m.def("check_params", &check_params, py::arg("names"), py::arg("params"),
         "Raise what a step with these parameters would raise.");
+  py::class_<Shown>(m, "Shown", "Other values in the parameters while a with block runs.")
+      .def(py::init<py::handle, const py::list&, const py::list&>(), py::arg("names"),
+           py::arg("params"), py::arg("values"))
+      .def_property_readonly("active", &Shown::active)
+      .def("__enter__", &Shown::enter)
+      .def("__exit__", [](Shown& shown, const py::args&) { shown.exit(); });
   m.def("rules", &rules, "The rows of rules.def: states, scalars and options of each rule.");
   m.def("in_forked_child", &in_forked_child, "Whether steps run serial because of a fork.");
 

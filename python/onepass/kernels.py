@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from onepass import _core, runtime
 from onepass._typing import Array
 from onepass.optim import Optimizer, registry
@@ -47,9 +49,10 @@ def _make_kernel(cls: type[Optimizer]) -> Kernel:
         **hyperparameters: Any,
     ) -> None:
         try:
-            values, options = checked(**hyperparameters)
-        except TypeError:  # not hashable, or not valid: then this says how
-            values, options = checked.__wrapped__(**hyperparameters)
+            found = checked(**hyperparameters)
+        except TypeError:  # not hashable, or not valid: then the next line says how
+            found = None
+        values, options = found or checked.__wrapped__(**hyperparameters)
         if len(state) > n_states:
             raise TypeError(f"state: expected at most {n_states} arrays, got {len(state)}")
         _core.run(
@@ -86,7 +89,7 @@ def _check_step(cls: type[Optimizer], step: int | None, values: Mapping[str, Any
         if cls.scalars(1, values) != cls.scalars(2, values):
             raise TypeError("step: expected the number of this step, from 1, got none")
         return 1
-    if isinstance(step, bool) or not hasattr(step, "__index__"):
+    if isinstance(step, bool) or not isinstance(step, int | np.integer):
         raise TypeError(f"step: expected an integer >= 1, got {step!r}")
     if step < 1:
         raise ValueError(f"step: expected an integer >= 1, got {step}")

@@ -113,7 +113,7 @@ def _num_threads() -> tuple[int, str]:
 def _default_num_threads() -> tuple[int, str]:
     # OMP_NUM_THREADS may be a list, one number per nesting level.
     from_environment = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    if from_environment.isdigit() and int(from_environment) > 0:
+    if from_environment.isdecimal() and int(from_environment) > 0:
         return min(int(from_environment), _core.max_threads), "OMP_NUM_THREADS"
     cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):

@@ -17,6 +17,7 @@ from onepass.optim._hyperparameters import (
     Flag,
     check_setting,
     resolve,
+    same_settings,
 )
 from onepass.optim._rules import ROWS, job, options_of, states_of
 from onepass.optim._tree import Leaves, Node, flatten, is_sequence, mirror
@@ -171,6 +172,9 @@ class Optimizer:
         steps = self._counters.tolist()
         completed = steps.pop()
         jobs: list[_core.Job] = []
+        if len(self.param_groups) != len(self._members):
+            got = len(self.param_groups)
+            raise ValueError(f"param_groups: expected {len(self._members)} groups, got {got}")
         for number, members in enumerate(self._members):
             values, options = self._resolve(number, completed)
             for done, alike in _by_step(members, steps):
@@ -183,14 +187,29 @@ class Optimizer:
     def _resolve(self, number: int, completed: int) -> tuple[dict[str, Any], int]:
         """Return a group's checked values for the coming step, and its options, state allocated."""
         group, values = self.param_groups[number], self._resolved[number]
-        if group != values:  # a new setting, or a schedule
+        if not same_settings(group, values):  # a new setting, or a schedule
+            self._check_group(number)
             values = {"params": group["params"], **resolve(self.checks, group, completed)}
-            self.check_together(values)
+            schedules = {name: value for name, value in group.items() if callable(value)}
+            self.check_together({**values, **schedules})
             self._resolved[number] = values
         options = options_of(type(self), group, values)
         if options != self._options[number]:
             self._allocate(number, options)
         return values, options
+
+    def _check_group(self, number: int) -> None:
+        """Raise if the keys of a group or its parameters are not those it was made with."""
+        group, members = self.param_groups[number], self._members[number]
+        unknown = group.keys() - self.checks.keys() - {"params"}
+        missing = self.checks.keys() - group.keys()
+        if unknown or missing:
+            got = f"unknown {sorted(unknown)}" if unknown else f"no {sorted(missing)}"
+            raise ValueError(f"param_groups[{number}]: expected the hyperparameters, got {got}")
+        own = [self._params[index] for index in members]
+        given = group.get("params", ())
+        if len(given) != len(own) or any(a is not b for a, b in zip(given, own, strict=True)):
+            raise ValueError(f"param_groups[{number}]: expected the parameters it was made with")
 
     def _mirror(self, grads: Grads) -> list[Any]:
         leaves: list[Any] = []
@@ -249,13 +268,21 @@ class Optimizer:
         tuple
             The new parameter and the new state, None where there is none.
         """
-        values = resolve(cls.checks, {**cls.defaults, **settings}, step - 1)
+        checked = {name: check_setting(cls.checks, name, v) for name, v in settings.items()}
+        values = resolve(cls.checks, {**cls.defaults, **checked}, step - 1)
+        cls.check_together(values)
         if values["maximize"]:
             grad = -grad
         if values["weight_decay"] and not cls.decoupled:
             grad = grad + values["weight_decay"] * param
         row = ROWS[cls.rule]
         padded = (*state, *[None] * (len(row["states"]) - len(state)))
+        for name, used, array in zip(
+            row["states"], cls.state_names(**checked), padded, strict=True
+        ):
+            if (used is None) != (array is None):
+                expected = "None (these options do not use it)" if used is None else "an array"
+                raise ValueError(f"{name}: expected {expected}, got {type(array).__name__}")
         flags = {name: values[name] for name in row["options"] if isinstance(values[name], bool)}
         return cls.reference(param, grad, *padded, **cls.scalars(step, values), **flags)
 
@@ -292,7 +319,7 @@ class Optimizer:
 
         The file is NumPy's ``.npz``, with no pickle in it. The parameters are not part of it.
         """
-        _checkpoint.write(path, type(self).__name__, self.state_dict())
+        _checkpoint.write(path, self.rule, self.state_dict())
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Continue from a file that `save` wrote; bit for bit the run that wrote it.
@@ -303,7 +330,7 @@ class Optimizer:
             If the file is damaged, no checkpoint, or not of such an optimizer. Then nothing has
             changed.
         """
-        self.load_state_dict(_checkpoint.read(path, type(self).__name__))
+        self.load_state_dict(_checkpoint.read(path, self.rule))
 
     def __repr__(self) -> str:
         groups = []

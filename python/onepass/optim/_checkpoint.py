@@ -2,7 +2,7 @@
 
 import json
 import os
-import tempfile
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,18 @@ def write(path: str | os.PathLike[str], kind: str, state_dict: dict[str, Any]) -
     arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
 
     target = Path(path)
-    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:
             np.savez(file, **arrays)
             file.flush()
             os.fsync(file.fileno())
-        _give_default_mode(temporary)
-        Path(temporary).replace(target)
+        if target.exists():
+            temporary.chmod(target.stat().st_mode & 0o777)
+        temporary.replace(target)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     _sync_directory(target.parent)
 
@@ -66,13 +68,6 @@ def read(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
     if saved_kind != kind:
         raise ValueError(f"path: expected a checkpoint of {kind}, got one of {saved_kind}")
     return {"state": state, "param_groups": groups}
-
-
-def _give_default_mode(path: str) -> None:
-    """Undo mkstemp's private mode: a checkpoint is as readable as any file the process writes."""
-    mask = os.umask(0)
-    os.umask(mask)
-    Path(path).chmod(0o666 & ~mask)
 
 
 def _sync_directory(directory: Path) -> None:

@@ -33,7 +33,10 @@ class Number:
     def __call__(self, name: str, value: Any) -> float:
         if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
             raise TypeError(f"{name}: expected {self}, got {value!r}")
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
         if not (self.low <= number <= self.high and number < self.below):
             raise ValueError(f"{name}: expected {self}, got {value!r}")
         return number
@@ -54,10 +57,9 @@ class Pair:
     schedulable: bool = False
 
     def __call__(self, name: str, value: Any) -> tuple[float, float]:
-        try:
-            first, second = value
-        except (TypeError, ValueError):
-            raise TypeError(f"{name}: expected two of {self.kind}, got {value!r}") from None
+        if not isinstance(value, tuple | list | np.ndarray) or len(value) != 2:
+            raise TypeError(f"{name}: expected two of {self.kind}, got {value!r}")
+        first, second = value
         return self.kind(name, first), self.kind(name, second)
 
 
@@ -81,7 +83,7 @@ class Choice:
     schedulable: bool = False
 
     def __call__(self, name: str, value: Any) -> str:
-        if value not in self.names:
+        if not isinstance(value, str) or value not in self.names:
             choices = ", ".join(map(repr, self.names))
             raise ValueError(f"{name}: expected one of {choices}, got {value!r}")
         return str(value)
@@ -103,6 +105,14 @@ def check_setting(checks: Checks, name: str, value: Any) -> Any:
             raise TypeError(f"{name}: expected a value (no schedule here), got {value!r}")
         return value
     return check(name, value)
+
+
+def same_settings(group: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
+    """Return whether a group still has these values; not if one of them is an array."""
+    try:
+        return bool(group == values)
+    except ValueError:
+        return False
 
 
 def resolve(checks: Checks, settings: Mapping[str, Any], completed: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from onepass._memory import state_like
 from onepass._typing import Array
 from onepass.optim._hyperparameters import check_setting
-from onepass.optim._rules import options_of, states_of
+from onepass.optim._rules import ROWS, options_of, states_of
 
 if TYPE_CHECKING:
     from onepass.optim._base import Optimizer
@@ -28,8 +28,15 @@ def state_dict(optimizer: Optimizer) -> dict[str, Any]:
     for number, (group, members) in enumerate(
         zip(optimizer.param_groups, optimizer._members, strict=True)
     ):
-        names = states_of(type(optimizer), optimizer._options[number])
-        settings = {k: None if callable(v) else v for k, v in group.items() if k != "params"}
+        names = ROWS[optimizer.rule]["states"]
+        optimizer._check_group(number)
+        options = options_of(type(optimizer), group, group)
+        if options != optimizer._options[number]:
+            optimizer._allocate(number, options)
+        settings = {
+            name: None if callable(group[name]) else check(name, group[name])
+            for name, check in optimizer.checks.items()
+        }
         keys = [optimizer._keys[index] for index in members]
         groups.append({**settings, "step": completed, "params": keys})
         for index in members:
@@ -37,7 +44,7 @@ def state_dict(optimizer: Optimizer) -> dict[str, Any]:
                 arrays = {
                     name: array.copy(order="K")
                     for name, array in zip(names, optimizer._state[index], strict=True)
-                    if name and array is not None
+                    if array is not None
                 }
                 state[optimizer._keys[index]] = {"step": steps[index], **arrays}
     return {"state": state, "param_groups": groups}
@@ -48,6 +55,7 @@ def load_state_dict(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
     if not isinstance(saved, Mapping) or saved.keys() != {"state", "param_groups"}:
         got = list(saved) if isinstance(saved, Mapping) else type(saved).__name__
         raise ValueError(f"state_dict: expected the keys 'state' and 'param_groups', got {got}")
+    _check_kinds(saved)
     saved_groups = saved["param_groups"]
     if len(saved_groups) != len(optimizer.param_groups):
         expected = f"{len(optimizer.param_groups)} groups"
@@ -92,6 +100,20 @@ def load_state_dict(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
     )
 
 
+def _check_kinds(saved: Mapping[str, Any]) -> None:
+    """Raise if a part of a state dictionary is not of its kind at all."""
+    groups, state = saved["param_groups"], saved["state"]
+    if not isinstance(groups, list | tuple) or not all(
+        isinstance(group, Mapping) and isinstance(group.get("params"), list | tuple)
+        for group in groups
+    ):
+        raise ValueError("param_groups: expected mappings with the keys of their parameters")
+    if not isinstance(state, Mapping) or not all(
+        isinstance(entry, Mapping) for entry in state.values()
+    ):
+        raise ValueError("state: expected a mapping of each parameter's key to its state")
+
+
 def _settings(
     cls: type[Optimizer], saved: Mapping[str, Any], live: Mapping[str, Any], label: str
 ) -> dict[str, Any]:
@@ -100,8 +122,9 @@ def _settings(
         if name in {"params", "step"} or name in _TORCH_ONLY:
             continue
         if name == "decoupled_weight_decay":  # how PyTorch tells its AdamW from its Adam
-            if value and not cls.decoupled:
-                raise ValueError(f"{label}: expected a coupled weight decay, got AdamW's")
+            if bool(value) != cls.decoupled:
+                expected = "AdamW's decoupled" if cls.decoupled else "a coupled"
+                raise ValueError(f"{label}: expected {expected} weight decay, got {name}={value}")
             continue
         if name not in cls.checks:
             known = ", ".join(cls.checks)
@@ -121,7 +144,8 @@ def _matching_keys(saved_group: Mapping[str, Any], own: list[Any], label: str) -
     keys = list(saved_group["params"])
     if set(keys) == set(own):
         return own
-    if len(keys) != len(own) or not all(isinstance(key, int) for key in keys):
+    alike = len(keys) == len(own) == len(set(keys))
+    if not alike or not all(isinstance(key, int) for key in keys):
         raise ValueError(f"{label}: expected the parameters {own}, got {keys}")
     return keys
 
@@ -135,17 +159,19 @@ def _entry(
     label: str,
 ) -> tuple[int, tuple[Array | None, ...]]:
     """Return the step and the state of one parameter."""
-    names = states_of(cls, options)
-    used = [name for name in names if name]
+    names = ROWS[cls.rule]["states"]
+    used = [name for name in states_of(cls, options) if name]
     given = {} if entry is None else {k: v for k, v in entry.items() if v is not None}
     if not given:  # not stepped yet
         value = cls.initial_state(settings)
-        return 0, tuple(state_like(param, value) if name else None for name in names)
+        return 0, tuple(state_like(param, value) if name in used else None for name in names)
     step = _count(given.pop("step", cls.step_if_missing), f"{label}['step']")
-    if set(given) != set(used):
+    # An option that was switched off may have left its array behind.
+    if not set(used) <= set(given) <= set(names):
         raise ValueError(f"{label}: expected the arrays {used}, got {list(given)}")
     return step, tuple(
-        _state_array(given[name], param, f"{label}[{name!r}]") if name else None for name in names
+        _state_array(given[name], param, f"{label}[{name!r}]") if name in given else None
+        for name in names
     )
 
 
@@ -165,6 +191,6 @@ def _count(value: Any, label: str) -> int:
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value.item()
     count = float(value) if isinstance(value, Real) and not isinstance(value, bool) else -1.0
-    if count < 0 or not count.is_integer():
+    if not 0 <= count < 2**53 or not count.is_integer():
         raise ValueError(f"{label}: expected a number of steps, got {value!r}")
     return int(count)

@@ -46,7 +46,7 @@ class AdamW(Adam, rule="adamw"):
     Differs from
 
     * PyTorch: nothing; `bias_correction`, `eps_hat` and `eps_root` are ours.
-    * Keras: its default weight decay is 0.004.
+    * Keras: as for `Adam`, its form is ``eps_hat=True`` with eps=1e-7; its decay defaults to 0.004.
     * optax: ``adamw`` adds :math:`\lambda w` to the step, so decay and step see the same old
       parameter; equal in exact arithmetic, not in floats. Its default weight decay is 1e-4.
     * The paper: its decay is :math:`\eta_t \lambda` with :math:`\eta_t` the schedule's factor

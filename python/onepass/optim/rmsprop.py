@@ -61,7 +61,7 @@ class RMSprop(Optimizer, rule="rmsprop"):
     * PyTorch: where rounding makes :math:`s - a^2` negative, PyTorch's result is NaN; here the
       variance is 0. `eps_root` is ours.
     * Keras: decay 0.9, epsilon inside the root (1e-7), and the learning rate inside the buffer.
-    * optax: decay 0.9, epsilon inside the root by default.
+    * optax: decay 0.9, epsilon inside the root by default, and the learning rate inside the buffer.
     * The lecture has no epsilon; Graves' centred form has it inside the root.
 
     References

@@ -1,11 +1,12 @@
 """Gradient descent, momentum in its three forms, and Nesterov's acceleration in both of its."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import numpy as np
 
+from onepass import _core
 from onepass._typing import Array, Grads, Params, Schedule
 from onepass.optim._base import Optimizer, StepInfo
 from onepass.optim._hyperparameters import SCHEDULED, Choice, Flag, Number
@@ -72,7 +73,9 @@ class SGD(Optimizer, rule="sgd"):
 
     Differs from
 
-    * PyTorch: nothing, for "heavy_ball". PyTorch has no other form and no look-ahead.
+    * PyTorch: for "heavy_ball" only in that `dampening` is left out on a parameter's first step;
+      there on its buffer's first, which is another one if `momentum` starts at 0. PyTorch has no
+      other form and no look-ahead.
     * Keras and scikit-learn: theirs is "sutskever" (with the opposite sign in the buffer).
     * optax: ``sgd(momentum=)`` is "heavy_ball" without dampening.
     * Sutskever et al.: theirs is ``lookahead()`` with "sutskever".
@@ -134,7 +137,7 @@ class SGD(Optimizer, rule="sgd"):
         maximize: bool = False,
         form: str = "heavy_ball",
     ) -> None:
-        self._looking_ahead = False
+        self._shown: _core.Shown | None = None
         super().__init__(
             params,
             lr=lr,
@@ -191,15 +194,14 @@ class SGD(Optimizer, rule="sgd"):
             direction = momentum * momentum_buffer + update if nesterov else momentum_buffer
         return param - step_size * direction, momentum_buffer
 
-    @contextmanager
-    def lookahead(self) -> Iterator[None]:
+    def lookahead(self) -> AbstractContextManager[None]:
         r"""Show the parameters at the look-ahead point while the block runs.
 
         Compute the gradient in the block and step after it:
         ``with opt.lookahead(): grads = ...``, then ``opt.step(grads)``. The shift is
         :math:`\mu v` for "sutskever" and "ema" and :math:`\eta \mu v` for "heavy_ball", with the
         values that the coming step uses. Leaving the block, also by an exception, restores the
-        parameters to the bit; it takes a copy of them.
+        parameters to the bit; it takes two copies of them.
 
         Raises
         ------
@@ -207,31 +209,30 @@ class SGD(Optimizer, rule="sgd"):
             Where a group has no momentum, has ``nesterov=True`` (the same idea twice), or the
             block is entered twice.
         """
-        if self._looking_ahead:
-            raise ValueError("lookahead: expected to be entered once, got a second block inside")
-        shifts: list[tuple[Array, Array]] = []
+        self._check_not_looking_ahead("lookahead")
+        values: list[Array] = []
         for number, members in enumerate(self._members):
-            values, _ = self._resolve(number, int(self._counters[-1]))
+            settings, _ = self._resolve(number, int(self._counters[-1]))
             if not self.param_groups[number]["momentum"]:
                 raise ValueError("momentum: expected more than 0 for lookahead, got 0")
-            if values["nesterov"]:
+            if settings["nesterov"]:
                 raise ValueError("nesterov: expected False for lookahead, got True")
-            rate = values["lr"] if values["form"] == "heavy_ball" else 1.0
+            rate = settings["lr"] if settings["form"] == "heavy_ball" else 1.0
             for index in members:
                 (buffer,) = self._state[index]
-                shifts.append((self._params[index], rate * values["momentum"] * buffer))
-        saved = [param.copy(order="K") for param, _ in shifts]
-        self._looking_ahead = True
-        try:
-            for param, shift in shifts:
-                np.subtract(param, shift, out=param)
-            yield
-        finally:
-            for (param, _), original in zip(shifts, saved, strict=True):
-                param[...] = original
-            self._looking_ahead = False
+                shift = rate * settings["momentum"] * buffer
+                values.append(np.asarray(self._params[index] - shift))
+        self._shown = _core.Shown(self._labels, self._params, values)
+        return self._shown
 
     def step(self, grads: Grads, *, num_threads: int | None = None) -> StepInfo:  # noqa: D102
-        if self._looking_ahead:
-            raise ValueError("step: expected after the lookahead block, got a call inside it")
+        self._check_not_looking_ahead("step")
         return super().step(grads, num_threads=num_threads)
+
+    def _check_not_looking_ahead(self, name: str) -> None:
+        if self._shown is not None and self._shown.active:
+            raise ValueError(f"{name}: expected after the lookahead block, got a call inside it")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copies and pickles take: a copy is not inside a block."""
+        return {**self.__dict__, "_shown": None}
