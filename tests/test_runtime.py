@@ -185,6 +185,17 @@ def test_different_optimizers_step_from_different_threads(case):
         assert_same_bits(param, run_reference(cls, settings, np.ones(50_001), [grad] * 3)[0])
 
 
+def repeat_until_interrupted(action, seconds):
+    """Ctrl-C after so long, wherever it strikes."""
+    main = threading.main_thread().ident
+    timer = threading.Timer(seconds, signal.pthread_kill, (main, signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        timer.start()
+        while True:
+            action()
+    timer.join()
+
+
 @pytest.fixture
 def interrupts():
     """SIGINT raises KeyboardInterrupt, also in a background job, which inherits it ignored."""
@@ -198,19 +209,15 @@ def test_an_interrupt_never_leaves_a_parameter_at_the_lookahead_point(interrupts
     params = [np.ones(500) for _ in range(50)]
     opt = op.SGD(params, 0.1, momentum=0.9)
     opt.step([np.ones(500)] * 50)
+
+    def look_ahead():
+        with opt.lookahead():
+            pass
+
     before = digest(opt)
     rng = np.random.default_rng(0)
-    main = threading.main_thread().ident
     for _ in range(60):
-        timer = threading.Timer(
-            rng.uniform(0.0002, 0.002), signal.pthread_kill, (main, signal.SIGINT)
-        )
-        with pytest.raises(KeyboardInterrupt):
-            timer.start()
-            while True:
-                with opt.lookahead():
-                    pass
-        timer.join()
+        repeat_until_interrupted(look_ahead, rng.uniform(0.0002, 0.002))
         assert digest(opt) == before
     opt.step([np.ones(500)] * 50)
 
@@ -222,16 +229,8 @@ def test_an_interrupt_never_leaves_half_a_step(optimizer, interrupts):
     grads = [np.full(p.shape, 0.5) for p in params]
     opt = optimizer(params)
     rng = np.random.default_rng(0)
-    main = threading.main_thread().ident
     for _ in range(12):
-        timer = threading.Timer(
-            rng.uniform(0.0005, 0.005), signal.pthread_kill, (main, signal.SIGINT)
-        )
-        with pytest.raises(KeyboardInterrupt):
-            timer.start()
-            while True:
-                opt.step(grads)
-        timer.join()
+        repeat_until_interrupted(lambda: opt.step(grads), rng.uniform(0.0005, 0.005))
     steps = {int(entry["step"]) for entry in opt.state_dict()["state"].values()}
     assert len(steps) == 1
     (count,) = steps
