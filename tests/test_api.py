@@ -294,3 +294,24 @@ def test_every_class_goes_down_hill(case, surface):
                 opt.step(sign * surface(w)[1])
             ends.append(surface(w)[0])
     assert np.nanmin(ends) < 0.2 * surface(start)[0]
+
+
+def test_step_reports_the_first_groups_rate(optimizer):
+    opt = optimizer([{"params": ones(2), "lr": 0.5}, {"params": ones(3)}], lr=0.125)
+    assert opt.step([ones(2), ones(3)]).lr == 0.5
+
+
+def test_lookahead_uses_each_groups_settings_and_the_coming_steps_schedule():
+    w = [np.array([8.0]), np.array([8.0]), np.array([8.0])]
+    groups = [
+        {"params": w[0], "momentum": 0.5},
+        {"params": w[1], "momentum": 0.25, "form": "sutskever"},
+        {"params": w[2], "momentum": lambda step: 0.5 * step},
+    ]
+    opt = op.SGD(groups, lr=lambda step: 0.5 / (1 + step))
+    opt.step([np.array([4.0])] * 3)
+    # All are at 8 - 0.5 * 4 = 6. The coming step has lr 0.25, and 0.5 for the last momentum.
+    with opt.lookahead():
+        # lr * mu * v with v = 4; mu * u with u = lr * g = 2; lr * mu * v again
+        assert [float(p[0]) for p in w] == [6 - 0.25 * 0.5 * 4, 6 - 0.25 * 2, 6 - 0.25 * 0.5 * 4]
+    assert [float(p[0]) for p in w] == [6, 6, 6]
