@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import onepass as op
-from helpers import assert_same_bits, digest, state_names
+from helpers import assert_same_bits, digest, run_reference, state_names
 
 
 def params_like(rng, dtype=np.float32):
@@ -62,6 +62,23 @@ def test_resume_is_bitwise(case, dtype, through, rng, tmp_path):
     for name, param in params.items():
         assert_same_bits(after[name], param)
     assert digest(resumed.state_dict()) == digest(opt.state_dict())
+
+
+def test_a_parameter_that_had_no_step_when_saved_begins_as_new(case, rng):
+    cls, options = case
+    params = params_like(rng)
+    opt = cls(params, **options)
+    run(opt, params, rng, 2)
+    resumed = cls(copies(params), **options)
+    resumed.load_state_dict(opt.state_dict())
+    grad = rng.normal(size=2).astype(np.float32)
+    resumed.step({**dict.fromkeys(params), "frozen": grad})
+    expected = run_reference(cls, options, np.ones(2, np.float32), [grad])
+    entry = resumed.state_dict()["state"]["frozen"]
+    assert entry["step"] == 1
+    kept = [array for array in expected[1:] if array is not None]
+    for name, array in zip(state_names(cls, options), kept, strict=True):
+        assert_same_bits(entry[name], array)
 
 
 def test_layout(case, rng):

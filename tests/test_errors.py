@@ -259,7 +259,8 @@ class TestHyperparameters:
             elif isinstance(default, tuple):
                 yield from ((name, (value, 0.9)) for value in [1.0, 1.5, -0.1, float("nan"), "x"])
                 yield from (
-                    (name, value) for value in [0.9, (0.9,), (0.9, 0.9, 0.9), {0.8, 0.9}, None]
+                    (name, value)
+                    for value in [0.9, (0.9,), (0.9, 0.9, 0.9), {0.8, 0.9}, np.array(0.9), None]
                 )
             elif isinstance(default, str):
                 yield from ((name, value) for value in ("no such", None, 1))
@@ -320,6 +321,8 @@ class TestHyperparameters:
         ):
             with pytest.raises(ValueError, match=words):
                 opt.step([good()])
+            with pytest.raises(ValueError, match=words):
+                opt.state_dict()
 
     def test_reference_step_checks_what_it_is_given(self, case):
         cls, options = case

@@ -54,6 +54,13 @@ def step_both(params, tensors, opt, torch_opt, rng):
     torch_opt.step()
 
 
+def assert_same_path(params, tensors, opt, torch_opt, rng, steps):
+    for step in range(1, steps + 1):
+        step_both(params, tensors, opt, torch_opt, rng)
+        for param, tensor in zip(params, tensors, strict=True):
+            assert_alike(param, tensor.detach().numpy(), step)
+
+
 def assert_alike(actual, expected, steps):
     # Each step rounds a few times in either library; the values here are of the order of 1.
     eps = np.finfo(actual.dtype).eps
@@ -64,11 +71,8 @@ def assert_alike(actual, expected, steps):
 def test_same_path(settings, dtype, rng):
     cls, options = settings
     both = twins(cls, options, dtype, rng)
-    params, tensors, opt, torch_opt = both
-    for step in range(1, 21):
-        step_both(*both, rng)
-        for param, tensor in zip(params, tensors, strict=True):
-            assert_alike(param, tensor.detach().numpy(), step)
+    assert_same_path(*both, rng, steps=20)
+    _, _, opt, torch_opt = both
     ours, theirs = opt.state_dict()["state"], as_numpy(torch_opt.state_dict())["state"]
     for key, entry in ours.items():
         assert list(entry) == ["step", *state_names(cls, options)]
@@ -87,10 +91,24 @@ def test_their_checkpoint_continues_here(settings, dtype, rng):
     opt = cls(params, lr=0.5)  # the checkpoint's settings take over
     opt.load_state_dict(as_numpy(torch_opt.state_dict()))
     assert opt.param_groups[0]["lr"] == 0.01
-    for step in range(1, 6):
-        step_both(params, tensors, opt, torch_opt, rng)
-        for param, tensor in zip(params, tensors, strict=True):
-            assert_alike(param, tensor.detach().numpy(), step)
+    assert_same_path(params, tensors, opt, torch_opt, rng, steps=5)
+
+
+@pytest.mark.parametrize("settings", SHARED)
+def test_a_schedule_continues_where_their_run_stopped(settings, rng):
+    """Their SGD keeps no count of its steps; with momentum its buffer tells of one at least."""
+    cls, options = settings
+    both = twins(cls, options, np.float64, rng)
+    for _ in range(5):
+        step_both(*both, rng)
+    params, _, _, torch_opt = both
+    asked = []
+    opt = cls(params, lr=lambda step: asked.append(step) or 0.01, **options)
+    saved = as_numpy(torch_opt.state_dict())
+    opt.load_state_dict(saved)
+    opt.step([np.zeros_like(p) for p in params])
+    entry = saved["state"].get(0, {})
+    assert asked == [5 if "step" in entry else int(bool(state_names(cls, options)))]
 
 
 @pytest.mark.parametrize("settings", SHARED)
@@ -109,10 +127,7 @@ def test_our_checkpoint_continues_there(settings, dtype, rng):
     }
     groups = [{**torch_opt.param_groups[0], **saved["param_groups"][0]}]
     torch_opt.load_state_dict({"state": state, "param_groups": groups})
-    for step in range(1, 6):
-        step_both(params, tensors, opt, torch_opt, rng)
-        for param, tensor in zip(params, tensors, strict=True):
-            assert_alike(param, tensor.detach().numpy(), step)
+    assert_same_path(params, tensors, opt, torch_opt, rng, steps=5)
 
 
 @pytest.mark.parametrize("optimizer", [*filter(torch_class, op.optim.registry.values())])

@@ -76,15 +76,17 @@ class Optimizer:
 
     def __init__(self, params: Params, **settings: Any) -> None:
         leaves = Leaves()
-        self._settings = {k: check_setting(self.checks, k, v) for k, v in settings.items()}
         self._shape: Node
         self._members: list[list[int]] = []  # per group, the indices of its parameters
         self.param_groups = []
         self._grouped = _is_groups(params)
         if self._grouped:
-            self._shape = [self._add_group(i, group, leaves) for i, group in enumerate(params)]
+            self._shape = [
+                self._add_group({**settings, **group}, leaves, f"[{number}]['params']")
+                for number, group in enumerate(params)
+            ]
         else:
-            self._shape = self._add_group(None, {"params": params}, leaves)
+            self._shape = self._add_group({**settings, "params": params}, leaves, "")
         if not leaves.arrays:
             raise ValueError("params: expected at least one array, got none")
         _core.check_params(leaves.labels, leaves.arrays)
@@ -100,17 +102,16 @@ class Optimizer:
         self._resolved: list[dict[str, Any]] = [{} for _ in self._members]
         self._options = [-1] * len(self._members)
         for number, group in enumerate(self.param_groups):
-            self._allocate(number, options_of(type(self), group, group))
+            self._allocate(number, group)
 
-    def _add_group(self, index: int | None, group: Mapping[str, Any], leaves: Leaves) -> Node:
+    def _add_group(self, group: Mapping[str, Any], leaves: Leaves, label: str) -> Node:
         settings = {k: v for k, v in group.items() if k != "params"}
         settings = {k: check_setting(self.checks, k, v) for k, v in settings.items()}
+        self.check_together(settings)
         first = len(leaves.arrays)
-        shape = flatten(group["params"], leaves, "" if index is None else f"[{index}]['params']")
+        shape = flatten(group["params"], leaves, label)
         self._members.append(list(range(first, len(leaves.arrays))))
-        merged = {**self._settings, **settings}
-        self.check_together(merged)
-        self.param_groups.append({"params": tuple(leaves.arrays[first:]), **merged})
+        self.param_groups.append({"params": tuple(leaves.arrays[first:]), **settings})
         return shape
 
     # What a subclass defines
@@ -172,9 +173,7 @@ class Optimizer:
         steps = self._counters.tolist()
         completed = steps.pop()
         jobs: list[_core.Job] = []
-        if len(self.param_groups) != len(self._members):
-            got = len(self.param_groups)
-            raise ValueError(f"param_groups: expected {len(self._members)} groups, got {got}")
+        self._check_group_count()
         for number, members in enumerate(self._members):
             values, options = self._resolve(number, completed)
             for done, alike in _by_step(members, steps):
@@ -193,10 +192,12 @@ class Optimizer:
             schedules = {name: value for name, value in group.items() if callable(value)}
             self.check_together({**values, **schedules})
             self._resolved[number] = values
-        options = options_of(type(self), group, values)
-        if options != self._options[number]:
-            self._allocate(number, options)
-        return values, options
+        return values, self._allocate(number, values)
+
+    def _check_group_count(self) -> None:
+        if len(self.param_groups) != len(self._members):
+            got = len(self.param_groups)
+            raise ValueError(f"param_groups: expected {len(self._members)} groups, got {got}")
 
     def _check_group(self, number: int) -> None:
         """Raise if the keys of a group or its parameters are not those it was made with."""
@@ -219,9 +220,13 @@ class Optimizer:
         mirror(self._shape, tree, leaves)
         return leaves
 
-    def _allocate(self, number: int, options: int) -> None:
-        """Give the parameters of a group the state that these options use and that they lack."""
-        value = self.initial_state(self.param_groups[number])
+    def _allocate(self, number: int, values: Mapping[str, Any]) -> int:
+        """Return a group's options, its parameters given the state they use and lack."""
+        group = self.param_groups[number]
+        options = options_of(type(self), group, values)
+        if options == self._options[number]:
+            return options
+        value = self.initial_state(group)
         names = states_of(type(self), options)
         for index in self._members[number]:
             self._state[index] = tuple(
@@ -229,6 +234,7 @@ class Optimizer:
                 for name, array in zip(names, self._state[index], strict=True)
             )
         self._options[number] = options
+        return options
 
     @classmethod
     def state_names(cls, **settings: Any) -> list[str | None]:

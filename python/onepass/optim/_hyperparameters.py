@@ -57,7 +57,8 @@ class Pair:
     schedulable: bool = False
 
     def __call__(self, name: str, value: Any) -> tuple[float, float]:
-        if not isinstance(value, tuple | list | np.ndarray) or len(value) != 2:
+        is_list = isinstance(value, tuple | list) or getattr(value, "ndim", 0) == 1
+        if not is_list or len(value) != 2:
             raise TypeError(f"{name}: expected two of {self.kind}, got {value!r}")
         first, second = value
         return self.kind(name, first), self.kind(name, second)

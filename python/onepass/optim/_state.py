@@ -23,16 +23,15 @@ def state_dict(optimizer: Optimizer) -> dict[str, Any]:
     """See `Optimizer.state_dict`."""
     steps = optimizer._counters.tolist()
     completed = steps.pop()
+    names = ROWS[optimizer.rule]["states"]
     state = {}
     groups = []
+    optimizer._check_group_count()
     for number, (group, members) in enumerate(
         zip(optimizer.param_groups, optimizer._members, strict=True)
     ):
-        names = ROWS[optimizer.rule]["states"]
         optimizer._check_group(number)
-        options = options_of(type(optimizer), group, group)
-        if options != optimizer._options[number]:
-            optimizer._allocate(number, options)
+        optimizer._allocate(number, group)
         settings = {
             name: None if callable(group[name]) else check(name, group[name])
             for name, check in optimizer.checks.items()

@@ -13,12 +13,12 @@ class Leaves:
     """The arrays of one structure, in order, each with its key and how a message calls it."""
 
     arrays: list[Any] = field(default_factory=list)
-    keys: dict[str | int, int] = field(default_factory=dict)
+    keys: dict[str | int, None] = field(default_factory=dict)  # in order, and quick to look up
     labels: list[str] = field(default_factory=list)
 
 
 def is_sequence(value: Any) -> bool:
-    """Whether a value is taken as a sequence of parameters."""
+    """Return whether a value is taken as a sequence of parameters."""
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
@@ -46,7 +46,7 @@ def flatten(tree: Any, leaves: Leaves, label: str = "", path: str | None = None)
     key = len(leaves.arrays) if path is None else path
     if key in leaves.keys:
         raise ValueError(f"params{label}: expected a name of its own, got {key!r} again")
-    leaves.keys[key] = len(leaves.arrays)
+    leaves.keys[key] = None
     leaves.arrays.append(tree)
     leaves.labels.append(label)
     return None
