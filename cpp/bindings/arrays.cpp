@@ -57,15 +57,15 @@ Dtype check_dtype(const py::array& array, const Label& label) {
   fail_type(label, "dtype float32 or float64 in native byte order", dtype_name(array));
 }
 
-void check_like(const py::array& array, const Label& label, const Param& param) {
-  if (check_dtype(array, label) != param.dtype) {
-    fail_type(label, "the parameter's dtype " + dtype_name(param.array), dtype_name(array));
+// `whose`: "the parameter's", to be told apart from the array's own.
+void check_like(const py::array& array, const Label& label, const py::array& other,
+                const std::string& whose) {
+  if (check_dtype(array, label) != check_dtype(other, label)) {
+    fail_type(label, whose + " dtype " + dtype_name(other), dtype_name(array));
   }
-  const bool same = array.ndim() == param.array.ndim() &&
-                    std::equal(array.shape(), array.shape() + array.ndim(), param.array.shape());
-  if (!same) {
-    fail_value(label, "the parameter's shape " + shape_name(param.array), shape_name(array));
-  }
+  const bool same = array.ndim() == other.ndim() &&
+                    std::equal(array.shape(), array.shape() + array.ndim(), other.shape());
+  if (!same) fail_value(label, whose + " shape " + shape_name(other), shape_name(array));
 }
 
 void check_written_in_place(const py::array& array, const Label& label) {
@@ -88,7 +88,7 @@ std::string Label::str() const {
     case Role::grad:
       return named ? "grads" + suffix : "grad";
     default:
-      return named ? "state" + suffix + "['" + state_ + "']" : std::string(state_);
+      return named ? "state" + suffix + "['" + name_ + "']" : std::string(name_);
   }
 }
 
@@ -107,6 +107,12 @@ void Memory::add(const py::array& array, const Label& label) {
   ranges_.push_back({begin, end, label});
 }
 
+void Memory::relabel(const py::array& array, const Label& label) {
+  for (Range& range : ranges_) {
+    if (range.begin == reinterpret_cast<std::uintptr_t>(array.data())) range.label = label;
+  }
+}
+
 void Memory::check_overlap() {
   const auto before = [](const Range& a, const Range& b) { return a.begin < b.begin; };
   if (!std::is_sorted(ranges_.begin(), ranges_.end(), before)) {
@@ -115,12 +121,13 @@ void Memory::check_overlap() {
   const Range* farthest = nullptr;          // of all so far
   const Range* farthest_written = nullptr;  // of those that the step writes
   for (const Range& range : ranges_) {
-    const bool written = range.label.role() != Role::grad;
+    const bool written = range.label.written();
     const Range* other = written ? farthest : farthest_written;
     if (other && range.begin < other->end) {
-      // Name the culprit the user can act on: two parameters, or the gradient of one.
-      const Range& first = other->label.role() == Role::param ? *other : range;
-      const Range& second = &first == other ? range : *other;
+      // Name the culprit the user can act on: not a parameter, not what is only read.
+      const bool keep = other->label.role() == Role::param || range.label.role() == Role::output;
+      const Range& first = keep ? *other : range;
+      const Range& second = keep ? range : *other;
       const bool same = first.begin == second.begin && first.end == second.end;
       fail_value(
           second.label, "memory of its own",
@@ -157,7 +164,7 @@ const void* check_grad(py::handle object, const Label& label, const Param& param
     copies.push_back(source);
   }
   py::array array = check_array(source, label);
-  check_like(array, label, param);
+  check_like(array, label, param.array, "the parameter's");
   memory.add(array, label);
   if (!is_order(array, param.order) || !is_aligned(array)) {
     array = py::module_::import("numpy").attr("array")(
@@ -169,7 +176,7 @@ const void* check_grad(py::handle object, const Label& label, const Param& param
 
 void* check_state(py::handle object, const Label& label, const Param& param, Memory& memory) {
   py::array array = check_array(object, label);
-  check_like(array, label, param);
+  check_like(array, label, param.array, "the parameter's");
   check_written_in_place(array, label);
   if (!is_order(array, param.order)) {
     fail_value(
@@ -179,6 +186,152 @@ void* check_state(py::handle object, const Label& label, const Param& param, Mem
   }
   memory.add(array, label);
   return const_cast<void*>(array.data());
+}
+
+namespace {
+
+py::module_ numpy() {
+  return py::module_::import("numpy");
+}
+
+// The axes from the one with the largest steps in memory to the one with the smallest, but for
+// those of length 1; empty if the elements do not fill their memory.
+std::vector<py::ssize_t> memory_order(const py::array& array) {
+  std::vector<py::ssize_t> axes;
+  for (py::ssize_t axis = 0; axis < array.ndim(); ++axis) {
+    if (array.shape(axis) != 1) axes.push_back(axis);
+  }
+  std::stable_sort(axes.begin(), axes.end(), [&](py::ssize_t a, py::ssize_t b) {
+    return array.strides(a) > array.strides(b);
+  });
+  py::ssize_t step = array.itemsize();
+  for (auto axis = axes.rbegin(); axis != axes.rend(); ++axis) {
+    if (array.strides(*axis) != step) return {};
+    step *= array.shape(*axis);
+  }
+  return axes;
+}
+
+// Whether the elements of two arrays of one shape lie in the same order.
+bool same_layout(const py::array& a, const py::array& b) {
+  if (a.size() == 0) return true;
+  for (py::ssize_t axis = 0; axis < a.ndim(); ++axis) {
+    if (a.shape(axis) != 1 && a.strides(axis) != b.strides(axis)) return false;
+  }
+  return true;
+}
+
+double load(const char* p, Dtype dtype) noexcept {
+  return dtype == Dtype::f32 ? static_cast<double>(*reinterpret_cast<const float*>(p))
+                             : *reinterpret_cast<const double*>(p);
+}
+
+}  // namespace
+
+ChannelArray check_channels(py::handle object, const Label& label, py::ssize_t axis,
+                            Memory& memory) {
+  py::array array = check_array(object, label);
+  const Dtype dtype = check_dtype(array, label);
+  const py::ssize_t rank = array.ndim();
+  if (rank < 2) {
+    fail_value(label, "at least 2 axes, one of them the channels", "shape " + shape_name(array));
+  }
+  if (axis < -rank || axis >= rank) {
+    fail_value(Label("axis", Role::input),
+               "an axis of " + label.str() + ", from -" + std::to_string(rank) + " to " +
+                   std::to_string(rank - 1),
+               std::to_string(axis));
+  }
+  if (axis < 0) axis += rank;
+  memory.add(array, label);
+  const auto channels = static_cast<std::size_t>(array.shape(axis));
+  if (array.size() == 0) return {array, dtype, axis, 0, channels, 0};
+  std::vector<py::ssize_t> order = memory_order(array);
+  if (!is_aligned(array) || (order.empty() && array.size() > 1)) {
+    array = numpy().attr("array")(array, py::arg("copy") = true, py::arg("order") = "C");
+    order = memory_order(array);
+  }
+  ChannelArray found{array, dtype, axis, 1, channels, 1};
+  if (channels == 1) {
+    found.outer = static_cast<std::size_t>(array.size());
+    return found;
+  }
+  std::size_t* extent = &found.outer;
+  for (const py::ssize_t a : order) {
+    if (a == axis) {
+      extent = &found.inner;
+    } else {
+      *extent *= static_cast<std::size_t>(array.shape(a));
+    }
+  }
+  return found;
+}
+
+py::array check_like_channels(py::handle object, const Label& label, const ChannelArray& x,
+                              Memory& memory) {
+  py::array array = check_array(object, label);
+  check_like(array, label, x.array, "x's");
+  memory.add(array, label);
+  if (same_layout(array, x.array) && is_aligned(array)) return array;
+  const py::array copy = numpy().attr("empty_like")(x.array, py::arg("subok") = false);
+  numpy().attr("copyto")(copy, array);
+  return copy;
+}
+
+py::array check_out(py::handle object, const Label& label, const ChannelArray& x,
+                    const std::vector<py::array>& same, Memory& memory) {
+  py::array array = check_array(object, label);
+  check_like(array, label, x.array, "x's");
+  check_written_in_place(array, label);
+  if (!same_layout(array, x.array)) {
+    const auto strides = [](const py::array& a) {
+      return py::str(a.attr("strides")).cast<std::string>();
+    };
+    fail_value(label, "strides " + strides(x.array) + ", as x has in memory", strides(array));
+  }
+  for (const py::array& other : same) {
+    if (array.data() == other.data()) {
+      memory.relabel(array, label);
+      return array;
+    }
+  }
+  memory.add(array, label);
+  return array;
+}
+
+ChannelVector::ChannelVector(py::handle object, const Label& label, const ChannelArray& x,
+                             bool any_dtype, Memory& memory) {
+  array_ = check_array(object, label);
+  dtype_ = check_dtype(array_, label);
+  if (!any_dtype && dtype_ != x.dtype) {
+    fail_type(label, "x's dtype " + dtype_name(x.array), dtype_name(array_));
+  }
+  if (array_.ndim() != 1 || static_cast<std::size_t>(array_.shape(0)) != x.channels) {
+    fail_value(label,
+               "shape (" + std::to_string(x.channels) + ",), a value per channel of axis " +
+                   std::to_string(x.axis),
+               "shape " + shape_name(array_));
+  }
+  if (label.written()) check_written_in_place(array_, label);
+  memory.add(array_, label);
+  if (!is_aligned(array_)) array_ = numpy().attr("array")(array_, py::arg("copy") = true);
+  values_.resize(x.channels);
+  for (std::size_t c = 0; c < x.channels; ++c) {
+    const auto* first = static_cast<const char*>(array_.data());
+    values_[c] = load(first + static_cast<py::ssize_t>(c) * array_.strides(0), dtype_);
+  }
+}
+
+void ChannelVector::write(const std::vector<double>& values) noexcept {
+  auto* p = static_cast<char*>(const_cast<void*>(array_.data()));
+  for (const double value : values) {
+    if (dtype_ == Dtype::f32) {
+      *reinterpret_cast<float*>(p) = static_cast<float>(value);
+    } else {
+      *reinterpret_cast<double*>(p) = value;
+    }
+    p += array_.strides(0);
+  }
 }
 
 }  // namespace onepass::bindings

@@ -13,23 +13,25 @@ namespace onepass::bindings {
 
 namespace py = pybind11;
 
-enum class Role { param, grad, state };
+enum class Role { param, grad, state, input, output };
 
 // What to call an array in a message. An optimizer's arrays carry the name of their parameter
 // (`names`: suffixes such as "['fc.weight']"); a free function's are just "param", "grad",
 // "exp_avg".
 class Label {
  public:
-  Label(py::handle names, std::size_t tensor, Role role, const char* state = "")
-      : names_(names), tensor_(tensor), role_(role), state_(state) {}
+  Label(py::handle names, std::size_t tensor, Role role, const char* name = "")
+      : names_(names), tensor_(tensor), role_(role), name_(name) {}
+  Label(const char* name, Role role) : Label(py::none(), 0, role, name) {}
   std::string str() const;
   Role role() const { return role_; }
+  bool written() const { return role_ != Role::grad && role_ != Role::input; }
 
  private:
   py::handle names_;
   std::size_t tensor_;
   Role role_;
-  const char* state_;
+  const char* name_;
 };
 
 enum class Dtype { f32, f64 };
@@ -48,6 +50,7 @@ class Memory {
  public:
   void reserve(std::size_t arrays) { ranges_.reserve(arrays); }
   void add(const py::array& array, const Label& label);
+  void relabel(const py::array& array, const Label& label);  // one that was added
   void check_overlap();  // sorts; throws ValueError where a written array meets another
 
  private:
@@ -68,5 +71,41 @@ const void* check_grad(py::handle object, const Label& label, const Param& param
 
 // Like its parameter in everything.
 void* check_state(py::handle object, const Label& label, const Param& param, Memory& memory);
+
+// An array with channels, as it lies in memory: in C order, `outer` x `channels` x `inner`.
+struct ChannelArray {
+  py::array array;  // a dense copy of what the caller gave, where that was not dense
+  Dtype dtype;
+  py::ssize_t axis;  // not negative
+  std::size_t outer, channels, inner;
+  std::size_t size() const { return outer * channels * inner; }
+};
+
+// float32 or float64, of any layout: one whose elements do not fill their memory is copied.
+ChannelArray check_channels(py::handle object, const Label& label, py::ssize_t axis,
+                            Memory& memory);
+
+// Like `x` in shape and dtype, and in layout or else copied.
+py::array check_like_channels(py::handle object, const Label& label, const ChannelArray& x,
+                              Memory& memory);
+
+// Like `x` in everything, and writable. It may be one of `same`, in place.
+py::array check_out(py::handle object, const Label& label, const ChannelArray& x,
+                    const std::vector<py::array>& same, Memory& memory);
+
+// One number per channel: copied, and perhaps written back.
+class ChannelVector {
+ public:
+  ChannelVector(py::handle object, const Label& label, const ChannelArray& x, bool any_dtype,
+                Memory& memory);
+  const std::vector<double>& values() const { return values_; }
+  const py::array& array() const { return array_; }
+  void write(const std::vector<double>& values) noexcept;
+
+ private:
+  py::array array_;
+  Dtype dtype_;
+  std::vector<double> values_;
+};
 
 }  // namespace onepass::bindings

@@ -5,27 +5,23 @@
 #include <pybind11/stl.h>
 
 #include <array>
-#include <chrono>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <optional>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
 #include "arrays.hpp"
+#include "batchnorm_bindings.hpp"
 #include "dispatch.hpp"
+#include "gil.hpp"
 #include "parallel.hpp"
 #include "step.hpp"
 
 namespace onepass::bindings {
 namespace {
-
-// Other Python threads may run while a step of this many elements does; for less it is not worth
-// handing the interpreter over.
-constexpr std::size_t min_elements_without_gil = 32768;
 
 const Isa* isa_in_use = nullptr;  // set once, at import
 
@@ -34,26 +30,6 @@ const RuleRow& find_rule(std::size_t index) {
   if (index > kernels.rules.size()) throw py::index_error("rule: no such row");
   return index == kernels.rules.size() ? kernels.copy_limit : kernels.rules[index];
 }
-
-// Lets other Python threads run. Where the interpreter is shutting down, Python before 3.14 ends a
-// daemon thread that asks for it back by an exception that no destructor may let through; 3.14 lets
-// the thread hang, and so does this.
-class WithoutGil {
- public:
-  WithoutGil() : state_(PyEval_SaveThread()) {}
-  WithoutGil(const WithoutGil&) = delete;
-  WithoutGil& operator=(const WithoutGil&) = delete;
-  ~WithoutGil() {
-    try {
-      PyEval_RestoreThread(state_);
-    } catch (...) {
-      for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
-    }
-  }
-
- private:
-  PyThreadState* state_;
-};
 
 // Tensors that share a rule, its options and its scalars.
 struct Job {
@@ -249,6 +225,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       .def("__exit__", [](Shown& shown, const py::args&) { shown.exit(); });
   m.def("rules", &rules, "The rows of rules.def: states, scalars and options of each rule.");
   m.def("in_forked_child", &in_forked_child, "Whether steps run serial because of a fork.");
+
+  bind_batch_norm(m, *isa_in_use->kernels);
 
   m.attr("max_threads") = max_threads;
   m.attr("isa") = isa_in_use->name;

@@ -5,6 +5,7 @@
 #include <cfloat>
 #include <utility>
 
+#include "onepass/batchnorm.hpp"
 #include "onepass/rules.def"
 #include "onepass/update.hpp"
 
@@ -107,7 +108,21 @@ constexpr RuleRow rows[] = {
 #include "onepass/rules.def"
 };
 
-constexpr KernelTable table{rows, make_row<CopyLimit, 3>("copy_limit", copy_limit_options)};
+template <template <class> class Each, bool relu, bool residual, class T>
+constexpr BatchNormLoops<T> make_loops() {
+  return {moments<Each, T>, gradient_sums<Each, relu, residual, T>,
+          normalize<Each, relu, residual, T>, input_gradient<Each, relu, residual, T>};
+}
+
+template <class T>
+constexpr BatchNormTable<T> batch_norm{
+    make_loops<PerColumn, false, false, T>(), make_loops<ForAll, false, false, T>(),
+    make_loops<PerColumn, true, false, T>(),  make_loops<ForAll, true, false, T>(),
+    make_loops<PerColumn, false, true, T>(),  make_loops<ForAll, false, true, T>(),
+    make_loops<PerColumn, true, true, T>(),   make_loops<ForAll, true, true, T>()};
+
+constexpr KernelTable table{rows, make_row<CopyLimit, 3>("copy_limit", copy_limit_options),
+                            batch_norm<float>, batch_norm<double>};
 
 }  // namespace
 

@@ -1,8 +1,11 @@
 // The table that every instruction set's build of kernels.cpp fills.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <span>
+
+#include "onepass/panels.hpp"
 
 namespace onepass {
 
@@ -28,9 +31,25 @@ struct RuleRow {
   std::span<const Variant> variants;  // index: bit 0 coupled weight decay, bit 1 + k option k
 };
 
+// The loops of batch normalisation (batchnorm.hpp) for one choice of what an index means.
+template <class T>
+struct BatchNormLoops {
+  using Sum = void (*)(const Arrays<T>&, const Panel&, const Channels<T>&, double* first,
+                       double* second) noexcept;
+  using Write = void (*)(const Arrays<T>&, const Panel&, const Channels<T>&) noexcept;
+  Sum moments, gradient_sums;
+  Write normalize, input_gradient;
+};
+
+// Index: bit 0 a panel has one channel, bit 1 ReLU, bit 2 a residual.
+template <class T>
+using BatchNormTable = std::array<BatchNormLoops<T>, 8>;
+
 struct KernelTable {
   std::span<const RuleRow> rules;
   RuleRow copy_limit;  // not a rule: the benchmarks' ruler
+  BatchNormTable<float> batch_norm_f32;
+  BatchNormTable<double> batch_norm_f64;
 };
 
 }  // namespace onepass

@@ -1,4 +1,4 @@
-"""Fast, exact, in-place optimizers for NumPy arrays on the CPU.
+"""Fast, exact, in-place optimizers and BatchNorm for NumPy arrays on the CPU.
 
 >>> import numpy as np
 >>> import onepass as op
@@ -13,6 +13,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 from onepass import _core, kernels, optim, runtime
+from onepass.batchnorm import (
+    BatchNorm,
+    batch_norm_backward,
+    batch_norm_infer,
+    batch_norm_infer_backward,
+    batch_norm_train,
+)
 from onepass.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop, StepInfo
 from onepass.runtime import get_num_threads, set_num_threads
 
@@ -21,9 +28,14 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "BatchNorm",
     "Optimizer",
     "RMSprop",
     "StepInfo",
+    "batch_norm_backward",
+    "batch_norm_infer",
+    "batch_norm_infer_backward",
+    "batch_norm_train",
     "get_include",
     "get_num_threads",
     "kernels",
@@ -38,7 +50,7 @@ __version__ = version("onepass")
 def get_include() -> str:
     """Return the folder of the C++ headers, for ``#include <onepass/update.hpp>``.
 
-    Compile with ``-ffp-contract=off -fno-math-errno -fopenmp-simd``: the first makes the bits those
-    of the library, the others its speed.
+    Compile with ``-ffp-contract=off -fno-math-errno -fno-trapping-math -fopenmp-simd``: the first
+    makes the bits those of the library, the others its speed.
     """
     return str(Path(_core.__file__).parent / "include")  # an editable install lies in two places

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from onepass import _core, runtime
+from onepass._hyperparameters import check_setting
 from onepass._typing import Array
 from onepass.optim import Optimizer, registry
-from onepass.optim._hyperparameters import check_setting
 from onepass.optim._rules import ROWS, job, options_of
 
 __all__ = list(registry)

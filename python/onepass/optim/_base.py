@@ -8,10 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from onepass import _core, runtime
-from onepass._memory import state_like
-from onepass._typing import Array, Grads, Params
-from onepass.optim import _checkpoint, _state
-from onepass.optim._hyperparameters import (
+from onepass._hyperparameters import (
     SCHEDULED,
     Checks,
     Flag,
@@ -19,6 +16,9 @@ from onepass.optim._hyperparameters import (
     resolve,
     same_settings,
 )
+from onepass._memory import state_like
+from onepass._typing import Array, Grads, Params
+from onepass.optim import _checkpoint, _state
 from onepass.optim._rules import ROWS, job, options_of, states_of
 from onepass.optim._tree import Leaves, Node, flatten, is_sequence, mirror
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onepass._hyperparameters import check_setting
 from onepass._memory import state_like
 from onepass._typing import Array
-from onepass.optim._hyperparameters import check_setting
 from onepass.optim._rules import ROWS, options_of, states_of
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from onepass._hyperparameters import NON_NEGATIVE, SCHEDULED
 from onepass._typing import Array, Params, Schedule
 from onepass.optim._base import Optimizer
-from onepass.optim._hyperparameters import NON_NEGATIVE, SCHEDULED
 
 
 class Adagrad(Optimizer, rule="adagrad"):

@@ -5,9 +5,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from onepass._hyperparameters import DECAY_RATE, NON_NEGATIVE, SCHEDULED, Flag, Number
 from onepass._typing import Array, Params, Schedule
 from onepass.optim._base import Optimizer
-from onepass.optim._hyperparameters import DECAY_RATE, NON_NEGATIVE, SCHEDULED, Flag, Number
 
 
 class RMSprop(Optimizer, rule="rmsprop"):

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from onepass import _core
+from onepass._hyperparameters import SCHEDULED, Choice, Flag, Number
 from onepass._typing import Array, Grads, Params, Schedule
 from onepass.optim._base import Optimizer, StepInfo
-from onepass.optim._hyperparameters import SCHEDULED, Choice, Flag, Number
 
 
 class SGD(Optimizer, rule="sgd"):

@@ -23,9 +23,10 @@ Checks: TypeAlias = Mapping[str, Check]
 
 @dataclass(frozen=True)
 class Number:
-    """A finite number in [low, high], or in [low, below)."""
+    """A finite number in [low, high], in [low, below), or above a bound."""
 
     low: float = 0.0
+    above: float = -math.inf
     high: float = math.inf
     below: float = math.inf
     schedulable: bool = False
@@ -37,7 +38,8 @@ class Number:
             number = float(value)
         except OverflowError:
             number = math.inf
-        if not (self.low <= number <= self.high and number < self.below):
+        in_range = self.low <= number <= self.high and self.above < number < self.below
+        if not in_range or math.isinf(number):
             raise ValueError(f"{name}: expected {self}, got {value!r}")
         return number
 
@@ -46,6 +48,8 @@ class Number:
             return f"a number in [{self.low:g}, {self.below:g})"
         if self.high < math.inf:
             return f"a number in [{self.low:g}, {self.high:g}]"
+        if self.above > -math.inf:
+            return f"a finite number > {self.above:g}"
         return f"a finite number >= {self.low:g}"
 
 

@@ -1,0 +1,257 @@
+// Batch normalisation for Python: every argument is checked and all memory is there before anything
+// is written.
+#include "batchnorm_bindings.hpp"
+
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <cmath>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "arrays.hpp"
+#include "batchnorm.hpp"
+#include "gil.hpp"
+
+namespace onepass::bindings {
+namespace {
+
+const KernelTable* kernels_in_use = nullptr;  // set once, at import
+
+using Vector64 = py::array_t<double>;
+
+// What the four operations have in common: the arrays, checked, and whatever they are run with.
+class Call {
+ public:
+  Call(py::handle x_given, py::handle weight, py::handle bias, py::ssize_t axis, bool relu,
+       py::handle residual_given)
+      : x(check_channels(x_given, Label("x", Role::input), axis, memory)),
+        weight_(affine(weight, "weight", 1.0)),
+        bias_(affine(bias, "bias", 0.0)),
+        relu_(relu) {
+    if (residual_given.is_none()) return;
+    residual = check_like_channels(residual_given, Label("residual", Role::input), x, memory);
+  }
+
+  std::vector<double> statistic(py::handle given, const char* name) {
+    return ChannelVector(given, Label(name, Role::input), x, true, memory).values();
+  }
+
+  py::array empty() const {
+    return py::module_::import("numpy").attr("empty_like")(x.array, py::arg("subok") = false);
+  }
+
+  // Where the result goes; `same` may be overwritten by it. The last check: nothing may overlap.
+  void set_out(py::handle given, std::vector<py::array> same) {
+    if (residual) same.push_back(*residual);
+    out = given.is_none() ? empty() : check_out(given, Label("out", Role::output), x, same, memory);
+    memory.check_overlap();
+  }
+
+  // Calls body(batch_norm, arrays), which cannot fail.
+  template <class Body>
+  void run(int num_threads, const Body& body) {
+    if (x.dtype == Dtype::f32) {
+      run_as(kernels_in_use->batch_norm_f32, num_threads, body);
+    } else {
+      run_as(kernels_in_use->batch_norm_f64, num_threads, body);
+    }
+  }
+
+  // A value per channel, in x's dtype: into `given`, or into a new array.
+  ChannelVector vector_out(py::handle given, const char* name) {
+    const auto channels = static_cast<py::ssize_t>(x.channels);
+    const py::object array = given.is_none()
+                                 ? py::array(x.array.dtype(), py::array::ShapeContainer{channels})
+                                 : py::reinterpret_borrow<py::object>(given);
+    return {array, Label(name, Role::output), x, false, memory};
+  }
+
+  Memory memory;
+  ChannelArray x;
+  std::optional<py::array> residual, dy, dresidual;
+  py::array out;
+
+ private:
+  std::vector<double> affine(py::handle given, const char* name, double absent) {
+    if (given.is_none()) return std::vector<double>(x.channels, absent);
+    return ChannelVector(given, Label(name, Role::input), x, false, memory).values();
+  }
+
+  template <class T, class Body>
+  void run_as(const BatchNormTable<T>& table, int num_threads, const Body& body) {
+    const auto data = [](const std::optional<py::array>& array) {
+      return array ? static_cast<T*>(const_cast<void*>(array->data())) : nullptr;
+    };
+    BatchNorm<T> batch_norm(table, {x.outer, x.channels, x.inner}, num_threads,
+                            {weight_.data(), bias_.data()}, relu_, residual.has_value());
+    const Arrays<T> arrays{data(x.array), data(residual),  data(dy),
+                           data(out),     data(dresidual), false};
+    std::optional<WithoutGil> release;
+    if (x.size() >= min_elements_without_gil) release.emplace();
+    body(batch_norm, arrays);
+  }
+
+  std::vector<double> weight_, bias_;
+  bool relu_;
+};
+
+// The running statistics and the number of batches they have seen. They change last, together.
+class Running {
+ public:
+  Running(Call& call, py::handle mean, py::handle var, py::handle batches) {
+    if (mean.is_none() != var.is_none()) {
+      const char* missing = mean.is_none() ? "running_mean" : "running_var";
+      const char* given = mean.is_none() ? "running_var" : "running_mean";
+      throw py::type_error(std::string(missing) + ": expected an array, as " + given +
+                           " is one, got None");
+    }
+    if (mean.is_none()) return;
+    mean_.emplace(mean, Label("running_mean", Role::output), call.x, true, call.memory);
+    var_.emplace(var, Label("running_var", Role::output), call.x, true, call.memory);
+    new_mean_.resize(call.x.channels);
+    new_var_.resize(call.x.channels);
+    if (!batches.is_none())
+      batches_ =
+          py::array_t<std::int64_t>(py::reinterpret_borrow<py::object>(batches)).mutable_data();
+  }
+
+  // Without a momentum every batch counts alike. `correction`: of the biased variance.
+  void update(std::optional<double> momentum, double correction, const double* mean,
+              const double* var) noexcept {
+    if (!mean_) return;
+    if (batches_) ++*batches_;
+    const double m = momentum ? *momentum : 1 / static_cast<double>(*batches_);
+    for (std::size_t c = 0; c < new_mean_.size(); ++c) {
+      new_mean_[c] = (1 - m) * mean_->values()[c] + m * mean[c];
+      new_var_[c] = (1 - m) * var_->values()[c] + m * (var[c] * correction);
+    }
+    mean_->write(new_mean_);
+    var_->write(new_var_);
+  }
+
+ private:
+  std::optional<ChannelVector> mean_, var_;
+  std::vector<double> new_mean_, new_var_;
+  std::int64_t* batches_ = nullptr;
+};
+
+std::vector<double> invstd(const std::vector<double>& var, double eps) {
+  std::vector<double> result(var.size());
+  for (std::size_t c = 0; c < var.size(); ++c) {
+    if (var[c] < 0) {
+      throw py::value_error("var: expected values >= 0, got " +
+                            py::repr(py::float_(var[c])).cast<std::string>() + " in channel " +
+                            std::to_string(c));
+    }
+    result[c] = 1 / std::sqrt(var[c] + eps);
+  }
+  return result;
+}
+
+py::tuple train(py::handle x, py::handle weight, py::handle bias, py::handle running_mean,
+                py::handle running_var, py::handle num_batches_tracked,
+                std::optional<double> momentum, double eps, py::ssize_t axis,
+                bool unbiased_running_var, bool relu, py::handle residual, py::handle out,
+                int num_threads) {
+  Call call(x, weight, bias, axis, relu, residual);
+  Running running(call, running_mean, running_var, num_batches_tracked);
+  const std::size_t count = call.x.outer * call.x.inner;
+  if (count < 2 && call.x.channels > 0) {
+    throw py::value_error("x: expected more than one value per channel, because " +
+                          std::string(count ? "one has no variance" : "none has no mean") +
+                          ", got shape " + py::str(call.x.array.attr("shape")).cast<std::string>());
+  }
+  for (const auto& [array, name] :
+       {std::pair(std::optional(call.x.array), "x"), std::pair(call.residual, "residual")}) {
+    if (array && !out.is_none() && py::isinstance<py::array>(out) &&
+        py::reinterpret_borrow<py::array>(out).data() == array->data() && array->size() > 0) {
+      throw py::value_error(
+          std::string("out: expected memory of its own, because backward needs ") + name +
+          ", got the same memory as " + name);
+    }
+  }
+  call.set_out(out, {});
+  const auto channels = static_cast<py::ssize_t>(call.x.channels);
+  Vector64 mean(channels), invstd(channels);
+  std::vector<double> var(call.x.channels);
+  const auto n = static_cast<double>(count);
+  const Statistics batch{mean.mutable_data(), invstd.mutable_data()};
+  call.run(num_threads, [&](auto& batch_norm, const auto& arrays) noexcept {
+    batch_norm.train(arrays, eps, batch, var.data());
+    running.update(momentum, unbiased_running_var ? n / (n - 1) : 1.0, batch.mean, var.data());
+  });
+  return py::make_tuple(call.out, mean, invstd);
+}
+
+py::array infer(py::handle x, py::handle mean, py::handle var, py::handle weight, py::handle bias,
+                double eps, py::ssize_t axis, bool relu, py::handle residual, py::handle out,
+                int num_threads) {
+  Call call(x, weight, bias, axis, relu, residual);
+  std::vector<double> means = call.statistic(mean, "mean");
+  std::vector<double> invstds = invstd(call.statistic(var, "var"), eps);
+  call.set_out(out, {call.x.array});
+  call.run(num_threads, [&](auto& batch_norm, const auto& arrays) noexcept {
+    batch_norm.infer(arrays, {means.data(), invstds.data()});
+  });
+  return call.out;
+}
+
+// `eps`: `scale` is a variance; without it, 1 / standard deviation of the batch.
+py::tuple backward(py::handle dy, py::handle x, py::handle mean, py::handle scale,
+                   py::handle weight, py::handle bias, std::optional<double> eps, py::ssize_t axis,
+                   bool relu, py::handle residual, py::handle out, py::handle weight_grad,
+                   py::handle bias_grad, int num_threads) {
+  Call call(x, weight, bias, axis, relu, residual);
+  call.dy = check_like_channels(dy, Label("dy", Role::input), call.x, call.memory);
+  std::vector<double> means = call.statistic(mean, eps ? "mean" : "saved_mean");
+  std::vector<double> invstds = call.statistic(scale, eps ? "var" : "saved_invstd");
+  if (eps) invstds = invstd(invstds, *eps);
+  ChannelVector dweights = call.vector_out(weight_grad, "weight_grad");
+  ChannelVector dbiases = call.vector_out(bias_grad, "bias_grad");
+  call.set_out(out, {call.x.array, *call.dy});
+  if (call.residual) call.dresidual = call.empty();
+  std::vector<double> dweight(call.x.channels), dbias(call.x.channels);
+  call.run(num_threads, [&](auto& batch_norm, const auto& arrays) noexcept {
+    const Statistics statistics{means.data(), invstds.data()};
+    if (eps) {
+      batch_norm.infer_backward(arrays, statistics, dweight.data(), dbias.data());
+    } else {
+      batch_norm.backward(arrays, statistics, dweight.data(), dbias.data());
+    }
+    dweights.write(dweight);
+    dbiases.write(dbias);
+  });
+  py::list results;
+  results.append(call.out);
+  results.append(dweights.array());
+  results.append(dbiases.array());
+  if (call.dresidual) results.append(*call.dresidual);
+  return py::tuple(results);
+}
+
+}  // namespace
+
+void bind_batch_norm(py::module_& m, const KernelTable& kernels) {
+  kernels_in_use = &kernels;
+  m.def("batch_norm_train", &train, py::arg("x"), py::arg("weight"), py::arg("bias"),
+        py::arg("running_mean"), py::arg("running_var"), py::arg("num_batches_tracked"),
+        py::arg("momentum"), py::arg("eps"), py::arg("axis"), py::arg("unbiased_running_var"),
+        py::arg("relu"), py::arg("residual"), py::arg("out"), py::arg("num_threads"),
+        "Normalise with the batch's own statistics; return y, mean and 1 / standard deviation.");
+  m.def("batch_norm_infer", &infer, py::arg("x"), py::arg("mean"), py::arg("var"),
+        py::arg("weight"), py::arg("bias"), py::arg("eps"), py::arg("axis"), py::arg("relu"),
+        py::arg("residual"), py::arg("out"), py::arg("num_threads"),
+        "Normalise with given statistics; return y.");
+  m.def("batch_norm_backward", &backward, py::arg("dy"), py::arg("x"), py::arg("mean"),
+        py::arg("scale"), py::arg("weight"), py::arg("bias"), py::arg("eps"), py::arg("axis"),
+        py::arg("relu"), py::arg("residual"), py::arg("out"), py::arg("weight_grad"),
+        py::arg("bias_grad"), py::arg("num_threads"),
+        "Return dx, dweight, dbias and, with a residual, its gradient.");
+}
+
+}  // namespace onepass::bindings

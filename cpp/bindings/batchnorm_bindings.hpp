@@ -1,0 +1,11 @@
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include "kernels.hpp"
+
+namespace onepass::bindings {
+
+void bind_batch_norm(pybind11::module_& m, const KernelTable& kernels);
+
+}  // namespace onepass::bindings

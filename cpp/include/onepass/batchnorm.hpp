@@ -1,0 +1,213 @@
+// Batch normalisation: the four loops that a forward and a backward pass are made of. Each runs
+// over a panel; which panels there are, and in which order, is the caller's business.
+//
+//   moments          sums of x - shift and of its square      (forward, training)
+//   normalize        y = (x - mean) * invstd * weight + bias
+//   gradient_sums    sums of dy and of dy * (x - mean)        (backward)
+//   input_gradient   dx
+//
+// What is summed is summed in double, and in an order that the panel alone decides.
+#pragma once
+
+#include "onepass/panels.hpp"
+#include "onepass/streaming.hpp"
+
+namespace onepass::inline ONEPASS_ISA {
+
+// What will be summed soon is asked for early: the hardware's own prefetching ends at every page.
+// Measured: bench/NOTES.md.
+inline constexpr std::size_t sums_prefetch_bytes = 4096;
+template <class T>
+inline void prefetch_into_l2(const T* p) noexcept {
+#if defined(__GNUC__)
+  __builtin_prefetch(reinterpret_cast<const char*>(p) + sums_prefetch_bytes, 0, 1);
+#else
+  (void)p;
+#endif
+}
+
+// A value per column, or one for all.
+template <class T>
+struct PerColumn {
+  static constexpr bool one_channel = false;
+  explicit PerColumn(const T* first) noexcept : values(first) {}
+  T operator[](std::size_t column) const noexcept { return values[column]; }
+  const T* values;
+};
+template <class T>
+struct ForAll {
+  static constexpr bool one_channel = true;
+  explicit ForAll(const T* only) noexcept : value(only ? *only : T{}) {}
+  T operator[](std::size_t) const noexcept { return value; }
+  T value;
+};
+
+// Adds the terms of every element to the two sums of its column. In a panel of one channel a
+// "column" is an element's place modulo `lanes`.
+template <class T, class Terms>
+inline void add_columns(std::size_t begin, const Panel& panel, double* first, double* second,
+                        const Terms& terms) noexcept {
+  std::size_t r = 0;
+  for (; r + 4 <= panel.rows; r += 4) {
+    const std::size_t row = begin + r * panel.stride;
+    const auto add = [&](std::size_t from, std::size_t to) {
+#pragma omp simd
+      for (std::size_t j = from; j < to; ++j) {
+        double a[4], b[4];
+        for (std::size_t k = 0; k < 4; ++k) terms(row + k * panel.stride + j, j, a[k], b[k]);
+        first[j] += (a[0] + a[1]) + (a[2] + a[3]);
+        second[j] += (b[0] + b[1]) + (b[2] + b[3]);
+      }
+    };
+    constexpr std::size_t line = cache_line / sizeof(T);
+    std::size_t j = 0;
+    for (; j + line <= panel.width; j += line) {
+      for (std::size_t k = 0; k < 4; ++k) terms.prefetch(row + k * panel.stride + j);
+      add(j, j + line);
+    }
+    if (const std::size_t rest = panel.width % line) add(j, j + rest);
+  }
+  for (; r < panel.rows; ++r) {
+    const std::size_t row = begin + r * panel.stride;
+#pragma omp simd
+    for (std::size_t j = 0; j < panel.width; ++j) {
+      double a, b;
+      terms(row + j, j, a, b);
+      first[j] += a;
+      second[j] += b;
+    }
+  }
+}
+
+template <template <class> class Each, class T, class Terms>
+inline void add_up(const Panel& panel, double* first, double* second, const Terms& terms) noexcept {
+  if constexpr (Each<T>::one_channel) {
+    for (std::size_t r = 0; r < panel.rows; ++r) {
+      const std::size_t begin = r * panel.stride, whole = panel.width / lanes;
+      add_columns<T>(begin, {whole, lanes, lanes}, first, second, terms);
+      add_columns<T>(begin + whole * lanes, {1, panel.width % lanes, 0}, first, second, terms);
+    }
+  } else {
+    add_columns<T>(0, panel, first, second, terms);
+  }
+}
+
+// x - center, in double.
+template <template <class> class Each, class T>
+struct About {
+  explicit About(const Channels<T>& channels) noexcept
+      : center(channels.center), magnitude(channels.magnitude) {}
+  double operator()(T x, std::size_t column) const noexcept {
+    double value = static_cast<double>(x);
+    if constexpr (sizeof(T) == sizeof(double)) value *= magnitude[column];
+    return value - center[column];
+  }
+  Each<double> center, magnitude;
+};
+
+template <template <class> class Each, class T>
+struct Moments {
+  Moments(const Arrays<T>& arrays, const Channels<T>& channels) noexcept
+      : x(arrays.x), about(channels) {}
+  void operator()(std::size_t i, std::size_t j, double& a, double& b) const noexcept {
+    a = about(x[i], j);
+    b = a * a;
+  }
+  void prefetch(std::size_t i) const noexcept { prefetch_into_l2(x + i); }
+  const T* x;
+  About<Each, T> about;
+};
+
+template <template <class> class Each, class T>
+void moments(const Arrays<T>& arrays, const Panel& panel, const Channels<T>& channels, double* sum,
+             double* square) noexcept {
+  add_up<Each, T>(panel, sum, square, Moments<Each, T>(arrays, channels));
+}
+
+// The forward's arithmetic, which the backward repeats to find where ReLU was at work.
+template <bool relu, bool residual, class T>
+inline T normalized(T centered, T scale, T shift, const T* z, std::size_t i) noexcept {
+  T y = centered * scale + shift;
+  if constexpr (residual) y += z[i];
+  if constexpr (relu) y = y <= T(0) ? T(0) : y;  // a NaN stays one
+  return y;
+}
+
+template <template <class> class Each, bool relu, bool residual, class T>
+void normalize(const Arrays<T>& arrays, const Panel& panel, const Channels<T>& channels) noexcept {
+  const T *x = arrays.x, *z = arrays.residual;
+  const Each<T> mean(channels.mean), scale(channels.scale), shift(channels.shift);
+  const T small = static_cast<T>(shrink);
+  write_rows(arrays.out, panel, arrays.stream,
+             [=](T* y, std::size_t i, std::size_t j, std::size_t n) {
+#pragma omp simd
+               for (std::size_t k = 0; k < n; ++k) {
+                 y[k] = normalized<relu, residual>(x[i + k] * small - mean[j + k], scale[j + k],
+                                                   shift[j + k], z, i + k);
+               }
+             });
+}
+
+// dy, and 0 where ReLU was.
+template <bool relu, bool residual, class T>
+inline T passed(T dy, T centered, T scale, T shift, const T* z, std::size_t i) noexcept {
+  if constexpr (!relu) return dy;
+  return normalized<false, residual>(centered, scale, shift, z, i) <= T(0) ? T(0) : dy;
+}
+
+template <template <class> class Each, bool relu, bool residual, class T>
+struct GradientTerms {
+  GradientTerms(const Arrays<T>& arrays, const Channels<T>& channels) noexcept
+      : x(arrays.x),
+        dy(arrays.dy),
+        z(arrays.residual),
+        about(channels),
+        mean(channels.mean),
+        scale(channels.scale),
+        shift(channels.shift) {}
+  void operator()(std::size_t i, std::size_t j, double& a, double& b) const noexcept {
+    T g = dy[i];
+    if constexpr (relu) {
+      const T centered = x[i] * static_cast<T>(shrink) - mean[j];
+      g = passed<relu, residual>(g, centered, scale[j], shift[j], z, i);
+    }
+    a = static_cast<double>(g);
+    b = a * about(x[i], j);
+  }
+  void prefetch(std::size_t i) const noexcept {
+    prefetch_into_l2(x + i);
+    prefetch_into_l2(dy + i);
+  }
+  const T *x, *dy, *z;
+  About<Each, T> about;
+  Each<T> mean, scale, shift;
+};
+
+template <template <class> class Each, bool relu, bool residual, class T>
+void gradient_sums(const Arrays<T>& arrays, const Panel& panel, const Channels<T>& channels,
+                   double* sum, double* product) noexcept {
+  add_up<Each, T>(panel, sum, product, GradientTerms<Each, relu, residual, T>(arrays, channels));
+}
+
+template <template <class> class Each, bool relu, bool residual, class T>
+void input_gradient(const Arrays<T>& arrays, const Panel& panel,
+                    const Channels<T>& channels) noexcept {
+  const T *x = arrays.x, *dy = arrays.dy, *z = arrays.residual;
+  T* dz = arrays.dresidual;
+  const Each<T> mean(channels.mean), scale(channels.scale), shift(channels.shift);
+  const Each<T> slope(channels.slope), offset(channels.offset), gain(channels.gain);
+  const T small = static_cast<T>(shrink);
+  write_rows(
+      arrays.out, panel, arrays.stream, [=](T* dx, std::size_t i, std::size_t j, std::size_t n) {
+#pragma omp simd
+        for (std::size_t k = 0; k < n; ++k) {
+          const T centered = x[i + k] * small - mean[j + k];
+          const T g =
+              passed<relu, residual>(dy[i + k], centered, scale[j + k], shift[j + k], z, i + k);
+          if constexpr (residual) dz[i + k] = g;
+          dx[k] = (g - (centered * slope[j + k] + offset[j + k])) * gain[j + k];
+        }
+      });
+}
+
+}  // namespace onepass::inline ONEPASS_ISA

@@ -1,0 +1,45 @@
+// What the loops of batch normalisation are given. Plain data, the same for every instruction set.
+#pragma once
+
+#include <cstddef>
+
+namespace onepass {
+
+// `rows` runs of `width` contiguous elements, which begin `stride` elements apart.
+struct Panel {
+  std::size_t rows, width, stride;
+};
+
+// What the loops know of a channel; pointers to one value per column of a panel, or to the one that
+// all of its elements share. As
+//
+//   y  = ((x * shrink - mean) * scale + shift) [+ residual] [relu]
+//   dx = ((dy [where y > 0]) - ((x * shrink - mean) * slope + offset)) * gain
+//
+// where mean is the high part of the true one, and `shift` and `offset` account for the low part:
+// a mean rounded to float would spoil the result where it is far larger than the deviation.
+template <class T>
+struct Channels {
+  const double* center;     // what the sums are taken about: the first samples' mean, or the mean
+  const double* magnitude;  // a power of two; double's range would not hold the squares of all x
+  const T *mean, *scale, *shift;
+  const T *slope, *offset, *gain;
+};
+
+// Where the elements are. What an operation does not use is null.
+template <class T>
+struct Arrays {
+  const T *x, *residual, *dy;
+  T* out;  // y or dx
+  T* dresidual;
+  bool stream;  // whether `out` goes past the caches
+};
+
+// Before the mean is taken off, x is made smaller by a power of two, or the difference of two
+// finite numbers might not be one. It changes no bit else, but of subnormal numbers.
+inline constexpr double shrink = 0.0625;
+
+// Accumulators of a panel whose elements all belong to one channel.
+inline constexpr std::size_t lanes = 64;
+
+}  // namespace onepass

@@ -1,0 +1,69 @@
+// Stores that go past the caches, for an output too large to be found there again: a store that
+// goes through them first reads the line that it overwrites.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+
+#include "onepass/panels.hpp"
+#include "onepass/update.hpp"
+
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
+
+namespace onepass::inline ONEPASS_ISA {
+
+// Copies whole cache lines to a line's start, bypassing the caches where the processor can.
+template <class T>
+inline void stream_lines(T* to, const T* from, std::size_t n) noexcept {
+#if defined(__AVX512F__)
+  for (std::size_t i = 0; i < n; i += 64 / sizeof(T)) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to + i), _mm512_load_si512(from + i));
+  }
+#elif defined(__SSE2__)
+  for (std::size_t i = 0; i < n; i += 16 / sizeof(T)) {
+    const auto* quarter = reinterpret_cast<const __m128i*>(from + i);
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to + i), _mm_load_si128(quarter));
+  }
+#else
+  std::copy_n(from, n, to);
+#endif
+}
+
+// Streamed stores are not ordered with others: before another thread is told, they must be done.
+inline void finish_streaming() noexcept {
+#ifdef __SSE2__
+  _mm_sfence();
+#endif
+}
+
+inline constexpr std::size_t stream_tile_bytes = 1024;
+
+// Writes the rows of a panel: compute(to, i, column, n) puts n elements at `to`, the first of which
+// is element i of `out`. It is called for whole rows or, to stream, for tiles that stay in L1 until
+// they go to memory as whole lines.
+template <class T, class Compute>
+inline void write_rows(T* out, const Panel& panel, bool stream, const Compute& compute) noexcept {
+  constexpr std::size_t line = cache_line / sizeof(T), tile = stream_tile_bytes / sizeof(T);
+  for (std::size_t r = 0; r < panel.rows; ++r) {
+    const std::size_t row = r * panel.stride;
+    if (!stream) {
+      compute(out + row, row, 0, panel.width);
+      continue;
+    }
+    alignas(cache_line) T buffer[tile];
+    std::size_t j = elements_to_alignment(out + row, panel.width);
+    if (j > 0) compute(out + row, row, 0, j);
+    while (panel.width - j >= line) {
+      const std::size_t n = std::min(tile, (panel.width - j) / line * line);
+      compute(buffer, row + j, j, n);
+      stream_lines(out + row + j, buffer, n);
+      j += n;
+    }
+    if (j < panel.width) compute(out + row + j, row + j, j, panel.width - j);
+  }
+  if (stream) finish_streaming();
+}
+
+}  // namespace onepass::inline ONEPASS_ISA

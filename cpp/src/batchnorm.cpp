@@ -1,0 +1,361 @@
+#include "batchnorm.hpp"
+
+#include <cfloat>
+#include <cmath>
+#include <limits>
+#include <type_traits>
+
+#include "parallel.hpp"
+
+namespace onepass {
+namespace {
+
+// Measured: bench/NOTES.md.
+constexpr std::size_t min_elements_per_thread = 16384;
+constexpr std::size_t max_tile_bytes = 1 << 20;  // that a core's cache holds until it is read again
+constexpr std::size_t min_streamed_bytes = 4 << 20;
+// Summed and written while in L1. Not of a panel's width, which depends on the threads, or the
+// order of a sum would.
+constexpr std::size_t elements_at_once = 4096;  // of one channel
+constexpr std::size_t rows_at_once = 8;         // that channels share
+constexpr std::size_t max_samples = 16;
+// Where the squares of a double would be infinite, x is summed in units of 2^600.
+constexpr double small_magnitude = 0x1p-600;
+constexpr double min_ordinary_invstd = 0x1p-500;
+
+int useful_threads(const Layout& layout, int threads) noexcept {
+  const auto useful =
+      static_cast<int>(std::min<std::size_t>(layout.size() / min_elements_per_thread, max_threads));
+  return std::max(std::min(threads, useful), 1);
+}
+
+// As T, and finite if it was: 0 times infinity would make a NaN of a constant channel.
+template <class T>
+T narrow(double value) noexcept {
+  constexpr double most = static_cast<double>(std::numeric_limits<T>::max());
+  const double size = std::abs(value);
+  return static_cast<T>(size > most && size <= DBL_MAX ? std::copysign(most, value) : value);
+}
+
+// mean = high + low, both made smaller as x is.
+template <class T>
+struct Split {
+  explicit Split(double mean) noexcept
+      : high(static_cast<T>(mean * shrink)), low(mean * shrink - static_cast<double>(high)) {}
+  T high;
+  double low;
+};
+
+template <class P>
+P advance(P pointer, std::size_t n) noexcept {
+  return pointer ? pointer + n : nullptr;
+}
+
+template <class T>
+Arrays<T> at(const Arrays<T>& a, std::size_t i) noexcept {
+  return {advance(a.x, i),   advance(a.residual, i),  advance(a.dy, i),
+          advance(a.out, i), advance(a.dresidual, i), a.stream};
+}
+
+// Equal terms have exactly n times themselves as their sum.
+template <std::size_t n, class Term>
+double pairwise_sum(const Term& term, std::size_t first = 0) noexcept {
+  if constexpr (n == 1) {
+    return term(first);
+  } else {
+    return pairwise_sum<n / 2>(term, first) + pairwise_sum<n / 2>(term, first + n / 2);
+  }
+}
+
+// The means of the first n samples of channels [begin, end): near enough to the channels' own for
+// the squares of what is left to lose nothing.
+template <std::size_t n, class T>
+void first_means(const T* x, const Layout& layout, std::size_t begin, std::size_t end,
+                 const double* magnitude, double* means) noexcept {
+  if constexpr (n > 1) {
+    if (n > layout.per_channel()) {
+      first_means<n / 2>(x, layout, begin, end, magnitude, means);
+      return;
+    }
+  }
+  std::size_t offsets[n];
+  for (std::size_t i = 0; i < n; ++i) {
+    offsets[i] = i / layout.inner * layout.channels * layout.inner + i % layout.inner;
+  }
+  for (std::size_t c = begin; c < end; ++c) {
+    const double sum = pairwise_sum<n>([&](std::size_t i) noexcept {
+      return static_cast<double>(x[offsets[i] + c * layout.inner]) * magnitude[c];
+    });
+    means[c] = sum / n;
+  }
+}
+
+}  // namespace
+
+template <class T>
+void BatchNorm<T>::Values::resize(std::size_t n) {
+  for (auto* values : {&center, &magnitude}) values->resize(n);
+  for (auto* values : {&mean, &scale, &shift, &slope, &offset, &gain}) values->resize(n);
+}
+
+template <class T>
+Channels<T> BatchNorm<T>::Values::at(std::size_t i) const noexcept {
+  return {&center[i], &magnitude[i], &mean[i],   &scale[i],
+          &shift[i],  &slope[i],     &offset[i], &gain[i]};
+}
+
+template <class T>
+BatchNorm<T>::BatchNorm(const BatchNormTable<T>& table, const Layout& layout, int threads,
+                        const Affine& affine, bool relu, bool residual)
+    : layout_(layout),
+      grid_(layout, useful_threads(layout, threads)),
+      loops_(table[grid_.one_channel() * 1u + relu * 2u + residual * 4u]),
+      threads_(useful_threads(layout, threads)),
+      affine_(affine),
+      first_(layout.channels),
+      second_(layout.channels) {
+  const auto n = static_cast<std::size_t>(threads_);
+  const std::size_t tiles = grid_.tiles(), tile_bytes = grid_.elements_per_tile() * sizeof(T);
+  const bool balanced = tiles >= 4 * n || tiles % n == 0;
+  const bool cached = tile_bytes <= max_tile_bytes;
+  if (n == 1 || (balanced && cached)) {
+    tiles_at_once_ = 0;
+  } else if (grid_.one_channel()) {
+    tiles_at_once_ = std::clamp<std::size_t>(n * max_tile_bytes / tile_bytes, 1, tiles);
+  } else {
+    tiles_at_once_ = tiles;
+  }
+  channels_.resize(layout.channels);
+  std::fill(channels_.magnitude.begin(), channels_.magnitude.end(), 1.0);
+  if (!grid_.columns_are_channels()) columns_.resize(grid_.columns());
+  if (tiles_at_once_) partial_.resize(2 * layout.channels * grid_.blocks());
+}
+
+template <class T>
+bool BatchNorm<T>::streams(const Arrays<T>& arrays) const noexcept {
+  const bool in_place = arrays.out == arrays.x || arrays.out == arrays.dy;
+  return !in_place && layout_.size() * sizeof(T) >= min_streamed_bytes;
+}
+
+template <class T>
+void BatchNorm<T>::set_forward(std::size_t tile, const Statistics& statistics) noexcept {
+  for (std::size_t c = grid_.first_channel(tile); c < grid_.first_channel(tile + 1); ++c) {
+    const Split<T> mean(statistics.mean[c]);
+    const double scale = affine_.weight[c] * (statistics.invstd[c] / shrink);
+    channels_.mean[c] = mean.high;
+    channels_.scale[c] = narrow<T>(scale);
+    channels_.shift[c] = narrow<T>(affine_.bias[c] - mean.low * scale);
+  }
+}
+
+template <class T>
+void BatchNorm<T>::spread(std::size_t tile) noexcept {
+  if (grid_.columns_are_channels()) return;
+  grid_.spread(tile, channels_.center.data(), columns_.center.data());
+  grid_.spread(tile, channels_.magnitude.data(), columns_.magnitude.data());
+  for (auto values : {&Values::mean, &Values::scale, &Values::shift, &Values::slope,
+                      &Values::offset, &Values::gain}) {
+    grid_.spread(tile, (channels_.*values).data(), (columns_.*values).data());
+  }
+}
+
+template <class T>
+void BatchNorm<T>::sum(const Arrays<T>& arrays, Sum loop, Write write_at_once, std::size_t tile,
+                       std::size_t block, double* first, double* second) const noexcept {
+  const Values& values = grid_.columns_are_channels() ? channels_ : columns_;
+  alignas(64) double sums[2][Grid::max_tile_width] = {};
+  grid_.for_each_panel(
+      tile, block, [&](std::size_t offset, std::size_t column, const Panel& panel) noexcept {
+        const Channels<T> channels = values.at(column);
+        if (!write_at_once) {
+          loop(at(arrays, offset), panel, channels, sums[0], sums[1]);
+          return;
+        }
+        const std::size_t rows = grid_.one_channel()
+                                     ? std::max<std::size_t>(elements_at_once / panel.width, 1)
+                                     : rows_at_once;
+        for (std::size_t r = 0; r < panel.rows; r += rows) {
+          const Panel part{std::min(rows, panel.rows - r), panel.width, panel.stride};
+          const Arrays<T> arrays_here = at(arrays, offset + r * panel.stride);
+          loop(arrays_here, part, channels, sums[0], sums[1]);
+          write_at_once(arrays_here, part, channels);
+        }
+      });
+  grid_.fold(tile, sums[0], first);
+  grid_.fold(tile, sums[1], second);
+}
+
+template <class T>
+void BatchNorm<T>::write(const Arrays<T>& arrays, Write loop, std::size_t tile,
+                         std::size_t block) const noexcept {
+  const Values& values = grid_.columns_are_channels() ? channels_ : columns_;
+  grid_.for_each_panel(tile, block,
+                       [&](std::size_t offset, std::size_t column, const Panel& panel) noexcept {
+                         loop(at(arrays, offset), panel, values.at(column));
+                       });
+}
+
+template <class T>
+template <class Prepare, class Finish>
+void BatchNorm<T>::run(const Arrays<T>& arrays, Sum sum_loop, Write write_loop, bool write_at_once,
+                       const Prepare& prepare, const Finish& finish) noexcept {
+  const std::size_t blocks = grid_.blocks(), n = layout_.channels;
+  const Write at_once = write_at_once ? write_loop : nullptr;
+  const auto start = [&](std::size_t tile) noexcept {
+    for (std::size_t c = grid_.first_channel(tile); c < grid_.first_channel(tile + 1); ++c) {
+      first_[c] = second_[c] = 0;
+    }
+    prepare(tile);
+    spread(tile);
+  };
+  const auto add = [&](std::size_t tile, const double* a, const double* b) noexcept {
+    for (std::size_t c = grid_.first_channel(tile); c < grid_.first_channel(tile + 1); ++c) {
+      first_[c] += *a++;
+      second_[c] += *b++;
+    }
+  };
+  const auto end = [&](std::size_t tile) noexcept {
+    finish(tile);
+    spread(tile);
+  };
+
+  if (tiles_at_once_ == 0) {
+    parallel_for(grid_.tiles(), threads_, [&](std::size_t tile) noexcept {
+      double a[Grid::max_tile_width], b[Grid::max_tile_width];
+      start(tile);
+      for (std::size_t block = 0; block < blocks; ++block) {
+        sum(arrays, sum_loop, at_once, tile, block, a, b);
+        add(tile, a, b);
+      }
+      end(tile);
+      if (write_at_once) return;
+      // What was read last is the likeliest to be in cache.
+      for (std::size_t block = blocks; block-- > 0;) write(arrays, write_loop, tile, block);
+    });
+    return;
+  }
+
+  for (std::size_t from = 0; from < grid_.tiles(); from += tiles_at_once_) {
+    const std::size_t tiles = std::min(tiles_at_once_, grid_.tiles() - from);
+    parallel_for(tiles, threads_, [&](std::size_t t) noexcept { start(from + t); });
+    parallel_for(tiles * blocks, threads_, [&](std::size_t i) noexcept {
+      const std::size_t tile = from + i % tiles, block = i / tiles;
+      double* a = partial_.data() + 2 * n * block + grid_.first_channel(tile);
+      sum(arrays, sum_loop, at_once, tile, block, a, a + n);
+    });
+    parallel_for(tiles, threads_, [&](std::size_t t) noexcept {
+      for (std::size_t block = 0; block < blocks; ++block) {
+        const double* a = partial_.data() + 2 * n * block + grid_.first_channel(from + t);
+        add(from + t, a, a + n);
+      }
+      end(from + t);
+    });
+    if (write_at_once) continue;
+    parallel_for(tiles * blocks, threads_, [&](std::size_t i) noexcept {
+      write(arrays, write_loop, from + i % tiles, i / tiles);
+    });
+  }
+}
+
+template <class T>
+void BatchNorm<T>::train(Arrays<T> arrays, double eps, const Statistics& batch,
+                         double* variance) noexcept {
+  arrays.stream = streams(arrays);
+  const auto count = static_cast<double>(layout_.per_channel());
+  const auto prepare = [&](std::size_t tile) noexcept {
+    first_means<max_samples>(arrays.x, layout_, grid_.first_channel(tile),
+                             grid_.first_channel(tile + 1), channels_.magnitude.data(),
+                             channels_.center.data());
+  };
+  const auto finish = [&](std::size_t tile) noexcept {
+    for (std::size_t c = grid_.first_channel(tile); c < grid_.first_channel(tile + 1); ++c) {
+      const double magnitude = std::is_same_v<T, double> ? channels_.magnitude[c] : 1.0;
+      const double delta = first_[c] / count;
+      const double square = second_[c] / count - delta * delta;
+      const double scaled = square < 0 ? 0 : square;
+      const double var = scaled / magnitude / magnitude;
+      batch.mean[c] = (channels_.center[c] + delta) / magnitude;
+      variance[c] = var;
+      batch.invstd[c] = magnitude == 1 || var <= DBL_MAX ? 1 / std::sqrt(var + eps)
+                                                         : magnitude / std::sqrt(scaled);
+    }
+    set_forward(tile, batch);
+  };
+  run(arrays, loops_.moments, loops_.normalize, false, prepare, finish);
+  if constexpr (std::is_same_v<T, double>) {
+    bool again = false;
+    for (std::size_t c = 0; c < layout_.channels; ++c) {
+      if (variance[c] <= DBL_MAX) continue;
+      channels_.magnitude[c] = small_magnitude;
+      again = true;
+    }
+    if (again) run(arrays, loops_.moments, loops_.normalize, false, prepare, finish);
+  }
+}
+
+template <class T>
+void BatchNorm<T>::infer(Arrays<T> arrays, const Statistics& given) noexcept {
+  arrays.stream = streams(arrays);
+  for (std::size_t tile = 0; tile < grid_.tiles(); ++tile) {
+    set_forward(tile, given);
+    spread(tile);
+  }
+  const std::size_t tiles = grid_.tiles();
+  parallel_for(tiles * grid_.blocks(), threads_, [&](std::size_t i) noexcept {
+    write(arrays, loops_.normalize, i % tiles, i / tiles);
+  });
+}
+
+template <class T>
+void BatchNorm<T>::set_backward(std::size_t tile, const Statistics& statistics) noexcept {
+  set_forward(tile, statistics);
+  for (std::size_t c = grid_.first_channel(tile); c < grid_.first_channel(tile + 1); ++c) {
+    const bool wide = std::is_same_v<T, double> && statistics.invstd[c] < min_ordinary_invstd;
+    channels_.magnitude[c] = wide ? small_magnitude : 1.0;
+    channels_.center[c] = statistics.mean[c] * channels_.magnitude[c];
+    channels_.slope[c] = channels_.offset[c] = 0;
+    channels_.gain[c] = narrow<T>(affine_.weight[c] * statistics.invstd[c]);
+  }
+}
+
+template <class T>
+void BatchNorm<T>::set_gradients(std::size_t tile, const Statistics& statistics, double* dweight,
+                                 double* dbias) const noexcept {
+  for (std::size_t c = grid_.first_channel(tile); c < grid_.first_channel(tile + 1); ++c) {
+    dweight[c] = second_[c] * (statistics.invstd[c] / channels_.magnitude[c]);
+    dbias[c] = first_[c];
+  }
+}
+
+template <class T>
+void BatchNorm<T>::backward(Arrays<T> arrays, const Statistics& batch, double* dweight,
+                            double* dbias) noexcept {
+  arrays.stream = streams(arrays);
+  const auto count = static_cast<double>(layout_.per_channel());
+  run(
+      arrays, loops_.gradient_sums, loops_.input_gradient, false,
+      [&](std::size_t tile) noexcept { set_backward(tile, batch); },
+      [&](std::size_t tile) noexcept {
+        set_gradients(tile, batch, dweight, dbias);
+        for (std::size_t c = grid_.first_channel(tile); c < grid_.first_channel(tile + 1); ++c) {
+          const double slope = batch.invstd[c] / shrink * (dweight[c] / count);
+          channels_.slope[c] = narrow<T>(slope);
+          channels_.offset[c] = narrow<T>(dbias[c] / count - Split<T>(batch.mean[c]).low * slope);
+        }
+      });
+}
+
+template <class T>
+void BatchNorm<T>::infer_backward(Arrays<T> arrays, const Statistics& given, double* dweight,
+                                  double* dbias) noexcept {
+  arrays.stream = streams(arrays);
+  run(
+      arrays, loops_.gradient_sums, loops_.input_gradient, true,
+      [&](std::size_t tile) noexcept { set_backward(tile, given); },
+      [&](std::size_t tile) noexcept { set_gradients(tile, given, dweight, dbias); });
+}
+
+template class BatchNorm<float>;
+template class BatchNorm<double>;
+
+}  // namespace onepass

@@ -1,0 +1,79 @@
+#include "grid.hpp"
+
+namespace onepass {
+namespace {
+
+// Measured: bench/NOTES.md. The first five decide about the bits of a sum.
+constexpr std::size_t max_short_channel = 64;
+constexpr std::size_t max_blocks = 64;
+constexpr std::size_t min_block_elements = 8192;  // of one channel
+constexpr std::size_t min_block_rows = 32;        // that channels share
+constexpr std::size_t min_row_width = 256;
+constexpr std::size_t min_tile_width = 64;
+constexpr std::size_t pieces_per_thread = 1;
+
+constexpr std::size_t divide_up(std::size_t a, std::size_t b) noexcept {
+  return (a + b - 1) / b;
+}
+
+}  // namespace
+
+Grid::Grid(const Layout& layout, int threads) noexcept : layout_(layout) {
+  if (layout.channels == 1) layout_ = {1, 1, layout.per_channel()};
+  one_channel_ = layout_.inner > max_short_channel;
+  row_width_ = layout_.channels * layout_.inner;
+  if (one_channel_) {
+    cut_long_channels();
+  } else {
+    cut_rows(threads);
+  }
+}
+
+void Grid::cut_long_channels() noexcept {
+  const std::size_t width = layout_.inner;
+  tiles_ = layout_.channels;
+  rows_ = layout_.outer;
+  pieces_ = std::min(divide_up(width, 2 * min_block_elements), divide_up(max_blocks, rows_));
+  piece_width_ = divide_up(divide_up(width, pieces_), lanes) * lanes;
+  pieces_ = divide_up(width, piece_width_);
+  block_rows_ =
+      pieces_ > 1 ? 1 : std::max(divide_up(rows_, max_blocks), min_block_elements / width);
+  blocks_ = divide_up(rows_, block_rows_) * pieces_;
+}
+
+void Grid::cut_rows(int threads) noexcept {
+  while (row_width_ * repeat_ < min_row_width && 2 * repeat_ <= layout_.outer) repeat_ *= 2;
+  rows_ = layout_.outer / repeat_;
+  tail_ = layout_.outer % repeat_ * row_width_;
+  block_rows_ = std::max(divide_up(rows_, max_blocks), min_block_rows);
+  blocks_ = divide_up(rows_, block_rows_);
+  std::size_t width = max_tile_width;
+  if (blocks_ < static_cast<std::size_t>(threads) * pieces_per_thread) {
+    const std::size_t wanted = row_width_ / (static_cast<std::size_t>(threads) * pieces_per_thread);
+    width = std::clamp(wanted, min_tile_width, max_tile_width);
+  }
+  tile_channels_ = repeat_ > 1 ? layout_.channels : width / layout_.inner;
+  tiles_ = divide_up(layout_.channels, tile_channels_);
+  row_width_ *= repeat_;
+}
+
+void Grid::fold(std::size_t tile, double* columns, double* channels) const noexcept {
+  if (one_channel_) {
+    for (std::size_t n = lanes / 2; n > 0; n /= 2) {
+      for (std::size_t j = 0; j < n; ++j) columns[j] += columns[j + n];
+    }
+    channels[0] = columns[0];
+    return;
+  }
+  const std::size_t n = first_channel(tile + 1) - first_channel(tile);
+  for (std::size_t c = 0; c < n; ++c) channels[c] = columns[c * layout_.inner];
+  for (std::size_t r = 0; r < repeat_; ++r) {
+    for (std::size_t c = 0; c < n; ++c) {
+      for (std::size_t i = r == 0; i < layout_.inner; ++i) {
+        channels[c] += columns[(r * layout_.channels + c) * layout_.inner + i];
+      }
+    }
+  }
+}
+
+}  // namespace onepass

@@ -1,0 +1,97 @@
+// How batch normalisation cuts an array.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+
+#include "onepass/panels.hpp"
+
+namespace onepass {
+
+// An array in C order: `channels` lie `inner` elements apart, and all that `outer` times.
+struct Layout {
+  std::size_t outer, channels, inner;
+  std::size_t per_channel() const noexcept { return outer * inner; }
+  std::size_t size() const noexcept { return channels * per_channel(); }
+};
+
+// Tiles of whole channels in one direction, blocks of rows in the other. A channel is summed block
+// by block, and what a block is depends on the layout alone: so the sums are the same bits for any
+// number of threads.
+//
+// A channel whose `inner` is long is a tile of its own; a row is one run of it. Where it is short,
+// as in a channels-last array, channels lie side by side in a row, each `inner` columns wide; and
+// where all channels together are narrow, a row is `repeat` times as wide as that.
+class Grid {
+ public:
+  static constexpr std::size_t max_tile_width = 512;  // columns, where channels share a row
+
+  Grid(const Layout& layout, int threads) noexcept;
+
+  bool one_channel() const noexcept { return one_channel_; }  // in each tile
+  std::size_t tiles() const noexcept { return tiles_; }
+  std::size_t blocks() const noexcept { return blocks_; }
+  std::size_t elements_per_tile() const noexcept { return layout_.size() / tiles_; }
+
+  // The channels of a tile: from this one to the next tile's first.
+  std::size_t first_channel(std::size_t tile) const noexcept {
+    return std::min(tile * tile_channels_, layout_.channels);
+  }
+  // Channels and columns are numbered alike, but where a channel has several columns.
+  std::size_t columns() const noexcept { return one_channel_ ? layout_.channels : row_width_; }
+  bool columns_are_channels() const noexcept { return columns() == layout_.channels; }
+
+  // Calls visit(offset of its first element, column of its first element, panel) for each panel.
+  template <class Visit>
+  void for_each_panel(std::size_t tile, std::size_t block, const Visit& visit) const noexcept;
+
+  // Gives every column of a tile its channel's value. `channels` and `columns` are whole arrays.
+  template <class T>
+  void spread(std::size_t tile, const T* channels, T* columns) const noexcept;
+
+  // The sums of a tile's channels from those of its panels' columns; both arrays are the tile's
+  // own.
+  void fold(std::size_t tile, double* columns, double* channels) const noexcept;
+
+ private:
+  void cut_long_channels() noexcept;
+  void cut_rows(int threads) noexcept;
+
+  Layout layout_;
+  bool one_channel_;
+  std::size_t tiles_, tile_channels_ = 1;
+  std::size_t blocks_, block_rows_, rows_;
+  std::size_t piece_width_, pieces_ = 1;           // of a long run, each in a block of its own
+  std::size_t row_width_, repeat_ = 1, tail_ = 0;  // tail: columns of a last, narrower row
+};
+
+template <class Visit>
+void Grid::for_each_panel(std::size_t tile, std::size_t block, const Visit& visit) const noexcept {
+  const std::size_t begin = block / pieces_ * block_rows_;
+  const std::size_t rows = std::min(begin + block_rows_, rows_) - begin;
+  if (one_channel_) {
+    const std::size_t from = block % pieces_ * piece_width_;
+    const std::size_t width = std::min(from + piece_width_, layout_.inner) - from;
+    visit(begin * row_width_ + tile * layout_.inner + from, tile, Panel{rows, width, row_width_});
+    return;
+  }
+  const std::size_t channel_width = repeat_ * layout_.inner;
+  const std::size_t from = first_channel(tile) * channel_width;
+  const std::size_t to = first_channel(tile + 1) * channel_width;
+  visit(begin * row_width_ + from, from, Panel{rows, to - from, row_width_});
+  if (block + 1 == blocks_ && tail_ > from) {
+    visit(rows_ * row_width_ + from, from, Panel{1, std::min(to, tail_) - from, row_width_});
+  }
+}
+
+template <class T>
+void Grid::spread(std::size_t tile, const T* channels, T* columns) const noexcept {
+  const std::size_t begin = first_channel(tile), end = first_channel(tile + 1);
+  for (std::size_t r = 0; r < repeat_; ++r) {
+    for (std::size_t c = begin; c < end; ++c) {
+      std::fill_n(columns + (r * layout_.channels + c) * layout_.inner, layout_.inner, channels[c]);
+    }
+  }
+}
+
+}  // namespace onepass

@@ -1,0 +1,392 @@
+"""Batch normalisation as functions of arrays, forward and backward."""
+
+from collections.abc import Mapping
+from operator import index
+from typing import Any
+
+import numpy as np
+
+from onepass import _core, runtime
+from onepass._hyperparameters import Check, Flag, Number
+from onepass._typing import Array
+from onepass.batchnorm.reference import Float64
+
+CHECKS: Mapping[str, Check] = {
+    "eps": Number(above=0.0),
+    "momentum": Number(high=1.0),
+    "unbiased_running_var": Flag(),
+    "relu": Flag(),
+}
+
+
+def batch_norm_train(
+    x: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    running_mean: Array | None = None,
+    running_var: Array | None = None,
+    *,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    axis: int = 1,
+    unbiased_running_var: bool = True,
+    relu: bool = False,
+    residual: Array | None = None,
+    out: Array | None = None,
+    num_threads: int | None = None,
+) -> tuple[Array, Float64, Float64]:
+    r"""Normalise every channel with the mean and the variance of the batch.
+
+    .. math::
+
+        \mu &= \frac1n \sum x, \qquad \sigma^2 = \frac1n \sum (x - \mu)^2 \\
+        y &= \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} \gamma + \beta
+
+    over the :math:`n` values of a channel: all that share an index on `axis`. Then, if asked,
+    ``y += residual`` and ``y = max(y, 0)``.
+
+    Parameters
+    ----------
+    x : ndarray of float32 or float64
+        Any rank from 2, any memory layout: NCHW with ``axis=1``, NHWC with ``axis=-1``, (N, C),
+        (N, C, L), 3-D images. One whose elements do not fill their memory (a slice with a step) is
+        copied; nothing else is.
+    weight, bias : ndarray of x's dtype, shape (channels,), optional
+        :math:`\gamma` and :math:`\beta`; 1 and 0 if absent.
+    running_mean, running_var : ndarray of float32 or float64, shape (channels,), optional
+        Updated in place, both or none: ``running = (1 - momentum) * running + momentum * batch``.
+    momentum : float in [0, 1]
+        The weight of the new value.
+    eps : float > 0
+        Added to the variance.
+    axis : int
+        The channels' axis.
+    unbiased_running_var : bool
+        Whether `running_var` takes the variance times :math:`n / (n - 1)`. `y` never does.
+    relu : bool
+        Put 0 in the place of what is negative.
+    residual : ndarray like `x`, optional
+        Added before ReLU.
+    out : ndarray like `x`, in the same memory layout, optional
+        Takes `y`. It cannot be `x` or `residual`, because the backward pass needs them.
+    num_threads : int, optional
+        The default is `onepass.get_num_threads()`.
+
+    Returns
+    -------
+    y : ndarray
+        `out`, or a new array in `x`'s memory layout.
+    saved_mean, saved_invstd : ndarray of float64, shape (channels,)
+        :math:`\mu` and :math:`1 / \sqrt{\sigma^2 + \epsilon}`, for `batch_norm_backward`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        ``<argument>: expected ..., got ...``; also for a batch with one value per channel, which
+        has no variance. Nothing has changed then.
+
+    Notes
+    -----
+    The statistics take one read of `x`: sums of :math:`x - K` and of its square in float64, where
+    :math:`K` is the mean of the first (up to 16) values of the channel. The variance is exact to
+    about 1e-13 for any mean, a constant channel gives exactly `bias`, and finite values never give
+    a NaN. The result is the same bits for any number of threads and on every instruction set.
+
+    Differs from
+
+    * PyTorch: ``native_batch_norm`` saves its statistics in float32, in which a mean of 1e5 loses
+      the third digit of `y`; here they are float64. The rest is PyTorch's, the biased variance for
+      `y` and the unbiased one for `running_var` included.
+    * Keras: there `momentum` is the weight of the *old* value (0.99, here 0.01), `eps` is 1e-3, and
+      the running variance is the biased one (``unbiased_running_var=False``).
+    * ONNX: `momentum` is the weight of the old value (0.9, here 0.1), and the running variance is
+      the biased one.
+
+    References
+    ----------
+    S. Ioffe and C. Szegedy, "Batch normalization: accelerating deep network training by reducing
+    internal covariate shift", ICML 2015.
+
+    T. F. Chan, G. H. Golub and R. J. LeVeque, "Algorithms for computing the sample variance:
+    analysis and recommendations", The American Statistician 37(3), 1983 (the shifted sums).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import onepass as op
+    >>> x = np.array([[1.0, 10.0], [3.0, 10.0]])
+    >>> y, mean, invstd = op.batch_norm_train(x, bias=np.array([0.0, 5.0]))
+    >>> y.round(4)
+    array([[-1.,  5.],
+           [ 1.,  5.]])
+    >>> mean
+    array([ 2., 10.])
+    """
+    return _core.batch_norm_train(
+        x,
+        weight,
+        bias,
+        running_mean,
+        running_var,
+        None,
+        _check("momentum", momentum),
+        *_options(eps, axis),
+        _check("unbiased_running_var", unbiased_running_var),
+        _check("relu", relu),
+        residual,
+        out,
+        runtime.resolve_num_threads(num_threads),
+    )
+
+
+def batch_norm_infer(
+    x: Array,
+    mean: Array,
+    var: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    eps: float = 1e-5,
+    axis: int = 1,
+    relu: bool = False,
+    residual: Array | None = None,
+    out: Array | None = None,
+    num_threads: int | None = None,
+) -> Array:
+    r"""Normalise every channel with statistics that are given, such as the running ones.
+
+    .. math:: y = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} \gamma + \beta
+
+    Parameters
+    ----------
+    mean, var : ndarray of float32 or float64, shape (channels,)
+        :math:`\mu` and :math:`\sigma^2 \ge 0`.
+    out : ndarray like `x`, in the same memory layout, optional
+        Takes `y`; it may be `x` or `residual` itself.
+    x, weight, bias, eps, axis, relu, residual, num_threads
+        As for `batch_norm_train`. A batch may be of any size, also empty.
+
+    Returns
+    -------
+    ndarray
+        `out`, or a new array in `x`'s memory layout.
+
+    Raises
+    ------
+    TypeError, ValueError
+        ``<argument>: expected ..., got ...``. Nothing has changed then.
+
+    Notes
+    -----
+    Differs from PyTorch, where `y` is ``x * alpha + beta`` with the mean in `beta`: that loses what
+    a large mean has in common with `x`; here the mean is taken off first.
+
+    References
+    ----------
+    S. Ioffe and C. Szegedy, "Batch normalization: accelerating deep network training by reducing
+    internal covariate shift", ICML 2015.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import onepass as op
+    >>> x = np.array([[1.0, 10.0], [3.0, 10.0]])
+    >>> op.batch_norm_infer(x, np.array([1.0, 9.0]), np.array([4.0, 1.0]), out=x).round(4)
+    array([[0., 1.],
+           [1., 1.]])
+    """
+    return _core.batch_norm_infer(
+        x,
+        mean,
+        var,
+        weight,
+        bias,
+        *_options(eps, axis),
+        _check("relu", relu),
+        residual,
+        out,
+        runtime.resolve_num_threads(num_threads),
+    )
+
+
+def batch_norm_backward(
+    dy: Array,
+    x: Array,
+    saved_mean: Array,
+    saved_invstd: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axis: int = 1,
+    relu: bool = False,
+    residual: Array | None = None,
+    out: Array | None = None,
+    num_threads: int | None = None,
+) -> tuple[Array, ...]:
+    r"""Gradients of `batch_norm_train`.
+
+    With :math:`r` for `saved_invstd`, :math:`\hat x = (x - \mu) r`, and :math:`g` for `dy` where
+    ReLU let `y` pass and 0 elsewhere:
+
+    .. math::
+
+        d\beta &= \sum g, \qquad d\gamma = \sum g \hat x \\
+        dx &= \gamma r \left(g - \frac{d\beta}{n} - \hat x \frac{d\gamma}{n}\right)
+
+    Parameters
+    ----------
+    dy : ndarray
+        Gradient of the loss with respect to `y`, of `x`'s shape and dtype. One in another memory
+        layout than `x` is copied.
+    x : ndarray
+        What the forward pass was given, unchanged.
+    saved_mean, saved_invstd : ndarray, shape (channels,)
+        What the forward pass returned.
+    weight, bias, axis, relu, residual, num_threads
+        What the forward pass was given. `bias` and `residual` are needed for ReLU alone: where it
+        was at work is computed again, with the forward's own arithmetic.
+    out : ndarray like `x`, in the same memory layout, optional
+        Takes `dx`; it may be `dy`, `x` or `residual` itself.
+
+    Returns
+    -------
+    dx : ndarray
+        `out`, or a new array in `x`'s memory layout.
+    dweight, dbias : ndarray of x's dtype, shape (channels,)
+        Also where `weight` and `bias` are absent.
+    dresidual : ndarray
+        Only with `residual`: `dy` where ReLU let `y` pass, and 0 elsewhere.
+
+    Raises
+    ------
+    TypeError, ValueError
+        ``<argument>: expected ..., got ...``. Nothing has changed then.
+
+    Notes
+    -----
+    Differs from PyTorch, which adds to the gradients that are there; this returns them.
+
+    References
+    ----------
+    S. Ioffe and C. Szegedy, "Batch normalization: accelerating deep network training by reducing
+    internal covariate shift", ICML 2015.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import onepass as op
+    >>> x = np.array([[1.0], [2.0], [6.0]])
+    >>> y, mean, invstd = op.batch_norm_train(x)
+    >>> dy = np.array([[1.0], [0.0], [0.0]])
+    >>> dx, dweight, dbias = op.batch_norm_backward(dy, x, mean, invstd)
+    >>> dx.round(4).ravel(), dweight.round(4), dbias
+    (array([ 0.1763, -0.2204,  0.0441]), array([-0.9258]), array([1.]))
+    """
+    return _core.batch_norm_backward(
+        dy,
+        x,
+        saved_mean,
+        saved_invstd,
+        weight,
+        bias,
+        None,
+        check_axis(axis),
+        _check("relu", relu),
+        residual,
+        out,
+        None,
+        None,
+        runtime.resolve_num_threads(num_threads),
+    )
+
+
+def batch_norm_infer_backward(
+    dy: Array,
+    x: Array,
+    mean: Array,
+    var: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    eps: float = 1e-5,
+    axis: int = 1,
+    relu: bool = False,
+    residual: Array | None = None,
+    out: Array | None = None,
+    num_threads: int | None = None,
+) -> tuple[Array, ...]:
+    r"""Gradients of `batch_norm_infer`: the statistics are constants.
+
+    .. math:: dx = \gamma r g, \qquad d\beta = \sum g, \qquad d\gamma = \sum g (x - \mu) r
+
+    with :math:`r = 1 / \sqrt{\sigma^2 + \epsilon}`, and :math:`g` for `dy` where ReLU let `y` pass
+    and 0 elsewhere.
+
+    Parameters
+    ----------
+    mean, var, eps
+        What the forward pass was given.
+    dy, x, weight, bias, axis, relu, residual, out, num_threads
+        As for `batch_norm_backward`.
+
+    Returns
+    -------
+    dx, dweight, dbias : ndarray
+        And `dresidual` with `residual`, as `batch_norm_backward` returns them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        ``<argument>: expected ..., got ...``. Nothing has changed then.
+
+    Notes
+    -----
+    Differs from PyTorch as `batch_norm_backward` does.
+
+    References
+    ----------
+    S. Ioffe and C. Szegedy, "Batch normalization: accelerating deep network training by reducing
+    internal covariate shift", ICML 2015.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import onepass as op
+    >>> x, one = np.array([[1.0], [2.0], [6.0]]), np.ones(1)
+    >>> dx, dweight, dbias = op.batch_norm_infer_backward(np.ones((3, 1)), x, one, 4 * one)
+    >>> dx.round(4).ravel(), dweight.round(4), dbias
+    (array([0.5, 0.5, 0.5]), array([3.]), array([3.]))
+    """
+    return _core.batch_norm_backward(
+        dy,
+        x,
+        mean,
+        var,
+        weight,
+        bias,
+        *_options(eps, axis),
+        _check("relu", relu),
+        residual,
+        out,
+        None,
+        None,
+        runtime.resolve_num_threads(num_threads),
+    )
+
+
+def _options(eps: float, axis: int) -> tuple[float, int]:
+    return _check("eps", eps), check_axis(axis)
+
+
+def _check(name: str, value: Any) -> Any:
+    return CHECKS[name](name, value)
+
+
+def check_axis(axis: int) -> int:
+    """Return the axis as a plain integer; whether there is one, the array says."""
+    if isinstance(axis, bool | np.bool):
+        raise TypeError(f"axis: expected an integer, got {axis!r}")
+    try:
+        return index(axis)
+    except TypeError:
+        raise TypeError(f"axis: expected an integer, got {axis!r}") from None

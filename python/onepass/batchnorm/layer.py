@@ -1,0 +1,409 @@
+"""Batch normalisation as a layer: parameters, running statistics, forward and backward."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onepass import _core, runtime
+from onepass._hyperparameters import Flag
+from onepass._typing import Array
+from onepass.batchnorm.functional import CHECKS, check_axis
+
+
+@dataclass(frozen=True)
+class _Forward:
+    """What a forward pass leaves for the backward pass."""
+
+    x: Array
+    mean: Array
+    scale: Array
+    eps: float | None
+    """With it `scale` is a variance that was given, else the batch's 1 / standard deviation."""
+
+
+class BatchNorm:
+    r"""Batch normalisation of any channel axis.
+
+    .. math:: y = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} \gamma + \beta
+
+    with the statistics of the batch while training, and with running ones otherwise.
+
+    Parameters
+    ----------
+    num_features : int
+        Channels.
+    axis : int
+        Their axis: 1 for (N, C), (N, C, L), NCHW and NCDHW, -1 for channels last.
+    eps : float > 0
+        Added to the variance.
+    momentum : float in [0, 1], or None
+        The weight of the new value in the running statistics; None for the plain average of all
+        batches.
+    affine : bool
+        Whether there are :math:`\gamma` (`weight`, from 1) and :math:`\beta` (`bias`, from 0).
+    track_running_stats : bool
+        Without, the statistics of the batch are used always.
+    relu : bool
+        Put 0 in the place of what is negative, in the same pass.
+    dtype : float32 or float64
+        Of the parameters, the running statistics, and `x`.
+
+    Attributes
+    ----------
+    weight, bias : ndarray of shape (num_features,), or None
+        Parameters, for an optimizer to update in place. Another array may take their place, such as
+        a view of a vector that holds all parameters of a network.
+    weight_grad, bias_grad : ndarray of shape (num_features,), or None
+        Their gradients; `backward` overwrites them in place.
+    running_mean, running_var : ndarray of shape (num_features,), or None
+        From 0 and 1; the variance is the unbiased one.
+    num_batches_tracked : ndarray of int64, without axes, or None
+        Forward passes that updated the running statistics.
+
+    Raises
+    ------
+    TypeError, ValueError
+        ``<argument>: expected ..., got ...``.
+
+    Notes
+    -----
+    Differs from
+
+    * PyTorch: nothing in the defaults, names and numbers. A gradient is overwritten, not added to.
+    * Keras: `axis` is -1, `momentum` is the weight of the *old* value (0.99, here 0.01), `eps` is
+      1e-3, and the running variance is the biased one.
+    * ONNX: `momentum` is the weight of the old value, and the running variance is the biased one.
+
+    References
+    ----------
+    S. Ioffe and C. Szegedy, "Batch normalization: accelerating deep network training by reducing
+    internal covariate shift", ICML 2015.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import onepass as op
+    >>> bn = op.BatchNorm(2, dtype=np.float64)
+    >>> bn.forward(np.array([[1.0, 10.0], [3.0, 10.0]])).round(4)
+    array([[-1.,  0.],
+           [ 1.,  0.]])
+    >>> bn.backward(np.array([[1.0, 1.0], [0.0, 0.0]])).round(4)
+    array([[   0.    ,  158.1139],
+           [  -0.    , -158.1139]])
+    >>> opt = op.SGD([bn.weight, bn.bias], lr=0.1)
+    >>> info = opt.step([bn.weight_grad, bn.bias_grad])
+    >>> bn.weight.round(4), bn.bias
+    (array([1.1, 1. ]), array([-0.1, -0.1]))
+    >>> bn.running_mean, bn.running_var
+    (array([0.2, 1. ]), array([1.1, 0.9]))
+    """
+
+    weight: Array | None = None
+    bias: Array | None = None
+    weight_grad: Array | None = None
+    bias_grad: Array | None = None
+    running_mean: Array | None = None
+    running_var: Array | None = None
+    num_batches_tracked: npt.NDArray[np.int64] | None = None
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        axis: int = 1,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        relu: bool = False,
+        dtype: npt.DTypeLike = np.float32,
+    ) -> None:
+        self.num_features = _check_num_features(num_features)
+        self.axis = check_axis(axis)
+        self.eps: float = CHECKS["eps"]("eps", eps)
+        self.momentum: float | None = (
+            None if momentum is None else CHECKS["momentum"]("momentum", momentum)
+        )
+        self.affine = Flag()("affine", affine)
+        self.track_running_stats = Flag()("track_running_stats", track_running_stats)
+        self.relu = Flag()("relu", relu)
+        self.dtype = _check_dtype(dtype)
+        self._forward: _Forward | None = None
+        if self.affine:
+            self.weight, self.bias = self._vector(1), self._vector(0)
+            self.weight_grad, self.bias_grad = self._vector(0), self._vector(0)
+        if self.track_running_stats:
+            self.running_mean, self.running_var = self._vector(0), self._vector(1)
+            self.num_batches_tracked = np.zeros((), np.int64)
+
+    def __repr__(self) -> str:
+        """Return the call that makes a layer like this one."""
+        return (
+            f"BatchNorm({self.num_features}, axis={self.axis}, eps={self.eps:g}, "
+            f"momentum={self.momentum}, affine={self.affine}, "
+            f"track_running_stats={self.track_running_stats}, relu={self.relu}, "
+            f"dtype={self.dtype})"
+        )
+
+    def forward(self, x: Array, training: bool = True, out: Array | None = None) -> Array:
+        """Normalise; while training, also update the running statistics.
+
+        Parameters
+        ----------
+        x : ndarray of the layer's dtype
+            With `num_features` channels on `axis`. The layer keeps a reference to it for
+            `backward`: do not change it before.
+        training : bool
+            Whether to use the statistics of the batch, and not the running ones.
+        out : ndarray like `x`, in the same memory layout, optional
+            Takes the result. It may be `x` itself if ``training=False``; no `backward` then.
+
+        Returns
+        -------
+        ndarray
+            `out`, or a new array in `x`'s memory layout.
+
+        Raises
+        ------
+        TypeError, ValueError
+            ``<argument>: expected ..., got ...``. Nothing has changed then.
+        """
+        self._check_input(x)
+        if not Flag()("training", training) and self.track_running_stats:
+            return self._infer(x, out)
+        tracked = training and self.track_running_stats
+        y, mean, invstd = _core.batch_norm_train(
+            x,
+            self.weight,
+            self.bias,
+            self.running_mean if tracked else None,
+            self.running_var if tracked else None,
+            self.num_batches_tracked if tracked else None,
+            self.momentum,
+            self.eps,
+            self.axis,
+            True,
+            self.relu,
+            None,
+            out,
+            runtime.get_num_threads(),
+        )
+        self._forward = _Forward(x, mean, invstd, None)
+        return y
+
+    def _infer(self, x: Array, out: Array | None) -> Array:
+        mean, var = np.array(self.running_mean), np.array(self.running_var)
+        y = _core.batch_norm_infer(
+            x,
+            mean,
+            var,
+            self.weight,
+            self.bias,
+            self.eps,
+            self.axis,
+            self.relu,
+            None,
+            out,
+            runtime.get_num_threads(),
+        )
+        self._forward = None if y is x else _Forward(x, mean, var, self.eps)
+        return y
+
+    def backward(self, dy: Array, out: Array | None = None) -> Array:
+        """Return the gradient with respect to `x`, and fill `weight_grad` and `bias_grad`.
+
+        It is the gradient of the last `forward`: through the statistics of the batch where that
+        used them, and with constant statistics where it used the running ones.
+
+        Parameters
+        ----------
+        dy : ndarray
+            Gradient of the loss with respect to the result of `forward`.
+        out : ndarray like `x`, in the same memory layout, optional
+            Takes the result; it may be `dy` or `x` itself.
+
+        Returns
+        -------
+        ndarray
+            `out`, or a new array in `x`'s memory layout.
+
+        Raises
+        ------
+        RuntimeError
+            Before any `forward`, or after one that overwrote its own input.
+        TypeError, ValueError
+            ``<argument>: expected ..., got ...``. Nothing has changed then.
+        """
+        kept = self._forward
+        if kept is None:
+            raise RuntimeError(
+                "backward: expected a forward before it whose input is still there, got none"
+            )
+        dx, *_ = _core.batch_norm_backward(
+            dy,
+            kept.x,
+            kept.mean,
+            kept.scale,
+            self.weight,
+            self.bias,
+            kept.eps,
+            self.axis,
+            self.relu,
+            None,
+            out,
+            self.weight_grad,
+            self.bias_grad,
+            runtime.get_num_threads(),
+        )
+        return dx
+
+    def reset_running_stats(self) -> None:
+        """Set the running statistics to what they were at first: 0, 1, and no batches."""
+        if self.running_mean is None or self.running_var is None:
+            return
+        assert self.num_batches_tracked is not None
+        self.running_mean.fill(0)
+        self.running_var.fill(1)
+        self.num_batches_tracked.fill(0)
+
+    def fold_into(
+        self, weight: Array, bias: Array | None = None, *, axis: int = 0
+    ) -> tuple[Array, Array]:
+        r"""Return weight and bias of a layer that does the work of the one before and of this.
+
+        For inference: what a linear or convolutional layer with weight :math:`W` and bias :math:`b`
+        gives to this one, with the running statistics, is a layer with
+
+        .. math:: W' = s W, \qquad b' = s (b - \mu) + \beta, \qquad
+            s = \gamma / \sqrt{\sigma^2 + \epsilon}
+
+        for each output channel. ReLU, if there is one, stays to be done.
+
+        Parameters
+        ----------
+        weight : ndarray
+            Not changed.
+        bias : ndarray of shape (num_features,), optional
+            0 if absent. Not changed.
+        axis : int
+            The axis of `weight` with the output channels: 0 for PyTorch's (out, in, ...), -1 for
+            Keras' and NumPy's (..., in, out).
+
+        Returns
+        -------
+        weight, bias : ndarray
+            New arrays, of the given weight's dtype.
+
+        Raises
+        ------
+        ValueError
+            If there are no running statistics, or the shapes do not match.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import onepass as op
+        >>> bn = op.BatchNorm(2, dtype=np.float64)
+        >>> bn.running_mean[:], bn.running_var[:] = [1.0, 2.0], [4.0, 0.25]
+        >>> weight, bias = bn.fold_into(np.ones((2, 3)))
+        >>> weight.round(3), bias.round(3)
+        (array([[0.5, 0.5, 0.5],
+               [2. , 2. , 2. ]]), array([-0.5, -4. ]))
+        """
+        if self.running_mean is None or self.running_var is None:
+            raise ValueError(
+                "fold_into: expected running statistics, got a layer with track_running_stats=False"
+            )
+        weight, axis = np.asarray(weight), check_axis(axis)
+        channels = self.num_features
+        if not -weight.ndim <= axis < weight.ndim or weight.shape[axis] != channels:
+            raise ValueError(
+                f"weight: expected {channels} output channels on axis {axis}, "
+                f"got shape {weight.shape}"
+            )
+        if bias is not None and np.shape(bias) != (channels,):
+            raise ValueError(f"bias: expected shape ({channels},), got shape {np.shape(bias)}")
+        scale = 1 / np.sqrt(self.running_var.astype(np.float64) + self.eps)
+        if self.weight is not None:
+            scale = scale * self.weight
+        shift = (np.zeros(channels) if bias is None else bias) - self.running_mean.astype(
+            np.float64
+        )
+        shift = shift * scale + (0 if self.bias is None else self.bias)
+        along = [1] * weight.ndim
+        along[axis] = channels
+        return (weight * scale.reshape(along)).astype(weight.dtype), shift.astype(weight.dtype)
+
+    def state_dict(self) -> dict[str, npt.NDArray[Any]]:
+        """Return copies of all arrays that a run continues from, under PyTorch's names."""
+        return {name: np.array(array) for name, array in self._state().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take the arrays of a `state_dict`, in place: this layer's, or PyTorch's.
+
+        Parameters
+        ----------
+        state : mapping of str to array
+            With the keys of `state_dict`; ``num_batches_tracked`` may be missing, as it is in old
+            files, and counts as 0.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            If a key is missing or unknown, or an array does not fit. Nothing has changed then.
+        """
+        own = self._state()
+        given = {name: np.asarray(value) for name, value in state.items()}
+        if "num_batches_tracked" in own:
+            given.setdefault("num_batches_tracked", np.zeros((), np.int64))
+        if given.keys() != own.keys():
+            raise KeyError(f"state: expected the keys {sorted(own)}, got {sorted(state)}")
+        for name, array in own.items():
+            value = given[name]
+            if not np.can_cast(value.dtype, array.dtype, "same_kind"):
+                raise TypeError(f"state['{name}']: expected dtype {array.dtype}, got {value.dtype}")
+            if value.shape != array.shape:
+                raise ValueError(
+                    f"state['{name}']: expected shape {array.shape}, got {value.shape}"
+                )
+        for name, array in own.items():
+            array[...] = given[name]
+
+    def _state(self) -> dict[str, npt.NDArray[Any]]:
+        names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+        arrays = {name: getattr(self, name) for name in names}
+        return {name: array for name, array in arrays.items() if array is not None}
+
+    def _vector(self, value: float) -> Array:
+        return np.full(self.num_features, value, self.dtype)
+
+    def _check_input(self, x: Array) -> None:
+        if not isinstance(x, np.ndarray):
+            return  # the native call says it
+        if x.dtype != self.dtype:
+            raise TypeError(f"x: expected the layer's dtype {self.dtype}, got {x.dtype}")
+        if -x.ndim <= self.axis < x.ndim and x.shape[self.axis] != self.num_features:
+            raise ValueError(
+                f"x: expected {self.num_features} channels on axis {self.axis}, got shape {x.shape}"
+            )
+
+
+def _check_num_features(num_features: int) -> int:
+    if isinstance(num_features, bool) or not isinstance(num_features, int | np.integer):
+        raise TypeError(f"num_features: expected an integer >= 1, got {num_features!r}")
+    if num_features < 1:
+        raise ValueError(f"num_features: expected an integer >= 1, got {num_features}")
+    return int(num_features)
+
+
+def _check_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        found = None
+    if found not in (np.float32, np.float64):
+        raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}")
+    return found

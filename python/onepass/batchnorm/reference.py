@@ -1,0 +1,141 @@
+"""Batch normalisation in plain NumPy: what the kernels must equal.
+
+What an element is multiplied with is computed in float64; the elements themselves are computed in
+their own dtype, in the order written here, so that the kernels give the same bits wherever the
+statistics are the same. Those are, where the sums are exact; elsewhere NumPy adds in another order.
+
+Every function takes the channels as the last axis: ``np.moveaxis(x, axis, -1)``.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from onepass._typing import Array
+
+Float64 = npt.NDArray[np.float64]
+
+MOST_SAMPLES = 16
+SHRINK = 2.0**-4
+"""x is made smaller, so that it stays finite when the mean is taken off."""
+SMALL_MAGNITUDE = 2.0**-600
+"""For float64 values whose squares would be infinite."""
+
+
+class Statistics(NamedTuple):
+    """Of one batch, a value per channel."""
+
+    mean: Float64
+    var: Float64
+    """Biased."""
+    invstd: Float64
+
+
+def statistics(x: Array, eps: float) -> Statistics:
+    """Return the statistics of a batch."""
+    samples = x.reshape(-1, x.shape[-1]).astype(np.float64)
+    ordinary = _statistics(samples, 1.0, eps)
+    if np.isfinite(ordinary.var).all():
+        return ordinary
+    wide = _statistics(samples, SMALL_MAGNITUDE, eps)
+    finite = np.isfinite(ordinary.var)
+    return Statistics(*(np.where(finite, a, b) for a, b in zip(ordinary, wide, strict=True)))
+
+
+def _statistics(x: Float64, magnitude: float, eps: float) -> Statistics:
+    scaled = x * magnitude
+    shift = _first_mean(scaled)  # near the mean, so that the squares below lose nothing
+    centered = scaled - shift
+    delta = centered.sum(axis=0) / len(x)
+    square = np.maximum((centered * centered).sum(axis=0) / len(x) - delta * delta, 0)
+    var = square / magnitude / magnitude
+    invstd = np.where(np.isinf(var), magnitude / np.sqrt(square), 1 / np.sqrt(var + eps))
+    return Statistics((shift + delta) / magnitude, var, invstd)
+
+
+def _first_mean(x: Float64) -> Float64:
+    """Return the mean of the first samples: exactly themselves where they are equal."""
+    count = min(MOST_SAMPLES, 1 << (len(x).bit_length() - 1))
+    total = x[:count]
+    while len(total) > 1:
+        total = total[0::2] + total[1::2]
+    mean: Float64 = total[0] / count
+    return mean
+
+
+def normalize(
+    x: Array,
+    mean: Float64,
+    invstd: Float64,
+    weight: Array,
+    bias: Array,
+    *,
+    relu: bool = False,
+    residual: Array | None = None,
+) -> Array:
+    """Return y."""
+    _, y = _normalize(x, mean, invstd, weight, bias, residual)
+    return np.where(y <= 0, 0, y).astype(x.dtype) if relu else y
+
+
+def _normalize(
+    x: Array, mean: Any, invstd: Any, weight: Array, bias: Array, residual: Array | None
+) -> tuple[Array, Array]:
+    """Return x without the mean's high part, shrunk, and y before ReLU."""
+    high, low = _split(mean, x.dtype)
+    scale = weight.astype(np.float64) * (invstd / SHRINK)
+    centered = x * x.dtype.type(SHRINK) - high
+    y = centered * _narrow(scale, x.dtype) + _narrow(bias - low * scale, x.dtype)
+    return centered, y if residual is None else y + residual
+
+
+def backward(
+    dy: Array,
+    x: Array,
+    mean: Float64,
+    invstd: Float64,
+    weight: Array,
+    bias: Array,
+    *,
+    relu: bool = False,
+    residual: Array | None = None,
+    frozen: bool = False,
+) -> tuple[Array, Float64, Float64, Array]:
+    """Return dx, dweight, dbias and dresidual; `frozen`: the statistics are constants."""
+    centered, y = _normalize(x, mean, invstd, weight, bias, residual)
+    g = np.where(y <= 0, 0, dy).astype(x.dtype) if relu else dy
+    magnitude = np.where((x.dtype == np.float64) & (invstd < 2.0**-500), SMALL_MAGNITUDE, 1.0)
+    axes = tuple(range(x.ndim - 1))
+    g64 = g.astype(np.float64)
+    dbias = g64.sum(axis=axes)
+    product = (g64 * (x.astype(np.float64) * magnitude - mean * magnitude)).sum(axis=axes)
+    dweight = product * (invstd / magnitude)
+    slope = offset = np.zeros_like(dbias)
+    if not frozen:
+        count = x.size // x.shape[-1]
+        slope = invstd / SHRINK * (dweight / count)
+        offset = dbias / count - _split(mean, x.dtype)[1] * slope
+    gain = _narrow(weight.astype(np.float64) * invstd, x.dtype)
+    dx = (g - (centered * _narrow(slope, x.dtype) + _narrow(offset, x.dtype))) * gain
+    return dx, dweight, dbias, g
+
+
+def running(old: Array, new: Float64, momentum: float) -> Array:
+    """Return the running statistic after a batch."""
+    moved: Array = ((1 - momentum) * old.astype(np.float64) + momentum * new).astype(old.dtype)
+    return moved
+
+
+def _split(mean: Float64, dtype: np.dtype[Any]) -> tuple[Array, Float64]:
+    """Return the mean, shrunk, as a high part in this dtype and the rest."""
+    high = (mean * SHRINK).astype(dtype)
+    return high, mean * SHRINK - high.astype(np.float64)
+
+
+def _narrow(values: Float64, dtype: np.dtype[Any]) -> Array:
+    """Return the values in this dtype, finite if they were."""
+    most = float(np.finfo(dtype).max)
+    clipped = np.where(np.isfinite(values), np.clip(values, -most, most), values)
+    narrow: Array = clipped.astype(dtype)
+    return narrow
