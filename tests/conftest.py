@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import onepass as op
+from batchnorm_cases import FUNCTIONS
 from helpers import CASE_IDS, CASES, FORMATS
 
 
@@ -32,6 +33,12 @@ def optimizer(request):
 @pytest.fixture(params=FORMATS, ids=["float32", "float64"])
 def dtype(request):
     return request.param
+
+
+@pytest.fixture(params=FUNCTIONS)
+def function(request):
+    """One of BatchNorm's four, called with a dictionary of arrays and options."""
+    return FUNCTIONS[request.param]
 
 
 @pytest.fixture

@@ -26,9 +26,10 @@ def run(isa, *command):
 
 @pytest.mark.skipif("ONEPASS_ISA" in os.environ, reason="this run is itself one of the forced ones")
 @pytest.mark.parametrize("isa", [name for name in SUPPORTED if name != _core.isa])
-def test_oracle_on_every_other_isa(isa):
+@pytest.mark.parametrize("oracle", ["test_oracle.py", "test_batchnorm_oracle.py"])
+def test_oracle_on_every_other_isa(isa, oracle):
     # conftest.py ends the session with an error if the forced one did not run.
-    done = run(isa, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "test_oracle.py"))
+    done = run(isa, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / oracle))
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
 
@@ -50,3 +51,29 @@ def test_unknown_isa_is_an_error_that_lists_the_choices(isa):
 
 def test_the_best_isa_is_the_default():
     assert SUPPORTED[-1] == _core.isa or os.environ["ONEPASS_ISA"]
+
+
+BATCH_NORM = """
+import numpy as np
+import onepass as op
+from batchnorm_cases import SHAPES
+from helpers import digest
+
+rng = np.random.default_rng(1)
+for shape, axis in SHAPES:
+    for dtype in (np.float32, np.float64):
+        x, dy, z = rng.normal(3, 2, (3, *shape)).astype(dtype)
+        for options in ({}, {"relu": True, "residual": z}):
+            y, *saved = op.batch_norm_train(x, axis=axis, **options)
+            gradients = op.batch_norm_backward(dy, x, *saved, axis=axis, **options)
+            frozen = op.batch_norm_infer_backward(dy, x, *saved, axis=axis, **options)
+            print(digest(y, saved, gradients, frozen))
+"""
+
+
+def test_batch_norm_gives_the_same_bits_on_every_isa():
+    """Also where the sums are rounded, so that their order shows."""
+    command = f"import sys; sys.path.insert(0, {str(HERE)!r}){BATCH_NORM}"
+    digests = [run(isa, "-c", command) for isa in SUPPORTED]
+    assert digests[0].stdout.count("\n") > 50, digests[0].stderr
+    assert {done.stdout for done in digests} == {digests[0].stdout}

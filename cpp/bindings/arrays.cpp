@@ -287,7 +287,7 @@ py::array check_out(py::handle object, const Label& label, const ChannelArray& x
     const auto strides = [](const py::array& a) {
       return py::str(a.attr("strides")).cast<std::string>();
     };
-    fail_value(label, "strides " + strides(x.array) + ", as x has in memory", strides(array));
+    fail_value(label, "strides " + strides(x.array) + ", as x has in memory", "strides " + strides(array));
   }
   for (const py::array& other : same) {
     if (array.data() == other.data()) {
@@ -297,6 +297,16 @@ py::array check_out(py::handle object, const Label& label, const ChannelArray& x
   }
   memory.add(array, label);
   return array;
+}
+
+std::int64_t* check_counter(py::handle object, const Label& label) {
+  if (!py::isinstance<py::array_t<std::int64_t>>(object)) {
+    fail_type(label, "an int64 array", py::repr(object).cast<std::string>());
+  }
+  auto array = py::reinterpret_borrow<py::array>(object);
+  if (array.ndim() != 0) fail_value(label, "no axes", "shape " + shape_name(array));
+  check_written_in_place(array, label);
+  return static_cast<std::int64_t*>(array.mutable_data());
 }
 
 ChannelVector::ChannelVector(py::handle object, const Label& label, const ChannelArray& x,

@@ -93,6 +93,9 @@ py::array check_like_channels(py::handle object, const Label& label, const Chann
 py::array check_out(py::handle object, const Label& label, const ChannelArray& x,
                     const std::vector<py::array>& same, Memory& memory);
 
+// An int64 array without axes, writable: counted up in place.
+std::int64_t* check_counter(py::handle object, const Label& label);
+
 // One number per channel: copied, and perhaps written back.
 class ChannelVector {
  public:

@@ -45,6 +45,17 @@ class Call {
     return py::module_::import("numpy").attr("empty_like")(x.array, py::arg("subok") = false);
   }
 
+  // Says why, where the overlap's own message would not.
+  void refuse_in_place(py::handle given) const {
+    if (x.size() == 0 || !py::isinstance<py::array>(given)) return;
+    const void* data = py::reinterpret_borrow<py::array>(given).data();
+    const bool is_x = data == x.array.data();
+    if (!is_x && !(residual && data == residual->data())) return;
+    const std::string name = is_x ? "x" : "residual";
+    throw py::value_error("out: expected memory of its own, because the backward pass needs " +
+                          name + ", got the same memory as " + name);
+  }
+
   // Where the result goes; `same` may be overwritten by it. The last check: nothing may overlap.
   void set_out(py::handle given, std::vector<py::array> same) {
     if (residual) same.push_back(*residual);
@@ -52,9 +63,10 @@ class Call {
     memory.check_overlap();
   }
 
-  // Calls body(batch_norm, arrays), which cannot fail.
+  // Calls body(batch_norm, arrays), which cannot fail; not for an array without elements.
   template <class Body>
   void run(int num_threads, const Body& body) {
+    if (x.size() == 0) return;
     if (x.dtype == Dtype::f32) {
       run_as(kernels_in_use->batch_norm_f32, num_threads, body);
     } else {
@@ -103,7 +115,9 @@ class Call {
 // The running statistics and the number of batches they have seen. They change last, together.
 class Running {
  public:
-  Running(Call& call, py::handle mean, py::handle var, py::handle batches) {
+  Running(Call& call, py::handle mean, py::handle var, py::handle batches,
+          std::optional<double> momentum)
+      : momentum_(momentum) {
     if (mean.is_none() != var.is_none()) {
       const char* missing = mean.is_none() ? "running_mean" : "running_var";
       const char* given = mean.is_none() ? "running_var" : "running_mean";
@@ -116,16 +130,17 @@ class Running {
     new_mean_.resize(call.x.channels);
     new_var_.resize(call.x.channels);
     if (!batches.is_none())
-      batches_ =
-          py::array_t<std::int64_t>(py::reinterpret_borrow<py::object>(batches)).mutable_data();
+      batches_ = check_counter(batches, Label("num_batches_tracked", Role::output));
+    if (!momentum && !batches_) {
+      throw py::type_error("momentum: expected a number, as nothing counts the batches, got None");
+    }
   }
 
   // Without a momentum every batch counts alike. `correction`: of the biased variance.
-  void update(std::optional<double> momentum, double correction, const double* mean,
-              const double* var) noexcept {
+  void update(double correction, const double* mean, const double* var) noexcept {
     if (!mean_) return;
     if (batches_) ++*batches_;
-    const double m = momentum ? *momentum : 1 / static_cast<double>(*batches_);
+    const double m = momentum_ ? *momentum_ : 1 / static_cast<double>(*batches_);
     for (std::size_t c = 0; c < new_mean_.size(); ++c) {
       new_mean_[c] = (1 - m) * mean_->values()[c] + m * mean[c];
       new_var_[c] = (1 - m) * var_->values()[c] + m * (var[c] * correction);
@@ -137,6 +152,7 @@ class Running {
  private:
   std::optional<ChannelVector> mean_, var_;
   std::vector<double> new_mean_, new_var_;
+  std::optional<double> momentum_;
   std::int64_t* batches_ = nullptr;
 };
 
@@ -159,22 +175,14 @@ py::tuple train(py::handle x, py::handle weight, py::handle bias, py::handle run
                 bool unbiased_running_var, bool relu, py::handle residual, py::handle out,
                 int num_threads) {
   Call call(x, weight, bias, axis, relu, residual);
-  Running running(call, running_mean, running_var, num_batches_tracked);
+  Running running(call, running_mean, running_var, num_batches_tracked, momentum);
   const std::size_t count = call.x.outer * call.x.inner;
   if (count < 2 && call.x.channels > 0) {
     throw py::value_error("x: expected more than one value per channel, because " +
                           std::string(count ? "one has no variance" : "none has no mean") +
                           ", got shape " + py::str(call.x.array.attr("shape")).cast<std::string>());
   }
-  for (const auto& [array, name] :
-       {std::pair(std::optional(call.x.array), "x"), std::pair(call.residual, "residual")}) {
-    if (array && !out.is_none() && py::isinstance<py::array>(out) &&
-        py::reinterpret_borrow<py::array>(out).data() == array->data() && array->size() > 0) {
-      throw py::value_error(
-          std::string("out: expected memory of its own, because backward needs ") + name +
-          ", got the same memory as " + name);
-    }
-  }
+  call.refuse_in_place(out);
   call.set_out(out, {});
   const auto channels = static_cast<py::ssize_t>(call.x.channels);
   Vector64 mean(channels), invstd(channels);
@@ -183,7 +191,7 @@ py::tuple train(py::handle x, py::handle weight, py::handle bias, py::handle run
   const Statistics batch{mean.mutable_data(), invstd.mutable_data()};
   call.run(num_threads, [&](auto& batch_norm, const auto& arrays) noexcept {
     batch_norm.train(arrays, eps, batch, var.data());
-    running.update(momentum, unbiased_running_var ? n / (n - 1) : 1.0, batch.mean, var.data());
+    running.update(unbiased_running_var ? n / (n - 1) : 1.0, batch.mean, var.data());
   });
   return py::make_tuple(call.out, mean, invstd);
 }
@@ -223,9 +231,9 @@ py::tuple backward(py::handle dy, py::handle x, py::handle mean, py::handle scal
     } else {
       batch_norm.backward(arrays, statistics, dweight.data(), dbias.data());
     }
-    dweights.write(dweight);
-    dbiases.write(dbias);
   });
+  dweights.write(dweight);
+  dbiases.write(dbias);
   py::list results;
   results.append(call.out);
   results.append(dweights.array());

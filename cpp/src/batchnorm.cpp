@@ -37,11 +37,14 @@ T narrow(double value) noexcept {
   return static_cast<T>(size > most && size <= DBL_MAX ? std::copysign(most, value) : value);
 }
 
-// mean = high + low, both made smaller as x is.
+// mean = high + low, both made smaller as x is. Where that makes them subnormal, x is rounded just
+// as high is, and a low part would set apart what is equal.
 template <class T>
 struct Split {
-  explicit Split(double mean) noexcept
-      : high(static_cast<T>(mean * shrink)), low(mean * shrink - static_cast<double>(high)) {}
+  explicit Split(double mean) noexcept : high(static_cast<T>(mean * shrink)), low(0) {
+    const bool normal = std::abs(high) >= std::numeric_limits<T>::min();
+    if (normal) low = mean * shrink - static_cast<double>(high);
+  }
   T high;
   double low;
 };

@@ -209,7 +209,7 @@ class BatchNorm:
             out,
             runtime.get_num_threads(),
         )
-        self._forward = None if y is x else _Forward(x, mean, var, self.eps)
+        self._forward = None if np.may_share_memory(x, y) else _Forward(x, mean, var, self.eps)
         return y
 
     def backward(self, dy: Array, out: Array | None = None) -> Array:

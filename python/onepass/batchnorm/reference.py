@@ -32,6 +32,7 @@ class Statistics(NamedTuple):
     invstd: Float64
 
 
+@np.errstate(all="ignore")  # an overflow leads to the second try
 def statistics(x: Array, eps: float) -> Statistics:
     """Return the statistics of a batch."""
     samples = x.reshape(-1, x.shape[-1]).astype(np.float64)
@@ -128,9 +129,13 @@ def running(old: Array, new: Float64, momentum: float) -> Array:
 
 
 def _split(mean: Float64, dtype: np.dtype[Any]) -> tuple[Array, Float64]:
-    """Return the mean, shrunk, as a high part in this dtype and the rest."""
+    """Return the mean, shrunk, as a high part in this dtype and the rest.
+
+    No rest where the high part is subnormal: x is rounded just so.
+    """
     high = (mean * SHRINK).astype(dtype)
-    return high, mean * SHRINK - high.astype(np.float64)
+    normal = np.abs(high) >= np.finfo(dtype).smallest_normal
+    return high, np.where(normal, mean * SHRINK - high.astype(np.float64), 0)
 
 
 def _narrow(values: Float64, dtype: np.dtype[Any]) -> Array:

@@ -1,0 +1,55 @@
+// What the drivers share.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <string>
+
+inline int failures = 0;
+inline int checks = 0;
+
+inline void check(bool holds, const std::string& what) {
+  ++checks;
+  if (!holds) {
+    ++failures;
+    std::printf("FAILED: %s\n", what.c_str());
+  }
+}
+
+// n elements, `offset` elements past a cache line; nothing after the last one.
+template <class T>
+class Block {
+ public:
+  Block(std::size_t n, std::size_t offset, std::uint32_t seed) : n_(n) {
+    const std::size_t bytes = (n + offset) * sizeof(T);
+    memory_ = static_cast<char*>(::operator new(bytes + 1, std::align_val_t(64)));
+    data_ = reinterpret_cast<T*>(memory_) + offset;
+    for (std::size_t i = 0; i < n; ++i) {
+      seed = seed * 1664525u + 1013904223u;
+      data_[i] = static_cast<T>(seed >> 8) / T(1 << 22) + T(0.25);  // positive: some are squares
+    }
+  }
+  Block(const Block&) = delete;
+  Block& operator=(const Block&) = delete;
+  ~Block() { ::operator delete(memory_, std::align_val_t(64)); }
+
+  T* data() const { return data_; }
+  bool operator==(const Block& other) const {
+    return n_ == 0 || std::memcmp(data_, other.data_, n_ * sizeof(T)) == 0;
+  }
+
+ private:
+  std::size_t n_;
+  char* memory_;
+  T* data_;
+};
+
+// What main() returns.
+inline int report() {
+  std::printf("%d checks, %d failures\n", checks, failures);
+  return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}

@@ -1,0 +1,110 @@
+"""What the tests of BatchNorm share: its functions and arguments for them."""
+
+import numpy as np
+
+import onepass as op
+from onepass.batchnorm import reference
+
+FUNCTIONS = {
+    "train": lambda p, **o: op.batch_norm_train(p["x"], p["weight"], p["bias"], **o),
+    "infer": lambda p, **o: op.batch_norm_infer(
+        p["x"], p["mean"], p["var"], p["weight"], p["bias"], **o
+    ),
+    "backward": lambda p, **o: op.batch_norm_backward(
+        p["dy"], p["x"], p["mean"], p["var"], p["weight"], p["bias"], **o
+    ),
+    "infer_backward": lambda p, **o: op.batch_norm_infer_backward(
+        p["dy"], p["x"], p["mean"], p["var"], p["weight"], p["bias"], **o
+    ),
+}
+
+
+def arrays(rng, shape=(6, 4, 5), dtype=np.float32, channels=4):
+    return {
+        "x": rng.normal(size=shape).astype(dtype),
+        "dy": rng.normal(size=shape).astype(dtype),
+        "weight": rng.normal(size=channels).astype(dtype),
+        "bias": rng.normal(size=channels).astype(dtype),
+        "mean": rng.normal(size=channels),
+        "var": rng.uniform(0.5, 2, channels),
+    }
+
+
+def read_only(array):
+    array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
+# Channels first, last and in between; few and many of them; runs of one element, short and long.
+SHAPES = [
+    ((5, 3), 1),
+    ((128, 200), 1),
+    ((40, 1100), 1),
+    ((2, 7, 1), 1),
+    ((9, 2, 5), 1),
+    ((64, 20, 7, 7), 1),
+    ((16, 3, 40, 50), 1),
+    ((2, 3, 150, 160), 1),
+    ((3, 1, 70, 90), 1),
+    ((1, 2, 300, 301), 1),
+    ((8, 9, 10, 64), -1),
+    ((50, 60, 3), -1),
+    ((40, 50, 1), -1),
+    ((33, 17, 23), 2),
+    ((3, 4, 5, 6, 7), 3),
+    ((6, 30, 31), 0),
+]
+SHAPE_IDS = ["x".join(map(str, shape)) + f" axis {axis}" for shape, axis in SHAPES]
+
+
+def exact(rng, shape, dtype):
+    """Quarters from -2 to 2."""
+    return (rng.integers(-8, 9, shape) / 4).astype(dtype)
+
+
+def channels_last(x, axis):
+    return np.moveaxis(x, axis, -1)
+
+
+class Problem:
+    """The arguments of a forward and a backward pass."""
+
+    def __init__(self, rng, shape, axis, dtype, make, residual):
+        n = shape[axis]
+        self.axis = axis
+        self.x, self.dy = make(rng, shape, dtype), make(rng, shape, dtype)
+        self.residual = make(rng, shape, dtype) if residual else None
+        self.weight, self.bias = rng.normal(size=n).astype(dtype), rng.normal(size=n).astype(dtype)
+
+    def last(self, array):
+        return None if array is None else channels_last(array, self.axis)
+
+    def expected_y(self, mean, invstd, relu):
+        y = reference.normalize(
+            self.last(self.x),
+            mean,
+            invstd,
+            self.weight,
+            self.bias,
+            relu=relu,
+            residual=self.last(self.residual),
+        )
+        return np.moveaxis(y, -1, self.axis)
+
+    def expected_gradients(self, mean, invstd, relu, frozen):
+        dx, dweight, dbias, dresidual = reference.backward(
+            self.last(self.dy),
+            self.last(self.x),
+            mean,
+            invstd,
+            self.weight,
+            self.bias,
+            relu=relu,
+            residual=self.last(self.residual),
+            frozen=frozen,
+        )
+        found = [np.moveaxis(dx, -1, self.axis), dweight, dbias]
+        if self.residual is not None:
+            found.append(np.moveaxis(dresidual, -1, self.axis))
+        return [array.astype(self.x.dtype) for array in found]

@@ -1,0 +1,261 @@
+"""The BatchNorm layer: its equations, its state, its errors."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+
+import onepass as op
+from batchnorm_cases import FUNCTIONS, arrays, read_only
+from helpers import assert_same_bits, digest
+
+
+def test_running_statistics_are_their_equation(rng):
+    x = rng.normal(size=(3, 10, 4))
+    bn = op.BatchNorm(4, axis=-1, momentum=0.25, dtype=np.float64)
+    mean, var = np.zeros(4), np.ones(4)
+    for batch in x:
+        bn.forward(batch)
+        mean = 0.75 * mean + 0.25 * batch.mean(axis=0)
+        var = 0.75 * var + 0.25 * batch.var(axis=0, ddof=1)
+    np.testing.assert_allclose(bn.running_mean, mean, rtol=1e-14, atol=1e-15)
+    np.testing.assert_allclose(bn.running_var, var, rtol=1e-14)
+    assert bn.num_batches_tracked == 3
+    assert bn.num_batches_tracked.dtype == np.int64
+
+
+def test_keras_and_onnx_track_the_biased_variance(rng):
+    """Keras: moving = 0.99 * moving + 0.01 * batch, with the biased variance."""
+    x, mean, var = rng.normal(size=(10, 4)), np.zeros(4), np.ones(4)
+    op.batch_norm_train(
+        x, None, None, mean, var, momentum=1 - 0.99, eps=1e-3, unbiased_running_var=False
+    )
+    np.testing.assert_allclose(mean, 0.01 * x.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(var, 0.99 + 0.01 * x.var(axis=0), rtol=1e-14)
+
+
+def test_without_momentum_all_batches_count_alike(rng):
+    batches = rng.normal(size=(5, 10, 4))
+    bn = op.BatchNorm(4, momentum=None, dtype=np.float64)
+    for batch in batches:
+        bn.forward(batch)
+    np.testing.assert_allclose(bn.running_mean, batches.mean(axis=(0, 1)), rtol=1e-13)
+    expected = batches.var(axis=1, ddof=1).mean(axis=0)
+    np.testing.assert_allclose(bn.running_var, expected, rtol=1e-13)
+
+
+def test_evaluation_uses_the_running_statistics(rng):
+    x = rng.normal(size=(10, 4))
+    bn = op.BatchNorm(4, dtype=np.float64)
+    bn.forward(x)
+    before = digest(bn.state_dict())
+    y = bn.forward(x, training=False)
+    expected = (x - bn.running_mean) / np.sqrt(bn.running_var + 1e-5)
+    np.testing.assert_allclose(y, expected, rtol=1e-13, atol=1e-15)
+    assert digest(bn.state_dict()) == before
+
+
+def test_without_tracking_the_batch_counts_always(rng):
+    x = rng.normal(size=(10, 4))
+    bn = op.BatchNorm(4, track_running_stats=False, dtype=np.float64)
+    assert bn.running_mean is None
+    assert bn.running_var is None
+    assert bn.num_batches_tracked is None
+    assert_same_bits(bn.forward(x, training=False), bn.forward(x))
+    assert set(bn.state_dict()) == {"weight", "bias"}
+
+
+def test_without_affine_there_are_no_parameters(rng):
+    bn = op.BatchNorm(4, affine=False)
+    assert bn.weight is None
+    assert bn.bias_grad is None
+    bn.forward(arrays(rng)["x"])
+    bn.backward(arrays(rng)["x"])
+    assert set(bn.state_dict()) == {"running_mean", "running_var", "num_batches_tracked"}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_backward_belongs_to_the_last_forward(rng, training):
+    p = arrays(rng)
+    bn = op.BatchNorm(4, relu=True)
+    bn.weight[:], bn.bias[:] = p["weight"], p["bias"]
+    bn.forward(p["dy"], training=not training)
+    y = bn.forward(p["x"], training)
+    if training:
+        expected_y, mean, invstd = FUNCTIONS["train"](p, relu=True)
+        saved = {**p, "mean": mean, "var": invstd}
+        expected = FUNCTIONS["backward"](saved, relu=True)
+    else:
+        saved = {**p, "mean": bn.running_mean, "var": bn.running_var}
+        expected_y = FUNCTIONS["infer"](saved, relu=True)
+        expected = FUNCTIONS["infer_backward"](saved, relu=True)
+    assert_same_bits(y, expected_y)
+    gradients = bn.weight_grad, bn.bias_grad
+    dx = bn.backward(p["dy"])
+    for found, other in zip([dx, *gradients], expected, strict=True):
+        assert_same_bits(found, other)
+    assert bn.weight_grad is gradients[0]
+
+
+def test_parameters_may_lie_in_one_vector(rng):
+    params, grads = np.ones(8, np.float32), np.zeros(8, np.float32)
+    bn = op.BatchNorm(4)
+    bn.weight, bn.bias, bn.weight_grad, bn.bias_grad = params[:4], params[4:], grads[:4], grads[4:]
+    x = arrays(rng)["x"]
+    assert_same_bits(bn.forward(x), op.batch_norm_train(x, params[:4], params[4:])[0])
+    bn.backward(x)
+    assert grads.all()
+
+
+@pytest.mark.parametrize(
+    "grad", [np.zeros(3, np.float32), np.zeros(4), read_only(np.zeros(4, "f"))]
+)
+def test_a_bad_gradient_array_changes_nothing(rng, grad):
+    x, out = arrays(rng)["x"], np.zeros((6, 4, 5), np.float32)
+    bn = op.BatchNorm(4)
+    bn.bias_grad = grad
+    bn.forward(x)
+    with pytest.raises((TypeError, ValueError), match="^bias_grad: expected "):
+        bn.backward(x, out=out)
+    assert not bn.weight_grad.any()
+    assert not out.any()
+
+
+def test_backward_needs_a_forward_whose_input_is_there(rng):
+    x = arrays(rng)["x"]
+    bn = op.BatchNorm(4)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="^backward: expected a forward before it"):
+            bn.backward(x)
+        bn.forward(x.copy())
+        bn.forward(x, training=False, out=x[:])
+    with pytest.raises(ValueError, match="^out: .* because the backward pass needs x"):
+        bn.forward(x, out=x)
+
+
+def test_the_layer_checks_its_input(rng):
+    x = arrays(rng)["x"]
+    bn = op.BatchNorm(5)
+    before = digest(bn.state_dict())
+    with pytest.raises(ValueError, match=r"^x: expected 5 channels on axis 1, got shape \(6, 4, 5"):
+        bn.forward(x)
+    with pytest.raises(TypeError, match="^x: expected the layer's dtype float32, got float64"):
+        bn.forward(np.zeros((3, 5)))
+    with pytest.raises(TypeError, match="^x: expected a NumPy array, got list"):
+        bn.forward([[1.0] * 5])
+    with pytest.raises(TypeError, match="^training: expected True or False, got 1"):
+        bn.forward(np.zeros((3, 5), np.float32), 1)
+    with pytest.raises(RuntimeError, match="^backward: "):
+        bn.backward(x)
+    assert digest(bn.state_dict()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"num_features": 0}, ValueError, "num_features: expected an integer >= 1, got 0"),
+        ({"num_features": 2.0}, TypeError, r"num_features: expected an integer >= 1, got 2\.0"),
+        ({"eps": 0}, ValueError, "eps: expected a finite number > 0, got 0"),
+        ({"momentum": 2.0}, ValueError, r"momentum: expected a number in \[0, 1\], got 2\.0"),
+        ({"affine": None}, TypeError, "affine: expected True or False"),
+        ({"relu": "yes"}, TypeError, "relu: expected True or False"),
+        ({"axis": 0.5}, TypeError, r"axis: expected an integer, got 0\.5"),
+        ({"dtype": np.float16}, TypeError, "dtype: expected float32 or float64"),
+        ({"dtype": "word"}, TypeError, "dtype: expected float32 or float64, got 'word'"),
+    ],
+)
+def test_bad_constructor_arguments(arguments, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        op.BatchNorm(**{"num_features": 4, **arguments})
+
+
+def test_reset_running_stats(rng):
+    bn = op.BatchNorm(4)
+    fresh = digest(bn.state_dict())
+    bn.forward(arrays(rng)["x"])
+    assert digest(bn.state_dict()) != fresh
+    bn.reset_running_stats()
+    assert digest(bn.state_dict()) == fresh
+    op.BatchNorm(4, track_running_stats=False).reset_running_stats()
+
+
+def test_a_loaded_state_continues_to_the_bit(rng):
+    x = arrays(rng)["x"]
+    bn, other = op.BatchNorm(4, momentum=None), op.BatchNorm(4, momentum=None)
+    bn.forward(x)
+    bn.weight[:] = 3
+    other.load_state_dict(bn.state_dict())
+    for layer in (bn, other, pickle.loads(pickle.dumps(bn)), copy.deepcopy(bn)):
+        layer.forward(x + 1)
+        assert digest(layer.state_dict()) == digest(bn.state_dict())
+    state = bn.state_dict()
+    state["weight"][:] = 0
+    assert (bn.weight == 3).all()
+
+
+def test_an_old_state_has_no_count(rng):
+    bn = op.BatchNorm(4)
+    bn.forward(arrays(rng)["x"])
+    state = bn.state_dict()
+    del state["num_batches_tracked"]
+    bn.load_state_dict(state)
+    assert bn.num_batches_tracked == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"weight": None}, KeyError, "state: expected the keys"),
+        ({"gamma": np.ones(4)}, KeyError, "state: expected the keys"),
+        ({"running_var": np.ones(3)}, ValueError, r"state\['running_var'\]: expected shape \(4,\)"),
+        ({"num_batches_tracked": np.array(1.5)}, TypeError, r"state\['num_batches_tracked'\]: "),
+        ({"bias": np.array(["a"] * 4)}, TypeError, r"state\['bias'\]: expected dtype float32"),
+    ],
+)
+def test_a_bad_state_changes_nothing(change, error, message):
+    bn = op.BatchNorm(4)
+    before = digest(bn.state_dict())
+    state = {**bn.state_dict(), "running_mean": np.full(4, 9), **change}
+    with pytest.raises(error, match=message):
+        bn.load_state_dict({name: value for name, value in state.items() if value is not None})
+    assert digest(bn.state_dict()) == before
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("axis", [0, -1])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_folding_does_the_work_of_both_layers(rng, affine, axis, with_bias):
+    bn = op.BatchNorm(4, affine=affine, dtype=np.float64)
+    for array in (bn.weight, bn.bias, bn.running_mean):
+        if array is not None:
+            array[:] = rng.normal(size=4)
+    bn.running_var[:] = rng.uniform(0.5, 2, 4)
+    x, weight = rng.normal(size=(10, 3)), rng.normal(size=(4, 3))
+    bias = rng.normal(size=4) if with_bias else None
+    before = digest(weight, bias)
+    expected = bn.forward(x @ weight.T + (0 if bias is None else bias), training=False)
+    given = weight if axis == 0 else np.ascontiguousarray(weight.T)
+    folded, shift = bn.fold_into(given, bias, axis=axis)
+    y = x @ (folded.T if axis == 0 else folded) + shift
+    np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)
+    assert digest(weight, bias) == before
+    assert folded.shape == given.shape
+
+
+def test_folding_needs_statistics_and_matching_shapes():
+    with pytest.raises(ValueError, match="^fold_into: expected running statistics"):
+        op.BatchNorm(4, track_running_stats=False).fold_into(np.ones((4, 3)))
+    bn = op.BatchNorm(4)
+    with pytest.raises(ValueError, match=r"^weight: expected 4 output channels on axis 0, got"):
+        bn.fold_into(np.ones((3, 4)))
+    with pytest.raises(ValueError, match=r"^weight: expected 4 output channels on axis 2, got"):
+        bn.fold_into(np.ones((3, 4)), axis=2)
+    with pytest.raises(ValueError, match=r"^bias: expected shape \(4,\), got shape \(1, 4\)"):
+        bn.fold_into(np.ones((4, 3)), np.ones((1, 4)))
+
+
+def test_repr_makes_the_layer():
+    bn = op.BatchNorm(4, axis=-1, relu=True)
+    text = "BatchNorm(4, axis=-1, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True, "
+    assert repr(bn) == text + "relu=True, dtype=float32)"

@@ -1,0 +1,266 @@
+"""BatchNorm equals its NumPy reference; where the sums are exact, to the bit.
+
+Sums are exact in any order where every term is a small multiple of one power of two. On such data
+equality holds over layouts, threads and instruction sets; on any other the statistics are held
+against exact rational arithmetic, and everything after them is equal again.
+"""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import onepass as op
+from batchnorm_cases import SHAPE_IDS, SHAPES, Problem, exact
+from helpers import FORMATS, assert_same_bits
+from onepass.batchnorm import reference
+
+
+@pytest.fixture(params=SHAPES, ids=SHAPE_IDS)
+def shape(request):
+    return request.param
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize(("relu", "residual"), [(False, False), (True, False), (True, True)])
+def test_forward_on_exact_data(rng, shape, dtype, relu, residual, threads):
+    problem = Problem(rng, *shape, dtype, exact, residual)
+    statistics = reference.statistics(problem.last(problem.x), 1e-5)
+    running = [rng.normal(size=problem.weight.shape).astype(dtype) for _ in range(2)]
+    count = problem.x.size // len(problem.weight)
+    expected_running = (
+        reference.running(running[0], statistics.mean, 0.1),
+        reference.running(running[1], statistics.var * (count / (count - 1)), 0.1),
+    )
+    y, mean, invstd = op.batch_norm_train(
+        problem.x,
+        problem.weight,
+        problem.bias,
+        *running,
+        axis=problem.axis,
+        relu=relu,
+        residual=problem.residual,
+        num_threads=threads,
+    )
+    assert_same_bits(mean, statistics.mean)
+    assert_same_bits(invstd, statistics.invstd)
+    assert_same_bits(y, problem.expected_y(mean, invstd, relu))
+    for found, expected in zip(running, expected_running, strict=True):
+        assert_same_bits(found, expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize(("relu", "residual"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_backward_on_exact_data(rng, shape, dtype, relu, residual, frozen, threads):
+    problem = Problem(rng, *shape, dtype, exact, residual)
+    n = len(problem.weight)
+    mean, var = exact(rng, n, np.float64), rng.uniform(0.5, 2, n)
+    invstd = 1 / np.sqrt(var + 1e-5)
+    backward = op.batch_norm_infer_backward if frozen else op.batch_norm_backward
+    found = backward(
+        problem.dy,
+        problem.x,
+        mean,
+        var if frozen else invstd,
+        problem.weight,
+        problem.bias,
+        axis=problem.axis,
+        relu=relu,
+        residual=problem.residual,
+        num_threads=threads,
+    )
+    for array, expected in zip(
+        found, problem.expected_gradients(mean, invstd, relu, frozen), strict=True
+    ):
+        assert_same_bits(array, expected)
+
+
+def normal(rng, shape, dtype):
+    return rng.normal(3, 2, shape).astype(dtype)
+
+
+@pytest.mark.parametrize(("relu", "residual"), [(False, False), (True, True)])
+def test_any_data_gives_the_same_bits_for_any_number_of_threads(rng, shape, dtype, relu, residual):
+    problem = Problem(rng, *shape, dtype, normal, residual)
+    options = {"axis": problem.axis, "relu": relu, "residual": problem.residual}
+    results = []
+    for threads in (1, 2, 3, 7):
+        affine = (problem.weight, problem.bias)
+        y, mean, invstd = op.batch_norm_train(problem.x, *affine, **options, num_threads=threads)
+        gradients = [
+            *op.batch_norm_backward(
+                problem.dy, problem.x, mean, invstd, *affine, **options, num_threads=threads
+            ),
+            *op.batch_norm_infer_backward(
+                problem.dy, problem.x, mean, invstd, *affine, **options, num_threads=threads
+            ),
+        ]
+        assert_same_bits(y, problem.expected_y(mean, invstd, relu))
+        results.append([y, mean, invstd, *gradients])
+    for result in results[1:]:
+        for found, first in zip(result, results[0], strict=True):
+            assert_same_bits(found, first)
+
+
+def test_gradients_on_any_data(rng, shape, dtype):
+    problem = Problem(rng, *shape, dtype, normal, residual=False)
+    _, mean, invstd = op.batch_norm_train(problem.x, axis=problem.axis)
+    found = op.batch_norm_backward(
+        problem.dy, problem.x, mean, invstd, problem.weight, axis=problem.axis
+    )
+    expected = problem.expected_gradients(mean, invstd, relu=False, frozen=False)
+    # A few roundings of the result, and float64 sums in another order.
+    for array, other in zip(found, expected, strict=True):
+        tolerance = 4 * np.finfo(dtype).eps + 1e-13
+        np.testing.assert_allclose(array, other, rtol=tolerance, atol=tolerance * abs(other).max())
+
+
+def exact_moments(values):
+    """Mean and biased variance of floats, in rational numbers."""
+    values = [Fraction(float(v)) for v in values]
+    mean = sum(values) / len(values)
+    return mean, sum((v - mean) ** 2 for v in values) / len(values)
+
+
+HARD = {
+    **{
+        f"offset {offset:g}": lambda samples, offset=offset: samples + offset
+        for offset in (0, 1e2, 1e4, 1e5, 1e6, -1e6)
+    },
+    "times 1e30": lambda samples: samples * 1e30,
+    "times 1e-30": lambda samples: samples * 1e-30,
+    "first an outlier": lambda samples: np.concatenate([[1e4], samples[1:]]),
+    "sixteen outliers": lambda samples: np.concatenate([np.full(16, 1e6), samples[16:]]),
+    "two halves": lambda samples: samples + np.where(np.arange(len(samples)) < 2000, 0, 1e4),
+}
+
+
+@pytest.mark.parametrize("kind", HARD)
+@pytest.mark.parametrize("shape", [(4000, 2), (5, 2, 800)], ids=str)
+def test_variance_whatever_the_mean(rng, dtype, kind, shape):
+    n = np.prod(shape) // 2
+    x = np.empty(shape, dtype)
+    x[:, 0] = HARD[kind](rng.normal(size=n)).reshape(x[:, 0].shape)
+    x[:, 1] = rng.normal(size=x[:, 1].shape)
+    running = np.zeros(2), np.zeros(2)
+    _, mean, _ = op.batch_norm_train(
+        x, None, None, *running, momentum=1.0, unbiased_running_var=False
+    )
+    expected_mean, expected_var = exact_moments(x[:, 0].ravel())
+    assert abs(Fraction(running[1][0]) - expected_var) <= expected_var * Fraction(1e-12)
+    spread = Fraction(np.sqrt(float(expected_var)))
+    error = abs(Fraction(mean[0]) - expected_mean)
+    assert error <= abs(expected_mean) * Fraction(2e-16) + spread * Fraction(1e-12)
+
+
+@pytest.mark.parametrize("offset", [0, 1e3, 1e4, 1e5])
+def test_y_does_not_lose_a_large_mean(rng, offset):
+    """At 1e5, folding the mean into the bias is off by 8e-3; a float32 mean by 8e-4."""
+    x = (rng.normal(size=(4000, 3)) + offset).astype(np.float32)
+    exactly = x.astype(np.float64)
+    exactly = (exactly - exactly.mean(0)) / np.sqrt(exactly.var(0) + 1e-5)
+    y, *_ = op.batch_norm_train(x)
+    assert abs(y - exactly).max() < 1e-6
+
+
+CONSTANTS = [100.0, 1 / 3, 1e10, -7e-20, "max", "min", "smallest_subnormal", 0.0, -0.0]
+
+
+@pytest.mark.parametrize("value", CONSTANTS)
+@pytest.mark.parametrize("eps", [1e-5, 1e-300])
+def test_a_constant_channel_gives_exactly_the_bias(shape, dtype, value, eps):
+    (dimensions, axis) = shape
+    constant = getattr(np.finfo(dtype), value) if isinstance(value, str) else dtype(value)
+    x = np.full(dimensions, constant)
+    bias = np.linspace(-3, 3, dimensions[axis]).astype(dtype)
+    weight = np.full_like(bias, 1e3)
+    y, mean, _ = op.batch_norm_train(x, weight, bias, axis=axis, eps=eps)
+    assert (mean == constant).all()
+    expected = np.broadcast_to(bias, np.moveaxis(x, axis, -1).shape)
+    assert_same_bits(np.moveaxis(y, axis, -1), expected)
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data(), dtype=st.sampled_from(FORMATS), axis=st.sampled_from([0, 1, 2]))
+def test_no_nan_from_finite_values(data, dtype, axis):
+    finite = st.floats(width=np.dtype(dtype).itemsize * 8, allow_nan=False, allow_infinity=False)
+    dimensions = data.draw(hnp.array_shapes(min_dims=3, max_dims=3, max_side=6))
+    if np.prod(dimensions) == dimensions[axis]:
+        return  # one value per channel
+    x = data.draw(hnp.arrays(dtype, dimensions, elements=finite))
+    small = hnp.arrays(dtype, dimensions[axis], elements=st.floats(-4, 4, width=32))
+    affine = [data.draw(small), data.draw(small)]
+    y, mean, invstd = op.batch_norm_train(x, *affine, axis=axis)
+    assert np.isfinite(mean).all()
+    assert np.isfinite(invstd).all()
+    assert np.isfinite(y).all()
+    with np.errstate(all="ignore"):
+        expected = reference.normalize(np.moveaxis(x, axis, -1), mean, invstd, *affine)
+    assert_same_bits(y, np.moveaxis(expected, -1, axis).copy())
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_shows(rng, dtype, bad, shape):
+    (dimensions, axis) = shape
+    x = normal(rng, dimensions, dtype)
+    first = np.moveaxis(x, axis, 0)[0]
+    first.flat[first.size // 2] = bad
+    y, mean, _ = op.batch_norm_train(x, axis=axis)
+    by_channel = np.moveaxis(y, axis, 0)
+    assert np.isnan(by_channel[0]).all()
+    assert not np.isfinite(mean[0])
+    assert np.isfinite(by_channel[1:]).all()
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), dtype=st.sampled_from(FORMATS), threads=st.sampled_from([1, 2, 3]))
+def test_any_shape_and_any_axis(data, dtype, threads):
+    dimensions = data.draw(
+        st.lists(st.sampled_from([1, 2, 3, 4, 15, 16, 17, 63, 64, 65]), min_size=2, max_size=4)
+    )
+    axis = data.draw(st.integers(-len(dimensions), len(dimensions) - 1))
+    if np.prod(dimensions) == dimensions[axis] or np.prod(dimensions) > 400_000:
+        return
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    problem = Problem(rng, tuple(dimensions), axis, dtype, exact, residual=False)
+    statistics = reference.statistics(problem.last(problem.x), 1e-3)
+    y, mean, invstd = op.batch_norm_train(
+        problem.x, problem.weight, problem.bias, eps=1e-3, axis=axis, num_threads=threads
+    )
+    assert_same_bits(mean, statistics.mean)
+    assert_same_bits(invstd, statistics.invstd)
+    assert_same_bits(y, problem.expected_y(mean, invstd, relu=False))
+
+
+def test_layouts_agree_on_exact_data(rng, dtype):
+    first = exact(rng, (6, 70, 9, 10), dtype)
+    weight, bias = rng.normal(size=(2, 70)).astype(dtype)
+    expected, *statistics = op.batch_norm_train(first, weight, bias)
+    last = np.ascontiguousarray(np.moveaxis(first, 1, -1))
+    found, *others = op.batch_norm_train(last, weight, bias, axis=-1)
+    assert_same_bits(np.moveaxis(found, -1, 1).copy(), expected)
+    for one, other in zip(statistics, others, strict=True):
+        assert_same_bits(one, other)
+
+
+def test_streamed_results_are_the_same(rng, dtype):
+    """Large outputs go past the caches; whatever the alignment, every element arrives."""
+    shape = (5, 3, 400, 401)
+    x, dy = exact(rng, shape, dtype), exact(rng, shape, dtype)
+    buffer = np.full(x.size + 200, 7, dtype)
+    for offset in (0, 1, 7, 16):
+        out = buffer[16 + offset : 16 + offset + x.size].reshape(shape)
+        y, mean, invstd = op.batch_norm_train(x, out=out)
+        expected = reference.normalize(
+            np.moveaxis(x, 1, -1), mean, invstd, np.ones(3, dtype), np.zeros(3, dtype)
+        )
+        assert_same_bits(y, np.moveaxis(expected, -1, 1).copy())
+        op.batch_norm_backward(dy, x, mean, invstd, out=out)
+        assert_same_bits(out, op.batch_norm_backward(dy, x, mean, invstd, num_threads=1)[0])
+        assert (buffer[: 16 + offset] == 7).all()
+        assert (buffer[16 + offset + x.size :] == 7).all()
+        buffer.fill(7)
