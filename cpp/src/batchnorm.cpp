@@ -13,7 +13,7 @@ namespace {
 // Measured: bench/NOTES.md.
 constexpr std::size_t min_elements_per_thread = 16384;
 constexpr std::size_t max_tile_bytes = 1 << 20;  // that a core's cache holds until it is read again
-constexpr std::size_t min_streamed_bytes = 4 << 20;
+constexpr std::size_t min_streamed_bytes = 8 << 20;
 // Summed and written while in L1. Not of a panel's width, which depends on the threads, or the
 // order of a sum would.
 constexpr std::size_t elements_at_once = 4096;  // of one channel
@@ -232,8 +232,7 @@ void BatchNorm<T>::run(const Arrays<T>& arrays, Sum sum_loop, Write write_loop, 
       }
       end(tile);
       if (write_at_once) return;
-      // What was read last is the likeliest to be in cache.
-      for (std::size_t block = blocks; block-- > 0;) write(arrays, write_loop, tile, block);
+      for (std::size_t block = 0; block < blocks; ++block) write(arrays, write_loop, tile, block);
     });
     return;
   }

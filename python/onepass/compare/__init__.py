@@ -4,6 +4,7 @@ import argparse
 import math
 import sys
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -54,10 +55,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="where the picture and the numbers go (default: %(default)s)",
     )
+    option(
+        "--no-batch-norm",
+        dest="batch_norm",
+        action="store_false",
+        help="train without BatchNorm only; by default with it and without",
+    )
+    parser.set_defaults(refuse=parser.error)  # for what takes two arguments to see
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, print the table, write the picture and the numbers; return the exit code."""
+    if args.batch_norm and args.batch_size == 1:
+        args.refuse(
+            "argument --batch-size: expected an integer >= 2 with batch norm "
+            "(--no-batch-norm allows 1), got '1'"
+        )
     missing = _missing()
     if missing:
         install = "python -m pip install 'onepass[compare]'"
@@ -69,10 +82,12 @@ def run(args: argparse.Namespace) -> int:
         chosen = {name: contender.with_lr(args.lr) for name, contender in chosen.items()}
     budget = Budget(args.epochs, args.batch_size, args.seed)
     split = digits(np.random.default_rng(args.seed))
-    results = []
-    with report.progress(len(chosen), budget.steps(split)) as begin:
-        for name, contender in chosen.items():
-            results.append(train(contender, split, budget, begin(name)))
+    runs = list(product(chosen.values(), (True, False) if args.batch_norm else (False,)))
+    with report.progress(len(runs), budget.steps(split)) as begin:
+        results = [
+            train(contender, split, budget, begin(contender.name), batch_norm=batch_norm)
+            for contender, batch_norm in runs
+        ]
     comparison = Comparison(budget, split, results)
     report.print_table(comparison)
     for path in report.write(comparison, args.out):

@@ -1,19 +1,22 @@
 """A small network in NumPy whose parameters lie in one flat vector, and its gradient likewise."""
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from onepass._memory import aligned_zeros
 from onepass._typing import Array
+from onepass.batchnorm import BatchNorm
 
 Labels = npt.NDArray[np.intp]
 
 
 class Network:
-    """Linear layers with ReLU between them, then softmax cross-entropy.
+    """Linear layers with BatchNorm and ReLU between them, then softmax cross-entropy.
 
     Parameters
     ----------
@@ -22,75 +25,142 @@ class Network:
     rng : numpy.random.Generator
         Draws the weights: normal, with variance 2 / inputs of the layer (He et al., 2015).
     dtype : float32 or float64
+    batch_norm : bool
+        Whether there is BatchNorm. A linear layer before it has no bias: the mean that BatchNorm
+        subtracts would take it away.
 
     Attributes
     ----------
     params : ndarray
-        All weights and biases, in one aligned vector: an optimizer's step is one step on it.
+        All weights and biases, BatchNorm's too, in one aligned vector: an optimizer's step is one
+        step on it.
     grads : ndarray
         Their gradients, in the same order; `loss_and_grad` overwrites them.
     """
 
     def __init__(
-        self, sizes: Sequence[int], rng: np.random.Generator, dtype: npt.DTypeLike = np.float32
+        self,
+        sizes: Sequence[int],
+        rng: np.random.Generator,
+        dtype: npt.DTypeLike = np.float32,
+        batch_norm: bool = True,
     ) -> None:
-        count = count_parameters(sizes)
+        count = count_parameters(sizes, batch_norm)
         self.params = aligned_zeros(count, dtype)
         self.grads = aligned_zeros(count, dtype)
-        self._layers = list(_views(self.params, sizes))
-        self._layer_grads = list(_views(self.grads, sizes))
-        for weight, _ in self._layers:
+        self._layers = list(_layers(self.params, self.grads, sizes, batch_norm))
+        for weight, *_ in self._layers:
             weight[...] = rng.standard_normal(weight.shape) * np.sqrt(2 / len(weight))
 
     def loss(self, images: Array, labels: Labels) -> float:
-        """Return the mean cross-entropy."""
-        *_, logits = self._forward(images)
+        """Return the mean cross-entropy; BatchNorm uses its running statistics."""
+        *_, logits = self._forward(images, training=False)
         return _mean_loss(_log_softmax(logits), labels)
 
     def accuracy(self, images: Array, labels: Labels) -> float:
-        """Return the share of images whose likeliest class is the label."""
-        *_, logits = self._forward(images)
+        """Return the share of images whose likeliest class is the label, likewise."""
+        *_, logits = self._forward(images, training=False)
         return float(np.mean(logits.argmax(axis=1) == labels))
 
     def loss_and_grad(self, images: Array, labels: Labels) -> tuple[float, Array]:
-        """Return the mean cross-entropy, and `grads` filled with its gradient."""
-        *inputs, logits = self._forward(images)
+        """Return the mean cross-entropy, and `grads` filled with its gradient.
+
+        BatchNorm uses the statistics of these images, and updates the running ones.
+        """
+        *inputs, logits = self._forward(images, training=True)
         log_probabilities = _log_softmax(logits)
         upstream = np.exp(log_probabilities)  # will be the loss's gradient at a layer's output
         upstream[np.arange(len(labels)), labels] -= 1
         upstream /= len(labels)
         for i in reversed(range(len(self._layers))):
-            weight_grad, bias_grad = self._layer_grads[i]
+            weight, weight_grad, after = self._layers[i]
+            upstream = after.backward(upstream)
             np.matmul(inputs[i].T, upstream, out=weight_grad)
-            upstream.sum(axis=0, out=bias_grad)
             if i > 0:
-                upstream = upstream @ self._layers[i][0].T
-                upstream *= inputs[i] > 0  # the ReLU before this layer
+                upstream = upstream @ weight.T
         return _mean_loss(log_probabilities, labels), self.grads
 
-    def _forward(self, images: Array) -> list[Array]:
+    def _forward(self, images: Array, training: bool) -> list[Array]:
         """Return what goes into each layer, and the logits."""
         values = [images]
-        for weight, bias in self._layers:
-            inputs = values[-1]
-            if len(values) > 1:
-                np.maximum(inputs, 0, out=inputs)
-            values.append(inputs @ weight + bias)
+        for weight, _, after in self._layers:
+            values.append(after.forward(values[-1] @ weight, training))
         return values
 
 
-def count_parameters(sizes: Sequence[int]) -> int:
+def count_parameters(sizes: Sequence[int], batch_norm: bool) -> int:
     """Return the number of weights and biases of a network with these layers."""
-    return sum((inputs + 1) * outputs for inputs, outputs in pairwise(sizes))
+    return sum(math.prod(shape) for shape in _shapes(sizes, batch_norm))
 
 
-def _views(flat: Array, sizes: Sequence[int]) -> Iterator[tuple[Array, Array]]:
-    """Yield each layer's weight and bias, cut from the flat vector."""
+class _Bias:
+    """What follows the product where BatchNorm does not: a bias, and ReLU in a hidden layer."""
+
+    def __init__(self, bias: Array, bias_grad: Array, relu: bool) -> None:
+        self._bias, self._bias_grad, self._relu = bias, bias_grad, relu
+
+    def forward(self, x: Array, _training: bool) -> Array:
+        self._y = x + self._bias
+        if self._relu:
+            np.maximum(self._y, 0, out=self._y)
+        return self._y
+
+    def backward(self, dy: Array) -> Array:
+        if self._relu:
+            dy *= self._y > 0
+        dy.sum(axis=0, out=self._bias_grad)
+        return dy
+
+
+class _Layer(NamedTuple):
+    weight: Array
+    weight_grad: Array
+    after: BatchNorm | _Bias
+
+
+def _layers(
+    flat_params: Array, flat_grads: Array, sizes: Sequence[int], batch_norm: bool
+) -> Iterator[_Layer]:
+    """Yield the layers, their parameters and gradients cut from the flat vectors."""
+    params = _views(flat_params, _shapes(sizes, batch_norm))
+    grads = _views(flat_grads, _shapes(sizes, batch_norm))
+    *hidden, _ = pairwise(sizes)
+    for _ in hidden:
+        weight, weight_grad = next(params), next(grads)
+        if batch_norm:
+            yield _Layer(weight, weight_grad, _batch_norm(params, grads))
+        else:
+            yield _Layer(weight, weight_grad, _Bias(next(params), next(grads), relu=True))
+    yield _Layer(next(params), next(grads), _Bias(next(params), next(grads), relu=False))
+
+
+def _batch_norm(params: Iterator[Array], grads: Iterator[Array]) -> BatchNorm:
+    weight, bias = next(params), next(params)
+    weight.fill(1)
+    layer = BatchNorm(len(weight), relu=True, dtype=weight.dtype)
+    layer.weight, layer.bias = weight, bias
+    layer.weight_grad, layer.bias_grad = next(grads), next(grads)
+    return layer
+
+
+def _shapes(sizes: Sequence[int], batch_norm: bool) -> Iterator[tuple[int, ...]]:
+    """Yield the shape of each parameter, in their order in the flat vector."""
+    *hidden, (inputs, classes) = pairwise(sizes)
+    for shape in hidden:
+        yield shape
+        if batch_norm:
+            yield shape[1:]  # BatchNorm's weight
+        yield shape[1:]  # a bias: BatchNorm's, or the linear layer's
+    yield inputs, classes
+    yield (classes,)
+
+
+def _views(flat: Array, shapes: Iterator[tuple[int, ...]]) -> Iterator[Array]:
     start = 0
-    for inputs, outputs in pairwise(sizes):
-        middle = start + inputs * outputs
-        yield flat[start:middle].reshape(inputs, outputs), flat[middle : middle + outputs]
-        start = middle + outputs
+    for shape in shapes:
+        end = start + math.prod(shape)
+        yield flat[start:end].reshape(shape)
+        start = end
 
 
 def _log_softmax(logits: Array) -> Array:

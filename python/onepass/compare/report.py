@@ -1,16 +1,19 @@
 """What the command shows and writes: the progress bar, the table, the picture, the numbers."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onepass import runtime
 from onepass.compare.network import count_parameters
 from onepass.compare.training import Comparison, Result, Show, layer_sizes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 GOAL = 0.95
 SECONDS_BETWEEN_FRAMES = 0.1
@@ -18,6 +21,7 @@ SECONDS_BETWEEN_FRAMES = 0.1
 # lines on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--")  # in turn, so that one of two lines that coincide shows the other
+NAMES = {True: "with batch norm", False: "without batch norm"}
 
 
 @contextmanager
@@ -59,7 +63,7 @@ def progress(runs: int, steps: int) -> Iterator[Callable[[str], Show]]:
 
 
 def print_table(comparison: Comparison) -> None:
-    """Print one row a contender."""
+    """Print one row a result."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -72,10 +76,12 @@ def print_table(comparison: Comparison) -> None:
         caption="Loss and accuracy are measured on the whole training and validation split, "
         f"every {f'{every} steps' if every > 1 else 'step'}. The times do not include that.",
         caption_justify="left",
+        collapse_padding=True,  # for 80 columns
     )
     table.add_column("\noptimizer")
+    table.add_column("batch\nnorm")
     for heading in (
-        "learning\nrate",
+        "\nlr",
         "train\nloss",
         "validation\naccuracy",
         f"steps to\n{GOAL:.0%}",
@@ -84,7 +90,8 @@ def print_table(comparison: Comparison) -> None:
     ):
         table.add_column(heading, justify="right")
     for result in comparison.results:
-        table.add_row(*_row(result))
+        first = result.batch_norm == comparison.variants[0]
+        table.add_row(*_row(result, first))
     Console().print(table)
 
 
@@ -107,7 +114,7 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
             "train": len(split.train_labels),
             "validation": len(split.validation_labels),
         },
-        "network": {"sizes": sizes, "parameters": count_parameters(sizes), "dtype": "float32"},
+        "network": {"sizes": sizes, "dtype": "float32"},
         "budget": {
             "epochs": budget.epochs,
             "batch_size": budget.batch_size,
@@ -116,27 +123,34 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
             "measure_every": budget.measure_every(split),
         },
         "runtime": runtime.info(),
-        "results": [_result_as_dict(result) for result in comparison.results],
+        "results": [_result_as_dict(result, sizes) for result in comparison.results],
     }
 
 
 def _title(comparison: Comparison) -> str:
     budget, split = comparison.budget, comparison.split
     sizes = layer_sizes(split)
+    networks = "".join(
+        f"network {'-'.join(map(str, sizes))} {NAMES[variant]}: "
+        f"{count_parameters(sizes, variant):,} parameters\n"
+        for variant in comparison.variants
+    )
     return (
         f"digits: {len(split.train_labels):,} images to train on, "
         f"{len(split.validation_labels):,} to validate\n"
-        f"network {'-'.join(map(str, sizes))}: {count_parameters(sizes):,} parameters\n"
+        f"{networks}"
         f"{budget.steps(split):,} steps each: epochs {budget.epochs:,}, "
         f"batch size {budget.batch_size:,}, seed {budget.seed}"
     )
 
 
-def _row(result: Result) -> tuple[str, ...]:
+def _row(result: Result, first: bool) -> tuple[str, ...]:
+    """Return the cells; what the rows of one contender share stands in its first."""
     final, steps = result.final, result.steps_to(GOAL)
     return (
-        result.contender.name,
-        f"{result.contender.lr:g}",
+        result.contender.name if first else "",
+        "yes" if result.batch_norm else "no",
+        f"{result.contender.lr:g}" if first else "",
         "diverged" if final is None else f"{final.train_loss:.2g}",
         "-" if final is None else f"{final.validation_accuracy:.1%}",
         "-" if steps is None else f"{steps:,}",
@@ -145,10 +159,12 @@ def _row(result: Result) -> tuple[str, ...]:
     )
 
 
-def _result_as_dict(result: Result) -> dict[str, Any]:
+def _result_as_dict(result: Result, sizes: Sequence[int]) -> dict[str, Any]:
     final, curve = result.final, result.curve
     return {
         "name": result.contender.name,
+        "batch_norm": result.batch_norm,
+        "parameters": count_parameters(sizes, result.batch_norm),
         "optimizer": result.contender.optimizer.__name__,
         "hyperparameters": result.contender.hyperparameters,
         "lr": result.contender.lr,
@@ -170,27 +186,34 @@ def _draw(comparison: Comparison, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+    variants = comparison.variants
+    figure = Figure(figsize=(4 * len(variants) + 3.5, 4.5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)  # draws without a display
-    axes = figure.add_subplot()
+    panels = figure.subplots(ncols=len(variants), sharey=True, squeeze=False)[0]
+    layers = "-".join(map(str, layer_sizes(comparison.split)))
+    for axes, variant in zip(panels, variants, strict=True):
+        _draw_curves(axes, [r for r in comparison.results if r.batch_norm == variant])
+        axes.set_title(f"digits, {layers} {NAMES[variant]}")
+        axes.set_xlabel(f"step (batches of {comparison.budget.batch_size:,})")
+    panels[0].set_ylabel("training loss (cross-entropy)")
+    if any(result.diverged_at is not None for result in comparison.results):
+        panels[0].plot([], [], "kx", label="diverged")  # for the legend
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    figure.savefig(path)
+
+
+def _draw_curves(axes: "Axes", results: Sequence[Result]) -> None:
     styles = zip(cycle(COLOURS), cycle(DASHES), strict=False)
-    for result, (colour, dashes) in zip(comparison.results, styles, strict=False):
-        diverged = result.diverged_at is not None
+    for result, (colour, dashes) in zip(results, styles, strict=False):
         axes.plot(
             [point.step for point in result.curve],
             [point.train_loss for point in result.curve],
-            label=f"{result.contender.name}, lr {result.contender.lr:g}{', diverged' * diverged}",
-            marker="x" if diverged else "",
-            markevery=[-1],  # where it ends
+            label=f"{result.contender.name}, lr {result.contender.lr:g}",
             color=colour,
             linestyle=dashes,
             zorder=3 if dashes == "--" else 2,
         )
+        if result.diverged_at is not None:
+            axes.plot(*result.curve[-1][:2], "x", color=colour)  # where it ends
     axes.set_yscale("log")
-    axes.set_xlabel("step")
-    axes.set_ylabel("training loss (cross-entropy)")
-    layers = "-".join(map(str, layer_sizes(comparison.split)))
-    axes.set_title(f"digits, network {layers}, batches of {comparison.budget.batch_size:,}")
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", frameon=False)
-    figure.savefig(path)

@@ -41,11 +41,16 @@ class Budget:
         """Yield the rows of each batch; an epoch's last one has what is left."""
         for _ in range(self.epochs):
             order = rng.permutation(len(split.train_labels))
-            for start in range(0, len(order), self.batch_size):
-                yield order[start : start + self.batch_size]
+            yield from np.split(order, self._starts(split)[1:])
 
     def _steps_per_epoch(self, split: Split) -> int:
-        return math.ceil(len(split.train_labels) / self.batch_size)
+        return len(self._starts(split))
+
+    def _starts(self, split: Split) -> range:
+        """Return where each batch of an epoch begins."""
+        rows = len(split.train_labels)
+        alone = rows % self.batch_size == 1  # joins the batch before: one row has no variance
+        return range(0, rows - alone, self.batch_size)
 
 
 class Measurement(NamedTuple):
@@ -62,6 +67,7 @@ class Result:
     """What became of one contender."""
 
     contender: Contender
+    batch_norm: bool
     curve: Sequence[Measurement]
     """From step 0 to the last, or to the last one with a finite loss."""
     diverged_at: int | None
@@ -89,19 +95,26 @@ class Comparison:
     split: Split
     results: Sequence[Result]
 
+    @property
+    def variants(self) -> list[bool]:
+        """With BatchNorm or without, in the order of the results."""
+        return list(dict.fromkeys(result.batch_norm for result in self.results))
+
 
 def layer_sizes(split: Split) -> tuple[int, ...]:
     """Return the sizes of the network's layers, pixels and classes included."""
     return split.train_images.shape[1], *HIDDEN, CLASSES
 
 
-def train(contender: Contender, split: Split, budget: Budget, show: Show) -> Result:
+def train(
+    contender: Contender, split: Split, budget: Budget, show: Show, *, batch_norm: bool
+) -> Result:
     """Train one contender until the budget is used up, or the loss is found not finite."""
     # scikit-learn needs it, so it comes with it
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     weights, order = np.random.default_rng(budget.seed).spawn(2)  # the same for each contender
-    network = Network(layer_sizes(split), weights)
+    network = Network(layer_sizes(split), weights, batch_norm=batch_norm)
     optimizer = contender.optimizer(network.params, **contender.settings)
     steps, every = budget.steps(split), budget.measure_every(split)
     diverged_at = None
@@ -125,7 +138,7 @@ def train(contender: Contender, split: Split, budget: Budget, show: Show) -> Res
                     break
                 curve.append(measurement)
                 show(step)
-    return Result(contender, curve, diverged_at, optimizer_seconds, total_seconds)
+    return Result(contender, batch_norm, curve, diverged_at, optimizer_seconds, total_seconds)
 
 
 def _measure(network: Network, split: Split, step: int) -> Measurement:
