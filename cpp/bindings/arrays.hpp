@@ -72,43 +72,21 @@ const void* check_grad(py::handle object, const Label& label, const Param& param
 // Like its parameter in everything.
 void* check_state(py::handle object, const Label& label, const Param& param, Memory& memory);
 
-// An array with channels, as it lies in memory: in C order, `outer` x `channels` x `inner`.
-struct ChannelArray {
-  py::array array;  // a dense copy of what the caller gave, where that was not dense
-  Dtype dtype;
-  py::ssize_t axis;  // not negative
-  std::size_t outer, channels, inner;
-  std::size_t size() const { return outer * channels * inner; }
-};
+// What every check is made of; more of them in channels.hpp.
 
-// float32 or float64, of any layout: one whose elements do not fill their memory is copied.
-ChannelArray check_channels(py::handle object, const Label& label, py::ssize_t axis,
-                            Memory& memory);
-
-// Like `x` in shape and dtype, and in layout or else copied.
-py::array check_like_channels(py::handle object, const Label& label, const ChannelArray& x,
-                              Memory& memory);
-
-// Like `x` in everything, and writable. It may be one of `same`, in place.
-py::array check_out(py::handle object, const Label& label, const ChannelArray& x,
-                    const std::vector<py::array>& same, Memory& memory);
-
-// An int64 array without axes, writable: counted up in place.
-std::int64_t* check_counter(py::handle object, const Label& label);
-
-// One number per channel: copied, and perhaps written back.
-class ChannelVector {
- public:
-  ChannelVector(py::handle object, const Label& label, const ChannelArray& x, bool any_dtype,
-                Memory& memory);
-  const std::vector<double>& values() const { return values_; }
-  const py::array& array() const { return array_; }
-  void write(const std::vector<double>& values) noexcept;
-
- private:
-  py::array array_;
-  Dtype dtype_;
-  std::vector<double> values_;
-};
+[[noreturn]] void fail_type(const Label& label, const std::string& expected,
+                            const std::string& got);
+[[noreturn]] void fail_value(const Label& label, const std::string& expected,
+                             const std::string& got);
+py::array check_array(py::handle object, const Label& label);
+Dtype check_dtype(const py::array& array, const Label& label);
+// `whose`: "the parameter's", to be told apart from the array's own.
+void check_like(const py::array& array, const Label& label, const py::array& other,
+                const std::string& whose);
+void check_written_in_place(const py::array& array, const Label& label);
+bool is_aligned(const py::array& array);
+std::string dtype_name(const py::array& array);
+std::string shape_name(const py::array& array);
+std::string strides_name(const py::array& array);
 
 }  // namespace onepass::bindings

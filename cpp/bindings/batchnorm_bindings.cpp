@@ -13,8 +13,8 @@
 #include <utility>
 #include <vector>
 
-#include "arrays.hpp"
 #include "batchnorm.hpp"
+#include "channels.hpp"
 #include "gil.hpp"
 
 namespace onepass::bindings {
@@ -41,19 +41,18 @@ class Call {
     return ChannelVector(given, Label(name, Role::input), x, true, memory).values();
   }
 
-  py::array empty() const {
-    return py::module_::import("numpy").attr("empty_like")(x.array, py::arg("subok") = false);
+  // 1 / the standard deviation, of a variance that is given.
+  std::vector<double> invstd(py::handle var, double eps) {
+    const Label label("var", Role::input);
+    const ChannelVector given(var, label, x, true, memory);
+    given.check_not_negative(label);
+    std::vector<double> invstd(given.values());
+    for (double& value : invstd) value = 1 / std::sqrt(value + eps);
+    return invstd;
   }
 
-  // Says why, where the overlap's own message would not.
-  void refuse_in_place(py::handle given) const {
-    if (x.size() == 0 || !py::isinstance<py::array>(given)) return;
-    const void* data = py::reinterpret_borrow<py::array>(given).data();
-    const bool is_x = data == x.array.data();
-    if (!is_x && !(residual && data == residual->data())) return;
-    const std::string name = is_x ? "x" : "residual";
-    throw py::value_error("out: expected memory of its own, because the backward pass needs " +
-                          name + ", got the same memory as " + name);
+  py::array empty() const {
+    return py::module_::import("numpy").attr("empty_like")(x.array, py::arg("subok") = false);
   }
 
   // Where the result goes; `same` may be overwritten by it. The last check: nothing may overlap.
@@ -156,19 +155,6 @@ class Running {
   std::int64_t* batches_ = nullptr;
 };
 
-std::vector<double> invstd(const std::vector<double>& var, double eps) {
-  std::vector<double> result(var.size());
-  for (std::size_t c = 0; c < var.size(); ++c) {
-    if (var[c] < 0) {
-      throw py::value_error("var: expected values >= 0, got " +
-                            py::repr(py::float_(var[c])).cast<std::string>() + " in channel " +
-                            std::to_string(c));
-    }
-    result[c] = 1 / std::sqrt(var[c] + eps);
-  }
-  return result;
-}
-
 py::tuple train(py::handle x, py::handle weight, py::handle bias, py::handle running_mean,
                 py::handle running_var, py::handle num_batches_tracked,
                 std::optional<double> momentum, double eps, py::ssize_t axis,
@@ -176,18 +162,15 @@ py::tuple train(py::handle x, py::handle weight, py::handle bias, py::handle run
                 int num_threads) {
   Call call(x, weight, bias, axis, relu, residual);
   Running running(call, running_mean, running_var, num_batches_tracked, momentum);
-  const std::size_t count = call.x.outer * call.x.inner;
-  if (count < 2 && call.x.channels > 0) {
-    throw py::value_error("x: expected more than one value per channel, because " +
-                          std::string(count ? "one has no variance" : "none has no mean") +
-                          ", got shape " + py::str(call.x.array.attr("shape")).cast<std::string>());
-  }
-  call.refuse_in_place(out);
+  check_has_variance(call.x, Label("x", Role::input));
+  const Label out_label("out", Role::output);
+  check_not_in_place(out, out_label, call.x.array, "x");
+  if (call.residual) check_not_in_place(out, out_label, *call.residual, "residual");
   call.set_out(out, {});
   const auto channels = static_cast<py::ssize_t>(call.x.channels);
   Vector64 mean(channels), invstd(channels);
   std::vector<double> var(call.x.channels);
-  const auto n = static_cast<double>(count);
+  const auto n = static_cast<double>(call.x.outer * call.x.inner);
   const Statistics batch{mean.mutable_data(), invstd.mutable_data()};
   call.run(num_threads, [&](auto& batch_norm, const auto& arrays) noexcept {
     batch_norm.train(arrays, eps, batch, var.data());
@@ -201,7 +184,7 @@ py::array infer(py::handle x, py::handle mean, py::handle var, py::handle weight
                 int num_threads) {
   Call call(x, weight, bias, axis, relu, residual);
   std::vector<double> means = call.statistic(mean, "mean");
-  std::vector<double> invstds = invstd(call.statistic(var, "var"), eps);
+  std::vector<double> invstds = call.invstd(var, eps);
   call.set_out(out, {call.x.array});
   call.run(num_threads, [&](auto& batch_norm, const auto& arrays) noexcept {
     batch_norm.infer(arrays, {means.data(), invstds.data()});
@@ -217,8 +200,8 @@ py::tuple backward(py::handle dy, py::handle x, py::handle mean, py::handle scal
   Call call(x, weight, bias, axis, relu, residual);
   call.dy = check_like_channels(dy, Label("dy", Role::input), call.x, call.memory);
   std::vector<double> means = call.statistic(mean, eps ? "mean" : "saved_mean");
-  std::vector<double> invstds = call.statistic(scale, eps ? "var" : "saved_invstd");
-  if (eps) invstds = invstd(invstds, *eps);
+  std::vector<double> invstds =
+      eps ? call.invstd(scale, *eps) : call.statistic(scale, "saved_invstd");
   ChannelVector dweights = call.vector_out(weight_grad, "weight_grad");
   ChannelVector dbiases = call.vector_out(bias_grad, "bias_grad");
   call.set_out(out, {call.x.array, *call.dy});

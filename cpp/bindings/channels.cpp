@@ -1,0 +1,187 @@
+#include "channels.hpp"
+
+#include <algorithm>
+#include <string>
+
+namespace onepass::bindings {
+namespace {
+
+py::module_ numpy() {
+  return py::module_::import("numpy");
+}
+
+// The axes from the one with the largest steps in memory to the one with the smallest, but for
+// those of length 1; empty if the elements do not fill their memory.
+std::vector<py::ssize_t> memory_order(const py::array& array) {
+  std::vector<py::ssize_t> axes;
+  for (py::ssize_t axis = 0; axis < array.ndim(); ++axis) {
+    if (array.shape(axis) != 1) axes.push_back(axis);
+  }
+  std::stable_sort(axes.begin(), axes.end(), [&](py::ssize_t a, py::ssize_t b) {
+    return array.strides(a) > array.strides(b);
+  });
+  py::ssize_t step = array.itemsize();
+  for (auto axis = axes.rbegin(); axis != axes.rend(); ++axis) {
+    if (array.strides(*axis) != step) return {};
+    step *= array.shape(*axis);
+  }
+  return axes;
+}
+
+// Whether the elements of two arrays of one shape lie in the same order.
+bool same_layout(const py::array& a, const py::array& b) {
+  if (a.size() == 0) return true;
+  for (py::ssize_t axis = 0; axis < a.ndim(); ++axis) {
+    if (a.shape(axis) != 1 && a.strides(axis) != b.strides(axis)) return false;
+  }
+  return true;
+}
+
+double load(const char* p, Dtype dtype) noexcept {
+  return dtype == Dtype::f32 ? static_cast<double>(*reinterpret_cast<const float*>(p))
+                             : *reinterpret_cast<const double*>(p);
+}
+
+}  // namespace
+
+ChannelArray check_channels(py::handle object, const Label& label, py::ssize_t axis,
+                            Memory& memory) {
+  py::array array = check_array(object, label);
+  const Dtype dtype = check_dtype(array, label);
+  const py::ssize_t rank = array.ndim();
+  if (rank < 2) {
+    fail_value(label, "at least 2 axes, one of them the channels", "shape " + shape_name(array));
+  }
+  if (axis < -rank || axis >= rank) {
+    fail_value(Label("axis", Role::input),
+               "an axis of " + label.str() + ", from -" + std::to_string(rank) + " to " +
+                   std::to_string(rank - 1),
+               std::to_string(axis));
+  }
+  if (axis < 0) axis += rank;
+  memory.add(array, label);
+  const auto channels = static_cast<std::size_t>(array.shape(axis));
+  if (array.size() == 0) return {array, dtype, axis, 0, channels, 0};
+  std::vector<py::ssize_t> order = memory_order(array);
+  if (!is_aligned(array) || (order.empty() && array.size() > 1)) {
+    array = numpy().attr("array")(array, py::arg("copy") = true, py::arg("order") = "C");
+    order = memory_order(array);
+  }
+  ChannelArray found{array, dtype, axis, 1, channels, 1};
+  if (channels == 1) {
+    found.outer = static_cast<std::size_t>(array.size());
+    return found;
+  }
+  std::size_t* extent = &found.outer;
+  for (const py::ssize_t a : order) {
+    if (a == axis) {
+      extent = &found.inner;
+    } else {
+      *extent *= static_cast<std::size_t>(array.shape(a));
+    }
+  }
+  return found;
+}
+
+py::array check_like_channels(py::handle object, const Label& label, const ChannelArray& x,
+                              Memory& memory) {
+  py::array array = check_array(object, label);
+  check_like(array, label, x.array, "x's");
+  memory.add(array, label);
+  if (same_layout(array, x.array) && is_aligned(array)) return array;
+  const py::array copy = numpy().attr("empty_like")(x.array, py::arg("subok") = false);
+  numpy().attr("copyto")(copy, array);
+  return copy;
+}
+
+py::array check_out(py::handle object, const Label& label, const ChannelArray& x,
+                    const std::vector<py::array>& same, Memory& memory) {
+  py::array array = check_array(object, label);
+  check_like(array, label, x.array, "x's");
+  check_written_in_place(array, label);
+  if (!same_layout(array, x.array)) {
+    fail_value(label, "strides " + strides_name(x.array) + ", as x has in memory",
+               "strides " + strides_name(array));
+  }
+  for (const py::array& other : same) {
+    if (array.data() == other.data()) {
+      memory.relabel(array, label);
+      return array;
+    }
+  }
+  memory.add(array, label);
+  return array;
+}
+
+void check_has_variance(const ChannelArray& x, const Label& label) {
+  const std::size_t count = x.outer * x.inner;
+  if (count > 1 || x.channels == 0) return;
+  const char* reason = count ? "one has no variance" : "none has no mean";
+  fail_value(label, std::string("more than one value per channel, because ") + reason,
+             "shape " + shape_name(x.array));
+}
+
+void check_not_in_place(py::handle out, const Label& label, const py::array& other,
+                        const char* name) {
+  if (other.size() == 0 || !py::isinstance<py::array>(out)) return;
+  if (py::reinterpret_borrow<py::array>(out).data() != other.data()) return;
+  fail_value(label, std::string("memory of its own, because the backward pass needs ") + name,
+             std::string("the same memory as ") + name);
+}
+
+std::int64_t* check_counter(py::handle object, const Label& label) {
+  if (!py::isinstance<py::array_t<std::int64_t>>(object)) {
+    fail_type(label, "an int64 array", py::repr(object).cast<std::string>());
+  }
+  auto array = py::reinterpret_borrow<py::array>(object);
+  if (array.ndim() != 0) fail_value(label, "no axes", "shape " + shape_name(array));
+  check_written_in_place(array, label);
+  return static_cast<std::int64_t*>(array.mutable_data());
+}
+
+ChannelVector::ChannelVector(py::handle object, const Label& label, const ChannelArray& x,
+                             bool any_dtype, Memory& memory) {
+  array_ = check_array(object, label);
+  dtype_ = check_dtype(array_, label);
+  if (!any_dtype && dtype_ != x.dtype) {
+    fail_type(label, "x's dtype " + dtype_name(x.array), dtype_name(array_));
+  }
+  if (array_.ndim() != 1 || static_cast<std::size_t>(array_.shape(0)) != x.channels) {
+    fail_value(label,
+               "shape (" + std::to_string(x.channels) + ",), a value per channel of axis " +
+                   std::to_string(x.axis),
+               "shape " + shape_name(array_));
+  }
+  if (label.written()) check_written_in_place(array_, label);
+  memory.add(array_, label);
+  if (!is_aligned(array_)) array_ = numpy().attr("array")(array_, py::arg("copy") = true);
+  values_.resize(x.channels);
+  for (std::size_t c = 0; c < x.channels; ++c) {
+    const auto* first = static_cast<const char*>(array_.data());
+    values_[c] = load(first + static_cast<py::ssize_t>(c) * array_.strides(0), dtype_);
+  }
+}
+
+void ChannelVector::check_not_negative(const Label& label) const {
+  for (std::size_t c = 0; c < values_.size(); ++c) {
+    if (values_[c] < 0) {
+      fail_value(label, "values >= 0",
+                 py::repr(py::float_(values_[c])).cast<std::string>() + " in channel " +
+                     std::to_string(c));
+    }
+  }
+}
+
+void ChannelVector::write(const std::vector<double>& values) noexcept {
+  auto* p = static_cast<char*>(const_cast<void*>(array_.data()));
+  for (const double value : values) {
+    if (dtype_ == Dtype::f32) {
+      *reinterpret_cast<float*>(p) = static_cast<float>(value);
+    } else {
+      *reinterpret_cast<double*>(p) = value;
+    }
+    p += array_.strides(0);
+  }
+}
+
+}  // namespace onepass::bindings

@@ -1,0 +1,59 @@
+// The checks of arrays with channels, and of those with a value per channel.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "arrays.hpp"
+
+namespace onepass::bindings {
+
+// An array with channels, as it lies in memory: in C order, `outer` x `channels` x `inner`.
+struct ChannelArray {
+  py::array array;  // a dense copy of what the caller gave, where that was not dense
+  Dtype dtype;
+  py::ssize_t axis;  // not negative
+  std::size_t outer, channels, inner;
+  std::size_t size() const { return outer * channels * inner; }
+};
+
+// float32 or float64, of any layout: one whose elements do not fill their memory is copied.
+ChannelArray check_channels(py::handle object, const Label& label, py::ssize_t axis,
+                            Memory& memory);
+
+// Like `x` in shape and dtype, and in layout or else copied.
+py::array check_like_channels(py::handle object, const Label& label, const ChannelArray& x,
+                              Memory& memory);
+
+// More than one value per channel, without which there is no variance.
+void check_has_variance(const ChannelArray& x, const Label& label);
+
+// Like `x` in everything, and writable. It may be one of `same`, in place.
+py::array check_out(py::handle object, const Label& label, const ChannelArray& x,
+                    const std::vector<py::array>& same, Memory& memory);
+
+// Not the memory of an array that the backward pass will read; says so, where check_out could not.
+void check_not_in_place(py::handle out, const Label& label, const py::array& other,
+                        const char* name);
+
+// An int64 array without axes, writable: counted up in place.
+std::int64_t* check_counter(py::handle object, const Label& label);
+
+// One number per channel: copied, and perhaps written back.
+class ChannelVector {
+ public:
+  ChannelVector(py::handle object, const Label& label, const ChannelArray& x, bool any_dtype,
+                Memory& memory);
+  const std::vector<double>& values() const { return values_; }
+  const py::array& array() const { return array_; }
+  void check_not_negative(const Label& label) const;
+  void write(const std::vector<double>& values) noexcept;
+
+ private:
+  py::array array_;
+  Dtype dtype_;
+  std::vector<double> values_;
+};
+
+}  // namespace onepass::bindings
