@@ -209,10 +209,11 @@ py::tuple backward(py::handle dy, py::handle x, py::handle mean, py::handle scal
   std::vector<double> dweight(call.x.channels), dbias(call.x.channels);
   call.run(num_threads, [&](auto& batch_norm, const auto& arrays) noexcept {
     const Statistics statistics{means.data(), invstds.data()};
+    const Gradients gradients{dweight.data(), dbias.data()};
     if (eps) {
-      batch_norm.infer_backward(arrays, statistics, dweight.data(), dbias.data());
+      batch_norm.infer_backward(arrays, statistics, gradients);
     } else {
-      batch_norm.backward(arrays, statistics, dweight.data(), dbias.data());
+      batch_norm.backward(arrays, statistics, gradients);
     }
   });
   dweights.write(dweight);

@@ -141,6 +141,19 @@ bool BatchNorm<T>::streams(const Arrays<T>& arrays) const noexcept {
 }
 
 template <class T>
+template <class... Members>
+void BatchNorm<T>::spread(std::size_t tile, Members... members) noexcept {
+  if (grid_.columns_are_channels()) return;
+  (grid_.spread(tile, (channels_.*members).data(), (columns_.*members).data()), ...);
+}
+
+template <class T>
+void BatchNorm<T>::spread_center(std::size_t tile) noexcept {
+  spread(tile, &Values::center);
+  if constexpr (std::is_same_v<T, double>) spread(tile, &Values::magnitude);
+}
+
+template <class T>
 void BatchNorm<T>::set_forward(std::size_t tile, const Statistics& statistics) noexcept {
   for (std::size_t c = grid_.first_channel(tile); c < grid_.first_channel(tile + 1); ++c) {
     const Split<T> mean(statistics.mean[c]);
@@ -149,24 +162,15 @@ void BatchNorm<T>::set_forward(std::size_t tile, const Statistics& statistics) n
     channels_.scale[c] = narrow<T>(scale);
     channels_.shift[c] = narrow<T>(affine_.bias[c] - mean.low * scale);
   }
-}
-
-template <class T>
-void BatchNorm<T>::spread(std::size_t tile) noexcept {
-  if (grid_.columns_are_channels()) return;
-  grid_.spread(tile, channels_.center.data(), columns_.center.data());
-  grid_.spread(tile, channels_.magnitude.data(), columns_.magnitude.data());
-  for (auto values : {&Values::mean, &Values::scale, &Values::shift, &Values::slope,
-                      &Values::offset, &Values::gain}) {
-    grid_.spread(tile, (channels_.*values).data(), (columns_.*values).data());
-  }
+  spread(tile, &Values::mean, &Values::scale, &Values::shift);
 }
 
 template <class T>
 void BatchNorm<T>::sum(const Arrays<T>& arrays, Sum loop, Write write_at_once, std::size_t tile,
                        std::size_t block, double* first, double* second) const noexcept {
   const Values& values = grid_.columns_are_channels() ? channels_ : columns_;
-  alignas(64) double sums[2][Grid::max_tile_width] = {};
+  alignas(64) double sums[2][Grid::max_tile_width];
+  for (auto& row : sums) std::fill_n(row, grid_.one_channel() ? lanes : std::size(row), 0.0);
   grid_.for_each_panel(
       tile, block, [&](std::size_t offset, std::size_t column, const Panel& panel) noexcept {
         const Channels<T> channels = values.at(column);
@@ -209,17 +213,12 @@ void BatchNorm<T>::run(const Arrays<T>& arrays, Sum sum_loop, Write write_loop, 
       first_[c] = second_[c] = 0;
     }
     prepare(tile);
-    spread(tile);
   };
   const auto add = [&](std::size_t tile, const double* a, const double* b) noexcept {
     for (std::size_t c = grid_.first_channel(tile); c < grid_.first_channel(tile + 1); ++c) {
       first_[c] += *a++;
       second_[c] += *b++;
     }
-  };
-  const auto end = [&](std::size_t tile) noexcept {
-    finish(tile);
-    spread(tile);
   };
 
   if (tiles_at_once_ == 0) {
@@ -230,7 +229,7 @@ void BatchNorm<T>::run(const Arrays<T>& arrays, Sum sum_loop, Write write_loop, 
         sum(arrays, sum_loop, at_once, tile, block, a, b);
         add(tile, a, b);
       }
-      end(tile);
+      finish(tile);
       if (write_at_once) return;
       for (std::size_t block = 0; block < blocks; ++block) write(arrays, write_loop, tile, block);
     });
@@ -250,7 +249,7 @@ void BatchNorm<T>::run(const Arrays<T>& arrays, Sum sum_loop, Write write_loop, 
         const double* a = partial_.data() + 2 * n * block + grid_.first_channel(from + t);
         add(from + t, a, a + n);
       }
-      end(from + t);
+      finish(from + t);
     });
     if (write_at_once) continue;
     parallel_for(tiles * blocks, threads_, [&](std::size_t i) noexcept {
@@ -268,6 +267,7 @@ void BatchNorm<T>::train(Arrays<T> arrays, double eps, const Statistics& batch,
     first_means<max_samples>(arrays.x, layout_, grid_.first_channel(tile),
                              grid_.first_channel(tile + 1), channels_.magnitude.data(),
                              channels_.center.data());
+    spread_center(tile);
   };
   const auto finish = [&](std::size_t tile) noexcept {
     for (std::size_t c = grid_.first_channel(tile); c < grid_.first_channel(tile + 1); ++c) {
@@ -298,10 +298,7 @@ void BatchNorm<T>::train(Arrays<T> arrays, double eps, const Statistics& batch,
 template <class T>
 void BatchNorm<T>::infer(Arrays<T> arrays, const Statistics& given) noexcept {
   arrays.stream = streams(arrays);
-  for (std::size_t tile = 0; tile < grid_.tiles(); ++tile) {
-    set_forward(tile, given);
-    spread(tile);
-  }
+  for (std::size_t tile = 0; tile < grid_.tiles(); ++tile) set_forward(tile, given);
   const std::size_t tiles = grid_.tiles();
   parallel_for(tiles * grid_.blocks(), threads_, [&](std::size_t i) noexcept {
     write(arrays, loops_.normalize, i % tiles, i / tiles);
@@ -309,52 +306,66 @@ void BatchNorm<T>::infer(Arrays<T> arrays, const Statistics& given) noexcept {
 }
 
 template <class T>
-void BatchNorm<T>::set_backward(std::size_t tile, const Statistics& statistics) noexcept {
+void BatchNorm<T>::set_backward_sums(std::size_t tile, const Statistics& statistics) noexcept {
   set_forward(tile, statistics);
   for (std::size_t c = grid_.first_channel(tile); c < grid_.first_channel(tile + 1); ++c) {
     const bool wide = std::is_same_v<T, double> && statistics.invstd[c] < min_ordinary_invstd;
     channels_.magnitude[c] = wide ? small_magnitude : 1.0;
     channels_.center[c] = statistics.mean[c] * channels_.magnitude[c];
-    channels_.slope[c] = channels_.offset[c] = 0;
+  }
+  spread_center(tile);
+}
+
+template <class T>
+void BatchNorm<T>::finish_backward_sums(std::size_t tile, const Statistics& statistics,
+                                        const Gradients& gradients) const noexcept {
+  for (std::size_t c = grid_.first_channel(tile); c < grid_.first_channel(tile + 1); ++c) {
+    gradients.weight[c] = second_[c] * (statistics.invstd[c] / channels_.magnitude[c]);
+    gradients.bias[c] = first_[c];
+  }
+}
+
+template <class T>
+void BatchNorm<T>::set_input_gradient(std::size_t tile, const Statistics& statistics,
+                                      const Gradients* through) noexcept {
+  const auto count = static_cast<double>(layout_.per_channel());
+  for (std::size_t c = grid_.first_channel(tile); c < grid_.first_channel(tile + 1); ++c) {
+    double slope = 0, offset = 0;
+    if (through) {
+      slope = statistics.invstd[c] / shrink * (through->weight[c] / count);
+      offset = through->bias[c] / count - Split<T>(statistics.mean[c]).low * slope;
+    }
+    channels_.slope[c] = narrow<T>(slope);
+    channels_.offset[c] = narrow<T>(offset);
     channels_.gain[c] = narrow<T>(affine_.weight[c] * statistics.invstd[c]);
   }
+  spread(tile, &Values::slope, &Values::offset, &Values::gain);
 }
 
 template <class T>
-void BatchNorm<T>::set_gradients(std::size_t tile, const Statistics& statistics, double* dweight,
-                                 double* dbias) const noexcept {
-  for (std::size_t c = grid_.first_channel(tile); c < grid_.first_channel(tile + 1); ++c) {
-    dweight[c] = second_[c] * (statistics.invstd[c] / channels_.magnitude[c]);
-    dbias[c] = first_[c];
-  }
-}
-
-template <class T>
-void BatchNorm<T>::backward(Arrays<T> arrays, const Statistics& batch, double* dweight,
-                            double* dbias) noexcept {
+void BatchNorm<T>::backward(Arrays<T> arrays, const Statistics& batch,
+                            const Gradients& gradients) noexcept {
   arrays.stream = streams(arrays);
-  const auto count = static_cast<double>(layout_.per_channel());
   run(
       arrays, loops_.gradient_sums, loops_.input_gradient, false,
-      [&](std::size_t tile) noexcept { set_backward(tile, batch); },
+      [&](std::size_t tile) noexcept { set_backward_sums(tile, batch); },
       [&](std::size_t tile) noexcept {
-        set_gradients(tile, batch, dweight, dbias);
-        for (std::size_t c = grid_.first_channel(tile); c < grid_.first_channel(tile + 1); ++c) {
-          const double slope = batch.invstd[c] / shrink * (dweight[c] / count);
-          channels_.slope[c] = narrow<T>(slope);
-          channels_.offset[c] = narrow<T>(dbias[c] / count - Split<T>(batch.mean[c]).low * slope);
-        }
+        finish_backward_sums(tile, batch, gradients);
+        set_input_gradient(tile, batch, &gradients);
       });
 }
 
 template <class T>
-void BatchNorm<T>::infer_backward(Arrays<T> arrays, const Statistics& given, double* dweight,
-                                  double* dbias) noexcept {
+void BatchNorm<T>::infer_backward(Arrays<T> arrays, const Statistics& given,
+                                  const Gradients& gradients) noexcept {
   arrays.stream = streams(arrays);
   run(
       arrays, loops_.gradient_sums, loops_.input_gradient, true,
-      [&](std::size_t tile) noexcept { set_backward(tile, given); },
-      [&](std::size_t tile) noexcept { set_gradients(tile, given, dweight, dbias); });
+      [&](std::size_t tile) noexcept {
+        set_backward_sums(tile, given);
+        set_input_gradient(tile, given, nullptr);
+      },
+      [&](std::size_t tile) noexcept { finish_backward_sums(tile, given, gradients); });
 }
 
 template class BatchNorm<float>;

@@ -18,6 +18,9 @@ struct Affine {
 struct Statistics {
   double *mean, *invstd;
 };
+struct Gradients {
+  double *weight, *bias;
+};
 
 // Whole cache lines, because SIMD vectors that straddle two cost two loads; and not zeroed.
 template <class T>
@@ -43,9 +46,9 @@ class BatchNorm {
   void train(Arrays<T> arrays, double eps, const Statistics& batch, double* variance) noexcept;
   void infer(Arrays<T> arrays, const Statistics& given) noexcept;
   // dx and the gradients of weight and bias: through the statistics, if they are the batch's own.
-  void backward(Arrays<T> arrays, const Statistics& batch, double* dweight, double* dbias) noexcept;
-  void infer_backward(Arrays<T> arrays, const Statistics& given, double* dweight,
-                      double* dbias) noexcept;
+  void backward(Arrays<T> arrays, const Statistics& batch, const Gradients& gradients) noexcept;
+  void infer_backward(Arrays<T> arrays, const Statistics& given,
+                      const Gradients& gradients) noexcept;
 
  private:
   using Sum = typename BatchNormLoops<T>::Sum;
@@ -60,11 +63,18 @@ class BatchNorm {
   };
 
   bool streams(const Arrays<T>& arrays) const noexcept;
+  // Each of these sets what a loop needs to know of a tile's channels.
   void set_forward(std::size_t tile, const Statistics& statistics) noexcept;
-  void set_backward(std::size_t tile, const Statistics& statistics) noexcept;
-  void set_gradients(std::size_t tile, const Statistics& statistics, double* dweight,
-                     double* dbias) const noexcept;
-  void spread(std::size_t tile) noexcept;
+  void set_backward_sums(std::size_t tile, const Statistics& statistics) noexcept;
+  void set_input_gradient(std::size_t tile, const Statistics& statistics,
+                          const Gradients* through) noexcept;
+  void finish_backward_sums(std::size_t tile, const Statistics& statistics,
+                            const Gradients& gradients) const noexcept;
+  // And hands it on from the channels to their columns.
+  void spread_center(std::size_t tile) noexcept;
+  template <class... Members>
+  void spread(std::size_t tile, Members... members) noexcept;
+
   void sum(const Arrays<T>& arrays, Sum loop, Write write_at_once, std::size_t tile,
            std::size_t block, double* first, double* second) const noexcept;
   void write(const Arrays<T>& arrays, Write loop, std::size_t tile,

@@ -58,10 +58,8 @@ struct Run {
     const onepass::Statistics batch{take(), take()};
     make().train(arrays(y), 1e-5, batch, take());
     make().infer(arrays(inferred), batch);
-    double *dweight = take(), *dbias = take();
-    make().backward(arrays(dx), batch, dweight, dbias);
-    dweight = take(), dbias = take();
-    make().infer_backward(arrays(frozen_dx), batch, dweight, dbias);
+    make().backward(arrays(dx), batch, {take(), take()});
+    make().infer_backward(arrays(frozen_dx), batch, {take(), take()});
   }
 
   bool operator==(const Run& other) const {
