@@ -3,7 +3,7 @@
 A contender is built from a case and a workload; its `step` takes no argument and does one update.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -58,10 +58,16 @@ class CopyLimit:
             tuple(state_like(param, 1.0) if name else None for name in case.states)
             for param in self.params
         ]
-        options = sum(2 << k for k, name in enumerate(case.states) if name)
-        job = (_core.copy_limit, options, (1.0, 0.0), tuple(range(len(self.params))))
-        threads = runtime.get_num_threads()
-        self.step: Step = partial(_core.run, None, self.params, grads, states, [job], None, threads)
+        self.step = copy_limit(self.params, grads, states)
+
+
+def copy_limit(
+    params: Sequence[Array], grads: Sequence[Array], states: Sequence[tuple[Array | None, ...]]
+) -> Step:
+    """Read all and write all but the gradients; with gradients of zero the values stay."""
+    options = sum(2 << k for k, state in enumerate(states[0]) if state is not None)
+    job = (_core.copy_limit, options, (1.0, 0.0), tuple(range(len(params))))
+    return partial(_core.run, None, params, grads, states, [job], None, runtime.get_num_threads())
 
 
 class NumPy:

@@ -15,10 +15,14 @@ PAGE = 120
 
 @dataclass(frozen=True)
 class Row:
-    """The times of one case on one workload: seconds per call, one a round, per contender."""
+    """The times of one case on one workload: seconds per call, one a round, per contender.
+
+    Of BatchNorm a case is an operation and a workload an array.
+    """
 
     case: str
     workload: str
+    layout: str
     tensors: int
     elements: int
     bytes: int
@@ -51,6 +55,7 @@ class Row:
 
 
 Column = Callable[[Row], str]
+WORKLOAD: dict[str, Column] = {"workload": lambda row: row.workload}
 
 
 @dataclass(frozen=True)
@@ -83,17 +88,16 @@ class Report:
 
 def steps(rows: Sequence[Row]) -> Report:
     """The table of steps."""
-    labels = {"workload": lambda row: row.workload, **_labels(rows)}
-    columns: dict[str, Column] = {
-        **labels,
-        "µs a step": lambda row: row.microseconds("onepass"),
-        "GB/s": Row.bandwidth,
-        "onepass / copy limit": lambda row: row.ratio("onepass", "copy limit"),
-        "NumPy / onepass": lambda row: row.ratio("NumPy", "onepass"),
-    }
-    if any(row.torch_form for row in rows):
-        columns["torch / onepass"] = Row.torch
-    return Report("opt.step, float32", columns, rows, len(labels))
+    labels = {**WORKLOAD, **_labels(rows)}
+    return Report("opt.step, float32", labels | _rulers(rows, "µs a step"), rows, len(labels))
+
+
+def batch_norm(rows: Sequence[Row]) -> Report:
+    """The table of BatchNorm's operations."""
+    layout: dict[str, Column] = {"layout": lambda row: row.layout}
+    labels = {**WORKLOAD, **layout, **_labels(rows, "operation")}
+    columns = labels | _rulers(rows, "µs a call")
+    return Report("Batch norm, float32", columns, rows, len(labels))
 
 
 def calls(rows: Sequence[Row]) -> Report:
@@ -104,7 +108,7 @@ def calls(rows: Sequence[Row]) -> Report:
         "kernel on 1,000, µs": lambda row: row.microseconds("kernel"),
         "step on MLP, µs": lambda row: row.microseconds("onepass"),
     }
-    if any(row.torch_form for row in rows):
+    if _has_torch(rows):
         columns["torch on MLP, µs"] = lambda row: row.microseconds("torch")
         columns["torch / onepass"] = Row.torch
     return Report("One call of onepass.kernels, one step of an MLP", columns, rows, len(labels))
@@ -112,19 +116,36 @@ def calls(rows: Sequence[Row]) -> Report:
 
 def training(rows: Sequence[Row]) -> Report:
     """The table of steps between NumPy's matmuls."""
-    labels = {"workload": lambda row: row.workload, **_labels(rows)}
+    labels = {**WORKLOAD, **_labels(rows)}
     columns: dict[str, Column] = {**labels, "µs a step": lambda row: row.microseconds("onepass")}
-    if any(row.torch_form for row in rows):
+    if _has_torch(rows):
         columns["torch, µs a step"] = lambda row: row.microseconds("torch")
         columns["torch / onepass"] = Row.torch
     return Report("A step right after np.matmul, float32", columns, rows, len(labels))
 
 
-def _labels(rows: Sequence[Row]) -> dict[str, Column]:
-    labels: dict[str, Column] = {"rule": lambda row: row.case}
+def _labels(rows: Sequence[Row], case: str = "rule") -> dict[str, Column]:
+    labels: dict[str, Column] = {case: lambda row: row.case}
     if len({row.isa for row in rows}) > 1:
         labels["ISA"] = lambda row: row.isa
     return labels
+
+
+def _rulers(rows: Sequence[Row], time: str) -> dict[str, Column]:
+    """The time, under this heading, and what it is held against."""
+    columns: dict[str, Column] = {
+        time: lambda row: row.microseconds("onepass"),
+        "GB/s": Row.bandwidth,
+        "onepass / copy limit": lambda row: row.ratio("onepass", "copy limit"),
+        "NumPy / onepass": lambda row: row.ratio("NumPy", "onepass"),
+    }
+    if _has_torch(rows):
+        columns["torch / onepass"] = Row.torch
+    return columns
+
+
+def _has_torch(rows: Sequence[Row]) -> bool:
+    return any("torch" in row.seconds for row in rows)
 
 
 def show(report: Report, markdown: bool) -> None:

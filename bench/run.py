@@ -1,4 +1,4 @@
-"""Prints the tables of the README: every rule against the copy limit, NumPy and PyTorch.
+"""Prints the tables of the README: onepass against the copy limit, NumPy and PyTorch.
 
 See bench/README.md for how to read them.
 """
@@ -21,12 +21,13 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+import batch_norm
 import contenders
 import onepass as op
 import report
 from report import Row
 from timing import alternate
-from workloads import WORKLOADS, Case, Workload, cases
+from workloads import BATCHES, OPERATIONS, WORKLOADS, Case, Operation, Workload, cases
 
 Results = dict[str, list[Row]]
 """By the name of the table."""
@@ -57,8 +58,11 @@ def main() -> None:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
-    add("--rule", nargs="+", choices=op.optim.registry, default=list(op.optim.registry))
-    add("--workload", "--size", nargs="+", choices=WORKLOADS, help="default: all")
+    elements = {work.name: work.elements for work in (*WORKLOADS.values(), *BATCHES)}
+    add("--table", nargs="+", choices=TABLES, default=list(TABLES), help="default: all")
+    rules = list(op.optim.registry)
+    add("--rule", nargs="+", choices=rules, default=rules, help="no matter to batch_norm")
+    add("--workload", "--size", nargs="+", choices=elements, help="default: all")
     add("--threads", type=int, help="of everybody; default: onepass.get_num_threads()")
     add("--seconds", type=float, help=f"for each row, more if needed; default: {SECONDS:g}")
     add("--quick", action="store_true", help="a look: little time, small workloads")
@@ -70,17 +74,21 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         options.seconds = QUICK_SECONDS if options.quick else SECONDS
     if options.workload is None:
         most = QUICK_ELEMENTS if options.quick else math.inf
-        options.workload = [name for name, work in WORKLOADS.items() if work.elements <= most]
+        options.workload = [name for name, size in elements.items() if size <= most]
     return options
 
 
 def measure(options: argparse.Namespace) -> Results:
     chosen = cases(options.rule)
-    work: list[tuple[str, Case, Workload]] = []
-    work += [("steps", case, WORKLOADS[name]) for name in options.workload for case in chosen]
+    steps = [WORKLOADS[name] for name in options.workload if name in WORKLOADS]
+    batches = [batch for batch in BATCHES if batch.name in options.workload]
+    work: list[tuple[str, Case | Operation, Workload]] = []
+    work += [("steps", case, workload) for workload in steps for case in chosen]
     work += [("calls", case, WORKLOADS["mlp"]) for case in chosen if "mlp" in options.workload]
-    between = [name for name in ("1e5", "1e6") if name in options.workload]
-    work += [("training", case, WORKLOADS[name]) for name in between for case in chosen]
+    between = [workload for workload in steps if workload.name in ("1e5", "1e6")]
+    work += [("training", case, workload) for workload in between for case in chosen]
+    work += [("batch_norm", operation, batch) for batch in batches for operation in OPERATIONS]
+    work = [item for item in work if item[0] in options.table]
     results: Results = {name: [] for name in TABLES}
     # Drawn by hand between the rows: a thread that draws would take its time from the contenders.
     with Progress(console=Console(stderr=True), auto_refresh=False) as progress:
@@ -95,8 +103,8 @@ def measure(options: argparse.Namespace) -> Results:
 
 
 def measure_row(
-    make: Callable[[Case, Workload], dict[str, Any]],
-    case: Case,
+    make: Callable[[Any, Any], dict[str, Any]],
+    case: Case | Operation,
     workload: Workload,
     seconds: float,
     before: Callable[[], Any] | None,
@@ -105,12 +113,12 @@ def measure_row(
     return Row(
         case=str(case),
         workload=workload.name,
+        layout=workload.layout,
         tensors=len(workload.shapes),
         elements=workload.elements,
-        # Reads the parameter, the gradient and the state; writes the parameter and the state.
-        bytes=np.dtype(np.float32).itemsize * workload.elements * (3 + 2 * case.n_states),
+        bytes=np.dtype(np.float32).itemsize * workload.elements * case.arrays_moved,
         isa=op.runtime.info()["isa"],
-        torch_form=contenders.torch_form(case),
+        torch_form=getattr(rivals.get("torch"), "form", None),
         seconds=alternate({name: rival.step for name, rival in rivals.items()}, seconds, before),
     )
 
@@ -134,7 +142,12 @@ def matmul() -> Callable[[], Any]:
     return partial(np.matmul, a, a, out=np.empty_like(a))
 
 
-TABLES = {"steps": step_rivals, "calls": call_rivals, "training": pair_rivals}
+TABLES = {
+    "steps": step_rivals,
+    "calls": call_rivals,
+    "training": pair_rivals,
+    "batch_norm": batch_norm.rivals,
+}
 """By name, the contenders of a table; report.py has its columns."""
 
 

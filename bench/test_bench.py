@@ -6,11 +6,13 @@ pytest bench --benchmark-only
 import numpy as np
 import pytest
 
+import batch_norm
 import contenders
 from timing import alternate
-from workloads import WORKLOADS, cases
+from workloads import OPERATIONS, WORKLOADS, batches, cases
 
 SMALL = [WORKLOADS[name] for name in ("1e3", "1e5", "1e6", "mlp")]
+SMALL_BATCHES = batches((4, 64, 14, 14), (2, 256, 7, 5), (5, 512, 3, 3), (32, 1024))
 
 
 @pytest.fixture(params=cases(), ids=str)
@@ -20,6 +22,16 @@ def case(request):
 
 @pytest.fixture(params=SMALL, ids=lambda workload: workload.name)
 def workload(request):
+    return request.param
+
+
+@pytest.fixture(params=OPERATIONS, ids=str)
+def operation(request):
+    return request.param
+
+
+@pytest.fixture(params=SMALL_BATCHES, ids=lambda batch: f"{batch.name}-{batch.layout}")
+def batch(request):
     return request.param
 
 
@@ -63,6 +75,39 @@ def test_torch_does_the_same(case):
         torchs.step()
     for array, tensor in zip(ours.params, torchs.params, strict=True):
         np.testing.assert_allclose(array, tensor.detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+def assert_nearly_equal(ours, theirs):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_batch_norm(benchmark, operation, batch):
+    ours, numpys = (make(operation, batch) for make in (batch_norm.Onepass, batch_norm.NumPy))
+    for array, other in zip(results(ours), results(numpys), strict=True):
+        assert_nearly_equal(array, other)
+    benchmark(ours.step)
+
+
+def test_torchs_batch_norm_does_the_same(operation, batch):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    ours, torchs = (make(operation, batch) for make in (batch_norm.Onepass, batch_norm.Torch))
+    for array, tensor in zip(results(ours), results(torchs), strict=True):
+        in_layout = tensor.movedim(1, batch.axis) if tensor.ndim > 1 else tensor
+        assert in_layout.is_contiguous()
+        assert_nearly_equal(array, in_layout)
+
+
+def results(rival):
+    """What a step returns, then the running statistics."""
+    returned = rival.step()
+    return [*(returned if isinstance(returned, tuple) else [returned]), *rival.running]
+
+
+def test_batch_norms_copy_limit_keeps_its_values(benchmark, operation, batch):
+    copy = batch_norm.CopyLimit(operation, batch)
+    before = copy.values.copy()
+    benchmark(copy.step)
+    assert_same_bits([copy.values], [before])
 
 
 def test_resnet50_is_resnet50():

@@ -1,4 +1,4 @@
-"""What is timed: the rules with their settings, and the shapes of the parameters."""
+"""What is timed: the rules with their settings, BatchNorm's operations, and on which arrays."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from onepass._memory import aligned_zeros
+from onepass._memory import aligned_zeros, state_like
 from onepass._typing import Array
 from onepass.optim import Optimizer, registry
 
@@ -34,6 +34,11 @@ class Case:
     def n_states(self) -> int:
         return sum(name is not None for name in self.states)
 
+    @property
+    def arrays_moved(self) -> int:
+        """Reads the parameter, the gradient and the state; writes the parameter and the state."""
+        return 3 + 2 * self.n_states
+
     def __str__(self) -> str:
         return " ".join([self.cls.__name__, *(f"{k}={v}" for k, v in self.settings.items())])
 
@@ -56,24 +61,27 @@ class Workload:
 
     name: str
     shapes: Sequence[Shape]
+    layout: str = ""
+    """Where a batch has its channels."""
 
     @property
     def elements(self) -> int:
         return sum(math.prod(shape) for shape in self.shapes)
 
     def weights(self) -> list[Array]:
-        return self._normal(1.0, seed=1)
+        return normal(self.shapes, 1.0, seed=1)
 
     def grads(self) -> list[Array]:
-        return self._normal(0.01, seed=2)
+        return normal(self.shapes, 0.01, seed=2)
 
-    def _normal(self, scale: float, seed: int) -> list[Array]:
-        rng = np.random.default_rng(seed)
-        arrays = [aligned_zeros(math.prod(s), offset=NUMPY_OFFSET) for s in self.shapes]
-        for array in arrays:
-            rng.standard_normal(out=array, dtype=np.float32)
-            np.multiply(array, np.float32(scale), out=array)
-        return [array.reshape(s) for array, s in zip(arrays, self.shapes, strict=True)]
+
+def normal(shapes: Sequence[Shape], scale: float, seed: int) -> list[Array]:
+    rng = np.random.default_rng(seed)
+    arrays = [aligned_zeros(math.prod(shape), offset=NUMPY_OFFSET) for shape in shapes]
+    for array in arrays:
+        rng.standard_normal(out=array, dtype=np.float32)
+        np.multiply(array, np.float32(scale), out=array)
+    return [array.reshape(shape) for array, shape in zip(arrays, shapes, strict=True)]
 
 
 def mlp(*widths: int) -> Iterator[Shape]:
@@ -114,3 +122,69 @@ WORKLOADS = {
         Workload("resnet50-flat", [(_RESNET50.elements,)]),
     )
 }
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One of BatchNorm's, by the name of the contenders' method."""
+
+    name: str
+    arrays_moved: int
+    """As many of x's size as no way of computing it can do without."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+OPERATIONS = (
+    Operation("train", 2),  # reads x, writes y
+    Operation("infer", 2),
+    Operation("backward", 3),  # reads dy and x, writes dx
+)
+
+
+@dataclass(frozen=True)
+class BatchArrays:
+    """What BatchNorm is given, and `out` for what it returns."""
+
+    x: Array
+    dy: Array
+    out: Array
+    weight: Array
+    bias: Array
+    running_mean: Array
+    running_var: Array
+
+
+class Batch(Workload):
+    """One array to normalise."""
+
+    @property
+    def axis(self) -> int:
+        return 1 if self.layout == "first" else -1
+
+    def arrays(self) -> BatchArrays:
+        (shape,) = self.shapes
+        (x,), (dy,) = normal([shape], 1.0, seed=1), normal([shape], 0.01, seed=2)
+        np.add(x, 1, out=x)  # a mean that a contender cannot forget
+        weight, bias, mean, deviation = normal(4 * [(shape[self.axis],)], 1.0, seed=3)
+        var = np.square(deviation, out=deviation)
+        return BatchArrays(x, dy, state_like(x), weight, bias, mean, var)
+
+
+def batches(*shapes: Shape) -> list[Batch]:
+    """Arrays of shape (N, C) or (N, C, H, W); those of images in both layouts."""
+    chosen = []
+    for n, channels, *image in shapes:
+        name = "x".join(map(str, (n, channels, *image)))
+        if image:
+            chosen.append(Batch(name, [(n, channels, *image)], "first"))
+            chosen.append(Batch(name, [(n, *image, channels)], "last"))
+        else:
+            chosen.append(Batch(name, [(n, channels)], "-"))
+    return chosen
+
+
+BATCHES = batches(
+    (32, 64, 56, 56), (64, 64, 112, 112), (32, 256, 28, 28), (64, 512, 7, 7), (128, 1024)
+)

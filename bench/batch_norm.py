@@ -1,0 +1,162 @@
+"""Who is timed in BatchNorm: onepass, and the rulers it is held against.
+
+A contender is built from an operation and a batch; its `step` does the operation once, writes y or
+dx to an array that is there, and returns what onepass' function returns.
+"""
+
+import ctypes
+from typing import Any
+
+import numpy as np
+
+import onepass as op
+from contenders import Step, copy_limit, torch
+from onepass import runtime
+from onepass._memory import state_like
+from onepass._typing import Array
+from workloads import Batch, Operation, normal
+
+EPS = 1e-5
+MOMENTUM = 0.1
+"""onepass' defaults, and PyTorch's."""
+
+
+class Onepass:
+    """The functions, as a user calls them."""
+
+    def __init__(self, operation: Operation, batch: Batch) -> None:
+        self.arrays, self.axis = batch.arrays(), batch.axis
+        self.running = (self.arrays.running_mean, self.arrays.running_var)
+        _, *self.saved = self.train()
+        self.step: Step = getattr(self, operation.name)
+
+    def train(self) -> tuple[Array, ...]:
+        a = self.arrays
+        return op.batch_norm_train(a.x, a.weight, a.bias, *self.running, axis=self.axis, out=a.out)
+
+    def infer(self) -> Array:
+        a = self.arrays
+        return op.batch_norm_infer(a.x, *self.running, a.weight, a.bias, axis=self.axis, out=a.out)
+
+    def backward(self) -> tuple[Array, ...]:
+        a = self.arrays
+        return op.batch_norm_backward(
+            a.dy, a.x, *self.saved, a.weight, a.bias, axis=self.axis, out=a.out
+        )
+
+
+class CopyLimit:
+    """As many bytes read and written as no way of computing it can do without; nothing computed."""
+
+    def __init__(self, operation: Operation, batch: Batch) -> None:
+        # The kernel moves three arrays, so to move two it gets two thirds of the elements.
+        shape = (batch.elements * operation.arrays_moved // 3,)
+        (self.values,), (zeros,) = normal([shape], 1.0, seed=1), normal([shape], 0.0, seed=2)
+        self.step = copy_limit([self.values], [zeros], [()])
+
+
+class NumPy:
+    """The textbook's formulas in float32, by a user who has the patience for `out=`."""
+
+    def __init__(self, operation: Operation, batch: Batch) -> None:
+        self.arrays = a = batch.arrays()
+        self.scratch = state_like(a.x)
+        channel = [1] * a.x.ndim
+        channel[batch.axis] = -1
+        self.running = (a.running_mean, a.running_var)
+        # Views that broadcast against x.
+        views = [array.reshape(channel) for array in (a.weight, a.bias, *self.running)]
+        self.weight, self.bias, self.running_mean, self.running_var = views
+        self.axes = tuple(axis for axis, length in enumerate(channel) if length == 1)
+        self.count = np.float32(a.x.size // a.weight.size)
+        self.train()
+        self.step: Step = getattr(self, operation.name)
+
+    def train(self) -> tuple[Array, ...]:
+        x, y = self.arrays.x, self.arrays.out
+        self.mean = np.mean(x, axis=self.axes, keepdims=True)
+        np.subtract(x, self.mean, out=y)
+        np.multiply(y, y, out=self.scratch)
+        var = np.mean(self.scratch, axis=self.axes, keepdims=True)
+        self.invstd = 1 / np.sqrt(var + EPS)
+        np.multiply(y, self.invstd * self.weight, out=y)
+        np.add(y, self.bias, out=y)
+        unbiased = var * (self.count / (self.count - 1))
+        self.running_mean += MOMENTUM * (self.mean - self.running_mean)
+        self.running_var += MOMENTUM * (unbiased - self.running_var)
+        return y, self.mean.ravel(), self.invstd.ravel()
+
+    def infer(self) -> Array:
+        x, y = self.arrays.x, self.arrays.out
+        scale = self.weight / np.sqrt(self.running_var + EPS)
+        np.multiply(x, scale, out=y)
+        return np.add(y, self.bias - self.running_mean * scale, out=y)
+
+    def backward(self) -> tuple[Array, ...]:
+        dy, dx, normalized = self.arrays.dy, self.arrays.out, self.scratch
+        np.subtract(self.arrays.x, self.mean, out=normalized)
+        np.multiply(normalized, self.invstd, out=normalized)
+        np.multiply(dy, normalized, out=dx)
+        dweight = np.sum(dx, axis=self.axes, keepdims=True)
+        dbias = np.sum(dy, axis=self.axes, keepdims=True)
+        np.multiply(normalized, dweight / self.count, out=normalized)
+        np.subtract(dy, normalized, out=dx)
+        np.subtract(dx, dbias / self.count, out=dx)
+        np.multiply(dx, self.weight * self.invstd, out=dx)
+        return dx, dweight.ravel(), dbias.ravel()
+
+
+class Torch:
+    """PyTorch's own functions below `torch.nn.BatchNorm`, without autograd."""
+
+    def __init__(self, operation: Operation, batch: Batch) -> None:
+        torch.set_num_threads(runtime.get_num_threads())
+        keep_freed_memory()
+        a = batch.arrays()
+        # (N, C, H, W) in shape; in memory what they are, so (N, H, W, C) becomes channels_last.
+        self.x, self.dy, self.out = (
+            torch.from_numpy(np.moveaxis(array, batch.axis, 1)).clone()
+            for array in (a.x, a.dy, a.out)
+        )
+        channel = (a.weight, a.bias, a.running_mean, a.running_var)
+        self.weight, self.bias, *self.running = (torch.from_numpy(array) for array in channel)
+        self.saved = [torch.empty_like(self.weight) for _ in range(2)]
+        self.unsaved = [torch.empty(0) for _ in range(2)]
+        self.train()
+        self.step: Step = getattr(self, operation.name)
+
+    def train(self) -> tuple[Any, ...]:
+        return self._forward(True, self.saved)
+
+    def infer(self) -> Any:
+        y, *_ = self._forward(False, self.unsaved)
+        return y
+
+    def _forward(self, training: bool, saved: list[Any]) -> tuple[Any, ...]:
+        affine, out = (self.weight, self.bias), (self.out, *saved)
+        return torch.native_batch_norm(
+            self.x, *affine, *self.running, training, MOMENTUM, EPS, out=out
+        )
+
+    def backward(self) -> tuple[Any, ...]:
+        # The one with out= calls this one, and copies what it returns.
+        return torch.ops.aten.native_batch_norm_backward(
+            self.dy, self.x, self.weight, *self.running, *self.saved, True, EPS, [True] * 3
+        )
+
+
+def keep_freed_memory() -> None:
+    """Spare who allocates large results the fresh pages that glibc would fetch in every call."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    if mallopt:
+        m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
+        mallopt(m_trim_threshold, -1)
+        mallopt(m_mmap_max, 0)
+
+
+def rivals(operation: Operation, batch: Batch) -> dict[str, Any]:
+    """The contenders of an operation, onepass first, by the name of their column."""
+    chosen = {"onepass": Onepass, "copy limit": CopyLimit, "NumPy": NumPy}
+    if torch:
+        chosen["torch"] = Torch
+    return {name: rival(operation, batch) for name, rival in chosen.items()}
