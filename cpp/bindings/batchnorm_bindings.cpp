@@ -5,7 +5,6 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
-#include <cmath>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -46,9 +45,9 @@ class Call {
     const Label label("var", Role::input);
     const ChannelVector given(var, label, x, true, memory);
     given.check_not_negative(label);
-    std::vector<double> invstd(given.values());
-    for (double& value : invstd) value = 1 / std::sqrt(value + eps);
-    return invstd;
+    std::vector<double> result(x.channels);
+    onepass::invstd(given.values(), eps, result);
+    return result;
   }
 
   py::array empty() const {
@@ -64,12 +63,12 @@ class Call {
 
   // Calls body(batch_norm, arrays), which cannot fail; not for an array without elements.
   template <class Body>
-  void run(int num_threads, const Body& body) {
+  void run(Operation operation, int num_threads, const Body& body) {
     if (x.size() == 0) return;
     if (x.dtype == Dtype::f32) {
-      run_as(kernels_in_use->batch_norm_f32, num_threads, body);
+      run_as(kernels_in_use->batch_norm_f32, operation, num_threads, body);
     } else {
-      run_as(kernels_in_use->batch_norm_f64, num_threads, body);
+      run_as(kernels_in_use->batch_norm_f64, operation, num_threads, body);
     }
   }
 
@@ -94,12 +93,13 @@ class Call {
   }
 
   template <class T, class Body>
-  void run_as(const BatchNormTable<T>& table, int num_threads, const Body& body) {
+  void run_as(const BatchNormTable<T>& table, Operation operation, int num_threads,
+              const Body& body) {
     const auto data = [](const std::optional<py::array>& array) {
       return array ? static_cast<T*>(const_cast<void*>(array->data())) : nullptr;
     };
     BatchNorm<T> batch_norm(table, {x.outer, x.channels, x.inner}, num_threads,
-                            {weight_.data(), bias_.data()}, relu_, residual.has_value());
+                            {weight_.data(), bias_.data()}, operation, relu_, residual.has_value());
     const Arrays<T> arrays{data(x.array), data(residual),  data(dy),
                            data(out),     data(dresidual), false};
     std::optional<WithoutGil> release;
@@ -172,7 +172,7 @@ py::tuple train(py::handle x, py::handle weight, py::handle bias, py::handle run
   std::vector<double> var(call.x.channels);
   const auto n = static_cast<double>(call.x.outer * call.x.inner);
   const Statistics batch{mean.mutable_data(), invstd.mutable_data()};
-  call.run(num_threads, [&](auto& batch_norm, const auto& arrays) noexcept {
+  call.run(Operation::train, num_threads, [&](auto& batch_norm, const auto& arrays) noexcept {
     batch_norm.train(arrays, eps, batch, var.data());
     running.update(unbiased_running_var ? n / (n - 1) : 1.0, batch.mean, var.data());
   });
@@ -186,7 +186,7 @@ py::array infer(py::handle x, py::handle mean, py::handle var, py::handle weight
   std::vector<double> means = call.statistic(mean, "mean");
   std::vector<double> invstds = call.invstd(var, eps);
   call.set_out(out, {call.x.array});
-  call.run(num_threads, [&](auto& batch_norm, const auto& arrays) noexcept {
+  call.run(Operation::infer, num_threads, [&](auto& batch_norm, const auto& arrays) noexcept {
     batch_norm.infer(arrays, {means.data(), invstds.data()});
   });
   return call.out;
@@ -207,7 +207,7 @@ py::tuple backward(py::handle dy, py::handle x, py::handle mean, py::handle scal
   call.set_out(out, {call.x.array, *call.dy});
   if (call.residual) call.dresidual = call.empty();
   std::vector<double> dweight(call.x.channels), dbias(call.x.channels);
-  call.run(num_threads, [&](auto& batch_norm, const auto& arrays) noexcept {
+  call.run(Operation::backward, num_threads, [&](auto& batch_norm, const auto& arrays) noexcept {
     const Statistics statistics{means.data(), invstds.data()};
     const Gradients gradients{dweight.data(), dbias.data()};
     if (eps) {

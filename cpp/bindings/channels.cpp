@@ -37,9 +37,14 @@ bool same_layout(const py::array& a, const py::array& b) {
   return true;
 }
 
-double load(const char* p, Dtype dtype) noexcept {
-  return dtype == Dtype::f32 ? static_cast<double>(*reinterpret_cast<const float*>(p))
-                             : *reinterpret_cast<const double*>(p);
+template <class T>
+void load(const py::array& from, std::vector<double>& to) {
+  const auto* first = static_cast<const char*>(from.data());
+  const py::ssize_t stride = from.strides(0);
+  for (std::size_t c = 0; c < to.size(); ++c) {
+    const char* value = first + static_cast<py::ssize_t>(c) * stride;
+    to[c] = static_cast<double>(*reinterpret_cast<const T*>(value));
+  }
 }
 
 }  // namespace
@@ -156,9 +161,10 @@ ChannelVector::ChannelVector(py::handle object, const Label& label, const Channe
   memory.add(array_, label);
   if (!is_aligned(array_)) array_ = numpy().attr("array")(array_, py::arg("copy") = true);
   values_.resize(x.channels);
-  for (std::size_t c = 0; c < x.channels; ++c) {
-    const auto* first = static_cast<const char*>(array_.data());
-    values_[c] = load(first + static_cast<py::ssize_t>(c) * array_.strides(0), dtype_);
+  if (dtype_ == Dtype::f32) {
+    load<float>(array_, values_);
+  } else {
+    load<double>(array_, values_);
   }
 }
 

@@ -95,28 +95,35 @@ void first_means(const T* x, const Layout& layout, std::size_t begin, std::size_
 
 }  // namespace
 
+void invstd(std::span<const double> variance, double eps, std::span<double> result) noexcept {
+#pragma omp simd
+  for (std::size_t c = 0; c < result.size(); ++c) result[c] = 1 / std::sqrt(variance[c] + eps);
+}
+
 template <class T>
-void BatchNorm<T>::Values::resize(std::size_t n) {
+void BatchNorm<T>::Values::resize(std::size_t n, Operation operation) {
+  for (auto* values : {&mean, &scale, &shift}) values->resize(n);
+  if (operation == Operation::infer) return;
   for (auto* values : {&center, &magnitude}) values->resize(n);
-  for (auto* values : {&mean, &scale, &shift, &slope, &offset, &gain}) values->resize(n);
+  std::fill(magnitude.begin(), magnitude.end(), 1.0);
+  if (operation == Operation::train) return;
+  for (auto* values : {&slope, &offset, &gain}) values->resize(n);
 }
 
 template <class T>
 Channels<T> BatchNorm<T>::Values::at(std::size_t i) const noexcept {
-  return {&center[i], &magnitude[i], &mean[i],   &scale[i],
-          &shift[i],  &slope[i],     &offset[i], &gain[i]};
+  return {center.data() + i, magnitude.data() + i, mean.data() + i,   scale.data() + i,
+          shift.data() + i,  slope.data() + i,     offset.data() + i, gain.data() + i};
 }
 
 template <class T>
 BatchNorm<T>::BatchNorm(const BatchNormTable<T>& table, const Layout& layout, int threads,
-                        const Affine& affine, bool relu, bool residual)
+                        const Affine& affine, Operation operation, bool relu, bool residual)
     : layout_(layout),
       grid_(layout, useful_threads(layout, threads)),
       loops_(table[grid_.one_channel() * 1u + relu * 2u + residual * 4u]),
       threads_(useful_threads(layout, threads)),
-      affine_(affine),
-      first_(layout.channels),
-      second_(layout.channels) {
+      affine_(affine) {
   const auto n = static_cast<std::size_t>(threads_);
   const std::size_t tiles = grid_.tiles(), tile_bytes = grid_.elements_per_tile() * sizeof(T);
   const bool balanced = tiles >= 4 * n || tiles % n == 0;
@@ -128,9 +135,10 @@ BatchNorm<T>::BatchNorm(const BatchNormTable<T>& table, const Layout& layout, in
   } else {
     tiles_at_once_ = tiles;
   }
-  channels_.resize(layout.channels);
-  std::fill(channels_.magnitude.begin(), channels_.magnitude.end(), 1.0);
-  if (!grid_.columns_are_channels()) columns_.resize(grid_.columns());
+  channels_.resize(layout.channels, operation);
+  if (!grid_.columns_are_channels()) columns_.resize(grid_.columns(), operation);
+  if (operation == Operation::infer) return;
+  for (auto* sums : {&first_, &second_}) sums->resize(layout.channels);
   if (tiles_at_once_) partial_.resize(2 * layout.channels * grid_.blocks());
 }
 
@@ -155,6 +163,7 @@ void BatchNorm<T>::spread_center(std::size_t tile) noexcept {
 
 template <class T>
 void BatchNorm<T>::set_forward(std::size_t tile, const Statistics& statistics) noexcept {
+#pragma omp simd
   for (std::size_t c = grid_.first_channel(tile); c < grid_.first_channel(tile + 1); ++c) {
     const Split<T> mean(statistics.mean[c]);
     const double scale = affine_.weight[c] * (statistics.invstd[c] / shrink);
@@ -270,6 +279,7 @@ void BatchNorm<T>::train(Arrays<T> arrays, double eps, const Statistics& batch,
     spread_center(tile);
   };
   const auto finish = [&](std::size_t tile) noexcept {
+#pragma omp simd
     for (std::size_t c = grid_.first_channel(tile); c < grid_.first_channel(tile + 1); ++c) {
       const double magnitude = std::is_same_v<T, double> ? channels_.magnitude[c] : 1.0;
       const double delta = first_[c] / count;

@@ -2,8 +2,8 @@
 // threads.
 #pragma once
 
-#include <memory>
 #include <new>
+#include <span>
 #include <vector>
 
 #include "grid.hpp"
@@ -22,6 +22,9 @@ struct Gradients {
   double *weight, *bias;
 };
 
+// 1 / the standard deviation.
+void invstd(std::span<const double> variance, double eps, std::span<double> result) noexcept;
+
 // Whole cache lines, because SIMD vectors that straddle two cost two loads; and not zeroed.
 template <class T>
 struct LineAllocator {
@@ -35,12 +38,14 @@ struct LineAllocator {
 template <class T>
 using Vector = std::vector<T, LineAllocator<T>>;
 
+enum class Operation { train, infer, backward };
+
 template <class T>
 class BatchNorm {
  public:
-  // Allocates. Nothing after it can fail.
+  // Allocates what the operation needs. Nothing after it can fail.
   BatchNorm(const BatchNormTable<T>& table, const Layout& layout, int threads, const Affine& affine,
-            bool relu, bool residual);
+            Operation operation, bool relu, bool residual);
 
   // y and the statistics of the batch, the biased variance among them.
   void train(Arrays<T> arrays, double eps, const Statistics& batch, double* variance) noexcept;
@@ -58,7 +63,7 @@ class BatchNorm {
   struct Values {
     Vector<double> center, magnitude;
     Vector<T> mean, scale, shift, slope, offset, gain;
-    void resize(std::size_t n);
+    void resize(std::size_t n, Operation operation);
     Channels<T> at(std::size_t i) const noexcept;
   };
 

@@ -52,14 +52,15 @@ struct Run {
       return onepass::Arrays<T>{x.data(), z, dy.data(), out.data(), dz, false};
     };
     // New ones each time: what an operation leaves behind must not matter to the next.
-    const auto make = [&] {
-      return onepass::BatchNorm<T>(table(isa, T()), layout, threads, affine, relu, relu);
+    using onepass::Operation;
+    const auto make = [&](Operation operation) {
+      return onepass::BatchNorm<T>(table(isa, T()), layout, threads, affine, operation, relu, relu);
     };
     const onepass::Statistics batch{take(), take()};
-    make().train(arrays(y), 1e-5, batch, take());
-    make().infer(arrays(inferred), batch);
-    make().backward(arrays(dx), batch, {take(), take()});
-    make().infer_backward(arrays(frozen_dx), batch, {take(), take()});
+    make(Operation::train).train(arrays(y), 1e-5, batch, take());
+    make(Operation::infer).infer(arrays(inferred), batch);
+    make(Operation::backward).backward(arrays(dx), batch, {take(), take()});
+    make(Operation::backward).infer_backward(arrays(frozen_dx), batch, {take(), take()});
   }
 
   bool operator==(const Run& other) const {
@@ -91,7 +92,8 @@ void check_by_hand() {
   double mean, invstd, variance;
   const double weight = 4, bias = 10;
   const auto& kernels = onepass::choose_isa(nullptr).kernels->batch_norm_f32;
-  onepass::BatchNorm<float>(kernels, {2, 1, 1}, 1, {&weight, &bias}, false, false)
+  onepass::BatchNorm<float>(kernels, {2, 1, 1}, 1, {&weight, &bias}, onepass::Operation::train,
+                            false, false)
       .train({x, nullptr, nullptr, y, nullptr, false}, 3.0, {&mean, &invstd}, &variance);
   check(mean == 2 && variance == 1 && invstd == 0.5, "statistics by hand");
   check(y[0] == 8.0f && y[1] == 12.0f, "y by hand");
