@@ -34,6 +34,7 @@ BAD_UPSTREAM = {
 BAD_OPTIONS = {
     "axis too large": ({"axis": 3}, ValueError, "axis: expected an axis of x, from -3 to 2, got 3"),
     "axis too small": ({"axis": -4}, ValueError, "axis: expected an axis of x"),
+    "an axis beyond all": ({"axis": 2**70}, ValueError, "axis: expected an axis of x, got 1180"),
     "a float axis": ({"axis": 1.0}, TypeError, r"axis: expected an integer, got 1\.0"),
     "a bool axis": ({"axis": True}, TypeError, "axis: expected an integer, got True"),
     "relu": ({"relu": 1}, TypeError, "relu: expected True or False, got 1"),
@@ -68,6 +69,8 @@ EPS = [
 
 
 def expect(error, message, function, p, **options):
+    running = {"running_mean": np.zeros(4, np.float32), "running_var": np.ones(4, np.float32)}
+    p = {"running": running, **p}
     out = options.setdefault("out", np.full((6, 4, 5), 7, np.float32))
     before = digest(p, options)
     with pytest.raises(error, match=f"^{message}"):
@@ -131,6 +134,18 @@ RUNNING = {
     "length": ("var", lambda a: a[:3], ValueError, r"running_var: expected shape \(4,\)"),
     "dtype": ("mean", lambda a: a.astype(int), TypeError, "running_mean: expected dtype float32"),
     "a list": ("mean", list, TypeError, "running_mean: expected a NumPy array"),
+    "one number for all": (
+        "mean",
+        lambda a: np.broadcast_to(a[:1], a.shape),
+        ValueError,
+        "running_mean: expected a writable array",
+    ),
+    "no strides": (
+        "mean",
+        lambda a: np.lib.stride_tricks.as_strided(a, a.shape, (0,)),
+        ValueError,
+        "running_mean: expected memory for each channel",
+    ),
     "read-only": ("var", read_only, ValueError, "running_var: expected a writable"),
 }
 
@@ -181,3 +196,30 @@ def test_an_empty_batch_may_be_inferred():
     assert dx.shape == (0, 4, 3)
     assert (dweight == 0).all()
     assert (dbias == 0).all()
+
+
+def test_out_like_a_slice_that_is_copied(rng, function):
+    p = arrays(rng)
+    p["x"] = np.repeat(p["x"], 2, axis=0)[::2]
+    message = r"out: expected strides \(80, 20, 4\), as x has when it is copied"
+    expect(ValueError, message, function, p, out=np.zeros((12, 4, 5), np.float32)[::2])
+
+
+def test_a_failed_forward_leaves_the_layer_as_it_was(rng):
+    p = arrays(rng)
+    bn, other = op.BatchNorm(4), op.BatchNorm(4)
+    for layer in (bn, other):
+        layer.forward(p["x"])
+    before = digest(bn.state_dict())
+    wrong = np.zeros((6, 4, 4), np.float32)
+    for arguments in ((True, wrong), (False, wrong), (True, p["x"]), (None,)):
+        with pytest.raises((TypeError, ValueError)):
+            bn.forward(p["x"], *arguments)
+    for setting, value in (("eps", -1.0), ("momentum", 2.0)):
+        kept = getattr(bn, setting)
+        setattr(bn, setting, value)
+        with pytest.raises(ValueError, match=f"^{setting}: expected "):
+            bn.forward(p["x"])
+        setattr(bn, setting, kept)
+    assert digest(bn.state_dict()) == before
+    assert digest(bn.backward(p["dy"])) == digest(other.backward(p["dy"]))

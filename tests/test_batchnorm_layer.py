@@ -76,20 +76,22 @@ def test_without_affine_there_are_no_parameters(rng):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_backward_belongs_to_the_last_forward(rng, training):
-    p = arrays(rng)
-    bn = op.BatchNorm(4, relu=True)
+@pytest.mark.parametrize("axis", [1, -1])
+def test_backward_belongs_to_the_last_forward(rng, training, axis):
+    p = arrays(rng, (6, 4, 5) if axis == 1 else (6, 5, 4))
+    bn = op.BatchNorm(4, axis=axis, eps=0.1, relu=True)
     bn.weight[:], bn.bias[:] = p["weight"], p["bias"]
     bn.forward(p["dy"], training=not training)
     y = bn.forward(p["x"], training)
     if training:
-        expected_y, mean, invstd = FUNCTIONS["train"](p, relu=True)
+        expected_y, mean, invstd = FUNCTIONS["train"](p, axis=axis, eps=0.1, relu=True)
         saved = {**p, "mean": mean, "var": invstd}
-        expected = FUNCTIONS["backward"](saved, relu=True)
+        expected = FUNCTIONS["backward"](saved, axis=axis, relu=True)
     else:
-        saved = {**p, "mean": bn.running_mean, "var": bn.running_var}
-        expected_y = FUNCTIONS["infer"](saved, relu=True)
-        expected = FUNCTIONS["infer_backward"](saved, relu=True)
+        saved = {**p, "mean": bn.running_mean.copy(), "var": bn.running_var.copy()}
+        expected_y = FUNCTIONS["infer"](saved, axis=axis, eps=0.1, relu=True)
+        expected = FUNCTIONS["infer_backward"](saved, axis=axis, eps=0.1, relu=True)
+        bn.running_mean += 1  # what a forward used stays what it was
     assert_same_bits(y, expected_y)
     gradients = bn.weight_grad, bn.bias_grad
     dx = bn.backward(p["dy"])
@@ -132,6 +134,10 @@ def test_backward_needs_a_forward_whose_input_is_there(rng):
         bn.forward(x, training=False, out=x[:])
     with pytest.raises(ValueError, match="^out: .* because the backward pass needs x"):
         bn.forward(x, out=x)
+    bn.forward(x)
+    bn.backward(x.copy(), out=x)
+    with pytest.raises(RuntimeError, match="^backward: expected a forward before it"):
+        bn.backward(x)
 
 
 def test_the_layer_checks_its_input(rng):
@@ -194,6 +200,40 @@ def test_a_loaded_state_continues_to_the_bit(rng):
     assert (bn.weight == 3).all()
 
 
+def test_loading_fills_the_arrays_that_are_there():
+    params = np.ones(8, np.float32)
+    bn = op.BatchNorm(4)
+    bn.weight, bn.bias = params[:4], params[4:]
+    bn.load_state_dict({**bn.state_dict(), "weight": np.arange(4)})
+    assert params.tolist() == [0, 1, 2, 3, 1, 1, 1, 1]
+    bn.bias = read_only(bn.bias)
+    with pytest.raises(ValueError, match=r"^state\['bias'\]: expected a writable array"):
+        bn.load_state_dict({**bn.state_dict(), "weight": np.ones(4)})
+    assert params[3] == 3
+
+
+def test_a_copy_leaves_the_last_input_behind(rng):
+    bn = op.BatchNorm(4)
+    bn.forward(rng.normal(size=(1000, 4)).astype(np.float32))
+    assert len(pickle.dumps(bn)) < 2000
+    with pytest.raises(RuntimeError, match="^backward: "):
+        copy.deepcopy(bn).backward(np.zeros((1000, 4), np.float32))
+
+
+def test_strided_parameters_and_statistics(rng):
+    """What is not contiguous is written where it is."""
+    p, both = arrays(rng), np.zeros((4, 4), np.float32)
+    bn, plain = op.BatchNorm(4), op.BatchNorm(4)
+    bn.running_mean, bn.running_var = np.zeros((4, 9), "f")[:, 2], np.ones((4, 9), "f")[:, 2]
+    bn.weight_grad, bn.bias_grad = np.zeros((4, 9), "f")[:, 2], both[:, 0]
+    for layer in (bn, plain):
+        layer.forward(p["x"])
+        layer.backward(p["dy"])
+    for name in ("running_mean", "running_var", "weight_grad", "bias_grad"):
+        assert_same_bits(getattr(bn, name), getattr(plain, name))
+    assert not both[:, 1:].any()
+
+
 def test_an_old_state_has_no_count(rng):
     bn = op.BatchNorm(4)
     bn.forward(arrays(rng)["x"])
@@ -209,12 +249,20 @@ def test_an_old_state_has_no_count(rng):
         ({"weight": None}, KeyError, "state: expected the keys"),
         ({"gamma": np.ones(4)}, KeyError, "state: expected the keys"),
         ({"running_var": np.ones(3)}, ValueError, r"state\['running_var'\]: expected shape \(4,\)"),
+        (
+            {"running_var": np.full(4, -1)},
+            ValueError,
+            r"state\['running_var'\]: expected values >=",
+        ),
+        ({"num_batches_tracked": np.array(-1)}, ValueError, r"state\['num_batches_tracked'\]: "),
         ({"num_batches_tracked": np.array(1.5)}, TypeError, r"state\['num_batches_tracked'\]: "),
         ({"bias": np.array(["a"] * 4)}, TypeError, r"state\['bias'\]: expected dtype float32"),
     ],
 )
 def test_a_bad_state_changes_nothing(change, error, message):
     bn = op.BatchNorm(4)
+    with pytest.raises(TypeError, match="^state: expected a mapping, got list"):
+        bn.load_state_dict([1])
     before = digest(bn.state_dict())
     state = {**bn.state_dict(), "running_mean": np.full(4, 9), **change}
     with pytest.raises(error, match=message):
@@ -226,7 +274,7 @@ def test_a_bad_state_changes_nothing(change, error, message):
 @pytest.mark.parametrize("axis", [0, -1])
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_folding_does_the_work_of_both_layers(rng, affine, axis, with_bias):
-    bn = op.BatchNorm(4, affine=affine, dtype=np.float64)
+    bn = op.BatchNorm(4, eps=0.1, affine=affine, dtype=np.float64)
     for array in (bn.weight, bn.bias, bn.running_mean):
         if array is not None:
             array[:] = rng.normal(size=4)
@@ -241,6 +289,7 @@ def test_folding_does_the_work_of_both_layers(rng, affine, axis, with_bias):
     np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)
     assert digest(weight, bias) == before
     assert folded.shape == given.shape
+    assert folded.dtype == shift.dtype == np.float64
 
 
 def test_folding_needs_statistics_and_matching_shapes():
@@ -253,9 +302,18 @@ def test_folding_needs_statistics_and_matching_shapes():
         bn.fold_into(np.ones((3, 4)), axis=2)
     with pytest.raises(ValueError, match=r"^bias: expected shape \(4,\), got shape \(1, 4\)"):
         bn.fold_into(np.ones((4, 3)), np.ones((1, 4)))
+    for weight, bias in (
+        (np.ones((4, 3), int), None),
+        ([[1.0]] * 4, None),
+        (np.ones((4, 3)), [0] * 4),
+    ):
+        with pytest.raises(
+            TypeError, match="^(weight|bias): expected an array of floating-point num"
+        ):
+            bn.fold_into(weight, bias)
 
 
 def test_repr_makes_the_layer():
-    bn = op.BatchNorm(4, axis=-1, relu=True)
-    text = "BatchNorm(4, axis=-1, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True, "
-    assert repr(bn) == text + "relu=True, dtype=float32)"
+    bn = op.BatchNorm(4, axis=-1, eps=1.23456789e-5, relu=True, dtype=np.float64)
+    assert repr(eval(repr(bn), {"BatchNorm": op.BatchNorm})) == repr(bn)
+    assert repr(bn).startswith("BatchNorm(4, axis=-1, eps=1.23456789e-05, momentum=0.1, ")

@@ -29,7 +29,7 @@ def shape(request):
 def test_forward_on_exact_data(rng, shape, dtype, relu, residual, threads):
     problem = Problem(rng, *shape, dtype, exact, residual)
     statistics = reference.statistics(problem.last(problem.x), 1e-5)
-    running = [rng.normal(size=problem.weight.shape).astype(dtype) for _ in range(2)]
+    running = [abs(rng.normal(size=problem.weight.shape)).astype(dtype) for _ in range(2)]
     count = problem.x.size // len(problem.weight)
     expected_running = (
         reference.running(running[0], statistics.mean, 0.1),
@@ -50,6 +50,19 @@ def test_forward_on_exact_data(rng, shape, dtype, relu, residual, threads):
     assert_same_bits(y, problem.expected_y(mean, invstd, relu))
     for found, expected in zip(running, expected_running, strict=True):
         assert_same_bits(found, expected)
+    y = op.batch_norm_infer(
+        problem.x,
+        *running,
+        problem.weight,
+        problem.bias,
+        eps=30.0,
+        axis=problem.axis,
+        relu=relu,
+        residual=problem.residual,
+        num_threads=threads,
+    )
+    running = [array.astype(np.float64) for array in running]
+    assert_same_bits(y, problem.expected_y(running[0], 1 / np.sqrt(running[1] + 30), relu))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -157,6 +170,55 @@ def test_variance_whatever_the_mean(rng, dtype, kind, shape):
     assert error <= abs(expected_mean) * Fraction(2e-16) + spread * Fraction(1e-12)
 
 
+def test_variance_where_the_first_samples_are_far_off(rng):
+    """Sums about those alone lose three digits more."""
+    n = 2_000_000
+    x = rng.normal(size=(n, 1)).astype(np.float32)
+    x[:16] = 3 * np.sqrt(n)
+    running = np.zeros(1), np.zeros(1)
+    op.batch_norm_train(x, None, None, *running, momentum=1.0, unbiased_running_var=False)
+    exactly = x.astype(np.longdouble)
+    expected = ((exactly - exactly.mean()) ** 2).mean()
+    assert abs(running[1][0] - expected) < 1e-12 * expected
+
+
+def test_float64_beyond_the_range_of_its_squares(rng):
+    small = rng.normal(size=(40, 3))
+    _, mean, invstd = op.batch_norm_train(small, eps=1e-300)
+    dx, dweight, dbias = op.batch_norm_backward(small[::-1].copy(), small, mean, invstd)
+    for scale in (1e200, 1e307):
+        x = small * scale
+        _, wide_mean, wide_invstd = op.batch_norm_train(x, eps=1e-300)
+        np.testing.assert_allclose(wide_mean, mean * scale, rtol=1e-12)
+        np.testing.assert_allclose(wide_invstd, invstd / scale, rtol=1e-12)
+        found = op.batch_norm_backward(small[::-1].copy(), x, wide_mean, wide_invstd)
+        np.testing.assert_allclose(found[0], dx / scale, rtol=1e-9)
+        np.testing.assert_allclose(found[1], dweight, rtol=1e-12)
+        assert_same_bits(found[2], dbias)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 1.0])
+def test_what_has_no_weight_makes_no_nan(dtype, momentum):
+    x = np.array([[1e30], [-1e30]]) if dtype == np.float32 else np.array([[1e200], [-1e200]])
+    running = np.zeros(1, dtype), np.full(1, np.inf, dtype)
+    op.batch_norm_train(x.astype(dtype), None, None, *running, momentum=momentum)
+    assert running[1] == np.inf
+    ordinary = np.array([[1.0], [3.0]], dtype)
+    op.batch_norm_train(ordinary, None, None, *running, momentum=momentum)
+    assert running[1] == (2.0 if momentum else np.inf)
+
+
+def test_relu_passes_a_nan_and_its_gradient(dtype):
+    x = np.array([[np.nan, 1.0], [1.0, 3.0]], dtype)
+    nan = np.array([[0.0, np.nan], [0.0, 0.0]], dtype)
+    statistics = np.zeros(2), np.ones(2)
+    y = op.batch_norm_infer(x, *statistics, relu=True, residual=nan)
+    assert np.isnan(y).tolist() == [[True, True], [False, False]]
+    dy = np.full((2, 2), 2, dtype)
+    *_, dresidual = op.batch_norm_infer_backward(dy, x, *statistics, relu=True, residual=nan)
+    assert_same_bits(dresidual, dy)
+
+
 @pytest.mark.parametrize("offset", [0, 1e3, 1e4, 1e5])
 def test_y_does_not_lose_a_large_mean(rng, offset):
     """At 1e5, folding the mean into the bias is off by 8e-3; a float32 mean by 8e-4."""
@@ -247,20 +309,24 @@ def test_layouts_agree_on_exact_data(rng, dtype):
         assert_same_bits(one, other)
 
 
-def test_streamed_results_are_the_same(rng, dtype):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_streamed_results_are_the_same(rng, dtype, threads):
     """Large outputs go past the caches; whatever the alignment, every element arrives."""
     shape = (5, 3, 400, 401)
-    x, dy = exact(rng, shape, dtype), exact(rng, shape, dtype)
-    buffer = np.full(x.size + 200, 7, dtype)
+    problem = Problem(rng, shape, 1, dtype, exact, residual=True)
+    mean, invstd = exact(rng, 3, np.float64), rng.uniform(0.5, 2, 3)
+    expected, *others = problem.expected_gradients(mean, invstd, relu=True, frozen=False)
+    buffer = np.full(problem.x.size + 200, 7, dtype)
     for offset in (0, 1, 7, 16):
-        out = buffer[16 + offset : 16 + offset + x.size].reshape(shape)
-        y, mean, invstd = op.batch_norm_train(x, out=out)
-        expected = reference.normalize(
-            np.moveaxis(x, 1, -1), mean, invstd, np.ones(3, dtype), np.zeros(3, dtype)
+        out = buffer[16 + offset : 16 + offset + problem.x.size].reshape(shape)
+        options = {"residual": problem.residual, "out": out, "num_threads": threads}
+        y, *saved = op.batch_norm_train(problem.x, problem.weight, problem.bias, **options)
+        assert_same_bits(y, problem.expected_y(*saved, relu=False))
+        dx, *found = op.batch_norm_backward(
+            problem.dy, problem.x, mean, invstd, problem.weight, problem.bias, relu=True, **options
         )
-        assert_same_bits(y, np.moveaxis(expected, -1, 1).copy())
-        op.batch_norm_backward(dy, x, mean, invstd, out=out)
-        assert_same_bits(out, op.batch_norm_backward(dy, x, mean, invstd, num_threads=1)[0])
+        for array, other in zip([dx, *found], [expected, *others], strict=True):
+            assert_same_bits(array, other)
         assert (buffer[: 16 + offset] == 7).all()
-        assert (buffer[16 + offset + x.size :] == 7).all()
+        assert (buffer[16 + offset + problem.x.size :] == 7).all()
         buffer.fill(7)

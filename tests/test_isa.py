@@ -67,7 +67,8 @@ for shape, axis in SHAPES:
             y, *saved = op.batch_norm_train(x, axis=axis, **options)
             gradients = op.batch_norm_backward(dy, x, *saved, axis=axis, **options)
             frozen = op.batch_norm_infer_backward(dy, x, *saved, axis=axis, **options)
-            print(digest(y, saved, gradients, frozen))
+            inferred = op.batch_norm_infer(x, *saved, eps=0.1, axis=axis, **options)
+            print(digest(y, saved, gradients, frozen, inferred))
 """
 
 

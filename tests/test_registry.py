@@ -106,3 +106,32 @@ def test_documentation_is_whole(optimizer):
 def test_public_things_have_a_docstring(thing):
     if callable(thing):
         assert thing.__doc__
+
+
+BATCH_NORM = [
+    op.BatchNorm,
+    op.batch_norm_train,
+    op.batch_norm_infer,
+    op.batch_norm_backward,
+    op.batch_norm_infer_backward,
+]
+
+
+@pytest.mark.parametrize("thing", BATCH_NORM, ids=lambda thing: thing.__name__)
+def test_documentation_of_batch_norm_is_whole(thing):
+    doc = thing.__doc__
+    assert ".. math::" in doc
+    assert "TypeError, ValueError" in section(doc, "Raises")
+    assert re.search(r"\b(19|20)\d\d\b", section(doc, "References"))
+    assert ">>> " in section(doc, "Examples")
+    assert "PyTorch" in section(doc, "Notes").split("Differs from")[1]
+    parameters = section(doc, "Parameters")
+    for name in inspect.signature(thing).parameters:
+        assert re.search(rf"^\s*(\w+, )*{name}(, \w+)*( :|$)", parameters, re.M), name
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in dir(op.BatchNorm) if callable(getattr(op.BatchNorm, name))]
+)
+def test_methods_of_batch_norm_have_a_docstring(name):
+    assert name.startswith("_") or getattr(op.BatchNorm, name).__doc__

@@ -108,10 +108,10 @@ void Memory::add(const py::array& array, const Label& label) {
   ranges_.push_back({begin, end, label});
 }
 
-void Memory::relabel(const py::array& array, const Label& label) {
-  for (Range& range : ranges_) {
-    if (range.begin == reinterpret_cast<std::uintptr_t>(array.data())) range.label = label;
-  }
+void Memory::overwrite(const py::array& array, const Label& label) {
+  const auto begin = reinterpret_cast<std::uintptr_t>(array.data());
+  std::erase_if(ranges_, [&](const Range& range) { return range.begin == begin; });
+  add(array, label);
 }
 
 void Memory::check_overlap() {

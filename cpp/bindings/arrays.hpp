@@ -50,7 +50,7 @@ class Memory {
  public:
   void reserve(std::size_t arrays) { ranges_.reserve(arrays); }
   void add(const py::array& array, const Label& label);
-  void relabel(const py::array& array, const Label& label);  // one that was added
+  void overwrite(const py::array& array, const Label& label);  // one that was added, in place
   void check_overlap();  // sorts; throws ValueError where a written array meets another
 
  private:

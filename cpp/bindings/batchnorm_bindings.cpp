@@ -141,14 +141,19 @@ class Running {
     if (batches_) ++*batches_;
     const double m = momentum_ ? *momentum_ : 1 / static_cast<double>(*batches_);
     for (std::size_t c = 0; c < new_mean_.size(); ++c) {
-      new_mean_[c] = (1 - m) * mean_->values()[c] + m * mean[c];
-      new_var_[c] = (1 - m) * var_->values()[c] + m * (var[c] * correction);
+      new_mean_[c] = mix(mean_->values()[c], mean[c], m);
+      new_var_[c] = mix(var_->values()[c], var[c] * correction, m);
     }
     mean_->write(new_mean_);
     var_->write(new_var_);
   }
 
  private:
+  // What has no weight does not count: 0 times infinity would be a NaN.
+  static double mix(double old, double now, double m) noexcept {
+    return m == 0 ? old : m == 1 ? now : (1 - m) * old + m * now;
+  }
+
   std::optional<ChannelVector> mean_, var_;
   std::vector<double> new_mean_, new_var_;
   std::optional<double> momentum_;

@@ -66,13 +66,14 @@ ChannelArray check_channels(py::handle object, const Label& label, py::ssize_t a
   if (axis < 0) axis += rank;
   memory.add(array, label);
   const auto channels = static_cast<std::size_t>(array.shape(axis));
-  if (array.size() == 0) return {array, dtype, axis, 0, channels, 0};
+  if (array.size() == 0) return {array, false, dtype, axis, 0, channels, 0};
   std::vector<py::ssize_t> order = memory_order(array);
-  if (!is_aligned(array) || (order.empty() && array.size() > 1)) {
+  const bool copied = !is_aligned(array) || (order.empty() && array.size() > 1);
+  if (copied) {
     array = numpy().attr("array")(array, py::arg("copy") = true, py::arg("order") = "C");
     order = memory_order(array);
   }
-  ChannelArray found{array, dtype, axis, 1, channels, 1};
+  ChannelArray found{array, copied, dtype, axis, 1, channels, 1};
   if (channels == 1) {
     found.outer = static_cast<std::size_t>(array.size());
     return found;
@@ -105,12 +106,15 @@ py::array check_out(py::handle object, const Label& label, const ChannelArray& x
   check_like(array, label, x.array, "x's");
   check_written_in_place(array, label);
   if (!same_layout(array, x.array)) {
-    fail_value(label, "strides " + strides_name(x.array) + ", as x has in memory",
-               "strides " + strides_name(array));
+    fail_value(
+        label,
+        "strides " + strides_name(x.array) +
+            (x.copied ? ", as x has when it is copied to fill its memory" : ", as x has in memory"),
+        "strides " + strides_name(array));
   }
   for (const py::array& other : same) {
     if (array.data() == other.data()) {
-      memory.relabel(array, label);
+      memory.overwrite(array, label);
       return array;
     }
   }
@@ -157,7 +161,12 @@ ChannelVector::ChannelVector(py::handle object, const Label& label, const Channe
                    std::to_string(x.axis),
                "shape " + shape_name(array_));
   }
-  if (label.written()) check_written_in_place(array_, label);
+  if (label.written()) {
+    check_written_in_place(array_, label);
+    if (x.channels > 1 && array_.strides(0) == 0) {
+      fail_value(label, "memory for each channel", "strides (0,)");
+    }
+  }
   memory.add(array_, label);
   if (!is_aligned(array_)) array_ = numpy().attr("array")(array_, py::arg("copy") = true);
   values_.resize(x.channels);

@@ -11,7 +11,8 @@ namespace onepass::bindings {
 
 // An array with channels, as it lies in memory: in C order, `outer` x `channels` x `inner`.
 struct ChannelArray {
-  py::array array;  // a dense copy of what the caller gave, where that was not dense
+  py::array array;
+  bool copied;  // because what the caller gave does not fill its memory
   Dtype dtype;
   py::ssize_t axis;  // not negative
   std::size_t outer, channels, inner;

@@ -19,6 +19,10 @@ constexpr std::size_t min_streamed_bytes = 8 << 20;
 constexpr std::size_t elements_at_once = 4096;  // of one channel
 constexpr std::size_t rows_at_once = 8;         // that channels share
 constexpr std::size_t max_samples = 16;
+// Where the first samples are so far from the mean of the others, in variances, sums about them
+// lose digits.
+constexpr double max_off_center = 1e4;
+constexpr int max_tries = 3;  // as it comes, in other units, about a better center
 // Where the squares of a double would be infinite, x is summed in units of 2^600.
 constexpr double small_magnitude = 0x1p-600;
 constexpr double min_ordinary_invstd = 0x1p-500;
@@ -272,10 +276,10 @@ void BatchNorm<T>::train(Arrays<T> arrays, double eps, const Statistics& batch,
                          double* variance) noexcept {
   arrays.stream = streams(arrays);
   const auto count = static_cast<double>(layout_.per_channel());
+  bool first_try = true;
   const auto prepare = [&](std::size_t tile) noexcept {
-    first_means<max_samples>(arrays.x, layout_, grid_.first_channel(tile),
-                             grid_.first_channel(tile + 1), channels_.magnitude.data(),
-                             channels_.center.data());
+    if (first_try)
+      set_first_means(arrays.x, grid_.first_channel(tile), grid_.first_channel(tile + 1));
     spread_center(tile);
   };
   const auto finish = [&](std::size_t tile) noexcept {
@@ -293,16 +297,37 @@ void BatchNorm<T>::train(Arrays<T> arrays, double eps, const Statistics& batch,
     }
     set_forward(tile, batch);
   };
-  run(arrays, loops_.moments, loops_.normalize, false, prepare, finish);
-  if constexpr (std::is_same_v<T, double>) {
-    bool again = false;
-    for (std::size_t c = 0; c < layout_.channels; ++c) {
-      if (variance[c] <= DBL_MAX) continue;
-      channels_.magnitude[c] = small_magnitude;
-      again = true;
-    }
-    if (again) run(arrays, loops_.moments, loops_.normalize, false, prepare, finish);
+  for (int tries = max_tries; tries > 0; --tries) {
+    run(arrays, loops_.moments, loops_.normalize, false, prepare, finish);
+    first_try = false;
+    if (!improve_centers(arrays.x, batch, variance)) break;
   }
+}
+
+template <class T>
+void BatchNorm<T>::set_first_means(const T* x, std::size_t begin, std::size_t end) noexcept {
+  first_means<max_samples>(x, layout_, begin, end, channels_.magnitude.data(),
+                           channels_.center.data());
+}
+
+template <class T>
+bool BatchNorm<T>::improve_centers(const T* x, const Statistics& batch,
+                                   const double* variance) noexcept {
+  bool improved = false;
+  for (std::size_t c = 0; c < layout_.channels; ++c) {
+    double &magnitude = channels_.magnitude[c], &center = channels_.center[c];
+    const double mean = batch.mean[c] * magnitude;
+    const double off = (mean - center) * (mean - center);
+    if (std::is_same_v<T, double> && magnitude == 1 && !(variance[c] <= DBL_MAX)) {
+      magnitude = small_magnitude;
+      set_first_means(x, c, c + 1);
+      improved = true;
+    } else if (off > max_off_center * (variance[c] * magnitude * magnitude)) {
+      center = mean;
+      improved = true;
+    }
+  }
+  return improved;
 }
 
 template <class T>

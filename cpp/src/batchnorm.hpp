@@ -68,6 +68,10 @@ class BatchNorm {
   };
 
   bool streams(const Arrays<T>& arrays) const noexcept;
+  // What the sums are taken about; and whether some channels needed a better one, and got it.
+  void set_first_means(const T* x, std::size_t begin, std::size_t end) noexcept;
+  bool improve_centers(const T* x, const Statistics& batch, const double* variance) noexcept;
+
   // Each of these sets what a loop needs to know of a tile's channels.
   void set_forward(std::size_t tile, const Statistics& statistics) noexcept;
   void set_backward_sums(std::size_t tile, const Statistics& statistics) noexcept;

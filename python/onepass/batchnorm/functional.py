@@ -11,6 +11,9 @@ from onepass._hyperparameters import Check, Flag, Number
 from onepass._typing import Array
 from onepass.batchnorm.reference import Float64
 
+MOST_AXES = 64
+"""NumPy's limit."""
+
 CHECKS: Mapping[str, Check] = {
     "eps": Number(above=0.0),
     "momentum": Number(high=1.0),
@@ -49,12 +52,13 @@ def batch_norm_train(
     ----------
     x : ndarray of float32 or float64
         Any rank from 2, any memory layout: NCHW with ``axis=1``, NHWC with ``axis=-1``, (N, C),
-        (N, C, L), 3-D images. One whose elements do not fill their memory (a slice with a step) is
-        copied; nothing else is.
+        (N, C, L), 3-D images. One whose elements do not fill their memory in some order of the axes
+        (a slice, a reversed or repeated array) is copied.
     weight, bias : ndarray of x's dtype, shape (channels,), optional
         :math:`\gamma` and :math:`\beta`; 1 and 0 if absent.
     running_mean, running_var : ndarray of float32 or float64, shape (channels,), optional
         Updated in place, both or none: ``running = (1 - momentum) * running + momentum * batch``.
+        In float32 they keep a large mean to seven digits.
     momentum : float in [0, 1]
         The weight of the new value.
     eps : float > 0
@@ -65,8 +69,8 @@ def batch_norm_train(
         Whether `running_var` takes the variance times :math:`n / (n - 1)`. `y` never does.
     relu : bool
         Put 0 in the place of what is negative.
-    residual : ndarray like `x`, optional
-        Added before ReLU.
+    residual : ndarray of x's shape and dtype, optional
+        Added before ReLU. One in another memory layout than `x` is copied.
     out : ndarray like `x`, in the same memory layout, optional
         Takes `y`. It cannot be `x` or `residual`, because the backward pass needs them.
     num_threads : int, optional
@@ -88,15 +92,17 @@ def batch_norm_train(
     Notes
     -----
     The statistics take one read of `x`: sums of :math:`x - K` and of its square in float64, where
-    :math:`K` is the mean of the first (up to 16) values of the channel. The variance is exact to
-    about 1e-13 for any mean, a constant channel gives exactly `bias`, and finite values never give
-    a NaN. The result is the same bits for any number of threads and on every instruction set.
+    :math:`K` is the mean of the first (up to 16) values of the channel; where that turns out to be
+    a hundred standard deviations from the mean, they are taken once more, about the mean. The
+    relative error of the variance stays below 1e-11 for any mean, a constant channel gives exactly
+    `bias`, and finite values never give a NaN. The result is the same bits for any number of
+    threads and on every instruction set.
 
     Differs from
 
-    * PyTorch: ``native_batch_norm`` saves its statistics in float32, in which a mean of 1e5 loses
-      the third digit of `y`; here they are float64. The rest is PyTorch's, the biased variance for
-      `y` and the unbiased one for `running_var` included.
+    * PyTorch: for float32 it saves its statistics in float32, and a mean of 1e5 makes `y` wrong in
+      the second or third digit; here they are float64. The rest is PyTorch's, the biased variance
+      for `y` and the unbiased one for `running_var` included.
     * Keras: there `momentum` is the weight of the *old* value (0.99, here 0.01), `eps` is 1e-3, and
       the running variance is the biased one (``unbiased_running_var=False``).
     * ONNX: `momentum` is the weight of the old value (0.9, here 0.1), and the running variance is
@@ -160,7 +166,7 @@ def batch_norm_infer(
     Parameters
     ----------
     mean, var : ndarray of float32 or float64, shape (channels,)
-        :math:`\mu` and :math:`\sigma^2 \ge 0`.
+        :math:`\mu` and :math:`\sigma^2`, which must not be negative.
     out : ndarray like `x`, in the same memory layout, optional
         Takes `y`; it may be `x` or `residual` itself.
     x, weight, bias, eps, axis, relu, residual, num_threads
@@ -178,8 +184,12 @@ def batch_norm_infer(
 
     Notes
     -----
-    Differs from PyTorch, where `y` is ``x * alpha + beta`` with the mean in `beta`: that loses what
-    a large mean has in common with `x`; here the mean is taken off first.
+    Differs from
+
+    * PyTorch: there `y` is ``x * alpha + beta`` with the mean in `beta`, which loses what a large
+      mean has in common with `x`; here the mean is taken off first.
+    * Keras: `eps` is 1e-3.
+    * ONNX: nothing.
 
     References
     ----------
@@ -240,7 +250,7 @@ def batch_norm_backward(
         layout than `x` is copied.
     x : ndarray
         What the forward pass was given, unchanged.
-    saved_mean, saved_invstd : ndarray, shape (channels,)
+    saved_mean, saved_invstd : ndarray of float64 or float32, shape (channels,)
         What the forward pass returned.
     weight, bias, axis, relu, residual, num_threads
         What the forward pass was given. `bias` and `residual` are needed for ReLU alone: where it
@@ -264,7 +274,8 @@ def batch_norm_backward(
 
     Notes
     -----
-    Differs from PyTorch, which adds to the gradients that are there; this returns them.
+    Differs from PyTorch's function of this name in the gradient of the residual, which that knows
+    nothing of, and in the float64 statistics.
 
     References
     ----------
@@ -341,7 +352,8 @@ def batch_norm_infer_backward(
 
     Notes
     -----
-    Differs from PyTorch as `batch_norm_backward` does.
+    Differs from PyTorch's ``native_batch_norm_backward(train=False)`` in the gradient of the
+    residual, which that knows nothing of.
 
     References
     ----------
@@ -387,6 +399,9 @@ def check_axis(axis: int) -> int:
     if isinstance(axis, bool | np.bool):
         raise TypeError(f"axis: expected an integer, got {axis!r}")
     try:
-        return index(axis)
+        number = index(axis)
     except TypeError:
         raise TypeError(f"axis: expected an integer, got {axis!r}") from None
+    if abs(number) > MOST_AXES:
+        raise ValueError(f"axis: expected an axis of x, got {axis!r}")
+    return number

@@ -12,6 +12,8 @@ from onepass._hyperparameters import Flag
 from onepass._typing import Array
 from onepass.batchnorm.functional import CHECKS, check_axis
 
+NEVER_NEGATIVE = ("running_var", "num_batches_tracked")
+
 
 @dataclass(frozen=True)
 class _Forward:
@@ -72,10 +74,12 @@ class BatchNorm:
     -----
     Differs from
 
-    * PyTorch: nothing in the defaults, names and numbers. A gradient is overwritten, not added to.
+    * PyTorch: nothing in names and defaults. A gradient is overwritten, not added to; the batch's
+      statistics are float64; and a batch that is refused is not counted.
     * Keras: `axis` is -1, `momentum` is the weight of the *old* value (0.99, here 0.01), `eps` is
       1e-3, and the running variance is the biased one.
-    * ONNX: `momentum` is the weight of the old value, and the running variance is the biased one.
+    * ONNX: `momentum` is the weight of the old value (0.9, here 0.1), and the running variance is
+      the biased one.
 
     References
     ----------
@@ -142,11 +146,15 @@ class BatchNorm:
     def __repr__(self) -> str:
         """Return the call that makes a layer like this one."""
         return (
-            f"BatchNorm({self.num_features}, axis={self.axis}, eps={self.eps:g}, "
+            f"BatchNorm({self.num_features}, axis={self.axis}, eps={self.eps!r}, "
             f"momentum={self.momentum}, affine={self.affine}, "
             f"track_running_stats={self.track_running_stats}, relu={self.relu}, "
-            f"dtype={self.dtype})"
+            f"dtype='{self.dtype}')"
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy or a file keeps: not the last input, which may be large."""
+        return {**self.__dict__, "_forward": None}
 
     def forward(self, x: Array, training: bool = True, out: Array | None = None) -> Array:
         """Normalise; while training, also update the running statistics.
@@ -155,11 +163,12 @@ class BatchNorm:
         ----------
         x : ndarray of the layer's dtype
             With `num_features` channels on `axis`. The layer keeps a reference to it for
-            `backward`: do not change it before.
+            `backward`: until then, leave it and the parameters as they are.
         training : bool
             Whether to use the statistics of the batch, and not the running ones.
         out : ndarray like `x`, in the same memory layout, optional
-            Takes the result. It may be `x` itself if ``training=False``; no `backward` then.
+            Takes the result. It may be `x` itself if ``training=False``; there is no `backward`
+            then.
 
         Returns
         -------
@@ -174,7 +183,7 @@ class BatchNorm:
         self._check_input(x)
         if not Flag()("training", training) and self.track_running_stats:
             return self._infer(x, out)
-        tracked = training and self.track_running_stats
+        tracked = self.track_running_stats
         y, mean, invstd = _core.batch_norm_train(
             x,
             self.weight,
@@ -182,8 +191,8 @@ class BatchNorm:
             self.running_mean if tracked else None,
             self.running_var if tracked else None,
             self.num_batches_tracked if tracked else None,
-            self.momentum,
-            self.eps,
+            None if self.momentum is None else CHECKS["momentum"]("momentum", self.momentum),
+            CHECKS["eps"]("eps", self.eps),
             self.axis,
             True,
             self.relu,
@@ -202,7 +211,7 @@ class BatchNorm:
             var,
             self.weight,
             self.bias,
-            self.eps,
+            CHECKS["eps"]("eps", self.eps),
             self.axis,
             self.relu,
             None,
@@ -223,7 +232,7 @@ class BatchNorm:
         dy : ndarray
             Gradient of the loss with respect to the result of `forward`.
         out : ndarray like `x`, in the same memory layout, optional
-            Takes the result; it may be `dy` or `x` itself.
+            Takes the result; it may be `dy` or `x` itself. After `x` there is no second `backward`.
 
         Returns
         -------
@@ -258,6 +267,8 @@ class BatchNorm:
             self.bias_grad,
             runtime.get_num_threads(),
         )
+        if np.may_share_memory(dx, kept.x):
+            self._forward = None
         return dx
 
     def reset_running_stats(self) -> None:
@@ -299,8 +310,13 @@ class BatchNorm:
 
         Raises
         ------
-        ValueError
-            If there are no running statistics, or the shapes do not match.
+        TypeError, ValueError
+            If there are no running statistics, or the arrays do not match.
+
+        Notes
+        -----
+        Differs from PyTorch's ``fuse_conv_bn_weights`` in `axis`, which that does not have, and in
+        computing in float64.
 
         Examples
         --------
@@ -317,8 +333,12 @@ class BatchNorm:
             raise ValueError(
                 "fold_into: expected running statistics, got a layer with track_running_stats=False"
             )
-        weight, axis = np.asarray(weight), check_axis(axis)
-        channels = self.num_features
+        channels, axis = self.num_features, check_axis(axis)
+        for name, array in (("weight", weight), ("bias", bias)):
+            if array is not None and not _is_floating(array):
+                raise TypeError(
+                    f"{name}: expected an array of floating-point numbers, got {array!r}"
+                )
         if not -weight.ndim <= axis < weight.ndim or weight.shape[axis] != channels:
             raise ValueError(
                 f"weight: expected {channels} output channels on axis {axis}, "
@@ -338,7 +358,14 @@ class BatchNorm:
         return (weight * scale.reshape(along)).astype(weight.dtype), shift.astype(weight.dtype)
 
     def state_dict(self) -> dict[str, npt.NDArray[Any]]:
-        """Return copies of all arrays that a run continues from, under PyTorch's names."""
+        """Return copies of all arrays that a run continues from, under PyTorch's names.
+
+        Returns
+        -------
+        dict of str to ndarray
+            Those of ``weight``, ``bias``, ``running_mean``, ``running_var`` and
+            ``num_batches_tracked`` that the layer has.
+        """
         return {name: np.array(array) for name, array in self._state().items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -356,19 +383,17 @@ class BatchNorm:
             If a key is missing or unknown, or an array does not fit. Nothing has changed then.
         """
         own = self._state()
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state: expected a mapping, got {type(state).__name__}")
         given = {name: np.asarray(value) for name, value in state.items()}
         if "num_batches_tracked" in own:
             given.setdefault("num_batches_tracked", np.zeros((), np.int64))
         if given.keys() != own.keys():
             raise KeyError(f"state: expected the keys {sorted(own)}, got {sorted(state)}")
         for name, array in own.items():
-            value = given[name]
-            if not np.can_cast(value.dtype, array.dtype, "same_kind"):
-                raise TypeError(f"state['{name}']: expected dtype {array.dtype}, got {value.dtype}")
-            if value.shape != array.shape:
-                raise ValueError(
-                    f"state['{name}']: expected shape {array.shape}, got {value.shape}"
-                )
+            _check_fits(f"state['{name}']", given[name], array)
+            if name in NEVER_NEGATIVE and (given[name] < 0).any():
+                raise ValueError(f"state['{name}']: expected values >= 0, got {given[name]}")
         for name, array in own.items():
             array[...] = given[name]
 
@@ -389,6 +414,20 @@ class BatchNorm:
             raise ValueError(
                 f"x: expected {self.num_features} channels on axis {self.axis}, got shape {x.shape}"
             )
+
+
+def _is_floating(array: Any) -> bool:
+    return isinstance(array, np.ndarray) and np.issubdtype(array.dtype, np.floating)
+
+
+def _check_fits(name: str, value: npt.NDArray[Any], array: npt.NDArray[Any]) -> None:
+    """Raise what copying the value into the array would raise, or worse."""
+    if not np.can_cast(value.dtype, array.dtype, "same_kind"):
+        raise TypeError(f"{name}: expected dtype {array.dtype}, got {value.dtype}")
+    if value.shape != array.shape:
+        raise ValueError(f"{name}: expected shape {array.shape}, got {value.shape}")
+    if not array.flags.writeable:
+        raise ValueError(f"{name}: expected a writable array to load into, got a read-only one")
 
 
 def _check_num_features(num_features: int) -> int:

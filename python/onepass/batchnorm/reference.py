@@ -21,6 +21,10 @@ SHRINK = 2.0**-4
 """x is made smaller, so that it stays finite when the mean is taken off."""
 SMALL_MAGNITUDE = 2.0**-600
 """For float64 values whose squares would be infinite."""
+MAX_TRIES = 3
+"""As it comes, in other units, about a better center."""
+MAX_OFF_CENTER = 1e4
+"""In variances; where the first samples are farther from the mean, it takes their place."""
 
 
 class Statistics(NamedTuple):
@@ -32,24 +36,29 @@ class Statistics(NamedTuple):
     invstd: Float64
 
 
-@np.errstate(all="ignore")  # an overflow leads to the second try
+@np.errstate(all="ignore")  # an overflow leads to another try
 def statistics(x: Array, eps: float) -> Statistics:
     """Return the statistics of a batch."""
     samples = x.reshape(-1, x.shape[-1]).astype(np.float64)
-    ordinary = _statistics(samples, 1.0, eps)
-    if np.isfinite(ordinary.var).all():
-        return ordinary
-    wide = _statistics(samples, SMALL_MAGNITUDE, eps)
-    finite = np.isfinite(ordinary.var)
-    return Statistics(*(np.where(finite, a, b) for a, b in zip(ordinary, wide, strict=True)))
+    magnitude = np.ones(x.shape[-1])
+    shift = _first_mean(samples)  # near the mean, so that the squares lose nothing
+    for _ in range(MAX_TRIES):
+        found = _statistics(samples, magnitude, shift, eps)
+        mean = found.mean * magnitude
+        infinite = ~np.isfinite(found.var) & (magnitude == 1) & (x.dtype == np.float64)
+        far = (mean - shift) ** 2 > MAX_OFF_CENTER * (found.var * magnitude * magnitude)
+        if not (infinite | far).any():
+            break
+        magnitude = np.where(infinite, SMALL_MAGNITUDE, magnitude)
+        first = _first_mean(samples * magnitude)
+        shift = np.where(infinite, first, np.where(far, mean, shift))
+    return found
 
 
-def _statistics(x: Float64, magnitude: float, eps: float) -> Statistics:
-    scaled = x * magnitude
-    shift = _first_mean(scaled)  # near the mean, so that the squares below lose nothing
-    centered = scaled - shift
-    delta = centered.sum(axis=0) / len(x)
-    square = np.maximum((centered * centered).sum(axis=0) / len(x) - delta * delta, 0)
+def _statistics(samples: Float64, magnitude: Float64, shift: Float64, eps: float) -> Statistics:
+    centered = samples * magnitude - shift
+    delta = centered.sum(axis=0) / len(samples)
+    square = np.maximum((centered * centered).sum(axis=0) / len(samples) - delta * delta, 0)
     var = square / magnitude / magnitude
     invstd = np.where(np.isinf(var), magnitude / np.sqrt(square), 1 / np.sqrt(var + eps))
     return Statistics((shift + delta) / magnitude, var, invstd)
@@ -123,8 +132,11 @@ def backward(
 
 
 def running(old: Array, new: Float64, momentum: float) -> Array:
-    """Return the running statistic after a batch."""
-    moved: Array = ((1 - momentum) * old.astype(np.float64) + momentum * new).astype(old.dtype)
+    """Return the running statistic after a batch; what has no weight does not count."""
+    terms = [
+        w * value for w, value in ((1 - momentum, old.astype(np.float64)), (momentum, new)) if w
+    ]
+    moved: Array = sum(terms[1:], start=terms[0]).astype(old.dtype)
     return moved
 
 
