@@ -13,6 +13,7 @@ namespace {
 // Measured: bench/NOTES.md.
 constexpr std::size_t min_elements_per_thread = 16384;
 constexpr std::size_t max_tile_bytes = 1 << 20;  // that a core's cache holds until it is read again
+constexpr std::size_t min_shared_channels = 4096;  // whose own work is worth a second thread
 constexpr std::size_t min_streamed_bytes = 8 << 20;
 // Summed and written while in L1. Not of a panel's width, which depends on the threads, or the
 // order of a sum would.
@@ -249,15 +250,16 @@ void BatchNorm<T>::run(const Arrays<T>& arrays, Sum sum_loop, Write write_loop, 
     return;
   }
 
+  const int helpful = n < min_shared_channels ? 1 : threads_;
   for (std::size_t from = 0; from < grid_.tiles(); from += tiles_at_once_) {
     const std::size_t tiles = std::min(tiles_at_once_, grid_.tiles() - from);
-    parallel_for(tiles, threads_, [&](std::size_t t) noexcept { start(from + t); });
+    parallel_for(tiles, helpful, [&](std::size_t t) noexcept { start(from + t); });
     parallel_for(tiles * blocks, threads_, [&](std::size_t i) noexcept {
       const std::size_t tile = from + i % tiles, block = i / tiles;
       double* a = partial_.data() + 2 * n * block + grid_.first_channel(tile);
       sum(arrays, sum_loop, at_once, tile, block, a, a + n);
     });
-    parallel_for(tiles, threads_, [&](std::size_t t) noexcept {
+    parallel_for(tiles, helpful, [&](std::size_t t) noexcept {
       for (std::size_t block = 0; block < blocks; ++block) {
         const double* a = partial_.data() + 2 * n * block + grid_.first_channel(from + t);
         add(from + t, a, a + n);
