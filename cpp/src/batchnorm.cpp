@@ -125,7 +125,7 @@ template <class T>
 BatchNorm<T>::BatchNorm(const BatchNormTable<T>& table, const Layout& layout, int threads,
                         const Affine& affine, Operation operation, bool relu, bool residual)
     : layout_(layout),
-      grid_(layout, useful_threads(layout, threads)),
+      grid_(layout, useful_threads(layout, threads), operation != Operation::infer),
       loops_(table[grid_.one_channel() * 1u + relu * 2u + residual * 4u]),
       threads_(useful_threads(layout, threads)),
       affine_(affine) {

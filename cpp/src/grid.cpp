@@ -11,7 +11,6 @@ constexpr std::size_t min_block_elements = 8192;  // of one channel
 constexpr std::size_t min_block_rows = 64;        // that channels share
 constexpr std::size_t min_row_width = 256;
 constexpr std::size_t min_tile_width = 64;
-constexpr std::size_t pieces_per_thread = 1;
 
 constexpr std::size_t divide_up(std::size_t a, std::size_t b) noexcept {
   return (a + b - 1) / b;
@@ -30,7 +29,7 @@ double sum(const double* values, std::size_t n) noexcept {
 
 }  // namespace
 
-Grid::Grid(const Layout& layout, int threads) noexcept : layout_(layout) {
+Grid::Grid(const Layout& layout, int threads, bool summed) noexcept : layout_(layout) {
   if (layout.channels == 1) layout_ = {1, 1, layout.per_channel()};
   const std::size_t longest = layout_.outer < few_rows ? lanes / 4 : max_short_channel;
   one_channel_ = layout_.inner > longest;
@@ -38,7 +37,7 @@ Grid::Grid(const Layout& layout, int threads) noexcept : layout_(layout) {
   if (one_channel_) {
     cut_long_channels();
   } else {
-    cut_rows(threads);
+    cut_rows(threads, summed);
   }
 }
 
@@ -54,18 +53,19 @@ void Grid::cut_long_channels() noexcept {
   blocks_ = divide_up(rows_, block_rows_) * pieces_;
 }
 
-void Grid::cut_rows(int threads) noexcept {
+void Grid::cut_rows(int threads, bool summed) noexcept {
   while (row_width_ * repeat_ < min_row_width && 2 * repeat_ <= layout_.outer) repeat_ *= 2;
   rows_ = layout_.outer / repeat_;
   tail_ = layout_.outer % repeat_ * row_width_;
-  block_rows_ = std::max(divide_up(rows_, max_blocks), min_block_rows);
+  block_rows_ = std::max(divide_up(rows_, max_blocks), summed ? min_block_rows : 1);
   blocks_ = divide_up(rows_, block_rows_);
-  std::size_t width = max_tile_width;
-  if (blocks_ < static_cast<std::size_t>(threads) * pieces_per_thread) {
-    const std::size_t wanted = row_width_ / (static_cast<std::size_t>(threads) * pieces_per_thread);
-    width = std::clamp(wanted, min_tile_width, max_tile_width);
+  tile_channels_ = layout_.channels;
+  if (summed && repeat_ == 1) {
+    const bool few_blocks = blocks_ < static_cast<std::size_t>(threads);
+    const std::size_t share = row_width_ / static_cast<std::size_t>(threads);
+    const std::size_t width = few_blocks ? std::max(share, min_tile_width) : max_tile_width;
+    tile_channels_ = std::min(width, max_tile_width) / layout_.inner;
   }
-  tile_channels_ = repeat_ > 1 ? layout_.channels : width / layout_.inner;
   tiles_ = divide_up(layout_.channels, tile_channels_);
   row_width_ *= repeat_;
 }

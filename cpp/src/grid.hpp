@@ -19,14 +19,16 @@ struct Layout {
 // by block, and what a block is depends on the layout alone: so the sums are the same bits for any
 // number of threads.
 //
+// Where nothing is summed, a tile is as wide as a row.
+//
 // A channel whose `inner` is long is a tile of its own; a row is one run of it. Where it is short,
 // as in a channels-last array, channels lie side by side in a row, each `inner` columns wide; and
 // where all channels together are narrow, a row is `repeat` times as wide as that.
 class Grid {
  public:
-  static constexpr std::size_t max_tile_width = 512;  // columns, where channels share a row
+  static constexpr std::size_t max_tile_width = 512;  // of channels that share a row and are summed
 
-  Grid(const Layout& layout, int threads) noexcept;
+  Grid(const Layout& layout, int threads, bool summed) noexcept;
 
   bool one_channel() const noexcept { return one_channel_; }  // in each tile
   std::size_t tiles() const noexcept { return tiles_; }
@@ -55,7 +57,7 @@ class Grid {
 
  private:
   void cut_long_channels() noexcept;
-  void cut_rows(int threads) noexcept;
+  void cut_rows(int threads, bool summed) noexcept;
 
   Layout layout_;
   bool one_channel_;
