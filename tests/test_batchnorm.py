@@ -173,6 +173,27 @@ def test_overlapping_out_is_refused(rng, function):
     assert not buffer.any()
 
 
+def test_gradients_in_the_output_are_refused(rng):
+    p, buffer = arrays(rng), np.zeros(120, np.float32)
+    bn = op.BatchNorm(4)
+    bn.weight_grad = buffer[:4]
+    bn.forward(p["x"])
+    for dy in (p["dy"], buffer.reshape(p["x"].shape)):
+        with pytest.raises(ValueError, match="expected memory of its own"):
+            bn.backward(dy, out=buffer.reshape(p["x"].shape))
+    bn.num_batches_tracked = bn.running_mean.view(np.int64)[0, ...]
+    with pytest.raises(ValueError, match="expected memory of its own"):
+        bn.forward(p["x"])
+    assert not buffer.any()
+
+
+def test_a_slice_is_copied_in_its_own_order(rng):
+    x = np.asfortranarray(rng.normal(size=(6, 4, 10)))[:, :, ::2]
+    y, *_ = op.batch_norm_train(x, out=np.empty_like(x))
+    assert_same_bits(y, op.batch_norm_train(x.copy(order="K"))[0])
+    assert y.flags.f_contiguous
+
+
 def test_running_statistics_need_memory_of_their_own(rng):
     x, both = arrays(rng)["x"], np.ones(4, np.float32)
     with pytest.raises(ValueError, match=r"^running_\w+: expected memory of its own, got the same"):
@@ -180,6 +201,20 @@ def test_running_statistics_need_memory_of_their_own(rng):
     with pytest.raises(ValueError, match=r"^running_mean: expected memory of its own, got the sam"):
         op.batch_norm_train(x, both, None, both, both.copy())
     assert (both == 1).all()
+
+
+def test_no_batch_is_lost_between_threads(rng):
+    from concurrent.futures import ThreadPoolExecutor
+
+    x = rng.normal(size=(16, 4, 50, 50)).astype(np.float32)
+    bn = op.BatchNorm(4)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: bn.forward(x), range(40)))
+    assert bn.num_batches_tracked == 40
+    alone = op.BatchNorm(4)
+    for _ in range(40):
+        alone.forward(x)
+    assert_same_bits(bn.running_mean, alone.running_mean)
 
 
 def test_two_threads_at_once(rng):

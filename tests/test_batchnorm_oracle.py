@@ -208,6 +208,23 @@ def test_what_has_no_weight_makes_no_nan(dtype, momentum):
     assert running[1] == (2.0 if momentum else np.inf)
 
 
+def test_weights_near_the_end_of_the_range(dtype):
+    """An overflow on the way must not be multiplied with a 0."""
+    most = np.finfo(dtype).max
+    weight, bias = np.array([most / 4, 1.0], dtype), np.array([0.5, 2.0], dtype)
+    x = np.array([[0.25, 1.0], [0.25, 3.0]], dtype)
+    for eps in (1e-5, 1e-300):
+        y, *_ = op.batch_norm_train(x, weight, bias, eps=eps)
+        assert (y[:, 0] == 0.5).all()
+        np.testing.assert_allclose(y[:, 1], [1, 3], rtol=1e-5)
+
+
+def test_a_constant_statistic_keeps_x_out_of_its_gradient(dtype):
+    x = np.array([[np.inf], [np.nan], [3.0]], dtype)
+    dx, *_ = op.batch_norm_infer_backward(np.ones_like(x), x, np.zeros(1), np.array([3.0]), eps=1.0)
+    assert (dx == 0.5).all()
+
+
 def test_relu_passes_a_nan_and_its_gradient(dtype):
     x = np.array([[np.nan, 1.0], [1.0, 3.0]], dtype)
     nan = np.array([[0.0, np.nan], [0.0, 0.0]], dtype)

@@ -109,9 +109,13 @@ void Memory::add(const py::array& array, const Label& label) {
 }
 
 void Memory::overwrite(const py::array& array, const Label& label) {
-  const auto begin = reinterpret_cast<std::uintptr_t>(array.data());
-  std::erase_if(ranges_, [&](const Range& range) { return range.begin == begin; });
   add(array, label);
+  const Range written = ranges_.back();
+  ranges_.pop_back();
+  std::erase_if(ranges_, [&](const Range& range) {
+    return range.begin == written.begin && range.end == written.end && !range.label.written();
+  });
+  ranges_.push_back(written);
 }
 
 void Memory::check_overlap() {

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -126,38 +127,32 @@ class Running {
     if (mean.is_none()) return;
     mean_.emplace(mean, Label("running_mean", Role::output), call.x, true, call.memory);
     var_.emplace(var, Label("running_var", Role::output), call.x, true, call.memory);
-    new_mean_.resize(call.x.channels);
-    new_var_.resize(call.x.channels);
     if (!batches.is_none())
-      batches_ = check_counter(batches, Label("num_batches_tracked", Role::output));
+      batches_ = check_counter(batches, Label("num_batches_tracked", Role::output), call.memory);
     if (!momentum && !batches_) {
       throw py::type_error("momentum: expected a number, as nothing counts the batches, got None");
     }
   }
 
-  // Without a momentum every batch counts alike. `correction`: of the biased variance.
-  void update(double correction, const double* mean, const double* var) noexcept {
+  // Without a momentum every batch counts alike. `correction`: of the biased variance. With the
+  // GIL, so that no other thread's update is lost.
+  void update(double correction, std::span<const double> mean,
+              std::span<const double> var) noexcept {
     if (!mean_) return;
-    if (batches_) ++*batches_;
-    const double m = momentum_ ? *momentum_ : 1 / static_cast<double>(*batches_);
-    for (std::size_t c = 0; c < new_mean_.size(); ++c) {
-      new_mean_[c] = mix(mean_->values()[c], mean[c], m);
-      new_var_[c] = mix(var_->values()[c], var[c] * correction, m);
-    }
-    mean_->write(new_mean_);
-    var_->write(new_var_);
+    if (batches_) ++*batches_->mutable_data();
+    const double m = momentum_ ? *momentum_ : 1 / static_cast<double>(*batches_->data());
+    mean_->reload();
+    onepass::update_running(mean_->values(), mean, 1.0, m);
+    mean_->write(mean_->values());
+    var_->reload();
+    onepass::update_running(var_->values(), var, correction, m);
+    var_->write(var_->values());
   }
 
  private:
-  // What has no weight does not count: 0 times infinity would be a NaN.
-  static double mix(double old, double now, double m) noexcept {
-    return m == 0 ? old : m == 1 ? now : (1 - m) * old + m * now;
-  }
-
   std::optional<ChannelVector> mean_, var_;
-  std::vector<double> new_mean_, new_var_;
   std::optional<double> momentum_;
-  std::int64_t* batches_ = nullptr;
+  std::optional<py::array_t<std::int64_t>> batches_;
 };
 
 py::tuple train(py::handle x, py::handle weight, py::handle bias, py::handle running_mean,
@@ -175,13 +170,14 @@ py::tuple train(py::handle x, py::handle weight, py::handle bias, py::handle run
   const auto channels = static_cast<py::ssize_t>(call.x.channels);
   Vector64 mean(channels), invstd(channels);
   std::vector<double> var(call.x.channels);
+  const py::tuple result = py::make_tuple(call.out, mean, invstd);
   const auto n = static_cast<double>(call.x.outer * call.x.inner);
   const Statistics batch{mean.mutable_data(), invstd.mutable_data()};
   call.run(Operation::train, num_threads, [&](auto& batch_norm, const auto& arrays) noexcept {
     batch_norm.train(arrays, eps, batch, var.data());
-    running.update(unbiased_running_var ? n / (n - 1) : 1.0, batch.mean, var.data());
   });
-  return py::make_tuple(call.out, mean, invstd);
+  running.update(unbiased_running_var ? n / (n - 1) : 1.0, {batch.mean, var.size()}, var);
+  return result;
 }
 
 py::array infer(py::handle x, py::handle mean, py::handle var, py::handle weight, py::handle bias,
@@ -211,6 +207,12 @@ py::tuple backward(py::handle dy, py::handle x, py::handle mean, py::handle scal
   ChannelVector dbiases = call.vector_out(bias_grad, "bias_grad");
   call.set_out(out, {call.x.array, *call.dy});
   if (call.residual) call.dresidual = call.empty();
+  py::list results;
+  results.append(call.out);
+  results.append(dweights.array());
+  results.append(dbiases.array());
+  if (call.dresidual) results.append(*call.dresidual);
+  const py::tuple result(results);
   std::vector<double> dweight(call.x.channels), dbias(call.x.channels);
   call.run(Operation::backward, num_threads, [&](auto& batch_norm, const auto& arrays) noexcept {
     const Statistics statistics{means.data(), invstds.data()};
@@ -223,12 +225,7 @@ py::tuple backward(py::handle dy, py::handle x, py::handle mean, py::handle scal
   });
   dweights.write(dweight);
   dbiases.write(dbias);
-  py::list results;
-  results.append(call.out);
-  results.append(dweights.array());
-  results.append(dbiases.array());
-  if (call.dresidual) results.append(*call.dresidual);
-  return py::tuple(results);
+  return result;
 }
 
 }  // namespace

@@ -38,7 +38,7 @@ bool same_layout(const py::array& a, const py::array& b) {
 }
 
 template <class T>
-void load(const py::array& from, std::vector<double>& to) {
+void load(const py::array& from, std::vector<double>& to) noexcept {
   const auto* first = static_cast<const char*>(from.data());
   const py::ssize_t stride = from.strides(0);
   for (std::size_t c = 0; c < to.size(); ++c) {
@@ -70,7 +70,7 @@ ChannelArray check_channels(py::handle object, const Label& label, py::ssize_t a
   std::vector<py::ssize_t> order = memory_order(array);
   const bool copied = !is_aligned(array) || (order.empty() && array.size() > 1);
   if (copied) {
-    array = numpy().attr("array")(array, py::arg("copy") = true, py::arg("order") = "C");
+    array = numpy().attr("array")(array, py::arg("copy") = true, py::arg("order") = "K");
     order = memory_order(array);
   }
   ChannelArray found{array, copied, dtype, axis, 1, channels, 1};
@@ -138,14 +138,15 @@ void check_not_in_place(py::handle out, const Label& label, const py::array& oth
              std::string("the same memory as ") + name);
 }
 
-std::int64_t* check_counter(py::handle object, const Label& label) {
+py::array_t<std::int64_t> check_counter(py::handle object, const Label& label, Memory& memory) {
   if (!py::isinstance<py::array_t<std::int64_t>>(object)) {
     fail_type(label, "an int64 array", py::repr(object).cast<std::string>());
   }
-  auto array = py::reinterpret_borrow<py::array>(object);
+  auto array = py::reinterpret_borrow<py::array_t<std::int64_t>>(object);
   if (array.ndim() != 0) fail_value(label, "no axes", "shape " + shape_name(array));
   check_written_in_place(array, label);
-  return static_cast<std::int64_t*>(array.mutable_data());
+  memory.add(array, label);
+  return array;
 }
 
 ChannelVector::ChannelVector(py::handle object, const Label& label, const ChannelArray& x,
@@ -170,6 +171,10 @@ ChannelVector::ChannelVector(py::handle object, const Label& label, const Channe
   memory.add(array_, label);
   if (!is_aligned(array_)) array_ = numpy().attr("array")(array_, py::arg("copy") = true);
   values_.resize(x.channels);
+  reload();
+}
+
+void ChannelVector::reload() noexcept {
   if (dtype_ == Dtype::f32) {
     load<float>(array_, values_);
   } else {

@@ -39,7 +39,7 @@ void check_not_in_place(py::handle out, const Label& label, const py::array& oth
                         const char* name);
 
 // An int64 array without axes, writable: counted up in place.
-std::int64_t* check_counter(py::handle object, const Label& label);
+py::array_t<std::int64_t> check_counter(py::handle object, const Label& label, Memory& memory);
 
 // One number per channel: copied, and perhaps written back.
 class ChannelVector {
@@ -47,6 +47,8 @@ class ChannelVector {
   ChannelVector(py::handle object, const Label& label, const ChannelArray& x, bool any_dtype,
                 Memory& memory);
   const std::vector<double>& values() const { return values_; }
+  std::vector<double>& values() { return values_; }
+  void reload() noexcept;
   const py::array& array() const { return array_; }
   void check_not_negative(const Label& label) const;
   void write(const std::vector<double>& values) noexcept;

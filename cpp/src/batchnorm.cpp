@@ -34,12 +34,15 @@ int useful_threads(const Layout& layout, int threads) noexcept {
   return std::max(std::min(threads, useful), 1);
 }
 
-// As T, and finite if it was: 0 times infinity would make a NaN of a constant channel.
+// As T, within its range: 0 times infinity would make a NaN of a constant channel.
+template <class T>
+double within(double value) noexcept {
+  constexpr double most = static_cast<double>(std::numeric_limits<T>::max());
+  return value > most ? most : value < -most ? -most : value;
+}
 template <class T>
 T narrow(double value) noexcept {
-  constexpr double most = static_cast<double>(std::numeric_limits<T>::max());
-  const double size = std::abs(value);
-  return static_cast<T>(size > most && size <= DBL_MAX ? std::copysign(most, value) : value);
+  return static_cast<T>(within<T>(value));
 }
 
 // mean = high + low, both made smaller as x is. Where that makes them subnormal, x is rounded just
@@ -105,6 +108,16 @@ void invstd(std::span<const double> variance, double eps, std::span<double> resu
   for (std::size_t c = 0; c < result.size(); ++c) result[c] = 1 / std::sqrt(variance[c] + eps);
 }
 
+void update_running(std::span<double> running, std::span<const double> batch, double correction,
+                    double momentum) noexcept {
+  for (std::size_t c = 0; c < running.size(); ++c) {
+    const double now = batch[c] * correction;
+    running[c] = momentum == 0   ? running[c]
+                 : momentum == 1 ? now
+                                 : (1 - momentum) * running[c] + momentum * now;
+  }
+}
+
 template <class T>
 void BatchNorm<T>::Values::resize(std::size_t n, Operation operation) {
   for (auto* values : {&mean, &scale, &shift}) values->resize(n);
@@ -117,8 +130,9 @@ void BatchNorm<T>::Values::resize(std::size_t n, Operation operation) {
 
 template <class T>
 Channels<T> BatchNorm<T>::Values::at(std::size_t i) const noexcept {
-  return {center.data() + i, magnitude.data() + i, mean.data() + i,   scale.data() + i,
-          shift.data() + i,  slope.data() + i,     offset.data() + i, gain.data() + i};
+  const auto from = [&](const auto& values) noexcept { return advance(values.data(), i); };
+  return {from(center), from(magnitude), from(mean),   from(scale),
+          from(shift),  from(slope),     from(offset), from(gain)};
 }
 
 template <class T>
@@ -171,9 +185,9 @@ void BatchNorm<T>::set_forward(std::size_t tile, const Statistics& statistics) n
 #pragma omp simd
   for (std::size_t c = grid_.first_channel(tile); c < grid_.first_channel(tile + 1); ++c) {
     const Split<T> mean(statistics.mean[c]);
-    const double scale = affine_.weight[c] * (statistics.invstd[c] / shrink);
+    const double scale = within<T>(affine_.weight[c] * (statistics.invstd[c] / shrink));
     channels_.mean[c] = mean.high;
-    channels_.scale[c] = narrow<T>(scale);
+    channels_.scale[c] = static_cast<T>(scale);
     channels_.shift[c] = narrow<T>(affine_.bias[c] - mean.low * scale);
   }
   spread(tile, &Values::mean, &Values::scale, &Values::shift);
@@ -367,16 +381,16 @@ void BatchNorm<T>::set_input_gradient(std::size_t tile, const Statistics& statis
                                       const Gradients* through) noexcept {
   const auto count = static_cast<double>(layout_.per_channel());
   for (std::size_t c = grid_.first_channel(tile); c < grid_.first_channel(tile + 1); ++c) {
-    double slope = 0, offset = 0;
     if (through) {
-      slope = statistics.invstd[c] / shrink * (through->weight[c] / count);
-      offset = through->bias[c] / count - Split<T>(statistics.mean[c]).low * slope;
+      const double slope = within<T>(statistics.invstd[c] / shrink * (through->weight[c] / count));
+      const double low = Split<T>(statistics.mean[c]).low;
+      channels_.slope[c] = static_cast<T>(slope);
+      channels_.offset[c] = narrow<T>(through->bias[c] / count - low * slope);
     }
-    channels_.slope[c] = narrow<T>(slope);
-    channels_.offset[c] = narrow<T>(offset);
     channels_.gain[c] = narrow<T>(affine_.weight[c] * statistics.invstd[c]);
   }
-  spread(tile, &Values::slope, &Values::offset, &Values::gain);
+  spread(tile, &Values::gain);
+  if (through) spread(tile, &Values::slope, &Values::offset);
 }
 
 template <class T>
@@ -397,7 +411,7 @@ void BatchNorm<T>::infer_backward(Arrays<T> arrays, const Statistics& given,
                                   const Gradients& gradients) noexcept {
   arrays.stream = streams(arrays);
   run(
-      arrays, loops_.gradient_sums, loops_.input_gradient, true,
+      arrays, loops_.gradient_sums, loops_.frozen_gradient, true,
       [&](std::size_t tile) noexcept {
         set_backward_sums(tile, given);
         set_input_gradient(tile, given, nullptr);

@@ -25,6 +25,11 @@ struct Gradients {
 // 1 / the standard deviation.
 void invstd(std::span<const double> variance, double eps, std::span<double> result) noexcept;
 
+// running = (1 - momentum) * running + momentum * (batch * correction); what has no weight does not
+// count, or 0 times infinity would be a NaN.
+void update_running(std::span<double> running, std::span<const double> batch, double correction,
+                    double momentum) noexcept;
+
 // Whole cache lines, because SIMD vectors that straddle two cost two loads; and not zeroed.
 template <class T>
 struct LineAllocator {
@@ -33,6 +38,9 @@ struct LineAllocator {
   T* allocate(std::size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), line)); }
   void deallocate(T* p, std::size_t) noexcept { ::operator delete(p, line); }
   void construct(T* p) noexcept { ::new (static_cast<void*>(p)) T; }
+  LineAllocator() = default;
+  template <class U>
+  LineAllocator(const LineAllocator<U>&) noexcept {}
   bool operator==(const LineAllocator&) const = default;
 };
 template <class T>

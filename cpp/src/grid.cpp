@@ -3,9 +3,7 @@
 namespace onepass {
 namespace {
 
-// Measured: bench/NOTES.md. The first six decide about the bits of a sum.
-constexpr std::size_t max_short_channel = 64;
-constexpr std::size_t few_rows = 8;  // do not pay for handing values on to every column
+// Measured: bench/NOTES.md. The first four decide about the bits of a sum.
 constexpr std::size_t max_blocks = 64;
 constexpr std::size_t min_block_elements = 8192;  // of one channel
 constexpr std::size_t min_block_rows = 64;        // that channels share
@@ -14,6 +12,12 @@ constexpr std::size_t min_tile_width = 64;
 
 constexpr std::size_t divide_up(std::size_t a, std::size_t b) noexcept {
   return (a + b - 1) / b;
+}
+
+// Side by side a short channel needs no lanes of its own; but handing values on to its columns
+// pays only over many rows.
+constexpr std::size_t longest_short_channel(std::size_t rows) noexcept {
+  return rows < 8 ? 16 : rows < 32 ? 64 : 256;
 }
 
 // Four at a time: one addition would wait for the other.
@@ -31,8 +35,7 @@ double sum(const double* values, std::size_t n) noexcept {
 
 Grid::Grid(const Layout& layout, int threads, bool summed) noexcept : layout_(layout) {
   if (layout.channels == 1) layout_ = {1, 1, layout.per_channel()};
-  const std::size_t longest = layout_.outer < few_rows ? lanes / 4 : max_short_channel;
-  one_channel_ = layout_.inner > longest;
+  one_channel_ = layout_.inner > longest_short_channel(layout_.outer);
   row_width_ = layout_.channels * layout_.inner;
   if (one_channel_) {
     cut_long_channels();

@@ -111,7 +111,8 @@ constexpr RuleRow rows[] = {
 template <template <class> class Each, bool relu, bool residual, class T>
 constexpr BatchNormLoops<T> make_loops() {
   return {moments<Each, T>, gradient_sums<Each, relu, residual, T>,
-          normalize<Each, relu, residual, T>, input_gradient<Each, relu, residual, T>};
+          normalize<Each, relu, residual, T>, input_gradient<Each, relu, residual, false, T>,
+          input_gradient<Each, relu, residual, true, T>};
 }
 
 template <class T>

@@ -38,7 +38,7 @@ struct BatchNormLoops {
                        double* second) noexcept;
   using Write = void (*)(const Arrays<T>&, const Panel&, const Channels<T>&) noexcept;
   Sum moments, gradient_sums;
-  Write normalize, input_gradient;
+  Write normalize, input_gradient, frozen_gradient;
 };
 
 // Index: bit 0 a panel has one channel, bit 1 ReLU, bit 2 a residual.

@@ -15,12 +15,13 @@
 namespace onepass::inline ONEPASS_ISA {
 
 // What will be summed soon is asked for early: the hardware's own prefetching ends at every page.
-// Measured: bench/NOTES.md.
+// In a channel, so many bytes on; where channels lie side by side, the next four rows. It may lie
+// beyond the end: a prefetch never faults. Measured: bench/NOTES.md.
 inline constexpr std::size_t sums_prefetch_bytes = 4096;
 template <class T>
 inline void prefetch_into_l2(const T* p) noexcept {
 #if defined(__GNUC__)
-  __builtin_prefetch(reinterpret_cast<const char*>(p) + sums_prefetch_bytes, 0, 1);
+  __builtin_prefetch(p, 0, 1);
 #else
   (void)p;
 #endif
@@ -45,8 +46,8 @@ struct ForAll {
 // Adds the terms of every element to the two sums of its column. In a panel of one channel a
 // "column" is an element's place modulo `lanes`.
 template <class T, class Terms>
-inline void add_columns(std::size_t begin, const Panel& panel, double* first, double* second,
-                        const Terms& terms) noexcept {
+inline void add_columns(std::size_t begin, const Panel& panel, std::size_t ahead, double* first,
+                        double* second, const Terms& terms) noexcept {
   std::size_t r = 0;
   for (; r + 4 <= panel.rows; r += 4) {
     const std::size_t row = begin + r * panel.stride;
@@ -62,7 +63,7 @@ inline void add_columns(std::size_t begin, const Panel& panel, double* first, do
     constexpr std::size_t line = cache_line / sizeof(T);
     std::size_t j = 0;
     for (; j + line <= panel.width; j += line) {
-      for (std::size_t k = 0; k < 4; ++k) terms.prefetch(row + k * panel.stride + j);
+      for (std::size_t k = 0; k < 4; ++k) terms.prefetch(row + k * panel.stride + j + ahead);
       add(j, j + line);
     }
     if (const std::size_t rest = panel.width % line) add(j, j + rest);
@@ -82,13 +83,15 @@ inline void add_columns(std::size_t begin, const Panel& panel, double* first, do
 template <template <class> class Each, class T, class Terms>
 inline void add_up(const Panel& panel, double* first, double* second, const Terms& terms) noexcept {
   if constexpr (Each<T>::one_channel) {
+    constexpr std::size_t ahead = sums_prefetch_bytes / sizeof(T);
     for (std::size_t r = 0; r < panel.rows; ++r) {
       const std::size_t begin = r * panel.stride, whole = panel.width / lanes;
-      add_columns<T>(begin, {whole, lanes, lanes}, first, second, terms);
-      add_columns<T>(begin + whole * lanes, {1, panel.width % lanes, 0}, first, second, terms);
+      add_columns<T>(begin, {whole, lanes, lanes}, ahead, first, second, terms);
+      add_columns<T>(begin + whole * lanes, {1, panel.width % lanes, 0}, ahead, first, second,
+                     terms);
     }
   } else {
-    add_columns<T>(0, panel, first, second, terms);
+    add_columns<T>(0, panel, 4 * panel.stride, first, second, terms);
   }
 }
 
@@ -189,7 +192,8 @@ void gradient_sums(const Arrays<T>& arrays, const Panel& panel, const Channels<T
   add_up<Each, T>(panel, sum, product, GradientTerms<Each, relu, residual, T>(arrays, channels));
 }
 
-template <template <class> class Each, bool relu, bool residual, class T>
+// `frozen`: the statistics do not depend on x.
+template <template <class> class Each, bool relu, bool residual, bool frozen, class T>
 void input_gradient(const Arrays<T>& arrays, const Panel& panel,
                     const Channels<T>& channels) noexcept {
   const T *x = arrays.x, *dy = arrays.dy, *z = arrays.residual;
@@ -205,7 +209,9 @@ void input_gradient(const Arrays<T>& arrays, const Panel& panel,
           const T g =
               passed<relu, residual>(dy[i + k], centered, scale[j + k], shift[j + k], z, i + k);
           if constexpr (residual) dz[i + k] = g;
-          dx[k] = (g - (centered * slope[j + k] + offset[j + k])) * gain[j + k];
+          T through = g;
+          if constexpr (!frozen) through -= centered * slope[j + k] + offset[j + k];
+          dx[k] = through * gain[j + k];
         }
       });
 }

@@ -36,7 +36,7 @@ struct Arrays {
 };
 
 // Before the mean is taken off, x is made smaller by a power of two, or the difference of two
-// finite numbers might not be one. It changes no bit else, but of subnormal numbers.
+// finite numbers might not be one. That rounds only what is subnormal, or becomes so.
 inline constexpr double shrink = 0.0625;
 
 // Accumulators of a panel whose elements all belong to one channel.

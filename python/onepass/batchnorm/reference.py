@@ -2,7 +2,8 @@
 
 What an element is multiplied with is computed in float64; the elements themselves are computed in
 their own dtype, in the order written here, so that the kernels give the same bits wherever the
-statistics are the same. Those are, where the sums are exact; elsewhere NumPy adds in another order.
+statistics are the same. Those are, for arrays in C order whose sums are exact; elsewhere the
+order of the sums is another.
 
 Every function takes the channels as the last axis: ``np.moveaxis(x, axis, -1)``.
 """
@@ -94,9 +95,9 @@ def _normalize(
 ) -> tuple[Array, Array]:
     """Return x without the mean's high part, shrunk, and y before ReLU."""
     high, low = _split(mean, x.dtype)
-    scale = weight.astype(np.float64) * (invstd / SHRINK)
+    scale = _within(weight.astype(np.float64) * (invstd / SHRINK), x.dtype)
     centered = x * x.dtype.type(SHRINK) - high
-    y = centered * _narrow(scale, x.dtype) + _narrow(bias - low * scale, x.dtype)
+    y = centered * scale.astype(x.dtype) + _narrow(bias - low * scale, x.dtype)
     return centered, y if residual is None else y + residual
 
 
@@ -121,13 +122,13 @@ def backward(
     dbias = g64.sum(axis=axes)
     product = (g64 * (x.astype(np.float64) * magnitude - mean * magnitude)).sum(axis=axes)
     dweight = product * (invstd / magnitude)
-    slope = offset = np.zeros_like(dbias)
-    if not frozen:
-        count = x.size // x.shape[-1]
-        slope = invstd / SHRINK * (dweight / count)
-        offset = dbias / count - _split(mean, x.dtype)[1] * slope
     gain = _narrow(weight.astype(np.float64) * invstd, x.dtype)
-    dx = (g - (centered * _narrow(slope, x.dtype) + _narrow(offset, x.dtype))) * gain
+    if frozen:
+        return g * gain, dweight, dbias, g
+    count = x.size // x.shape[-1]
+    slope = _within(invstd / SHRINK * (dweight / count), x.dtype)
+    offset = dbias / count - _split(mean, x.dtype)[1] * slope
+    dx = (g - (centered * slope.astype(x.dtype) + _narrow(offset, x.dtype))) * gain
     return dx, dweight, dbias, g
 
 
@@ -150,9 +151,13 @@ def _split(mean: Float64, dtype: np.dtype[Any]) -> tuple[Array, Float64]:
     return high, np.where(normal, mean * SHRINK - high.astype(np.float64), 0)
 
 
-def _narrow(values: Float64, dtype: np.dtype[Any]) -> Array:
-    """Return the values in this dtype, finite if they were."""
+def _within(values: Float64, dtype: np.dtype[Any]) -> Float64:
+    """Return the values within the range of this dtype; an infinity times 0 would be a NaN."""
     most = float(np.finfo(dtype).max)
-    clipped = np.where(np.isfinite(values), np.clip(values, -most, most), values)
-    narrow: Array = clipped.astype(dtype)
+    clipped: Float64 = np.clip(values, -most, most)
+    return clipped
+
+
+def _narrow(values: Float64, dtype: np.dtype[Any]) -> Array:
+    narrow: Array = _within(values, dtype).astype(dtype)
     return narrow
