@@ -5,6 +5,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "dispatch.hpp"
 #include "parallel.hpp"
 
 namespace onepass {
@@ -19,6 +20,7 @@ constexpr std::size_t min_streamed_bytes = 8 << 20;
 // order of a sum would.
 constexpr std::size_t elements_at_once = 4096;  // of one channel
 constexpr std::size_t rows_at_once = 8;         // that channels share
+constexpr std::size_t shares_per_thread = 16;
 constexpr std::size_t max_samples = 16;
 // Where the first samples are so far from the mean of the others, in variances, sums about them
 // lose digits.
@@ -164,7 +166,8 @@ BatchNorm<T>::BatchNorm(const BatchNormTable<T>& table, const Layout& layout, in
 template <class T>
 bool BatchNorm<T>::streams(const Arrays<T>& arrays) const noexcept {
   const bool in_place = arrays.out == arrays.x || arrays.out == arrays.dy;
-  return !in_place && layout_.size() * sizeof(T) >= min_streamed_bytes;
+  static const std::size_t large = std::max(min_streamed_bytes, last_level_cache() / 8);
+  return !in_place && layout_.size() * sizeof(T) >= large;
 }
 
 template <class T>
@@ -350,9 +353,14 @@ template <class T>
 void BatchNorm<T>::infer(Arrays<T> arrays, const Statistics& given) noexcept {
   arrays.stream = streams(arrays);
   for (std::size_t tile = 0; tile < grid_.tiles(); ++tile) set_forward(tile, given);
-  const std::size_t tiles = grid_.tiles();
-  parallel_for(tiles * grid_.blocks(), threads_, [&](std::size_t i) noexcept {
-    write(arrays, loops_.normalize, i % tiles, i / tiles);
+  // In the order of memory, and some at a time, since they are small.
+  const std::size_t tiles = grid_.tiles(), pieces = tiles * grid_.blocks();
+  const std::size_t shares =
+      std::min(pieces, static_cast<std::size_t>(threads_) * shares_per_thread);
+  parallel_for(shares, threads_, [&](std::size_t share) noexcept {
+    for (std::size_t i = pieces * share / shares; i < pieces * (share + 1) / shares; ++i) {
+      write(arrays, loops_.normalize, i % tiles, i / tiles);
+    }
   });
 }
 

@@ -1,7 +1,12 @@
 // CPU features -> kernel table. The only file that knows CPUs.
 #include "dispatch.hpp"
 
+#include <algorithm>
 #include <stdexcept>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <unistd.h>
+#endif
 
 namespace onepass {
 
@@ -55,6 +60,14 @@ const Isa& choose_isa(const char* forced) {
                                 " (what this machine runs), got '" + forced + "'");
   }
   return *best;
+}
+
+std::size_t last_level_cache() noexcept {
+#ifdef _SC_LEVEL3_CACHE_SIZE
+  return static_cast<std::size_t>(std::max(sysconf(_SC_LEVEL3_CACHE_SIZE), 0L));
+#else
+  return 0;
+#endif
 }
 
 }  // namespace onepass

@@ -1,6 +1,7 @@
 // Which build of the kernels runs.
 #pragma once
 
+#include <cstddef>
 #include <span>
 #include <string>
 
@@ -20,5 +21,8 @@ std::span<const Isa> compiled_isas();
 // The best one that runs here, or the one that `forced` names. Throws std::invalid_argument, which
 // lists the choices, when that one is unknown or does not run here.
 const Isa& choose_isa(const char* forced);
+
+// Bytes of the last cache before memory, shared by all cores; 0 if the system does not say.
+std::size_t last_level_cache() noexcept;
 
 }  // namespace onepass

@@ -38,21 +38,23 @@ Grid::Grid(const Layout& layout, int threads, bool summed) noexcept : layout_(la
   one_channel_ = layout_.inner > longest_short_channel(layout_.outer);
   row_width_ = layout_.channels * layout_.inner;
   if (one_channel_) {
-    cut_long_channels();
+    cut_long_channels(summed);
   } else {
     cut_rows(threads, summed);
   }
 }
 
-void Grid::cut_long_channels() noexcept {
+void Grid::cut_long_channels(bool summed) noexcept {
   const std::size_t width = layout_.inner;
   tiles_ = layout_.channels;
   rows_ = layout_.outer;
   pieces_ = std::min(divide_up(width, 2 * min_block_elements), divide_up(max_blocks, rows_));
   piece_width_ = divide_up(divide_up(width, pieces_), lanes) * lanes;
   pieces_ = divide_up(width, piece_width_);
-  block_rows_ =
-      pieces_ > 1 ? 1 : std::max(divide_up(rows_, max_blocks), min_block_elements / width);
+  block_rows_ = 1;
+  if (summed && pieces_ == 1) {
+    block_rows_ = std::max({divide_up(rows_, max_blocks), min_block_elements / width, block_rows_});
+  }
   blocks_ = divide_up(rows_, block_rows_) * pieces_;
 }
 

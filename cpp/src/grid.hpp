@@ -56,7 +56,7 @@ class Grid {
   void fold(std::size_t tile, double* columns, double* channels) const noexcept;
 
  private:
-  void cut_long_channels() noexcept;
+  void cut_long_channels(bool summed) noexcept;
   void cut_rows(int threads, bool summed) noexcept;
 
   Layout layout_;
