@@ -41,6 +41,10 @@ template <class T>
 void load(const py::array& from, std::vector<double>& to) noexcept {
   const auto* first = static_cast<const char*>(from.data());
   const py::ssize_t stride = from.strides(0);
+  if (stride == sizeof(T)) {  // the usual case, and many times as fast
+    std::copy_n(reinterpret_cast<const T*>(first), to.size(), to.begin());
+    return;
+  }
   for (std::size_t c = 0; c < to.size(); ++c) {
     const char* value = first + static_cast<py::ssize_t>(c) * stride;
     to[c] = static_cast<double>(*reinterpret_cast<const T*>(value));
