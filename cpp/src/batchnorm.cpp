@@ -16,8 +16,8 @@ constexpr std::size_t min_elements_per_thread = 16384;
 constexpr std::size_t max_tile_bytes = 1 << 20;  // that a core's cache holds until it is read again
 constexpr std::size_t min_shared_channels = 4096;  // whose own work is worth a second thread
 constexpr std::size_t min_streamed_bytes = 8 << 20;
-// Summed and written while in L1. Not of a panel's width, which depends on the threads, or the
-// order of a sum would.
+// Rows that are summed and written together, at least one, while they are in cache. Not by a
+// panel's width where channels share it: that depends on the threads, and the order of a sum would.
 constexpr std::size_t elements_at_once = 4096;  // of one channel
 constexpr std::size_t rows_at_once = 8;         // that channels share
 constexpr std::size_t shares_per_thread = 16;
@@ -141,9 +141,9 @@ template <class T>
 BatchNorm<T>::BatchNorm(const BatchNormTable<T>& table, const Layout& layout, int threads,
                         const Affine& affine, Operation operation, bool relu, bool residual)
     : layout_(layout),
-      grid_(layout, useful_threads(layout, threads), operation != Operation::infer),
-      loops_(table[grid_.one_channel() * 1u + relu * 2u + residual * 4u]),
       threads_(useful_threads(layout, threads)),
+      grid_(layout, threads_, operation != Operation::infer),
+      loops_(table[grid_.one_channel() * 1u + relu * 2u + residual * 4u]),
       affine_(affine) {
   const auto n = static_cast<std::size_t>(threads_);
   const std::size_t tiles = grid_.tiles(), tile_bytes = grid_.elements_per_tile() * sizeof(T);

@@ -103,9 +103,9 @@ class BatchNorm {
            const Prepare& prepare, const Finish& finish) noexcept;
 
   Layout layout_;
+  int threads_;
   Grid grid_;
   BatchNormLoops<T> loops_;
-  int threads_;
   std::size_t tiles_at_once_;  // by all threads together; 0: each thread a tile of its own
   Affine affine_;
   Values channels_, columns_;

@@ -183,14 +183,13 @@ class BatchNorm:
         self._check_input(x)
         if not Flag()("training", training) and self.track_running_stats:
             return self._infer(x, out)
-        tracked = self.track_running_stats
         y, mean, invstd = _core.batch_norm_train(
             x,
             self.weight,
             self.bias,
-            self.running_mean if tracked else None,
-            self.running_var if tracked else None,
-            self.num_batches_tracked if tracked else None,
+            self.running_mean,
+            self.running_var,
+            self.num_batches_tracked,
             None if self.momentum is None else CHECKS["momentum"]("momentum", self.momentum),
             CHECKS["eps"]("eps", self.eps),
             self.axis,
