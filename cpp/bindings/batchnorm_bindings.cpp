@@ -38,17 +38,16 @@ class Call {
   }
 
   std::vector<double> statistic(py::handle given, const char* name) {
-    return ChannelVector(given, Label(name, Role::input), x, true, memory).values();
+    return std::move(ChannelVector(given, Label(name, Role::input), x, true, memory).values());
   }
 
   // 1 / the standard deviation, of a variance that is given.
   std::vector<double> invstd(py::handle var, double eps) {
     const Label label("var", Role::input);
-    const ChannelVector given(var, label, x, true, memory);
+    ChannelVector given(var, label, x, true, memory);
     given.check_not_negative(label);
-    std::vector<double> result(x.channels);
-    onepass::invstd(given.values(), eps, result);
-    return result;
+    kernels_in_use->invert_deviation(given.values().data(), x.channels, eps);
+    return std::move(given.values());
   }
 
   py::array empty() const {
@@ -62,7 +61,7 @@ class Call {
     memory.check_overlap();
   }
 
-  // Calls body(batch_norm, arrays), which cannot fail; not for an array without elements.
+  // Calls body(batch_norm), which cannot fail; not for an array without elements.
   template <class Body>
   void run(Operation operation, int num_threads, const Body& body) {
     if (x.size() == 0) return;
@@ -90,7 +89,7 @@ class Call {
  private:
   std::vector<double> affine(py::handle given, const char* name, double absent) {
     if (given.is_none()) return std::vector<double>(x.channels, absent);
-    return ChannelVector(given, Label(name, Role::input), x, false, memory).values();
+    return std::move(ChannelVector(given, Label(name, Role::input), x, false, memory).values());
   }
 
   template <class T, class Body>
@@ -99,13 +98,13 @@ class Call {
     const auto data = [](const std::optional<py::array>& array) {
       return array ? static_cast<T*>(const_cast<void*>(array->data())) : nullptr;
     };
-    BatchNorm<T> batch_norm(table, {x.outer, x.channels, x.inner}, num_threads,
-                            {weight_.data(), bias_.data()}, operation, relu_, residual.has_value());
     const Arrays<T> arrays{data(x.array), data(residual),  data(dy),
                            data(out),     data(dresidual), false};
+    BatchNorm<T> batch_norm(table, {x.outer, x.channels, x.inner}, num_threads, arrays,
+                            {weight_.data(), bias_.data()}, operation, relu_);
     std::optional<WithoutGil> release;
     if (x.size() >= min_elements_without_gil) release.emplace();
-    body(batch_norm, arrays);
+    body(batch_norm);
   }
 
   std::vector<double> weight_, bias_;
@@ -173,9 +172,8 @@ py::tuple train(py::handle x, py::handle weight, py::handle bias, py::handle run
   const py::tuple result = py::make_tuple(call.out, mean, invstd);
   const auto n = static_cast<double>(call.x.outer * call.x.inner);
   const Statistics batch{mean.mutable_data(), invstd.mutable_data()};
-  call.run(Operation::train, num_threads, [&](auto& batch_norm, const auto& arrays) noexcept {
-    batch_norm.train(arrays, eps, batch, var.data());
-  });
+  call.run(Operation::train, num_threads,
+           [&](auto& batch_norm) noexcept { batch_norm.train(eps, batch, var.data()); });
   running.update(unbiased_running_var ? n / (n - 1) : 1.0, {batch.mean, var.size()}, var);
   return result;
 }
@@ -187,8 +185,8 @@ py::array infer(py::handle x, py::handle mean, py::handle var, py::handle weight
   std::vector<double> means = call.statistic(mean, "mean");
   std::vector<double> invstds = call.invstd(var, eps);
   call.set_out(out, {call.x.array});
-  call.run(Operation::infer, num_threads, [&](auto& batch_norm, const auto& arrays) noexcept {
-    batch_norm.infer(arrays, {means.data(), invstds.data()});
+  call.run(Operation::infer, num_threads, [&](auto& batch_norm) noexcept {
+    batch_norm.infer({means.data(), invstds.data()});
   });
   return call.out;
 }
@@ -214,13 +212,13 @@ py::tuple backward(py::handle dy, py::handle x, py::handle mean, py::handle scal
   if (call.dresidual) results.append(*call.dresidual);
   const py::tuple result(results);
   std::vector<double> dweight(call.x.channels), dbias(call.x.channels);
-  call.run(Operation::backward, num_threads, [&](auto& batch_norm, const auto& arrays) noexcept {
+  call.run(Operation::backward, num_threads, [&](auto& batch_norm) noexcept {
     const Statistics statistics{means.data(), invstds.data()};
     const Gradients gradients{dweight.data(), dbias.data()};
     if (eps) {
-      batch_norm.infer_backward(arrays, statistics, gradients);
+      batch_norm.infer_backward(statistics, gradients);
     } else {
-      batch_norm.backward(arrays, statistics, gradients);
+      batch_norm.backward(statistics, gradients);
     }
   });
   dweights.write(dweight);

@@ -187,13 +187,13 @@ void ChannelVector::reload() noexcept {
 }
 
 void ChannelVector::check_not_negative(const Label& label) const {
-  for (std::size_t c = 0; c < values_.size(); ++c) {
-    if (values_[c] < 0) {
-      fail_value(label, "values >= 0",
-                 py::repr(py::float_(values_[c])).cast<std::string>() + " in channel " +
-                     std::to_string(c));
-    }
-  }
+  std::size_t negative = 0;  // counted, because a loop that stops at the first is no SIMD loop
+  for (const double value : values_) negative += value < 0;
+  if (negative == 0) return;
+  const auto first = std::ranges::find_if(values_, [](double value) { return value < 0; });
+  fail_value(label, "values >= 0",
+             py::repr(py::float_(*first)).cast<std::string>() + " in channel " +
+                 std::to_string(first - values_.begin()));
 }
 
 void ChannelVector::write(const std::vector<double>& values) noexcept {

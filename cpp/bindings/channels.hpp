@@ -46,7 +46,6 @@ class ChannelVector {
  public:
   ChannelVector(py::handle object, const Label& label, const ChannelArray& x, bool any_dtype,
                 Memory& memory);
-  const std::vector<double>& values() const { return values_; }
   std::vector<double>& values() { return values_; }
   void reload() noexcept;
   const py::array& array() const { return array_; }

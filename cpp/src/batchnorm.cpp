@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "dispatch.hpp"
+#include "onepass/channel_values.hpp"
 #include "parallel.hpp"
 
 namespace onepass {
@@ -35,29 +36,6 @@ int useful_threads(const Layout& layout, int threads) noexcept {
       static_cast<int>(std::min<std::size_t>(layout.size() / min_elements_per_thread, max_threads));
   return std::max(std::min(threads, useful), 1);
 }
-
-// As T, within its range: 0 times infinity would make a NaN of a constant channel.
-template <class T>
-double within(double value) noexcept {
-  constexpr double most = static_cast<double>(std::numeric_limits<T>::max());
-  return value > most ? most : value < -most ? -most : value;
-}
-template <class T>
-T narrow(double value) noexcept {
-  return static_cast<T>(within<T>(value));
-}
-
-// mean = high + low, both made smaller as x is. Where that makes them subnormal, x is rounded just
-// as high is, and a low part would set apart what is equal.
-template <class T>
-struct Split {
-  explicit Split(double mean) noexcept : high(static_cast<T>(mean * shrink)), low(0) {
-    const bool normal = std::abs(high) >= std::numeric_limits<T>::min();
-    if (normal) low = mean * shrink - static_cast<double>(high);
-  }
-  T high;
-  double low;
-};
 
 template <class P>
 P advance(P pointer, std::size_t n) noexcept {
@@ -105,11 +83,6 @@ void first_means(const T* x, const Layout& layout, std::size_t begin, std::size_
 
 }  // namespace
 
-void invstd(std::span<const double> variance, double eps, std::span<double> result) noexcept {
-#pragma omp simd
-  for (std::size_t c = 0; c < result.size(); ++c) result[c] = 1 / std::sqrt(variance[c] + eps);
-}
-
 void update_running(std::span<double> running, std::span<const double> batch, double correction,
                     double momentum) noexcept {
   for (std::size_t c = 0; c < running.size(); ++c) {
@@ -131,20 +104,25 @@ void BatchNorm<T>::Values::resize(std::size_t n, Operation operation) {
 }
 
 template <class T>
-Channels<T> BatchNorm<T>::Values::at(std::size_t i) const noexcept {
-  const auto from = [&](const auto& values) noexcept { return advance(values.data(), i); };
+Channels<T> BatchNorm<T>::Values::at(std::size_t i) noexcept {
+  const auto from = [&](auto& values) noexcept { return advance(values.data(), i); };
   return {from(center), from(magnitude), from(mean),   from(scale),
           from(shift),  from(slope),     from(offset), from(gain)};
 }
 
 template <class T>
 BatchNorm<T>::BatchNorm(const BatchNormTable<T>& table, const Layout& layout, int threads,
-                        const Affine& affine, Operation operation, bool relu, bool residual)
+                        const Arrays<T>& arrays, const Affine& affine, Operation operation,
+                        bool relu)
     : layout_(layout),
       threads_(useful_threads(layout, threads)),
       grid_(layout, threads_, operation != Operation::infer),
-      loops_(table[grid_.one_channel() * 1u + relu * 2u + residual * 4u]),
-      affine_(affine) {
+      loops_(table[grid_.one_channel() * 1u + relu * 2u + (arrays.residual != nullptr) * 4u]),
+      arrays_(arrays),
+      affine_(affine),
+      channels_(like_row(arrays.out)),
+      columns_(like_row(arrays.out)) {
+  arrays_.stream = streams();
   const auto n = static_cast<std::size_t>(threads_);
   const std::size_t tiles = grid_.tiles(), tile_bytes = grid_.elements_per_tile() * sizeof(T);
   const bool balanced = tiles >= 4 * n || tiles % n == 0;
@@ -164,8 +142,8 @@ BatchNorm<T>::BatchNorm(const BatchNormTable<T>& table, const Layout& layout, in
 }
 
 template <class T>
-bool BatchNorm<T>::streams(const Arrays<T>& arrays) const noexcept {
-  const bool in_place = arrays.out == arrays.x || arrays.out == arrays.dy;
+bool BatchNorm<T>::streams() const noexcept {
+  const bool in_place = arrays_.out == arrays_.x || arrays_.out == arrays_.dy;
   static const std::size_t large = std::max(min_streamed_bytes, last_level_cache() / 8);
   return !in_place && layout_.size() * sizeof(T) >= large;
 }
@@ -185,28 +163,22 @@ void BatchNorm<T>::spread_center(std::size_t tile) noexcept {
 
 template <class T>
 void BatchNorm<T>::set_forward(std::size_t tile, const Statistics& statistics) noexcept {
-#pragma omp simd
-  for (std::size_t c = grid_.first_channel(tile); c < grid_.first_channel(tile + 1); ++c) {
-    const Split<T> mean(statistics.mean[c]);
-    const double scale = within<T>(affine_.weight[c] * (statistics.invstd[c] / shrink));
-    channels_.mean[c] = mean.high;
-    channels_.scale[c] = static_cast<T>(scale);
-    channels_.shift[c] = narrow<T>(affine_.bias[c] - mean.low * scale);
-  }
+  loops_.set_forward(affine_, statistics, grid_.first_channel(tile), grid_.first_channel(tile + 1),
+                     channels_.at(0));
   spread(tile, &Values::mean, &Values::scale, &Values::shift);
 }
 
 template <class T>
-void BatchNorm<T>::sum(const Arrays<T>& arrays, Sum loop, Write write_at_once, std::size_t tile,
-                       std::size_t block, double* first, double* second) const noexcept {
-  const Values& values = grid_.columns_are_channels() ? channels_ : columns_;
+void BatchNorm<T>::sum(Sum loop, Write write_at_once, std::size_t tile, std::size_t block,
+                       double* first, double* second) noexcept {
+  Values& values = grid_.columns_are_channels() ? channels_ : columns_;
   alignas(64) double sums[2][Grid::max_tile_width];
   for (auto& row : sums) std::fill_n(row, grid_.one_channel() ? lanes : std::size(row), 0.0);
   grid_.for_each_panel(
       tile, block, [&](std::size_t offset, std::size_t column, const Panel& panel) noexcept {
         const Channels<T> channels = values.at(column);
         if (!write_at_once) {
-          loop(at(arrays, offset), panel, channels, sums[0], sums[1]);
+          loop(at(arrays_, offset), panel, channels, sums[0], sums[1]);
           return;
         }
         const std::size_t rows = grid_.one_channel()
@@ -214,7 +186,7 @@ void BatchNorm<T>::sum(const Arrays<T>& arrays, Sum loop, Write write_at_once, s
                                      : rows_at_once;
         for (std::size_t r = 0; r < panel.rows; r += rows) {
           const Panel part{std::min(rows, panel.rows - r), panel.width, panel.stride};
-          const Arrays<T> arrays_here = at(arrays, offset + r * panel.stride);
+          const Arrays<T> arrays_here = at(arrays_, offset + r * panel.stride);
           loop(arrays_here, part, channels, sums[0], sums[1]);
           write_at_once(arrays_here, part, channels);
         }
@@ -224,19 +196,18 @@ void BatchNorm<T>::sum(const Arrays<T>& arrays, Sum loop, Write write_at_once, s
 }
 
 template <class T>
-void BatchNorm<T>::write(const Arrays<T>& arrays, Write loop, std::size_t tile,
-                         std::size_t block) const noexcept {
-  const Values& values = grid_.columns_are_channels() ? channels_ : columns_;
+void BatchNorm<T>::write(Write loop, std::size_t tile, std::size_t block) noexcept {
+  Values& values = grid_.columns_are_channels() ? channels_ : columns_;
   grid_.for_each_panel(tile, block,
                        [&](std::size_t offset, std::size_t column, const Panel& panel) noexcept {
-                         loop(at(arrays, offset), panel, values.at(column));
+                         loop(at(arrays_, offset), panel, values.at(column));
                        });
 }
 
 template <class T>
 template <class Prepare, class Finish>
-void BatchNorm<T>::run(const Arrays<T>& arrays, Sum sum_loop, Write write_loop, bool write_at_once,
-                       const Prepare& prepare, const Finish& finish) noexcept {
+void BatchNorm<T>::run(Sum sum_loop, Write write_loop, bool write_at_once, const Prepare& prepare,
+                       const Finish& finish) noexcept {
   const std::size_t blocks = grid_.blocks(), n = layout_.channels;
   const Write at_once = write_at_once ? write_loop : nullptr;
   const auto start = [&](std::size_t tile) noexcept {
@@ -257,12 +228,12 @@ void BatchNorm<T>::run(const Arrays<T>& arrays, Sum sum_loop, Write write_loop, 
       double a[Grid::max_tile_width], b[Grid::max_tile_width];
       start(tile);
       for (std::size_t block = 0; block < blocks; ++block) {
-        sum(arrays, sum_loop, at_once, tile, block, a, b);
+        sum(sum_loop, at_once, tile, block, a, b);
         add(tile, a, b);
       }
       finish(tile);
       if (write_at_once) return;
-      for (std::size_t block = 0; block < blocks; ++block) write(arrays, write_loop, tile, block);
+      for (std::size_t block = 0; block < blocks; ++block) write(write_loop, tile, block);
     });
     return;
   }
@@ -274,7 +245,7 @@ void BatchNorm<T>::run(const Arrays<T>& arrays, Sum sum_loop, Write write_loop, 
     parallel_for(tiles * blocks, threads_, [&](std::size_t i) noexcept {
       const std::size_t tile = from + i % tiles, block = i / tiles;
       double* a = partial_.data() + 2 * n * block + grid_.first_channel(tile);
-      sum(arrays, sum_loop, at_once, tile, block, a, a + n);
+      sum(sum_loop, at_once, tile, block, a, a + n);
     });
     parallel_for(tiles, helpful, [&](std::size_t t) noexcept {
       for (std::size_t block = 0; block < blocks; ++block) {
@@ -284,21 +255,17 @@ void BatchNorm<T>::run(const Arrays<T>& arrays, Sum sum_loop, Write write_loop, 
       finish(from + t);
     });
     if (write_at_once) continue;
-    parallel_for(tiles * blocks, threads_, [&](std::size_t i) noexcept {
-      write(arrays, write_loop, from + i % tiles, i / tiles);
-    });
+    parallel_for(tiles * blocks, threads_,
+                 [&](std::size_t i) noexcept { write(write_loop, from + i % tiles, i / tiles); });
   }
 }
 
 template <class T>
-void BatchNorm<T>::train(Arrays<T> arrays, double eps, const Statistics& batch,
-                         double* variance) noexcept {
-  arrays.stream = streams(arrays);
+void BatchNorm<T>::train(double eps, const Statistics& batch, double* variance) noexcept {
   const auto count = static_cast<double>(layout_.per_channel());
   bool first_try = true;
   const auto prepare = [&](std::size_t tile) noexcept {
-    if (first_try)
-      set_first_means(arrays.x, grid_.first_channel(tile), grid_.first_channel(tile + 1));
+    if (first_try) set_first_means(grid_.first_channel(tile), grid_.first_channel(tile + 1));
     spread_center(tile);
   };
   const auto finish = [&](std::size_t tile) noexcept {
@@ -317,21 +284,20 @@ void BatchNorm<T>::train(Arrays<T> arrays, double eps, const Statistics& batch,
     set_forward(tile, batch);
   };
   for (int tries = max_tries; tries > 0; --tries) {
-    run(arrays, loops_.moments, loops_.normalize, false, prepare, finish);
+    run(loops_.moments, loops_.normalize, false, prepare, finish);
     first_try = false;
-    if (!improve_centers(arrays.x, batch, variance)) break;
+    if (!improve_centers(batch, variance)) break;
   }
 }
 
 template <class T>
-void BatchNorm<T>::set_first_means(const T* x, std::size_t begin, std::size_t end) noexcept {
-  first_means<max_samples>(x, layout_, begin, end, channels_.magnitude.data(),
+void BatchNorm<T>::set_first_means(std::size_t begin, std::size_t end) noexcept {
+  first_means<max_samples>(arrays_.x, layout_, begin, end, channels_.magnitude.data(),
                            channels_.center.data());
 }
 
 template <class T>
-bool BatchNorm<T>::improve_centers(const T* x, const Statistics& batch,
-                                   const double* variance) noexcept {
+bool BatchNorm<T>::improve_centers(const Statistics& batch, const double* variance) noexcept {
   bool improved = false;
   for (std::size_t c = 0; c < layout_.channels; ++c) {
     double &magnitude = channels_.magnitude[c], &center = channels_.center[c];
@@ -339,7 +305,7 @@ bool BatchNorm<T>::improve_centers(const T* x, const Statistics& batch,
     const double off = (mean - center) * (mean - center);
     if (std::is_same_v<T, double> && magnitude == 1 && !(variance[c] <= DBL_MAX)) {
       magnitude = small_magnitude;
-      set_first_means(x, c, c + 1);
+      set_first_means(c, c + 1);
       improved = true;
     } else if (off > max_off_center * (variance[c] * magnitude * magnitude)) {
       center = mean;
@@ -350,8 +316,7 @@ bool BatchNorm<T>::improve_centers(const T* x, const Statistics& batch,
 }
 
 template <class T>
-void BatchNorm<T>::infer(Arrays<T> arrays, const Statistics& given) noexcept {
-  arrays.stream = streams(arrays);
+void BatchNorm<T>::infer(const Statistics& given) noexcept {
   for (std::size_t tile = 0; tile < grid_.tiles(); ++tile) set_forward(tile, given);
   // In the order of memory, and some at a time, since they are small.
   const std::size_t tiles = grid_.tiles(), pieces = tiles * grid_.blocks();
@@ -359,7 +324,7 @@ void BatchNorm<T>::infer(Arrays<T> arrays, const Statistics& given) noexcept {
       std::min(pieces, static_cast<std::size_t>(threads_) * shares_per_thread);
   parallel_for(shares, threads_, [&](std::size_t share) noexcept {
     for (std::size_t i = pieces * share / shares; i < pieces * (share + 1) / shares; ++i) {
-      write(arrays, loops_.normalize, i % tiles, i / tiles);
+      write(loops_.normalize, i % tiles, i / tiles);
     }
   });
 }
@@ -402,11 +367,9 @@ void BatchNorm<T>::set_input_gradient(std::size_t tile, const Statistics& statis
 }
 
 template <class T>
-void BatchNorm<T>::backward(Arrays<T> arrays, const Statistics& batch,
-                            const Gradients& gradients) noexcept {
-  arrays.stream = streams(arrays);
+void BatchNorm<T>::backward(const Statistics& batch, const Gradients& gradients) noexcept {
   run(
-      arrays, loops_.gradient_sums, loops_.input_gradient, false,
+      loops_.gradient_sums, loops_.input_gradient, false,
       [&](std::size_t tile) noexcept { set_backward_sums(tile, batch); },
       [&](std::size_t tile) noexcept {
         finish_backward_sums(tile, batch, gradients);
@@ -415,11 +378,9 @@ void BatchNorm<T>::backward(Arrays<T> arrays, const Statistics& batch,
 }
 
 template <class T>
-void BatchNorm<T>::infer_backward(Arrays<T> arrays, const Statistics& given,
-                                  const Gradients& gradients) noexcept {
-  arrays.stream = streams(arrays);
+void BatchNorm<T>::infer_backward(const Statistics& given, const Gradients& gradients) noexcept {
   run(
-      arrays, loops_.gradient_sums, loops_.frozen_gradient, true,
+      loops_.gradient_sums, loops_.frozen_gradient, true,
       [&](std::size_t tile) noexcept {
         set_backward_sums(tile, given);
         set_input_gradient(tile, given, nullptr);

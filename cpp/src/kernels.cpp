@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "onepass/batchnorm.hpp"
+#include "onepass/channel_values.hpp"
 #include "onepass/rules.def"
 #include "onepass/update.hpp"
 
@@ -110,8 +111,11 @@ constexpr RuleRow rows[] = {
 
 template <template <class> class Each, bool relu, bool residual, class T>
 constexpr BatchNormLoops<T> make_loops() {
-  return {moments<Each, T>, gradient_sums<Each, relu, residual, T>,
-          normalize<Each, relu, residual, T>, input_gradient<Each, relu, residual, false, T>,
+  return {set_forward<T>,
+          moments<Each, T>,
+          gradient_sums<Each, relu, residual, T>,
+          normalize<Each, relu, residual, T>,
+          input_gradient<Each, relu, residual, false, T>,
           input_gradient<Each, relu, residual, true, T>};
 }
 
@@ -123,7 +127,7 @@ constexpr BatchNormTable<T> batch_norm{
     make_loops<PerColumn, true, true, T>(),   make_loops<ForAll, true, true, T>()};
 
 constexpr KernelTable table{rows, make_row<CopyLimit, 3>("copy_limit", copy_limit_options),
-                            batch_norm<float>, batch_norm<double>};
+                            batch_norm<float>, batch_norm<double>, invert_deviation};
 
 }  // namespace
 

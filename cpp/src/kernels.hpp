@@ -31,12 +31,15 @@ struct RuleRow {
   std::span<const Variant> variants;  // index: bit 0 coupled weight decay, bit 1 + k option k
 };
 
-// The loops of batch normalisation (batchnorm.hpp) for one choice of what an index means.
+// The loops of batch normalisation (batchnorm.hpp, channel_values.hpp) for one choice of what an
+// index means.
 template <class T>
 struct BatchNormLoops {
   using Sum = void (*)(const Arrays<T>&, const Panel&, const Channels<T>&, double* first,
                        double* second) noexcept;
   using Write = void (*)(const Arrays<T>&, const Panel&, const Channels<T>&) noexcept;
+  void (*set_forward)(const Affine&, const Statistics&, std::size_t begin, std::size_t end,
+                      const Channels<T>&) noexcept;
   Sum moments, gradient_sums;
   Write normalize, input_gradient, frozen_gradient;
 };
@@ -50,6 +53,7 @@ struct KernelTable {
   RuleRow copy_limit;  // not a rule: the benchmarks' ruler
   BatchNormTable<float> batch_norm_f32;
   BatchNormTable<double> batch_norm_f64;
+  void (*invert_deviation)(double* variance, std::size_t n, double eps) noexcept;
 };
 
 }  // namespace onepass

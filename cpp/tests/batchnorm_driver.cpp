@@ -53,14 +53,15 @@ struct Run {
     };
     // New ones each time: what an operation leaves behind must not matter to the next.
     using onepass::Operation;
-    const auto make = [&](Operation operation) {
-      return onepass::BatchNorm<T>(table(isa, T()), layout, threads, affine, operation, relu, relu);
+    const auto make = [&](Operation operation, const Block<T>& out) {
+      return onepass::BatchNorm<T>(table(isa, T()), layout, threads, arrays(out), affine, operation,
+                                   relu);
     };
     const onepass::Statistics batch{take(), take()};
-    make(Operation::train).train(arrays(y), 1e-5, batch, take());
-    make(Operation::infer).infer(arrays(inferred), batch);
-    make(Operation::backward).backward(arrays(dx), batch, {take(), take()});
-    make(Operation::backward).infer_backward(arrays(frozen_dx), batch, {take(), take()});
+    make(Operation::train, y).train(1e-5, batch, take());
+    make(Operation::infer, inferred).infer(batch);
+    make(Operation::backward, dx).backward(batch, {take(), take()});
+    make(Operation::backward, frozen_dx).infer_backward(batch, {take(), take()});
   }
 
   bool operator==(const Run& other) const {
@@ -92,9 +93,9 @@ void check_by_hand() {
   double mean, invstd, variance;
   const double weight = 4, bias = 10;
   const auto& kernels = onepass::choose_isa(nullptr).kernels->batch_norm_f32;
-  onepass::BatchNorm<float>(kernels, {2, 1, 1}, 1, {&weight, &bias}, onepass::Operation::train,
-                            false, false)
-      .train({x, nullptr, nullptr, y, nullptr, false}, 3.0, {&mean, &invstd}, &variance);
+  onepass::BatchNorm<float>(kernels, {2, 1, 1}, 1, {x, nullptr, nullptr, y, nullptr, false},
+                            {&weight, &bias}, onepass::Operation::train, false)
+      .train(3.0, {&mean, &invstd}, &variance);
   check(mean == 2 && variance == 1 && invstd == 0.5, "statistics by hand");
   check(y[0] == 8.0f && y[1] == 12.0f, "y by hand");
 }

@@ -141,14 +141,9 @@ void normalize(const Arrays<T>& arrays, const Panel& panel, const Channels<T>& c
   const T *x = arrays.x, *z = arrays.residual;
   const Each<T> mean(channels.mean), scale(channels.scale), shift(channels.shift);
   const T small = static_cast<T>(shrink);
-  write_rows(arrays.out, panel, arrays.stream,
-             [=](T* y, std::size_t i, std::size_t j, std::size_t n) {
-#pragma omp simd
-               for (std::size_t k = 0; k < n; ++k) {
-                 y[k] = normalized<relu, residual>(x[i + k] * small - mean[j + k], scale[j + k],
-                                                   shift[j + k], z, i + k);
-               }
-             });
+  write_rows(arrays.out, panel, arrays.stream, [=](std::size_t i, std::size_t j) {
+    return normalized<relu, residual>(x[i] * small - mean[j], scale[j], shift[j], z, i);
+  });
 }
 
 // dy, and 0 where ReLU was.
@@ -201,19 +196,14 @@ void input_gradient(const Arrays<T>& arrays, const Panel& panel,
   const Each<T> mean(channels.mean), scale(channels.scale), shift(channels.shift);
   const Each<T> slope(channels.slope), offset(channels.offset), gain(channels.gain);
   const T small = static_cast<T>(shrink);
-  write_rows(
-      arrays.out, panel, arrays.stream, [=](T* dx, std::size_t i, std::size_t j, std::size_t n) {
-#pragma omp simd
-        for (std::size_t k = 0; k < n; ++k) {
-          const T centered = x[i + k] * small - mean[j + k];
-          const T g =
-              passed<relu, residual>(dy[i + k], centered, scale[j + k], shift[j + k], z, i + k);
-          if constexpr (residual) dz[i + k] = g;
-          T through = g;
-          if constexpr (!frozen) through -= centered * slope[j + k] + offset[j + k];
-          dx[k] = through * gain[j + k];
-        }
-      });
+  write_rows(arrays.out, panel, arrays.stream, [=](std::size_t i, std::size_t j) {
+    const T centered = x[i] * small - mean[j];
+    const T g = passed<relu, residual>(dy[i], centered, scale[j], shift[j], z, i);
+    if constexpr (residual) dz[i] = g;
+    T through = g;
+    if constexpr (!frozen) through -= centered * slope[j] + offset[j];
+    return through * gain[j];
+  });
 }
 
 }  // namespace onepass::inline ONEPASS_ISA

@@ -10,6 +10,17 @@ struct Panel {
   std::size_t rows, width, stride;
 };
 
+// One value per channel.
+struct Affine {
+  const double *weight, *bias;
+};
+struct Statistics {
+  double *mean, *invstd;
+};
+struct Gradients {
+  double *weight, *bias;
+};
+
 // What the loops know of a channel; pointers to one value per column of a panel, or to the one that
 // all of its elements share. As
 //
@@ -20,10 +31,10 @@ struct Panel {
 // a mean rounded to float would spoil the result where it is far larger than the deviation.
 template <class T>
 struct Channels {
-  const double* center;     // what the sums are taken about: the first samples' mean, or the mean
-  const double* magnitude;  // a power of two; double's range would not hold the squares of all x
-  const T *mean, *scale, *shift;
-  const T *slope, *offset, *gain;
+  double* center;     // what the sums are taken about: the first samples' mean, or the mean
+  double* magnitude;  // a power of two; double's range would not hold the squares of all x
+  T *mean, *scale, *shift;
+  T *slope, *offset, *gain;
 };
 
 // Where the elements are. What an operation does not use is null.

@@ -40,28 +40,29 @@ inline void finish_streaming() noexcept {
 
 inline constexpr std::size_t stream_tile_bytes = 1024;
 
-// Writes the rows of a panel: compute(to, i, column, n) puts n elements at `to`, the first of which
-// is element i of `out`. It is called for whole rows or, to stream, for tiles that stay in L1 until
-// they go to memory as whole lines.
-template <class T, class Compute>
-inline void write_rows(T* out, const Panel& panel, bool stream, const Compute& compute) noexcept {
+// Writes the rows of a panel: element(i, column) is element i of `out`. To stream, a row goes in
+// tiles that stay in L1 until they go to memory as whole lines.
+template <class T, class Element>
+inline void write_rows(T* out, const Panel& panel, bool stream, const Element& element) noexcept {
   constexpr std::size_t line = cache_line / sizeof(T), tile = stream_tile_bytes / sizeof(T);
+  constexpr std::size_t min_aligned = 4 * line;
+  const auto write = [&](T* to, std::size_t i, std::size_t j, std::size_t n) {
+#pragma omp simd
+    for (std::size_t k = 0; k < n; ++k) to[k] = element(i + k, j + k);
+  };
   for (std::size_t r = 0; r < panel.rows; ++r) {
     const std::size_t row = r * panel.stride;
-    if (!stream) {
-      compute(out + row, row, 0, panel.width);
-      continue;
-    }
-    alignas(cache_line) T buffer[tile];
-    std::size_t j = elements_to_alignment(out + row, panel.width);
-    if (j > 0) compute(out + row, row, 0, j);
-    while (panel.width - j >= line) {
+    const bool align = stream || panel.width >= min_aligned;
+    std::size_t j = align ? elements_to_alignment(out + row, panel.width) : 0;
+    if (j > 0) write(out + row, row, 0, j);
+    while (stream && panel.width - j >= line) {
+      alignas(cache_line) T buffer[tile];
       const std::size_t n = std::min(tile, (panel.width - j) / line * line);
-      compute(buffer, row + j, j, n);
+      write(buffer, row + j, j, n);
       stream_lines(out + row + j, buffer, n);
       j += n;
     }
-    if (j < panel.width) compute(out + row + j, row + j, j, panel.width - j);
+    if (j < panel.width) write(out + row + j, row + j, j, panel.width - j);
   }
   if (stream) finish_streaming();
 }
