@@ -12,6 +12,7 @@ import numpy as np
 from onepass import _core, kernels, runtime
 from onepass._memory import state_like
 from onepass._typing import Array
+from onepass.optim._stages import PLAIN
 from workloads import Case, Workload
 
 try:
@@ -66,8 +67,9 @@ def copy_limit(
 ) -> Step:
     """Read all and write all but the gradients; with gradients of zero the values stay."""
     options = sum(2 << k for k, state in enumerate(states[0]) if state is not None)
-    job = (_core.copy_limit, options, (1.0, 0.0), tuple(range(len(params))))
-    return partial(_core.run, None, params, grads, states, [job], None, runtime.get_num_threads())
+    job = (_core.copy_limit, options, range(len(params)))
+    plan = _core.Plan(None, list(params), list(grads), list(states), [job])
+    return partial(plan.run, [PLAIN], runtime.get_num_threads())
 
 
 class NumPy:

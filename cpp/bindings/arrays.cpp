@@ -16,6 +16,13 @@ bool is_order(const py::array& array, Order order) {
   return has(array, order == Order::c ? py::array::c_style : py::array::f_style);
 }
 
+void check_same_order(const py::array& array, const Label& label, const Param& param) {
+  if (is_order(array, param.order) && is_aligned(array)) return;
+  const char* order = param.order == Order::c ? "C" : "F";
+  fail_value(label, std::string(order) + " order, as its parameter has",
+             is_aligned(array) ? "strides " + strides_name(array) : "misaligned data");
+}
+
 }  // namespace
 
 void fail_type(const Label& label, const std::string& expected, const std::string& got) {
@@ -87,6 +94,7 @@ std::string Label::str() const {
     case Role::param:
       return named ? "params" + suffix : "param";
     case Role::grad:
+    case Role::zeroed_grad:
       return named ? "grads" + suffix : "grad";
     default:
       return named ? "state" + suffix + "['" + name_ + "']" : std::string(name_);
@@ -179,16 +187,21 @@ const void* check_grad(py::handle object, const Label& label, const Param& param
   return array.data();
 }
 
+const void* check_grad_in_place(py::handle object, const Label& label, const Param& param,
+                                Memory& memory) {
+  py::array array = check_array(object, label);
+  check_like(array, label, param.array, "the parameter's");
+  if (label.written()) check_written_in_place(array, label);
+  check_same_order(array, label, param);
+  memory.add(array, label);
+  return array.data();
+}
+
 void* check_state(py::handle object, const Label& label, const Param& param, Memory& memory) {
   py::array array = check_array(object, label);
   check_like(array, label, param.array, "the parameter's");
   check_written_in_place(array, label);
-  if (!is_order(array, param.order)) {
-    fail_value(
-        label,
-        param.order == Order::c ? "C order, as its parameter has" : "F order, as its parameter has",
-        "strides " + strides_name(array));
-  }
+  check_same_order(array, label, param);
   memory.add(array, label);
   return const_cast<void*>(array.data());
 }

@@ -13,7 +13,7 @@ namespace onepass::bindings {
 
 namespace py = pybind11;
 
-enum class Role { param, grad, state, input, output };
+enum class Role { param, grad, zeroed_grad, state, input, output };
 
 // What to call an array in a message. An optimizer's arrays carry the name of their parameter
 // (`names`: suffixes such as "['fc.weight']"); a free function's are just "param", "grad",
@@ -68,6 +68,10 @@ Param check_param(py::handle object, const Label& label);
 // parameter's order is copied, and the copy kept alive in `copies`.
 const void* check_grad(py::handle object, const Label& label, const Param& param, Memory& memory,
                        std::vector<py::object>& copies);
+
+// In its parameter's layout too, because the step writes it, or reads it again and again.
+const void* check_grad_in_place(py::handle object, const Label& label, const Param& param,
+                                Memory& memory);
 
 // Like its parameter in everything.
 void* check_state(py::handle object, const Label& label, const Param& param, Memory& memory);

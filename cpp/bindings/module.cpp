@@ -1,14 +1,11 @@
-// The one meeting point of the kernels and Python: checks everything, then steps without a way to
-// fail.
+// What Python sees of the kernels.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <array>
-#include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -16,124 +13,13 @@
 #include "arrays.hpp"
 #include "batchnorm_bindings.hpp"
 #include "dispatch.hpp"
-#include "gil.hpp"
 #include "parallel.hpp"
-#include "step.hpp"
+#include "plan.hpp"
 
 namespace onepass::bindings {
 namespace {
 
 const Isa* isa_in_use = nullptr;  // set once, at import
-
-const RuleRow& find_rule(std::size_t index) {
-  const KernelTable& kernels = *isa_in_use->kernels;
-  if (index > kernels.rules.size()) throw py::index_error("rule: no such row");
-  return index == kernels.rules.size() ? kernels.copy_limit : kernels.rules[index];
-}
-
-// Tensors that share a rule, its options and its scalars.
-struct Job {
-  const RuleRow& rule;
-  const Variant& variant;
-  py::tuple scalars;
-  py::sequence members;
-
-  explicit Job(const py::tuple& job)
-      : rule(find_rule(job[0].cast<std::size_t>())),
-        variant(find_variant(rule, job[1].cast<std::size_t>())),
-        scalars(job[2]),
-        members(job[3]) {
-    if (scalars.size() != shared_scalars + rule.scalars.size()) {
-      throw py::value_error("scalars: expected " +
-                            std::to_string(shared_scalars + rule.scalars.size()) + ", got " +
-                            std::to_string(scalars.size()));
-    }
-  }
-
-  static const Variant& find_variant(const RuleRow& rule, std::size_t options) {
-    if (options >= rule.variants.size()) throw py::index_error("options: no such variant");
-    return rule.variants[options];
-  }
-};
-
-// All that a step needs, checked. Building it may throw; using it cannot.
-class Plan {
- public:
-  Plan(py::handle names, const py::list& params, const py::list& grads, const py::list& states,
-       const py::list& jobs) {
-    tensors_.reserve(params.size());
-    members_.reserve(params.size());
-    memory_.reserve(params.size() * (2 + max_states));
-    scalars_.reserve(jobs.size());  // the tensors point into it
-    for (py::handle item : jobs) {
-      const Job job(py::reinterpret_borrow<py::tuple>(item));
-      auto& scalars = scalars_.emplace_back();
-      for (std::size_t i = 0; i < job.scalars.size(); ++i)
-        scalars[i] = job.scalars[i].cast<double>();
-      for (py::handle member : job.members) {
-        const auto index = member.cast<std::size_t>();
-        if (py::handle grad = grads[index]; names.is_none() || !grad.is_none()) {
-          add(job, names, index, params[index], grad, states[index]);
-          tensors_.back().scalars = scalars.data();
-          members_.push_back(index);
-        }
-      }
-    }
-    memory_.check_overlap();
-  }
-
-  std::span<Tensor> tensors() { return tensors_; }
-  std::span<const std::size_t> members() const { return members_; }
-
- private:
-  void add(const Job& job, py::handle names, std::size_t index, py::handle param, py::handle grad,
-           py::handle states) {
-    const Label label(names, index, Role::param);
-    const Param p = check_param(param, label);
-    memory_.add(p.array, label);
-    Tensor tensor{p.data, nullptr, {}, p.size, p.item_size, nullptr, nullptr};
-    tensor.kernel = p.dtype == Dtype::f32 ? job.variant.f32 : job.variant.f64;
-    tensor.grad = check_grad(grad, Label(names, index, Role::grad), p, memory_, copies_);
-    const auto given = py::reinterpret_borrow<py::tuple>(states);
-    for (std::size_t k = 0; k < job.rule.states.size(); ++k) {
-      const Label state(names, index, Role::state, job.rule.states[k]);
-      const py::object array = k < given.size() ? py::object(given[k]) : py::none();
-      if (job.variant.uses_state[k]) {
-        tensor.state[k] = check_state(array, state, p, memory_);
-      } else if (names.is_none() && !array.is_none()) {  // an optimizer may keep what it had used
-        throw py::value_error(state.str() + ": expected None (these options do not use it), got " +
-                              Py_TYPE(array.ptr())->tp_name);
-      }
-    }
-    tensors_.push_back(tensor);
-  }
-
-  std::vector<Tensor> tensors_;
-  std::vector<std::size_t> members_;
-  std::vector<std::array<double, max_scalars>> scalars_;  // per job
-  std::vector<py::object> copies_;
-  Memory memory_;
-};
-
-void run(py::handle names, const py::list& params, const py::list& grads, const py::list& states,
-         const py::list& jobs, std::optional<py::array_t<std::int64_t>> counters, int num_threads) {
-  Plan plan(names, params, grads, states, jobs);
-  std::int64_t* counts = counters ? counters->mutable_data() : nullptr;
-  const std::size_t n_counts = counters ? static_cast<std::size_t>(counters->size()) : 0;
-  if (counters && n_counts != params.size() + 1) {
-    throw py::value_error("counters: expected one per parameter and one for the optimizer");
-  }
-  // From here on nothing throws: the arrays and the counters move together or not at all.
-  {
-    std::optional<WithoutGil> release;
-    if (total_elements(plan.tensors()) >= min_elements_without_gil) release.emplace();
-    step(plan.tensors(), num_threads);
-  }
-  if (counts) {
-    for (const std::size_t member : plan.members()) ++counts[member];
-    ++counts[n_counts - 1];
-  }
-}
 
 void check_params(py::handle names, const py::list& params) {
   Memory memory;
@@ -212,9 +98,6 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   isa_in_use = &choose_isa(std::getenv("ONEPASS_ISA"));
 
   m.doc() = "The compiled kernels of onepass.";
-  m.def("run", &run, py::arg("names").none(true), py::arg("params"), py::arg("grads"),
-        py::arg("states"), py::arg("jobs"), py::arg("counters").none(true), py::arg("num_threads"),
-        "Check every array of a step, then update parameters, state and counters in place.");
   m.def("check_params", &check_params, py::arg("names"), py::arg("params"),
         "Raise what a step with these parameters would raise.");
   py::class_<Shown>(m, "Shown", "Other values in the parameters while a with block runs.")
@@ -226,6 +109,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("rules", &rules, "The rows of rules.def: states, scalars and options of each rule.");
   m.def("in_forked_child", &in_forked_child, "Whether steps run serial because of a fork.");
 
+  bind_plan(m, *isa_in_use->kernels);
   bind_batch_norm(m, *isa_in_use->kernels);
 
   m.attr("max_threads") = max_threads;

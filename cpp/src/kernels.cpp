@@ -7,6 +7,7 @@
 
 #include "onepass/batchnorm.hpp"
 #include "onepass/channel_values.hpp"
+#include "onepass/reduce.hpp"
 #include "onepass/rules.def"
 #include "onepass/update.hpp"
 
@@ -24,18 +25,27 @@ Rule make_rule(const double* scalars, std::index_sequence<I...>) noexcept {
 }
 
 template <class Rule, class T, bool decay>
-void run(void* param, const void* grad, void* const* state, std::size_t begin, std::size_t end,
+void run(const Streams& streams, std::size_t begin, std::size_t end,
          const double* scalars) noexcept {
+  const auto from = [=](void* array) { return array ? static_cast<T*>(array) + begin : nullptr; };
   constexpr std::size_t n_states = std::size(Rule::states);
   T* states[n_states];
   for (std::size_t k = 0; k < n_states; ++k) {
-    states[k] = Rule::states[k].used ? static_cast<T*>(state[k]) + begin : nullptr;
+    states[k] = Rule::states[k].used ? from(streams.state[k]) : nullptr;
   }
-  const Gradient<T> gradient{static_cast<T>(scalars[0]), static_cast<T>(scalars[1])};
+  const Stages<T> stages{static_cast<T>(scalars[grad_scale]), static_cast<T>(scalars[weight_decay]),
+                         static_cast<T>(scalars[max_grad_value]),
+                         static_cast<T>(scalars[average_weight]),
+                         static_cast<T>(1 - scalars[average_weight])};
   const auto rule = make_rule<Rule, T>(scalars + shared_scalars,
                                        std::make_index_sequence<std::size(Rule::scalars)>{});
-  update<decay, Plain>(static_cast<T*>(param) + begin, static_cast<const T*>(grad) + begin, states,
-                       end - begin, rule, gradient);
+  update<decay, Plain>(from(streams.param), static_cast<const T*>(streams.grad) + begin, states,
+                       from(streams.average), from(streams.zeroed), end - begin, rule, stages);
+}
+
+template <class T>
+double squares(const void* x, std::size_t begin, std::size_t end, double unit) noexcept {
+  return sum_of_squares(static_cast<const T*>(x) + begin, end - begin, unit);
 }
 
 template <template <class> class Rule, bool decay>
@@ -126,8 +136,13 @@ constexpr BatchNormTable<T> batch_norm{
     make_loops<PerColumn, false, true, T>(),  make_loops<ForAll, false, true, T>(),
     make_loops<PerColumn, true, true, T>(),   make_loops<ForAll, true, true, T>()};
 
-constexpr KernelTable table{rows, make_row<CopyLimit, 3>("copy_limit", copy_limit_options),
-                            batch_norm<float>, batch_norm<double>, invert_deviation};
+constexpr KernelTable table{rows,
+                            make_row<CopyLimit, 3>("copy_limit", copy_limit_options),
+                            squares<float>,
+                            squares<double>,
+                            batch_norm<float>,
+                            batch_norm<double>,
+                            invert_deviation};
 
 }  // namespace
 

@@ -11,13 +11,32 @@ namespace onepass {
 
 inline constexpr std::size_t max_states = 3;
 
-// Updates elements [begin, end) of one tensor. `scalars`: the gradient's scale, the coupled weight
-// decay, then the rule's own in its order.
-using Kernel = void (*)(void* param, const void* grad, void* const* state, std::size_t begin,
-                        std::size_t end, const double* scalars) noexcept;
+// One tensor's arrays. What is not there is null.
+struct Streams {
+  void* param;
+  const void* grad;
+  void* state[max_states];
+  void* average;  // of the weights
+  void* zeroed;   // the gradient, where it is to be zero afterwards
+};
 
-inline constexpr std::size_t shared_scalars = 2;
+// Updates elements [begin, end) of one tensor. `scalars`: those that all rules share, then the
+// rule's own in its order.
+using Kernel = void (*)(const Streams&, std::size_t begin, std::size_t end,
+                        const double* scalars) noexcept;
+
+enum SharedScalar : std::size_t {
+  grad_scale,
+  weight_decay,    // coupled
+  max_grad_value,  // infinite: none
+  average_weight,  // of the new weights in their average
+  shared_scalars
+};
 inline constexpr std::size_t max_scalars = 16;  // those included
+
+// The sum of the squares of x * unit (reduce.hpp).
+using SumOfSquares = double (*)(const void* x, std::size_t begin, std::size_t end,
+                                double unit) noexcept;
 
 // One choice of a rule's options.
 struct Variant {
@@ -51,6 +70,7 @@ using BatchNormTable = std::array<BatchNormLoops<T>, 8>;
 struct KernelTable {
   std::span<const RuleRow> rules;
   RuleRow copy_limit;  // not a rule: the benchmarks' ruler
+  SumOfSquares squares_f32, squares_f64;
   BatchNormTable<float> batch_norm_f32;
   BatchNormTable<double> batch_norm_f64;
   void (*invert_deviation)(double* variance, std::size_t n, double eps) noexcept;

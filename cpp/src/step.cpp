@@ -1,7 +1,10 @@
 #include "step.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <cstring>
+#include <limits>
 
 #include "parallel.hpp"
 
@@ -9,26 +12,90 @@ namespace onepass {
 namespace {
 
 // Elements that a thread takes at a time, and how many a thread must get to be worth waking. Both
-// measured: bench/NOTES.md.
+// measured: bench/NOTES.md. A block is what the norm is summed by: it decides about its bits.
 constexpr std::size_t piece_size = 16384;
+constexpr std::size_t block_size = 16384;
 constexpr std::size_t min_elements_per_thread = 16384;
+
+// Where the squares of doubles are infinite or vanish, they are summed in units of 2^600 or 2^-600.
+constexpr double large_unit = 0x1p-600, small_unit = 0x1p600;
+constexpr double smallest_sum = 0x1p-900;
 
 constexpr std::size_t cache_line = 64;
 
 // Pieces begin on cache lines of the parameter; so the first is short by what lies before.
 std::size_t lead(const Tensor& tensor) noexcept {
-  return reinterpret_cast<std::uintptr_t>(tensor.param) % cache_line / tensor.item_size;
+  return reinterpret_cast<std::uintptr_t>(tensor.streams.param) % cache_line / tensor.item_size;
 }
 
-void run_piece(std::span<const Tensor> tensors, std::size_t index) noexcept {
-  const auto after =
-      std::upper_bound(tensors.begin(), tensors.end(), index,
-                       [](std::size_t i, const Tensor& tensor) { return i < tensor.first_piece; });
-  const Tensor& tensor = *(after - 1);
-  const std::size_t piece = index - tensor.first_piece, skip = lead(tensor);
-  const std::size_t begin = piece == 0 ? 0 : piece * piece_size - skip;
-  const std::size_t end = std::min((piece + 1) * piece_size - skip, tensor.size);
-  tensor.kernel(tensor.param, tensor.grad, tensor.state, begin, end, tensor.scalars);
+constexpr std::size_t divide_up(std::size_t a, std::size_t b) noexcept {
+  return (a + b - 1) / b;
+}
+
+struct Range {
+  std::size_t begin, end;
+};
+Range piece(const Tensor& tensor, std::size_t index) noexcept {
+  const std::size_t skip = lead(tensor);
+  return {index == 0 ? 0 : index * piece_size - skip,
+          std::min((index + 1) * piece_size - skip, tensor.size)};
+}
+Range block(const Tensor& tensor, std::size_t index) noexcept {
+  return {index * block_size, std::min((index + 1) * block_size, tensor.size)};
+}
+
+// Calls body(tensor, index of the piece among the tensor's own, and among all) for each of
+// count(tensor) pieces of every tensor.
+template <class Count, class Body>
+void for_each_piece(std::span<Tensor> tensors, int threads, const Count& count,
+                    const Body& body) noexcept {
+  std::size_t pieces = 0;
+  for (Tensor& tensor : tensors) {
+    tensor.first_piece = pieces;
+    pieces += count(tensor);
+  }
+  const std::size_t useful = total_elements(tensors) / min_elements_per_thread;
+  threads = static_cast<int>(std::clamp<std::size_t>(useful, 1, static_cast<std::size_t>(threads)));
+  parallel_for(pieces, threads, [&](std::size_t index) noexcept {
+    const auto after = std::upper_bound(
+        tensors.begin(), tensors.end(), index,
+        [](std::size_t i, const Tensor& tensor) { return i < tensor.first_piece; });
+    const Tensor& tensor = *(after - 1);
+    body(tensor, index - tensor.first_piece, index);
+  });
+}
+
+// Calls body(tensor, range) for all elements of all tensors, however they are cut.
+template <class Body>
+void for_each_range(std::span<Tensor> tensors, int threads, const Body& body) noexcept {
+  if (threads <= 1 || total_elements(tensors) < 2 * min_elements_per_thread) {
+    for (const Tensor& tensor : tensors) body(tensor, Range{0, tensor.size});
+    return;
+  }
+  for_each_piece(
+      tensors, threads,
+      [](const Tensor& t) noexcept { return t.size ? divide_up(t.size + lead(t), piece_size) : 0; },
+      [&](const Tensor& tensor, std::size_t index, std::size_t) noexcept {
+        body(tensor, piece(tensor, index));
+      });
+}
+
+std::size_t count_blocks(const Tensor& tensor) noexcept {
+  return divide_up(tensor.size, block_size);
+}
+
+// Fills `sums` block by block, and returns their sum in that order.
+double sum_of_squares(std::span<Tensor> tensors, std::span<double> sums, int threads,
+                      double unit) noexcept {
+  for_each_piece(tensors, threads, count_blocks,
+                 [&](const Tensor& tensor, std::size_t index, std::size_t among_all) noexcept {
+                   const Range range = block(tensor, index);
+                   sums[among_all] =
+                       tensor.squares(tensor.streams.grad, range.begin, range.end, unit);
+                 });
+  double total = 0;
+  for (const double sum : sums) total += sum;
+  return total;
 }
 
 }  // namespace
@@ -40,18 +107,43 @@ std::size_t total_elements(std::span<const Tensor> tensors) noexcept {
 }
 
 void step(std::span<Tensor> tensors, int threads) noexcept {
-  const std::size_t useful = total_elements(tensors) / min_elements_per_thread;
-  if (useful <= 1 || threads <= 1) {
-    for (const Tensor& t : tensors) t.kernel(t.param, t.grad, t.state, 0, t.size, t.scalars);
-    return;
+  for_each_range(tensors, threads, [](const Tensor& tensor, const Range& range) noexcept {
+    tensor.kernel(tensor.streams, range.begin, range.end, tensor.scalars);
+  });
+}
+
+void zero_gradients(std::span<Tensor> tensors, int threads) noexcept {
+  for_each_range(tensors, threads, [](const Tensor& tensor, const Range& range) noexcept {
+    char* zeroed = static_cast<char*>(tensor.streams.zeroed);
+    if (zeroed) {
+      std::memset(zeroed + range.begin * tensor.item_size, 0,
+                  (range.end - range.begin) * tensor.item_size);
+    }
+  });
+}
+
+std::size_t norm_blocks(std::span<const Tensor> tensors) noexcept {
+  std::size_t blocks = 0;
+  for (const Tensor& tensor : tensors) blocks += count_blocks(tensor);
+  return blocks;
+}
+
+Norm norm(std::span<Tensor> tensors, std::span<double> sums, int threads) noexcept {
+  const bool doubles = std::any_of(tensors.begin(), tensors.end(),
+                                   [](const Tensor& t) { return t.item_size == sizeof(double); });
+  double unit = 1, total = sum_of_squares(tensors, sums, threads, unit);
+  if (doubles && (total < smallest_sum || !std::isfinite(total))) {
+    unit = total < smallest_sum ? small_unit : large_unit;
+    total = sum_of_squares(tensors, sums, threads, unit);
   }
-  std::size_t pieces = 0;
-  for (Tensor& tensor : tensors) {
-    tensor.first_piece = pieces;
-    pieces += tensor.size ? (tensor.size + lead(tensor) + piece_size - 1) / piece_size : 0;
-  }
-  threads = static_cast<int>(std::min(static_cast<std::size_t>(threads), useful));
-  parallel_for(pieces, threads, [&](std::size_t index) noexcept { run_piece(tensors, index); });
+  if (std::isfinite(total)) return {std::sqrt(total) / unit, nullptr};
+  const auto first =
+      std::find_if(sums.begin(), sums.end(), [](double s) { return !std::isfinite(s); });
+  const auto index = static_cast<std::size_t>(first - sums.begin());
+  const auto after =
+      std::upper_bound(tensors.begin(), tensors.end(), index,
+                       [](std::size_t i, const Tensor& tensor) { return i < tensor.first_piece; });
+  return {std::sqrt(total), &*(after - 1)};
 }
 
 }  // namespace onepass

@@ -9,19 +9,31 @@
 namespace onepass {
 
 struct Tensor {
-  void* param;
-  const void* grad;
-  void* state[max_states];
+  Streams streams;
   std::size_t size;
   std::size_t item_size;
   Kernel kernel;
+  SumOfSquares squares;
   const double* scalars;
-  std::size_t first_piece = 0;  // among those of all tensors; step() fills it in
+  std::size_t first_piece = 0;  // among those of all tensors; each pass over them fills it in
 };
 
 std::size_t total_elements(std::span<const Tensor> tensors) noexcept;
 
 // The arrays must not overlap where one of them is written. Cannot fail.
 void step(std::span<Tensor> tensors, int threads) noexcept;
+
+// For a step that is skipped: the gradients alone.
+void zero_gradients(std::span<Tensor> tensors, int threads) noexcept;
+
+// The Euclidean norm of all gradients together.
+struct Norm {
+  double value;
+  const Tensor* nonfinite;  // the first one with an infinity or a NaN in its gradient, or null
+};
+// How many sums norm() needs room for.
+std::size_t norm_blocks(std::span<const Tensor> tensors) noexcept;
+// The same bits for any number of threads.
+Norm norm(std::span<Tensor> tensors, std::span<double> sums, int threads) noexcept;
 
 }  // namespace onepass

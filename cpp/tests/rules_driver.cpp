@@ -19,28 +19,39 @@ namespace {
 
 template <class T>
 struct Arrays {
-  Block<T> param, grad, state0, state1, state2;
+  Block<T> param, grad, state0, state1, state2, average;
   Arrays(std::size_t n, std::size_t offset)
       : param(n, offset, 1),
         grad(n, offset, 2),
         state0(n, offset, 3),
         state1(n, offset, 4),
-        state2(n, offset, 5) {}
+        state2(n, offset, 5),
+        average(n, offset, 6) {}
 
   onepass::Tensor tensor(std::size_t n, onepass::Kernel kernel, const double* scalars) const {
-    void* const state[] = {state0.data(), state1.data(), state2.data()};
-    return {param.data(), grad.data(), {state[0], state[1], state[2]}, n, sizeof(T),
-            kernel,       scalars};
+    const bool is_float = sizeof(T) == sizeof(float);
+    const onepass::KernelTable& kernels = *onepass::choose_isa(nullptr).kernels;
+    return {{param.data(),
+             grad.data(),
+             {state0.data(), state1.data(), state2.data()},
+             average.data(),
+             grad.data()},
+            n,
+            sizeof(T),
+            kernel,
+            is_float ? kernels.squares_f32 : kernels.squares_f64,
+            scalars};
   }
   bool operator==(const Arrays& other) const {
     return param == other.param && grad == other.grad && state0 == other.state0 &&
-           state1 == other.state1 && state2 == other.state2;
+           state1 == other.state1 && state2 == other.state2 && average == other.average;
   }
 };
 
-// Scalars that suit any rule: all in (0, 1), none round in binary.
-constexpr double scalars[onepass::max_scalars] = {-1.0, 0.1,  0.9, 0.05, 0.3, 0.7,  0.2, 0.6,
-                                                  1e-3, 1e-4, 0.4, 0.8,  0.1, 0.15, 0.9, 0.25};
+// Scalars that suit any rule: all in (0, 1), none round in binary. Before them the stages': the
+// gradient is clipped, and the average is near the new weights.
+constexpr double scalars[onepass::max_scalars] = {-1.0, 0.1, 0.7,  0.6,  0.9, 0.05, 0.3, 0.7,
+                                                  0.2,  0.6, 1e-3, 1e-4, 0.4, 0.8,  0.1, 0.15};
 
 // Around every vector width and tile; elements past a cache line.
 constexpr std::size_t lengths[] = {0,  1,  2,  3,  7,  8,   9,    15,   16,
@@ -61,7 +72,7 @@ void check_variant(const std::string& rule, std::size_t row, std::size_t variant
         if (first) {
           const auto one = expected.tensor(n, kernel, scalars);
           for (std::size_t i = 0; i < n; ++i) {
-            kernel(one.param, one.grad, one.state, i, i + 1, scalars);
+            kernel(one.streams, i, i + 1, scalars);
           }
           first = false;
         }
@@ -148,36 +159,51 @@ void check_format() {
   using Half = UpperHalf<float>;
   constexpr std::size_t n = 9001;
   const onepass::Adam<float, false> rule{0.9f, 0.1f, 0.99f, 0.01f, 0.1f, 2.0f, 1e-3f, 0.0f};
-  std::vector<std::uint16_t> p(n), g(n), m(n), v(n);
+  std::vector<std::uint16_t> p(n), g(n), m(n), v(n), a(n, Half::store(8.0f));
   for (std::size_t i = 0; i < n; ++i) {
     p[i] = Half::store(0.5f + static_cast<float>(i % 100));
     g[i] = Half::store(static_cast<float>(i % 13) - 6.0f);
     m[i] = Half::store(0.25f);
     v[i] = Half::store(2.0f);
   }
-  auto expected_p = p, expected_m = m, expected_v = v;
+  auto expected_p = p, expected_m = m, expected_v = v, expected_a = a;
   for (std::size_t i = 0; i < n; ++i) {
     float param = Half::load(p[i]), first = Half::load(m[i]), second = Half::load(v[i]), none = 0;
     rule(param, Half::load(g[i]), first, second, none);
     expected_p[i] = Half::store(param);
     expected_m[i] = Half::store(first);
     expected_v[i] = Half::store(second);
+    expected_a[i] = Half::store(8.0f + 0.25f * (param - 8.0f));
   }
   std::uint16_t* state[] = {m.data(), v.data(), nullptr};
-  onepass::update<false, UpperHalf>(p.data(), g.data(), state, n, rule,
-                                    onepass::Gradient<float>{1.0f, 0.0f});
+  onepass::update<false, UpperHalf, decltype(rule), float>(
+      p.data(), g.data(), state, a.data(), g.data(), n, rule,
+      {.scale = 1.0f, .average_weight = 0.25f, .average_rest = 0.75f});
   check(p == expected_p && m == expected_m && v == expected_v, "a format that converts");
+  check(a == expected_a && g == std::vector<std::uint16_t>(n), "its average, and its zeros");
 }
 
 // p - lr * g in numbers that are exact in binary.
 void check_by_hand() {
   float param[] = {1.0f, -2.0f, 8.0f}, grad[] = {4.0f, 2.0f, -16.0f};
-  const double sgd[] = {1.0, 0.0, 0.0, 1.0, 0.25};  // scale, decay; momentum, gain, step_size
+  // Scale, decay, no clipping, the average's weight; momentum, gain, step_size.
+  const double sgd[] = {1.0, 0.0, HUGE_VAL, 0.5, 0.0, 1.0, 0.25};
   const auto& row = onepass::choose_isa(nullptr).kernels->rules[0];
   check(std::string(row.name) == "sgd", "the first row is sgd");
-  onepass::Tensor tensor{param, grad, {}, 3, sizeof(float), row.variants[0].f32, sgd};
+  const auto& kernels = *onepass::choose_isa(nullptr).kernels;
+  float average[] = {2.0f, 0.5f, 0.0f};
+  onepass::Tensor tensor{{param, grad, {}, average, grad},
+                         3,
+                         sizeof(float),
+                         row.variants[0].f32,
+                         kernels.squares_f32,
+                         sgd};
+  double sums[1];
+  check(onepass::norm({&tensor, 1}, sums, 1).value == std::sqrt(276.0), "the norm by hand");
   onepass::step({&tensor, 1}, 1);
   check(param[0] == 0.0f && param[1] == -2.5f && param[2] == 12.0f, "sgd by hand");
+  check(average[0] == 1.0f && average[1] == -1.0f && average[2] == 6.0f, "the average by hand");
+  check(grad[0] == 0.0f && grad[1] == 0.0f && grad[2] == 0.0f, "the gradient is zeroed");
 }
 
 void check_choice() {

@@ -1,6 +1,7 @@
 """Types of the extension module; cpp/bindings/module.cpp is the source."""
 
 from collections.abc import Sequence
+from enum import Enum
 from typing import Any, TypedDict
 
 import numpy as np
@@ -12,7 +13,7 @@ class RuleRow(TypedDict):
     options: list[str]
     uses_state: list[tuple[bool, ...]]
 
-Job = tuple[int, int, Sequence[float], Sequence[int]]
+Job = tuple[int, int, Sequence[int]]
 
 isa: str
 isas: dict[str, bool]
@@ -31,15 +32,38 @@ class Shown:
 def rules() -> dict[str, RuleRow]: ...
 def in_forked_child() -> bool: ...
 def check_params(names: list[str] | None, params: list[Any]) -> None: ...
-def run(
-    names: list[str] | None,
-    params: list[Any],
-    grads: list[Any],
-    states: list[tuple[Any, ...]],
-    jobs: list[Job],
-    counters: npt.NDArray[np.int64] | None,
-    num_threads: int,
-) -> None: ...
+
+class Nonfinite(Enum):
+    propagate = ...
+    skip = ...
+    raise_ = ...
+
+class Gradients(Enum):
+    any = ...
+    bound = ...
+    zeroed = ...
+
+class Plan:
+    def __init__(
+        self,
+        names: list[str] | None,
+        params: list[Any],
+        grads: list[Any],
+        states: list[tuple[Any, ...]],
+        jobs: list[Job],
+        gradients: Gradients = ...,
+    ) -> None: ...
+    def run(
+        self,
+        scalars: Sequence[tuple[float, ...]],
+        num_threads: int,
+        counters: npt.NDArray[np.int64] | None = None,
+        grad_scale: float = 1.0,
+        max_norm: float | None = None,
+        nonfinite: Nonfinite = ...,
+        gathered: npt.NDArray[np.int64] | None = None,
+    ) -> tuple[float | None, float, bool]: ...
+
 def batch_norm_train(
     x: Any,
     weight: Any,

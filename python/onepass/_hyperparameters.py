@@ -23,12 +23,13 @@ Checks: TypeAlias = Mapping[str, Check]
 
 @dataclass(frozen=True)
 class Number:
-    """A finite number in [low, high], in [low, below), or above a bound."""
+    """A number in [low, high], in [low, below), or above a bound; finite, unless it may not be."""
 
     low: float = 0.0
     above: float = -math.inf
     high: float = math.inf
     below: float = math.inf
+    infinite: bool = False
     schedulable: bool = False
 
     def __call__(self, name: str, value: Any) -> float:
@@ -38,8 +39,9 @@ class Number:
             number = float(value)
         except OverflowError:
             number = math.inf
-        in_range = self.low <= number <= self.high and self.above < number < self.below
-        if not in_range or math.isinf(number):
+        in_range = self.low <= number <= self.high and self.above < number
+        in_range = in_range and (number < self.below or self.below == math.inf)
+        if not in_range or (math.isinf(number) and not self.infinite):
             raise ValueError(f"{name}: expected {self}, got {value!r}")
         return number
 
@@ -48,9 +50,28 @@ class Number:
             return f"a number in [{self.low:g}, {self.below:g})"
         if self.high < math.inf:
             return f"a number in [{self.low:g}, {self.high:g}]"
+        finite = "" if self.infinite else "finite "
         if self.above > -math.inf:
-            return f"a finite number > {self.above:g}"
-        return f"a finite number >= {self.low:g}"
+            return f"a {finite}number > {self.above:g}"
+        return f"a {finite}number >= {self.low:g}"
+
+
+@dataclass(frozen=True)
+class Whole:
+    """An integer from `low` on."""
+
+    low: int = 0
+    schedulable: bool = False
+
+    def __call__(self, name: str, value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise TypeError(f"{name}: expected {self}, got {value!r}")
+        if value < self.low:
+            raise ValueError(f"{name}: expected {self}, got {value!r}")
+        return int(value)
+
+    def __str__(self) -> str:
+        return f"an integer >= {self.low}"
 
 
 @dataclass(frozen=True)
@@ -94,6 +115,20 @@ class Choice:
         return str(value)
 
 
+@dataclass(frozen=True)
+class Maybe:
+    """A value of one kind, or None."""
+
+    kind: Check
+
+    @property
+    def schedulable(self) -> bool:
+        return self.kind.schedulable
+
+    def __call__(self, name: str, value: Any) -> Any:
+        return None if value is None else self.kind(name, value)
+
+
 NON_NEGATIVE = Number()
 SCHEDULED = Number(schedulable=True)
 DECAY_RATE = Number(below=1.0)
@@ -122,10 +157,11 @@ def same_settings(group: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
 
 def resolve(checks: Checks, settings: Mapping[str, Any], completed: int) -> dict[str, Any]:
     """Return the values of one step, schedules evaluated after `completed` steps, checked."""
-    values = {}
-    for name, check in checks.items():
-        value = settings[name]
-        if callable(value):
-            value = check_setting(checks, name, value)(completed)
-        values[name] = check(name, value)
-    return values
+    return {name: resolve_one(checks, name, settings[name], completed) for name in checks}
+
+
+def resolve_one(checks: Checks, name: str, value: Any, completed: int) -> Any:
+    """Return one of those values."""
+    if callable(value):
+        value = check_setting(checks, name, value)(completed)
+    return checks[name](name, value)

@@ -10,13 +10,11 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
 from onepass import _core, runtime
-from onepass._hyperparameters import check_setting
+from onepass._hyperparameters import Whole, check_setting
 from onepass._typing import Array
-from onepass.optim import Optimizer, registry
-from onepass.optim._rules import ROWS, job, options_of
+from onepass.optim import Optimizer, _stages, registry
+from onepass.optim._rules import INDEX, ROWS, options_of, scalars_of
 
 __all__ = list(registry)
 
@@ -37,8 +35,7 @@ class Kernel(Protocol):
 
 def _make_kernel(cls: type[Optimizer]) -> Kernel:
     states = ROWS[cls.rule]["states"]
-    n_states = len(states)
-    members = (0,)
+    n_states, rule = len(states), INDEX[cls.rule]
 
     def kernel(
         param: Array,
@@ -55,20 +52,14 @@ def _make_kernel(cls: type[Optimizer]) -> Kernel:
         values, options = found or checked.__wrapped__(**hyperparameters)
         if len(state) > n_states:
             raise TypeError(f"state: expected at most {n_states} arrays, got {len(state)}")
-        _core.run(
-            None,
-            [param],
-            [grad],
-            [state],
-            [(*job(cls, options, values, _check_step(cls, step, values)), members)],
-            None,
-            runtime.resolve_num_threads(num_threads),
-        )
+        scalars = scalars_of(cls, values, _check_step(cls, step, values))
+        plan = _core.Plan(None, [param], [grad], [state], [(rule, options, (0,))])
+        plan.run([scalars], runtime.resolve_num_threads(num_threads))
 
     # Mostly the same values come again, and checking them takes longer than a small step.
     @lru_cache(maxsize=64, typed=True)
     def checked(**given: Any) -> tuple[dict[str, Any], int]:
-        values = dict(cls.defaults)
+        values = {**cls.defaults, **_stages.GROUP_DEFAULTS}
         for name, value in given.items():
             values[name] = check_setting(cls.checks, name, value)
             if callable(value):
@@ -89,11 +80,7 @@ def _check_step(cls: type[Optimizer], step: int | None, values: Mapping[str, Any
         if cls.scalars(1, values) != cls.scalars(2, values):
             raise TypeError("step: expected the number of this step, from 1, got none")
         return 1
-    if isinstance(step, bool) or not isinstance(step, int | np.integer):
-        raise TypeError(f"step: expected an integer >= 1, got {step!r}")
-    if step < 1:
-        raise ValueError(f"step: expected an integer >= 1, got {step}")
-    return int(step)
+    return Whole(low=1)("step", step)
 
 
 def _signature(cls: type[Optimizer], states: list[str]) -> inspect.Signature:

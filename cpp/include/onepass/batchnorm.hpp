@@ -10,22 +10,10 @@
 #pragma once
 
 #include "onepass/panels.hpp"
+#include "onepass/reduce.hpp"
 #include "onepass/streaming.hpp"
 
 namespace onepass::inline ONEPASS_ISA {
-
-// What will be summed soon is asked for early: the hardware's own prefetching ends at every page.
-// In a channel, so many bytes on; where channels lie side by side, the next four rows. It may lie
-// beyond the end: a prefetch never faults. Measured: bench/NOTES.md.
-inline constexpr std::size_t sums_prefetch_bytes = 4096;
-template <class T>
-inline void prefetch_into_l2(const T* p) noexcept {
-#if defined(__GNUC__)
-  __builtin_prefetch(p, 0, 1);
-#else
-  (void)p;
-#endif
-}
 
 // A value per column, or one for all.
 template <class T>

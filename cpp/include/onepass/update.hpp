@@ -1,9 +1,10 @@
-// THE loop: one pass over a parameter, its gradient and its state. It knows no rule.
+// THE loop: one pass over a parameter, its gradient, its state and its average. It knows no rule.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <iterator>
+#include <limits>
 #include <utility>
 
 #include "onepass/formats.hpp"
@@ -17,11 +18,14 @@ inline constexpr std::size_t prefetch_bytes = 1024;
 inline constexpr std::size_t min_elements_to_align = 4096;
 inline constexpr std::size_t cache_line = 64;
 
-// What every rule shares, applied to the gradient as it is loaded.
+// What surrounds the rule in a step, whichever it is, in this order: the gradient is scaled and
+// clipped, the weights decay, the rule; then the average of the weights moves.
 template <class T>
-struct Gradient {
-  T scale;         // -1 to maximize
-  T weight_decay;  // coupled: grad += weight_decay * param
+struct Stages {
+  T scale;            // of the gradient: 1 / loss scale, the norm's clipping, -1 to maximize
+  T weight_decay{0};  // coupled: grad += weight_decay * param
+  T max_value = std::numeric_limits<T>::infinity();  // of the gradient's elements
+  T average_weight{0}, average_rest{1};              // which add up to 1
 };
 
 // The number of elements before `p` reaches a cache line, at most n.
@@ -43,27 +47,52 @@ inline void prefetch_tile(const T* p) noexcept {
 #endif
 }
 
+// NaN stays NaN.
+template <class T>
+inline void clip_tile(T* clipped, const T* grad, std::size_t n, T scale, T max_value) noexcept {
+#pragma omp simd
+  for (std::size_t i = 0; i < n; ++i) {
+    const T g = scale * grad[i];
+    clipped[i] = g > max_value ? max_value : g < -max_value ? -max_value : g;
+  }
+}
+
 template <bool decay, class Rule, class T, std::size_t... K>
 inline void update_tile(T* param, const T* grad, [[maybe_unused]] T* const* state, std::size_t n,
-                        const Rule rule, const Gradient<T> gradient,
+                        const Rule rule, const T scale, const T weight_decay,
                         std::index_sequence<K...>) noexcept {
   // The caller has proved that no two arrays overlap.
 #pragma omp simd
   for (std::size_t i = 0; i < n; ++i) {
-    T g = gradient.scale * grad[i];
-    if constexpr (decay) g += gradient.weight_decay * param[i];
+    T g = scale * grad[i];
+    if constexpr (decay) g += weight_decay * param[i];
     [[maybe_unused]] T unused{};
     rule(param[i], g, (Rule::states[K].used ? state[K][i] : unused)...);
   }
 }
 
+// Interpolates from the end that is nearer: exact at both.
+template <class T>
+inline void average_tile(T* average, const T* param, std::size_t n, T weight, T rest) noexcept {
+  const bool near_average = weight < rest;
+#pragma omp simd
+  for (std::size_t i = 0; i < n; ++i) {
+    const T way = param[i] - average[i];
+    average[i] = near_average ? average[i] + weight * way : param[i] - rest * way;
+  }
+}
+
+// `average` and `zeroed` (the gradient itself, to be zero afterwards) may be null.
 template <bool decay, template <class> class Format, class Rule, class T>
 void update(typename Format<T>::Stored* param, const typename Format<T>::Stored* grad,
-            typename Format<T>::Stored* const* state, std::size_t n, const Rule& rule,
-            const Gradient<T>& gradient) noexcept {
+            typename Format<T>::Stored* const* state, typename Format<T>::Stored* average,
+            typename Format<T>::Stored* zeroed, std::size_t n, const Rule& rule,
+            const Stages<T>& stages) noexcept {
   using F = Format<T>;
   constexpr std::size_t n_states = std::size(Rule::states);
-  alignas(cache_line) T scratch[2 + n_states][F::converts ? tile_size : 1];
+  alignas(cache_line) T scratch[3 + n_states][F::converts ? tile_size : 1];
+  alignas(cache_line) T clipped[tile_size];
+  const bool clips = stages.max_value < std::numeric_limits<T>::infinity();
 
   // A short first tile brings every later one onto cache lines: state lies at the parameter's own
   // offset, so all streams align at once.
@@ -76,13 +105,22 @@ void update(typename Format<T>::Stored* param, const typename Format<T>::Stored*
     for (std::size_t k = 0; k < n_states; ++k) {
       if (Rule::states[k].used) prefetch_tile(state[k] + begin);
     }
+    if (average) prefetch_tile(average + begin);
     T* p = F::open(param + begin, scratch[0], size);
     const T* g = F::open(grad + begin, scratch[1], size);
     T* s[n_states];
     for (std::size_t k = 0; k < n_states; ++k) {
-      s[k] = Rule::states[k].used ? F::open(state[k] + begin, scratch[2 + k], size) : nullptr;
+      s[k] = Rule::states[k].used ? F::open(state[k] + begin, scratch[3 + k], size) : nullptr;
     }
-    update_tile<decay>(p, g, s, size, rule, gradient, std::make_index_sequence<n_states>{});
+    if (clips) clip_tile(clipped, g, size, stages.scale, stages.max_value);
+    update_tile<decay>(p, clips ? clipped : g, s, size, rule, clips ? T{1} : stages.scale,
+                       stages.weight_decay, std::make_index_sequence<n_states>{});
+    if (average) {
+      T* a = F::open(average + begin, scratch[2], size);
+      average_tile(a, p, size, stages.average_weight, stages.average_rest);
+      F::close(average + begin, a, size);
+    }
+    if (zeroed) std::fill_n(zeroed + begin, size, typename F::Stored{});
     F::close(param + begin, p, size);
     for (std::size_t k = 0; k < n_states; ++k) {
       if (Rule::states[k].used) F::close(state[k] + begin, s[k], size);

@@ -3,7 +3,8 @@
 import inspect
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -14,12 +15,13 @@ from onepass._hyperparameters import (
     Flag,
     check_setting,
     resolve,
+    resolve_one,
     same_settings,
 )
 from onepass._memory import state_like
-from onepass._typing import Array, Grads, Params
-from onepass.optim import _checkpoint, _state
-from onepass.optim._rules import ROWS, job, options_of, states_of
+from onepass._typing import Array, Grads, Params, Schedule
+from onepass.optim import _checkpoint, _stages, _state
+from onepass.optim._rules import INDEX, ROWS, options_of, scalars_of, states_of
 from onepass.optim._tree import Leaves, Node, flatten, is_sequence, mirror
 
 registry: dict[str, "type[Optimizer]"] = {}
@@ -35,20 +37,118 @@ class StepInfo(NamedTuple):
         How many steps the optimizer has completed, this one included.
     lr : float
         The learning rate it used (of the first group).
+    grad_norm : float or None
+        The norm of all gradients together, unscaled and not clipped. None where neither
+        `max_grad_norm` nor `nonfinite` asks for it.
+    clipped : bool
+        Whether `max_grad_norm` made the gradients smaller.
+    skipped : bool
+        Whether the step was left out because a gradient was not finite.
     """
 
     step: int
     lr: float
+    grad_norm: float | None = None
+    clipped: bool = False
+    skipped: bool = False
+
+
+class _Checked:
+    """An attribute of an optimizer that is checked when it is set."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: "Optimizer | None", owner: type) -> Any:
+        return self if instance is None else instance.__dict__[self.name]
+
+    def __set__(self, instance: "Optimizer", value: Any) -> None:
+        instance.__dict__[self.name] = check_setting(_stages.CHECKS, self.name, value)
+        instance._planned = None
 
 
 class Optimizer:
-    """Base of the optimizers: gradient in, parameters updated in place.
+    r"""Base of the optimizers: gradient in, parameters updated in place.
 
-    A subclass states its rule's name (`class Adam(Optimizer, rule="adam")`), the range of each
+    Every optimizer takes, besides its hyperparameters, what else belongs to a step. All of it
+    happens in the same pass over memory, in PyTorch's order:
+
+    1. the gradients are divided by `grad_scale`: :math:`g \leftarrow g / s`;
+    2. where one of them is not finite, `nonfinite` decides for all of them;
+    3. their common norm is clipped, :math:`g \leftarrow g \min(1, c / (\|g\| + 10^{-6}))`, then
+       each element, :math:`g \leftarrow \max(\min(g, c), -c)`;
+    4. the weights decay and the rule steps;
+    5. the average of the weights moves, :math:`a \leftarrow \beta_t a + (1 - \beta_t) w`;
+    6. the gradients are zeroed.
+
+    Parameters
+    ----------
+    params : ndarray, sequence or mapping of them, or list of groups
+        See the optimizers.
+    max_grad_norm : float > 0, or schedule, optional
+        The Euclidean norm that all gradients together may have, over all groups; ``math.inf``
+        measures it and clips nothing.
+    nonfinite : {"propagate", "skip", "raise"}
+        What an infinity or a NaN in a gradient does: spread, as in NumPy; leave parameters, state
+        and step counts as they are, and count up `skipped_steps`; or raise ValueError, with
+        nothing changed.
+    zero_grad : bool
+        Put zeros into the gradients once they are used, also where the step is skipped. They must
+        be writable then, and lie in memory as their parameters do.
+    grads : like the parameters, optional
+        Gradients for `bind`.
+    max_grad_value : float > 0, or schedule, optional
+        What the absolute value of a gradient's element may be. Groups may differ in it, and in
+        what follows.
+    ema_decay : float in [0, 1), or schedule, optional
+        The :math:`\beta` of an exponential moving average of the weights, which `averaged` shows.
+        It begins as the parameters it is given.
+    ema_warmup : bool
+        Let the decay begin small: :math:`\beta_t = \min(\beta, (1 + t) / (10 + t))`.
+    swa_start : int >= 1, optional
+        Stochastic weight averaging: the plain mean of the weights after this step and all later
+        ones, :math:`\beta_t = 1 - 1 / (t - t_0 + 1)`; before it, the weights themselves.
+
+    Notes
+    -----
+    A subclass states its rule's name (``class Adam(Optimizer, rule="adam")``), the range of each
     hyperparameter, the numbers of a step (`scalars`) and the rule in NumPy (`reference`).
+
+    The result is the same bits for any number of threads, the norm included, and equals
+    `reference_step`. A step that raises has changed nothing; an interrupt never leaves half of one.
 
     Not safe for concurrent use of one instance; different instances may step from different
     threads.
+
+    Differs from
+
+    * PyTorch: there each of these is a call of its own and another pass over memory. The norm is
+      taken in double here. ``torch.optim.swa_utils.AveragedModel`` begins with the weights after
+      its first update, and averages parameters without a gradient too.
+    * Keras: its `clipnorm` is per variable, and its average begins as the weights after step 1.
+    * optax: `apply_if_finite` accepts what is not finite after so many errors in a row.
+
+    References
+    ----------
+    R. Pascanu, T. Mikolov and Y. Bengio, "On the difficulty of training recurrent neural
+    networks", ICML 2013, arXiv:1211.5063 (clipping by the norm).
+    P. Izmailov et al., "Averaging weights leads to wider optima and better generalization", UAI
+    2018, arXiv:1803.05407 (SWA).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import onepass as op
+    >>> w = np.array([3.0, 4.0])
+    >>> opt = op.SGD(w, lr=1.0, max_grad_norm=1.0, ema_decay=0.5)
+    >>> info = opt.step(np.array([30.0, 40.0]))
+    >>> info.grad_norm, info.clipped
+    (50.0, True)
+    >>> w.round(6)
+    array([2.4, 3.2])
+    >>> with opt.averaged():
+    ...     print(w.round(6))
+    [2.7 3.6]
     """
 
     rule: ClassVar[str]
@@ -63,18 +163,36 @@ class Optimizer:
     step_if_missing: ClassVar[int | None] = None
     """The step of a loaded state that has arrays but no step (PyTorch's SGD keeps none)."""
 
+    group_checks: ClassVar[Checks]
+    """Those of `checks`, and of what else may differ from group to group."""
+
     param_groups: list[dict[str, Any]]
+    max_grad_norm = _Checked()
+    nonfinite = _Checked()
+    zero_grad = _Checked()
 
     def __init_subclass__(cls, *, rule: str | None = None) -> None:
         if rule is None:  # somebody's subclass of a rule's class
             return
         cls.rule = rule
         cls.checks = {**cls.checks, "weight_decay": SCHEDULED, "maximize": Flag()}
+        cls.group_checks = {**cls.checks, **_stages.GROUP_CHECKS}
         signature = inspect.signature(cls.__init__).parameters
         cls.defaults = {name: signature[name].default for name in cls.checks}
         registry[rule] = cls
 
-    def __init__(self, params: Params, **settings: Any) -> None:
+    def __init__(
+        self,
+        params: Params,
+        *,
+        max_grad_norm: float | Schedule | None = None,
+        nonfinite: Literal["propagate", "skip", "raise"] = "propagate",
+        zero_grad: bool = False,
+        grads: Grads = None,
+        **settings: Any,
+    ) -> None:
+        self.max_grad_norm, self.nonfinite, self.zero_grad = max_grad_norm, nonfinite, zero_grad
+        settings = {**_stages.GROUP_DEFAULTS, **settings}
         leaves = Leaves()
         self._shape: Node
         self._members: list[list[int]] = []  # per group, the indices of its parameters
@@ -93,26 +211,40 @@ class Optimizer:
         self._params: list[Array] = leaves.arrays
         self._labels = leaves.labels
         self._keys = list(leaves.keys)
-        # Per parameter its completed steps, then the optimizer's own. The native step moves them.
-        self._counters = np.zeros(len(self._params) + 1, np.int64)
-        # Per parameter the rule's arrays in order, None where no option has asked for one.
+        # Per parameter its completed steps, then the optimizer's own and those it has skipped; and
+        # how often gradients were accumulated. The native calls move them.
+        self._counters = np.zeros(len(self._params) + 2, np.int64)
+        self._gathered = np.zeros_like(self._counters)
+        self._gathers: list[Array | None] = [None] * len(self._params)  # the sums of them
+        # Per parameter the rule's arrays in order and the average of the weights, None where no
+        # option has asked for one.
         self._state: list[tuple[Array | None, ...]] = [
-            (None,) * len(ROWS[self.rule]["states"]) for _ in self._params
+            (None,) * (len(ROWS[self.rule]["states"]) + 1) for _ in self._params
         ]
         self._resolved: list[dict[str, Any]] = [{} for _ in self._members]
-        self._options = [-1] * len(self._members)
+        self._options = [(-1, False)] * len(self._members)
+        self._bound: list[Any] | None = None
+        self._planned: _Planned | None = None  # of the bound gradients
+        self._shown: _core.Shown | None = None
         for number, group in enumerate(self.param_groups):
             self._allocate(number, group)
+        if grads is not None:
+            self.bind(grads)
 
     def _add_group(self, group: Mapping[str, Any], leaves: Leaves, label: str) -> Node:
         settings = {k: v for k, v in group.items() if k != "params"}
-        settings = {k: check_setting(self.checks, k, v) for k, v in settings.items()}
-        self.check_together(settings)
+        settings = {k: check_setting(self.group_checks, k, v) for k, v in settings.items()}
+        self._check_together(settings)
         first = len(leaves.arrays)
         shape = flatten(group["params"], leaves, label)
         self._members.append(list(range(first, len(leaves.arrays))))
         self.param_groups.append({"params": tuple(leaves.arrays[first:]), **settings})
         return shape
+
+    @classmethod
+    def _check_together(cls, settings: Mapping[str, Any]) -> None:
+        cls.check_together(settings)
+        _stages.check_together(settings)
 
     # What a subclass defines
 
@@ -147,14 +279,21 @@ class Optimizer:
 
     # One step
 
-    def step(self, grads: Grads, *, num_threads: int | None = None) -> StepInfo:
+    def step(
+        self, grads: Grads = None, *, grad_scale: float = 1.0, num_threads: int | None = None
+    ) -> StepInfo:
         """Update the parameters in place.
 
         Parameters
         ----------
-        grads : like the parameters
+        grads : like the parameters, optional
             The gradients, in the structure of the parameters, each of its parameter's shape and
-            dtype, with any strides. None leaves that parameter, its state and its step alone.
+            dtype, with any strides. None in it leaves that parameter, its state, its average and
+            its step alone. Left out, the gradients are those that `accumulate` has summed, else
+            those that were bound.
+        grad_scale : float > 0
+            What the gradients are divided by: the loss scale, or how many were accumulated. They
+            are not modified.
         num_threads : int, optional
             Threads for this step; the default is `onepass.get_num_threads()`. The result is the
             same for any number.
@@ -168,31 +307,177 @@ class Optimizer:
         TypeError, ValueError
             If an array or a hyperparameter is not as it must be. Then nothing has changed.
         """
+        self._check_not_shown("step")
         threads = runtime.resolve_num_threads(num_threads)
-        leaves = self._mirror(grads)
-        steps = self._counters.tolist()
-        completed = steps.pop()
-        jobs: list[_core.Job] = []
+        if grad_scale != 1.0:
+            grad_scale = _stages.GRAD_SCALE("grad_scale", grad_scale)
+        own = self.__dict__
+        completed = int(self._counters[-2])
         self._check_group_count()
-        for number, members in enumerate(self._members):
-            values, options = self._resolve(number, completed)
-            for done, alike in _by_step(members, steps):
-                jobs.append((*job(type(self), options, values, done + 1), alike))
-        lr = self._resolved[0]["lr"]
-        # Checks every array, then moves parameters, state and counters in one call.
-        _core.run(self._labels, self._params, leaves, self._state, jobs, self._counters, threads)
-        return StepInfo(completed + 1, lr)
+        values = [self._resolve(number, completed) for number in range(len(self._members))]
+        max_norm = own["max_grad_norm"]
+        if callable(max_norm):
+            max_norm = resolve_one(_stages.CHECKS, "max_grad_norm", max_norm, completed)
 
-    def _resolve(self, number: int, completed: int) -> tuple[dict[str, Any], int]:
-        """Return a group's checked values for the coming step, and its options, state allocated."""
+        planned = self._plan_step(grads)
+        scalars = [
+            scalars_of(type(self), values[number], int(self._counters[first]) + 1)
+            for number, first in planned.parts
+        ]
+        # Moves parameters, state, averages and counters in one call, or raises before it does.
+        norm, coefficient, skipped = planned.plan.run(
+            scalars,
+            threads,
+            self._counters,
+            grad_scale,
+            max_norm,
+            _stages.NONFINITE[own["nonfinite"]],
+            self._gathered,
+        )
+        lr = values[0]["lr"]
+        return StepInfo(completed + (not skipped), lr, norm, coefficient < 1, skipped)
+
+    def accumulate(self, grads: Grads = None, *, num_threads: int | None = None) -> None:
+        """Add gradients to a sum, which the next `step()` takes and sets back to zero.
+
+        For the mean of n batches, ``opt.step(grad_scale=n)``. The sums take one more array per
+        parameter, and are part of `state_dict`.
+
+        Parameters
+        ----------
+        grads, num_threads
+            As for `step`; left out, the gradients are those that were bound.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a gradient is not as it must be. Then nothing has changed.
+        """
+        if grads is None and self._bound is None:
+            raise ValueError("grads: expected gradients, as none are bound, got none")
+        threads = runtime.resolve_num_threads(num_threads)
+        leaves = self._bound if grads is None else self._mirror(grads)
+        assert leaves is not None
+        for index, leaf in enumerate(leaves):
+            if leaf is not None and self._gathers[index] is None:
+                self._gathers[index] = state_like(self._params[index])
+        # The rule that adds the gradient to the parameter, on the sums.
+        jobs: list[_core.Job] = [(_core.copy_limit, 0, range(len(leaves)))]
+        plan = _core.Plan(self._labels, self._gathers, leaves, [()] * len(leaves), jobs)
+        plan.run([_stages.PLAIN], threads, self._gathered)
+
+    def discard_accumulated(self) -> None:
+        """Forget the gradients that `accumulate` has summed."""
+        self.__dict__.update(
+            _gathers=[None] * len(self._params), _gathered=np.zeros_like(self._gathered)
+        )
+
+    def bind(self, grads: Grads) -> None:
+        """Check gradients once, and take them in every later `step()` that is given none.
+
+        The arrays are read where they are, so fill them in place. Such a step costs one native
+        call.
+
+        Parameters
+        ----------
+        grads : like the parameters
+            In the structure of the parameters; None leaves that parameter alone. An array must lie
+            in memory as its parameter does.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a gradient is not as it must be. Then those bound before stay.
+        """
+        bound = self._mirror(grads)
+        planned = self._plan(bound, bound=True)
+        self.__dict__.update(_bound=bound, _planned=planned)
+
+    def _plan_step(self, grads: Grads) -> "_Planned":
+        gathered = bool(self._gathered[-2])
+        if grads is not None:
+            if gathered:
+                raise ValueError("grads: expected none after accumulate, got some")
+            return self._plan(self._mirror(grads), zeroed=self.zero_grad)
+        if gathered:
+            counts = self._gathered[:-2].tolist()
+            sums = [a if n else None for a, n in zip(self._gathers, counts, strict=True)]
+            return self._plan(sums, zeroed=True)
+        if self._bound is None:
+            raise ValueError(
+                "grads: expected gradients, as none are bound or accumulated, got none"
+            )
+        if self._planned is None:
+            self._planned = self._plan(self._bound, bound=True, zeroed=self.zero_grad)
+        return self._planned
+
+    def _plan(self, grads: list[Any], *, bound: bool = False, zeroed: bool = False) -> "_Planned":
+        """Check everything that a step with these gradients touches."""
+        steps = self._counters.tolist()
+        jobs: list[_core.Job] = []
+        parts = []
+        for number, members in enumerate(self._members):
+            for alike in _by_step(members, steps):
+                jobs.append((INDEX[self.rule], self._options[number][0], alike))
+                parts.append((number, alike[0]))
+        kinds = _core.Gradients
+        kind = kinds.zeroed if zeroed else kinds.bound if bound else kinds.any
+        plan = _core.Plan(self._labels, self._params, grads, self._state, jobs, kind)
+        return _Planned(plan, parts)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Show the average of the weights in the parameters while the block runs.
+
+        Leaving the block, also by an exception, restores the parameters to the bit; it takes a
+        copy of them. Where a group keeps no average, its parameters stay as they are.
+
+        Raises
+        ------
+        ValueError
+            If no group keeps an average, or the block is entered twice.
+        """
+        self._check_not_shown("averaged")
+        chosen = [
+            index
+            for members, (_, averages) in zip(self._members, self._options, strict=True)
+            for index in members
+            if averages
+        ]
+        if not chosen:
+            raise ValueError("ema_decay: expected it, or swa_start, for averaged, got None")
+        return self._show(chosen, [self._state[index][-1] for index in chosen])
+
+    def _show(self, indices: list[int], values: list[Any]) -> AbstractContextManager[None]:
+        labels = [self._labels[index] for index in indices]
+        self._shown = _core.Shown(labels, [self._params[index] for index in indices], values)
+        return self._shown
+
+    def _check_not_shown(self, name: str) -> None:
+        if self._shown is not None and self._shown.active:
+            raise ValueError(
+                f"{name}: expected after the block that shows other weights, got a call inside it"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copies and pickles take: a copy is not inside a block."""
+        return {**self.__dict__, "_shown": None, "_planned": None}
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps were left out because a gradient was not finite."""
+        return int(self._counters[-1])
+
+    def _resolve(self, number: int, completed: int) -> dict[str, Any]:
+        """Return a group's checked values for the coming step, state allocated."""
         group, values = self.param_groups[number], self._resolved[number]
         if not same_settings(group, values):  # a new setting, or a schedule
             self._check_group(number)
-            values = {"params": group["params"], **resolve(self.checks, group, completed)}
+            values = {"params": group["params"], **resolve(self.group_checks, group, completed)}
             schedules = {name: value for name, value in group.items() if callable(value)}
-            self.check_together({**values, **schedules})
+            self._check_together({**values, **schedules})
+            self._allocate(number, values)
             self._resolved[number] = values
-        return values, self._allocate(number, values)
+        return values
 
     def _check_group_count(self) -> None:
         if len(self.param_groups) != len(self._members):
@@ -202,8 +487,8 @@ class Optimizer:
     def _check_group(self, number: int) -> None:
         """Raise if the keys of a group or its parameters are not those it was made with."""
         group, members = self.param_groups[number], self._members[number]
-        unknown = group.keys() - self.checks.keys() - {"params"}
-        missing = self.checks.keys() - group.keys()
+        unknown = group.keys() - self.group_checks.keys() - {"params"}
+        missing = self.group_checks.keys() - group.keys()
         if unknown or missing:
             got = f"unknown {sorted(unknown)}" if unknown else f"no {sorted(missing)}"
             raise ValueError(f"param_groups[{number}]: expected the hyperparameters, got {got}")
@@ -220,21 +505,28 @@ class Optimizer:
         mirror(self._shape, tree, leaves)
         return leaves
 
-    def _allocate(self, number: int, values: Mapping[str, Any]) -> int:
-        """Return a group's options, its parameters given the state they use and lack."""
+    def _allocate(self, number: int, values: Mapping[str, Any]) -> None:
+        """Give a group's parameters the state that its options use and they lack."""
         group = self.param_groups[number]
-        options = options_of(type(self), group, values)
+        options = options_of(type(self), group, values), _stages.averages(group)
         if options == self._options[number]:
-            return options
+            return
         value = self.initial_state(group)
-        names = states_of(type(self), options)
+        names = states_of(type(self), options[0])
         for index in self._members[number]:
-            self._state[index] = tuple(
-                state_like(self._params[index], value) if array is None and name else array
-                for name, array in zip(names, self._state[index], strict=True)
+            param, (*state, average) = self._params[index], self._state[index]
+            if average is None and options[1]:
+                average = state_like(param)
+                average[...] = param
+            self._state[index] = (
+                *(
+                    state_like(param, value) if array is None and name else array
+                    for name, array in zip(names, state, strict=True)
+                ),
+                average,
             )
         self._options[number] = options
-        return options
+        self._planned = None
 
     @classmethod
     def state_names(cls, **settings: Any) -> list[str | None]:
@@ -253,7 +545,13 @@ class Optimizer:
 
     @classmethod
     def reference_step(
-        cls, param: Array, grad: Array, *state: Array | None, step: int = 1, **settings: Any
+        cls,
+        param: Array,
+        grad: Array,
+        *state: Array | None,
+        step: int = 1,
+        grad_factor: float = 1.0,
+        **settings: Any,
     ) -> tuple[Any, ...]:
         """Return what one step makes of these arrays, computed by NumPy, out of place.
 
@@ -263,34 +561,47 @@ class Optimizer:
         Parameters
         ----------
         param, grad, *state : ndarray
-            As for `onepass.kernels`; None for state that the options do not use.
+            As for `onepass.kernels`; None for state that the options do not use. Last of all, the
+            average of the weights, where the settings keep one.
         step : int
             Counted from 1.
+        grad_factor : float
+            What the gradient is multiplied by first: the clipping of the norm over `grad_scale`.
         **settings
-            The class's hyperparameters.
+            The class's hyperparameters, and those of `onepass.Optimizer` that groups have.
 
         Returns
         -------
         tuple
-            The new parameter and the new state, None where there is none.
+            The new parameter and the new state, None where there is none, in the order given.
         """
-        checked = {name: check_setting(cls.checks, name, v) for name, v in settings.items()}
-        values = resolve(cls.checks, {**cls.defaults, **checked}, step - 1)
-        cls.check_together(values)
-        if values["maximize"]:
-            grad = -grad
-        if values["weight_decay"] and not cls.decoupled:
-            grad = grad + values["weight_decay"] * param
+        values = {**cls.defaults, **_stages.GROUP_DEFAULTS}
+        for name, value in settings.items():
+            values[name] = check_setting(cls.group_checks, name, value)
+        values = resolve(cls.group_checks, values, step - 1)
+        cls._check_together(values)
         row = ROWS[cls.rule]
+        average: Array | None = None
+        if averages := _stages.averages(values):
+            *state, average = state  # type: ignore[assignment]
         padded = (*state, *[None] * (len(row["states"]) - len(state)))
-        for name, used, array in zip(
-            row["states"], cls.state_names(**checked), padded, strict=True
-        ):
-            if (used is None) != (array is None):
-                expected = "None (these options do not use it)" if used is None else "an array"
+        used = states_of(cls, options_of(cls, values, values))
+        for name, use, array in zip(row["states"], used, padded, strict=True):
+            if (use is None) != (array is None):
+                expected = "None (these options do not use it)" if use is None else "an array"
                 raise ValueError(f"{name}: expected {expected}, got {type(array).__name__}")
+        sign, decay, max_value, weight = _stages.scalars(step, values, decoupled=cls.decoupled)
+        grad = sign * grad_factor * grad
+        if values["max_grad_value"] is not None:
+            grad = np.clip(grad, -max_value, max_value)
+        if decay:
+            grad = grad + decay * param
         flags = {name: values[name] for name in row["options"] if isinstance(values[name], bool)}
-        return cls.reference(param, grad, *padded, **cls.scalars(step, values), **flags)
+        new = cls.reference(param, grad, *padded, **cls.scalars(step, values), **flags)
+        if averages:
+            assert average is not None
+            new = (*new, _stages.moved_average(average, new[0], weight))
+        return new
 
     # Checkpoints
 
@@ -345,20 +656,28 @@ class Optimizer:
             size = sum(param.size for param in group["params"])
             params = f"params={len(group['params'])} arrays of {size:,} elements"
             groups.append(", ".join([params, *settings]))
+        own = [f"{k}={_show(self.__dict__[k])}" for k in _stages.CHECKS]
         if len(groups) == 1:
-            return f"{type(self).__name__}({groups[0]})"
-        return f"{type(self).__name__}(\n" + "".join(f"    {{{g}}},\n" for g in groups) + ")"
+            return f"{type(self).__name__}({', '.join([*groups, *own])})"
+        lines = "".join(f"    {line},\n" for line in [*(f"{{{g}}}" for g in groups), *own])
+        return f"{type(self).__name__}(\n{lines})"
 
 
-def _by_step(members: list[int], steps: list[int]) -> Iterable[tuple[int, list[int]]]:
+class _Planned(NamedTuple):
+    """A step that is checked, and for each of its jobs the group and a first parameter."""
+
+    plan: _core.Plan
+    parts: list[tuple[int, int]]
+
+
+def _by_step(members: list[int], steps: list[int]) -> Iterable[list[int]]:
     """Group parameters by the steps they have completed: mostly all the same."""
-    done = steps[members[0]] if members else 0
-    if all(steps[index] == done for index in members):
-        return [(done, members)]
+    if len({steps[index] for index in members}) == 1:
+        return [members]
     groups: dict[int, list[int]] = {}
     for index in members:
         groups.setdefault(steps[index], []).append(index)
-    return groups.items()
+    return groups.values()
 
 
 def _is_groups(params: Any) -> bool:

@@ -24,6 +24,7 @@ def write(path: str | os.PathLike[str], kind: str, state_dict: dict[str, Any]) -
         "optimizer": kind,
         "state": entries,
         "param_groups": state_dict["param_groups"],
+        "step_options": state_dict["step_options"],
     }
     arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
 
@@ -60,14 +61,14 @@ def read(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
                     for number, entry in enumerate(header["state"])
                 }
                 saved_kind = header["optimizer"]
-                groups = header["param_groups"]
+                rest = {k: header[k] for k in ("param_groups", "step_options") if k in header}
         except Exception as error:  # damage makes zipfile raise a dozen kinds
             raise ValueError(
                 f"path: expected a checkpoint that save wrote, got {os.fspath(path)!r} ({error})"
             ) from error
     if saved_kind != kind:
         raise ValueError(f"path: expected a checkpoint of {kind}, got one of {saved_kind}")
-    return {"state": state, "param_groups": groups}
+    return {"state": state, **rest}
 
 
 def _sync_directory(directory: Path) -> None:

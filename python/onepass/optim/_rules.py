@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from onepass import _core
+from onepass.optim import _stages
 
 if TYPE_CHECKING:
     from onepass.optim._base import Optimizer
 
 ROWS = _core.rules()
-_INDEX = {rule: index for index, rule in enumerate(ROWS)}
+INDEX = {rule: index for index, rule in enumerate(ROWS)}
 _OPTION_BITS = {
     rule: [(1 << bit, name) for bit, name in enumerate(row["options"], start=1)]
     for rule, row in ROWS.items()
@@ -42,10 +43,7 @@ def states_of(cls: type[Optimizer], options: int) -> list[str | None]:
     return _STATES[cls.rule][options]
 
 
-def job(
-    cls: type[Optimizer], options: int, values: dict[str, Any], step: int
-) -> tuple[int, int, tuple[float, ...]]:
-    """Return what the kernels need to know about one step: rule, options, scalars."""
-    sign = -1.0 if values["maximize"] else 1.0
-    decay = 0.0 if cls.decoupled else values["weight_decay"]
-    return _INDEX[cls.rule], options, (sign, decay, *cls.scalars(step, values).values())
+def scalars_of(cls: type[Optimizer], values: Mapping[str, Any], step: int) -> tuple[float, ...]:
+    """Return the numbers of a step, in the kernels' order."""
+    shared = _stages.scalars(step, values, decoupled=cls.decoupled)
+    return (*shared, *cls.scalars(step, values).values())

@@ -8,22 +8,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onepass._hyperparameters import check_setting
+from onepass._hyperparameters import Checks, Maybe, check_setting
 from onepass._memory import state_like
 from onepass._typing import Array
 from onepass.optim._rules import ROWS, options_of, states_of
+from onepass.optim._stages import CHECKS, averages
 
 if TYPE_CHECKING:
     from onepass.optim._base import Optimizer
+
+AVERAGE, GATHERED = "average", "accumulated"
+"""State beside the rule's own: the average of the weights, the sum of gradients."""
 
 _TORCH_ONLY = {"foreach", "fused", "capturable", "differentiable", "initial_lr", "param_names"}
 
 
 def state_dict(optimizer: Optimizer) -> dict[str, Any]:
     """See `Optimizer.state_dict`."""
-    steps = optimizer._counters.tolist()
-    completed = steps.pop()
-    names = ROWS[optimizer.rule]["states"]
+    *steps, completed, skipped = optimizer._counters.tolist()
+    gathered = optimizer._gathered.tolist()
+    names = (*ROWS[optimizer.rule]["states"], AVERAGE)
     state = {}
     groups = []
     optimizer._check_group_count()
@@ -34,24 +38,37 @@ def state_dict(optimizer: Optimizer) -> dict[str, Any]:
         optimizer._allocate(number, group)
         settings = {
             name: None if callable(group[name]) else check(name, group[name])
-            for name, check in optimizer.checks.items()
+            for name, check in optimizer.group_checks.items()
         }
         keys = [optimizer._keys[index] for index in members]
         groups.append({**settings, "step": completed, "params": keys})
         for index in members:
-            if steps[index]:
-                arrays = {
-                    name: array.copy(order="K")
-                    for name, array in zip(names, optimizer._state[index], strict=True)
-                    if array is not None
-                }
+            arrays = {
+                name: array.copy(order="K")
+                for name, array in zip(names, optimizer._state[index], strict=True)
+                if array is not None and steps[index]
+            }
+            sums = optimizer._gathers[index]
+            if sums is not None and gathered[index]:
+                arrays[GATHERED] = sums.copy(order="K")
+            if steps[index] or arrays:
                 state[optimizer._keys[index]] = {"step": steps[index], **arrays}
-    return {"state": state, "param_groups": groups}
+    options = {
+        name: None if callable(optimizer.__dict__[name]) else optimizer.__dict__[name]
+        for name in CHECKS
+    }
+    return {
+        "state": state,
+        "param_groups": groups,
+        "step_options": {**options, "skipped_steps": skipped},
+    }
 
 
 def load_state_dict(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
     """See `Optimizer.load_state_dict`."""
-    if not isinstance(saved, Mapping) or saved.keys() != {"state", "param_groups"}:
+    # PyTorch's dictionaries have no step options, nor had ours at first.
+    required = {"state", "param_groups"}
+    if not isinstance(saved, Mapping) or saved.keys() - {"step_options"} != required:
         got = list(saved) if isinstance(saved, Mapping) else type(saved).__name__
         raise ValueError(f"state_dict: expected the keys 'state' and 'param_groups', got {got}")
     _check_kinds(saved)
@@ -63,7 +80,9 @@ def load_state_dict(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
     cls = type(optimizer)
     groups: list[dict[str, Any]] = []
     counters = np.zeros_like(optimizer._counters)
+    gathered = np.zeros_like(counters)
     arrays: list[tuple[Array | None, ...]] = [()] * len(optimizer._params)
+    gathers: list[Array | None] = [None] * len(optimizer._params)
     options = []
     known = set()
     for number, (saved_group, live) in enumerate(
@@ -72,27 +91,35 @@ def load_state_dict(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
         label = f"param_groups[{number}]"
         members = optimizer._members[number]
         groups.append(_settings(cls, saved_group, live, label))
-        options.append(options_of(cls, groups[-1], groups[-1]))
+        options.append((options_of(cls, groups[-1], groups[-1]), averages(groups[-1])))
         keys = _matching_keys(saved_group, [optimizer._keys[i] for i in members], label)
         known.update(keys)
         for key, index in zip(keys, members, strict=True):
-            entry = saved["state"].get(key)
-            counters[index], arrays[index] = _entry(
-                cls, groups[-1], options[-1], optimizer._params[index], entry, f"state[{key!r}]"
-            )
+            param, label = optimizer._params[index], f"state[{key!r}]"
+            entry = {k: v for k, v in saved["state"].get(key, {}).items() if v is not None}
+            if GATHERED in entry:
+                gathers[index] = _array(entry.pop(GATHERED), param, f"{label}[{GATHERED!r}]")
+                gathered[[index, -2]] = 1
+            counters[index], arrays[index] = _entry(cls, groups[-1], param, entry, label)
     unknown = [key for key in saved["state"] if key not in known]
     if unknown:
         raise ValueError(f"state: expected the keys of the groups, got also {unknown}")
     steps = [group.get("step") for group in saved_groups]
-    counters[-1] = (
+    counters[-2] = (
         counters.max()  # PyTorch's groups do not count
         if None in steps
         else max(_count(step, "param_groups: step") for step in steps)
     )
+    own = _step_options(optimizer, saved.get("step_options", {}))
+    counters[-1] = _count(own.pop("skipped_steps", 0), "step_options: skipped_steps")
     # One call, so that not even an interrupt sees a part of it.
     optimizer.__dict__.update(
+        own,
         param_groups=groups,
         _counters=counters,
+        _gathered=gathered,
+        _gathers=gathers,
+        _planned=None,
         _state=arrays,
         _options=options,
         _resolved=[{} for _ in groups],
@@ -125,17 +152,32 @@ def _settings(
                 expected = "AdamW's decoupled" if cls.decoupled else "a coupled"
                 raise ValueError(f"{label}: expected {expected} weight decay, got {name}={value}")
             continue
-        if name not in cls.checks:
-            known = ", ".join(cls.checks)
-            raise ValueError(f"{label}: expected the hyperparameters {known}, got {name!r}")
-        if callable(live[name]):
-            continue
-        if value is None:
-            raise ValueError(f"{label}: expected a schedule for {name!r}, as in the saved run")
-        plain = value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
-        settings[name] = check_setting(cls.checks, name, plain)
-    cls.check_together(settings)
+        settings[name] = _setting(cls.group_checks, name, value, live, label)
+    cls._check_together(settings)
     return settings
+
+
+def _step_options(optimizer: Optimizer, saved: Any) -> dict[str, Any]:
+    if not isinstance(saved, Mapping):
+        raise ValueError(f"step_options: expected a mapping, got {type(saved).__name__}")
+    return {
+        name: value
+        if name == "skipped_steps"
+        else _setting(CHECKS, name, value, optimizer.__dict__, "step_options")
+        for name, value in saved.items()
+    }
+
+
+def _setting(checks: Checks, name: str, value: Any, live: Mapping[str, Any], label: str) -> Any:
+    """Return a saved setting, checked; a schedule is code, and the live one stays."""
+    if name not in checks:
+        raise ValueError(f"{label}: expected the settings {', '.join(checks)}, got {name!r}")
+    if callable(live[name]):
+        return live[name]
+    if value is None and not isinstance(checks[name], Maybe):
+        raise ValueError(f"{label}: expected a schedule for {name!r}, as in the saved run")
+    plain = value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
+    return check_setting(checks, name, plain)
 
 
 def _matching_keys(saved_group: Mapping[str, Any], own: list[Any], label: str) -> list[Any]:
@@ -152,29 +194,28 @@ def _matching_keys(saved_group: Mapping[str, Any], own: list[Any], label: str) -
 def _entry(
     cls: type[Optimizer],
     settings: Mapping[str, Any],
-    options: int,
     param: Array,
-    entry: Any,
+    entry: dict[str, Any],
     label: str,
 ) -> tuple[int, tuple[Array | None, ...]]:
     """Return the step and the state of one parameter."""
-    names = ROWS[cls.rule]["states"]
-    used = [name for name in states_of(cls, options) if name]
-    given = {} if entry is None else {k: v for k, v in entry.items() if v is not None}
-    if not given:  # not stepped yet
-        value = cls.initial_state(settings)
-        return 0, tuple(state_like(param, value) if name in used else None for name in names)
-    step = _count(given.pop("step", cls.step_if_missing), f"{label}['step']")
+    names = (*ROWS[cls.rule]["states"], AVERAGE)
+    used = [name for name in states_of(cls, options_of(cls, settings, settings)) if name]
+    step = _count(entry.pop("step", cls.step_if_missing if entry else 0), f"{label}['step']")
+    if not step and not entry:  # not stepped yet
+        entry = {name: state_like(param, cls.initial_state(settings)) for name in used}
     # An option that was switched off may have left its array behind.
-    if not set(used) <= set(given) <= set(names):
-        raise ValueError(f"{label}: expected the arrays {used}, got {list(given)}")
+    if not set(used) <= set(entry) <= set(names):
+        raise ValueError(f"{label}: expected the arrays {used}, got {list(entry)}")
+    if averages(settings):
+        entry = {AVERAGE: param, **entry}  # where it is new to the run
     return step, tuple(
-        _state_array(given[name], param, f"{label}[{name!r}]") if name in given else None
+        _array(entry[name], param, f"{label}[{name!r}]") if name in entry else None
         for name in names
     )
 
 
-def _state_array(saved: Any, param: Array, label: str) -> Array:
+def _array(saved: Any, param: Array, label: str) -> Array:
     source = np.asarray(saved)
     if source.dtype != param.dtype:
         raise TypeError(f"{label}: expected dtype {param.dtype}, got {source.dtype}")

@@ -1,13 +1,14 @@
 """AdaGrad."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import numpy as np
 
 from onepass._hyperparameters import NON_NEGATIVE, SCHEDULED
 from onepass._typing import Array, Params, Schedule
 from onepass.optim._base import Optimizer
+from onepass.optim._stages import StepOptions
 
 
 class Adagrad(Optimizer, rule="adagrad"):
@@ -40,6 +41,8 @@ class Adagrad(Optimizer, rule="adagrad"):
         Inside the root.
     maximize : bool
         Ascend instead of descend.
+    **options
+        What else belongs to a step: clipping, loss scale, weight average; see `onepass.Optimizer`.
 
     Raises
     ------
@@ -98,6 +101,7 @@ class Adagrad(Optimizer, rule="adagrad"):
         *,
         eps_root: float = 0.0,
         maximize: bool = False,
+        **options: Unpack[StepOptions],
     ) -> None:
         super().__init__(
             params,
@@ -108,6 +112,7 @@ class Adagrad(Optimizer, rule="adagrad"):
             eps=eps,
             eps_root=eps_root,
             maximize=maximize,
+            **options,
         )
 
     @staticmethod

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import numpy as np
 
 from onepass._hyperparameters import DECAY_RATE, NON_NEGATIVE, SCHEDULED, Flag, Pair
 from onepass._typing import Array, Params, Schedule
 from onepass.optim._base import Optimizer
+from onepass.optim._stages import StepOptions
 
 
 class Adam(Optimizer, rule="adam"):
@@ -52,6 +53,8 @@ class Adam(Optimizer, rule="adam"):
         Inside the root.
     maximize : bool
         Ascend instead of descend.
+    **options
+        What else belongs to a step: clipping, loss scale, weight average; see `onepass.Optimizer`.
 
     Raises
     ------
@@ -121,6 +124,7 @@ class Adam(Optimizer, rule="adam"):
         eps_hat: bool = False,
         eps_root: float = 0.0,
         maximize: bool = False,
+        **options: Unpack[StepOptions],
     ) -> None:
         super().__init__(
             params,
@@ -133,6 +137,7 @@ class Adam(Optimizer, rule="adam"):
             eps_hat=eps_hat,
             eps_root=eps_root,
             maximize=maximize,
+            **options,
         )
 
     @staticmethod

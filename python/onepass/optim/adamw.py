@@ -1,9 +1,10 @@
 """AdamW: Adam with decoupled weight decay."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from onepass._typing import Array, Params, Schedule
+from onepass.optim._stages import StepOptions
 from onepass.optim.adam import Adam
 
 
@@ -32,6 +33,8 @@ class AdamW(Adam, rule="adamw"):
         As in `Adam`.
     maximize : bool
         Ascend instead of descend; the decay still shrinks.
+    **options
+        What else belongs to a step: clipping, loss scale, weight average; see `onepass.Optimizer`.
 
     Raises
     ------
@@ -84,6 +87,7 @@ class AdamW(Adam, rule="adamw"):
         eps_hat: bool = False,
         eps_root: float = 0.0,
         maximize: bool = False,
+        **options: Unpack[StepOptions],
     ) -> None:
         super().__init__(
             params,
@@ -96,6 +100,7 @@ class AdamW(Adam, rule="adamw"):
             eps_hat=eps_hat,
             eps_root=eps_root,
             maximize=maximize,
+            **options,
         )
 
     @staticmethod

@@ -1,13 +1,14 @@
 """RMSProp, plain and centred, with or without momentum."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import numpy as np
 
 from onepass._hyperparameters import DECAY_RATE, NON_NEGATIVE, SCHEDULED, Flag, Number
 from onepass._typing import Array, Params, Schedule
 from onepass.optim._base import Optimizer
+from onepass.optim._stages import StepOptions
 
 
 class RMSprop(Optimizer, rule="rmsprop"):
@@ -44,6 +45,8 @@ class RMSprop(Optimizer, rule="rmsprop"):
         Inside the root.
     maximize : bool
         Ascend instead of descend.
+    **options
+        What else belongs to a step: clipping, loss scale, weight average; see `onepass.Optimizer`.
 
     Raises
     ------
@@ -108,6 +111,7 @@ class RMSprop(Optimizer, rule="rmsprop"):
         *,
         eps_root: float = 0.0,
         maximize: bool = False,
+        **options: Unpack[StepOptions],
     ) -> None:
         super().__init__(
             params,
@@ -119,6 +123,7 @@ class RMSprop(Optimizer, rule="rmsprop"):
             centered=centered,
             eps_root=eps_root,
             maximize=maximize,
+            **options,
         )
 
     @staticmethod

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import numpy as np
 
-from onepass import _core
 from onepass._hyperparameters import SCHEDULED, Choice, Flag, Number
-from onepass._typing import Array, Grads, Params, Schedule
-from onepass.optim._base import Optimizer, StepInfo
+from onepass._typing import Array, Params, Schedule
+from onepass.optim._base import Optimizer
+from onepass.optim._stages import StepOptions
 
 
 class SGD(Optimizer, rule="sgd"):
@@ -59,6 +59,8 @@ class SGD(Optimizer, rule="sgd"):
         Needs momentum, no dampening, and the form "heavy_ball" or "sutskever".
     maximize : bool
         Ascend instead of descend.
+    **options
+        What else belongs to a step: clipping, loss scale, weight average; see `onepass.Optimizer`.
     form : "heavy_ball", "sutskever" or "ema"
 
     Raises
@@ -103,8 +105,8 @@ class SGD(Optimizer, rule="sgd"):
 
     >>> with opt.lookahead():
     ...     grads = 2 * w
-    >>> opt.step(grads)
-    StepInfo(step=3, lr=0.1)
+    >>> opt.step(grads).step
+    3
     """
 
     checks: ClassVar = {
@@ -136,8 +138,8 @@ class SGD(Optimizer, rule="sgd"):
         *,
         maximize: bool = False,
         form: str = "heavy_ball",
+        **options: Unpack[StepOptions],
     ) -> None:
-        self._shown: _core.Shown | None = None
         super().__init__(
             params,
             lr=lr,
@@ -147,6 +149,7 @@ class SGD(Optimizer, rule="sgd"):
             nesterov=nesterov,
             maximize=maximize,
             form=form,
+            **options,
         )
 
     @classmethod
@@ -209,30 +212,17 @@ class SGD(Optimizer, rule="sgd"):
             Where a group has no momentum, has ``nesterov=True`` (the same idea twice), or the
             block is entered twice.
         """
-        self._check_not_looking_ahead("lookahead")
+        self._check_not_shown("lookahead")
         values: list[Array] = []
         for number, members in enumerate(self._members):
-            settings, _ = self._resolve(number, int(self._counters[-1]))
+            settings = self._resolve(number, int(self._counters[-2]))
             if not self.param_groups[number]["momentum"]:
                 raise ValueError("momentum: expected more than 0 for lookahead, got 0")
             if settings["nesterov"]:
                 raise ValueError("nesterov: expected False for lookahead, got True")
             rate = settings["lr"] if settings["form"] == "heavy_ball" else 1.0
             for index in members:
-                (buffer,) = self._state[index]
+                buffer, _ = self._state[index]
                 shift = rate * settings["momentum"] * buffer
                 values.append(np.asarray(self._params[index] - shift))
-        self._shown = _core.Shown(self._labels, self._params, values)
-        return self._shown
-
-    def step(self, grads: Grads, *, num_threads: int | None = None) -> StepInfo:  # noqa: D102
-        self._check_not_looking_ahead("step")
-        return super().step(grads, num_threads=num_threads)
-
-    def _check_not_looking_ahead(self, name: str) -> None:
-        if self._shown is not None and self._shown.active:
-            raise ValueError(f"{name}: expected after the lookahead block, got a call inside it")
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return what copies and pickles take: a copy is not inside a block."""
-        return {**self.__dict__, "_shown": None}
+        return self._show([index for members in self._members for index in members], values)

@@ -1,0 +1,218 @@
+#include "plan.hpp"
+
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <utility>
+
+#include "gil.hpp"
+
+namespace onepass::bindings {
+namespace {
+
+const KernelTable* kernels_in_use = nullptr;  // set once, at import
+
+const RuleRow& find_rule(std::size_t index) {
+  const auto rules = kernels_in_use->rules;
+  if (index > rules.size()) throw py::index_error("rule: no such row");
+  return index == rules.size() ? kernels_in_use->copy_limit : rules[index];
+}
+
+const Variant& find_variant(const RuleRow& rule, std::size_t options) {
+  if (options >= rule.variants.size()) throw py::index_error("options: no such variant");
+  return rule.variants[options];
+}
+
+// PyTorch's, and in double.
+double clip_coefficient(double norm, double max_norm) noexcept {
+  if (std::isinf(max_norm)) return 1;
+  const double coefficient = max_norm / (norm + 1e-6);
+  return coefficient > 1 ? 1 : coefficient;  // a NaN stays one
+}
+
+}  // namespace
+
+Plan::Seen::Seen(py::array array)
+    : array_(std::move(array)),
+      data_(array_.data()),
+      dtype_(py::detail::array_proxy(array_.ptr())->descr),
+      flags_(array_.flags()),
+      size_(array_.size()) {}
+
+bool Plan::Seen::changed() const {
+  return array_.data() != data_ || py::detail::array_proxy(array_.ptr())->descr != dtype_ ||
+         array_.flags() != flags_ || array_.size() != size_;
+}
+
+Plan::Plan(py::object names, py::list params, py::list grads, py::list states, py::list jobs,
+           Gradients gradients)
+    : names_(std::move(names)),
+      params_(std::move(params)),
+      grads_(std::move(grads)),
+      states_(std::move(states)),
+      given_jobs_(std::move(jobs)),
+      gradients_(gradients) {
+  tensors_.reserve(params_.size());
+  members_.reserve(params_.size());
+  Memory memory;
+  memory.reserve(params_.size() * (3 + max_states));
+  for (py::handle item : given_jobs_) {
+    const auto given = py::reinterpret_borrow<py::tuple>(item);
+    const RuleRow& rule = find_rule(given[0].cast<std::size_t>());
+    const Variant& variant = find_variant(rule, given[1].cast<std::size_t>());
+    const Job& job = jobs_.emplace_back(Job{&rule, {}});
+    for (py::handle member : py::reinterpret_borrow<py::sequence>(given[2])) {
+      const auto index = member.cast<std::size_t>();
+      if (!names_.is_none() && grads_[index].is_none()) continue;
+      add(job, variant, index, memory);
+      members_.push_back(index);
+    }
+  }
+  memory.check_overlap();
+  sums_.resize(norm_blocks(tensors_));
+}
+
+void Plan::add(const Job& job, const Variant& variant, std::size_t index, Memory& memory) {
+  const Label label(names_, index, Role::param);
+  const Param p = check_param(params_[index], label);
+  memory.add(p.array, label);
+  const bool is_float = p.dtype == Dtype::f32;
+  Tensor tensor{{p.data, nullptr, {}, nullptr, nullptr},
+                p.size,
+                p.item_size,
+                is_float ? variant.f32 : variant.f64,
+                is_float ? kernels_in_use->squares_f32 : kernels_in_use->squares_f64,
+                job.scalars.data()};
+  Streams& streams = tensor.streams;
+  const bool repeated = gradients_ != Gradients::any;
+  if (repeated) {
+    const Role role = gradients_ == Gradients::zeroed ? Role::zeroed_grad : Role::grad;
+    const Label grad(names_, index, role);
+    streams.grad = check_grad_in_place(grads_[index], grad, p, memory);
+    if (role == Role::zeroed_grad) streams.zeroed = const_cast<void*>(streams.grad);
+  } else {
+    const Label grad(names_, index, Role::grad);
+    streams.grad = check_grad(grads_[index], grad, p, memory, copies_);
+  }
+  const auto given = py::reinterpret_borrow<py::tuple>(states_[index]);
+  const std::size_t n_states = job.rule->states.size();
+  for (std::size_t k = 0; k < n_states; ++k) {
+    const Label state(names_, index, Role::state, job.rule->states[k]);
+    const py::object array = k < given.size() ? py::object(given[k]) : py::none();
+    if (variant.uses_state[k]) {
+      streams.state[k] = check_state(array, state, p, memory);
+    } else if (names_.is_none() && !array.is_none()) {  // an optimizer may keep what it had used
+      fail_value(state, "None (these options do not use it)", Py_TYPE(array.ptr())->tp_name);
+    }
+  }
+  if (given.size() > n_states && !given[n_states].is_none()) {
+    const Label average(names_, index, Role::state, "average");
+    streams.average = check_state(given[n_states], average, p, memory);
+  }
+  if (repeated) {
+    seen_.emplace_back(p.array);
+    seen_.emplace_back(py::reinterpret_borrow<py::array>(grads_[index]));
+    for (py::handle array : given) {
+      if (!array.is_none()) seen_.emplace_back(py::reinterpret_borrow<py::array>(array));
+    }
+  }
+  tensors_.push_back(tensor);
+}
+
+void Plan::set_scalars(const py::sequence& scalars, double factor) {
+  if (scalars.size() != jobs_.size()) throw py::value_error("scalars: expected some for each job");
+  for (std::size_t j = 0; j < jobs_.size(); ++j) {
+    const auto given = py::reinterpret_borrow<py::tuple>(scalars[j]);
+    const std::size_t expected = shared_scalars + jobs_[j].rule->scalars.size();
+    if (given.size() != expected) {
+      throw py::value_error("scalars: expected " + std::to_string(expected) + ", got " +
+                            std::to_string(given.size()));
+    }
+    for (std::size_t i = 0; i < expected; ++i) jobs_[j].scalars[i] = given[i].cast<double>();
+    jobs_[j].scalars[SharedScalar::grad_scale] *= factor;
+  }
+}
+
+py::tuple Plan::run(const py::sequence& scalars, int num_threads,
+                    std::optional<py::array_t<std::int64_t>> counters, double grad_scale,
+                    std::optional<double> max_norm, Nonfinite nonfinite,
+                    std::optional<py::array_t<std::int64_t>> gathered) {
+  std::int64_t* counts = counters ? counters->mutable_data() : nullptr;
+  for (const auto& given : {counters, gathered}) {
+    if (given &&
+        (static_cast<std::size_t>(given->size()) != params_.size() + 2 || !given->writeable())) {
+      throw py::value_error("counters: expected one per parameter and two for the optimizer");
+    }
+  }
+  for (const Seen& seen : seen_) {
+    if (seen.changed()) {
+      *this = Plan(names_, params_, grads_, states_, given_jobs_, gradients_);
+      break;
+    }
+  }
+  const auto without_gil = [&](const auto& work) {
+    std::optional<WithoutGil> release;
+    if (total_elements(tensors_) >= min_elements_without_gil) release.emplace();
+    work();
+  };
+  py::object norm_found = py::none();
+  double coefficient = 1;
+  bool skipped = false;
+  if (max_norm || nonfinite != Nonfinite::propagate) {
+    Norm found{};
+    without_gil([&]() noexcept { found = norm(tensors_, sums_, num_threads); });
+    if (found.nonfinite && nonfinite == Nonfinite::raise) {
+      const auto tensor = static_cast<std::size_t>(found.nonfinite - tensors_.data());
+      fail_value(Label(names_, members_[tensor], Role::grad), "finite values",
+                 "an infinity or NaN");
+    }
+    found.value /= grad_scale;
+    norm_found = py::float_(found.value);
+    if (max_norm) coefficient = clip_coefficient(found.value, *max_norm);
+    skipped = found.nonfinite && nonfinite == Nonfinite::skip;
+  }
+  set_scalars(scalars, coefficient / grad_scale);
+  const py::tuple result = py::make_tuple(norm_found, coefficient, skipped);
+  // From here on nothing throws: the arrays and the counters move together or not at all.
+  without_gil([&]() noexcept {
+    if (skipped) {
+      zero_gradients(tensors_, num_threads);
+    } else {
+      step(tensors_, num_threads);
+    }
+  });
+  if (counts) {
+    std::int64_t* own = counts + params_.size();
+    if (!skipped) {
+      for (const std::size_t member : members_) ++counts[member];
+    }
+    ++own[skipped ? 1 : 0];
+  }
+  if (gathered) std::fill_n(gathered->mutable_data(), gathered->size(), 0);
+  return result;
+}
+
+void bind_plan(py::module_& m, const KernelTable& kernels) {
+  kernels_in_use = &kernels;
+  py::enum_<Nonfinite>(m, "Nonfinite", "What to do where a gradient has an infinity or a NaN.")
+      .value("propagate", Nonfinite::propagate)
+      .value("skip", Nonfinite::skip)
+      .value("raise_", Nonfinite::raise);
+  py::enum_<Gradients>(m, "Gradients", "Whether they must lie as their parameters do, and why.")
+      .value("any", Gradients::any)
+      .value("bound", Gradients::bound)
+      .value("zeroed", Gradients::zeroed);
+  py::class_<Plan>(m, "Plan", "A step, checked. Running it cannot fail half way.")
+      .def(py::init<py::object, py::list, py::list, py::list, py::list, Gradients>(),
+           py::arg("names"), py::arg("params"), py::arg("grads"), py::arg("states"),
+           py::arg("jobs"), py::arg("gradients") = Gradients::any)
+      .def("run", &Plan::run, py::arg("scalars"), py::arg("num_threads"),
+           py::arg("counters") = py::none(), py::arg("grad_scale") = 1.0,
+           py::arg("max_norm") = py::none(), py::arg("nonfinite") = Nonfinite::propagate,
+           py::arg("gathered") = py::none(),
+           "Update parameters, state, averages and counters in place, or skip it all.");
+}
+
+}  // namespace onepass::bindings

@@ -1,0 +1,78 @@
+// A step for Python: everything is checked when it is planned, so that running it cannot fail.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <optional>
+#include <vector>
+
+#include "arrays.hpp"
+#include "step.hpp"
+
+namespace onepass::bindings {
+
+// What to do where a gradient has an infinity or a NaN.
+enum class Nonfinite { propagate, skip, raise };
+
+// Whether the gradients are read as they are given, or must lie as their parameters do: because the
+// step zeroes them, or will read them again and again.
+enum class Gradients { any, bound, zeroed };
+
+class Plan {
+ public:
+  // `names`: what messages call the parameters, or None for a free function. `states`: per
+  // parameter the rule's arrays and perhaps the average of the weights. `jobs`: tuples of a rule,
+  // its options and the parameters that share them and their scalars.
+  Plan(py::object names, py::list params, py::list grads, py::list states, py::list jobs,
+       Gradients gradients);
+
+  // One step, unless it is skipped. `scalars`: per job. `counters`: the steps of each parameter,
+  // those of the optimizer, and the steps skipped. `gathered`: counters that go back to zero,
+  // because the step takes what was gathered. Returns the norm of the gradients, None where neither
+  // `max_norm` nor `nonfinite` asks for it, what they were multiplied by to clip them, and whether
+  // the step was skipped.
+  py::tuple run(const py::sequence& scalars, int num_threads,
+                std::optional<py::array_t<std::int64_t>> counters, double grad_scale,
+                std::optional<double> max_norm, Nonfinite nonfinite,
+                std::optional<py::array_t<std::int64_t>> gathered);
+
+ private:
+  // An array as it was when it was checked. Whoever holds it may have changed it since.
+  class Seen {
+   public:
+    explicit Seen(py::array array);
+    bool changed() const;
+
+   private:
+    py::array array_;
+    const void* data_;
+    const void* dtype_;
+    int flags_;
+    py::ssize_t size_;
+  };
+  struct Job {
+    const RuleRow* rule;
+    std::array<double, max_scalars> scalars;
+  };
+
+  void add(const Job& job, const Variant& variant, std::size_t index, Memory& memory);
+  void set_scalars(const py::sequence& scalars, double factor);
+
+  py::object names_;
+  py::list params_, grads_, states_, given_jobs_;
+  Gradients gradients_;
+  std::vector<Tensor> tensors_;
+  std::vector<std::size_t> members_;
+  std::deque<Job> jobs_;  // the tensors point into it
+  std::vector<double> sums_;
+  std::vector<Seen> seen_;
+  std::vector<py::object> copies_;
+};
+
+void bind_plan(py::module_& m, const KernelTable& kernels);
+
+}  // namespace onepass::bindings

@@ -1,0 +1,141 @@
+"""What surrounds the rule in a step, whichever it is: clipping, loss scale, weight average.
+
+The kernels' stages (cpp/include/onepass/update.hpp, reduce.hpp) once more, in NumPy: the oracle.
+"""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+
+from onepass import _core
+from onepass._hyperparameters import Check, Choice, Flag, Maybe, Number, Whole
+from onepass._typing import Array, Grads, Schedule
+
+GROUP_CHECKS: Mapping[str, Check] = {
+    "max_grad_value": Maybe(Number(above=0.0, schedulable=True)),
+    "ema_decay": Maybe(Number(below=1.0, schedulable=True)),
+    "ema_warmup": Flag(),
+    "swa_start": Maybe(Whole(low=1)),
+}
+"""What may differ from group to group."""
+
+GROUP_DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {"max_grad_value": None, "ema_decay": None, "ema_warmup": False, "swa_start": None}
+)
+
+CHECKS: Mapping[str, Check] = {
+    "max_grad_norm": Maybe(Number(above=0.0, infinite=True, schedulable=True)),
+    "nonfinite": Choice(("propagate", "skip", "raise")),
+    "zero_grad": Flag(),
+}
+"""What belongs to the whole optimizer."""
+
+GRAD_SCALE = Number(above=0.0)
+
+NONFINITE = {
+    "propagate": _core.Nonfinite.propagate,
+    "skip": _core.Nonfinite.skip,
+    "raise": _core.Nonfinite.raise_,
+}
+
+
+class StepOptions(TypedDict, total=False):
+    """What every optimizer takes besides its hyperparameters; see `onepass.Optimizer`."""
+
+    max_grad_norm: float | Schedule | None
+    max_grad_value: float | Schedule | None
+    nonfinite: Literal["propagate", "skip", "raise"]
+    zero_grad: bool
+    ema_decay: float | Schedule | None
+    ema_warmup: bool
+    swa_start: int | None
+    grads: Grads
+
+
+PLAIN = (1.0, 0.0, np.inf, 0.0)
+"""The scalars of a step that does nothing but its rule."""
+
+
+def check_together(settings: Mapping[str, Any]) -> None:
+    """Raise ValueError where stages that are valid alone do not go together."""
+    if settings["ema_decay"] is not None and settings["swa_start"] is not None:
+        raise ValueError(
+            f"swa_start: expected None with ema_decay (one average), got {settings['swa_start']}"
+        )
+    if settings["ema_warmup"] and settings["ema_decay"] is None:
+        raise ValueError("ema_warmup: expected False without ema_decay, got True")
+
+
+def averages(settings: Mapping[str, Any]) -> bool:
+    """Return whether these settings keep an average of the weights."""
+    return settings["ema_decay"] is not None or settings["swa_start"] is not None
+
+
+def scalars(step: int, values: Mapping[str, Any], *, decoupled: bool) -> tuple[float, ...]:
+    """Return the numbers of step `step` that all rules share, in the kernels' order."""
+    max_value = values["max_grad_value"]
+    return (
+        -1.0 if values["maximize"] else 1.0,
+        0.0 if decoupled else values["weight_decay"],
+        np.inf if max_value is None else max_value,
+        average_weight(step, values) if averages(values) else 0.0,
+    )
+
+
+def average_weight(step: int, values: Mapping[str, Any]) -> float:
+    """Return the weight that the parameters of step `step` have in their new average."""
+    start: int | None = values["swa_start"]
+    if start is not None:
+        return 1.0 / max(1, step - start + 1)
+    decay: float = values["ema_decay"]
+    return 1 - (min(decay, (1 + step) / (10 + step)) if values["ema_warmup"] else decay)
+
+
+# The oracle
+
+LANES, ROWS, BLOCK = 64, 4, 16384
+
+
+def sum_of_squares(grad: Array) -> list[float]:
+    """Return the sums of a gradient's blocks, in double: four rows of lanes at a time."""
+    flat = grad.ravel(order="K").astype(np.float64)
+    sums = []
+    for begin in range(0, flat.size, BLOCK):
+        squares = np.square(flat[begin : begin + BLOCK])
+        whole = squares.size // (ROWS * LANES) * (ROWS * LANES)
+        rest = np.zeros(-(-(squares.size - whole) // LANES) * LANES)
+        rest[: squares.size - whole] = squares[whole:]
+        four = squares[:whole].reshape(-1, ROWS, LANES)
+        terms = (four[:, 0] + four[:, 1]) + (four[:, 2] + four[:, 3])
+        lanes = np.zeros(LANES)
+        for row in (*terms, *rest.reshape(-1, LANES)):
+            lanes += row
+        while lanes.size > 1:
+            lanes = lanes[: lanes.size // 2] + lanes[lanes.size // 2 :]
+        sums.append(float(lanes[0]))
+    return sums
+
+
+def grad_norm(grads: Sequence[Array], grad_scale: float = 1.0) -> float:
+    """Return the norm of gradients that lie as their parameters do, divided by `grad_scale`."""
+    total = 0.0
+    for grad in grads:
+        for block in sum_of_squares(grad):
+            total += block
+    return float(np.sqrt(total)) / grad_scale
+
+
+def clip_coefficient(norm: float, max_norm: float) -> float:
+    """Return what gradients of this norm are multiplied by: PyTorch's rule."""
+    coefficient = 1.0 if max_norm == np.inf else max_norm / (norm + 1e-6)
+    return 1.0 if coefficient > 1 else coefficient  # a NaN stays one
+
+
+def moved_average(average: Array, param: Array, weight: float) -> Array:
+    """Return the average after the parameters have entered it: exact where weight is 0 or 1."""
+    way = param - average
+    rest = 1 - weight
+    near_average = param.dtype.type(weight) < param.dtype.type(rest)
+    return average + weight * way if near_average else param - rest * way
