@@ -46,26 +46,24 @@ bool Plan::Seen::changed() const {
          array_.flags() != flags_ || array_.size() != size_;
 }
 
-Plan::Plan(py::object names, py::list params, py::list grads, py::list states, py::list jobs,
-           Gradients gradients)
-    : names_(std::move(names)),
-      params_(std::move(params)),
-      grads_(std::move(grads)),
-      states_(std::move(states)),
-      given_jobs_(std::move(jobs)),
-      gradients_(gradients) {
-  tensors_.reserve(params_.size());
-  members_.reserve(params_.size());
+Plan::Plan(Given given) : given_(std::move(given)) {
+  for (const auto& counters : {given_.counters, given_.gathered}) {
+    if (counters && static_cast<std::size_t>(counters->size()) != given_.params.size() + 2) {
+      throw py::value_error("counters: expected one per parameter and two for the optimizer");
+    }
+  }
+  tensors_.reserve(given_.params.size());
+  members_.reserve(given_.params.size());
   Memory memory;
-  memory.reserve(params_.size() * (3 + max_states));
-  for (py::handle item : given_jobs_) {
-    const auto given = py::reinterpret_borrow<py::tuple>(item);
-    const RuleRow& rule = find_rule(given[0].cast<std::size_t>());
-    const Variant& variant = find_variant(rule, given[1].cast<std::size_t>());
+  memory.reserve(given_.params.size() * (3 + max_states));
+  for (py::handle item : given_.jobs) {
+    const auto fields = py::reinterpret_borrow<py::tuple>(item);
+    const RuleRow& rule = find_rule(fields[0].cast<std::size_t>());
+    const Variant& variant = find_variant(rule, fields[1].cast<std::size_t>());
     const Job& job = jobs_.emplace_back(Job{&rule, {}});
-    for (py::handle member : py::reinterpret_borrow<py::sequence>(given[2])) {
+    for (py::handle member : py::reinterpret_borrow<py::sequence>(fields[2])) {
       const auto index = member.cast<std::size_t>();
-      if (!names_.is_none() && grads_[index].is_none()) continue;
+      if (!given_.names.is_none() && given_.grads[index].is_none()) continue;
       add(job, variant, index, memory);
       members_.push_back(index);
     }
@@ -75,8 +73,8 @@ Plan::Plan(py::object names, py::list params, py::list grads, py::list states, p
 }
 
 void Plan::add(const Job& job, const Variant& variant, std::size_t index, Memory& memory) {
-  const Label label(names_, index, Role::param);
-  const Param p = check_param(params_[index], label);
+  const Label label(given_.names, index, Role::param);
+  const Param p = check_param(given_.params[index], label);
   memory.add(p.array, label);
   const bool is_float = p.dtype == Dtype::f32;
   Tensor tensor{{p.data, nullptr, {}, nullptr, nullptr},
@@ -86,34 +84,35 @@ void Plan::add(const Job& job, const Variant& variant, std::size_t index, Memory
                 is_float ? kernels_in_use->squares_f32 : kernels_in_use->squares_f64,
                 job.scalars.data()};
   Streams& streams = tensor.streams;
-  const bool repeated = gradients_ != Gradients::any;
+  const bool repeated = given_.gradients != Gradients::any;
   if (repeated) {
-    const Role role = gradients_ == Gradients::zeroed ? Role::zeroed_grad : Role::grad;
-    const Label grad(names_, index, role);
-    streams.grad = check_grad_in_place(grads_[index], grad, p, memory);
+    const Role role = given_.gradients == Gradients::zeroed ? Role::zeroed_grad : Role::grad;
+    const Label grad(given_.names, index, role);
+    streams.grad = check_grad_in_place(given_.grads[index], grad, p, memory);
     if (role == Role::zeroed_grad) streams.zeroed = const_cast<void*>(streams.grad);
   } else {
-    const Label grad(names_, index, Role::grad);
-    streams.grad = check_grad(grads_[index], grad, p, memory, copies_);
+    const Label grad(given_.names, index, Role::grad);
+    streams.grad = check_grad(given_.grads[index], grad, p, memory, copies_);
   }
-  const auto given = py::reinterpret_borrow<py::tuple>(states_[index]);
+  const auto given = py::reinterpret_borrow<py::tuple>(given_.states[index]);
   const std::size_t n_states = job.rule->states.size();
   for (std::size_t k = 0; k < n_states; ++k) {
-    const Label state(names_, index, Role::state, job.rule->states[k]);
+    const Label state(given_.names, index, Role::state, job.rule->states[k]);
     const py::object array = k < given.size() ? py::object(given[k]) : py::none();
     if (variant.uses_state[k]) {
       streams.state[k] = check_state(array, state, p, memory);
-    } else if (names_.is_none() && !array.is_none()) {  // an optimizer may keep what it had used
+    } else if (given_.names.is_none() &&
+               !array.is_none()) {  // an optimizer may keep what it had used
       fail_value(state, "None (these options do not use it)", Py_TYPE(array.ptr())->tp_name);
     }
   }
   if (given.size() > n_states && !given[n_states].is_none()) {
-    const Label average(names_, index, Role::state, "average");
+    const Label average(given_.names, index, Role::state, "average");
     streams.average = check_state(given[n_states], average, p, memory);
   }
   if (repeated) {
     seen_.emplace_back(p.array);
-    seen_.emplace_back(py::reinterpret_borrow<py::array>(grads_[index]));
+    seen_.emplace_back(py::reinterpret_borrow<py::array>(given_.grads[index]));
     for (py::handle array : given) {
       if (!array.is_none()) seen_.emplace_back(py::reinterpret_borrow<py::array>(array));
     }
@@ -121,34 +120,31 @@ void Plan::add(const Job& job, const Variant& variant, std::size_t index, Memory
   tensors_.push_back(tensor);
 }
 
-void Plan::set_scalars(const py::sequence& scalars, double factor) {
+void Plan::set_scalars(const py::list& scalars, double factor) {
   if (scalars.size() != jobs_.size()) throw py::value_error("scalars: expected some for each job");
   for (std::size_t j = 0; j < jobs_.size(); ++j) {
-    const auto given = py::reinterpret_borrow<py::tuple>(scalars[j]);
+    const auto given = py::cast<py::tuple>(scalars[j]);
     const std::size_t expected = shared_scalars + jobs_[j].rule->scalars.size();
     if (given.size() != expected) {
       throw py::value_error("scalars: expected " + std::to_string(expected) + ", got " +
                             std::to_string(given.size()));
     }
-    for (std::size_t i = 0; i < expected; ++i) jobs_[j].scalars[i] = given[i].cast<double>();
+    for (std::size_t i = 0; i < expected; ++i) {
+      // Python's own call: pybind11's would take longer than the step of a small tensor.
+      const double value =
+          PyFloat_AsDouble(PyTuple_GET_ITEM(given.ptr(), static_cast<py::ssize_t>(i)));
+      if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+      jobs_[j].scalars[i] = value;
+    }
     jobs_[j].scalars[SharedScalar::grad_scale] *= factor;
   }
 }
 
-py::tuple Plan::run(const py::sequence& scalars, int num_threads,
-                    std::optional<py::array_t<std::int64_t>> counters, double grad_scale,
-                    std::optional<double> max_norm, Nonfinite nonfinite,
-                    std::optional<py::array_t<std::int64_t>> gathered) {
-  std::int64_t* counts = counters ? counters->mutable_data() : nullptr;
-  for (const auto& given : {counters, gathered}) {
-    if (given &&
-        (static_cast<std::size_t>(given->size()) != params_.size() + 2 || !given->writeable())) {
-      throw py::value_error("counters: expected one per parameter and two for the optimizer");
-    }
-  }
+py::tuple Plan::run(const py::list& scalars, int num_threads, double grad_scale,
+                    std::optional<double> max_norm, Nonfinite nonfinite) {
   for (const Seen& seen : seen_) {
     if (seen.changed()) {
-      *this = Plan(names_, params_, grads_, states_, given_jobs_, gradients_);
+      *this = Plan(given_);
       break;
     }
   }
@@ -165,7 +161,7 @@ py::tuple Plan::run(const py::sequence& scalars, int num_threads,
     without_gil([&]() noexcept { found = norm(tensors_, sums_, num_threads); });
     if (found.nonfinite && nonfinite == Nonfinite::raise) {
       const auto tensor = static_cast<std::size_t>(found.nonfinite - tensors_.data());
-      fail_value(Label(names_, members_[tensor], Role::grad), "finite values",
+      fail_value(Label(given_.names, members_[tensor], Role::grad), "finite values",
                  "an infinity or NaN");
     }
     found.value /= grad_scale;
@@ -183,14 +179,16 @@ py::tuple Plan::run(const py::sequence& scalars, int num_threads,
       step(tensors_, num_threads);
     }
   });
-  if (counts) {
-    std::int64_t* own = counts + params_.size();
+  if (given_.counters) {
+    std::int64_t* counts = given_.counters->mutable_data();
     if (!skipped) {
       for (const std::size_t member : members_) ++counts[member];
     }
-    ++own[skipped ? 1 : 0];
+    ++counts[given_.params.size() + skipped];
   }
-  if (gathered) std::fill_n(gathered->mutable_data(), gathered->size(), 0);
+  if (given_.gathered) {
+    std::fill_n(given_.gathered->mutable_data(), given_.gathered->size(), 0);
+  }
   return result;
 }
 
@@ -205,13 +203,19 @@ void bind_plan(py::module_& m, const KernelTable& kernels) {
       .value("bound", Gradients::bound)
       .value("zeroed", Gradients::zeroed);
   py::class_<Plan>(m, "Plan", "A step, checked. Running it cannot fail half way.")
-      .def(py::init<py::object, py::list, py::list, py::list, py::list, Gradients>(),
+      .def(py::init([](py::object names, py::list params, py::list grads, py::list states,
+                       py::list jobs, Gradients gradients, std::optional<Counters> counters,
+                       std::optional<Counters> gathered) {
+             return Plan(Given{std::move(names), std::move(params), std::move(grads),
+                               std::move(states), std::move(jobs), gradients, std::move(counters),
+                               std::move(gathered)});
+           }),
            py::arg("names"), py::arg("params"), py::arg("grads"), py::arg("states"),
-           py::arg("jobs"), py::arg("gradients") = Gradients::any)
+           py::arg("jobs"), py::arg("gradients") = Gradients::any, py::arg("counters") = py::none(),
+           py::arg("gathered") = py::none())
       .def("run", &Plan::run, py::arg("scalars"), py::arg("num_threads"),
-           py::arg("counters") = py::none(), py::arg("grad_scale") = 1.0,
-           py::arg("max_norm") = py::none(), py::arg("nonfinite") = Nonfinite::propagate,
-           py::arg("gathered") = py::none(),
+           py::arg("grad_scale") = 1.0, py::arg("max_norm") = py::none(),
+           py::arg("nonfinite") = Nonfinite::propagate,
            "Update parameters, state, averages and counters in place, or skip it all.");
 }
 

@@ -22,23 +22,30 @@ enum class Nonfinite { propagate, skip, raise };
 // step zeroes them, or will read them again and again.
 enum class Gradients { any, bound, zeroed };
 
+using Counters = py::array_t<std::int64_t>;
+
+// What a plan is made from.
+struct Given {
+  py::object names;  // what messages call the parameters; None for a free function
+  py::list params, grads;
+  py::list states;  // per parameter the rule's arrays and perhaps the average of the weights
+  py::list jobs;    // a rule, its options and the parameters that share them and their scalars
+  Gradients gradients;
+  // The steps of each parameter, those of the optimizer, and the steps skipped.
+  std::optional<Counters> counters;
+  // Such counters that a step sets to zero, because it takes what was gathered.
+  std::optional<Counters> gathered;
+};
+
 class Plan {
  public:
-  // `names`: what messages call the parameters, or None for a free function. `states`: per
-  // parameter the rule's arrays and perhaps the average of the weights. `jobs`: tuples of a rule,
-  // its options and the parameters that share them and their scalars.
-  Plan(py::object names, py::list params, py::list grads, py::list states, py::list jobs,
-       Gradients gradients);
+  explicit Plan(Given given);
 
-  // One step, unless it is skipped. `scalars`: per job. `counters`: the steps of each parameter,
-  // those of the optimizer, and the steps skipped. `gathered`: counters that go back to zero,
-  // because the step takes what was gathered. Returns the norm of the gradients, None where neither
-  // `max_norm` nor `nonfinite` asks for it, what they were multiplied by to clip them, and whether
-  // the step was skipped.
-  py::tuple run(const py::sequence& scalars, int num_threads,
-                std::optional<py::array_t<std::int64_t>> counters, double grad_scale,
-                std::optional<double> max_norm, Nonfinite nonfinite,
-                std::optional<py::array_t<std::int64_t>> gathered);
+  // One step, unless it is skipped. `scalars`: per job. Returns the norm of the gradients, None
+  // where neither `max_norm` nor `nonfinite` asks for it, what they were multiplied by to clip
+  // them, and whether the step was skipped.
+  py::tuple run(const py::list& scalars, int num_threads, double grad_scale,
+                std::optional<double> max_norm, Nonfinite nonfinite);
 
  private:
   // An array as it was when it was checked. Whoever holds it may have changed it since.
@@ -60,11 +67,9 @@ class Plan {
   };
 
   void add(const Job& job, const Variant& variant, std::size_t index, Memory& memory);
-  void set_scalars(const py::sequence& scalars, double factor);
+  void set_scalars(const py::list& scalars, double factor);
 
-  py::object names_;
-  py::list params_, grads_, states_, given_jobs_;
-  Gradients gradients_;
+  Given given_;
   std::vector<Tensor> tensors_;
   std::vector<std::size_t> members_;
   std::deque<Job> jobs_;  // the tensors point into it

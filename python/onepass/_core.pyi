@@ -52,16 +52,16 @@ class Plan:
         states: list[tuple[Any, ...]],
         jobs: list[Job],
         gradients: Gradients = ...,
+        counters: npt.NDArray[np.int64] | None = None,
+        gathered: npt.NDArray[np.int64] | None = None,
     ) -> None: ...
     def run(
         self,
-        scalars: Sequence[tuple[float, ...]],
+        scalars: list[tuple[float, ...]],
         num_threads: int,
-        counters: npt.NDArray[np.int64] | None = None,
         grad_scale: float = 1.0,
         max_norm: float | None = None,
         nonfinite: Nonfinite = ...,
-        gathered: npt.NDArray[np.int64] | None = None,
     ) -> tuple[float | None, float, bool]: ...
 
 def batch_norm_train(

@@ -147,10 +147,10 @@ def check_setting(checks: Checks, name: str, value: Any) -> Any:
     return check(name, value)
 
 
-def same_settings(group: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
-    """Return whether a group still has these values; not if one of them is an array."""
+def same_settings(groups: list[dict[str, Any]], values: list[dict[str, Any]]) -> bool:
+    """Return whether groups still have these values; not if one of them is an array."""
     try:
-        return bool(group == values)
+        return groups == values
     except ValueError:
         return False
 

@@ -311,31 +311,20 @@ class Optimizer:
         threads = runtime.resolve_num_threads(num_threads)
         if grad_scale != 1.0:
             grad_scale = _stages.GRAD_SCALE("grad_scale", grad_scale)
-        own = self.__dict__
-        completed = int(self._counters[-2])
-        self._check_group_count()
-        values = [self._resolve(number, completed) for number in range(len(self._members))]
-        max_norm = own["max_grad_norm"]
+        counters = self._counters
+        completed = counters.item(-2)
+        values = self._settle(completed)
+        max_norm = self.__dict__["max_grad_norm"]
         if callable(max_norm):
             max_norm = resolve_one(_stages.CHECKS, "max_grad_norm", max_norm, completed)
-
-        planned = self._plan_step(grads)
-        scalars = [
-            scalars_of(type(self), values[number], int(self._counters[first]) + 1)
-            for number, first in planned.parts
-        ]
+        plan, parts = self._plan_step(grads)
+        scalars = []
+        for number, first in parts:
+            scalars.append(scalars_of(type(self), values[number], counters.item(first) + 1))
+        nonfinite = _stages.NONFINITE[self.__dict__["nonfinite"]]
         # Moves parameters, state, averages and counters in one call, or raises before it does.
-        norm, coefficient, skipped = planned.plan.run(
-            scalars,
-            threads,
-            self._counters,
-            grad_scale,
-            max_norm,
-            _stages.NONFINITE[own["nonfinite"]],
-            self._gathered,
-        )
-        lr = values[0]["lr"]
-        return StepInfo(completed + (not skipped), lr, norm, coefficient < 1, skipped)
+        norm, coefficient, skipped = plan.run(scalars, threads, grad_scale, max_norm, nonfinite)
+        return StepInfo(completed + (not skipped), values[0]["lr"], norm, coefficient < 1, skipped)
 
     def accumulate(self, grads: Grads = None, *, num_threads: int | None = None) -> None:
         """Add gradients to a sum, which the next `step()` takes and sets back to zero.
@@ -363,8 +352,15 @@ class Optimizer:
                 self._gathers[index] = state_like(self._params[index])
         # The rule that adds the gradient to the parameter, on the sums.
         jobs: list[_core.Job] = [(_core.copy_limit, 0, range(len(leaves)))]
-        plan = _core.Plan(self._labels, self._gathers, leaves, [()] * len(leaves), jobs)
-        plan.run([_stages.PLAIN], threads, self._gathered)
+        plan = _core.Plan(
+            self._labels,
+            self._gathers,
+            leaves,
+            [()] * len(leaves),
+            jobs,
+            counters=self._gathered,
+        )
+        plan.run([_stages.PLAIN], threads)
 
     def discard_accumulated(self) -> None:
         """Forget the gradients that `accumulate` has summed."""
@@ -394,7 +390,7 @@ class Optimizer:
         self.__dict__.update(_bound=bound, _planned=planned)
 
     def _plan_step(self, grads: Grads) -> "_Planned":
-        gathered = bool(self._gathered[-2])
+        gathered = self._gathered.item(-2)
         if grads is not None:
             if gathered:
                 raise ValueError("grads: expected none after accumulate, got some")
@@ -422,7 +418,16 @@ class Optimizer:
                 parts.append((number, alike[0]))
         kinds = _core.Gradients
         kind = kinds.zeroed if zeroed else kinds.bound if bound else kinds.any
-        plan = _core.Plan(self._labels, self._params, grads, self._state, jobs, kind)
+        plan = _core.Plan(
+            self._labels,
+            self._params,
+            grads,
+            self._state,
+            jobs,
+            kind,
+            self._counters,
+            self._gathered,
+        )
         return _Planned(plan, parts)
 
     def averaged(self) -> AbstractContextManager[None]:
@@ -467,17 +472,22 @@ class Optimizer:
         """How many steps were left out because a gradient was not finite."""
         return int(self._counters[-1])
 
-    def _resolve(self, number: int, completed: int) -> dict[str, Any]:
-        """Return a group's checked values for the coming step, state allocated."""
-        group, values = self.param_groups[number], self._resolved[number]
-        if not same_settings(group, values):  # a new setting, or a schedule
-            self._check_group(number)
-            values = {"params": group["params"], **resolve(self.group_checks, group, completed)}
-            schedules = {name: value for name, value in group.items() if callable(value)}
-            self._check_together({**values, **schedules})
-            self._allocate(number, values)
-            self._resolved[number] = values
-        return values
+    def _settle(self, completed: int) -> list[dict[str, Any]]:
+        """Return the groups' checked values for the coming step, state allocated."""
+        if not same_settings(self.param_groups, self._resolved):  # a new setting, or a schedule
+            self._check_group_count()
+            for number in range(len(self._members)):
+                self._resolve(number, completed)
+        return self._resolved
+
+    def _resolve(self, number: int, completed: int) -> None:
+        self._check_group(number)
+        group = self.param_groups[number]
+        values = {"params": group["params"], **resolve(self.group_checks, group, completed)}
+        schedules = {name: value for name, value in group.items() if callable(value)}
+        self._check_together({**values, **schedules})
+        self._allocate(number, values)
+        self._resolved[number] = values
 
     def _check_group_count(self) -> None:
         if len(self.param_groups) != len(self._members):

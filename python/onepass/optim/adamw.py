@@ -106,8 +106,9 @@ class AdamW(Adam, rule="adamw"):
     @staticmethod
     def scalars(step: int, values: Mapping[str, Any]) -> dict[str, float]:
         """Return Adam's, and by how much the parameter shrinks."""
-        shrink = 1 - values["lr"] * values["weight_decay"]
-        return {"shrink": shrink, **Adam.scalars(step, values)}
+        scalars = Adam.scalars(step, values)
+        scalars["shrink"] = 1 - values["lr"] * values["weight_decay"]
+        return scalars
 
     @staticmethod
     def reference(  # type: ignore[override]

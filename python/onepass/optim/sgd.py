@@ -214,8 +214,8 @@ class SGD(Optimizer, rule="sgd"):
         """
         self._check_not_shown("lookahead")
         values: list[Array] = []
-        for number, members in enumerate(self._members):
-            settings = self._resolve(number, int(self._counters[-2]))
+        resolved = self._settle(self._counters.item(-2))
+        for number, (members, settings) in enumerate(zip(self._members, resolved, strict=True)):
             if not self.param_groups[number]["momentum"]:
                 raise ValueError("momentum: expected more than 0 for lookahead, got 0")
             if settings["nesterov"]:

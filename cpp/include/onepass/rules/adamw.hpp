@@ -10,10 +10,10 @@ template <class T, bool amsgrad>
 struct AdamW {
   static constexpr const auto& states = Adam<T, amsgrad>::states;
   static constexpr const char* scalars[] = {
-      "shrink",    "beta1", "one_minus_beta1", "beta2", "one_minus_beta2", "step_size",
-      "inv_bias2", "eps",   "eps_root"};
-  T shrink;
+      "beta1",     "one_minus_beta1", "beta2",    "one_minus_beta2", "step_size",
+      "inv_bias2", "eps",             "eps_root", "shrink"};
   Adam<T, amsgrad> adam;
+  T shrink;
 
   void operator()(T& param, T grad, T& exp_avg, T& exp_avg_sq, T& max_exp_avg_sq) const noexcept {
     param *= shrink;
