@@ -121,7 +121,7 @@ def test_schedules_receive_the_completed_steps(optimizer, rng):
     infos = [opt.step(grad) for grad in grads]
     assert asked == [0, 1, 2, 3]
     assert [info.lr for info in infos] == [0.1, 0.05, 0.1 / 3, 0.025]
-    arrays = (start, *[None if a is None else np.full_like(start, 0) for a in opt._state[0]])
+    arrays = (start, *[None if a is None else np.full_like(start, 0) for a in opt._state[0][:-1]])
     for t, grad in enumerate(grads):
         settings = {"lr": 0.1 / (1 + t), "weight_decay": 0.01 * t}
         arrays = optimizer.reference_step(arrays[0], grad, *arrays[1:], step=t + 1, **settings)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,9 @@ from hypothesis import strategies as st
 
 import onepass as op
 from helpers import assert_same_bits, digest, run_reference, state_names
+from onepass.optim._stages import DEFAULTS, GROUP_DEFAULTS
+
+DATA = Path(__file__).parent / "data"
 
 
 def params_like(rng, dtype=np.float32):
@@ -64,6 +68,69 @@ def test_resume_is_bitwise(case, dtype, through, rng, tmp_path):
     assert digest(resumed.state_dict()) == digest(opt.state_dict())
 
 
+@pytest.mark.parametrize("through", ["dict", "file"])
+def test_resume_with_everything_is_bitwise(case, dtype, through, rng, tmp_path):
+    """Clipping, average, skips and a sum of gradients that no step has taken yet."""
+    cls, options = case
+    everything = {"max_grad_norm": 1.0, "nonfinite": "skip", "ema_decay": 0.9, "ema_warmup": True}
+    params = params_like(rng, dtype)
+    opt = cls(params, **options, **everything)
+    run(opt, params, rng, 3)
+    opt.step({**dict.fromkeys(params), "scale": np.array(np.nan, dtype)})
+    opt.accumulate(grads_like(params, rng))
+    after = copies(params)
+    resumed = cls(after)
+    if through == "dict":
+        resumed.load_state_dict(opt.state_dict())
+    else:
+        opt.save(tmp_path / "run.npz")
+        resumed.load(tmp_path / "run.npz")
+    assert digest(resumed.state_dict()) == digest(opt.state_dict())
+    assert resumed.skipped_steps == 1
+    assert (resumed.max_grad_norm, resumed.nonfinite) == (1.0, "skip")
+    grads = grads_like(params, rng)
+    for which in (opt, resumed):
+        which.accumulate(grads)
+        assert which.step(grad_scale=2).clipped
+        which.step(grads)
+    for name, param in params.items():
+        assert_same_bits(after[name], param)
+    assert digest(resumed.state_dict()) == digest(opt.state_dict())
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_files_from_before_the_step_options_still_load(optimizer, average):
+    """Written by onepass 0.1.0 as it was then, after three steps; the run is repeated here."""
+
+    def run(opt, steps):
+        for t in steps:
+            opt.step({"w": np.full((2, 3), t, np.float32), "b": np.array([t, -t], float)})
+
+    def start():
+        return {"w": np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3), "b": np.ones(2)}
+
+    options = {"ema_decay": 0.5, "max_grad_norm": 1e6} if average else {}
+    params = start()
+    whole = optimizer(params, lr=0.125)
+    run(whole, (1, 2, 3))
+    resumed = optimizer({k: p.copy() for k, p in params.items()}, **options)
+    resumed.load(DATA / f"{optimizer.rule}-before-step-options.npz")
+    if not average:
+        assert digest(resumed.state_dict()) == digest(whole.state_dict())
+    run(whole, (4,))
+    before = {k: p.copy() for k, p in resumed_params(resumed).items()}
+    run(resumed, (4,))
+    for name, param in resumed_params(resumed).items():
+        assert_same_bits(param, params[name])
+        if average:  # it begins as the parameters that the file was loaded for
+            with resumed.averaged():
+                np.testing.assert_allclose(param, (before[name] + params[name]) / 2, rtol=1e-6)
+
+
+def resumed_params(opt):
+    return dict(zip("wb", opt.param_groups[0]["params"], strict=True))
+
+
 def test_a_parameter_that_had_no_step_when_saved_begins_as_new(case, rng):
     cls, options = case
     params = params_like(rng)
@@ -88,7 +155,7 @@ def test_layout(case, rng):
     assert opt.state_dict()["state"] == {}
     run(opt, params, rng, 2)
     saved = opt.state_dict()
-    assert list(saved) == ["state", "param_groups"]
+    assert list(saved) == ["state", "param_groups", "step_options"]
     assert list(saved["state"]) == ["w", "b", "scale"]
     for key, entry in saved["state"].items():
         assert list(entry) == ["step", *state_names(cls, options)]
@@ -100,8 +167,10 @@ def test_layout(case, rng):
     assert group["params"] == ["w", "b", "frozen", "scale"]
     assert {k: v for k, v in group.items() if k not in ("params", "step")} == {
         **cls.defaults,
+        **GROUP_DEFAULTS,
         **options,
     }
+    assert saved["step_options"] == {**DEFAULTS, "skipped_steps": 0}
 
 
 def test_state_dict_is_a_copy_and_stays_as_it_is(case, rng):
@@ -125,6 +194,7 @@ def spoiled(saved, names):
         copy = {
             "state": {k: dict(v) for k, v in saved["state"].items()},
             "param_groups": [dict(g) for g in saved["param_groups"]],
+            "step_options": dict(saved["step_options"]),
         }
         target = copy
         for key in path[:-1]:
@@ -142,7 +212,7 @@ def spoiled(saved, names):
     yield change(["param_groups", 0, "lr"], -1.0), "lr: expected"
     yield change(["param_groups", 0, "lr"], float("nan")), "lr: expected"
     yield change(["param_groups", 0, "lr"], None), "expected a schedule for 'lr'"
-    yield change(["param_groups", 0, "lrr"], 1.0), r"param_groups\[0\]: expected the hyperparam"
+    yield change(["param_groups", 0, "lrr"], 1.0), r"param_groups\[0\]: expected the settings lr"
     yield change(["param_groups", 0, "params"], ["w", "b", "frozen"]), "expected the parameters"
     yield change(["param_groups", 0, "params"], ["w", "b", "x", "scale"]), "expected the param"
     yield change(["param_groups", 0, "step"], -1), "step: expected a number of steps"
@@ -158,6 +228,13 @@ def spoiled(saved, names):
     yield change(["state", "b", "step"], 1.5), r"\['step'\]: expected a number of steps"
     yield change(["state", "b", "step"], "2"), r"\['step'\]: expected a number of steps"
     yield change(["state", "b", "momentum"], np.ones(5)), r"state\['b'\]: expected the arrays"
+    yield change(["step_options"], 5), "step_options: expected a mapping"
+    yield change(["step_options", "clip"], 5), r"step_options: expected .* got 'clip'"
+    yield change(["step_options", "nonfinite"], "stop"), "nonfinite: expected one of"
+    yield change(["step_options", "max_grad_norm"], 0.0), "max_grad_norm: expected a number > 0"
+    yield change(["step_options", "skipped_steps"], -1), "skipped_steps: expected a number of"
+    yield change(["state", "b", "average"], np.ones(6, np.float32)), "'average'.: expected shape"
+    yield change(["state", "b", "accumulated"], np.ones(5)), "'accumulated'.: expected dtype"
     for name in names:
         where = rf"state\['b'\]\['{name}'\]: "
         yield change(["state", "b", name], KeyError), r"state\['b'\]: expected the arrays"
@@ -335,7 +412,7 @@ def test_mode_of_the_file_follows_the_umask_and_stays(tmp_path, rng):
 KILLED = """
 import sys, numpy as np, onepass as op
 params = [np.zeros(200_000, np.float32)]
-opt = op.Adam(params, lr=1.0, eps=0.0)
+opt = op.Adam(params, lr=1.0, eps=0.0, ema_decay=0.5)
 while True:
     opt.step([np.ones(200_000, np.float32)])
     opt.save(sys.argv[1])
@@ -347,7 +424,7 @@ while True:
 def test_a_killed_save_leaves_a_whole_file(tmp_path):
     path = tmp_path / "run.npz"
     rng = np.random.default_rng(0)
-    for _ in range(6):
+    for _ in range(10):
         with subprocess.Popen(
             [sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE
         ) as child:
@@ -360,3 +437,56 @@ def test_a_killed_save_leaves_a_whole_file(tmp_path):
         # With the gradient 1 all along, the first moment of step t is 1 - 0.9^t, everywhere.
         assert np.ptp(state["exp_avg"]) == 0
         np.testing.assert_allclose(state["exp_avg"][0], 1 - 0.9 ** state["step"], rtol=1e-5)
+        # And the parameter -t, so the average after t steps is 1 - t - 0.5^t.
+        t = state["step"]
+        np.testing.assert_allclose(state["average"][0], 1 - t - 0.5**t, rtol=1e-5, atol=1e-6)
+
+
+DYING = """
+import os, sys, numpy as np, onepass as op
+path, offset = sys.argv[1], int(sys.argv[2])
+opt = op.Adam([np.zeros(1000)])
+opt.step([np.ones(1000)])
+opt.step([np.ones(1000)])
+write = os.write
+
+class Dying:
+    # A file whose process dies once so many bytes are on the disk.
+    def __init__(self, descriptor, mode):
+        self.file = open(descriptor, mode, buffering=0, closefd=True)
+    def write(self, data):
+        data = bytes(data)
+        left = offset - self.file.tell()
+        if left < len(data):
+            self.file.write(data[:max(left, 0)])
+            os.kill(os.getpid(), 9)
+        return self.file.write(data)
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+    def __enter__(self):
+        return self
+    def __exit__(self, *_):
+        self.file.close()
+
+os.fdopen = Dying
+opt.save(path)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills a process with SIGKILL")
+def test_killed_at_any_byte_of_a_save(tmp_path):
+    """The file is the old one, to the byte, until the new one is whole."""
+    path = tmp_path / "run.npz"
+    opt = op.Adam([np.zeros(1000)])
+    opt.step([np.ones(1000)])
+    opt.save(path)
+    old = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for offset in (0, 1, len(old) - 1, *rng.integers(0, len(old), 5)):
+        done = subprocess.run([sys.executable, "-c", DYING, str(path), str(offset)], check=False)
+        assert done.returncode == -signal.SIGKILL
+        assert path.read_bytes() == old
+    done = subprocess.run([sys.executable, "-c", DYING, str(path), str(10**9)], check=False)
+    assert done.returncode == 0
+    opt.load(path)
+    assert opt.state_dict()["state"][0]["step"] == 2

@@ -11,7 +11,7 @@ from onepass import optim
 from onepass.compare.contenders import contenders
 from onepass.compare.data import Split, digits, split
 from onepass.compare.network import Network, count_parameters
-from onepass.compare.training import Budget, Measurement, Result, train
+from onepass.compare.training import SCHEDULES, Budget, Measurement, Result, train
 
 SIZES = (5, 7, 6, 4)
 BRIEF = Budget(epochs=2)
@@ -262,6 +262,70 @@ class TestTraining:
         assert result.diverged_at is not None
         assert result.final is None
         assert all(math.isfinite(point.train_loss) for point in result.curve)
+
+    @both
+    def test_clipped_steps_by_hand(self, data, batch_norm, monkeypatch):
+        """SGD once more with the definition of the norm and of clipping, from the same gradients.
+
+        That these are the network's own is what the equal parameters show: one step that went
+        another way would change all later ones.
+        """
+        norms, params = [], []
+        original = Network.loss_and_grad
+
+        def spy(self, images, labels):
+            params.append(self.params.copy())
+            loss, grad = original(self, images, labels)
+            norms.append(np.sqrt(np.sum(np.square(grad, dtype=np.float64))))
+            expected.append(min(1, limit / (norms[-1] + 1e-6)) * np.float64(grad))
+            return loss, grad
+
+        expected, limit = [], 0.7
+        monkeypatch.setattr(Network, "loss_and_grad", spy)
+        budget = Budget(epochs=2, max_grad_norm=limit, schedule="constant")
+        result = train(
+            contenders()["SGD"].with_lr(0.25), data, budget, ignore, batch_norm=batch_norm
+        )
+        for before, grad, after in zip(params, expected, params[1:], strict=False):
+            np.testing.assert_allclose(after, before - 0.25 * grad, rtol=1e-5, atol=1e-7)
+        groups = [norms[at : at + 5] for at in range(0, 46, 5)]
+        assert 0 < sum(point.clipped for point in result.curve) < 46
+        for point, group in zip(result.curve[1:], groups, strict=True):
+            assert point.grad_norm == pytest.approx(np.median(group), rel=1e-12)
+            assert point.lr == 0.25
+            assert point.clipped == sum(norm > limit for norm in group)
+        assert result.clipped_share == np.mean(np.greater(norms, limit))
+
+    def test_the_recorded_rate_is_the_one_of_the_step(self, data, monkeypatch):
+        """Without momentum a step's length is the rate times the gradient's norm, here 1e-3."""
+        limit, params = 1e-3, []
+        original = Network.loss_and_grad
+
+        def spy(self, images, labels):
+            params.append(self.params.astype(np.float64))
+            return original(self, images, labels)
+
+        monkeypatch.setattr(Network, "loss_and_grad", spy)
+        budget = Budget(epochs=2, max_grad_norm=limit, schedule="cosine")
+        result = train(contenders()["SGD"], data, budget, ignore, batch_norm=False)
+        assert result.clipped_share == 1
+        lengths = np.linalg.norm(np.diff(params, axis=0), axis=1)
+        for point in result.curve[1:-1]:
+            assert point.lr == pytest.approx(lengths[point.step - 1] / limit, rel=1e-3)
+
+    def test_no_step_no_share(self):
+        result = Result(contenders()["SGD"], True, [Measurement(0, 2.0, 0.1)], 5, 0.0, 0.0)
+        assert result.clipped_share is None
+
+    @pytest.mark.parametrize("steps", [1, 2, 19, 20, 21, 460])
+    def test_cosine(self, steps):
+        """A straight line up over a twentieth of the steps, half a cosine down to a tenth."""
+        schedule = SCHEDULES["cosine"](0.5, steps)
+        rates = [schedule(step) for step in range(steps)]
+        warmup = -(-steps // 20)
+        np.testing.assert_allclose(rates[:warmup], np.linspace(0, 0.5, warmup + 1)[1:])
+        wave = np.cos(np.linspace(0, np.pi, steps - warmup + 1))
+        np.testing.assert_allclose(rates[warmup:], 0.05 + 0.45 * (wave[1:] + 1) / 2)
 
     def test_steps_to_an_accuracy(self):
         curve = [Measurement(0, 2.0, 0.1), Measurement(5, 1.0, 0.95), Measurement(10, 0.5, 0.9)]

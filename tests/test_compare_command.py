@@ -1,16 +1,21 @@
 """What the command line promises: `onepass compare` and `onepass info`."""
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
 from onepass import cli
+from onepass.compare import report
 from onepass.compare.contenders import contenders
+from onepass.compare.data import digits
+from onepass.compare.training import Budget, Comparison, Measurement, Result
 
 
 def strict_json(path):
@@ -43,22 +48,27 @@ class TestCommand:
         assert all(len(line) <= 80 for line in done.stdout.splitlines()[:-2])
         assert done.stdout.splitlines()[-2:] == [str(out / "loss.png"), str(out / "results.json")]
         assert (out / "loss.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-        report = strict_json(out / "results.json")
-        assert report["budget"]["epochs"] == 2
-        assert report["budget"]["batch_size"] == 64
-        assert report["budget"]["steps"] == 46
-        assert report["runtime"]["version"] == cli.__version__
-        assert [(result["name"], result["batch_norm"]) for result in report["results"]] == [
+        written = strict_json(out / "results.json")
+        assert written["budget"]["epochs"] == 2
+        assert written["budget"]["batch_size"] == 64
+        assert written["budget"]["steps"] == 46
+        assert written["runtime"]["version"] == cli.__version__
+        assert [(result["name"], result["batch_norm"]) for result in written["results"]] == [
             ("Adam", True),
             ("Adam", False),
             ("SGD", True),
             ("SGD", False),
         ]
-        for result in report["results"]:
+        for result in written["results"]:
             curve = result["curve"]
             assert curve["step"] == [*range(0, 46, 5), 46]
             assert curve["train_loss"][-1] == result["train_loss"]
             assert curve["validation_accuracy"][-1] == result["validation_accuracy"]
+            assert curve["grad_norm"][0] is curve["lr"][0] is None
+            assert all(norm > 0 for norm in curve["grad_norm"][1:])
+            assert curve["lr"][-1] == pytest.approx(result["lr"] / 10)
+            assert len(set(map(len, curve.values()))) == 1
+            assert 0 < result["clipped_share"] == sum(curve["clipped"]) / 46 < 1
             assert result["diverged_at"] is None
             assert result["parameters"] == (17_418 if result["batch_norm"] else 17_226)
             assert (
@@ -66,12 +76,13 @@ class TestCommand:
             )
         rows = [line.split() for line in done.stdout.splitlines()]
         start = next(i for i, row in enumerate(rows) if row[:1] == ["Adam"])
-        for row, result in zip(rows[start:], report["results"], strict=False):
+        for row, result in zip(rows[start:], written["results"], strict=False):
             if result["batch_norm"]:  # the first of two: with what they share
                 assert row[:3] == [result["name"], "yes", f"{result['lr']:g}"]
             else:
                 assert row[0] == "no"
-            assert row[-4] == f"{result['validation_accuracy']:.1%}"
+            assert row[-5] == f"{result['validation_accuracy']:.1%}"
+            assert row[-3] == f"{result['clipped_share']:.1%}"
 
     def test_no_batch_norm(self, tmp_path, capsys):
         options = ["--no-batch-norm", "--epochs", "1", "--optimizer", "adam", "sgd"]
@@ -86,27 +97,65 @@ class TestCommand:
         assert "with batch norm" not in table
 
     @pytest.mark.parametrize("options", [[], ["--no-batch-norm"]], ids=["both", "no batch norm"])
-    def test_the_picture_has_a_panel_each(self, options, tmp_path, monkeypatch):
+    def test_the_picture_has_a_column_of_panels_each(self, options, tmp_path, monkeypatch):
         figures = []
         original = Figure.savefig
         monkeypatch.setattr(
             Figure, "savefig", lambda f, path: figures.append(f) or original(f, path)
         )
         options = [*options, "--epochs", "1", "--optimizer", "adam", "sgd"]
+        options += ["--max-grad-norm", "0.5"]
         assert cli.main(["compare", *options, "--out", str(tmp_path)]) == 0
-        panels = figures[0].axes
-        titles = ["with batch norm", "without batch norm"][-len(panels) :]
-        assert len(panels) == (1 if "--no-batch-norm" in options else 2)
+        (figure,) = figures
+        titles = ["with batch norm", "without batch norm"][
+            1 if "--no-batch-norm" in options else 0 :
+        ]
+        rows = np.reshape(figure.axes, (3, len(titles)))
         results = strict_json(tmp_path / "results.json")["results"]
-        for axes, title in zip(panels, titles, strict=True):
+        for row, quantity in zip(rows, ("train_loss", "grad_norm", "lr"), strict=True):
+            for axes, title in zip(row, titles, strict=True):
+                assert axes.get_yscale() == "log"
+                assert axes.get_ylim() == row[0].get_ylim()
+                drawn = [line.get_ydata() for line in axes.lines[:2]]
+                expected = [
+                    result["curve"][quantity]
+                    for result in results
+                    if result["batch_norm"] == (title == "with batch norm")
+                ]
+                np.testing.assert_array_equal(drawn, np.array(expected, float))
+        for axes, title in zip(rows[0], titles, strict=True):
             assert axes.get_title().endswith(f"64-128-64-10 {title}")
-            assert axes.get_ylim() == panels[0].get_ylim()
-            drawn = [line.get_ydata().tolist() for line in axes.lines]
-            assert drawn == [
-                result["curve"]["train_loss"]
-                for result in results
-                if result["batch_norm"] == (title == "with batch norm")
-            ]
+        assert [[line.get_ydata() for line in axes.lines[2:]] for axes in rows[1]] == (
+            [[[0.5, 0.5]]] * len(titles)  # where it is clipped
+        )
+        assert not any(axes.lines[2:] for axes in (*rows[0], *rows[2]))
+        (legend,) = figure.legends
+        assert [text.get_text() for text in legend.get_texts()] == [
+            "Adam, lr 0.005",
+            "SGD, lr 0.5",
+            "clipped to 0.5",
+        ]
+
+    def test_the_norm_is_measured_where_nothing_is_clipped(self, tmp_path, capsys):
+        options = ["--max-grad-norm", "inf", "--epochs", "1", "--optimizer", "sgd"]
+        assert cli.main(["compare", *options, "--out", str(tmp_path)]) == 0
+        assert "not clipped" in capsys.readouterr().out
+        written = strict_json(tmp_path / "results.json")
+        assert written["budget"]["max_grad_norm"] is None
+        for result in written["results"]:
+            assert result["clipped_share"] == 0
+            assert max(result["curve"]["grad_norm"][1:]) > 1
+
+    @pytest.mark.parametrize(("schedule", "last"), [("constant", 0.5), ("cosine", 0.05)])
+    def test_schedule(self, schedule, last, tmp_path):
+        options = ["--schedule", schedule, "--epochs", "2", "--optimizer", "sgd"]
+        assert cli.main(["compare", *options, "--out", str(tmp_path)]) == 0
+        written = strict_json(tmp_path / "results.json")
+        assert written["budget"]["schedule"] == schedule
+        for result in written["results"]:
+            rates = result["curve"]["lr"][1:]
+            assert max(rates) == pytest.approx(0.5)
+            assert rates[-1] == pytest.approx(last)
 
     def test_batch_norm_needs_two_images_a_step(self, tmp_path, capsys):
         options = ["--batch-size", "1", "--epochs", "1", "--optimizer", "adam"]
@@ -131,18 +180,28 @@ class TestCommand:
         assert "92/92" in done.stderr
         assert "92/92" not in done.stdout
 
-    def test_divergence(self, tmp_path, capsys, monkeypatch):
+    @pytest.mark.parametrize("norm", ["1", "inf"])
+    def test_divergence(self, norm, tmp_path, capsys, monkeypatch):
         monkeypatch.setenv("COLUMNS", "80")
-        options = ["--epochs", "1", "--optimizer", "sgd", "adam", "--lr", "1e6"]
+        options = ["--epochs", "1", "--lr", "1e30", "--max-grad-norm", norm]
         assert cli.main(["compare", *options, "--out", str(tmp_path)]) == 0
         table = capsys.readouterr().out
         assert "diverged" in table
         assert "…" not in table  # it fits
-        _, diverged, *_ = strict_json(tmp_path / "results.json")["results"]
+        written = strict_json(tmp_path / "results.json")
+        _, diverged, *_ = written["results"]
         assert not diverged["batch_norm"]
         assert diverged["diverged_at"] > 0
         assert diverged["train_loss"] is diverged["validation_accuracy"] is None
-        assert diverged["lr"] == 1e6
+        assert diverged["lr"] == 1e30
+
+    def test_an_infinite_norm_is_not_in_the_numbers(self, tmp_path):
+        curve = [Measurement(0, 2.0, 0.1), Measurement(5, 1.0, 0.5, math.inf, 0.1, 5)]
+        result = Result(contenders()["SGD"], True, curve, None, 0.0, 0.0)
+        report.write(Comparison(Budget(), digits(np.random.default_rng(0)), [result]), tmp_path)
+        (written,) = strict_json(tmp_path / "results.json")["results"]
+        assert written["curve"]["grad_norm"] == [None, None]
+        assert written["clipped_share"] == 1
 
     @pytest.mark.parametrize(
         ("options", "complaint"),
@@ -156,6 +215,17 @@ class TestCommand:
             (["--lr", "0"], "--lr: expected a finite number > 0, got '0'"),
             (["--lr", "nan"], "--lr: expected a finite number > 0, got 'nan'"),
             (["--lr", "fast"], "--lr: expected a finite number > 0, got 'fast'"),
+            (["--schedule", "step"], "--schedule: expected one of constant, cosine, got 'step'"),
+            (["--max-grad-norm", "0"], "--max-grad-norm: expected a number > 0 or inf, got '0'"),
+            (["--max-grad-norm", "-1"], "--max-grad-norm: expected a number > 0 or inf, got '-1'"),
+            (
+                ["--max-grad-norm", "nan"],
+                "--max-grad-norm: expected a number > 0 or inf, got 'nan'",
+            ),
+            (
+                ["--max-grad-norm", "one"],
+                "--max-grad-norm: expected a number > 0 or inf, got 'one'",
+            ),
         ],
     )
     def test_arguments_that_make_no_sense(self, options, complaint, capsys):

@@ -9,6 +9,7 @@ import onepass as op
 from helpers import state_names
 from onepass import _core
 from onepass.optim import Optimizer
+from onepass.optim._stages import GROUP_DEFAULTS, StepOptions
 
 
 def test_every_row_has_a_class_and_every_class_a_row():
@@ -69,10 +70,14 @@ def test_defaults_are_valid_and_every_hyperparameter_is_documented(optimizer):
 
     opt = optimizer([np.ones(3)])
     (group,) = opt.param_groups
-    assert {k: v for k, v in group.items() if k != "params"} == optimizer.defaults
+    assert {k: v for k, v in group.items() if k != "params"} == {
+        **optimizer.defaults,
+        **GROUP_DEFAULTS,
+    }
     parameters = section(optimizer.__doc__, "Parameters")
     for name in ("params", *inspect.signature(optimizer).parameters):
-        assert re.search(rf"^\s*(\w+, )*{name}(, \w+)*( :|$)", parameters, re.M), name
+        assert re.search(rf"^\s*(\*\*|(\w+, )*){name}(, \w+)*( :|$)", parameters, re.M), name
+    assert all(f"`{name}`" in parameters for name in StepOptions.__annotations__)
 
 
 def section(doc, title):
@@ -99,13 +104,28 @@ def test_documentation_is_whole(optimizer):
 
 @pytest.mark.parametrize(
     "thing",
-    [op.runtime.info, op.set_num_threads, op.get_num_threads, op.get_include, op.StepInfo]
+    [op.runtime.info, op.set_num_threads, op.get_num_threads, op.get_include, op.StepInfo, op.pack]
+    + [getattr(op.LossScaler, name) for name in dir(op.LossScaler) if not name.startswith("_")]
     + [getattr(Optimizer, name) for name in dir(Optimizer) if not name.startswith("_")],
     ids=lambda thing: getattr(thing, "__name__", "attribute"),
 )
 def test_public_things_have_a_docstring(thing):
     if callable(thing):
         assert thing.__doc__
+
+
+@pytest.mark.parametrize("thing", [Optimizer, op.LossScaler, op.pack], ids=lambda t: t.__name__)
+def test_documentation_of_what_all_share_is_whole(thing):
+    doc = thing.__doc__
+    assert ":math:" in doc or ".. math::" in doc
+    assert "PyTorch" in section(doc, "Notes").split("Differs from")[1]
+    assert ">>> " in section(doc, "Examples")
+    parameters = section(doc, "Parameters")
+    for name in inspect.signature(thing).parameters:
+        if name != "settings":
+            assert re.search(rf"^\s*(\w+, )*{name}(, \w+)*( :|$)", parameters, re.M), name
+    if thing is Optimizer:
+        assert all(f"{name} :" in parameters for name in GROUP_DEFAULTS)
 
 
 BATCH_NORM = [

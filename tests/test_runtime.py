@@ -241,6 +241,54 @@ def test_an_interrupt_never_leaves_half_a_step(optimizer, interrupts):
     assert digest(replay) == digest(opt)
 
 
+@posix
+def test_an_interrupt_never_leaves_half_a_whole_step(optimizer, interrupts):
+    """With everything that a step can do, bound, and one gradient in three not finite."""
+    everything = {"max_grad_norm": 1.0, "nonfinite": "skip", "ema_decay": 0.9}
+
+    def make():
+        grads = [np.full(60_000, 0.5), np.full(1000, 0.5), np.full(7, 0.5)]
+        params = [np.ones(60_000), np.ones(1000), np.ones(7)]
+        return optimizer(params, grads=grads, **everything), grads
+
+    def step(opt, grads):
+        total = opt.state_dict()["param_groups"][0]["step"] + opt.skipped_steps
+        grads[2][3] = np.nan if total % 3 == 2 else 0.5
+        opt.step()
+
+    opt, grads = make()
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        repeat_until_interrupted(lambda: step(opt, grads), rng.uniform(0.0005, 0.01))
+    replay, again = make()
+    group = opt.state_dict()["param_groups"][0]
+    for _ in range(group["step"] + opt.skipped_steps):
+        step(replay, again)
+    assert replay.skipped_steps > 0
+    assert digest(replay) == digest(opt)
+
+
+@posix
+def test_an_interrupt_never_splits_accumulation(optimizer, interrupts):
+    """Whenever it strikes, what is gathered is a whole number of gradients, or none."""
+    params, grads = [np.ones(60_000), np.ones(7)], [np.full(60_000, 0.5), np.full(7, 0.5)]
+    opt = optimizer(params)
+
+    def round_trip():
+        opt.accumulate(grads)
+        opt.accumulate(grads)
+        opt.step()
+
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        repeat_until_interrupted(round_trip, rng.uniform(0.0005, 0.005))
+        sums = [e.get("accumulated") for e in opt.state_dict()["state"].values()]
+        kept = {float(v) for array in sums if array is not None for v in (array.min(), array.max())}
+        assert kept <= {0.5, 1.0}
+        assert len(kept) <= 1
+        opt.discard_accumulated()
+
+
 def control_bits():
     """The rounding and flushing modes of this thread, without the sticky exception flags."""
     environment = (ctypes.c_uint8 * 64)()

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from onepass import _core, kernels, optim, runtime
+from onepass._pack import pack
 from onepass.batchnorm import (
     BatchNorm,
     batch_norm_backward,
@@ -20,7 +21,7 @@ from onepass.batchnorm import (
     batch_norm_infer_backward,
     batch_norm_train,
 )
-from onepass.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop, StepInfo
+from onepass.optim import SGD, Adagrad, Adam, AdamW, LossScaler, Optimizer, RMSprop, StepInfo
 from onepass.runtime import get_num_threads, set_num_threads
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "BatchNorm",
+    "LossScaler",
     "Optimizer",
     "RMSprop",
     "StepInfo",
@@ -40,6 +42,7 @@ __all__ = [
     "get_num_threads",
     "kernels",
     "optim",
+    "pack",
     "runtime",
     "set_num_threads",
 ]

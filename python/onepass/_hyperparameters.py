@@ -23,7 +23,7 @@ Checks: TypeAlias = Mapping[str, Check]
 
 @dataclass(frozen=True)
 class Number:
-    """A number in [low, high], in [low, below), or above a bound; finite, unless it may not be."""
+    """A number between bounds, `above` and `below` not included; infinite only where it may be."""
 
     low: float = 0.0
     above: float = -math.inf
@@ -46,8 +46,12 @@ class Number:
         return number
 
     def __str__(self) -> str:
+        if math.inf not in (self.below, -self.above):
+            return f"a number in ({self.above:g}, {self.below:g})"
         if self.below < math.inf:
             return f"a number in [{self.low:g}, {self.below:g})"
+        if math.inf not in (self.high, -self.above):
+            return f"a number in ({self.above:g}, {self.high:g}]"
         if self.high < math.inf:
             return f"a number in [{self.low:g}, {self.high:g}]"
         finite = "" if self.infinite else "finite "

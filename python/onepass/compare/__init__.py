@@ -12,7 +12,7 @@ import numpy as np
 from onepass.compare import report
 from onepass.compare.contenders import Contender, contenders
 from onepass.compare.data import digits
-from onepass.compare.training import Budget, Comparison, train
+from onepass.compare.training import SCHEDULES, Budget, Comparison, train
 
 _EXTRA = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "rich": "rich"}
 
@@ -42,6 +42,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images a step (default: %(default)s)",
     )
     option("--lr", type=_rate, help="for all of them; by default each has its own")
+    option(
+        "--schedule",
+        type=_schedule,
+        default=default.schedule,
+        metavar=f"{{{','.join(SCHEDULES)}}}",
+        help="of the learning rate: as it is, or a warm-up to it, then a cosine down to a tenth "
+        "(default: %(default)s)",
+    )
+    option(
+        "--max-grad-norm",
+        type=_norm,
+        default=default.max_grad_norm,
+        metavar="C",
+        help="clip the gradient's norm to C; inf measures it only (default: %(default)s)",
+    )
     option(
         "--seed",
         type=_seed,
@@ -80,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     chosen = {contender.name: contender for contender in args.optimizer or contenders().values()}
     if args.lr is not None:
         chosen = {name: contender.with_lr(args.lr) for name, contender in chosen.items()}
-    budget = Budget(args.epochs, args.batch_size, args.seed)
+    budget = Budget(args.epochs, args.batch_size, args.seed, args.max_grad_norm, args.schedule)
     split = digits(np.random.default_rng(args.seed))
     runs = list(product(chosen.values(), (True, False) if args.batch_norm else (False,)))
     with report.progress(len(runs), budget.steps(split)) as begin:
@@ -117,6 +132,12 @@ def _contender(text: str) -> Contender:
     raise argparse.ArgumentTypeError(f"expected one of {', '.join(known)}, got {text!r}")
 
 
+def _schedule(text: str) -> str:
+    if text not in SCHEDULES:
+        raise argparse.ArgumentTypeError(f"expected one of {', '.join(SCHEDULES)}, got {text!r}")
+    return text
+
+
 def _count(text: str) -> int:
     return _integer(text, low=1)
 
@@ -136,10 +157,21 @@ def _integer(text: str, low: int) -> int:
 
 
 def _rate(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
+    number = _number(text)
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"expected a finite number > 0, got {text!r}")
     return number
+
+
+def _norm(text: str) -> float:
+    number = _number(text)
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"expected a number > 0 or inf, got {text!r}")
+    return number
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -4,7 +4,18 @@ from onepass.optim._base import Optimizer, StepInfo, registry
 from onepass.optim.adagrad import Adagrad
 from onepass.optim.adam import Adam
 from onepass.optim.adamw import AdamW
+from onepass.optim.loss_scaler import LossScaler
 from onepass.optim.rmsprop import RMSprop
 from onepass.optim.sgd import SGD
 
-__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Optimizer", "RMSprop", "StepInfo", "registry"]
+__all__ = [
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "LossScaler",
+    "Optimizer",
+    "RMSprop",
+    "StepInfo",
+    "registry",
+]

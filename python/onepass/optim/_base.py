@@ -192,7 +192,8 @@ class Optimizer:
         **settings: Any,
     ) -> None:
         self.max_grad_norm, self.nonfinite, self.zero_grad = max_grad_norm, nonfinite, zero_grad
-        settings = {**_stages.GROUP_DEFAULTS, **settings}
+        for name, default in _stages.GROUP_DEFAULTS.items():
+            settings.setdefault(name, default)
         leaves = Leaves()
         self._shape: Node
         self._members: list[list[int]] = []  # per group, the indices of its parameters
@@ -309,7 +310,7 @@ class Optimizer:
         """
         self._check_not_shown("step")
         threads = runtime.resolve_num_threads(num_threads)
-        if grad_scale != 1.0:
+        if type(grad_scale) is not float or grad_scale != 1.0:
             grad_scale = _stages.GRAD_SCALE("grad_scale", grad_scale)
         counters = self._counters
         completed = counters.item(-2)
@@ -662,11 +663,19 @@ class Optimizer:
     def __repr__(self) -> str:
         groups = []
         for group in self.param_groups:
-            settings = [f"{k}={_show(v)}" for k, v in group.items() if k != "params"]
+            settings = [
+                f"{name}={_show(value)}"
+                for name, value in group.items()
+                if name in self.checks or value != _stages.GROUP_DEFAULTS.get(name, value)
+            ]
             size = sum(param.size for param in group["params"])
             params = f"params={len(group['params'])} arrays of {size:,} elements"
             groups.append(", ".join([params, *settings]))
-        own = [f"{k}={_show(self.__dict__[k])}" for k in _stages.CHECKS]
+        own = [
+            f"{name}={_show(self.__dict__[name])}"
+            for name, default in _stages.DEFAULTS.items()
+            if self.__dict__[name] != default
+        ]
         if len(groups) == 1:
             return f"{type(self).__name__}({', '.join([*groups, *own])})"
         lines = "".join(f"    {line},\n" for line in [*(f"{{{g}}}" for g in groups), *own])

@@ -32,6 +32,10 @@ CHECKS: Mapping[str, Check] = {
 }
 """What belongs to the whole optimizer."""
 
+DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {"max_grad_norm": None, "nonfinite": "propagate", "zero_grad": False}
+)
+
 GRAD_SCALE = Number(above=0.0)
 
 NONFINITE = {

@@ -34,7 +34,8 @@ class AdamW(Adam, rule="adamw"):
     maximize : bool
         Ascend instead of descend; the decay still shrinks.
     **options
-        What else belongs to a step: clipping, loss scale, weight average; see `onepass.Optimizer`.
+        `max_grad_norm`, `max_grad_value`, `nonfinite`, `zero_grad`, `ema_decay`, `ema_warmup`,
+        `swa_start` and `grads`: see `onepass.Optimizer`.
 
     Raises
     ------

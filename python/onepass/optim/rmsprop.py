@@ -46,7 +46,8 @@ class RMSprop(Optimizer, rule="rmsprop"):
     maximize : bool
         Ascend instead of descend.
     **options
-        What else belongs to a step: clipping, loss scale, weight average; see `onepass.Optimizer`.
+        `max_grad_norm`, `max_grad_value`, `nonfinite`, `zero_grad`, `ema_decay`, `ema_warmup`,
+        `swa_start` and `grads`: see `onepass.Optimizer`.
 
     Raises
     ------

@@ -59,9 +59,10 @@ class SGD(Optimizer, rule="sgd"):
         Needs momentum, no dampening, and the form "heavy_ball" or "sutskever".
     maximize : bool
         Ascend instead of descend.
-    **options
-        What else belongs to a step: clipping, loss scale, weight average; see `onepass.Optimizer`.
     form : "heavy_ball", "sutskever" or "ema"
+    **options
+        `max_grad_norm`, `max_grad_value`, `nonfinite`, `zero_grad`, `ema_decay`, `ema_warmup`,
+        `swa_start` and `grads`: see `onepass.Optimizer`.
 
     Raises
     ------

@@ -1,0 +1,172 @@
+"""The scale of a loss whose gradients would vanish or overflow in a short format."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from onepass._hyperparameters import Checks, Number, Whole
+from onepass._typing import Grads
+from onepass.optim._base import Optimizer, StepInfo
+
+LARGEST = float(np.finfo(np.float32).max)
+
+_CHECKS: Checks = {
+    "scale": Number(above=0.0, high=LARGEST),
+    "growth_factor": Number(above=1.0),
+    "backoff_factor": Number(above=0.0, below=1.0),
+    "growth_interval": Whole(low=1),
+    "_growth_tracker": Whole(),
+}
+"""Under PyTorch's keys."""
+
+
+class LossScaler:
+    r"""Dynamic loss scaling: multiply the loss by a number as large as the gradients allow.
+
+    Gradients of a loss :math:`s L` are :math:`s` times as large; the step divides them by
+    :math:`s`. Where one of them overflows, the step is skipped and
+
+    .. math::
+
+        s &\leftarrow s \cdot \mathrm{backoff\_factor}; \\
+        s &\leftarrow s \cdot \mathrm{growth\_factor}
+            \quad \text{after growth\_interval updates in a row without that.}
+
+    Parameters
+    ----------
+    init_scale : float > 0
+        The first scale.
+    growth_factor : float > 1
+    backoff_factor : float in (0, 1)
+    growth_interval : int >= 1
+        Updates.
+
+    Raises
+    ------
+    TypeError, ValueError
+        ``<argument>: expected ..., got ...``.
+
+    Notes
+    -----
+    Differs from
+
+    * PyTorch's ``torch.amp.GradScaler``: nothing in the rule, names or defaults. There
+      ``unscale_`` is a pass of its own, before clipping; here `step` unscales as it goes. The
+      optimizer must have ``nonfinite="skip"``, and counts the steps that were skipped.
+
+    References
+    ----------
+    P. Micikevicius et al., "Mixed precision training", ICLR 2018, arXiv:1710.03740.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import onepass as op
+    >>> w = np.array([1.0])
+    >>> opt = op.SGD(w, lr=0.1, nonfinite="skip")
+    >>> scaler = op.LossScaler(init_scale=4.0)
+    >>> def grad():  # of w**2 / 2, once the loss is scaled
+    ...     return scaler.scale(w)
+    >>> scaler.step(opt, grad()).skipped
+    False
+    >>> scaler.update()
+    >>> scaler.step(opt, np.array([np.inf])).skipped
+    True
+    >>> scaler.update()
+    >>> scaler.get_scale(), w
+    (2.0, array([0.9]))
+    """
+
+    def __init__(
+        self,
+        init_scale: float = 65536.0,
+        growth_factor: float = 2.0,
+        backoff_factor: float = 0.5,
+        growth_interval: int = 2000,
+    ) -> None:
+        given = {
+            "scale": ("init_scale", init_scale),
+            "growth_factor": ("growth_factor", growth_factor),
+            "backoff_factor": ("backoff_factor", backoff_factor),
+            "growth_interval": ("growth_interval", growth_interval),
+            "_growth_tracker": ("", 0),
+        }
+        self._settings = {key: _CHECKS[key](*argument) for key, argument in given.items()}
+        self._found_nonfinite: bool | None = None  # None: no step since the last update
+
+    def get_scale(self) -> float:
+        """Return the scale."""
+        scale: float = self._settings["scale"]
+        return scale
+
+    def scale(self, outputs: Any) -> Any:
+        """Return a loss, or its derivative, times the scale."""
+        return outputs * self.get_scale()
+
+    def step(
+        self, optimizer: Optimizer, grads: Grads = None, *, num_threads: int | None = None
+    ) -> StepInfo:
+        """Step with gradients of the scaled loss; skipped if one of them is not finite.
+
+        Parameters
+        ----------
+        optimizer : Optimizer
+            With ``nonfinite="skip"``.
+        grads, num_threads
+            As for `Optimizer.step`.
+
+        Returns
+        -------
+        StepInfo
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the optimizer or an array is not as it must be. Then nothing has changed.
+        """
+        if optimizer.nonfinite != "skip":
+            got = optimizer.nonfinite
+            raise ValueError(f"optimizer: expected one with nonfinite='skip', got {got!r}")
+        info = optimizer.step(grads, grad_scale=self.get_scale(), num_threads=num_threads)
+        self._found_nonfinite = bool(self._found_nonfinite) or info.skipped
+        return info
+
+    def update(self) -> None:
+        """Adapt the scale, once all optimizers have stepped.
+
+        Raises
+        ------
+        ValueError
+            If none has stepped since the last update.
+        """
+        if self._found_nonfinite is None:
+            raise ValueError("update: expected a step since the last update, got none")
+        own = self._settings
+        if self._found_nonfinite:
+            own["scale"], own["_growth_tracker"] = own["scale"] * own["backoff_factor"], 0
+        else:
+            own["_growth_tracker"] += 1
+            if own["_growth_tracker"] == own["growth_interval"]:
+                grown = own["scale"] * own["growth_factor"]
+                if grown <= LARGEST:
+                    own["scale"] = grown
+                own["_growth_tracker"] = 0
+        self._found_nonfinite = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything a run needs to continue, under PyTorch's names."""
+        return dict(self._settings)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` returned here, or in PyTorch.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is not such a dictionary. Then nothing has changed.
+        """
+        if not isinstance(state_dict, Mapping) or state_dict.keys() != _CHECKS.keys():
+            got = list(state_dict) if isinstance(state_dict, Mapping) else state_dict
+            raise ValueError(f"state_dict: expected the keys {list(_CHECKS)}, got {got!r}")
+        self._settings = {name: check(name, state_dict[name]) for name, check in _CHECKS.items()}

@@ -1,0 +1,214 @@
+"""The whole step equals its NumPy reference bit for bit: scale, clipping, rule, average, zeros.
+
+test_isa.py repeats this file on each instruction set.
+"""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import onepass as op
+from helpers import assert_same_bits, fresh_state
+from onepass.optim import _stages
+
+# More than a block of the norm, a part of one, parts of its rows; orders and empty ones.
+SHAPES = [(40_000,), (3, 5), (257,), (0,), (), (300, 70)]
+EVERYTHING = {
+    "clipped by norm": {"max_grad_norm": 1.0},
+    "not clipped": {"max_grad_norm": 1e9, "nonfinite": "raise"},
+    "clipped by value": {"max_grad_value": 0.3},
+    "average": {"ema_decay": 0.9},
+    "average, far": {"ema_decay": 0.3},
+    "average, warm-up": {"ema_decay": 0.99, "ema_warmup": True},
+    "plain mean": {"swa_start": 2},
+    "zeros": {"zero_grad": True},
+    "all": {
+        "max_grad_norm": 1.0,
+        "max_grad_value": 0.01,
+        "nonfinite": "skip",
+        "zero_grad": True,
+        "ema_decay": 0.999,
+    },
+}
+
+
+def make(rng, dtype, shapes=SHAPES):
+    arrays = [np.asarray(rng.normal(size=shape)).astype(dtype) for shape in shapes]
+    arrays[-1] = np.asfortranarray(arrays[-1])
+    return arrays
+
+
+def reference_run(cls, options, params, steps, grad_scale=1.0):
+    """Parameters, states and averages after whole steps in NumPy, and each step's norm."""
+    own = {name: value for name, value in options.items() if name not in _stages.CHECKS}
+    averages = _stages.averages({**_stages.GROUP_DEFAULTS, **own})
+    rule = {name: value for name, value in own.items() if name not in _stages.GROUP_CHECKS}
+    arrays = [
+        (param.copy(order="K"), *fresh_state(cls, rule, param), *[param.copy()] * averages)
+        for param in params
+    ]
+    norms = []
+    for t, grads in enumerate(steps, start=1):
+        norms.append(_stages.grad_norm(grads, grad_scale))
+        max_norm = options.get("max_grad_norm")
+        coefficient = _stages.clip_coefficient(norms[-1], max_norm) if max_norm else 1.0
+        factor = coefficient / grad_scale
+        arrays = [
+            cls.reference_step(own_[0], grad, *own_[1:], step=t, grad_factor=factor, **own)
+            for own_, grad in zip(arrays, grads, strict=True)
+        ]
+    return arrays, norms
+
+
+def check_run(cls, options, params, steps, grad_scale=1.0, threads=None):
+    expected, norms = reference_run(cls, options, params, steps, grad_scale)
+    params = [param.copy(order="K") for param in params]
+    opt = cls(params, **options)
+    for grads, norm in zip(steps, norms, strict=True):
+        given_ = [grad.copy(order="K") for grad in grads]
+        info = opt.step(given_, grad_scale=grad_scale, num_threads=threads)
+        if "max_grad_norm" in options or "nonfinite" in options:
+            assert_same_bits(np.float64(info.grad_norm), np.float64(norm))
+            assert info.clipped == ((options.get("max_grad_norm") or math.inf) < norm + 1e-6)
+        else:
+            assert info.grad_norm is None
+        for array, grad in zip(given_, grads, strict=True):
+            assert_same_bits(array, np.zeros_like(grad) if opt.zero_grad else grad)
+    state = opt.state_dict()["state"]
+    for index, (param, arrays) in enumerate(zip(params, expected, strict=True)):
+        assert_same_bits(param, arrays[0])
+        names = [name for name in cls.state_names(**rule_of(options)) if name]
+        if "average" in state[index]:
+            names.append("average")
+        kept = [array for array in arrays[1:] if array is not None]
+        for name, array in zip(names, kept, strict=True):
+            assert_same_bits(state[index][name], array)
+
+
+def rule_of(options):
+    return {k: v for k, v in options.items() if k not in (*_stages.CHECKS, *_stages.GROUP_CHECKS)}
+
+
+@pytest.mark.parametrize("stages", EVERYTHING.values(), ids=EVERYTHING)
+def test_every_stage(case, dtype, stages, rng):
+    cls, options = case
+    steps = [make(rng, dtype, SHAPES[1:-1]) for _ in range(3)]
+    check_run(cls, {**options, **stages}, make(rng, dtype, SHAPES[1:-1]), steps)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+def test_every_number_of_threads(optimizer, dtype, threads, rng):
+    steps = [make(rng, dtype) for _ in range(2)]
+    for stages in (EVERYTHING["all"], EVERYTHING["clipped by norm"]):
+        check_run(optimizer, stages, make(rng, dtype), steps, grad_scale=3.0, threads=threads)
+
+
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 255, 256, 257, 16_383, 16_384, 16_385, 50_000])
+def test_norm_of_every_length(dtype, n, rng):
+    grad = rng.normal(size=n).astype(dtype)
+    info = op.SGD(np.zeros(n, dtype), max_grad_norm=math.inf).step(grad)
+    assert info.grad_norm == _stages.grad_norm([grad])
+    exact = math.sqrt(math.fsum(float(g) ** 2 for g in grad))
+    assert info.grad_norm == pytest.approx(exact, rel=1e-13)
+    assert not info.clipped
+
+
+def test_norm_where_squares_overflow_or_vanish():
+    for size in (1e300, 1e160, 1e-170, 1e-300, 5e-324):
+        grad = np.array([3 * size, -4 * size])
+        info = op.SGD(np.zeros(2), max_grad_norm=math.inf, nonfinite="raise").step(grad)
+        assert info.grad_norm == pytest.approx(5 * size, rel=1e-15)
+    largest = np.finfo(np.float32).max
+    grad = np.full(1000, largest, np.float32)
+    info = op.SGD(np.zeros(1000, np.float32), max_grad_norm=1.0, nonfinite="raise").step(grad)
+    assert info.grad_norm == pytest.approx(float(largest) * math.sqrt(1000), rel=1e-15)
+
+
+def test_norm_over_dtypes_and_groups(optimizer):
+    """3, 4, 12: norm 13, of arrays of two dtypes in two groups."""
+    params = [np.zeros(2, np.float32), np.zeros(1)]
+    grads = [np.array([3, -4], np.float32), np.array([12.0])]
+    opt = optimizer([{"params": [p], "lr": 0.1} for p in params], max_grad_norm=13 / 4)
+    info = opt.step([[g] for g in grads])
+    assert info.grad_norm == 13.0
+    assert info.clipped
+    for param, grad in zip(params, grads, strict=True):
+        alone = np.zeros_like(param)
+        optimizer(alone, lr=0.1).step(grad * (3.25 / (13.0 + 1e-6)))
+        np.testing.assert_allclose(param, alone, rtol=1e-6)
+
+
+def test_gradients_of_any_strides_have_one_norm(optimizer, rng):
+    grad = rng.normal(size=(60, 70))
+    for layout in (grad, np.asfortranarray(grad), np.repeat(grad, 2, axis=1)[:, ::2]):
+        info = optimizer(np.ones((60, 70)), max_grad_norm=1.0).step(layout)
+        assert info.grad_norm == _stages.grad_norm([grad])
+
+
+def test_special_values_spread_through_every_stage(optimizer, dtype):
+    special = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1.0, 1e-30], dtype)
+    for stages in ({"max_grad_value": 0.5}, {"ema_decay": 0.9}, {"max_grad_norm": 1.0}):
+        with np.errstate(all="ignore"):
+            check_run(optimizer, stages, [np.ones(7, dtype)], [[special], [np.ones(7, dtype)]])
+
+
+numbers = {
+    "max_grad_norm": st.none() | st.floats(1e-3, 1e3),
+    "max_grad_value": st.none() | st.floats(1e-3, 1e3),
+    "zero_grad": st.booleans(),
+    "ema_decay": st.none() | st.floats(0, 0.9999),
+}
+
+
+@given(
+    options=st.fixed_dictionaries(numbers),
+    sizes=st.lists(st.integers(0, 300), min_size=1, max_size=4),
+    grad_scale=st.floats(1e-3, 1e5),
+    seed=st.integers(0, 1000),
+    dtype=st.sampled_from([np.float32, np.float64]),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_options(optimizer, options, sizes, grad_scale, seed, dtype):
+    rng = np.random.default_rng(seed)
+    options = {name: value for name, value in options.items() if value is not None}
+    shapes = [(size,) for size in sizes]
+    steps = [make(rng, dtype, shapes) for _ in range(2)]
+    check_run(optimizer, options, make(rng, dtype, shapes), steps, grad_scale)
+
+
+def test_bound_and_accumulated_gradients_give_the_same_bits(case, dtype, rng):
+    cls, options = case
+    start = make(rng, dtype)
+    steps = [make(rng, dtype) for _ in range(3)]
+    given_ = [p.copy(order="K") for p in start]
+    opt = cls(given_, **options, **EVERYTHING["all"])
+    bound = [p.copy(order="K") for p in start]
+    buffers = [np.empty_like(p) for p in start]
+    fast = cls(bound, **options, **EVERYTHING["all"], grads=buffers)
+    summed = [p.copy(order="K") for p in start]
+    slow = cls(summed, **options, **EVERYTHING["all"])
+    for grads in steps:
+        for buffer, grad in zip(buffers, grads, strict=True):
+            buffer[...] = grad
+        slow.accumulate(grads)
+        infos = [opt.step(grads), fast.step(), slow.step()]
+        assert infos[0] == infos[1] == infos[2]
+    for a, b, c in zip(given_, bound, summed, strict=True):
+        assert_same_bits(a, b)
+        assert_same_bits(a, c)
+
+
+def test_accumulated_gradients_are_the_sum(optimizer, dtype, rng):
+    grads = [rng.normal(size=1000).astype(dtype) for _ in range(4)]
+    a, b = np.ones(1000, dtype), np.ones(1000, dtype)
+    one, two = optimizer(a, lr=0.1), optimizer(b, lr=0.1)
+    for grad in grads:
+        one.accumulate(grad)
+    one.step(grad_scale=4)
+    *_, total = itertools.accumulate(grads)
+    two.step(total, grad_scale=4)
+    assert_same_bits(a, b)

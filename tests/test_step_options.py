@@ -1,0 +1,473 @@
+"""Clipping, skipping, averaging, binding and accumulating, as their users see them."""
+
+import copy
+import math
+import pickle
+
+import numpy as np
+import pytest
+
+import onepass as op
+from helpers import assert_same_bits, digest
+
+BAD = [np.nan, np.inf, -np.inf]
+
+
+def arrays(*sizes, value=1.0, dtype=np.float32):
+    return [np.full(size, value, dtype) for size in sizes]
+
+
+class TestClipping:
+    def test_by_norm_by_hand(self):
+        """Norm 5, limit 2.5: half of everything (but for PyTorch's 1e-6)."""
+        w = [np.zeros(1), np.zeros(1)]
+        info = op.SGD(w, lr=1.0, max_grad_norm=2.5).step([np.array([3.0]), np.array([-4.0])])
+        assert info == op.StepInfo(1, 1.0, 5.0, True, False)
+        np.testing.assert_allclose(np.ravel(w), [-1.5, 2.0], rtol=3e-7)
+
+    def test_below_the_limit_nothing_happens(self, optimizer, rng):
+        grad = rng.normal(size=100)
+        a, b = np.ones(100), np.ones(100)
+        limit = 1.001 * math.sqrt(np.square(grad).sum())
+        assert not optimizer(a, max_grad_norm=limit).step(grad).clipped
+        optimizer(b).step(grad)
+        assert_same_bits(a, b)
+
+    def test_an_infinite_limit_measures_and_clips_nothing(self, optimizer):
+        a, b = np.ones(2), np.ones(2)
+        for grad in (np.array([3.0, 4.0]), np.array([np.inf, 1.0])):
+            info = optimizer(a, max_grad_norm=math.inf).step(grad)
+            assert info.grad_norm == (5.0 if grad[0] == 3 else math.inf)
+            assert not info.clipped
+            optimizer(b).step(grad)
+            assert_same_bits(a, b)
+
+    def test_by_value_differs_by_group(self):
+        w = arrays(3, 3)
+        groups = [{"params": w[0], "max_grad_value": 0.5}, {"params": w[1]}]
+        op.SGD(groups, lr=1.0).step([np.array([-2, 0.25, 2], np.float32)] * 2)
+        np.testing.assert_array_equal(w[0], [1.5, 0.75, 0.5])
+        np.testing.assert_array_equal(w[1], [3, 0.75, -1])
+
+    def test_limits_may_be_schedules_and_may_be_set(self):
+        w = np.zeros(1)
+        opt = op.SGD(w, lr=1.0, max_grad_norm=lambda step: 1.0 + step)
+        for norm in (1, 2):
+            before = w.copy()
+            opt.step(np.array([-100.0]))
+            assert w - before == pytest.approx(norm)
+        opt.max_grad_norm = None
+        opt.param_groups[0]["max_grad_value"] = 7.0
+        before = w.copy()
+        assert opt.step(np.array([-100.0])).grad_norm is None
+        assert w - before == pytest.approx(7)
+
+    def test_none_counts_for_nothing(self, optimizer):
+        opt = optimizer([np.ones(2), np.ones(2)], max_grad_norm=1.0)
+        assert opt.step([np.array([3.0, 4.0]), None]).grad_norm == 5.0
+        assert opt.step([None, None]).grad_norm == 0.0
+
+
+class TestNonfinite:
+    @pytest.mark.parametrize("bad", BAD)
+    @pytest.mark.parametrize("position", [0, 1, 2])
+    @pytest.mark.parametrize("threads", [1, 2])
+    def test_skip_leaves_everything_and_counts(self, optimizer, dtype, bad, position, threads):
+        params = arrays(40_000, 7, 300, dtype=dtype)
+        opt = optimizer(params, nonfinite="skip", ema_decay=0.9, max_grad_norm=1.0)
+        grads = arrays(40_000, 7, 300, value=0.5, dtype=dtype)
+        opt.step(grads)
+        before = digest(opt.state_dict()["state"], params)
+        grads[position][-1] = bad
+        info = opt.step(grads, num_threads=threads)
+        assert info.skipped
+        assert info.step == 1
+        assert not math.isfinite(info.grad_norm)
+        assert opt.skipped_steps == 1
+        assert opt.state_dict()["step_options"]["skipped_steps"] == 1
+        assert digest(opt.state_dict()["state"], params) == before
+        grads[position][-1] = 0.5
+        info = opt.step(grads)
+        assert (info.step, info.skipped, opt.skipped_steps) == (2, False, 1)
+
+    @pytest.mark.parametrize("bad", BAD)
+    @pytest.mark.parametrize("position", [0, 1, 2])
+    def test_raise_changes_nothing_and_names_the_culprit(self, optimizer, dtype, bad, position):
+        params = dict(zip("abc", arrays(40_000, 7, 300, dtype=dtype), strict=True))
+        opt = optimizer(params, nonfinite="raise", zero_grad=True, ema_decay=0.9)
+        grads = dict(zip("abc", arrays(40_000, 7, 300, value=0.5, dtype=dtype), strict=True))
+        opt.step({name: grad.copy() for name, grad in grads.items()})
+        grads["abc"[position]][0] = bad
+        before = digest(opt, grads)
+        culprit = rf"^grads\['{'abc'[position]}'\]: expected finite values"
+        with pytest.raises(ValueError, match=culprit):
+            opt.step(grads)
+        assert digest(opt, grads) == before
+
+    def test_propagate_is_numpys(self):
+        w = np.ones(3)
+        op.SGD(w, lr=1.0, nonfinite="propagate").step(np.array([np.nan, np.inf, 1.0]))
+        np.testing.assert_array_equal(w, [np.nan, -np.inf, 0.0])
+
+    def test_a_skipped_step_zeroes_the_gradients(self, optimizer):
+        grads = arrays(40_000, 3)
+        grads[1][1] = np.nan
+        opt = optimizer(arrays(40_000, 3), nonfinite="skip", zero_grad=True)
+        assert opt.step(grads).skipped
+        assert not any(grad.any() for grad in grads)
+
+    def test_the_largest_numbers_are_finite(self, optimizer, dtype):
+        grad = np.full(1000, np.finfo(dtype).max, dtype)
+        assert not optimizer(np.ones(1000, dtype), nonfinite="skip").step(grad).skipped
+
+
+class TestAverage:
+    def run(self, steps=7, **options):
+        rng = np.random.default_rng(1)
+        w = rng.normal(size=50)
+        opt = op.Adam(w, lr=0.1, **options)
+        history = [w.copy()]
+        for _ in range(steps):
+            opt.step(rng.normal(size=50))
+            history.append(w.copy())
+        with opt.averaged():
+            return opt, w, history, w.copy()
+
+    def test_exponential(self):
+        *_, history, average = self.run(ema_decay=0.8)
+        expected = history[0]
+        for weights in history[1:]:
+            expected = 0.8 * expected + 0.2 * weights
+        np.testing.assert_allclose(average, expected, rtol=1e-13)
+
+    def test_warm_up(self):
+        *_, history, average = self.run(ema_decay=0.3, ema_warmup=True)
+        expected = history[0]
+        for t, weights in enumerate(history[1:], start=1):
+            decay = min(0.3, (1 + t) / (10 + t))
+            expected = decay * expected + (1 - decay) * weights
+        np.testing.assert_allclose(average, expected, rtol=1e-13)
+
+    @pytest.mark.parametrize("start", [1, 4, 7])
+    def test_stochastic_weight_averaging_is_the_mean(self, start):
+        *_, history, average = self.run(swa_start=start)
+        np.testing.assert_allclose(average, np.mean(history[start:], axis=0), rtol=1e-13)
+
+    def test_before_its_start_it_is_the_weights(self):
+        *_, history, average = self.run(swa_start=8)
+        assert_same_bits(average, history[-1])
+
+    def test_the_block_restores_the_parameters_also_after_an_error(self):
+        opt, w, history, average = self.run(ema_decay=0.8)
+        assert_same_bits(w, history[-1])
+        with pytest.raises(KeyboardInterrupt), opt.averaged():
+            assert_same_bits(w, average)
+            raise KeyboardInterrupt
+        assert_same_bits(w, history[-1])
+        with pytest.raises(ValueError, match="^step: expected after the block"), opt.averaged():
+            opt.step(np.ones(50))
+        with pytest.raises(ValueError, match="^averaged: expected after"), opt.averaged():
+            opt.averaged()
+        assert_same_bits(w, history[-1])
+
+    def test_groups_may_have_none(self):
+        w = arrays(3, 3)
+        opt = op.SGD([{"params": w[0], "ema_decay": 0.5}, {"params": w[1]}], lr=1.0)
+        opt.step(arrays(3, 3))
+        with opt.averaged():
+            np.testing.assert_array_equal(np.concatenate(w), [0.5] * 3 + [0.0] * 3)
+        assert set(opt.state_dict()["state"]) == {0, 1}
+        assert "average" not in opt.state_dict()["state"][1]
+
+    def test_none_to_show(self, optimizer):
+        with pytest.raises(ValueError, match="^ema_decay: expected it, or swa_start, for averaged"):
+            optimizer(np.ones(3)).averaged()
+
+    def test_a_parameter_that_is_left_alone_leaves_its_average_alone(self, optimizer):
+        w = arrays(3, 3)
+        opt = optimizer(w, ema_decay=0.5)
+        for _ in range(2):
+            opt.step([np.ones(3, np.float32), None])
+        w[1][:] = 9
+        with opt.averaged():
+            np.testing.assert_array_equal(w[1], 1)
+        np.testing.assert_array_equal(w[1], 9)
+
+    def test_switched_on_it_begins_as_the_weights(self):
+        w = np.zeros(2)
+        opt = op.SGD(w, lr=1.0)
+        opt.step(np.array([1.0, 2.0]))
+        opt.param_groups[0]["ema_decay"] = 0.75
+        opt.step(np.array([4.0, 4.0]))
+        with opt.averaged():
+            np.testing.assert_array_equal(w, [-2.0, -3.0])
+
+
+class TestBind:
+    def test_reads_what_the_arrays_hold_now(self, optimizer):
+        grads, w = arrays(4, 3), arrays(4, 3)
+        opt = optimizer(w)
+        opt.bind(grads)
+        twin, v = optimizer(arrays(4, 3)), None
+        v = twin.param_groups[0]["params"]
+        for value in (1.0, -3.0, 0.5):
+            for grad in grads:
+                grad[...] = value
+            opt.step()
+            twin.step(arrays(4, 3, value=value))
+        for a, b in zip(w, v, strict=True):
+            assert_same_bits(a, b)
+
+    def test_given_gradients_come_first(self):
+        w = np.zeros(1)
+        opt = op.SGD(w, lr=1.0, grads=np.ones(1))
+        opt.step(np.full(1, 10.0))
+        opt.step()
+        assert w == -11
+
+    def test_none_is_left_alone(self, optimizer):
+        w = arrays(3, 3)
+        opt = optimizer(w, grads=[None, np.ones(3, np.float32)])
+        opt.step()
+        assert_same_bits(w[0], np.ones(3, np.float32))
+        assert not (w[1] == 1).any()
+
+    def test_an_array_that_changed_since_is_found(self, optimizer):
+        grads, w = arrays(4, 3), arrays(4, 3)
+        opt = optimizer(w, grads=grads)
+        opt.step()
+        for array, name in ((w[1], "params"), (grads[0], "grads")):
+            shape = array.shape
+            array.resize(100, refcheck=False)
+            before = digest(opt)
+            if name == "grads":
+                with pytest.raises(ValueError, match=r"^grads\[0\]: expected .* shape"):
+                    opt.step()
+            else:
+                with pytest.raises(ValueError, match=r"^grads\[1\]: expected .* shape"):
+                    opt.step()
+            assert digest(opt) == before
+            array.resize(shape, refcheck=False)
+        w[0].flags.writeable = False
+        with pytest.raises(ValueError, match=r"^params\[0\]: expected a writable array"):
+            opt.step()
+        with pytest.raises(ValueError, match=r"^params\[0\]: expected a writable array"):
+            opt.step()
+        w[0].flags.writeable = True
+        assert opt.step().step == 2
+
+    def test_must_lie_as_the_parameters_do(self, optimizer):
+        opt = optimizer([np.ones((3, 4))])
+        for grad in (np.asfortranarray(np.ones((3, 4))), np.ones((3, 8))[:, ::2]):
+            with pytest.raises(ValueError, match=r"^grads\[0\]: expected C order, as its param"):
+                opt.bind([grad])
+        with pytest.raises(ValueError, match="^grads: expected a sequence of 1"):
+            opt.bind([])
+        with pytest.raises(ValueError, match="^grads: expected gradients, as none are bound"):
+            opt.step()
+
+    def test_a_failed_bind_keeps_the_one_before(self):
+        w, grad = np.zeros(1), np.ones(1)
+        opt = op.SGD(w, lr=1.0, grads=grad)
+        with pytest.raises(TypeError, match="^grads: expected"):
+            opt.bind(np.ones(1, np.float32))
+        opt.step()
+        assert w == -1
+
+    def test_follows_new_settings_and_loaded_state(self, case):
+        cls, options = case
+        grads, w = arrays(4, 3), arrays(4, 3)
+        opt = cls(w, **options, grads=grads)
+        opt.step()
+        saved, weights = opt.state_dict(), [a.copy() for a in w]
+        for _ in range(2):
+            opt.param_groups[0]["weight_decay"] = 0.3
+            opt.zero_grad = False
+            opt.step()
+            after = digest(opt)
+            opt.load_state_dict(saved)
+            for a, b in zip(w, weights, strict=True):
+                a[...] = b
+            opt.param_groups[0]["weight_decay"] = 0.3
+            opt.step()
+            assert digest(opt) == after
+            opt.load_state_dict(saved)
+            for a, b in zip(w, weights, strict=True):
+                a[...] = b
+
+    @pytest.mark.parametrize("clone", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+    def test_copies_have_their_own(self, optimizer, clone):
+        grads, w = arrays(4, 3), arrays(4, 3)
+        opt = optimizer(w, grads=grads, ema_decay=0.5)
+        opt.step()
+        twin = clone(opt)
+        before = digest(opt)
+        twin.step()
+        assert digest(opt) == before
+        opt.step()
+        assert digest(opt) == digest(twin)
+
+
+class TestZeroGrad:
+    def test_must_be_writable_and_lie_as_the_parameter(self, optimizer):
+        opt = optimizer([np.ones((3, 4))], zero_grad=True)
+        before = digest(opt)
+        locked = np.ones((3, 4))
+        locked.flags.writeable = False
+        with pytest.raises(ValueError, match=r"^grads\[0\]: expected a writable array"):
+            opt.step([locked])
+        with pytest.raises(ValueError, match=r"^grads\[0\]: expected C order"):
+            opt.step([np.asfortranarray(np.ones((3, 4)))])
+        with pytest.raises(TypeError, match=r"^grads\[0\]: expected a NumPy array"):
+            opt.step([1.0])
+        assert digest(opt) == before
+
+    def test_two_parameters_cannot_share_one(self, optimizer):
+        opt = optimizer(arrays(3, 3), zero_grad=True)
+        grad = np.ones(3, np.float32)
+        with pytest.raises(ValueError, match=r"^grads\[.\]: expected memory of its own"):
+            opt.step([grad, grad])
+
+
+class TestAccumulate:
+    def test_the_mean_of_two_batches(self):
+        w = np.zeros(2)
+        opt = op.SGD(w, lr=1.0)
+        opt.accumulate(np.array([1.0, 2.0]))
+        opt.accumulate(np.array([3.0, 6.0]))
+        assert_same_bits(w, np.zeros(2))
+        opt.step(grad_scale=2)
+        np.testing.assert_array_equal(w, [-2.0, -4.0])
+        opt.accumulate(np.array([1.0, 1.0]))  # from zero again
+        opt.step()
+        np.testing.assert_array_equal(w, [-3.0, -5.0])
+
+    def test_bound_gradients(self):
+        w, grad = np.zeros(1), np.ones(1)
+        opt = op.SGD(w, lr=1.0, grads=grad)
+        opt.accumulate()
+        grad[:] = 10
+        opt.accumulate()
+        opt.step()
+        assert w == -11
+        opt.step()  # nothing gathered: the bound ones
+        assert w == -21
+
+    def test_a_parameter_without_gradients_is_left_alone(self, optimizer):
+        opt = optimizer(arrays(3, 3))
+        opt.accumulate([None, np.ones(3, np.float32)])
+        opt.step()
+        assert list(opt.state_dict()["state"]) == [1]
+        opt.accumulate([np.ones(3, np.float32), None])
+        opt.step()
+        steps = {key: entry["step"] for key, entry in opt.state_dict()["state"].items()}
+        assert steps == {0: 1, 1: 1}
+
+    def test_a_bad_gradient_changes_nothing(self, optimizer):
+        opt = optimizer(arrays(3, 3))
+        opt.accumulate(arrays(3, 3))
+        before = digest(opt)
+        with pytest.raises(ValueError, match=r"^grads\[1\]: expected the parameter's shape"):
+            opt.accumulate(arrays(3, 4))
+        with pytest.raises(ValueError, match="^grads: expected gradients, as none are bound"):
+            opt.accumulate()
+        with pytest.raises(ValueError, match="^grads: expected none after accumulate, got some"):
+            opt.step(arrays(3, 3))
+        assert digest(opt) == before
+
+    def test_what_is_not_finite_can_be_discarded(self, optimizer):
+        opt = optimizer(arrays(3), nonfinite="raise")
+        before = digest(opt)
+        opt.accumulate(arrays(3, value=np.nan))
+        with pytest.raises(ValueError, match="finite"):
+            opt.step()
+        opt.discard_accumulated()
+        assert digest(opt) == before
+        opt.accumulate(arrays(3))
+        assert opt.step().step == 1
+
+    def test_a_skipped_step_drops_them(self, optimizer):
+        opt = optimizer(arrays(3), nonfinite="skip")
+        opt.accumulate(arrays(3, value=np.nan))
+        assert opt.step().skipped
+        opt.accumulate(arrays(3))
+        assert not opt.step().skipped
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"max_grad_norm": 0.0}, ValueError, "max_grad_norm: expected a number > 0, got 0.0"),
+        ({"max_grad_norm": math.nan}, ValueError, "max_grad_norm: expected a number > 0, got nan"),
+        ({"max_grad_norm": "1"}, TypeError, "max_grad_norm: expected a number > 0, got '1'"),
+        ({"max_grad_value": -1.0}, ValueError, "max_grad_value: expected a finite number > 0"),
+        ({"max_grad_value": math.inf}, ValueError, "max_grad_value: expected a finite number"),
+        ({"nonfinite": "ignore"}, ValueError, "nonfinite: expected one of 'propagate', 'skip', "),
+        ({"zero_grad": 1}, TypeError, "zero_grad: expected True or False, got 1"),
+        ({"ema_decay": 1.0}, ValueError, r"ema_decay: expected a number in \[0, 1\), got 1.0"),
+        ({"ema_warmup": True}, ValueError, "ema_warmup: expected False without ema_decay"),
+        ({"swa_start": 0}, ValueError, "swa_start: expected an integer >= 1, got 0"),
+        ({"swa_start": 1.5}, TypeError, "swa_start: expected an integer >= 1, got 1.5"),
+        ({"swa_start": 3, "ema_decay": 0.9}, ValueError, "swa_start: expected None with ema"),
+        ({"clip": 1.0}, TypeError, "clip: expected one of the hyperparameters"),
+    ],
+)
+def test_options_that_make_no_sense(optimizer, options, error, words):
+    with pytest.raises(error, match=f"^{words}"):
+        optimizer(np.ones(3), **options)
+    opt = optimizer(np.ones(3))
+    (name, value), *_ = options.items()
+    if name in ("max_grad_norm", "nonfinite", "zero_grad"):
+        with pytest.raises(error, match=f"^{words}"):
+            setattr(opt, name, value)
+    elif name != "clip":
+        opt.param_groups[0].update(options)
+        with pytest.raises(error, match=f"^{words}"):
+            opt.step(np.ones(3))
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, math.inf, "2", True])
+def test_grad_scale_that_makes_no_sense(optimizer, scale):
+    opt = optimizer(np.ones(3))
+    with pytest.raises((ValueError, TypeError), match="^grad_scale: expected a finite number > 0"):
+        opt.step(np.ones(3), grad_scale=scale)
+    assert opt.state_dict()["state"] == {}
+
+
+class TestPack:
+    def test_structure_memory_and_values(self):
+        tree = {"a": np.ones((2, 3)), "b": [np.zeros(()), (np.arange(4.0),)]}
+        flat, views = op.pack(tree)
+        assert flat.ctypes.data % 64 == 0
+        np.testing.assert_array_equal(flat, [1] * 6 + [0, 0, 1, 2, 3])
+        assert views["a"].shape == (2, 3)
+        assert views["b"][0].shape == ()
+        flat += 1
+        np.testing.assert_array_equal(views["b"][1][0], [1, 2, 3, 4])
+        np.testing.assert_array_equal(tree["a"], 1)
+
+    def test_stepping_the_vector_is_stepping_the_arrays(self, case, dtype, rng):
+        cls, options = case
+        tree = [rng.normal(size=shape).astype(dtype) for shape in [(30,), (4, 5), (1,)]]
+        flat, views = op.pack(tree)
+        flat_grad, grads = op.pack([rng.normal(size=a.shape).astype(dtype) for a in tree])
+        one, many = cls(flat, **options), cls(tree, **options)
+        for _ in range(3):
+            one.step(flat_grad)
+            many.step(grads)
+        for view, array in zip(views, tree, strict=True):
+            assert_same_bits(view, array)
+
+    @pytest.mark.parametrize(
+        ("tree", "error", "words"),
+        [
+            ([], ValueError, "params: expected at least one array, got none"),
+            ([np.ones(1), np.ones(1, np.float32)], TypeError, r"params\[1\]: expected dtype f"),
+            ([np.ones(1, int)], TypeError, r"params\[0\]: expected dtype float32 or float64"),
+            ({"a": 1.0}, TypeError, r"params\['a'\]: expected a NumPy array, got float"),
+            ([np.ma.ones(3)], TypeError, r"params\[0\]: expected a NumPy array, got Masked"),
+        ],
+    )
+    def test_bad_input(self, tree, error, words):
+        with pytest.raises(error, match=f"^{words}"):
+            op.pack(tree)
