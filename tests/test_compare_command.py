@@ -154,7 +154,7 @@ class TestCommand:
         assert written["budget"]["schedule"] == schedule
         for result in written["results"]:
             rates = result["curve"]["lr"][1:]
-            assert max(rates) == pytest.approx(0.5)
+            assert max(rates) == pytest.approx(0.5, rel=1e-2)  # a measurement misses the peak
             assert rates[-1] == pytest.approx(last)
 
     def test_batch_norm_needs_two_images_a_step(self, tmp_path, capsys):

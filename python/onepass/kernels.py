@@ -14,7 +14,7 @@ from onepass import _core, runtime
 from onepass._hyperparameters import Whole, check_setting
 from onepass._typing import Array
 from onepass.optim import Optimizer, _stages, registry
-from onepass.optim._rules import INDEX, ROWS, options_of, scalars_of
+from onepass.optim._table import INDEX, ROWS, options_of, scalars_of
 
 __all__ = list(registry)
 

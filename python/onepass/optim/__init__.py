@@ -1,6 +1,7 @@
 """The optimizers. One file each: its class, its documentation and its rule in NumPy."""
 
-from onepass.optim._base import Optimizer, StepInfo, registry
+from onepass.optim._base import Optimizer, StepInfo
+from onepass.optim._rule import registry
 from onepass.optim.adagrad import Adagrad
 from onepass.optim.adam import Adam
 from onepass.optim.adamw import AdamW

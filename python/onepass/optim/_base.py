@@ -1,31 +1,24 @@
 """What every optimizer shares: parameters, groups, state, the step, the checkpoint."""
 
-import inspect
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from onepass import _core, runtime
 from onepass._hyperparameters import (
-    SCHEDULED,
-    Checks,
-    Flag,
     check_setting,
-    resolve,
     resolve_one,
     same_settings,
 )
 from onepass._memory import state_like
 from onepass._typing import Array, Grads, Params, Schedule
 from onepass.optim import _checkpoint, _stages, _state
-from onepass.optim._rules import INDEX, ROWS, options_of, scalars_of, states_of
+from onepass.optim._rule import Rule
+from onepass.optim._table import INDEX, ROWS, options_of, scalars_of, states_of
 from onepass.optim._tree import Leaves, Node, flatten, is_sequence, mirror
-
-registry: dict[str, "type[Optimizer]"] = {}
-"""Every optimizer class, by the name of its rule."""
 
 
 class StepInfo(NamedTuple):
@@ -67,7 +60,7 @@ class _Checked:
         instance._planned = None
 
 
-class Optimizer:
+class Optimizer(Rule):
     r"""Base of the optimizers: gradient in, parameters updated in place.
 
     Every optimizer takes, besides its hyperparameters, what else belongs to a step. All of it
@@ -151,35 +144,10 @@ class Optimizer:
     [2.7 3.6]
     """
 
-    rule: ClassVar[str]
-    decoupled: ClassVar[bool] = False
-    """Whether the rule itself applies the weight decay, instead of adding it to the gradient."""
-    checks: ClassVar[Checks]
-    """What values each hyperparameter may take."""
-    defaults: ClassVar[Mapping[str, Any]]
-    """Each hyperparameter's default, read off the constructor."""
-    cases: ClassVar[Sequence[Mapping[str, Any]]]
-    """Settings that together reach every branch of the rule; tests and benchmarks run them all."""
-    step_if_missing: ClassVar[int | None] = None
-    """The step of a loaded state that has arrays but no step (PyTorch's SGD keeps none)."""
-
-    group_checks: ClassVar[Checks]
-    """Those of `checks`, and of what else may differ from group to group."""
-
     param_groups: list[dict[str, Any]]
     max_grad_norm = _Checked()
     nonfinite = _Checked()
     zero_grad = _Checked()
-
-    def __init_subclass__(cls, *, rule: str | None = None) -> None:
-        if rule is None:  # somebody's subclass of a rule's class
-            return
-        cls.rule = rule
-        cls.checks = {**cls.checks, "weight_decay": SCHEDULED, "maximize": Flag()}
-        cls.group_checks = {**cls.checks, **_stages.GROUP_CHECKS}
-        signature = inspect.signature(cls.__init__).parameters
-        cls.defaults = {name: signature[name].default for name in cls.checks}
-        registry[rule] = cls
 
     def __init__(
         self,
@@ -222,6 +190,9 @@ class Optimizer:
         self._state: list[tuple[Array | None, ...]] = [
             (None,) * (len(ROWS[self.rule]["states"]) + 1) for _ in self._params
         ]
+        # Per group what the user has set, the names of the schedules in it, and its values.
+        self._seen: list[dict[str, Any]] = [{} for _ in self._members]
+        self._schedules: list[list[str]] = [[] for _ in self._members]
         self._resolved: list[dict[str, Any]] = [{} for _ in self._members]
         self._options = [(-1, False)] * len(self._members)
         self._bound: list[Any] | None = None
@@ -241,42 +212,6 @@ class Optimizer:
         self._members.append(list(range(first, len(leaves.arrays))))
         self.param_groups.append({"params": tuple(leaves.arrays[first:]), **settings})
         return shape
-
-    @classmethod
-    def _check_together(cls, settings: Mapping[str, Any]) -> None:
-        cls.check_together(settings)
-        _stages.check_together(settings)
-
-    # What a subclass defines
-
-    @classmethod
-    def check_together(cls, settings: Mapping[str, Any]) -> None:
-        """Raise ValueError where hyperparameters that are valid alone do not go together."""
-
-    @staticmethod
-    def scalars(step: int, values: Mapping[str, Any]) -> dict[str, float]:
-        """Return the numbers of step `step` (from 1), in double, under the kernel's names.
-
-        `values` are the hyperparameters of that step. Both the kernel and `reference` use the
-        result, rounded to the parameter's dtype.
-        """
-        raise NotImplementedError
-
-    @staticmethod
-    def reference(
-        param: Array, grad: Array, *state: Array | None, **scalars: Any
-    ) -> tuple[Any, ...]:
-        """Return the new parameter and state: the rule in NumPy, in the kernel's order.
-
-        Takes `scalars`, and the rule's options that are flags. State that the options leave out
-        is None.
-        """
-        raise NotImplementedError
-
-    @staticmethod
-    def initial_state(settings: Mapping[str, Any]) -> float:  # noqa: ARG004
-        """Return the value that state arrays start from."""
-        return 0.0
 
     # One step
 
@@ -475,20 +410,26 @@ class Optimizer:
 
     def _settle(self, completed: int) -> list[dict[str, Any]]:
         """Return the groups' checked values for the coming step, state allocated."""
-        if not same_settings(self.param_groups, self._resolved):  # a new setting, or a schedule
+        if not same_settings(self.param_groups, self._seen):  # the user has set something
             self._check_group_count()
-            for number in range(len(self._members)):
-                self._resolve(number, completed)
+            for number, group in enumerate(self.param_groups):
+                self._check_group(number)
+                self._resolve(number, self.group_checks, completed)
+                self._seen[number] = dict(group)
+        else:
+            for number, schedules in enumerate(self._schedules):
+                if schedules:
+                    self._resolve(number, schedules, completed)
         return self._resolved
 
-    def _resolve(self, number: int, completed: int) -> None:
-        self._check_group(number)
+    def _resolve(self, number: int, names: Iterable[str], completed: int) -> None:
         group = self.param_groups[number]
-        values = {"params": group["params"], **resolve(self.group_checks, group, completed)}
+        new = {n: resolve_one(self.group_checks, n, group[n], completed) for n in names}
+        values = {"params": group["params"], **self._resolved[number], **new}
         schedules = {name: value for name, value in group.items() if callable(value)}
         self._check_together({**values, **schedules})
         self._allocate(number, values)
-        self._resolved[number] = values
+        self._resolved[number], self._schedules[number] = values, list(schedules)
 
     def _check_group_count(self) -> None:
         if len(self.param_groups) != len(self._members):
@@ -538,81 +479,6 @@ class Optimizer:
             )
         self._options[number] = options
         self._planned = None
-
-    @classmethod
-    def state_names(cls, **settings: Any) -> list[str | None]:
-        """Return the names of the state arrays that `onepass.kernels` takes, in its order.
-
-        None stands where these settings (else the defaults) leave an array out.
-
-        Examples
-        --------
-        >>> import onepass as op
-        >>> op.RMSprop.state_names(centered=True)
-        ['square_avg', None, 'grad_avg']
-        """
-        values = {**cls.defaults, **settings}
-        return states_of(cls, options_of(cls, values, values))
-
-    @classmethod
-    def reference_step(
-        cls,
-        param: Array,
-        grad: Array,
-        *state: Array | None,
-        step: int = 1,
-        grad_factor: float = 1.0,
-        **settings: Any,
-    ) -> tuple[Any, ...]:
-        """Return what one step makes of these arrays, computed by NumPy, out of place.
-
-        The oracle: for the same dtype the kernels' results equal it bit for bit. With float64
-        arrays it is the yardstick for the float32 kernels' accuracy.
-
-        Parameters
-        ----------
-        param, grad, *state : ndarray
-            As for `onepass.kernels`; None for state that the options do not use. Last of all, the
-            average of the weights, where the settings keep one.
-        step : int
-            Counted from 1.
-        grad_factor : float
-            What the gradient is multiplied by first: the clipping of the norm over `grad_scale`.
-        **settings
-            The class's hyperparameters, and those of `onepass.Optimizer` that groups have.
-
-        Returns
-        -------
-        tuple
-            The new parameter and the new state, None where there is none, in the order given.
-        """
-        values = {**cls.defaults, **_stages.GROUP_DEFAULTS}
-        for name, value in settings.items():
-            values[name] = check_setting(cls.group_checks, name, value)
-        values = resolve(cls.group_checks, values, step - 1)
-        cls._check_together(values)
-        row = ROWS[cls.rule]
-        average: Array | None = None
-        if averages := _stages.averages(values):
-            *state, average = state  # type: ignore[assignment]
-        padded = (*state, *[None] * (len(row["states"]) - len(state)))
-        used = states_of(cls, options_of(cls, values, values))
-        for name, use, array in zip(row["states"], used, padded, strict=True):
-            if (use is None) != (array is None):
-                expected = "None (these options do not use it)" if use is None else "an array"
-                raise ValueError(f"{name}: expected {expected}, got {type(array).__name__}")
-        sign, decay, max_value, weight = _stages.scalars(step, values, decoupled=cls.decoupled)
-        grad = sign * grad_factor * grad
-        if values["max_grad_value"] is not None:
-            grad = np.clip(grad, -max_value, max_value)
-        if decay:
-            grad = grad + decay * param
-        flags = {name: values[name] for name in row["options"] if isinstance(values[name], bool)}
-        new = cls.reference(param, grad, *padded, **cls.scalars(step, values), **flags)
-        if averages:
-            assert average is not None
-            new = (*new, _stages.moved_average(average, new[0], weight))
-        return new
 
     # Checkpoints
 

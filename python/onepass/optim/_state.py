@@ -11,8 +11,8 @@ import numpy as np
 from onepass._hyperparameters import Checks, Maybe, check_setting
 from onepass._memory import state_like
 from onepass._typing import Array
-from onepass.optim._rules import ROWS, options_of, states_of
 from onepass.optim._stages import CHECKS, averages
+from onepass.optim._table import ROWS, options_of, states_of
 
 if TYPE_CHECKING:
     from onepass.optim._base import Optimizer
@@ -122,7 +122,7 @@ def load_state_dict(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
         _planned=None,
         _state=arrays,
         _options=options,
-        _resolved=[{} for _ in groups],
+        _seen=[{} for _ in groups],
     )
 
 

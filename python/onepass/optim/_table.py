@@ -9,7 +9,7 @@ from onepass import _core
 from onepass.optim import _stages
 
 if TYPE_CHECKING:
-    from onepass.optim._base import Optimizer
+    from onepass.optim._rule import Rule
 
 ROWS = _core.rules()
 INDEX = {rule: index for index, rule in enumerate(ROWS)}
@@ -26,7 +26,7 @@ _STATES = {
 }
 
 
-def options_of(cls: type[Optimizer], settings: Mapping[str, Any], values: Mapping[str, Any]) -> int:
+def options_of(cls: type[Rule], settings: Mapping[str, Any], values: Mapping[str, Any]) -> int:
     """Return which of the rule's options are on, as the kernels number them.
 
     An option is on where its hyperparameter is a schedule: the state must not come and go.
@@ -38,12 +38,12 @@ def options_of(cls: type[Optimizer], settings: Mapping[str, Any], values: Mappin
     return options
 
 
-def states_of(cls: type[Optimizer], options: int) -> list[str | None]:
+def states_of(cls: type[Rule], options: int) -> list[str | None]:
     """Return the names of the state arrays in order, None where the options leave one out."""
     return _STATES[cls.rule][options]
 
 
-def scalars_of(cls: type[Optimizer], values: Mapping[str, Any], step: int) -> tuple[float, ...]:
+def scalars_of(cls: type[Rule], values: Mapping[str, Any], step: int) -> tuple[float, ...]:
     """Return the numbers of a step, in the kernels' order."""
     shared = _stages.scalars(step, values, decoupled=cls.decoupled)
     return (*shared, *cls.scalars(step, values).values())

@@ -1,0 +1,160 @@
+"""What an optimizer class says about its rule, and the rule as NumPy computes it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import numpy as np
+
+from onepass._hyperparameters import SCHEDULED, Checks, Flag, check_setting, resolve
+from onepass._typing import Array
+from onepass.optim import _stages
+from onepass.optim._table import ROWS, options_of, states_of
+
+if TYPE_CHECKING:
+    from onepass.optim._base import Optimizer
+
+registry: dict[str, type[Optimizer]] = {}
+"""Every optimizer class, by the name of its rule."""
+
+
+class Rule:
+    """The part of an optimizer that needs no parameters: what a subclass states and defines."""
+
+    rule: ClassVar[str]
+    decoupled: ClassVar[bool] = False
+    """Whether the rule itself applies the weight decay, instead of adding it to the gradient."""
+    checks: ClassVar[Checks]
+    """What values each hyperparameter may take."""
+    defaults: ClassVar[Mapping[str, Any]]
+    """Each hyperparameter's default, read off the constructor."""
+    cases: ClassVar[Sequence[Mapping[str, Any]]]
+    """Settings that together reach every branch of the rule; tests and benchmarks run them all."""
+    step_if_missing: ClassVar[int | None] = None
+    """The step of a loaded state that has arrays but no step (PyTorch's SGD keeps none)."""
+
+    group_checks: ClassVar[Checks]
+    """Those of `checks`, and of what else may differ from group to group."""
+
+    def __init_subclass__(cls, *, rule: str | None = None) -> None:
+        if rule is None:  # somebody's subclass of a rule's class
+            return
+        cls.rule = rule
+        cls.checks = {**cls.checks, "weight_decay": SCHEDULED, "maximize": Flag()}
+        cls.group_checks = {**cls.checks, **_stages.GROUP_CHECKS}
+        signature = inspect.signature(cls.__init__).parameters
+        cls.defaults = {name: signature[name].default for name in cls.checks}
+        registry[rule] = cast("type[Optimizer]", cls)
+
+    # What a subclass defines
+
+    @classmethod
+    def check_together(cls, settings: Mapping[str, Any]) -> None:
+        """Raise ValueError where hyperparameters that are valid alone do not go together."""
+
+    @staticmethod
+    def scalars(step: int, values: Mapping[str, Any]) -> dict[str, float]:
+        """Return the numbers of step `step` (from 1), in double, under the kernel's names.
+
+        `values` are the hyperparameters of that step. Both the kernel and `reference` use the
+        result, rounded to the parameter's dtype.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def reference(
+        param: Array, grad: Array, *state: Array | None, **scalars: Any
+    ) -> tuple[Any, ...]:
+        """Return the new parameter and state: the rule in NumPy, in the kernel's order.
+
+        Takes `scalars`, and the rule's options that are flags. State that the options leave out
+        is None.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def initial_state(settings: Mapping[str, Any]) -> float:  # noqa: ARG004
+        """Return the value that state arrays start from."""
+        return 0.0
+
+    @classmethod
+    def _check_together(cls, settings: Mapping[str, Any]) -> None:
+        cls.check_together(settings)
+        _stages.check_together(settings)
+
+    @classmethod
+    def state_names(cls, **settings: Any) -> list[str | None]:
+        """Return the names of the state arrays that `onepass.kernels` takes, in its order.
+
+        None stands where these settings (else the defaults) leave an array out.
+
+        Examples
+        --------
+        >>> import onepass as op
+        >>> op.RMSprop.state_names(centered=True)
+        ['square_avg', None, 'grad_avg']
+        """
+        values = {**cls.defaults, **settings}
+        return states_of(cls, options_of(cls, values, values))
+
+    @classmethod
+    def reference_step(
+        cls,
+        param: Array,
+        grad: Array,
+        *state: Array | None,
+        step: int = 1,
+        grad_factor: float = 1.0,
+        **settings: Any,
+    ) -> tuple[Any, ...]:
+        """Return what one step makes of these arrays, computed by NumPy, out of place.
+
+        The oracle: for the same dtype the kernels' results equal it bit for bit. With float64
+        arrays it is the yardstick for the float32 kernels' accuracy.
+
+        Parameters
+        ----------
+        param, grad, *state : ndarray
+            As for `onepass.kernels`; None for state that the options do not use. Last of all, the
+            average of the weights, where the settings keep one.
+        step : int
+            Counted from 1.
+        grad_factor : float
+            What the gradient is multiplied by first: the clipping of the norm over `grad_scale`.
+        **settings
+            The class's hyperparameters, and those of `onepass.Optimizer` that groups have.
+
+        Returns
+        -------
+        tuple
+            The new parameter and the new state, None where there is none, in the order given.
+        """
+        values = {**cls.defaults, **_stages.GROUP_DEFAULTS}
+        for name, value in settings.items():
+            values[name] = check_setting(cls.group_checks, name, value)
+        values = resolve(cls.group_checks, values, step - 1)
+        cls._check_together(values)
+        row = ROWS[cls.rule]
+        average: Array | None = None
+        if averages := _stages.averages(values):
+            *state, average = state  # type: ignore[assignment]
+        padded = (*state, *[None] * (len(row["states"]) - len(state)))
+        used = states_of(cls, options_of(cls, values, values))
+        for name, use, array in zip(row["states"], used, padded, strict=True):
+            if (use is None) != (array is None):
+                expected = "None (these options do not use it)" if use is None else "an array"
+                raise ValueError(f"{name}: expected {expected}, got {type(array).__name__}")
+        sign, decay, max_value, weight = _stages.scalars(step, values, decoupled=cls.decoupled)
+        grad = sign * grad_factor * grad
+        if values["max_grad_value"] is not None:
+            grad = np.clip(grad, -max_value, max_value)
+        if decay:
+            grad = grad + decay * param
+        flags = {name: values[name] for name in row["options"] if isinstance(values[name], bool)}
+        new = cls.reference(param, grad, *padded, **cls.scalars(step, values), **flags)
+        if averages:
+            assert average is not None
+            new = (*new, _stages.moved_average(average, new[0], weight))
+        return new
