@@ -3,11 +3,14 @@
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from statistics import median
 
 from rich.console import Console, JustifyMethod
 from rich.table import Table
+
+from full_step import EXTRA_ARRAYS, STAGES
 
 PAGE = 120
 """Characters of a line where no terminal says how many."""
@@ -29,6 +32,11 @@ class Row:
     isa: str
     torch_form: str | None
     seconds: dict[str, list[float]]
+
+    @property
+    def arrays_moved(self) -> float:
+        """Bytes that the case must move, in arrays of float32."""
+        return self.bytes / (4 * self.elements)
 
     def microseconds(self, name: str) -> str:
         return f"{1e6 * median(self.seconds[name]):,.1f}" if name in self.seconds else "-"
@@ -107,6 +115,7 @@ def calls(rows: Sequence[Row]) -> Report:
         **labels,
         "kernel on 1,000, µs": lambda row: row.microseconds("kernel"),
         "step on MLP, µs": lambda row: row.microseconds("onepass"),
+        "with bound gradients, µs": lambda row: row.microseconds("bound"),
     }
     if _has_torch(rows):
         columns["torch on MLP, µs"] = lambda row: row.microseconds("torch")
@@ -122,6 +131,29 @@ def training(rows: Sequence[Row]) -> Report:
         columns["torch, µs a step"] = lambda row: row.microseconds("torch")
         columns["torch / onepass"] = Row.torch
     return Report("A step right after np.matmul, float32", columns, rows, len(labels))
+
+
+def full_step(rows: Sequence[Row]) -> Report:
+    """The table of whole training steps."""
+    labels = {**WORKLOAD, **_labels(rows)}
+    columns: dict[str, Column] = {
+        **labels,
+        "bare, µs": lambda row: row.microseconds("bare"),
+        **{f"+ {stage}": partial(_added, stage=stage) for stage in STAGES},
+        "all, µs": lambda row: row.microseconds("onepass"),
+        "all / bare": lambda row: row.ratio("onepass", "bare"),
+        "by the bytes": lambda row: f"{1 + EXTRA_ARRAYS / row.arrays_moved:.2f}",
+    }
+    if _has_torch(rows):
+        columns["torch, µs"] = lambda row: row.microseconds("torch")
+        columns["torch / onepass"] = Row.torch
+    return Report("A whole training step, float32", columns, rows, len(labels))
+
+
+def _added(row: Row, stage: str) -> str:
+    """What a stage costs, of the bare step."""
+    value, _, unsteady = row.ratio(stage, "bare").partition("?")
+    return f"{100 * (float(value) - 1):.0f} %{'?' * bool(unsteady)}"
 
 
 def _labels(rows: Sequence[Row], case: str = "rule") -> dict[str, Column]:

@@ -23,6 +23,7 @@ from rich.progress import Progress
 
 import batch_norm
 import contenders
+import full_step
 import onepass as op
 import report
 from report import Row
@@ -87,6 +88,8 @@ def measure(options: argparse.Namespace) -> Results:
     work += [("calls", case, WORKLOADS["mlp"]) for case in chosen if "mlp" in options.workload]
     between = [workload for workload in steps if workload.name in ("1e5", "1e6")]
     work += [("training", case, workload) for workload in between for case in chosen]
+    whole = [workload for workload in steps if workload.name in ("mlp", "resnet50", "3e7")]
+    work += [("full_step", case, workload) for workload in whole for case in chosen]
     work += [("batch_norm", operation, batch) for batch in batches for operation in OPERATIONS]
     work = [item for item in work if item[0] in options.table]
     results: Results = {name: [] for name in TABLES}
@@ -110,6 +113,7 @@ def measure_row(
     before: Callable[[], Any] | None,
 ) -> Row:
     rivals = make(case, workload)  # their arrays end with this call
+    before = getattr(rivals["onepass"], "before", before)
     return Row(
         case=str(case),
         workload=workload.name,
@@ -133,7 +137,11 @@ def pair_rivals(case: Case, workload: Workload) -> dict[str, Any]:
 
 
 def call_rivals(case: Case, workload: Workload) -> dict[str, Any]:
-    return {"kernel": contenders.Kernel(case, WORKLOADS["1e3"]), **pair_rivals(case, workload)}
+    return {
+        "kernel": contenders.Kernel(case, WORKLOADS["1e3"]),
+        "bound": full_step.Onepass(case, workload, workload.grads()),
+        **pair_rivals(case, workload),
+    }
 
 
 def matmul() -> Callable[[], Any]:
@@ -146,6 +154,7 @@ TABLES = {
     "steps": step_rivals,
     "calls": call_rivals,
     "training": pair_rivals,
+    "full_step": full_step.rivals,
     "batch_norm": batch_norm.rivals,
 }
 """By name, the contenders of a table; report.py has its columns."""

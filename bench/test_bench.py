@@ -8,6 +8,7 @@ import pytest
 
 import batch_norm
 import contenders
+import full_step
 from timing import alternate
 from workloads import OPERATIONS, WORKLOADS, batches, cases
 
@@ -75,6 +76,32 @@ def test_torch_does_the_same(case):
         torchs.step()
     for array, tensor in zip(ours.params, torchs.params, strict=True):
         np.testing.assert_allclose(array, tensor.detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_full_step(benchmark, case):
+    ours = full_step.rivals(case, WORKLOADS["mlp"])["onepass"]
+    ours.before()
+    info = ours.step()
+    # 0.01 each, so about 0.01 times the root of their number
+    assert info.grad_norm == pytest.approx(0.01 * WORKLOADS["mlp"].elements ** 0.5, rel=0.05)
+    assert not any(grad.any() for grad in ours.before.grads)
+    benchmark(ours.step)
+
+
+def test_torchs_full_step_does_the_same(case):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    rivals = full_step.rivals(case, WORKLOADS["mlp"])
+    ours, torchs = rivals["onepass"], rivals["torch"]
+    for _ in range(3):
+        for rival in (ours, torchs):
+            ours.before()
+            rival.step()
+            assert not any(grad.any() for grad in ours.before.grads)
+    for array, tensor in zip(ours.params, torchs.params, strict=True):
+        np.testing.assert_allclose(array, tensor.detach().numpy(), rtol=1e-5, atol=1e-6)
+    with ours.optimizer.averaged():
+        for array, tensor in zip(ours.params, torchs.average, strict=True):
+            np.testing.assert_allclose(array, tensor.numpy(), rtol=1e-5, atol=1e-6)
 
 
 def assert_nearly_equal(ours, theirs):

@@ -34,6 +34,16 @@ double clip_coefficient(double norm, double max_norm) noexcept {
 
 }  // namespace
 
+Given::Given(const py::tuple& fields)
+    : names(fields[0]),
+      params(fields[1]),
+      grads(fields[2]),
+      states(fields[3]),
+      jobs(fields[4]),
+      gradients(fields[5].cast<Gradients>()),
+      counters(fields[6].cast<std::optional<Counters>>()),
+      gathered(fields[7].cast<std::optional<Counters>>()) {}
+
 Plan::Seen::Seen(py::array array)
     : array_(std::move(array)),
       data_(array_.data()),
@@ -203,20 +213,20 @@ void bind_plan(py::module_& m, const KernelTable& kernels) {
       .value("bound", Gradients::bound)
       .value("zeroed", Gradients::zeroed);
   py::class_<Plan>(m, "Plan", "A step, checked. Running it cannot fail half way.")
-      .def(py::init([](py::object names, py::list params, py::list grads, py::list states,
-                       py::list jobs, Gradients gradients, std::optional<Counters> counters,
-                       std::optional<Counters> gathered) {
-             return Plan(Given{std::move(names), std::move(params), std::move(grads),
-                               std::move(states), std::move(jobs), gradients, std::move(counters),
-                               std::move(gathered)});
-           }),
-           py::arg("names"), py::arg("params"), py::arg("grads"), py::arg("states"),
-           py::arg("jobs"), py::arg("gradients") = Gradients::any, py::arg("counters") = py::none(),
-           py::arg("gathered") = py::none())
+      .def(py::init([](const py::tuple& given) { return Plan(Given(given)); }), py::arg("given"))
       .def("run", &Plan::run, py::arg("scalars"), py::arg("num_threads"),
            py::arg("grad_scale") = 1.0, py::arg("max_norm") = py::none(),
            py::arg("nonfinite") = Nonfinite::propagate,
            "Update parameters, state, averages and counters in place, or skip it all.");
+  m.def(
+      "run",
+      [](const py::tuple& given, const py::list& scalars, int num_threads, double grad_scale,
+         std::optional<double> max_norm, Nonfinite nonfinite) {
+        return Plan(Given(given)).run(scalars, num_threads, grad_scale, max_norm, nonfinite);
+      },
+      py::arg("given"), py::arg("scalars"), py::arg("num_threads"), py::arg("grad_scale") = 1.0,
+      py::arg("max_norm") = py::none(), py::arg("nonfinite") = Nonfinite::propagate,
+      "Plan a step and run it.");
 }
 
 }  // namespace onepass::bindings

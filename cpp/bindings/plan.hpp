@@ -24,8 +24,9 @@ enum class Gradients { any, bound, zeroed };
 
 using Counters = py::array_t<std::int64_t>;
 
-// What a plan is made from.
+// What a plan is made from; in Python a tuple of these, in this order.
 struct Given {
+  explicit Given(const py::tuple& fields);
   py::object names;  // what messages call the parameters; None for a free function
   py::list params, grads;
   py::list states;  // per parameter the rule's arrays and perhaps the average of the weights

@@ -43,18 +43,19 @@ class Gradients(Enum):
     bound = ...
     zeroed = ...
 
+Given = tuple[
+    list[str] | None,  # names
+    list[Any],  # parameters
+    list[Any],  # gradients
+    list[tuple[Any, ...]],  # states
+    Sequence[Job],
+    Gradients,
+    npt.NDArray[np.int64] | None,  # counters
+    npt.NDArray[np.int64] | None,  # gathered
+]
+
 class Plan:
-    def __init__(
-        self,
-        names: list[str] | None,
-        params: list[Any],
-        grads: list[Any],
-        states: list[tuple[Any, ...]],
-        jobs: list[Job],
-        gradients: Gradients = ...,
-        counters: npt.NDArray[np.int64] | None = None,
-        gathered: npt.NDArray[np.int64] | None = None,
-    ) -> None: ...
+    def __init__(self, given: Given) -> None: ...
     def run(
         self,
         scalars: list[tuple[float, ...]],
@@ -64,6 +65,14 @@ class Plan:
         nonfinite: Nonfinite = ...,
     ) -> tuple[float | None, float, bool]: ...
 
+def run(
+    given: Given,
+    scalars: list[tuple[float, ...]],
+    num_threads: int,
+    grad_scale: float = 1.0,
+    max_norm: float | None = None,
+    nonfinite: Nonfinite = ...,
+) -> tuple[float | None, float, bool]: ...
 def batch_norm_train(
     x: Any,
     weight: Any,

@@ -53,8 +53,9 @@ def _make_kernel(cls: type[Optimizer]) -> Kernel:
         if len(state) > n_states:
             raise TypeError(f"state: expected at most {n_states} arrays, got {len(state)}")
         scalars = scalars_of(cls, values, _check_step(cls, step, values))
-        plan = _core.Plan(None, [param], [grad], [state], [(rule, options, (0,))])
-        plan.run([scalars], runtime.resolve_num_threads(num_threads))
+        jobs = [(rule, options, (0,))]
+        given = (None, [param], [grad], [state], jobs, _core.Gradients.any, None, None)
+        _core.run(given, [scalars], runtime.resolve_num_threads(num_threads))
 
     # Mostly the same values come again, and checking them takes longer than a small step.
     @lru_cache(maxsize=64, typed=True)

@@ -1,8 +1,9 @@
 """What every optimizer shares: parameters, groups, state, the step, the checkpoint."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -19,6 +20,11 @@ from onepass.optim import _checkpoint, _stages, _state
 from onepass.optim._rule import Rule
 from onepass.optim._table import INDEX, ROWS, options_of, scalars_of, states_of
 from onepass.optim._tree import Leaves, Node, flatten, is_sequence, mirror
+
+_ANY, _BOUND, _ZEROED = _core.Gradients.any, _core.Gradients.bound, _core.Gradients.zeroed
+
+_Planned = tuple[Callable[..., tuple[float | None, float, bool]], list[tuple[int, int]]]
+"""What runs a step, and for each of its jobs (its parts) the group and a first parameter."""
 
 
 class StepInfo(NamedTuple):
@@ -253,13 +259,13 @@ class Optimizer(Rule):
         max_norm = self.__dict__["max_grad_norm"]
         if callable(max_norm):
             max_norm = resolve_one(_stages.CHECKS, "max_grad_norm", max_norm, completed)
-        plan, parts = self._plan_step(grads)
+        run, parts = self._plan_step(grads)
         scalars = []
         for number, first in parts:
             scalars.append(scalars_of(type(self), values[number], counters.item(first) + 1))
         nonfinite = _stages.NONFINITE[self.__dict__["nonfinite"]]
         # Moves parameters, state, averages and counters in one call, or raises before it does.
-        norm, coefficient, skipped = plan.run(scalars, threads, grad_scale, max_norm, nonfinite)
+        norm, coefficient, skipped = run(scalars, threads, grad_scale, max_norm, nonfinite)
         return StepInfo(completed + (not skipped), values[0]["lr"], norm, coefficient < 1, skipped)
 
     def accumulate(self, grads: Grads = None, *, num_threads: int | None = None) -> None:
@@ -288,15 +294,10 @@ class Optimizer(Rule):
                 self._gathers[index] = state_like(self._params[index])
         # The rule that adds the gradient to the parameter, on the sums.
         jobs: list[_core.Job] = [(_core.copy_limit, 0, range(len(leaves)))]
-        plan = _core.Plan(
-            self._labels,
-            self._gathers,
-            leaves,
-            [()] * len(leaves),
-            jobs,
-            counters=self._gathered,
-        )
-        plan.run([_stages.PLAIN], threads)
+        states: list[tuple[Any, ...]] = [()] * len(leaves)
+        counters = self._gathered
+        given = (self._labels, self._gathers, leaves, states, jobs, _ANY, counters, None)
+        _core.run(given, [_stages.PLAIN], threads)
 
     def discard_accumulated(self) -> None:
         """Forget the gradients that `accumulate` has summed."""
@@ -322,49 +323,47 @@ class Optimizer(Rule):
             If a gradient is not as it must be. Then those bound before stay.
         """
         bound = self._mirror(grads)
-        planned = self._plan(bound, bound=True)
-        self.__dict__.update(_bound=bound, _planned=planned)
+        self.__dict__.update(_bound=bound, _planned=self._plan_bound(bound))
 
-    def _plan_step(self, grads: Grads) -> "_Planned":
+    def _plan_step(self, grads: Grads) -> _Planned:
         gathered = self._gathered.item(-2)
         if grads is not None:
             if gathered:
                 raise ValueError("grads: expected none after accumulate, got some")
-            return self._plan(self._mirror(grads), zeroed=self.zero_grad)
+            return self._plan(self._mirror(grads), _ZEROED if self.zero_grad else _ANY)
         if gathered:
             counts = self._gathered[:-2].tolist()
             sums = [a if n else None for a, n in zip(self._gathers, counts, strict=True)]
-            return self._plan(sums, zeroed=True)
+            return self._plan(sums, _ZEROED)
         if self._bound is None:
             raise ValueError(
                 "grads: expected gradients, as none are bound or accumulated, got none"
             )
         if self._planned is None:
-            self._planned = self._plan(self._bound, bound=True, zeroed=self.zero_grad)
+            self._planned = self._plan_bound(self._bound)
         return self._planned
 
-    def _plan(self, grads: list[Any], *, bound: bool = False, zeroed: bool = False) -> "_Planned":
-        """Check everything that a step with these gradients touches."""
-        steps = self._counters.tolist()
+    def _plan_bound(self, grads: list[Any]) -> _Planned:
+        given, parts = self._given(grads, _ZEROED if self.zero_grad else _BOUND)
+        return _core.Plan(given).run, parts  # checks everything
+
+    def _plan(self, grads: list[Any], kind: _core.Gradients) -> _Planned:
+        given, parts = self._given(grads, kind)
+        return partial(_core.run, given), parts  # checks everything when it is called
+
+    def _given(
+        self, grads: list[Any], kind: _core.Gradients
+    ) -> "tuple[_core.Given, list[tuple[int, int]]]":
+        """Return everything that a step with these gradients touches, and its parts."""
+        *steps, _, _ = self._counters.tolist()
         jobs: list[_core.Job] = []
         parts = []
         for number, members in enumerate(self._members):
             for alike in _by_step(members, steps):
                 jobs.append((INDEX[self.rule], self._options[number][0], alike))
                 parts.append((number, alike[0]))
-        kinds = _core.Gradients
-        kind = kinds.zeroed if zeroed else kinds.bound if bound else kinds.any
-        plan = _core.Plan(
-            self._labels,
-            self._params,
-            grads,
-            self._state,
-            jobs,
-            kind,
-            self._counters,
-            self._gathered,
-        )
-        return _Planned(plan, parts)
+        counters = (self._counters, self._gathered)
+        return (self._labels, self._params, grads, self._state, jobs, kind, *counters), parts
 
     def averaged(self) -> AbstractContextManager[None]:
         """Show the average of the weights in the parameters while the block runs.
@@ -548,16 +547,9 @@ class Optimizer(Rule):
         return f"{type(self).__name__}(\n{lines})"
 
 
-class _Planned(NamedTuple):
-    """A step that is checked, and for each of its jobs the group and a first parameter."""
-
-    plan: _core.Plan
-    parts: list[tuple[int, int]]
-
-
 def _by_step(members: list[int], steps: list[int]) -> Iterable[list[int]]:
     """Group parameters by the steps they have completed: mostly all the same."""
-    if len({steps[index] for index in members}) == 1:
+    if members and steps.count(steps[members[0]]) == len(steps):
         return [members]
     groups: dict[int, list[int]] = {}
     for index in members:

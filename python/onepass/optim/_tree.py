@@ -1,6 +1,6 @@
 """Parameters as a user structures them, flattened once, and gradients that mirror them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,22 +59,27 @@ def mirror(shape: Node, tree: Any, out: list[Any], label: str = "") -> None:
     elif isinstance(shape, dict):
         if not isinstance(tree, Mapping) or tree.keys() != shape.keys():
             raise ValueError(f"grads{label}: expected the names {list(shape)}, got {_kind(tree)}")
+        if _holds_arrays_only(shape.values()):
+            out.extend(map(tree.__getitem__, shape))
+            return
         for key, child in shape.items():
-            if child is None:
-                out.append(tree[key])
-            else:
-                mirror(child, tree[key], out, f"{label}[{key!r}]")
+            mirror(child, tree[key], out, f"{label}[{key!r}]")
     else:
         if isinstance(tree, Iterator):
             tree = list(tree)
         if not is_sequence(tree) or len(tree) != len(shape):
             expected = f"a sequence of {len(shape)}"
             raise ValueError(f"grads{label}: expected {expected}, got {_kind(tree)}")
+        if _holds_arrays_only(shape):
+            out.extend(tree)
+            return
         for i, child in enumerate(shape):
-            if child is None:
-                out.append(tree[i])
-            else:
-                mirror(child, tree[i], out, f"{label}[{i}]")
+            mirror(child, tree[i], out, f"{label}[{i}]")
+
+
+def _holds_arrays_only(nodes: Collection[Node]) -> bool:
+    """Return whether there is no structure below: the usual case, and many times as fast."""
+    return list(nodes).count(None) == len(nodes)
 
 
 def _kind(tree: Any) -> str:
