@@ -94,6 +94,33 @@ def test_bad_gradient(optimizer, make, error, words, position):
     assert digest(opt, grads) == before
 
 
+@cases(BAD_GRADS)
+@pytest.mark.parametrize("position", [0, 1, 2])
+@pytest.mark.parametrize("way", ["step", "accumulate", "bind"])
+def test_bad_gradient_of_a_whole_step(optimizer, make, error, words, position, way):
+    """With all that a step can do, a gradient that is bound and one that is gathered."""
+    opt = optimizer(
+        [good(), good(), good()],
+        grads=[good(), good(), good()],
+        max_grad_norm=0.1,
+        max_grad_value=0.1,
+        nonfinite="skip",
+        ema_decay=0.9,
+        zero_grad=True,
+    )
+    opt.step()
+    if way == "accumulate":
+        opt.accumulate([good(), None, good()])
+    grads = [good(), good(), good()]
+    grads[position] = make()
+    before = digest(opt, grads, opt.skipped_steps)
+    with pytest.raises(error, match=rf"^grads\[{position}\]: expected .*{words}"):
+        getattr(opt, way)(grads)
+    assert digest(opt, grads, opt.skipped_steps) == before
+    opt.step()
+    assert opt.skipped_steps == 0
+
+
 def test_parameter_that_is_locked_during_a_run(optimizer):
     opt = ready(optimizer)
     opt.param_groups[0]["params"][2].flags.writeable = False

@@ -38,6 +38,7 @@ class Block {
   ~Block() { ::operator delete(memory_, std::align_val_t(64)); }
 
   T* data() const { return data_; }
+  std::size_t size() const { return n_; }
   bool operator==(const Block& other) const {
     return n_ == 0 || std::memcmp(data_, other.data_, n_ * sizeof(T)) == 0;
   }

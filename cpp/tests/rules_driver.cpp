@@ -2,10 +2,12 @@
 // array is a heap block of its exact size, so one element too far is an error.
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "checks.hpp"
@@ -103,6 +105,44 @@ void check_threads() {
     if (threads == 1) expected = std::move(arrays);
     for (std::size_t i = 0; i < arrays.size(); ++i) {
       check(*arrays[i] == *expected[i], std::to_string(threads) + " threads");
+    }
+  }
+}
+
+// The norm is the same bits for any number of threads and every build, and tells whose gradient is
+// not finite.
+template <class T>
+void check_norm() {
+  std::vector<std::unique_ptr<Arrays<T>>> arrays;
+  for (const std::size_t n : {0u, 1u, 65u, 40000u, 0u, 20000u}) {
+    arrays.push_back(std::make_unique<Arrays<T>>(n, 3));
+  }
+  const auto measure = [&](const onepass::Isa& isa, int threads) {
+    std::vector<onepass::Tensor> tensors;
+    for (const auto& each : arrays) {
+      tensors.push_back(each->tensor(each->grad.size(), nullptr, scalars));
+      const auto& kernels = *isa.kernels;
+      tensors.back().squares =
+          sizeof(T) == sizeof(float) ? kernels.squares_f32 : kernels.squares_f64;
+    }
+    std::vector<double> sums(onepass::norm_blocks(tensors));
+    const onepass::Norm norm = onepass::norm(tensors, sums, threads);
+    const auto culprit = norm.nonfinite ? norm.nonfinite - tensors.data() : -1;
+    return std::pair(norm.value, culprit);
+  };
+  const auto expected = measure(onepass::compiled_isas()[0], 1);
+  check(expected.first > 0 && expected.second == -1, "a norm");
+  for (const onepass::Isa& isa : onepass::compiled_isas()) {
+    if (!isa.supported) continue;
+    for (const int threads : {1, 2, 3, 7}) {
+      check(measure(isa, threads) == expected, std::string("the norm on ") + isa.name);
+      for (const std::size_t culprit : {1u, 2u, 3u, 5u}) {
+        T& last = arrays[culprit]->grad.data()[arrays[culprit]->grad.size() - 1];
+        const T before = last;
+        last = std::numeric_limits<T>::infinity();
+        check(measure(isa, threads).second == static_cast<std::ptrdiff_t>(culprit), "the culprit");
+        last = before;
+      }
     }
   }
 }
@@ -229,6 +269,8 @@ int main() {
     }
   }
   check_threads();
+  check_norm<float>();
+  check_norm<double>();
   check_concurrent_callers();
   check_format();
   check_by_hand();
