@@ -16,6 +16,7 @@
 #include "batchnorm.hpp"
 #include "channels.hpp"
 #include "gil.hpp"
+#include "inference.hpp"
 
 namespace onepass::bindings {
 namespace {
@@ -27,27 +28,24 @@ using Vector64 = py::array_t<double>;
 // What the four operations have in common: the arrays, checked, and whatever they are run with.
 class Call {
  public:
-  Call(py::handle x_given, py::handle weight, py::handle bias, py::ssize_t axis, bool relu,
-       py::handle residual_given)
+  Call(py::handle x_given, py::handle weight_given, py::handle bias_given, py::ssize_t axis,
+       bool relu, py::handle residual_given)
       : x(check_channels(x_given, Label("x", Role::input), axis, memory)),
-        weight_(affine(weight, "weight", 1.0)),
-        bias_(affine(bias, "bias", 0.0)),
+        weight_(affine(weight_given, "weight", 1.0)),
+        bias_(affine(bias_given, "bias", 0.0)),
         relu_(relu) {
     if (residual_given.is_none()) return;
     residual = check_like_channels(residual_given, Label("residual", Role::input), x, memory);
   }
 
-  std::vector<double> statistic(py::handle given, const char* name) {
-    return std::move(ChannelVector(given, Label(name, Role::input), x, true, memory).values());
+  ChannelVector statistic(py::handle given, const char* name) {
+    return {given, Label(name, Role::input), x, true, memory};
   }
 
-  // 1 / the standard deviation, of a variance that is given.
-  std::vector<double> invstd(py::handle var, double eps) {
-    const Label label("var", Role::input);
-    ChannelVector given(var, label, x, true, memory);
-    given.check_not_negative(label);
-    kernels_in_use->invert_deviation(given.values().data(), x.channels, eps);
-    return std::move(given.values());
+  ChannelVector variance(py::handle given) {
+    ChannelVector found = statistic(given, "var");
+    found.check_not_negative(Label("var", Role::input));
+    return found;
   }
 
   py::array empty() const {
@@ -64,12 +62,22 @@ class Call {
   // Calls body(batch_norm), which cannot fail; not for an array without elements.
   template <class Body>
   void run(Operation operation, int num_threads, const Body& body) {
-    if (x.size() == 0) return;
-    if (x.dtype == Dtype::f32) {
-      run_as(kernels_in_use->batch_norm_f32, operation, num_threads, body);
-    } else {
-      run_as(kernels_in_use->batch_norm_f64, operation, num_threads, body);
-    }
+    const std::vector<double> weights = loaded(weight_), biases = loaded(bias_);
+    with_arrays([&](const auto& arrays, const auto& table) {
+      using T = std::remove_pointer_t<decltype(arrays.out)>;
+      BatchNorm<T> batch_norm(table, layout(), num_threads, arrays, {weights.data(), biases.data()},
+                              operation, relu_);
+      without_gil([&]() noexcept { body(batch_norm); });
+    });
+  }
+
+  void infer(const PerChannel& mean, const PerChannel& var, double eps, int num_threads) {
+    with_arrays([&](const auto& arrays, const auto&) {
+      using T = std::remove_pointer_t<decltype(arrays.out)>;
+      Inference<T> inference(*kernels_in_use, layout(), num_threads, arrays,
+                             {mean, var, weight_, bias_, eps}, relu_);
+      without_gil([&]() noexcept { inference.run(); });
+    });
   }
 
   // A value per channel, in x's dtype: into `given`, or into a new array.
@@ -87,27 +95,47 @@ class Call {
   py::array out;
 
  private:
-  std::vector<double> affine(py::handle given, const char* name, double absent) {
-    if (given.is_none()) return std::vector<double>(x.channels, absent);
-    return std::move(ChannelVector(given, Label(name, Role::input), x, false, memory).values());
+  PerChannel affine(py::handle given, const char* name, double absent) {
+    if (given.is_none()) return {nullptr, 0, false, absent};
+    kept_.push_back({given, Label(name, Role::input), x, false, memory});
+    return kept_.back().source();
   }
 
-  template <class T, class Body>
-  void run_as(const BatchNormTable<T>& table, Operation operation, int num_threads,
-              const Body& body) {
+  std::vector<double> loaded(const PerChannel& source) const {
+    std::vector<double> values(x.channels);
+    source.load(values.data(), values.size());
+    return values;
+  }
+
+  Layout layout() const { return {x.outer, x.channels, x.inner}; }
+
+  template <class Body>
+  void with_arrays(const Body& body) {
+    if (x.size() == 0) return;
+    if (x.dtype == Dtype::f32) {
+      body(arrays<float>(), kernels_in_use->batch_norm_f32);
+    } else {
+      body(arrays<double>(), kernels_in_use->batch_norm_f64);
+    }
+  }
+
+  template <class T>
+  Arrays<T> arrays() const {
     const auto data = [](const std::optional<py::array>& array) {
       return array ? static_cast<T*>(const_cast<void*>(array->data())) : nullptr;
     };
-    const Arrays<T> arrays{data(x.array), data(residual),  data(dy),
-                           data(out),     data(dresidual), false};
-    BatchNorm<T> batch_norm(table, {x.outer, x.channels, x.inner}, num_threads, arrays,
-                            {weight_.data(), bias_.data()}, operation, relu_);
-    std::optional<WithoutGil> release;
-    if (x.size() >= min_elements_without_gil) release.emplace();
-    body(batch_norm);
+    return {data(x.array), data(residual), data(dy), data(out), data(dresidual), false};
   }
 
-  std::vector<double> weight_, bias_;
+  template <class Work>
+  void without_gil(const Work& work) const {
+    std::optional<WithoutGil> release;
+    if (x.size() >= min_elements_without_gil) release.emplace();
+    work();
+  }
+
+  std::vector<ChannelVector> kept_;  // what weight and bias point into
+  PerChannel weight_, bias_;
   bool relu_;
 };
 
@@ -124,6 +152,7 @@ class Running {
                            " is one, got None");
     }
     if (mean.is_none()) return;
+    values_.resize(call.x.channels);
     mean_.emplace(mean, Label("running_mean", Role::output), call.x, true, call.memory);
     var_.emplace(var, Label("running_var", Role::output), call.x, true, call.memory);
     if (!batches.is_none())
@@ -140,15 +169,19 @@ class Running {
     if (!mean_) return;
     if (batches_) ++*batches_->mutable_data();
     const double m = momentum_ ? *momentum_ : 1 / static_cast<double>(*batches_->data());
-    mean_->reload();
-    onepass::update_running(mean_->values(), mean, 1.0, m);
-    mean_->write(mean_->values());
-    var_->reload();
-    onepass::update_running(var_->values(), var, correction, m);
-    var_->write(var_->values());
+    update(*mean_, mean, 1.0, m);
+    update(*var_, var, correction, m);
   }
 
  private:
+  void update(ChannelVector& running, std::span<const double> batch, double correction,
+              double momentum) noexcept {
+    running.source().load(values_.data(), values_.size());
+    onepass::update_running(values_, batch, correction, momentum);
+    running.write(values_);
+  }
+
+  std::vector<double> values_;
   std::optional<ChannelVector> mean_, var_;
   std::optional<double> momentum_;
   std::optional<py::array_t<std::int64_t>> batches_;
@@ -182,12 +215,9 @@ py::array infer(py::handle x, py::handle mean, py::handle var, py::handle weight
                 double eps, py::ssize_t axis, bool relu, py::handle residual, py::handle out,
                 int num_threads) {
   Call call(x, weight, bias, axis, relu, residual);
-  std::vector<double> means = call.statistic(mean, "mean");
-  std::vector<double> invstds = call.invstd(var, eps);
+  const ChannelVector means = call.statistic(mean, "mean"), vars = call.variance(var);
   call.set_out(out, {call.x.array});
-  call.run(Operation::infer, num_threads, [&](auto& batch_norm) noexcept {
-    batch_norm.infer({means.data(), invstds.data()});
-  });
+  call.infer(means.source(), vars.source(), eps, num_threads);
   return call.out;
 }
 
@@ -198,9 +228,10 @@ py::tuple backward(py::handle dy, py::handle x, py::handle mean, py::handle scal
                    py::handle bias_grad, int num_threads) {
   Call call(x, weight, bias, axis, relu, residual);
   call.dy = check_like_channels(dy, Label("dy", Role::input), call.x, call.memory);
-  std::vector<double> means = call.statistic(mean, eps ? "mean" : "saved_mean");
+  std::vector<double> means = call.statistic(mean, eps ? "mean" : "saved_mean").values();
   std::vector<double> invstds =
-      eps ? call.invstd(scale, *eps) : call.statistic(scale, "saved_invstd");
+      (eps ? call.variance(scale) : call.statistic(scale, "saved_invstd")).values();
+  if (eps) kernels_in_use->invert_deviation(invstds.data(), invstds.size(), *eps);
   ChannelVector dweights = call.vector_out(weight_grad, "weight_grad");
   ChannelVector dbiases = call.vector_out(bias_grad, "bias_grad");
   call.set_out(out, {call.x.array, *call.dy});

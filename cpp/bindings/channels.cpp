@@ -37,20 +37,6 @@ bool same_layout(const py::array& a, const py::array& b) {
   return true;
 }
 
-template <class T>
-void load(const py::array& from, std::vector<double>& to) noexcept {
-  const auto* first = static_cast<const char*>(from.data());
-  const py::ssize_t stride = from.strides(0);
-  if (stride == sizeof(T)) {  // the usual case, and many times as fast
-    std::copy_n(reinterpret_cast<const T*>(first), to.size(), to.begin());
-    return;
-  }
-  for (std::size_t c = 0; c < to.size(); ++c) {
-    const char* value = first + static_cast<py::ssize_t>(c) * stride;
-    to[c] = static_cast<double>(*reinterpret_cast<const T*>(value));
-  }
-}
-
 }  // namespace
 
 ChannelArray check_channels(py::handle object, const Label& label, py::ssize_t axis,
@@ -174,26 +160,27 @@ ChannelVector::ChannelVector(py::handle object, const Label& label, const Channe
   }
   memory.add(array_, label);
   if (!is_aligned(array_)) array_ = numpy().attr("array")(array_, py::arg("copy") = true);
-  values_.resize(x.channels);
-  reload();
 }
 
-void ChannelVector::reload() noexcept {
-  if (dtype_ == Dtype::f32) {
-    load<float>(array_, values_);
-  } else {
-    load<double>(array_, values_);
-  }
+PerChannel ChannelVector::source() const {
+  return {array_.data(), array_.strides(0), dtype_ == Dtype::f32};
+}
+
+std::vector<double> ChannelVector::values() const {
+  std::vector<double> values(static_cast<std::size_t>(array_.shape(0)));
+  source().load(values.data(), values.size());
+  return values;
 }
 
 void ChannelVector::check_not_negative(const Label& label) const {
+  const std::vector<double> all = values();
   std::size_t negative = 0;  // counted, because a loop that stops at the first is no SIMD loop
-  for (const double value : values_) negative += value < 0;
+  for (const double value : all) negative += value < 0;
   if (negative == 0) return;
-  const auto first = std::ranges::find_if(values_, [](double value) { return value < 0; });
+  const auto first = std::ranges::find_if(all, [](double value) { return value < 0; });
   fail_value(label, "values >= 0",
              py::repr(py::float_(*first)).cast<std::string>() + " in channel " +
-                 std::to_string(first - values_.begin()));
+                 std::to_string(first - all.begin()));
 }
 
 void ChannelVector::write(const std::vector<double>& values) noexcept {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "arrays.hpp"
+#include "values.hpp"
 
 namespace onepass::bindings {
 
@@ -41,13 +42,13 @@ void check_not_in_place(py::handle out, const Label& label, const py::array& oth
 // An int64 array without axes, writable: counted up in place.
 py::array_t<std::int64_t> check_counter(py::handle object, const Label& label, Memory& memory);
 
-// One number per channel: copied, and perhaps written back.
+// One number per channel: read, and perhaps written.
 class ChannelVector {
  public:
   ChannelVector(py::handle object, const Label& label, const ChannelArray& x, bool any_dtype,
                 Memory& memory);
-  std::vector<double>& values() { return values_; }
-  void reload() noexcept;
+  PerChannel source() const;
+  std::vector<double> values() const;
   const py::array& array() const { return array_; }
   void check_not_negative(const Label& label) const;
   void write(const std::vector<double>& values) noexcept;
@@ -55,7 +56,6 @@ class ChannelVector {
  private:
   py::array array_;
   Dtype dtype_;
-  std::vector<double> values_;
 };
 
 }  // namespace onepass::bindings

@@ -13,15 +13,12 @@ namespace onepass {
 namespace {
 
 // Measured: bench/NOTES.md.
-constexpr std::size_t min_elements_per_thread = 16384;
 constexpr std::size_t max_tile_bytes = 1 << 20;  // that a core's cache holds until it is read again
 constexpr std::size_t min_shared_channels = 4096;  // whose own work is worth a second thread
-constexpr std::size_t min_streamed_bytes = 8 << 20;
 // Rows that are summed and written together, at least one, while they are in cache. Not by a
 // panel's width where channels share it: that depends on the threads, and the order of a sum would.
 constexpr std::size_t elements_at_once = 4096;  // of one channel
 constexpr std::size_t rows_at_once = 8;         // that channels share
-constexpr std::size_t shares_per_thread = 16;
 constexpr std::size_t max_samples = 16;
 // Where the first samples are so far from the mean of the others, in variances, sums about them
 // lose digits.
@@ -30,23 +27,6 @@ constexpr int max_tries = 3;  // as it comes, in other units, about a better cen
 // Where the squares of a double would be infinite, x is summed in units of 2^600.
 constexpr double small_magnitude = 0x1p-600;
 constexpr double min_ordinary_invstd = 0x1p-500;
-
-int useful_threads(const Layout& layout, int threads) noexcept {
-  const auto useful =
-      static_cast<int>(std::min<std::size_t>(layout.size() / min_elements_per_thread, max_threads));
-  return std::max(std::min(threads, useful), 1);
-}
-
-template <class P>
-P advance(P pointer, std::size_t n) noexcept {
-  return pointer ? pointer + n : nullptr;
-}
-
-template <class T>
-Arrays<T> at(const Arrays<T>& a, std::size_t i) noexcept {
-  return {advance(a.x, i),   advance(a.residual, i),  advance(a.dy, i),
-          advance(a.out, i), advance(a.dresidual, i), a.stream};
-}
 
 // Equal terms have exactly n times themselves as their sum.
 template <std::size_t n, class Term>
@@ -94,35 +74,18 @@ void update_running(std::span<double> running, std::span<const double> batch, do
 }
 
 template <class T>
-void BatchNorm<T>::Values::resize(std::size_t n, Operation operation) {
-  for (auto* values : {&mean, &scale, &shift}) values->resize(n);
-  if (operation == Operation::infer) return;
-  for (auto* values : {&center, &magnitude}) values->resize(n);
-  std::fill(magnitude.begin(), magnitude.end(), 1.0);
-  if (operation == Operation::train) return;
-  for (auto* values : {&slope, &offset, &gain}) values->resize(n);
-}
-
-template <class T>
-Channels<T> BatchNorm<T>::Values::at(std::size_t i) noexcept {
-  const auto from = [&](auto& values) noexcept { return advance(values.data(), i); };
-  return {from(center), from(magnitude), from(mean),   from(scale),
-          from(shift),  from(slope),     from(offset), from(gain)};
-}
-
-template <class T>
 BatchNorm<T>::BatchNorm(const BatchNormTable<T>& table, const Layout& layout, int threads,
                         const Arrays<T>& arrays, const Affine& affine, Operation operation,
                         bool relu)
     : layout_(layout),
       threads_(useful_threads(layout, threads)),
-      grid_(layout, threads_, operation != Operation::infer),
+      grid_(layout, threads_, true),
       loops_(table[grid_.one_channel() * 1u + relu * 2u + (arrays.residual != nullptr) * 4u]),
       arrays_(arrays),
       affine_(affine),
       channels_(like_row(arrays.out)),
       columns_(like_row(arrays.out)) {
-  arrays_.stream = streams();
+  arrays_.stream = streams(arrays, layout);
   const auto n = static_cast<std::size_t>(threads_);
   const std::size_t tiles = grid_.tiles(), tile_bytes = grid_.elements_per_tile() * sizeof(T);
   const bool balanced = tiles >= 4 * n || tiles % n == 0;
@@ -136,16 +99,8 @@ BatchNorm<T>::BatchNorm(const BatchNormTable<T>& table, const Layout& layout, in
   }
   channels_.resize(layout.channels, operation);
   if (!grid_.columns_are_channels()) columns_.resize(grid_.columns(), operation);
-  if (operation == Operation::infer) return;
   for (auto* sums : {&first_, &second_}) sums->resize(layout.channels);
   if (tiles_at_once_) partial_.resize(2 * layout.channels * grid_.blocks());
-}
-
-template <class T>
-bool BatchNorm<T>::streams() const noexcept {
-  const bool in_place = arrays_.out == arrays_.x || arrays_.out == arrays_.dy;
-  static const std::size_t large = std::max(min_streamed_bytes, last_level_cache() / 8);
-  return !in_place && layout_.size() * sizeof(T) >= large;
 }
 
 template <class T>
@@ -157,21 +112,21 @@ void BatchNorm<T>::spread(std::size_t tile, Members... members) noexcept {
 
 template <class T>
 void BatchNorm<T>::spread_center(std::size_t tile) noexcept {
-  spread(tile, &Values::center);
-  if constexpr (std::is_same_v<T, double>) spread(tile, &Values::magnitude);
+  spread(tile, &Values<T>::center);
+  if constexpr (std::is_same_v<T, double>) spread(tile, &Values<T>::magnitude);
 }
 
 template <class T>
 void BatchNorm<T>::set_forward(std::size_t tile, const Statistics& statistics) noexcept {
   loops_.set_forward(affine_, statistics, grid_.first_channel(tile), grid_.first_channel(tile + 1),
                      channels_.at(0));
-  spread(tile, &Values::mean, &Values::scale, &Values::shift);
+  spread(tile, &Values<T>::mean, &Values<T>::scale, &Values<T>::shift);
 }
 
 template <class T>
 void BatchNorm<T>::sum(Sum loop, Write write_at_once, std::size_t tile, std::size_t block,
                        double* first, double* second) noexcept {
-  Values& values = grid_.columns_are_channels() ? channels_ : columns_;
+  Values<T>& values = grid_.columns_are_channels() ? channels_ : columns_;
   alignas(64) double sums[2][Grid::max_tile_width];
   for (auto& row : sums) std::fill_n(row, grid_.one_channel() ? lanes : std::size(row), 0.0);
   grid_.for_each_panel(
@@ -197,7 +152,7 @@ void BatchNorm<T>::sum(Sum loop, Write write_at_once, std::size_t tile, std::siz
 
 template <class T>
 void BatchNorm<T>::write(Write loop, std::size_t tile, std::size_t block) noexcept {
-  Values& values = grid_.columns_are_channels() ? channels_ : columns_;
+  Values<T>& values = grid_.columns_are_channels() ? channels_ : columns_;
   grid_.for_each_panel(tile, block,
                        [&](std::size_t offset, std::size_t column, const Panel& panel) noexcept {
                          loop(at(arrays_, offset), panel, values.at(column));
@@ -316,20 +271,6 @@ bool BatchNorm<T>::improve_centers(const Statistics& batch, const double* varian
 }
 
 template <class T>
-void BatchNorm<T>::infer(const Statistics& given) noexcept {
-  for (std::size_t tile = 0; tile < grid_.tiles(); ++tile) set_forward(tile, given);
-  // In the order of memory, and some at a time, since they are small.
-  const std::size_t tiles = grid_.tiles(), pieces = tiles * grid_.blocks();
-  const std::size_t shares =
-      std::min(pieces, static_cast<std::size_t>(threads_) * shares_per_thread);
-  parallel_for(shares, threads_, [&](std::size_t share) noexcept {
-    for (std::size_t i = pieces * share / shares; i < pieces * (share + 1) / shares; ++i) {
-      write(loops_.normalize, i % tiles, i / tiles);
-    }
-  });
-}
-
-template <class T>
 void BatchNorm<T>::set_backward_sums(std::size_t tile, const Statistics& statistics) noexcept {
   set_forward(tile, statistics);
   for (std::size_t c = grid_.first_channel(tile); c < grid_.first_channel(tile + 1); ++c) {
@@ -362,8 +303,8 @@ void BatchNorm<T>::set_input_gradient(std::size_t tile, const Statistics& statis
     }
     channels_.gain[c] = narrow<T>(affine_.weight[c] * statistics.invstd[c]);
   }
-  spread(tile, &Values::gain);
-  if (through) spread(tile, &Values::slope, &Values::offset);
+  spread(tile, &Values<T>::gain);
+  if (through) spread(tile, &Values<T>::slope, &Values<T>::offset);
 }
 
 template <class T>

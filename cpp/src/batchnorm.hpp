@@ -1,14 +1,12 @@
-// Batch normalisation of a whole array: the loops of onepass/batchnorm.hpp, shared out over
-// threads.
+// Batch normalisation of a whole array with its own statistics, and backward: the loops of
+// onepass/batchnorm.hpp, shared out over threads.
 #pragma once
 
-#include <cstdint>
-#include <new>
 #include <span>
-#include <vector>
 
 #include "grid.hpp"
 #include "kernels.hpp"
+#include "values.hpp"
 
 namespace onepass {
 
@@ -16,40 +14,6 @@ namespace onepass {
 // count, or 0 times infinity would be a NaN.
 void update_running(std::span<double> running, std::span<const double> batch, double correction,
                     double momentum) noexcept;
-
-// Begins so many bytes past a cache line, because SIMD vectors that straddle two cost two loads;
-// and is not zeroed.
-template <class T>
-struct LineAllocator {
-  using value_type = T;
-  static constexpr std::align_val_t line{64};
-  std::size_t past = 0;
-  T* allocate(std::size_t n) {
-    auto* begin = static_cast<char*>(::operator new(past + n * sizeof(T), line));
-    return reinterpret_cast<T*>(begin + past);
-  }
-  void deallocate(T* p, std::size_t) noexcept {
-    ::operator delete(reinterpret_cast<char*>(p) - past, line);
-  }
-  void construct(T* p) noexcept { ::new (static_cast<void*>(p)) T; }
-  LineAllocator() = default;
-  template <class U>
-  LineAllocator(const LineAllocator<U>& other) noexcept : past(other.past) {}
-  bool operator==(const LineAllocator&) const = default;
-};
-
-// For what is read along with a row.
-template <class T>
-LineAllocator<T> like_row(const T* row) noexcept {
-  LineAllocator<T> allocator;
-  allocator.past = reinterpret_cast<std::uintptr_t>(row) % 64;
-  return allocator;
-}
-
-template <class T>
-using Vector = std::vector<T, LineAllocator<T>>;
-
-enum class Operation { train, infer, backward };
 
 template <class T>
 class BatchNorm {
@@ -60,7 +24,6 @@ class BatchNorm {
 
   // y and the statistics of the batch, the biased variance among them.
   void train(double eps, const Statistics& batch, double* variance) noexcept;
-  void infer(const Statistics& given) noexcept;
   // dx and the gradients of weight and bias: through the statistics, if they are the batch's own.
   void backward(const Statistics& batch, const Gradients& gradients) noexcept;
   void infer_backward(const Statistics& given, const Gradients& gradients) noexcept;
@@ -69,17 +32,6 @@ class BatchNorm {
   using Sum = typename BatchNormLoops<T>::Sum;
   using Write = typename BatchNormLoops<T>::Write;
 
-  // What Channels points to.
-  struct Values {
-    explicit Values(const LineAllocator<T>& a) noexcept
-        : mean(a), scale(a), shift(a), slope(a), offset(a), gain(a) {}
-    Vector<double> center, magnitude;
-    Vector<T> mean, scale, shift, slope, offset, gain;
-    void resize(std::size_t n, Operation operation);
-    Channels<T> at(std::size_t i) noexcept;
-  };
-
-  bool streams() const noexcept;
   // What the sums are taken about; and whether some channels needed a better one, and got it.
   void set_first_means(std::size_t begin, std::size_t end) noexcept;
   bool improve_centers(const Statistics& batch, const double* variance) noexcept;
@@ -112,7 +64,7 @@ class BatchNorm {
   Arrays<T> arrays_;
   std::size_t tiles_at_once_;  // by all threads together; 0: each thread a tile of its own
   Affine affine_;
-  Values channels_, columns_;
+  Values<T> channels_, columns_;
   Vector<double> first_, second_;  // sums per channel
   Vector<double> partial_;         // of the blocks
 };

@@ -142,7 +142,7 @@ class Pool {
       for (;;) {
         const std::size_t index = share.next.fetch_add(1, std::memory_order_relaxed);
         if (index >= share.end) break;
-        task_.call(task_.body, index);
+        task_.call(task_.body, index, static_cast<std::size_t>(rank));
       }
     }
   }
@@ -210,7 +210,7 @@ void run(std::size_t count, int threads, Task task) noexcept {
   threads = std::min(threads, max_threads);
   const bool alone = threads <= 1 || count <= 1 || forked.load(std::memory_order_relaxed);
   if (alone || pool().busy.exchange(true, std::memory_order_acquire)) {
-    for (std::size_t i = 0; i < count; ++i) task.call(task.body, i);
+    for (std::size_t i = 0; i < count; ++i) task.call(task.body, i, 0);
     return;
   }
   pool().run(count, threads, task);

@@ -2,13 +2,14 @@
 #pragma once
 
 #include <cstddef>
+#include <type_traits>
 
 namespace onepass {
 
 inline constexpr int max_threads = 256;
 
 // Calls body(i) once for each i < count, on up to `threads` threads, and returns when all have
-// been.
+// been. Or body(i, rank), where the rank of the thread is less than `threads`.
 //
 // Whoever calls does not wait for helpers to wake up: it takes the work itself until none is left,
 // and waits only for what a helper has begun. So a step is never slower than on one thread for
@@ -24,7 +25,7 @@ bool in_forked_child() noexcept;
 namespace detail {
 
 struct Task {
-  void (*call)(const void* body, std::size_t index) noexcept;
+  void (*call)(const void* body, std::size_t index, std::size_t rank) noexcept;
   const void* body;
 };
 void run(std::size_t count, int threads, Task task) noexcept;
@@ -33,10 +34,18 @@ void run(std::size_t count, int threads, Task task) noexcept;
 
 template <class Body>
 void parallel_for(std::size_t count, int threads, const Body& body) noexcept {
-  static_assert(noexcept(body(count)), "nothing may escape from a helper");
-  detail::run(
-      count, threads,
-      {[](const void* b, std::size_t i) noexcept { (*static_cast<const Body*>(b))(i); }, &body});
+  constexpr bool ranked = std::is_invocable_v<const Body&, std::size_t, std::size_t>;
+  const auto call = [](const void* b, std::size_t i, [[maybe_unused]] std::size_t rank) noexcept {
+    const Body& of = *static_cast<const Body*>(b);
+    if constexpr (ranked) {
+      static_assert(noexcept(of(i, rank)), "nothing may escape from a helper");
+      of(i, rank);
+    } else {
+      static_assert(noexcept(of(i)), "nothing may escape from a helper");
+      of(i);
+    }
+  };
+  detail::run(count, threads, {call, &body});
 }
 
 }  // namespace onepass

@@ -6,6 +6,7 @@
 #include "batchnorm.hpp"
 #include "checks.hpp"
 #include "dispatch.hpp"
+#include "inference.hpp"
 
 namespace {
 
@@ -58,8 +59,16 @@ struct Run {
                                    relu);
     };
     const onepass::Statistics batch{take(), take()};
-    make(Operation::train, y).train(1e-5, batch, take());
-    make(Operation::infer, inferred).infer(batch);
+    double* const variance = take();
+    make(Operation::train, y).train(1e-5, batch, variance);
+    const auto source = [](const double* values) {
+      return onepass::PerChannel{values, sizeof(double), false};
+    };
+    onepass::Inference<T>(
+        *isa.kernels, layout, threads, arrays(inferred),
+        {source(batch.mean), source(variance), source(weight.data()), source(bias.data()), 1e-5},
+        relu)
+        .run();
     make(Operation::backward, dx).backward(batch, {take(), take()});
     make(Operation::backward, frozen_dx).infer_backward(batch, {take(), take()});
   }

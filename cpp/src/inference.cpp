@@ -1,0 +1,91 @@
+#include "inference.hpp"
+
+#include <type_traits>
+
+namespace onepass {
+namespace {
+
+constexpr std::size_t shares_per_thread = 16;  // measured: bench/NOTES.md
+
+template <class T>
+const BatchNormTable<T>& table_of(const KernelTable& kernels) noexcept {
+  if constexpr (std::is_same_v<T, float>) {
+    return kernels.batch_norm_f32;
+  } else {
+    return kernels.batch_norm_f64;
+  }
+}
+
+}  // namespace
+
+template <class T>
+Inference<T>::Own::Own(const LineAllocator<T>& allocator, const Layout& layout, const Grid& grid)
+    : channels(allocator), columns(allocator) {
+  for (auto* numbers : {&mean, &invstd, &weight, &bias}) numbers->resize(layout.channels);
+  channels.resize(layout.channels, Operation::infer);
+  if (!grid.columns_are_channels()) columns.resize(grid.columns(), Operation::infer);
+}
+
+template <class T>
+Inference<T>::Inference(const KernelTable& kernels, const Layout& layout, int threads,
+                        const Arrays<T>& arrays, const Given& given, bool relu)
+    : kernels_(kernels),
+      layout_(layout),
+      threads_(useful_threads(layout, threads)),
+      grid_(layout, threads_, false),
+      loops_(table_of<T>(
+          kernels)[grid_.one_channel() * 1u + relu * 2u + (arrays.residual != nullptr) * 4u]),
+      arrays_(arrays),
+      given_(given) {
+  arrays_.stream = streams(arrays, layout);
+  const auto n = static_cast<std::size_t>(threads_);
+  own_.reserve(n);
+  for (std::size_t rank = 0; rank < n; ++rank) {
+    own_.emplace_back(like_row(arrays.out), layout, grid_);
+  }
+}
+
+template <class T>
+void Inference<T>::prepare(Own& own) const noexcept {
+  const std::size_t n = layout_.channels;
+  given_.mean.load(own.mean.data(), n);
+  given_.var.load(own.invstd.data(), n);
+  given_.weight.load(own.weight.data(), n);
+  given_.bias.load(own.bias.data(), n);
+  kernels_.invert_deviation(own.invstd.data(), n, given_.eps);
+  loops_.set_forward({own.weight.data(), own.bias.data()}, {own.mean.data(), own.invstd.data()}, 0,
+                     n, own.channels.at(0));
+  if (!grid_.columns_are_channels()) {
+    for (auto values : {&Values<T>::mean, &Values<T>::scale, &Values<T>::shift}) {
+      for (std::size_t tile = 0; tile < grid_.tiles(); ++tile) {
+        grid_.spread(tile, (own.channels.*values).data(), (own.columns.*values).data());
+      }
+    }
+  }
+  own.ready = true;
+}
+
+template <class T>
+void Inference<T>::run() noexcept {
+  // In the order of memory, and some at a time, since they are small.
+  const std::size_t tiles = grid_.tiles(), pieces = tiles * grid_.blocks();
+  const std::size_t shares =
+      std::min(pieces, static_cast<std::size_t>(threads_) * shares_per_thread);
+  parallel_for(shares, threads_, [&](std::size_t share, std::size_t rank) noexcept {
+    Own& own = own_[rank];
+    if (!own.ready) prepare(own);
+    Values<T>& values = grid_.columns_are_channels() ? own.channels : own.columns;
+    for (std::size_t i = pieces * share / shares; i < pieces * (share + 1) / shares; ++i) {
+      grid_.for_each_panel(
+          i % tiles, i / tiles,
+          [&](std::size_t offset, std::size_t column, const Panel& panel) noexcept {
+            loops_.normalize(at(arrays_, offset), panel, values.at(column));
+          });
+    }
+  });
+}
+
+template class Inference<float>;
+template class Inference<double>;
+
+}  // namespace onepass
