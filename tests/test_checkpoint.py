@@ -98,6 +98,20 @@ def test_resume_with_everything_is_bitwise(case, dtype, through, rng, tmp_path):
     assert digest(resumed.state_dict()) == digest(opt.state_dict())
 
 
+def test_gathered_gradients_are_taken_by_the_first_step_after_loading(optimizer, tmp_path):
+    a, b = np.ones(3), np.ones(3)
+    opt, resumed = optimizer([a, np.ones(2)]), optimizer([b, np.ones(2)])
+    opt.accumulate([np.full(3, 2.0), None])  # before any step
+    opt.save(tmp_path / "run.npz")
+    resumed.load(tmp_path / "run.npz")
+    assert digest(resumed.state_dict()) == digest(opt.state_dict())
+    opt.step()
+    resumed.step()
+    assert_same_bits(a, b)
+    assert not (b == 1).any()
+    assert digest(resumed.state_dict()) == digest(opt.state_dict())
+
+
 @pytest.mark.parametrize("average", [False, True])
 def test_files_from_before_the_step_options_still_load(optimizer, average):
     """Written by onepass 0.1.0 as it was then, after three steps; the run is repeated here."""
@@ -228,6 +242,8 @@ def spoiled(saved, names):
     yield change(["state", "b", "step"], 1.5), r"\['step'\]: expected a number of steps"
     yield change(["state", "b", "step"], "2"), r"\['step'\]: expected a number of steps"
     yield change(["state", "b", "momentum"], np.ones(5)), r"state\['b'\]: expected the arrays"
+    both = {**saved["param_groups"][0], "ema_decay": 0.9, "swa_start": 3}
+    yield change(["param_groups"], [both]), "swa_start: expected None with ema_decay"
     yield change(["step_options"], 5), "step_options: expected a mapping"
     yield change(["step_options", "clip"], 5), r"step_options: expected .* got 'clip'"
     yield change(["step_options", "nonfinite"], "stop"), "nonfinite: expected one of"

@@ -77,3 +77,9 @@ def test_a_bad_dictionary_changes_nothing():
         with pytest.raises(ValueError, match="expected"):
             scaler.load_state_dict(bad)
         assert scaler.state_dict() == before
+
+
+def test_state_dict_is_a_copy():
+    scaler = op.LossScaler(8.0)
+    scaler.state_dict()["scale"] = 1.0
+    assert scaler.get_scale() == 8

@@ -81,6 +81,26 @@ def test_every_number_of_threads(case, dtype, threads, rng):
     assert_step_by_step(opt, param, run_reference(cls, options, start, grads))
 
 
+@pytest.mark.parametrize("offset", [0, 8, 40])
+def test_every_way_that_threads_cut_an_array(optimizer, dtype, offset, rng):
+    """Pieces begin on cache lines: lengths around whole numbers of them, and what lies before."""
+    for n in range(2 * 16_384 - 20, 2 * 16_384 + 20, 3):
+        start = rng.normal(size=n).astype(dtype)
+        grad = rng.normal(size=n).astype(dtype)
+        _, param = place(start, offset)
+        optimizer(param).step(grad, num_threads=2)
+        assert_same_bits(param, run_reference(optimizer, {}, start, [grad])[0])
+
+
+def test_the_reference_evaluates_schedules(optimizer):
+    """As the class does: with the completed steps."""
+    param, grad = np.ones(3), np.full(3, 0.5)
+    state = fresh_state(optimizer, {}, param)
+    schedule = {"lr": lambda completed: 0.1 * (1 + completed)}
+    ours = optimizer.reference_step(param, grad, *state, step=4, **schedule)
+    assert_same_bits(ours[0], optimizer.reference_step(param, grad, *state, step=4, lr=0.4)[0])
+
+
 def test_two_hundred_tensors_in_one_step(case, dtype, rng):
     cls, options = case
     shapes = [() if i % 50 == 0 else (i % 9, i) if i % 3 else (i * 37 % 4001,) for i in range(200)]

@@ -62,6 +62,12 @@ class TestClipping:
         assert opt.step(np.array([-100.0])).grad_norm is None
         assert w - before == pytest.approx(7)
 
+    def test_a_schedule_that_gives_nonsense(self, optimizer):
+        opt = optimizer(np.ones(2), max_grad_norm=lambda _: -1.0)
+        with pytest.raises(ValueError, match="^max_grad_norm: expected a number > 0, got -1.0"):
+            opt.step(np.ones(2))
+        assert opt.state_dict()["state"] == {}
+
     def test_none_counts_for_nothing(self, optimizer):
         opt = optimizer([np.ones(2), np.ones(2)], max_grad_norm=1.0)
         assert opt.step([np.array([3.0, 4.0]), None]).grad_norm == 5.0
@@ -104,15 +110,20 @@ class TestNonfinite:
             opt.step(grads)
         assert digest(opt, grads) == before
 
+    def test_the_culprit_is_named_also_behind_one_without_a_gradient(self, optimizer):
+        opt = optimizer(arrays(3, 3, 3), nonfinite="raise")
+        with pytest.raises(ValueError, match=r"^grads\[2\]: expected finite values"):
+            opt.step([None, *arrays(3), *arrays(3, value=np.inf)])
+
     def test_propagate_is_numpys(self):
         w = np.ones(3)
         op.SGD(w, lr=1.0, nonfinite="propagate").step(np.array([np.nan, np.inf, 1.0]))
         np.testing.assert_array_equal(w, [np.nan, -np.inf, 0.0])
 
-    def test_a_skipped_step_zeroes_the_gradients(self, optimizer):
-        grads = arrays(40_000, 3)
+    def test_a_skipped_step_zeroes_the_gradients(self, optimizer, dtype):
+        grads = arrays(40_000, 3, dtype=dtype)
         grads[1][1] = np.nan
-        opt = optimizer(arrays(40_000, 3), nonfinite="skip", zero_grad=True)
+        opt = optimizer(arrays(40_000, 3, dtype=dtype), nonfinite="skip", zero_grad=True)
         assert opt.step(grads).skipped
         assert not any(grad.any() for grad in grads)
 
@@ -193,6 +204,26 @@ class TestAverage:
             np.testing.assert_array_equal(w[1], 1)
         np.testing.assert_array_equal(w[1], 9)
 
+    def test_it_goes_on_when_another_option_changes(self):
+        """Switching coupled decay or momentum on chooses another kernel and more state."""
+        rng = np.random.default_rng(1)
+        w = rng.normal(size=20)
+        opt = op.SGD(w, lr=0.1, ema_decay=0.5)
+        expected = w.copy()
+        for setting in ({}, {"weight_decay": 0.1}, {"momentum": 0.9}, {"weight_decay": 0.0}):
+            opt.param_groups[0].update(setting)
+            opt.step(rng.normal(size=20))
+            expected = 0.5 * expected + 0.5 * w
+        with opt.averaged():
+            np.testing.assert_allclose(w, expected, rtol=1e-13)
+
+    def test_an_optimizer_that_has_shown_it_can_be_copied(self, optimizer):
+        opt = optimizer(np.ones(3), ema_decay=0.5)
+        opt.step(np.ones(3))
+        with opt.averaged():
+            pass
+        assert digest(pickle.loads(pickle.dumps(opt))) == digest(copy.deepcopy(opt)) == digest(opt)
+
     def test_switched_on_it_begins_as_the_weights(self):
         w = np.zeros(2)
         opt = op.SGD(w, lr=1.0)
@@ -232,6 +263,32 @@ class TestBind:
         assert_same_bits(w[0], np.ones(3, np.float32))
         assert not (w[1] == 1).any()
 
+    def test_the_last_ones_bound_count(self):
+        w = np.zeros(1)
+        opt = op.SGD(w, lr=1.0, grads=np.ones(1))
+        opt.step()
+        opt.bind(np.full(1, 10.0))
+        opt.step()
+        assert w == -11
+
+    def test_zero_grad_may_be_switched_on(self, optimizer):
+        grad = np.ones(3)
+        opt = optimizer(np.ones(3), grads=grad)
+        opt.step()
+        assert grad.all()
+        opt.zero_grad = True
+        opt.step()
+        assert not grad.any()
+
+    def test_a_smaller_array_is_found(self, optimizer):
+        """It shrinks in place: the data stay where they are."""
+        grads = arrays(4, 3)
+        opt = optimizer(arrays(4, 3), grads=grads)
+        opt.step()
+        grads[0].resize(2, refcheck=False)
+        with pytest.raises(ValueError, match=r"^grads\[0\]: expected .* shape \(4,\), got \(2,\)"):
+            opt.step()
+
     def test_an_array_that_changed_since_is_found(self, optimizer):
         grads, w = arrays(4, 3), arrays(4, 3)
         opt = optimizer(w, grads=grads)
@@ -258,7 +315,8 @@ class TestBind:
 
     def test_must_lie_as_the_parameters_do(self, optimizer):
         opt = optimizer([np.ones((3, 4))])
-        for grad in (np.asfortranarray(np.ones((3, 4))), np.ones((3, 8))[:, ::2]):
+        odd = np.zeros(8 * 12 + 1, np.uint8)[1:].view(np.float64).reshape(3, 4)
+        for grad in (np.asfortranarray(np.ones((3, 4))), np.ones((3, 8))[:, ::2], odd):
             with pytest.raises(ValueError, match=r"^grads\[0\]: expected C order, as its param"):
                 opt.bind([grad])
         with pytest.raises(ValueError, match="^grads: expected a sequence of 1"):
@@ -424,6 +482,18 @@ def test_options_that_make_no_sense(optimizer, options, error, words):
         opt.param_groups[0].update(options)
         with pytest.raises(error, match=f"^{words}"):
             opt.step(np.ones(3))
+
+
+def test_repr_shows_what_is_set(optimizer):
+    text = repr(optimizer(np.ones(3), max_grad_norm=2.0, ema_decay=0.9))
+    assert "max_grad_norm=2.0" in text
+    assert "ema_decay=0.9" in text
+    assert "swa_start" not in text
+    assert "zero_grad" not in text
+    groups = [{"params": np.ones(3), "swa_start": 5}, {"params": np.ones(3)}]
+    text = repr(optimizer(groups, nonfinite="skip"))
+    assert text.count("swa_start=5") == 1
+    assert "nonfinite='skip'" in text
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, math.inf, "2", True])
