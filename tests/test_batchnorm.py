@@ -14,6 +14,12 @@ def first(result):
     return result[0] if isinstance(result, tuple) else result
 
 
+def test_a_variance_of_zero_is_one():
+    """y = x / sqrt(eps)."""
+    y = op.batch_norm_infer(np.ones((2, 1)), np.zeros(1), np.zeros(1), eps=0.25)
+    np.testing.assert_array_equal(y, 2)
+
+
 # Gradients
 
 

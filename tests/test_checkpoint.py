@@ -132,13 +132,16 @@ def test_files_from_before_the_step_options_still_load(optimizer, average):
     if not average:
         assert digest(resumed.state_dict()) == digest(whole.state_dict())
     run(whole, (4,))
-    before = {k: p.copy() for k, p in resumed_params(resumed).items()}
     run(resumed, (4,))
+    first = {k: p.copy() for k, p in resumed_params(resumed).items()}
+    run(whole, (5,))
+    run(resumed, (5,))
     for name, param in resumed_params(resumed).items():
         assert_same_bits(param, params[name])
-        if average:  # it begins as the parameters that the file was loaded for
-            with resumed.averaged():
-                np.testing.assert_allclose(param, (before[name] + params[name]) / 2, rtol=1e-6)
+    if average:  # it begins after the file was loaded
+        with resumed.averaged():
+            for name, param in resumed_params(resumed).items():
+                np.testing.assert_allclose(param, (first[name] + params[name]) / 2, rtol=1e-6)
 
 
 def resumed_params(opt):
@@ -249,7 +252,6 @@ def spoiled(saved, names):
     yield change(["step_options", "nonfinite"], "stop"), "nonfinite: expected one of"
     yield change(["step_options", "max_grad_norm"], 0.0), "max_grad_norm: expected a number > 0"
     yield change(["step_options", "skipped_steps"], -1), "skipped_steps: expected a number of"
-    yield change(["state", "b", "average"], np.ones(6, np.float32)), "'average'.: expected shape"
     yield change(["state", "b", "accumulated"], np.ones(5)), "'accumulated'.: expected dtype"
     for name in names:
         where = rf"state\['b'\]\['{name}'\]: "
@@ -272,6 +274,38 @@ def test_a_bad_dictionary_changes_nothing(case, rng):
         with pytest.raises((ValueError, TypeError), match=words):
             opt.load_state_dict(bad)
         assert digest(opt) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("average", np.ones(6, np.float32), r"\['average'\]: expected shape"),
+        ("averaged", 7, r"\['averaged'\]: expected at most 2, got 7"),
+        ("averaged", None, r"\['averaged'\]: expected a number of steps"),
+    ],
+)
+def test_a_bad_average_changes_nothing(optimizer, name, value, words, rng):
+    params = params_like(rng)
+    opt = optimizer(params, ema_decay=0.5)
+    run(opt, params, rng, 2)
+    saved = opt.state_dict()
+    saved["state"]["b"][name] = value
+    before = digest(opt)
+    with pytest.raises(ValueError, match=words):
+        opt.load_state_dict(saved)
+    assert digest(opt) == before
+
+
+def test_a_schedule_is_missed_when_it_is_not_there(optimizer, rng):
+    params = params_like(rng)
+    for name in ("max_grad_norm", "max_grad_value", "ema_decay"):
+        opt = optimizer(params, **{name: lambda step: 0.5 / (1 + step)})
+        run(opt, params, rng, 1)
+        with pytest.raises(ValueError, match=f"expected a schedule for '{name}'"):
+            optimizer(copies(params), **{name: 0.1}).load_state_dict(opt.state_dict())
+        twin = optimizer(copies(params), **{name: lambda _: 0.25})
+        twin.load_state_dict(opt.state_dict())
+        run(twin, params, rng, 1)
 
 
 def test_keys_are_matched_by_name_in_any_order(optimizer, rng):
@@ -453,9 +487,9 @@ def test_a_killed_save_leaves_a_whole_file(tmp_path):
         # With the gradient 1 all along, the first moment of step t is 1 - 0.9^t, everywhere.
         assert np.ptp(state["exp_avg"]) == 0
         np.testing.assert_allclose(state["exp_avg"][0], 1 - 0.9 ** state["step"], rtol=1e-5)
-        # And the parameter -t, so the average after t steps is 1 - t - 0.5^t.
+        # And the parameter -t, so the average, which began as -1, is 1 - t - 2 / 2^t.
         t = state["step"]
-        np.testing.assert_allclose(state["average"][0], 1 - t - 0.5**t, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(state["average"][0], 1 - t - 2 * 0.5**t, rtol=1e-5)
 
 
 DYING = """

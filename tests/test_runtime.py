@@ -185,6 +185,30 @@ def test_different_optimizers_step_from_different_threads(case):
         assert_same_bits(param, run_reference(cls, settings, np.ones(50_001), [grad] * 3)[0])
 
 
+def test_one_bound_optimizer_steps_in_one_thread_at_a_time():
+    """A second thread gets an error, and the first one its whole steps."""
+    w, g = np.ones(300_000), np.ones(300_000)
+    opt = op.SGD(w, lr=1.0, grads=g)
+    refused, steps = [], 40
+
+    def work():
+        for _ in range(steps):
+            try:
+                opt.step()
+            except ValueError as error:
+                refused.append(str(error))
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(refused) <= {"step: expected one thread at a time, got a second one"}
+    done = 3 * steps - len(refused)
+    assert opt.state_dict()["param_groups"][0]["step"] == done
+    np.testing.assert_array_equal(w, 1 - done)
+
+
 def repeat_until_interrupted(action, seconds):
     """Ctrl-C after so long, wherever it strikes."""
     main = threading.main_thread().ident

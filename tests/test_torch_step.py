@@ -39,14 +39,17 @@ def test_unscale_clip_step_average(optimizer, max_norm, grad_scale, rng):
     params, tensors = start(rng)
     opt = optimizer(params, 0.01, max_grad_norm=max_norm, ema_decay=0.9)
     torch_opt = theirs(optimizer, tensors)
-    average = [tensor.detach().clone() for tensor in tensors]
+    average = None
     for _ in range(STEPS):
         grads = gradients(rng, tensors)
         for tensor in tensors:
             tensor.grad /= grad_scale
         norm = torch.nn.utils.clip_grad_norm_(tensors, max_norm)
         torch_opt.step()
-        torch._foreach_lerp_(average, [tensor.detach() for tensor in tensors], 1 - 0.9)
+        weights = [tensor.detach() for tensor in tensors]
+        if average is None:  # as AveragedModel begins
+            average = [array.clone() for array in weights]
+        torch._foreach_lerp_(average, weights, 1 - 0.9)
         info = opt.step(grads, grad_scale=grad_scale)
         assert info.grad_norm == pytest.approx(float(norm), rel=1e-12)
         assert info.clipped == (float(norm) > max_norm)

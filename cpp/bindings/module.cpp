@@ -42,16 +42,21 @@ class Shown {
       if (param.size != value.size || param.dtype != value.dtype || param.order != value.order) {
         throw py::value_error(label.str() + ": expected values like the parameter's");
       }
-      const auto* first = static_cast<const char*>(param.data);
-      saved_.emplace_back(first, first + param.size * param.item_size);
+      saved_.emplace_back(param.size * param.item_size);
       items_.push_back({param, value});
     }
   }
+  // Once: what was saved and what is to be shown are those of one moment.
   void enter() {
-    for (const auto& [param, value] : items_) {
-      std::memcpy(param.data, value.data, param.size * param.item_size);
+    if (!open_)
+      throw py::value_error("block: expected a new one, got one that was used or outdated");
+    for (std::size_t i = 0; i < items_.size(); ++i) {
+      const auto& [param, value] = items_[i];
+      std::memcpy(saved_[i].data(), param.data, saved_[i].size());
+      std::memcpy(param.data, value.data, saved_[i].size());
     }
     active_ = true;
+    open_ = false;
   }
   void exit() {
     for (std::size_t i = 0; i < items_.size(); ++i) {
@@ -59,12 +64,13 @@ class Shown {
     }
     active_ = false;
   }
+  void outdate() { open_ = false; }
   bool active() const { return active_; }
 
  private:
   std::vector<std::pair<Param, Param>> items_;
   std::vector<std::vector<char>> saved_;
-  bool active_ = false;
+  bool open_ = true, active_ = false;
 };
 
 py::list to_list(std::span<const char* const> names) {
@@ -104,6 +110,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       .def(py::init<py::handle, const py::list&, const py::list&>(), py::arg("names"),
            py::arg("params"), py::arg("values"))
       .def_property_readonly("active", &Shown::active)
+      .def("outdate", &Shown::outdate, "What it would show no longer holds.")
       .def("__enter__", &Shown::enter)
       .def("__exit__", [](Shown& shown, const py::args&) { shown.exit(); });
   m.def("rules", &rules, "The rows of rules.def: states, scalars and options of each rule.");

@@ -32,6 +32,22 @@ double clip_coefficient(double norm, double max_norm) noexcept {
   return coefficient > 1 ? 1 : coefficient;  // a NaN stays one
 }
 
+// One run at a time: a second one would find the first one's tensors replaced.
+class OneAtATime {
+ public:
+  explicit OneAtATime(std::atomic<bool>& busy) : busy_(busy) {
+    if (busy_.exchange(true)) {
+      throw py::value_error("step: expected one thread at a time, got a second one");
+    }
+  }
+  OneAtATime(const OneAtATime&) = delete;
+  OneAtATime& operator=(const OneAtATime&) = delete;
+  ~OneAtATime() { busy_ = false; }
+
+ private:
+  std::atomic<bool>& busy_;
+};
+
 }  // namespace
 
 Given::Given(const py::tuple& fields)
@@ -40,19 +56,19 @@ Given::Given(const py::tuple& fields)
       grads(fields[2]),
       states(fields[3]),
       jobs(fields[4]),
-      gradients(fields[5].cast<Gradients>()),
+      gradients(fields[5].cast<GradientUse>()),
       counters(fields[6].cast<std::optional<Counters>>()),
       gathered(fields[7].cast<std::optional<Counters>>()) {}
 
 Plan::Seen::Seen(py::array array)
     : array_(std::move(array)),
       data_(array_.data()),
-      dtype_(py::detail::array_proxy(array_.ptr())->descr),
+      dtype_(array_.dtype()),
       flags_(array_.flags()),
       size_(array_.size()) {}
 
 bool Plan::Seen::changed() const {
-  return array_.data() != data_ || py::detail::array_proxy(array_.ptr())->descr != dtype_ ||
+  return array_.data() != data_ || py::detail::array_proxy(array_.ptr())->descr != dtype_.ptr() ||
          array_.flags() != flags_ || array_.size() != size_;
 }
 
@@ -94,9 +110,9 @@ void Plan::add(const Job& job, const Variant& variant, std::size_t index, Memory
                 is_float ? kernels_in_use->squares_f32 : kernels_in_use->squares_f64,
                 job.scalars.data()};
   Streams& streams = tensor.streams;
-  const bool repeated = given_.gradients != Gradients::any;
+  const bool repeated = given_.gradients != GradientUse::any;
   if (repeated) {
-    const Role role = given_.gradients == Gradients::zeroed ? Role::zeroed_grad : Role::grad;
+    const Role role = given_.gradients == GradientUse::zeroed ? Role::zeroed_grad : Role::grad;
     const Label grad(given_.names, index, role);
     streams.grad = check_grad_in_place(given_.grads[index], grad, p, memory);
     if (role == Role::zeroed_grad) streams.zeroed = const_cast<void*>(streams.grad);
@@ -150,37 +166,47 @@ void Plan::set_scalars(const py::list& scalars, double factor) {
   }
 }
 
+template <class Work>
+void Plan::without_gil(const Work& work) {
+  std::optional<WithoutGil> release;
+  if (total_elements(tensors_) >= min_elements_without_gil) release.emplace();
+  work();
+}
+
+// The norm of the gradients, or an error where one of them is not finite and that is one.
+Norm Plan::measure(int num_threads, Nonfinite nonfinite) {
+  Norm found{};
+  without_gil([&]() noexcept { found = norm(tensors_, sums_, num_threads); });
+  if (found.nonfinite && nonfinite == Nonfinite::raise) {
+    const auto tensor = static_cast<std::size_t>(found.nonfinite - tensors_.data());
+    fail_value(Label(given_.names, members_[tensor], Role::grad), "finite values",
+               "an infinity or NaN");
+  }
+  return found;
+}
+
 py::tuple Plan::run(const py::list& scalars, int num_threads, double grad_scale,
                     std::optional<double> max_norm, Nonfinite nonfinite) {
-  for (const Seen& seen : seen_) {
-    if (seen.changed()) {
-      *this = Plan(given_);
-      break;
-    }
+  const OneAtATime guard(*busy_);
+  if (std::any_of(seen_.begin(), seen_.end(), [](const Seen& seen) { return seen.changed(); })) {
+    Plan checked(given_);
+    checked.busy_.swap(busy_);
+    *this = std::move(checked);
   }
-  const auto without_gil = [&](const auto& work) {
-    std::optional<WithoutGil> release;
-    if (total_elements(tensors_) >= min_elements_without_gil) release.emplace();
-    work();
-  };
   py::object norm_found = py::none();
   double coefficient = 1;
   bool skipped = false;
   if (max_norm || nonfinite != Nonfinite::propagate) {
-    Norm found{};
-    without_gil([&]() noexcept { found = norm(tensors_, sums_, num_threads); });
-    if (found.nonfinite && nonfinite == Nonfinite::raise) {
-      const auto tensor = static_cast<std::size_t>(found.nonfinite - tensors_.data());
-      fail_value(Label(given_.names, members_[tensor], Role::grad), "finite values",
-                 "an infinity or NaN");
-    }
-    found.value /= grad_scale;
-    norm_found = py::float_(found.value);
-    if (max_norm) coefficient = clip_coefficient(found.value, *max_norm);
+    const Norm found = measure(num_threads, nonfinite);
+    const double norm = found.value / grad_scale;
+    norm_found = py::float_(norm);
     skipped = found.nonfinite && nonfinite == Nonfinite::skip;
+    if (max_norm && !skipped) coefficient = clip_coefficient(norm, *max_norm);
   }
   set_scalars(scalars, coefficient / grad_scale);
   const py::tuple result = py::make_tuple(norm_found, coefficient, skipped);
+  std::int64_t* counts = given_.counters ? given_.counters->mutable_data() : nullptr;
+  std::int64_t* gathered = given_.gathered ? given_.gathered->mutable_data() : nullptr;
   // From here on nothing throws: the arrays and the counters move together or not at all.
   without_gil([&]() noexcept {
     if (skipped) {
@@ -189,16 +215,14 @@ py::tuple Plan::run(const py::list& scalars, int num_threads, double grad_scale,
       step(tensors_, num_threads);
     }
   });
-  if (given_.counters) {
-    std::int64_t* counts = given_.counters->mutable_data();
+  const std::size_t n = given_.params.size();
+  if (counts) {
     if (!skipped) {
       for (const std::size_t member : members_) ++counts[member];
     }
-    ++counts[given_.params.size() + skipped];
+    ++counts[n + skipped];
   }
-  if (given_.gathered) {
-    std::fill_n(given_.gathered->mutable_data(), given_.gathered->size(), 0);
-  }
+  if (gathered) std::fill_n(gathered, n + 2, 0);
   return result;
 }
 
@@ -208,10 +232,10 @@ void bind_plan(py::module_& m, const KernelTable& kernels) {
       .value("propagate", Nonfinite::propagate)
       .value("skip", Nonfinite::skip)
       .value("raise_", Nonfinite::raise);
-  py::enum_<Gradients>(m, "Gradients", "Whether they must lie as their parameters do, and why.")
-      .value("any", Gradients::any)
-      .value("bound", Gradients::bound)
-      .value("zeroed", Gradients::zeroed);
+  py::enum_<GradientUse>(m, "Gradients", "Whether they must lie as their parameters do, and why.")
+      .value("any", GradientUse::any)
+      .value("bound", GradientUse::bound)
+      .value("zeroed", GradientUse::zeroed);
   py::class_<Plan>(m, "Plan", "A step, checked. Running it cannot fail half way.")
       .def(py::init([](const py::tuple& given) { return Plan(Given(given)); }), py::arg("given"))
       .def("run", &Plan::run, py::arg("scalars"), py::arg("num_threads"),

@@ -5,8 +5,10 @@
 #include <pybind11/pybind11.h>
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -20,7 +22,7 @@ enum class Nonfinite { propagate, skip, raise };
 
 // Whether the gradients are read as they are given, or must lie as their parameters do: because the
 // step zeroes them, or will read them again and again.
-enum class Gradients { any, bound, zeroed };
+enum class GradientUse { any, bound, zeroed };
 
 using Counters = py::array_t<std::int64_t>;
 
@@ -31,7 +33,7 @@ struct Given {
   py::list params, grads;
   py::list states;  // per parameter the rule's arrays and perhaps the average of the weights
   py::list jobs;    // a rule, its options and the parameters that share them and their scalars
-  Gradients gradients;
+  GradientUse gradients;
   // The steps of each parameter, those of the optimizer, and the steps skipped.
   std::optional<Counters> counters;
   // Such counters that a step sets to zero, because it takes what was gathered.
@@ -58,7 +60,7 @@ class Plan {
    private:
     py::array array_;
     const void* data_;
-    const void* dtype_;
+    py::object dtype_;  // kept, so that no other comes to lie where it was
     int flags_;
     py::ssize_t size_;
   };
@@ -68,9 +70,13 @@ class Plan {
   };
 
   void add(const Job& job, const Variant& variant, std::size_t index, Memory& memory);
+  template <class Work>
+  void without_gil(const Work& work);
+  Norm measure(int num_threads, Nonfinite nonfinite);
   void set_scalars(const py::list& scalars, double factor);
 
   Given given_;
+  std::unique_ptr<std::atomic<bool>> busy_ = std::make_unique<std::atomic<bool>>(false);
   std::vector<Tensor> tensors_;
   std::vector<std::size_t> members_;
   std::deque<Job> jobs_;  // the tensors point into it

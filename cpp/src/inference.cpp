@@ -5,7 +5,9 @@
 namespace onepass {
 namespace {
 
-constexpr std::size_t shares_per_thread = 16;  // measured: bench/NOTES.md
+// Measured: bench/NOTES.md.
+constexpr std::size_t shares_per_thread = 16;
+constexpr std::size_t min_values_per_channel = 16;  // and thread, for the threads to prepare alone
 
 template <class T>
 const BatchNormTable<T>& table_of(const KernelTable& kernels) noexcept {
@@ -38,7 +40,9 @@ Inference<T>::Inference(const KernelTable& kernels, const Layout& layout, int th
       arrays_(arrays),
       given_(given) {
   arrays_.stream = streams(arrays, layout);
-  const auto n = static_cast<std::size_t>(threads_);
+  const auto threads_own = static_cast<std::size_t>(threads_);
+  const bool shared = layout.per_channel() < min_values_per_channel * threads_own;
+  const std::size_t n = shared ? 1 : threads_own;
   own_.reserve(n);
   for (std::size_t rank = 0; rank < n; ++rank) {
     own_.emplace_back(like_row(arrays.out), layout, grid_);
@@ -71,8 +75,9 @@ void Inference<T>::run() noexcept {
   const std::size_t tiles = grid_.tiles(), pieces = tiles * grid_.blocks();
   const std::size_t shares =
       std::min(pieces, static_cast<std::size_t>(threads_) * shares_per_thread);
+  if (own_.size() == 1) prepare(own_[0]);
   parallel_for(shares, threads_, [&](std::size_t share, std::size_t rank) noexcept {
-    Own& own = own_[rank];
+    Own& own = own_[own_.size() == 1 ? 0 : rank];
     if (!own.ready) prepare(own);
     Values<T>& values = grid_.columns_are_channels() ? own.channels : own.columns;
     for (std::size_t i = pieces * share / shares; i < pieces * (share + 1) / shares; ++i) {

@@ -151,7 +151,7 @@ def check_setting(checks: Checks, name: str, value: Any) -> Any:
     return check(name, value)
 
 
-def same_settings(groups: list[dict[str, Any]], values: list[dict[str, Any]]) -> bool:
+def same_settings(groups: list[dict[str, Any]], values: list[dict[str, Any] | None]) -> bool:
     """Return whether groups still have these values; not if one of them is an array."""
     try:
         return groups == values

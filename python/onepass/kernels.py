@@ -52,7 +52,7 @@ def _make_kernel(cls: type[Optimizer]) -> Kernel:
         values, options = found or checked.__wrapped__(**hyperparameters)
         if len(state) > n_states:
             raise TypeError(f"state: expected at most {n_states} arrays, got {len(state)}")
-        scalars = scalars_of(cls, values, _check_step(cls, step, values))
+        scalars = scalars_of(cls, values, _check_step(cls, step, values), 0)
         jobs = [(rule, options, (0,))]
         given = (None, [param], [grad], [state], jobs, _core.Gradients.any, None, None)
         _core.run(given, [scalars], runtime.resolve_num_threads(num_threads))

@@ -1,6 +1,7 @@
 // Sums over all elements of an array.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 
 #include "onepass/panels.hpp"
@@ -22,14 +23,12 @@ inline void prefetch_into_l2(const T* p) noexcept {
 }
 
 // The sum of the squares of x * unit, in double and in an order that n alone decides: `lanes` sums
-// side by side, four rows of elements at a time, folded in halves. A float needs no unit, since the
-// square of every float is an ordinary double.
+// side by side, four rows of elements at a time, folded in halves.
 template <class T>
-double sum_of_squares(const T* x, std::size_t n, [[maybe_unused]] double unit) noexcept {
+double sum_of_squares(const T* x, std::size_t n, double unit) noexcept {
   alignas(cache_line) double sums[lanes] = {};
   const auto square = [=](std::size_t i) {
-    double value = static_cast<double>(x[i]);
-    if constexpr (sizeof(T) == sizeof(double)) value *= unit;
+    const double value = static_cast<double>(x[i]) * unit;
     return value * value;
   };
   std::size_t i = 0;

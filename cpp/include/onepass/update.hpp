@@ -71,9 +71,13 @@ inline void update_tile(T* param, const T* grad, [[maybe_unused]] T* const* stat
   }
 }
 
-// Interpolates from the end that is nearer: exact at both.
+// Interpolates from the end that is nearer. Where nothing of the old average stays, not even a NaN.
 template <class T>
 inline void average_tile(T* average, const T* param, std::size_t n, T weight, T rest) noexcept {
+  if (rest == T(0)) {
+    std::copy_n(param, n, average);
+    return;
+  }
   const bool near_average = weight < rest;
 #pragma omp simd
   for (std::size_t i = 0; i < n; ++i) {
@@ -82,7 +86,8 @@ inline void average_tile(T* average, const T* param, std::size_t n, T weight, T 
   }
 }
 
-// `average` and `zeroed` (the gradient itself, to be zero afterwards) may be null.
+// `average` and `zeroed` (the gradient itself, to be zero afterwards) may be null. An average in
+// which the weights have no weight stays as it is.
 template <bool decay, template <class> class Format, class Rule, class T>
 void update(typename Format<T>::Stored* param, const typename Format<T>::Stored* grad,
             typename Format<T>::Stored* const* state, typename Format<T>::Stored* average,
@@ -92,6 +97,7 @@ void update(typename Format<T>::Stored* param, const typename Format<T>::Stored*
   constexpr std::size_t n_states = std::size(Rule::states);
   alignas(cache_line) T scratch[3 + n_states][F::converts ? tile_size : 1];
   alignas(cache_line) T clipped[tile_size];
+  if (stages.average_weight == T(0)) average = nullptr;
   const bool clips = stages.max_value < std::numeric_limits<T>::infinity();
 
   // A short first tile brings every later one onto cache lines: state lies at the parameter's own

@@ -101,12 +101,22 @@ class Optimizer(Rule):
         what follows.
     ema_decay : float in [0, 1), or schedule, optional
         The :math:`\beta` of an exponential moving average of the weights, which `averaged` shows.
-        It begins as the parameters it is given.
+        It begins as the weights after its first step, as in PyTorch.
     ema_warmup : bool
-        Let the decay begin small: :math:`\beta_t = \min(\beta, (1 + t) / (10 + t))`.
+        Let the decay begin small: :math:`\beta_t = \min(\beta, (1 + t) / (10 + t))` in the
+        :math:`t`-th step of the average.
     swa_start : int >= 1, optional
         Stochastic weight averaging: the plain mean of the weights after this step and all later
         ones, :math:`\beta_t = 1 - 1 / (t - t_0 + 1)`; before it, the weights themselves.
+
+    Attributes
+    ----------
+    param_groups : list of dict
+        The hyperparameters, with ``"params"``; they may be changed between steps.
+    max_grad_norm, nonfinite, zero_grad
+        As above; they may be set between steps.
+    skipped_steps : int
+        How many steps were skipped.
 
     Notes
     -----
@@ -122,9 +132,9 @@ class Optimizer(Rule):
     Differs from
 
     * PyTorch: there each of these is a call of its own and another pass over memory. The norm is
-      taken in double here. ``torch.optim.swa_utils.AveragedModel`` begins with the weights after
-      its first update, and averages parameters without a gradient too.
-    * Keras: its `clipnorm` is per variable, and its average begins as the weights after step 1.
+      taken in double here. ``torch.optim.swa_utils.AveragedModel`` averages parameters without a
+      gradient too. `zero_grad` is a setting, not a method.
+    * Keras: its `clipnorm` is per variable.
     * optax: `apply_if_finite` accepts what is not finite after so many errors in a row.
 
     References
@@ -147,7 +157,7 @@ class Optimizer(Rule):
     array([2.4, 3.2])
     >>> with opt.averaged():
     ...     print(w.round(6))
-    [2.7 3.6]
+    [2.4 3.2]
     """
 
     param_groups: list[dict[str, Any]]
@@ -190,16 +200,17 @@ class Optimizer(Rule):
         # how often gradients were accumulated. The native calls move them.
         self._counters = np.zeros(len(self._params) + 2, np.int64)
         self._gathered = np.zeros_like(self._counters)
-        self._gathers: list[Array | None] = [None] * len(self._params)  # the sums of them
+        self._sums: list[Array | None] = [None] * len(self._params)  # the sums of them
         # Per parameter the rule's arrays in order and the average of the weights, None where no
         # option has asked for one.
         self._state: list[tuple[Array | None, ...]] = [
             (None,) * (len(ROWS[self.rule]["states"]) + 1) for _ in self._params
         ]
         # Per group what the user has set, the names of the schedules in it, and its values.
-        self._seen: list[dict[str, Any]] = [{} for _ in self._members]
+        self._seen: list[dict[str, Any] | None] = [None] * len(self._members)
         self._schedules: list[list[str]] = [[] for _ in self._members]
         self._resolved: list[dict[str, Any]] = [{} for _ in self._members]
+        self._average_from = [0] * len(self._params)  # the steps before each average began
         self._options = [(-1, False)] * len(self._members)
         self._bound: list[Any] | None = None
         self._planned: _Planned | None = None  # of the bound gradients
@@ -262,11 +273,19 @@ class Optimizer(Rule):
         run, parts = self._plan_step(grads)
         scalars = []
         for number, first in parts:
-            scalars.append(scalars_of(type(self), values[number], counters.item(first) + 1))
+            now = counters.item(first) + 1
+            averaged = now - self._average_from[first]
+            scalars.append(scalars_of(type(self), values[number], now, averaged))
         nonfinite = _stages.NONFINITE[self.__dict__["nonfinite"]]
         # Moves parameters, state, averages and counters in one call, or raises before it does.
         norm, coefficient, skipped = run(scalars, threads, grad_scale, max_norm, nonfinite)
-        return StepInfo(completed + (not skipped), values[0]["lr"], norm, coefficient < 1, skipped)
+        return StepInfo(
+            completed + (not skipped),
+            values[0]["lr"],
+            norm,
+            coefficient < 1 and not skipped,
+            skipped,
+        )
 
     def accumulate(self, grads: Grads = None, *, num_threads: int | None = None) -> None:
         """Add gradients to a sum, which the next `step()` takes and sets back to zero.
@@ -290,19 +309,20 @@ class Optimizer(Rule):
         leaves = self._bound if grads is None else self._mirror(grads)
         assert leaves is not None
         for index, leaf in enumerate(leaves):
-            if leaf is not None and self._gathers[index] is None:
-                self._gathers[index] = state_like(self._params[index])
+            if leaf is not None and self._sums[index] is None:
+                self._sums[index] = state_like(self._params[index])
         # The rule that adds the gradient to the parameter, on the sums.
         jobs: list[_core.Job] = [(_core.copy_limit, 0, range(len(leaves)))]
         states: list[tuple[Any, ...]] = [()] * len(leaves)
         counters = self._gathered
-        given = (self._labels, self._gathers, leaves, states, jobs, _ANY, counters, None)
+        kind = _ZEROED if self.zero_grad else _ANY
+        given = (self._labels, self._sums, leaves, states, jobs, kind, counters, None)
         _core.run(given, [_stages.PLAIN], threads)
 
     def discard_accumulated(self) -> None:
         """Forget the gradients that `accumulate` has summed."""
         self.__dict__.update(
-            _gathers=[None] * len(self._params), _gathered=np.zeros_like(self._gathered)
+            _sums=[None] * len(self._params), _gathered=np.zeros_like(self._gathered)
         )
 
     def bind(self, grads: Grads) -> None:
@@ -313,15 +333,18 @@ class Optimizer(Rule):
 
         Parameters
         ----------
-        grads : like the parameters
-            In the structure of the parameters; None leaves that parameter alone. An array must lie
-            in memory as its parameter does.
+        grads : like the parameters, or None
+            In the structure of the parameters; None in it leaves that parameter alone. An array
+            must lie in memory as its parameter does. None alone binds none any more.
 
         Raises
         ------
         TypeError, ValueError
             If a gradient is not as it must be. Then those bound before stay.
         """
+        if grads is None:
+            self.__dict__.update(_bound=None, _planned=None)
+            return
         bound = self._mirror(grads)
         self.__dict__.update(_bound=bound, _planned=self._plan_bound(bound))
 
@@ -330,11 +353,11 @@ class Optimizer(Rule):
         if grads is not None:
             if gathered:
                 raise ValueError("grads: expected none after accumulate, got some")
-            return self._plan(self._mirror(grads), _ZEROED if self.zero_grad else _ANY)
+            return self._plan_once(self._mirror(grads), _ZEROED if self.zero_grad else _ANY)
         if gathered:
             counts = self._gathered[:-2].tolist()
-            sums = [a if n else None for a, n in zip(self._gathers, counts, strict=True)]
-            return self._plan(sums, _ZEROED)
+            sums = [a if n else None for a, n in zip(self._sums, counts, strict=True)]
+            return self._plan_once(sums, _ZEROED)
         if self._bound is None:
             raise ValueError(
                 "grads: expected gradients, as none are bound or accumulated, got none"
@@ -347,7 +370,8 @@ class Optimizer(Rule):
         given, parts = self._given(grads, _ZEROED if self.zero_grad else _BOUND)
         return _core.Plan(given).run, parts  # checks everything
 
-    def _plan(self, grads: list[Any], kind: _core.Gradients) -> _Planned:
+    def _plan_once(self, grads: list[Any], kind: _core.Gradients) -> _Planned:
+        self._planned = None  # it takes for granted that its parameters step together
         given, parts = self._given(grads, kind)
         return partial(_core.run, given), parts  # checks everything when it is called
 
@@ -359,7 +383,8 @@ class Optimizer(Rule):
         jobs: list[_core.Job] = []
         parts = []
         for number, members in enumerate(self._members):
-            for alike in _by_step(members, steps):
+            taking = [i for i in members if grads[i] is not None]
+            for alike in _alike(taking, steps, self._average_from):
                 jobs.append((INDEX[self.rule], self._options[number][0], alike))
                 parts.append((number, alike[0]))
         counters = (self._counters, self._gathered)
@@ -368,8 +393,9 @@ class Optimizer(Rule):
     def averaged(self) -> AbstractContextManager[None]:
         """Show the average of the weights in the parameters while the block runs.
 
-        Leaving the block, also by an exception, restores the parameters to the bit; it takes a
-        copy of them. Where a group keeps no average, its parameters stay as they are.
+        Use it at once: ``with opt.averaged(): ...``. Leaving the block, also by an exception,
+        restores the parameters to the bit; it takes a copy of them. A parameter without an average,
+        or not stepped since it has one, stays as it is.
 
         Raises
         ------
@@ -381,9 +407,9 @@ class Optimizer(Rule):
             index
             for members, (_, averages) in zip(self._members, self._options, strict=True)
             for index in members
-            if averages
+            if averages and self._counters.item(index) > self._average_from[index]
         ]
-        if not chosen:
+        if not any(averages for _, averages in self._options):
             raise ValueError("ema_decay: expected it, or swa_start, for averaged, got None")
         return self._show(chosen, [self._state[index][-1] for index in chosen])
 
@@ -393,13 +419,16 @@ class Optimizer(Rule):
         return self._shown
 
     def _check_not_shown(self, name: str) -> None:
-        if self._shown is not None and self._shown.active:
-            raise ValueError(
-                f"{name}: expected after the block that shows other weights, got a call inside it"
-            )
+        if self._shown is not None:
+            if self._shown.active:
+                expected = "after the block that shows other weights"
+                raise ValueError(f"{name}: expected {expected}, got a call inside it")
+            self._shown.outdate()
+            self._shown = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what copies and pickles take: a copy is not inside a block."""
+        """Return what copies and pickles take."""
+        self._check_not_shown("copy")
         return {**self.__dict__, "_shown": None, "_planned": None}
 
     @property
@@ -414,7 +443,8 @@ class Optimizer(Rule):
             for number, group in enumerate(self.param_groups):
                 self._check_group(number)
                 self._resolve(number, self.group_checks, completed)
-                self._seen[number] = dict(group)
+                now = self._resolved[number]
+                self._seen[number] = {k: v if callable(v) else now[k] for k, v in group.items()}
         else:
             for number, schedules in enumerate(self._schedules):
                 if schedules:
@@ -464,11 +494,14 @@ class Optimizer(Rule):
             return
         value = self.initial_state(group)
         names = states_of(type(self), options[0])
+        begins = options[1] and not self._options[number][1]
         for index in self._members[number]:
             param, (*state, average) = self._params[index], self._state[index]
-            if average is None and options[1]:
-                average = state_like(param)
-                average[...] = param
+            if not options[1]:
+                average = None
+            elif begins:
+                average = state_like(param)  # the first step writes it
+                self._average_from[index] = self._counters.item(index)
             self._state[index] = (
                 *(
                     state_like(param, value) if array is None and name else array
@@ -477,7 +510,7 @@ class Optimizer(Rule):
                 average,
             )
         self._options[number] = options
-        self._planned = None
+        self._planned = self._seen[number] = None
 
     # Checkpoints
 
@@ -487,10 +520,13 @@ class Optimizer(Rule):
         Returns
         -------
         dict
-            ``{"state": {key: {"step": t, name: array, ...}}, "param_groups": [...]}``, PyTorch's
-            layout and names. A key is the parameter's name in a mapping (dotted where nested),
-            else its index. A group holds its hyperparameters, the keys of its parameters and
-            ``"step"``, the steps completed; a schedule is code and stands there as None.
+            ``{"state": {key: {"step": t, name: array, ...}}, "param_groups": [...],
+            "step_options": {...}}``, PyTorch's layout and names, but for the last: `max_grad_norm`,
+            `nonfinite`, `zero_grad` and `skipped_steps`. Beside the rule's arrays stand
+            ``"average"``, with ``"averaged"``, its steps, and ``"accumulated"``. A key is the
+            parameter's name in a mapping (dotted where nested), else its index. A group holds its
+            hyperparameters, the keys of its parameters and ``"step"``, the steps completed; a
+            schedule is code and stands there as None.
         """
         return _state.state_dict(self)
 
@@ -498,7 +534,7 @@ class Optimizer(Rule):
         """Continue the run that `state_dict` was taken from.
 
         Takes PyTorch's own dictionaries too (its CPU tensors as NumPy arrays). Hyperparameters
-        are taken over; where this optimizer has a schedule, the schedule stays.
+        and step options are taken over; where this optimizer has a schedule, the schedule stays.
 
         Raises
         ------
@@ -547,13 +583,16 @@ class Optimizer(Rule):
         return f"{type(self).__name__}(\n{lines})"
 
 
-def _by_step(members: list[int], steps: list[int]) -> Iterable[list[int]]:
-    """Group parameters by the steps they have completed: mostly all the same."""
-    if members and steps.count(steps[members[0]]) == len(steps):
+def _alike(members: list[int], steps: list[int], begun: list[int]) -> Iterable[list[int]]:
+    """Group parameters by the steps they and their averages have done: mostly all the same."""
+    if not members:
+        return []
+    first = members[0]
+    if steps.count(steps[first]) == len(steps) == begun.count(begun[first]):
         return [members]
-    groups: dict[int, list[int]] = {}
+    groups: dict[tuple[int, int], list[int]] = {}
     for index in members:
-        groups.setdefault(steps[index], []).append(index)
+        groups.setdefault((steps[index], begun[index]), []).append(index)
     return groups.values()
 
 

@@ -16,9 +16,10 @@ def write(path: str | os.PathLike[str], kind: str, state_dict: dict[str, Any]) -
     arrays: dict[str, Any] = {}
     entries = []
     for number, (key, entry) in enumerate(state_dict["state"].items()):
-        names = [name for name in entry if name != "step"]
+        names = [name for name, value in entry.items() if isinstance(value, np.ndarray)]
         arrays |= {f"{number}.{name}": entry[name] for name in names}
-        entries.append({"key": key, "step": entry["step"], "arrays": names})
+        counts = {name: value for name, value in entry.items() if name not in names}
+        entries.append({"key": key, **counts, "arrays": names})
     header = {
         "format": _FORMAT,
         "optimizer": kind,
@@ -54,9 +55,9 @@ def read(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
                 if header["format"] != _FORMAT:
                     raise ValueError(f"format {header['format']}")
                 state = {
-                    entry["key"]: {
-                        "step": entry["step"],
-                        **{name: archive[f"{number}.{name}"] for name in entry["arrays"]},
+                    entry.pop("key"): {
+                        **{name: archive[f"{number}.{name}"] for name in entry.pop("arrays")},
+                        **entry,  # counts
                     }
                     for number, entry in enumerate(header["state"])
                 }

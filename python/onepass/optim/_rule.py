@@ -107,6 +107,7 @@ class Rule:
         *state: Array | None,
         step: int = 1,
         grad_factor: float = 1.0,
+        averaged: int | None = None,
         **settings: Any,
     ) -> tuple[Any, ...]:
         """Return what one step makes of these arrays, computed by NumPy, out of place.
@@ -123,6 +124,8 @@ class Rule:
             Counted from 1.
         grad_factor : float
             What the gradient is multiplied by first: the clipping of the norm over `grad_scale`.
+        averaged : int, optional
+            The steps since the average began, this one included; all by default.
         **settings
             The class's hyperparameters, and those of `onepass.Optimizer` that groups have.
 
@@ -146,7 +149,9 @@ class Rule:
             if (use is None) != (array is None):
                 expected = "None (these options do not use it)" if use is None else "an array"
                 raise ValueError(f"{name}: expected {expected}, got {type(array).__name__}")
-        sign, decay, max_value, weight = _stages.scalars(step, values, decoupled=cls.decoupled)
+        sign, decay, max_value, weight = _stages.scalars(
+            step, averaged or step, values, decoupled=cls.decoupled
+        )
         grad = sign * grad_factor * grad
         if values["max_grad_value"] is not None:
             grad = np.clip(grad, -max_value, max_value)

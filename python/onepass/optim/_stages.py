@@ -36,7 +36,8 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {"max_grad_norm": None, "nonfinite": "propagate", "zero_grad": False}
 )
 
-GRAD_SCALE = Number(above=0.0)
+GRAD_SCALE = Number(low=2.0**-126, high=float(np.finfo(np.float32).max))
+"""Neither it nor its inverse is infinite in float32."""
 
 NONFINITE = {
     "propagate": _core.Nonfinite.propagate,
@@ -77,24 +78,31 @@ def averages(settings: Mapping[str, Any]) -> bool:
     return settings["ema_decay"] is not None or settings["swa_start"] is not None
 
 
-def scalars(step: int, values: Mapping[str, Any], *, decoupled: bool) -> tuple[float, ...]:
-    """Return the numbers of step `step` that all rules share, in the kernels' order."""
+def scalars(
+    step: int, averaged: int, values: Mapping[str, Any], *, decoupled: bool
+) -> tuple[float, ...]:
+    """Return the numbers of step `step` that all rules share, in the kernels' order.
+
+    `averaged` counts the steps since the average began, this one included.
+    """
     max_value = values["max_grad_value"]
     return (
         -1.0 if values["maximize"] else 1.0,
         0.0 if decoupled else values["weight_decay"],
         np.inf if max_value is None else max_value,
-        average_weight(step, values) if averages(values) else 0.0,
+        average_weight(step, averaged, values) if averages(values) else 0.0,
     )
 
 
-def average_weight(step: int, values: Mapping[str, Any]) -> float:
+def average_weight(step: int, averaged: int, values: Mapping[str, Any]) -> float:
     """Return the weight that the parameters of step `step` have in their new average."""
     start: int | None = values["swa_start"]
     if start is not None:
-        return 1.0 / max(1, step - start + 1)
+        return 1.0 / max(1, min(averaged, step - start + 1))
+    if averaged == 1:
+        return 1.0
     decay: float = values["ema_decay"]
-    return 1 - (min(decay, (1 + step) / (10 + step)) if values["ema_warmup"] else decay)
+    return 1 - (min(decay, (1 + averaged) / (10 + averaged)) if values["ema_warmup"] else decay)
 
 
 # The oracle
@@ -138,7 +146,9 @@ def clip_coefficient(norm: float, max_norm: float) -> float:
 
 
 def moved_average(average: Array, param: Array, weight: float) -> Array:
-    """Return the average after the parameters have entered it: exact where weight is 0 or 1."""
+    """Return the average after the parameters have entered it."""
+    if weight == 1:
+        return param
     way = param - average
     rest = 1 - weight
     near_average = param.dtype.type(weight) < param.dtype.type(rest)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onepass._hyperparameters import Checks, Maybe, check_setting
+from onepass._hyperparameters import Check, Checks, Maybe, check_setting
 from onepass._memory import state_like
 from onepass._typing import Array
 from onepass.optim._stages import CHECKS, averages
@@ -17,8 +17,10 @@ from onepass.optim._table import ROWS, options_of, states_of
 if TYPE_CHECKING:
     from onepass.optim._base import Optimizer
 
-AVERAGE, GATHERED = "average", "accumulated"
-"""State beside the rule's own: the average of the weights, the sum of gradients."""
+AVERAGE, AVERAGED, GATHERED = "average", "averaged", "accumulated"
+"""State beside the rule's own: the average of the weights, its steps, the sum of gradients."""
+
+_SCHEDULE = "schedule"
 
 _TORCH_ONLY = {"foreach", "fused", "capturable", "differentiable", "initial_lr", "param_names"}
 
@@ -37,31 +39,41 @@ def state_dict(optimizer: Optimizer) -> dict[str, Any]:
         optimizer._check_group(number)
         optimizer._allocate(number, group)
         settings = {
-            name: None if callable(group[name]) else check(name, group[name])
-            for name, check in optimizer.group_checks.items()
+            name: _saved(check, name, group[name]) for name, check in optimizer.group_checks.items()
         }
         keys = [optimizer._keys[index] for index in members]
         groups.append({**settings, "step": completed, "params": keys})
         for index in members:
-            arrays = {
+            entry: dict[str, Any] = {
                 name: array.copy(order="K")
                 for name, array in zip(names, optimizer._state[index], strict=True)
                 if array is not None and steps[index]
             }
-            sums = optimizer._gathers[index]
+            if averaged := steps[index] - optimizer._average_from[index]:
+                if AVERAGE in entry:
+                    entry[AVERAGED] = averaged
+            else:
+                entry.pop(AVERAGE, None)  # nothing is in it yet
+            sums = optimizer._sums[index]
             if sums is not None and gathered[index]:
-                arrays[GATHERED] = sums.copy(order="K")
-            if steps[index] or arrays:
-                state[optimizer._keys[index]] = {"step": steps[index], **arrays}
+                entry[GATHERED] = sums.copy(order="K")
+            if steps[index] or entry:
+                state[optimizer._keys[index]] = {"step": steps[index], **entry}
     options = {
-        name: None if callable(optimizer.__dict__[name]) else optimizer.__dict__[name]
-        for name in CHECKS
+        name: _saved(check, name, optimizer.__dict__[name]) for name, check in CHECKS.items()
     }
     return {
         "state": state,
         "param_groups": groups,
         "step_options": {**options, "skipped_steps": skipped},
     }
+
+
+def _saved(check: Check, name: str, value: Any) -> Any:
+    """Return a setting as it is saved. A schedule is code; where None is a value it has a word."""
+    if callable(value):
+        return _SCHEDULE if isinstance(check, Maybe) else None
+    return check(name, value)
 
 
 def load_state_dict(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
@@ -81,6 +93,7 @@ def load_state_dict(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
     groups: list[dict[str, Any]] = []
     counters = np.zeros_like(optimizer._counters)
     gathered = np.zeros_like(counters)
+    average_from = [0] * len(optimizer._params)
     arrays: list[tuple[Array | None, ...]] = [()] * len(optimizer._params)
     gathers: list[Array | None] = [None] * len(optimizer._params)
     options = []
@@ -100,7 +113,9 @@ def load_state_dict(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
             if GATHERED in entry:
                 gathers[index] = _array(entry.pop(GATHERED), param, f"{label}[{GATHERED!r}]")
                 gathered[[index, -2]] = 1
-            counters[index], arrays[index] = _entry(cls, groups[-1], param, entry, label)
+            counters[index], average_from[index], arrays[index] = _entry(
+                cls, groups[-1], param, entry, label
+            )
     unknown = [key for key in saved["state"] if key not in known]
     if unknown:
         raise ValueError(f"state: expected the keys of the groups, got also {unknown}")
@@ -118,11 +133,12 @@ def load_state_dict(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
         param_groups=groups,
         _counters=counters,
         _gathered=gathered,
-        _gathers=gathers,
+        _sums=gathers,
         _planned=None,
+        _average_from=average_from,
         _state=arrays,
         _options=options,
-        _seen=[{} for _ in groups],
+        _seen=[None] * len(groups),
     )
 
 
@@ -174,7 +190,7 @@ def _setting(checks: Checks, name: str, value: Any, live: Mapping[str, Any], lab
         raise ValueError(f"{label}: expected the settings {', '.join(checks)}, got {name!r}")
     if callable(live[name]):
         return live[name]
-    if value is None and not isinstance(checks[name], Maybe):
+    if value == _SCHEDULE or (value is None and not isinstance(checks[name], Maybe)):
         raise ValueError(f"{label}: expected a schedule for {name!r}, as in the saved run")
     plain = value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
     return check_setting(checks, name, plain)
@@ -197,22 +213,30 @@ def _entry(
     param: Array,
     entry: dict[str, Any],
     label: str,
-) -> tuple[int, tuple[Array | None, ...]]:
-    """Return the step and the state of one parameter."""
-    names = (*ROWS[cls.rule]["states"], AVERAGE)
+) -> tuple[int, int, tuple[Array | None, ...]]:
+    """Return the step of one parameter, that at which its average began, and its state."""
+    names = ROWS[cls.rule]["states"]
     used = [name for name in states_of(cls, options_of(cls, settings, settings)) if name]
+    average = entry.pop(AVERAGE, None)
+    averaged = entry.pop(AVERAGED, None)
     step = _count(entry.pop("step", cls.step_if_missing if entry else 0), f"{label}['step']")
     if not step and not entry:  # not stepped yet
         entry = {name: state_like(param, cls.initial_state(settings)) for name in used}
     # An option that was switched off may have left its array behind.
     if not set(used) <= set(entry) <= set(names):
         raise ValueError(f"{label}: expected the arrays {used}, got {list(entry)}")
-    if averages(settings):
-        entry = {AVERAGE: param, **entry}  # where it is new to the run
-    return step, tuple(
+    state = tuple(
         _array(entry[name], param, f"{label}[{name!r}]") if name in entry else None
         for name in names
     )
+    if not averages(settings):
+        return step, 0, (*state, None)
+    if average is None:  # it begins with the next step
+        return step, step, (*state, state_like(param))
+    began = step - _count(averaged, f"{label}[{AVERAGED!r}]")
+    if began < 0:
+        raise ValueError(f"{label}[{AVERAGED!r}]: expected at most {step}, got {averaged}")
+    return step, began, (*state, _array(average, param, f"{label}[{AVERAGE!r}]"))
 
 
 def _array(saved: Any, param: Array, label: str) -> Array:

@@ -43,7 +43,9 @@ def states_of(cls: type[Rule], options: int) -> list[str | None]:
     return _STATES[cls.rule][options]
 
 
-def scalars_of(cls: type[Rule], values: Mapping[str, Any], step: int) -> tuple[float, ...]:
+def scalars_of(
+    cls: type[Rule], values: Mapping[str, Any], step: int, averaged: int
+) -> tuple[float, ...]:
     """Return the numbers of a step, in the kernels' order."""
-    shared = _stages.scalars(step, values, decoupled=cls.decoupled)
+    shared = _stages.scalars(step, averaged, values, decoupled=cls.decoupled)
     return (*shared, *cls.scalars(step, values).values())

@@ -144,10 +144,11 @@ class LossScaler:
             raise ValueError("update: expected a step since the last update, got none")
         own = self._settings
         if self._found_nonfinite:
-            own["scale"], own["_growth_tracker"] = own["scale"] * own["backoff_factor"], 0
+            own["scale"] = own["scale"] * own["backoff_factor"] or own["scale"]  # never 0
+            own["_growth_tracker"] = 0
         else:
             own["_growth_tracker"] += 1
-            if own["_growth_tracker"] == own["growth_interval"]:
+            if own["_growth_tracker"] >= own["growth_interval"]:
                 grown = own["scale"] * own["growth_factor"]
                 if grown <= LARGEST:
                     own["scale"] = grown
@@ -170,3 +171,4 @@ class LossScaler:
             got = list(state_dict) if isinstance(state_dict, Mapping) else state_dict
             raise ValueError(f"state_dict: expected the keys {list(_CHECKS)}, got {got!r}")
         self._settings = {name: check(name, state_dict[name]) for name, check in _CHECKS.items()}
+        self._found_nonfinite = None
