@@ -35,7 +35,8 @@ class Block:
         """Fit a block to what a call costs, measured on the spot."""
         step()
         if before:
-            return cls(step, 1, 1, MOST_BATCHES, before)
+            cost = _timed(before, 1) + _timed(step, 1)
+            return cls(step, 1, 1, min(max(int(BLOCK / cost), 1), MOST_BATCHES), before)
         cost = min(_timed(step, 1) for _ in range(2))
         calls = math.ceil(BATCH / cost)
         batches = int(BLOCK / (calls * cost))
