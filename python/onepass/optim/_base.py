@@ -244,7 +244,7 @@ class Optimizer(Rule):
             dtype, with any strides. None in it leaves that parameter, its state, its average and
             its step alone. Left out, the gradients are those that `accumulate` has summed, else
             those that were bound.
-        grad_scale : float > 0
+        grad_scale : float in [2**-126, 2**128)
             What the gradients are divided by: the loss scale, or how many were accumulated. They
             are not modified.
         num_threads : int, optional
@@ -291,7 +291,7 @@ class Optimizer(Rule):
         """Add gradients to a sum, which the next `step()` takes and sets back to zero.
 
         For the mean of n batches, ``opt.step(grad_scale=n)``. The sums take one more array per
-        parameter, and are part of `state_dict`.
+        parameter, and are part of `state_dict`. With `zero_grad` the gradients are zeroed here.
 
         Parameters
         ----------
