@@ -92,11 +92,14 @@ def test_torchs_full_step_does_the_same(case):
     pytest.importorskip("torch", reason="PyTorch is not installed")
     rivals = full_step.rivals(case, WORKLOADS["mlp"])
     ours, torchs = rivals["onepass"], rivals["torch"]
-    for _ in range(3):
+    for step in range(3):
         for rival in (ours, torchs):
             ours.before()
             rival.step()
             assert not any(grad.any() for grad in ours.before.grads)
+        if step == 0:  # as torch.optim.swa_utils.AveragedModel begins, and ours
+            for average, values in zip(torchs.average, torchs.values, strict=True):
+                average.copy_(values)
     for array, tensor in zip(ours.params, torchs.params, strict=True):
         np.testing.assert_allclose(array, tensor.detach().numpy(), rtol=1e-5, atol=1e-6)
     with ours.optimizer.averaged():
