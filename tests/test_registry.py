@@ -75,9 +75,14 @@ def test_defaults_are_valid_and_every_hyperparameter_is_documented(optimizer):
         **GROUP_DEFAULTS,
     }
     parameters = section(optimizer.__doc__, "Parameters")
-    for name in ("params", *inspect.signature(optimizer).parameters):
-        assert re.search(rf"^\s*(\*\*|(\w+, )*){name}(, \w+)*( :|$)", parameters, re.M), name
+    assert_documented(("params", *inspect.signature(optimizer).parameters), parameters)
     assert all(f"`{name}`" in parameters for name in StepOptions.__annotations__)
+
+
+def assert_documented(names, parameters):
+    """Each has an entry of its own, or shares one."""
+    for name in names:
+        assert re.search(rf"^\s*(\*\*|(\w+, )*){name}(, \w+)*( :|$)", parameters, re.M), name
 
 
 def section(doc, title):
@@ -121,9 +126,7 @@ def test_documentation_of_what_all_share_is_whole(thing):
     assert "PyTorch" in section(doc, "Notes").split("Differs from")[1]
     assert ">>> " in section(doc, "Examples")
     parameters = section(doc, "Parameters")
-    for name in inspect.signature(thing).parameters:
-        if name != "settings":
-            assert re.search(rf"^\s*(\w+, )*{name}(, \w+)*( :|$)", parameters, re.M), name
+    assert_documented(inspect.signature(thing).parameters.keys() - {"settings"}, parameters)
     if thing is Optimizer:
         assert all(f"{name} :" in parameters for name in GROUP_DEFAULTS)
 
@@ -145,9 +148,7 @@ def test_documentation_of_batch_norm_is_whole(thing):
     assert re.search(r"\b(19|20)\d\d\b", section(doc, "References"))
     assert ">>> " in section(doc, "Examples")
     assert "PyTorch" in section(doc, "Notes").split("Differs from")[1]
-    parameters = section(doc, "Parameters")
-    for name in inspect.signature(thing).parameters:
-        assert re.search(rf"^\s*(\w+, )*{name}(, \w+)*( :|$)", parameters, re.M), name
+    assert_documented(inspect.signature(thing).parameters, section(doc, "Parameters"))
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,6 @@ Plan::Plan(Given given) : given_(std::move(given)) {
     const Job& job = jobs_.emplace_back(Job{&rule, {}});
     for (py::handle member : py::reinterpret_borrow<py::sequence>(fields[2])) {
       const auto index = member.cast<std::size_t>();
-      if (!given_.names.is_none() && given_.grads[index].is_none()) continue;
       add(job, variant, index, memory);
       members_.push_back(index);
     }

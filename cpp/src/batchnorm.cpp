@@ -2,10 +2,8 @@
 
 #include <cfloat>
 #include <cmath>
-#include <limits>
 #include <type_traits>
 
-#include "dispatch.hpp"
 #include "onepass/channel_values.hpp"
 #include "parallel.hpp"
 

@@ -1,5 +1,7 @@
 #include "grid.hpp"
 
+#include "onepass/reduce.hpp"
+
 namespace onepass {
 namespace {
 
@@ -77,10 +79,7 @@ void Grid::cut_rows(int threads, bool summed) noexcept {
 
 void Grid::fold(std::size_t tile, double* columns, double* channels) const noexcept {
   if (one_channel_) {
-    for (std::size_t n = lanes / 2; n > 0; n /= 2) {
-      for (std::size_t j = 0; j < n; ++j) columns[j] += columns[j + n];
-    }
-    channels[0] = columns[0];
+    channels[0] = fold_lanes(columns);
     return;
   }
   const std::size_t n = first_channel(tile + 1) - first_channel(tile);

@@ -4,7 +4,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 
 #include "parallel.hpp"
 
@@ -44,6 +43,14 @@ Range block(const Tensor& tensor, std::size_t index) noexcept {
   return {index * block_size, std::min((index + 1) * block_size, tensor.size)};
 }
 
+// The one that a piece belongs to.
+const Tensor& tensor_of(std::span<const Tensor> tensors, std::size_t piece) noexcept {
+  const auto after =
+      std::upper_bound(tensors.begin(), tensors.end(), piece,
+                       [](std::size_t i, const Tensor& tensor) { return i < tensor.first_piece; });
+  return *(after - 1);
+}
+
 // Calls body(tensor, index of the piece among the tensor's own, and among all) for each of
 // count(tensor) pieces of every tensor.
 template <class Count, class Body>
@@ -57,10 +64,7 @@ void for_each_piece(std::span<Tensor> tensors, int threads, const Count& count,
   const std::size_t useful = total_elements(tensors) / min_elements_per_thread;
   threads = static_cast<int>(std::clamp<std::size_t>(useful, 1, static_cast<std::size_t>(threads)));
   parallel_for(pieces, threads, [&](std::size_t index) noexcept {
-    const auto after = std::upper_bound(
-        tensors.begin(), tensors.end(), index,
-        [](std::size_t i, const Tensor& tensor) { return i < tensor.first_piece; });
-    const Tensor& tensor = *(after - 1);
+    const Tensor& tensor = tensor_of(tensors, index);
     body(tensor, index - tensor.first_piece, index);
   });
 }
@@ -139,11 +143,7 @@ Norm norm(std::span<Tensor> tensors, std::span<double> sums, int threads) noexce
   if (std::isfinite(total)) return {std::sqrt(total) / unit, nullptr};
   const auto first =
       std::find_if(sums.begin(), sums.end(), [](double s) { return !std::isfinite(s); });
-  const auto index = static_cast<std::size_t>(first - sums.begin());
-  const auto after =
-      std::upper_bound(tensors.begin(), tensors.end(), index,
-                       [](std::size_t i, const Tensor& tensor) { return i < tensor.first_piece; });
-  return {std::sqrt(total), &*(after - 1)};
+  return {std::sqrt(total), &tensor_of(tensors, static_cast<std::size_t>(first - sums.begin()))};
 }
 
 }  // namespace onepass

@@ -22,6 +22,14 @@ inline void prefetch_into_l2(const T* p) noexcept {
 #endif
 }
 
+// The sum of `lanes` sums, in halves; they are used up.
+inline double fold_lanes(double* sums) noexcept {
+  for (std::size_t half = lanes / 2; half > 0; half /= 2) {
+    for (std::size_t j = 0; j < half; ++j) sums[j] += sums[j + half];
+  }
+  return sums[0];
+}
+
 // The sum of the squares of x * unit, in double and in an order that n alone decides: `lanes` sums
 // side by side, four rows of elements at a time, folded in halves.
 template <class T>
@@ -48,10 +56,7 @@ double sum_of_squares(const T* x, std::size_t n, double unit) noexcept {
 #pragma omp simd
     for (std::size_t j = 0; j < rest; ++j) sums[j] += square(i + j);
   }
-  for (std::size_t half = lanes / 2; half > 0; half /= 2) {
-    for (std::size_t j = 0; j < half; ++j) sums[j] += sums[j + half];
-  }
-  return sums[0];
+  return fold_lanes(sums);
 }
 
 }  // namespace onepass::inline ONEPASS_ISA

@@ -9,11 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from onepass import _core, runtime
-from onepass._hyperparameters import (
-    check_setting,
-    resolve_one,
-    same_settings,
-)
+from onepass._hyperparameters import check_setting, resolve_one, same_settings
 from onepass._memory import state_like
 from onepass._typing import Array, Grads, Params, Schedule
 from onepass.optim import _checkpoint, _stages, _state
@@ -308,11 +304,12 @@ class Optimizer(Rule):
         threads = runtime.resolve_num_threads(num_threads)
         leaves = self._bound if grads is None else self._mirror(grads)
         assert leaves is not None
-        for index, leaf in enumerate(leaves):
-            if leaf is not None and self._sums[index] is None:
+        taking = [index for index, leaf in enumerate(leaves) if leaf is not None]
+        for index in taking:
+            if self._sums[index] is None:
                 self._sums[index] = state_like(self._params[index])
         # The rule that adds the gradient to the parameter, on the sums.
-        jobs: list[_core.Job] = [(_core.copy_limit, 0, range(len(leaves)))]
+        jobs: list[_core.Job] = [(_core.copy_limit, 0, taking)]
         states: list[tuple[Any, ...]] = [()] * len(leaves)
         counters = self._gathered
         kind = _ZEROED if self.zero_grad else _ANY
