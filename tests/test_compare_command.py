@@ -244,7 +244,7 @@ class TestCommand:
         assert cli.main(["compare", "--out", str(out)]) == 1
         written = capsys.readouterr()
         install = "python -m pip install 'onepass[compare]'"
-        assert written.err == f"onepass compare needs {distribution}: {install}\n"
+        assert written.err == f"onepass: needs {distribution}: {install}\n"
         assert not written.out
         assert not out.exists()
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from onepass import __version__, compare, runtime
+from onepass._extras import MissingExtraError
 
 INTERRUPTED = 130  # as a shell reports a process that Ctrl-C ended
 
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("onepass: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except OSError as error:  # a folder that cannot be written, a full disk
+    except (OSError, MissingExtraError) as error:  # a folder that cannot be written, a full disk
         print(f"onepass: {error}", file=sys.stderr)
         return 1
     return code
@@ -36,14 +37,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"onepass {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command")
-    for name, run, summary in (
-        ("compare", compare.run, "train one network with every optimizer and report"),
-        ("info", _info, "version, compiler, instruction sets and threads, and why these"),
-    ):
-        command = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
-        command.set_defaults(run=run)
-        if name == "compare":
-            compare.add_arguments(command)
+
+    def add(name: str, summary: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
+
+    compare.add_command(add("compare", "train one network with every optimizer and report"))
+    summary = "version, compiler, instruction sets and threads, and why these"
+    add("info", summary).set_defaults(run=_info)
     return parser
 
 

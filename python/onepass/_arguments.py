@@ -1,0 +1,58 @@
+"""Types of the command line's arguments.
+
+argparse puts the argument's name before the message: ``argument --lr: expected ..., got ...``.
+"""
+
+import math
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Iterable
+
+
+def integer(low: int) -> Callable[[str], int]:
+    """Return the type of integers from `low` on."""
+
+    def convert(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = low - 1
+        if number < low:
+            raise ArgumentTypeError(f"expected an integer >= {low}, got {text!r}")
+        return number
+
+    return convert
+
+
+def positive(text: str) -> float:
+    """Return a finite number above 0."""
+    number = _number(text)
+    if not 0 < number < math.inf:
+        raise ArgumentTypeError(f"expected a finite number > 0, got {text!r}")
+    return number
+
+
+def positive_or_inf(text: str) -> float:
+    """Return a number above 0, perhaps infinite."""
+    number = _number(text)
+    if not number > 0:
+        raise ArgumentTypeError(f"expected a number > 0 or inf, got {text!r}")
+    return number
+
+
+def one_of(names: Iterable[str]) -> Callable[[str], str]:
+    """Return the type of these names, in whatever case they are written."""
+    known = {name.lower(): name for name in names}
+
+    def convert(text: str) -> str:
+        if text.lower() not in known:
+            raise ArgumentTypeError(f"expected one of {', '.join(known.values())}, got {text!r}")
+        return known[text.lower()]
+
+    return convert
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
