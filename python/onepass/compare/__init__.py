@@ -1,6 +1,7 @@
 """`onepass compare`: one network, one data set, one budget, every optimizer."""
 
 import argparse
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from onepass._arguments import integer, one_of, positive, positive_or_inf
 from onepass._extras import require
+from onepass._progress import Show, progress
 from onepass.compare import report
 from onepass.compare.contenders import contenders
 from onepass.compare.data import digits
@@ -92,13 +94,18 @@ def run(args: argparse.Namespace) -> int:
     budget = Budget(args.epochs, args.batch_size, args.seed, args.max_grad_norm, args.schedule)
     split = digits(np.random.default_rng(args.seed))
     runs = list(product(chosen.values(), (True, False) if args.batch_norm else (False,)))
-    with report.progress(len(runs), budget.steps(split)) as begin:
-        results = [
-            train(contender, split, budget, begin(contender.name), batch_norm=batch_norm)
-            for contender, batch_norm in runs
-        ]
+    results = []
+    with progress(len(runs) * budget.steps(split), "steps") as show:
+        for number, (contender, batch_norm) in enumerate(runs):
+            before = number * budget.steps(split)
+            shown = partial(_show_run, show, before, contender.name)
+            results.append(train(contender, split, budget, shown, batch_norm=batch_norm))
     comparison = Comparison(budget, split, results)
     report.print_table(comparison)
     for path in report.write(comparison, args.out):
         print(path)
     return 0
+
+
+def _show_run(show: Show, before: int, name: str, step: int) -> None:
+    show(before + step, name)

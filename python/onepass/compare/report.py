@@ -2,57 +2,16 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 from onepass import runtime
 from onepass.compare.network import count_parameters
 from onepass.compare.picture import NAMES, draw
-from onepass.compare.training import Budget, Comparison, Result, Show, layer_sizes
+from onepass.compare.training import Budget, Comparison, Result, layer_sizes
 
 GOAL = 0.95
-SECONDS_BETWEEN_FRAMES = 0.1
-
-
-@contextmanager
-def progress(runs: int, steps: int) -> Iterator[Callable[[str], Show]]:
-    """Show one progress bar over all runs; begin each by calling the result with its name."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description:<9}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("steps"),
-        TimeElapsedColumn(),
-    )
-    # Drawn between the steps that are timed: a thread of its own would take time from them.
-    bar = Progress(*columns, console=console, auto_refresh=False, disable=not console.is_terminal)
-    task = bar.add_task("", total=runs * steps)
-    done = -steps
-    drawn = 0.0
-
-    def begin(name: str) -> Show:
-        nonlocal done
-        done += steps
-        bar.update(task, description=name)
-        return show
-
-    def show(step: int) -> None:
-        nonlocal drawn
-        bar.update(task, completed=done + step)
-        if perf_counter() - drawn > SECONDS_BETWEEN_FRAMES:
-            bar.refresh()
-            drawn = perf_counter()
-
-    with bar:
-        yield begin
-        bar.update(task, description="done", completed=runs * steps)
 
 
 def print_table(comparison: Comparison) -> None:
