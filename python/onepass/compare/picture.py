@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onepass._picture import COLOURS, new_figure
 from onepass.compare.training import Comparison, Measurement, Result, layer_sizes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, which the colour-blind can tell apart, but for the yellow, too light for
-# lines on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--")  # in turn, so that one of two lines that coincide shows the other
 NAMES = {True: "with batch norm", False: "without batch norm"}
 
@@ -30,13 +28,9 @@ ROWS: dict[str, tuple[float, Quantity]] = {
 
 def draw(comparison: Comparison, path: Path) -> None:
     """Draw a column of panels for each of `Comparison.variants`, into a PNG file."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns = len(comparison.variants)
     heights = [height for height, _ in ROWS.values()]
-    figure = Figure(figsize=(5.5 * columns, 9), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)  # draws without a display
+    figure = new_figure(5.5 * columns, 9)
     panels = figure.subplots(
         len(heights), columns, sharex=True, sharey="row", squeeze=False, height_ratios=heights
     )
