@@ -7,6 +7,7 @@ from numbers import Real
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 
 class Check(Protocol):
@@ -169,3 +170,14 @@ def resolve_one(checks: Checks, name: str, value: Any, completed: int) -> Any:
     if callable(value):
         value = check_setting(checks, name, value)(completed)
     return checks[name](name, value)
+
+
+def check_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
+    """Return the dtype, or raise where the kernels do not compute in it."""
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        found = None
+    if found not in (np.float32, np.float64):
+        raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}")
+    return found

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onepass import _core, runtime
-from onepass._hyperparameters import Flag
+from onepass._hyperparameters import Flag, check_dtype
 from onepass._typing import Array
 from onepass.batchnorm.functional import CHECKS, check_axis
 
@@ -134,7 +134,7 @@ class BatchNorm:
         self.affine = Flag()("affine", affine)
         self.track_running_stats = Flag()("track_running_stats", track_running_stats)
         self.relu = Flag()("relu", relu)
-        self.dtype = _check_dtype(dtype)
+        self.dtype = check_dtype(dtype)
         self._forward: _Forward | None = None
         if self.affine:
             self.weight, self.bias = self._vector(1), self._vector(0)
@@ -435,13 +435,3 @@ def _check_num_features(num_features: int) -> int:
     if num_features < 1:
         raise ValueError(f"num_features: expected an integer >= 1, got {num_features}")
     return int(num_features)
-
-
-def _check_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
-    try:
-        found = np.dtype(dtype)
-    except TypeError:
-        found = None
-    if found not in (np.float32, np.float64):
-        raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}")
-    return found

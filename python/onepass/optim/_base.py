@@ -522,8 +522,9 @@ class Optimizer(Rule):
             `nonfinite`, `zero_grad` and `skipped_steps`. Beside the rule's arrays stand
             ``"average"``, with ``"averaged"``, its steps, and ``"accumulated"``. A key is the
             parameter's name in a mapping (dotted where nested), else its index. A group holds its
-            hyperparameters, the keys of its parameters and ``"step"``, the steps completed; a
-            schedule is code and stands there as None.
+            hyperparameters, the keys of its parameters and ``"step"``, the steps completed. A
+            schedule is code and stands there as None, or as the list of the memories in it (see
+            `onepass.schedules`).
         """
         return _state.state_dict(self)
 
@@ -531,7 +532,8 @@ class Optimizer(Rule):
         """Continue the run that `state_dict` was taken from.
 
         Takes PyTorch's own dictionaries too (its CPU tensors as NumPy arrays). Hyperparameters
-        and step options are taken over; where this optimizer has a schedule, the schedule stays.
+        and step options are taken over; where this optimizer has a schedule, the schedule stays,
+        and takes over the memory that was saved with one.
 
         Raises
         ------

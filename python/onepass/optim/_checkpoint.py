@@ -2,11 +2,12 @@
 
 import json
 import os
-import secrets
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from onepass._files import write_atomically
 
 _FORMAT = 1
 
@@ -29,21 +30,7 @@ def write(path: str | os.PathLike[str], kind: str, state_dict: dict[str, Any]) -
     }
     arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
 
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        if target.exists():
-            temporary.chmod(target.stat().st_mode & 0o777)
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_directory(target.parent)
+    write_atomically(path, lambda file: np.savez(file, **arrays))
 
 
 def read(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
@@ -70,13 +57,3 @@ def read(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
     if saved_kind != kind:
         raise ValueError(f"path: expected a checkpoint of {kind}, got one of {saved_kind}")
     return {"state": state, **rest}
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make the new name survive a power cut, where the system lets a directory be synced."""
-    if os.name == "posix":
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
+from copy import deepcopy
+from itertools import starmap
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +16,7 @@ from onepass._memory import state_like
 from onepass._typing import Array
 from onepass.optim._stages import CHECKS, averages
 from onepass.optim._table import ROWS, options_of, states_of
+from onepass.schedules._base import Remembering, remembering
 
 if TYPE_CHECKING:
     from onepass.optim._base import Optimizer
@@ -70,8 +74,13 @@ def state_dict(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def _saved(check: Check, name: str, value: Any) -> Any:
-    """Return a setting as it is saved. A schedule is code; where None is a value it has a word."""
+    """Return a setting as it is saved: of a schedule, which is code, only what it remembers.
+
+    One without a memory is None; where that is a value, a word.
+    """
     if callable(value):
+        if memories := [dict(schedule.state_dict()) for schedule in remembering(value)]:
+            return memories
         return _SCHEDULE if isinstance(check, Maybe) else None
     return check(name, value)
 
@@ -127,19 +136,21 @@ def load_state_dict(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
     )
     own = _step_options(optimizer, saved.get("step_options", {}))
     counters[-1] = _count(own.pop("skipped_steps", 0), "step_options: skipped_steps")
-    # One call, so that not even an interrupt sees a part of it.
-    optimizer.__dict__.update(
-        own,
-        param_groups=groups,
-        _counters=counters,
-        _gathered=gathered,
-        _sums=gathers,
-        _planned=None,
-        _average_from=average_from,
-        _state=arrays,
-        _options=options,
-        _seen=[None] * len(groups),
-    )
+    changes = {
+        **own,
+        "param_groups": groups,
+        "_counters": counters,
+        "_gathered": gathered,
+        "_sums": gathers,
+        "_planned": None,
+        "_average_from": average_from,
+        "_state": arrays,
+        "_options": options,
+        "_seen": [None] * len(groups),
+    }
+    updates = [*_remembered(optimizer, saved), (optimizer.__dict__, changes)]
+    # One native call, so that not even an interrupt sees a part of it.
+    deque(starmap(dict.update, updates), maxlen=0)
 
 
 def _check_kinds(saved: Mapping[str, Any]) -> None:
@@ -190,10 +201,39 @@ def _setting(checks: Checks, name: str, value: Any, live: Mapping[str, Any], lab
         raise ValueError(f"{label}: expected the settings {', '.join(checks)}, got {name!r}")
     if callable(live[name]):
         return live[name]
-    if value == _SCHEDULE or (value is None and not isinstance(checks[name], Maybe)):
+    is_memory = checks[name].schedulable and isinstance(value, list)
+    has_no_value = value is None and not isinstance(checks[name], Maybe)
+    if is_memory or has_no_value or value == _SCHEDULE:
         raise ValueError(f"{label}: expected a schedule for {name!r}, as in the saved run")
     plain = value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
     return check_setting(checks, name, plain)
+
+
+def _remembered(
+    optimizer: Optimizer, saved: Mapping[str, Any]
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Return the attributes of each schedule that has a saved memory, and what they become."""
+    loaded: dict[int, tuple[Remembering, Remembering, Any]] = {}
+    places = [
+        *zip(saved["param_groups"], optimizer.param_groups, strict=True),
+        (saved.get("step_options", {}), optimizer.__dict__),
+    ]
+    for settings, live in places:
+        for name, memories in settings.items():
+            schedules = remembering(live.get(name)) if isinstance(memories, list) else []
+            if not schedules:  # of others, the saved memory is of no use
+                continue
+            if len(memories) != len(schedules):
+                expected = f"the memory of {len(schedules)} schedules"
+                raise ValueError(f"{name}: expected {expected}, got {len(memories)}")
+            for schedule, memory in zip(schedules, memories, strict=True):
+                fresh = schedule, deepcopy(schedule), memory
+                _, twin, known = loaded.setdefault(id(schedule), fresh)
+                if known != memory:
+                    expected = f"the memory {known}, as elsewhere for the same schedule"
+                    raise ValueError(f"{name}: expected {expected}, got {memory}")
+                twin.load_state_dict(memory)  # checks it
+    return [(vars(schedule), vars(twin)) for schedule, twin, _ in loaded.values()]
 
 
 def _matching_keys(saved_group: Mapping[str, Any], own: list[Any], label: str) -> list[Any]:

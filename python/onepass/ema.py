@@ -1,0 +1,370 @@
+"""Exponential moving averages of a series, and what there is to know about them.
+
+The average that momentum, RMSprop and Adam keep of the gradients, on its own: its values, its
+weights, how far it looks back, and a picture of it beside the simple moving average.
+
+>>> import onepass as op
+>>> print(op.ema.expanded(0.9, 3))
+m_3 = 0.1 g_3 + 0.09 g_2 + 0.081 g_1
+>>> round(op.ema.window(0.9), 6)
+10.0
+"""
+
+import math
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from onepass._hyperparameters import DECAY_RATE, Flag, Whole
+from onepass._picture import COLOURS, new_figure
+from onepass._typing import Array
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["average", "expanded", "picture", "simple", "weights", "window"]
+
+_SHARE = 0.95  # of all weight; how much of it the picture looks for
+
+
+def average(
+    series: npt.ArrayLike,
+    beta: float,
+    bias_correction: bool = False,
+    initial: npt.ArrayLike = 0.0,
+) -> Array:
+    r"""Return the exponential moving average of a series.
+
+    .. math:: m_t = \beta m_{t-1} + (1 - \beta) g_t, \qquad t = 1, 2, \ldots
+
+    and with `bias_correction` :math:`\hat m_t = m_t / (1 - \beta^t)`.
+
+    Begun at 0 the average is too small at first: for any series whose values have one mean,
+
+    .. math:: E[m_t] = E[g] (1 - \beta^t)
+
+    because its weights :math:`(1 - \beta) \beta^k`, for :math:`k < t`, sum to
+    :math:`1 - \beta^t`. The correction divides by that sum.
+
+    Parameters
+    ----------
+    series : array_like
+        :math:`g_1, g_2, \ldots` along its first axis. Floating arrays keep their dtype, others
+        become float64.
+    beta : float in [0, 1)
+    bias_correction : bool
+        Needs to begin at 0.
+    initial : float or array_like
+        :math:`m_0`, a number or of one element's shape.
+
+    Returns
+    -------
+    ndarray
+        The averages :math:`m_1, m_2, \ldots`, of the series' shape.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is out of range.
+
+    Notes
+    -----
+    Differs from
+
+    * pandas: ``Series.ewm(alpha=1 - beta, adjust=True).mean()`` is the corrected one. With
+      ``adjust=False`` it begins as the first value: ``initial=series[0]``.
+    * optax: ``ema(decay, debias)`` computes the same, a step at a time.
+
+    References
+    ----------
+    D. P. Kingma and J. Ba, "Adam: a method for stochastic optimization", ICLR 2015,
+    arXiv:1412.6980, section 3.
+
+    Examples
+    --------
+    >>> import onepass as op
+    >>> op.ema.average([8.0, 8.0, 8.0], beta=0.5)
+    array([4., 6., 7.])
+    >>> op.ema.average([8.0, 8.0, 8.0], beta=0.5, bias_correction=True)
+    array([8., 8., 8.])
+    """
+    values = _series(series)
+    beta = DECAY_RATE("beta", beta)
+    corrects = Flag()("bias_correction", bias_correction)
+    current = _initial(initial, values)
+    if corrects and current.any():
+        raise ValueError(f"initial: expected 0 for bias_correction, got {initial!r}")
+    averages = np.empty_like(values)
+    for t, value in enumerate(values):
+        current = beta * current + (1 - beta) * value
+        averages[t] = current / (1 - beta ** (t + 1)) if corrects else current
+    return averages
+
+
+def weights(beta: float, n: int) -> Array:
+    r"""Return the weights of the newest n values in the average, the newest first.
+
+    .. math:: w_k = (1 - \beta) \beta^k, \qquad k = 0, \ldots, n - 1
+
+    They sum to :math:`1 - \beta^n`.
+
+    Parameters
+    ----------
+    beta : float in [0, 1)
+    n : int >= 1
+
+    Returns
+    -------
+    ndarray of float64, shape (n,)
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is out of range.
+
+    Examples
+    --------
+    >>> import onepass as op
+    >>> op.ema.weights(0.5, 3)
+    array([0.5  , 0.25 , 0.125])
+    """
+    beta = DECAY_RATE("beta", beta)
+    powers: Array = beta ** np.arange(Whole(1)("n", n), dtype=float)
+    return (1 - beta) * powers
+
+
+def window(beta: float) -> float:
+    r"""Return how many values the average is said to look back.
+
+    .. math:: n_\text{eff} = \frac{1}{1 - \beta} = \sum_{k \ge 0} \beta^k
+
+    A constant weight as large as the newest one's would be used up after so many. In fact the
+    newest :math:`n_\text{eff}` values have :math:`1 - \beta^{n_\text{eff}}` of the weight, about
+    :math:`1 - 1/e = 63\,\%`; 95 % takes three times as many.
+
+    Parameters
+    ----------
+    beta : float in [0, 1)
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    TypeError, ValueError
+        If beta is out of range.
+
+    Examples
+    --------
+    >>> import onepass as op
+    >>> op.ema.window(0.75)
+    4.0
+    """
+    return 1 / (1 - DECAY_RATE("beta", beta))
+
+
+def expanded(beta: float, n: int) -> str:
+    r"""Return the n-th average as a sum of the values, written out.
+
+    .. math:: m_n = (1 - \beta) \sum_{k=0}^{n-1} \beta^k g_{n-k}
+
+    Parameters
+    ----------
+    beta : float in [0, 1)
+    n : int >= 1
+
+    Returns
+    -------
+    str
+        With each weight to four digits; begun at 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is out of range.
+
+    Examples
+    --------
+    >>> import onepass as op
+    >>> op.ema.expanded(0.75, 2)
+    'm_2 = 0.25 g_2 + 0.1875 g_1'
+    """
+    terms = [f"{weight:.4g} g_{n - k}" for k, weight in enumerate(weights(beta, n))]
+    return f"m_{n} = {' + '.join(terms)}"
+
+
+def simple(series: npt.ArrayLike, window: int) -> Array:
+    r"""Return the simple moving average of a series.
+
+    .. math:: s_t = \frac{1}{n} \sum_{k=0}^{n-1} g_{t-k}, \qquad t \ge n
+
+    Parameters
+    ----------
+    series : array_like
+        :math:`g_1, g_2, \ldots` along its first axis; see `average`.
+    window : int >= 1
+        :math:`n`.
+
+    Returns
+    -------
+    ndarray
+        Of the series' shape. The first :math:`n - 1`, which have too few values before them, are
+        NaN, as in pandas' ``rolling``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is out of range.
+
+    Examples
+    --------
+    >>> import onepass as op
+    >>> op.ema.simple([1.0, 3.0, 5.0, 7.0], window=2)
+    array([nan,  2.,  4.,  6.])
+    """
+    values = _series(series)
+    size = Whole(1)("window", window)
+    averages = np.full_like(values, np.nan)
+    if len(values) >= size:
+        slices = np.lib.stride_tricks.sliding_window_view(values, size, axis=0)
+        averages[size - 1 :] = slices.mean(axis=-1)
+    return averages
+
+
+def picture(series: npt.ArrayLike, beta: float, path: str | os.PathLike[str]) -> None:
+    r"""Draw what an exponential average makes of a series, in four panels.
+
+    The data with the average, the corrected one and the simple one of the same window; the weights
+    of both kinds; how far the data and the others are from the average; and the cumulated weight,
+    :math:`1 - \beta^n`, with the number of values that it takes to 95 %.
+
+    Parameters
+    ----------
+    series : array_like, shape (n,)
+        Two values at least.
+    beta : float in [0, 1)
+    path : str or path
+        The picture's, with an ending that matplotlib knows: ``.png``, ``.svg``, ``.pdf``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is out of range.
+    MissingExtraError
+        Without matplotlib: ``pip install 'onepass[plot]'``.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> import onepass as op
+    >>> noise = np.random.default_rng(0).normal(size=100)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     op.ema.picture(1 + noise, beta=0.9, path=f"{folder}/ema.png")
+    """
+    values = _series(series)
+    if values.ndim != 1 or len(values) < 2:
+        raise ValueError(f"series: expected one axis of 2 values or more, got {values.shape}")
+    beta = DECAY_RATE("beta", beta)
+    size = max(1, round(window(beta)))
+    averages = {
+        "exponential, from 0": average(values, beta),
+        "bias-corrected": average(values, beta, bias_correction=True),
+        f"simple, of {size:,}": simple(values, size),
+    }
+    figure = new_figure(11, 7)
+    (over_data, weighted), (differing, cumulated) = figure.subplots(2, 2)
+    figure.suptitle(rf"$\beta$ = {beta:g}: an effective window of {window(beta):,.4g}")
+    _draw_series(over_data, values, averages)
+    _draw_differences(differing, values, *averages.values())
+    _draw_weights(weighted, beta, size)
+    _draw_cumulated(cumulated, beta, size)
+    for axes in figure.axes:
+        axes.grid(alpha=0.3)
+        axes.locator_params("x", integer=True)
+    handles, labels = over_data.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.savefig(path)
+
+
+_DATA = "0.7"
+_EXPONENTIAL, _CORRECTED, _SIMPLE = COLOURS[:3]
+
+
+def _draw_series(axes: "Axes", values: Array, averages: Mapping[str, Array]) -> None:
+    steps = np.arange(1, len(values) + 1)
+    styles = zip((_EXPONENTIAL, _CORRECTED, _SIMPLE), ("-", "--", "-"), strict=True)
+    axes.plot(steps, values, color=_DATA, lw=0.8, label="data")
+    for (name, each), (colour, dashes) in zip(averages.items(), styles, strict=True):
+        axes.plot(steps, each, color=colour, ls=dashes, label=name)
+    axes.set(title="The data and its averages", xlabel="step t")
+
+
+def _draw_differences(
+    axes: "Axes", values: Array, exponential: Array, corrected: Array, moving: Array
+) -> None:
+    steps = np.arange(1, len(values) + 1)
+    axes.plot(steps, values - exponential, color=_DATA, lw=0.8)
+    axes.plot(steps, corrected - exponential, color=_CORRECTED, ls="--")
+    axes.plot(steps, moving - exponential, color=_SIMPLE)
+    axes.axhline(0, color=_EXPONENTIAL)
+    axes.set(title="Their difference from the exponential average", xlabel="step t")
+
+
+def _draw_weights(axes: "Axes", beta: float, size: int) -> None:
+    ages = _counts(beta)
+    axes.plot(ages, (1 - beta) * beta**ages, color=_EXPONENTIAL)
+    axes.step(ages, (ages < size) / size, where="post", color=_SIMPLE)
+    title = r"The weights: $(1 - \beta)\,\beta^k$"
+    axes.set(title=title, xlabel="age of the value k", ylim=(0, None))
+
+
+def _draw_cumulated(axes: "Axes", beta: float, size: int) -> None:
+    counts = _counts(beta)
+    reached = _reached(beta)
+    axes.plot(counts, 1 - beta**counts, color=_EXPONENTIAL)
+    axes.plot(counts, np.minimum(counts / size, 1), color=_SIMPLE)
+    axes.axhline(_SHARE, color="0.3", ls=":")
+    axes.vlines(reached, 0, 1 - beta**reached, color="0.3", ls=":")
+    axes.plot(reached, 1 - beta**reached, "o", color="0.3")
+    axes.annotate(
+        f"{_SHARE:.0%} of the weight is\non the newest {reached:,}",
+        (reached, 0.3),
+        xytext=(6, 0),
+        textcoords="offset points",
+    )
+    title = r"The weights' sum: $1 - \beta^n$"
+    axes.set(title=title, xlabel="newest values n", ylim=(0, 1.05))
+
+
+def _reached(beta: float) -> int:
+    """Return how many of the newest values have that share of the weight."""
+    return math.ceil(math.log(1 - _SHARE) / math.log(beta)) if beta > 1 - _SHARE else 1
+
+
+def _counts(beta: float) -> npt.NDArray[np.int_]:
+    """Return the ages that the panels of weights show, or as many of them as one can see."""
+    last = max(math.ceil(1.6 * _reached(beta)), 4)
+    return np.linspace(0, last, min(last, 1000) + 1, dtype=int)
+
+
+def _series(series: npt.ArrayLike) -> Array:
+    values = np.asarray(series)
+    if values.dtype.kind not in "iufb":
+        raise TypeError(f"series: expected real numbers, got dtype {values.dtype}")
+    if values.ndim == 0:
+        raise ValueError(f"series: expected an axis of steps, got {series!r}")
+    return values if values.dtype.kind == "f" else values.astype(float)
+
+
+def _initial(initial: npt.ArrayLike, values: Array) -> Array:
+    shape = values.shape[1:]
+    try:
+        return np.broadcast_to(np.asarray(initial, values.dtype), shape)
+    except (TypeError, ValueError):
+        expected = f"a number, or an array of shape {shape}"
+        raise ValueError(f"initial: expected {expected}, got {initial!r}") from None

@@ -1,0 +1,102 @@
+"""What the schedules share: checked arguments, the call, interpolation, and who has a memory."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from onepass._hyperparameters import Check, Checks, Whole
+from onepass._typing import Schedule
+
+
+class BaseSchedule:
+    """A subclass is a dataclass; it says what its arguments may be, and the value at a step."""
+
+    checks: ClassVar[Checks]
+    """What values each argument may take."""
+
+    def __post_init__(self) -> None:
+        for name, check in self.checks.items():
+            checked = check(name, getattr(self, name))
+            object.__setattr__(self, name, checked)  # most are frozen
+
+    def __call__(self, step: int) -> float:
+        """Return the value after `step` completed steps, an integer >= 0."""
+        return self._value(Whole()("step", step))
+
+    def _value(self, step: int) -> float:
+        raise NotImplementedError
+
+    @property
+    def parts(self) -> Sequence[Schedule]:
+        """The schedules that this one is made of."""
+        return ()
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A schedule with a memory."""
+
+    def __call__(self, step: int, /) -> float: ...
+
+    def state_dict(self) -> Mapping[str, Any]: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], /) -> None: ...
+
+
+def remembering(schedule: object) -> list[Remembering]:
+    """Return those that have a memory, of a schedule and its parts; of all else none."""
+    if isinstance(schedule, Remembering):
+        return [schedule]
+    parts = schedule.parts if isinstance(schedule, BaseSchedule) else ()
+    return [found for part in parts for found in remembering(part)]
+
+
+def between(start: float, end: float, progress: float) -> float:
+    """Return the value on the line from `start` to `end`, exact at both of them."""
+    return (1 - progress) * start + progress * end
+
+
+@dataclass(frozen=True)
+class AnySchedule:
+    """A schedule."""
+
+    schedulable: bool = False
+
+    def __call__(self, name: str, value: Any) -> Schedule:
+        if not callable(value):
+            raise TypeError(f"{name}: expected a schedule, got {value!r}")
+        schedule: Schedule = value
+        return schedule
+
+
+@dataclass(frozen=True)
+class Several:
+    """A sequence of values of one kind."""
+
+    kind: Check
+    schedulable: bool = False
+
+    def __call__(self, name: str, value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise TypeError(f"{name}: expected a sequence, got {value!r}")
+        return tuple(self.kind(f"{name}[{i}]", each) for i, each in enumerate(value))
+
+
+@dataclass(frozen=True)
+class Boundaries:
+    """The steps at which a part ends and the next one begins."""
+
+    schedulable: bool = False
+
+    def __call__(self, name: str, value: Any) -> tuple[int, ...]:
+        steps = Several(Whole(1))(name, value)
+        if any(a >= b for a, b in pairwise(steps)):
+            raise ValueError(f"{name}: expected steps in increasing order, got {value!r}")
+        return steps
+
+
+def check_length(name: str, value: Sequence[Any], length: int) -> None:
+    """Raise if a sequence does not go with the boundaries."""
+    if len(value) != length:
+        raise ValueError(f"{name}: expected {length} for these boundaries, got {len(value)}")
