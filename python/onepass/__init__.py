@@ -12,7 +12,7 @@ array([ 0.9, -2.1])
 from importlib.metadata import version
 from pathlib import Path
 
-from onepass import _core, kernels, optim, runtime
+from onepass import _core, ema, init, kernels, line_search, optim, runtime, schedules, search
 from onepass._pack import pack
 from onepass.batchnorm import (
     BatchNorm,
@@ -38,12 +38,17 @@ __all__ = [
     "batch_norm_infer",
     "batch_norm_infer_backward",
     "batch_norm_train",
+    "ema",
     "get_include",
     "get_num_threads",
+    "init",
     "kernels",
+    "line_search",
     "optim",
     "pack",
     "runtime",
+    "schedules",
+    "search",
     "set_num_threads",
 ]
 
