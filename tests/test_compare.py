@@ -2,37 +2,47 @@
 
 import hashlib
 import math
-from itertools import product
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from onepass import optim
 from onepass.compare.contenders import contenders
-from onepass.compare.data import Split, digits, split
+from onepass.compare.data import DATA, split
+from onepass.compare.losses import CrossEntropy, SquaredError, loss_of
 from onepass.compare.network import Network, count_parameters
-from onepass.compare.training import SCHEDULES, Budget, Measurement, Result, train
+from onepass.compare.results import Comparison, Entry, Result, Spread
+from onepass.compare.schedules import SCHEDULES
+from onepass.compare.training import Measurement, Recipe, Run, Training
 
 SIZES = (5, 7, 6, 4)
-BRIEF = Budget(epochs=2)
+BRIEF = Recipe(epochs=2)
 both = pytest.mark.parametrize("batch_norm", [True, False], ids=["batch norm", "no batch norm"])
+losses = pytest.mark.parametrize("loss", [CrossEntropy(), SquaredError()], ids=lambda x: x.name)
 
 
-def ignore(_):
-    """Who trains in a test needs no progress bar."""
+def train(contender, recipe=BRIEF, *, batch_norm=False, seed=0):
+    """The result of a whole run."""
+    run = Run(contender, batch_norm, seed)
+    return Result.of(run, list(Training(run, recipe).epochs()))
 
 
-@pytest.fixture(scope="module")
-def data():
-    return digits(np.random.default_rng(0))
+def targets(loss, rng, rows=9, outputs=4):
+    """Some that the loss can take."""
+    if isinstance(loss, CrossEntropy):
+        return rng.integers(outputs, size=rows)
+    return rng.standard_normal((rows, outputs))
 
 
 class TestNetwork:
     @both
-    def test_gradient_is_that_of_central_differences(self, rng, batch_norm):
-        network = Network(SIZES, rng, np.float64, batch_norm)
+    @losses
+    def test_gradient_is_that_of_central_differences(self, rng, batch_norm, loss):
+        network = Network(SIZES, rng, loss, np.float64, batch_norm)
         network.params += 0.1 * rng.standard_normal(network.params.size)  # biases, too
-        images, labels = rng.standard_normal((9, 5)), rng.integers(4, size=9)
+        images, labels = rng.standard_normal((9, 5)), targets(loss, rng)
         grad = network.loss_and_grad(images, labels)[1].copy()
         h = 1e-6
         for i, value in enumerate(network.params):
@@ -44,20 +54,21 @@ class TestNetwork:
             assert grad[i] == pytest.approx((above - below) / (2 * h), abs=1e-8), i
 
     def test_without_batch_norm_the_loss_is_that_of_training(self, rng):
-        network = Network(SIZES, rng, np.float64, batch_norm=False)
+        network = Network(SIZES, rng, CrossEntropy(), np.float64, batch_norm=False)
         images, labels = rng.standard_normal((9, 5)), rng.integers(4, size=9)
-        assert network.loss_and_grad(images, labels)[0] == network.loss(images, labels)
+        assert network.loss_and_grad(images, labels)[0] == network.evaluate(images, labels)[0]
 
     @both
     def test_known_losses(self, rng, batch_norm):
         """Uniform is log(classes); a certain and wrong network loses the logits' difference."""
         images, labels = rng.standard_normal((9, 5)), rng.integers(4, size=9)
-        network = Network(SIZES, rng, np.float64, batch_norm)
+        network = Network(SIZES, rng, CrossEntropy(), np.float64, batch_norm)
         network.params[:] = 0
-        assert network.loss(images, labels) == pytest.approx(math.log(4), rel=1e-15)
+        assert network.evaluate(images, labels)[0] == pytest.approx(math.log(4), rel=1e-15)
         network.params[-4:] = [1e5, 0, 0, 0]  # exp would overflow
-        assert network.loss(images, np.ones(9, int)) == pytest.approx(1e5, rel=1e-15)
-        assert network.accuracy(images, np.array([0] * 6 + [1] * 3)) == pytest.approx(2 / 3)
+        assert network.evaluate(images, np.ones(9, int)) == pytest.approx((1e5, 0), rel=1e-15)
+        _, accuracy = network.evaluate(images, np.array([0] * 6 + [1] * 3))
+        assert accuracy == pytest.approx(2 / 3)
 
     @pytest.mark.parametrize(
         ("batch_norm", "count"),
@@ -67,7 +78,7 @@ class TestNetwork:
         ],
     )
     def test_parameters_and_gradients_lie_in_flat_aligned_vectors(self, rng, batch_norm, count):
-        network = Network(SIZES, rng, batch_norm=batch_norm)
+        network = Network(SIZES, rng, CrossEntropy(), batch_norm=batch_norm)
         assert count_parameters(SIZES, batch_norm) == count
         images = rng.standard_normal((3, 5)).astype(np.float32)
         before = images.copy()
@@ -81,7 +92,7 @@ class TestNetwork:
 
     def test_batch_norm_against_its_equations(self, rng):
         """All parameters by their place in the vector; training and evaluation by NumPy alone."""
-        network = Network((5, 7, 4), rng, np.float64)
+        network = Network((5, 7, 4), rng, CrossEntropy(), np.float64)
         ends = np.cumsum([5 * 7, 7, 7, 7 * 4])
         first, scale, shift, second, bias = np.split(network.params, ends)
         np.testing.assert_array_equal(scale, 1)
@@ -103,19 +114,19 @@ class TestNetwork:
         others = rng.standard_normal((9, 5))
         for _ in range(2):  # evaluation leaves them as they are
             expected = loss(others, labels, *running)
-            assert network.loss(others, labels) == pytest.approx(expected, rel=1e-12)
+            assert network.evaluate(others, labels)[0] == pytest.approx(expected, rel=1e-12)
 
     def test_evaluation_does_not_depend_on_the_batch(self, rng):
-        network = Network(SIZES, rng, np.float64)
+        network = Network(SIZES, rng, CrossEntropy(), np.float64)
         images, labels = rng.standard_normal((9, 5)), rng.integers(4, size=9)
         network.loss_and_grad(images, labels)
-        for measure in (network.loss, network.accuracy):
-            alone = [measure(images[i : i + 1], labels[i : i + 1]) for i in range(9)]
-            assert measure(images, labels) == pytest.approx(np.mean(alone), rel=1e-12)
+        alone = [network.evaluate(images[i : i + 1], labels[i : i + 1]) for i in range(9)]
+        together = network.evaluate(images, labels)
+        assert together == pytest.approx(np.mean(alone, axis=0), rel=1e-12)
 
     def test_same_weights_with_batch_norm_and_without(self):
         one, other = (
-            Network(SIZES, np.random.default_rng(7), batch_norm=batch_norm).params
+            Network(SIZES, np.random.default_rng(7), CrossEntropy(), batch_norm=batch_norm).params
             for batch_norm in (True, False)
         )
         np.testing.assert_array_equal(one[:35], other[:35])
@@ -123,40 +134,78 @@ class TestNetwork:
         np.testing.assert_array_equal(one[-28:], other[-28:])
 
     def test_he_initialisation(self, rng):
-        network = Network((400, 500), rng, np.float64)
+        network = Network((400, 500), rng, CrossEntropy(), np.float64)
         weights, biases = np.split(network.params, [400 * 500])
         assert weights.std() == pytest.approx(math.sqrt(2 / 400), rel=0.02)
         assert abs(weights.mean()) < 1e-3
         assert not biases.any()
 
 
+class TestLosses:
+    def test_squared_error_by_hand(self):
+        outputs, targets = np.array([[1.0], [2.0], [4.0]]), np.array([[1.0], [4.0], [1.0]])
+        value, grad = SquaredError().value_and_grad(outputs, targets)
+        assert value == SquaredError().value(outputs, targets) == (0 + 4 + 9) / 3 / 2
+        np.testing.assert_allclose(grad, [[0], [-2 / 3], [1]])
+        # mean of the targets 2: their squares about it are 1 + 4 + 1
+        assert SquaredError().score(outputs, targets) == pytest.approx(1 - 13 / 6)
+        assert SquaredError().score(np.full((3, 1), 2.0), targets) == 0
+        assert SquaredError().score(targets, targets) == 1
+
+    def test_each_data_set_has_its_own(self):
+        assert {data.name for data in DATA.values() if isinstance(loss_of(data), SquaredError)} == {
+            "diabetes"
+        }
+
+
 class TestData:
-    def test_digits(self, data):
-        assert data.train_images.shape == (1438, 64)
-        assert data.validation_images.shape == (359, 64)
-        assert data.train_images.dtype == np.float32
-        assert set(data.train_labels) == set(data.validation_labels) == set(range(10))
+    @pytest.mark.parametrize(
+        ("name", "train", "validation", "inputs"),
+        [
+            ("digits", 1438, 359, 64),
+            ("breast_cancer", 455, 114, 30),
+            ("wine", 142, 36, 13),
+            ("diabetes", 354, 88, 10),
+        ],
+    )
+    def test_tables(self, name, train, validation, inputs):
+        data, split = DATA[name], DATA[name].load(seed=0)
+        assert split.train_inputs.shape == (train, inputs)
+        assert split.validation_inputs.shape == (validation, inputs)
+        assert split.train_inputs.dtype == np.float32
+        if data.classes is None:
+            assert split.train_targets.shape == (train, 1)
+            assert split.train_targets.dtype == np.float32
+            assert split.train_targets.mean() == pytest.approx(0, abs=1e-6)
+            assert split.train_targets.std() == pytest.approx(1, rel=1e-6)
+        else:
+            labels = set(range(data.classes))
+            assert set(split.train_targets) == set(split.validation_targets) == labels
+
+    def test_all_are_tested(self):
+        (marker,) = self.test_tables.pytestmark
+        assert {case[0] for case in marker.args[1]} == set(DATA)
 
     def test_standardised_with_the_training_split_only(self, rng):
         images = 3 + 2 * rng.standard_normal((50, 6))
         images[:, 2] = 7  # a constant pixel
         rows = np.arange(50)  # labels that tell which image it is
         first = split(images, rows, np.random.default_rng(1))
-        assert sorted([*first.train_labels, *first.validation_labels]) == rows.tolist()
-        train_images = images[first.train_labels]
+        assert sorted([*first.train_targets, *first.validation_targets]) == rows.tolist()
+        train_images = images[first.train_targets]
         deviation = train_images.std(axis=0)
         deviation[2] = 1
         for part, of in (
-            (first.train_images, first.train_labels),
-            (first.validation_images, first.validation_labels),
+            (first.train_inputs, first.train_targets),
+            (first.validation_inputs, first.validation_targets),
         ):
             expected = (images[of] - train_images.mean(axis=0)) / deviation
             np.testing.assert_allclose(part, expected, rtol=1e-6, atol=1e-6)
             assert not part[:, 2].any()
-        images[first.validation_labels] *= 100
+        images[first.validation_targets] *= 100
         second = split(images, rows, np.random.default_rng(1))
-        np.testing.assert_array_equal(second.train_images, first.train_images)
-        assert not np.array_equal(second.validation_images, first.validation_images)
+        np.testing.assert_array_equal(second.train_inputs, first.train_inputs)
+        assert not np.array_equal(second.validation_inputs, first.validation_inputs)
 
 
 class TestContenders:
@@ -185,7 +234,7 @@ class TestContenders:
 
 
 class TestTraining:
-    def test_same_weights_and_batches_for_each(self, data, monkeypatch):
+    def test_same_weights_and_batches_for_each(self, monkeypatch):
         weights, batches = {True: set(), False: set()}, []
         original = Network.loss_and_grad
 
@@ -196,46 +245,37 @@ class TestTraining:
             return original(self, images, labels)
 
         monkeypatch.setattr(Network, "loss_and_grad", spy)
-        for contender, batch_norm in product(contenders().values(), (True, False)):
-            batches.append([])
-            train(contender, data, BRIEF, ignore, batch_norm=batch_norm)
+        for contender in contenders().values():
+            for batch_norm in (True, False):
+                batches.append([])
+                train(contender, batch_norm=batch_norm)
         assert len(batches[0]) == 2 * 23
         assert len(set(batches[0])) == len(batches[0])  # no batch comes twice
         assert all(each == batches[0] for each in batches)
         assert [len(each) for each in weights.values()] == [1, 1]
 
-    def test_an_epoch_shows_every_image_once(self, data):
-        rows = list(BRIEF.batches(data, np.random.default_rng(0)))
-        assert len(rows) == BRIEF.steps(data) == 2 * 23
-        for epoch in (rows[:23], rows[23:]):
-            assert sorted(np.concatenate(epoch)) == list(range(1438))
-            assert {len(batch) for batch in epoch[:-1]} == {64}
-
     @pytest.mark.parametrize(
         ("size", "steps"),
-        [(2, 719), (3, 479), (64, 23), (479, 3), (718, 3), (1437, 1), (1438, 1), (5000, 1)],
+        [(1, 1438), (2, 719), (3, 479), (64, 23), (479, 3), (1437, 1), (5000, 1), (None, 1)],
     )
-    def test_no_batch_of_one_row(self, data, size, steps):
-        """3, 479 and 1,437 would leave one of the 1,438 rows alone."""
-        budget = Budget(epochs=2, batch_size=size)
-        batches = list(budget.batches(data, np.random.default_rng(0)))
-        assert len(batches) == budget.steps(data) == 2 * steps
-        for epoch in (batches[:steps], batches[steps:]):
-            assert sorted(np.concatenate(epoch)) == list(range(1438))
-            *whole, last = map(len, epoch)
-            assert whole == [size] * (steps - 1)
-            assert 2 <= last <= size + 1
-
-    def test_batches_of_one_row_where_they_are_wanted(self, data):
-        batches = list(Budget(1, batch_size=1).batches(data, np.random.default_rng(0)))
-        assert [len(batch) for batch in batches] == [1] * 1438
+    def test_an_epoch_shows_every_row_once(self, size, steps):
+        """N, N / B and 1 steps: but no batch of one row, as 3, 479 and 1,437 would leave it."""
+        recipe = Recipe(batch_size=size)
+        assert recipe.steps_per_epoch(1438) == steps
+        batches = recipe.batches(1438, np.random.default_rng(0))
+        assert len(batches) == steps
+        assert sorted(np.concatenate(batches)) == list(range(1438))
+        *whole, last = map(len, batches)
+        assert whole == [size] * (steps - 1)
+        if size != 1:
+            assert 2 <= last <= (size or 1438) + 1
 
     @both
     @pytest.mark.parametrize("name", contenders())
-    def test_same_seed_same_bits(self, data, name, batch_norm):
+    def test_same_seed_same_bits(self, name, batch_norm):
         def curve(seed):
-            budget = Budget(epochs=2, seed=seed)
-            return train(contenders()[name], data, budget, ignore, batch_norm=batch_norm).curve
+            result = train(contenders()[name], batch_norm=batch_norm, seed=seed)
+            return [point[:-2] for point in result.curve]  # without the times
 
         first = curve(0)
         assert first == curve(0)
@@ -243,28 +283,32 @@ class TestTraining:
 
     @both
     @pytest.mark.parametrize("name", contenders())
-    def test_each_learns(self, data, name, batch_norm):
-        steps = []
-        result = train(contenders()[name], data, Budget(), steps.append, batch_norm=batch_norm)
-        assert result.batch_norm == batch_norm
+    def test_each_learns(self, name, batch_norm):
+        result = train(contenders()[name], Recipe(), batch_norm=batch_norm)
         assert result.diverged_at is None
-        assert result.final.validation_accuracy > 0.9
+        assert result.final.score > 0.9
         assert result.final.train_loss < 0.1 * result.curve[0].train_loss
+        assert result.final.validation_loss < result.curve[0].validation_loss
         assert result.steps_to(0.9) is not None
-        assert steps == [point.step for point in result.curve[1:]]
-        assert steps[-1] == 460
-        assert 0 < result.optimizer_seconds < result.total_seconds
+        assert [point.epoch for point in result.curve] == list(range(21))
+        assert [point.step for point in result.curve] == list(range(0, 461, 23))
+        assert 0 < result.final.update_seconds < result.final.seconds
+
+    @pytest.mark.parametrize("name", DATA)
+    def test_each_data_set_is_learnt(self, name):
+        recipe = Recipe(data=name, batch_size=32, hidden=(16,))
+        result = train(contenders()["AdamW"].with_lr(0.01), recipe, batch_norm=True)
+        assert result.steps_to(DATA[name].goal) is not None
 
     @both
-    def test_divergence_is_a_result(self, data, batch_norm):
-        diverging = contenders()["SGD"].with_lr(1e20)
-        result = train(diverging, data, BRIEF, ignore, batch_norm=batch_norm)
-        assert result.diverged_at is not None
+    def test_divergence_is_a_result(self, batch_norm):
+        result = train(contenders()["SGD"].with_lr(1e20), batch_norm=batch_norm)
+        assert result.diverged_at in (23, 46)
         assert result.final is None
         assert all(math.isfinite(point.train_loss) for point in result.curve)
 
     @both
-    def test_clipped_steps_by_hand(self, data, batch_norm, monkeypatch):
+    def test_clipped_steps_by_hand(self, batch_norm, monkeypatch):
         """The definitions of the norm, of clipping and of SGD, on the network's gradients."""
         limit, params, norms, expected = 0.7, [], [], []
         original = Network.loss_and_grad
@@ -277,20 +321,17 @@ class TestTraining:
             return loss, grad
 
         monkeypatch.setattr(Network, "loss_and_grad", spy)
-        budget = Budget(epochs=2, max_grad_norm=limit, schedule="constant")
-        result = train(
-            contenders()["SGD"].with_lr(0.25), data, budget, ignore, batch_norm=batch_norm
-        )
+        recipe = Recipe(epochs=2, max_grad_norm=limit, schedule="constant")
+        result = train(contenders()["SGD"].with_lr(0.25), recipe, batch_norm=batch_norm)
         np.testing.assert_allclose(params[1:], expected[:-1], rtol=1e-5, atol=1e-6)
-        groups = [norms[at : at + 5] for at in range(0, 46, 5)]
         assert 0 < sum(point.clipped for point in result.curve) < 46
-        for point, group in zip(result.curve[1:], groups, strict=True):
+        for point, group in zip(result.curve[1:], (norms[:23], norms[23:]), strict=True):
             assert point.grad_norm == pytest.approx(np.median(group), rel=1e-12)
             assert point.lr == 0.25
             assert point.clipped == sum(norm > limit for norm in group)
         assert result.clipped_share == np.mean(np.greater(norms, limit))
 
-    def test_the_recorded_rate_is_the_one_of_the_step(self, data, monkeypatch):
+    def test_the_recorded_rate_is_the_one_of_the_step(self, monkeypatch):
         """Without momentum a step's length is the rate times the gradient's norm, here 1e-3."""
         limit, params = 1e-3, []
         original = Network.loss_and_grad
@@ -300,37 +341,110 @@ class TestTraining:
             return original(self, images, labels)
 
         monkeypatch.setattr(Network, "loss_and_grad", spy)
-        budget = Budget(epochs=2, max_grad_norm=limit, schedule="cosine")
-        result = train(contenders()["SGD"], data, budget, ignore, batch_norm=False)
+        recipe = Recipe(epochs=3, max_grad_norm=limit, schedule="cosine")
+        result = train(contenders()["SGD"], recipe)
         assert result.clipped_share == 1
         lengths = np.linalg.norm(np.diff(params, axis=0), axis=1)
         for point in result.curve[1:-1]:
             assert point.lr == pytest.approx(lengths[point.step - 1] / limit, rel=1e-3)
 
-    def test_no_step_no_share(self):
-        result = Result(contenders()["SGD"], True, [Measurement(0, 2.0, 0.1)], 5, 0.0, 0.0)
-        assert result.clipped_share is None
+    def test_a_budget_of_seconds(self, monkeypatch):
+        """With a clock that ticks a second at every look, three looks a step."""
+        ticks = iter(range(10**6))
+        monkeypatch.setattr("onepass.compare.training.perf_counter", lambda: next(ticks))
+        recipe = Recipe(epochs=None, seconds=100.0)
+        result = train(contenders()["SGD"], recipe)
+        assert result.final.gradient_seconds == result.final.update_seconds == 50
+        assert [point.step for point in result.curve] == [0, 23, 46, 50]
+        # 2 of 100 seconds a step; the warm-up takes five, then it falls to a tenth.
+        rates = [point.lr for point in result.curve[1:]]
+        expected = [0.5 * (0.55 + 0.45 * math.cos(math.pi * (t - 5) / 95)) for t in (44, 90, 98)]
+        np.testing.assert_allclose(rates, expected, rtol=1e-3)
 
-    @pytest.mark.parametrize("steps", [1, 2, 19, 20, 21, 460])
+    @both
+    @pytest.mark.parametrize("name", contenders())
+    @pytest.mark.parametrize("schedule", ["cosine", "reduce_on_plateau"])
+    def test_it_goes_on_to_the_bit(self, name, batch_norm, schedule, tmp_path):
+        run = Run(contenders()[name], batch_norm, 0)
+        recipe = Recipe(data="wine", batch_size=32, epochs=6, schedule=schedule)
+        whole = Training(run, recipe)
+        expected = [point[:-2] for point in whole.epochs()]
+        first = Training(run, recipe)
+        epochs = first.epochs()
+        seen = [next(epochs)[:-2] for _ in range(4)]
+        first.optimizer.save(tmp_path / "optimizer.npz")
+        second = Training(run, recipe)
+        second.network.load_state_dict(first.network.state_dict())
+        second.optimizer.load(tmp_path / "optimizer.npz")
+        second.go_on_from(first.last)
+        assert [*seen, *(point[:-2] for point in second.epochs())] == expected
+        for key, array in second.network.state_dict().items():
+            np.testing.assert_array_equal(array, whole.network.state_dict()[key])
+
+    def test_reduce_on_plateau_hears_of_each_epoch(self):
+        """The lectures': halve it after an epoch whose validation error is worse than the last."""
+        recipe = Recipe(epochs=30, schedule="reduce_on_plateau")
+        curve = train(contenders()["SGD"], recipe).curve
+        rate, rates = 0.5, []
+        for before, point in pairwise(curve):
+            rates.append(rate)
+            # Its first report is that of the first epoch.
+            rate /= 2 if before.epoch and point.validation_loss > before.validation_loss else 1
+        assert [point.lr for point in curve[1:]] == rates
+        assert rates[-1] < 0.5
+
+    @pytest.mark.parametrize("steps", [21, 40, 460])
     def test_cosine(self, steps):
         """A straight line up over a twentieth of the steps, half a cosine down to a tenth."""
         schedule = SCHEDULES["cosine"](0.5, steps)
         rates = [schedule(step) for step in range(steps)]
         warmup = -(-steps // 20)
-        np.testing.assert_allclose(rates[:warmup], np.linspace(0, 0.5, warmup + 1)[1:])
-        wave = np.cos(np.linspace(0, np.pi, steps - warmup + 1))
-        np.testing.assert_allclose(rates[warmup:], 0.05 + 0.45 * (wave[1:] + 1) / 2)
+        rise = np.linspace(0.5 / warmup, 0.5, warmup, endpoint=False)
+        np.testing.assert_allclose(rates[:warmup], rise)
+        wave = np.cos(np.linspace(0, np.pi, steps - warmup))
+        np.testing.assert_allclose(rates[warmup:], 0.05 + 0.45 * (wave + 1) / 2)
 
-    def test_steps_to_an_accuracy(self):
-        curve = [Measurement(0, 2.0, 0.1), Measurement(5, 1.0, 0.95), Measurement(10, 0.5, 0.9)]
-        result = Result(contenders()["SGD"], True, curve, None, 0.0, 0.0)
+    @pytest.mark.parametrize("name", SCHEDULES)
+    def test_schedules_for_any_number_of_steps(self, name):
+        for steps in (*range(1, 50), 460):
+            schedule = SCHEDULES[name](0.5, steps)
+            rates = [schedule(step) for step in range(steps)]
+            assert all(0 <= rate <= 0.5 for rate in rates)
+        assert max(rates) == pytest.approx(0.5, rel=1e-3)
+        assert rates[-1] == 0.5 if name in ("constant", "reduce_on_plateau") else rates[-1] < 0.07
+
+
+START = Measurement(0, 0, 2.0, 2.0, 0.1, None, None, 0, 0.0, 0.0)
+"""As a curve begins."""
+
+
+class TestResults:
+    def test_no_step_no_share(self):
+        result = Result(Run(contenders()["SGD"], True, 0), [START], 5)
+        assert result.clipped_share is None
+
+    def test_steps_to_a_score(self):
+        curve = [START, START._replace(step=5, score=0.95), START._replace(step=10, score=0.9)]
+        result = Result(Run(contenders()["SGD"], True, 0), curve, None)
         assert result.steps_to(0.95) == 5
         assert result.steps_to(0.96) is None
 
-    def test_budget(self):
-        images, labels = np.zeros((100, 1), np.float32), np.zeros(100, int)
-        data = Split(images, labels, images, labels)
-        assert Budget(epochs=3, batch_size=30).steps(data) == 3 * 4
-        assert Budget(epochs=3, batch_size=1000).steps(data) == 3
-        assert Budget(batch_size=1000).measure_every(data) == 1
-        assert Budget(batch_size=1).measure_every(data) == 25
+    def test_mean_and_spread_over_the_seeds(self):
+        contender = contenders()["SGD"]
+
+        def result(seed, score, diverged_at=None):
+            curve = [START, START._replace(epoch=1, step=5, score=score)]
+            return Result(Run(contender, True, seed), curve, diverged_at)
+
+        entry = Entry(contender, True, [result(0, 0.7), result(1, 0.9), result(2, 0.3, 10)])
+        assert entry.diverged == 1
+        # The sample's standard deviation: sqrt((0.1**2 + 0.1**2) / (2 - 1)).
+        spread = entry.final(lambda point: point.score)
+        assert spread.mean == pytest.approx(0.8)
+        assert spread.deviation == pytest.approx(0.02**0.5)
+        assert entry.spread(lambda result: result.steps_to(0.7)) == Spread(5, 0)
+        assert entry.spread(lambda result: result.steps_to(0.8)) == Spread(5, None)
+        assert entry.spread(lambda result: result.steps_to(1)) is None
+        comparison = Comparison(Recipe(), [entry, replace(entry, batch_norm=False)])
+        assert comparison.seeds == [0, 1, 2]
+        assert comparison.variants == [True, False]

@@ -1,25 +1,26 @@
-"""`onepass compare`: one network, one data set, one budget, every optimizer."""
+"""`onepass compare`: one network, one data set, one budget, every optimizer, several seeds."""
 
 import argparse
-from functools import partial
-from itertools import product
+import sys
+from dataclasses import asdict
 from pathlib import Path
-
-import numpy as np
 
 from onepass._arguments import integer, one_of, positive, positive_or_inf
 from onepass._extras import require
-from onepass._progress import Show, progress
+from onepass._progress import progress
 from onepass.compare import report
 from onepass.compare.contenders import contenders
-from onepass.compare.data import digits
-from onepass.compare.training import SCHEDULES, Budget, Comparison, train
+from onepass.compare.data import DATA
+from onepass.compare.experiment import Experiment
+from onepass.compare.journal import Journal
+from onepass.compare.schedules import SCHEDULES
+from onepass.compare.training import Recipe
 
 
 def add_command(parser: argparse.ArgumentParser) -> None:
     """Make a parser this command's: its options, and what it runs."""
+    _add_recipe(parser)
     option = parser.add_argument
-    default = Budget()
     option(
         "--optimizer",
         nargs="+",
@@ -28,26 +29,85 @@ def add_command(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"which to train, in this order; all of them by default: {', '.join(contenders())}",
     )
+    rate = parser.add_mutually_exclusive_group().add_argument
+    rate("--lr", type=positive, help="for all of them; by default each has its own")
+    rate(
+        "--tune",
+        action="store_true",
+        help="let each find its learning rate first, from 1e-4 to 1 and then about the best, "
+        "with the same budget for each trial",
+    )
     option(
+        "--seed",
+        type=integer(0),
+        default=0,
+        help="the first, of the split, the weights and the batches (default: %(default)s)",
+    )
+    option(
+        "--seeds",
+        type=integer(1),
+        default=3,
+        metavar="N",
+        help="how many to train with, from the first on (default: %(default)s)",
+    )
+    option(
+        "--no-batch-norm",
+        dest="batch_norm",
+        action="store_false",
+        help="train without BatchNorm only; by default with it and without",
+    )
+    option(
+        "--out",
+        type=Path,
+        default=Path("onepass-compare"),
+        metavar="FOLDER",
+        help="where the report, the picture, the numbers and the log go (default: %(default)s)",
+    )
+    option(
+        "--resume",
+        action="store_true",
+        help="go on with what was interrupted; the other options must be as they were",
+    )
+    parser.set_defaults(run=run, refuse=parser.error)  # for what takes two arguments to see
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    option, default = parser.add_argument, Recipe()
+    option(
+        "--data",
+        type=one_of(DATA),
+        default=default.data,
+        metavar="NAME",
+        help=f"one of {', '.join(DATA)} (default: %(default)s)",
+    )
+    option(
+        "--hidden",
+        nargs="+",
+        type=integer(1),
+        default=default.hidden,
+        metavar="UNITS",
+        help=f"of each hidden layer (default: {' '.join(map(str, default.hidden))})",
+    )
+    budget = parser.add_mutually_exclusive_group().add_argument
+    budget(
         "--epochs",
         type=integer(1),
         default=default.epochs,
-        help="passes over the training images (default: %(default)s)",
+        help="passes over the training rows (default: %(default)s)",
     )
+    budget("--seconds", type=positive, help="of training, for each run, instead of epochs")
     option(
         "--batch-size",
-        type=integer(1),
+        type=_batch_size,
         default=default.batch_size,
-        help="images a step (default: %(default)s)",
+        help="rows a step, or all (default: %(default)s)",
     )
-    option("--lr", type=positive, help="for all of them; by default each has its own")
     option(
         "--schedule",
         type=one_of(SCHEDULES),
         default=default.schedule,
-        metavar=f"{{{','.join(SCHEDULES)}}}",
-        help="of the learning rate: as it is, or a warm-up to it, then a cosine down to a tenth "
-        "(default: %(default)s)",
+        metavar="NAME",
+        help=f"of the learning rate, one of {', '.join(SCHEDULES)} (default: %(default)s)",
     )
     option(
         "--max-grad-norm",
@@ -56,56 +116,71 @@ def add_command(parser: argparse.ArgumentParser) -> None:
         metavar="C",
         help="clip the gradient's norm to C; inf measures it only (default: %(default)s)",
     )
-    option(
-        "--seed",
-        type=integer(0),
-        default=default.seed,
-        help="of the split, the weights and the batches (default: %(default)s)",
-    )
-    option(
-        "--out",
-        type=Path,
-        default=Path("onepass-compare"),
-        metavar="FOLDER",
-        help="where the picture and the numbers go (default: %(default)s)",
-    )
-    option(
-        "--no-batch-norm",
-        dest="batch_norm",
-        action="store_false",
-        help="train without BatchNorm only; by default with it and without",
-    )
-    parser.set_defaults(run=run, refuse=parser.error)  # for what takes two arguments to see
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, print the table, write the picture and the numbers; return the exit code."""
+    """Train, print the table, write the report; return the exit code."""
     if args.batch_norm and args.batch_size == 1:
         args.refuse(
             "argument --batch-size: expected an integer >= 2 with batch norm "
-            "(--no-batch-norm allows 1), got '1'"
+            "(--no-batch-norm allows 1), got 1"
         )
-    require("compare", sklearn="scikit-learn", matplotlib="matplotlib", rich="rich")
-    args.out.mkdir(parents=True, exist_ok=True)  # if that fails, then before the training
-    known = contenders()
-    chosen = {name: known[name] for name in args.optimizer or known}
-    if args.lr is not None:
-        chosen = {name: contender.with_lr(args.lr) for name, contender in chosen.items()}
-    budget = Budget(args.epochs, args.batch_size, args.seed, args.max_grad_norm, args.schedule)
-    split = digits(np.random.default_rng(args.seed))
-    runs = list(product(chosen.values(), (True, False) if args.batch_norm else (False,)))
-    results = []
-    with progress(len(runs) * budget.steps(split), "steps") as show:
-        for number, (contender, batch_norm) in enumerate(runs):
-            before = number * budget.steps(split)
-            shown = partial(_show_run, show, before, contender.name)
-            results.append(train(contender, split, budget, shown, batch_norm=batch_norm))
-    comparison = Comparison(budget, split, results)
-    report.print_table(comparison)
-    for path in report.write(comparison, args.out):
+    require(
+        "compare", sklearn="scikit-learn", matplotlib="matplotlib", rich="rich", jinja2="jinja2"
+    )
+    experiment = _experiment(args)
+    try:
+        journal = Journal(args.out, _settings(experiment), resume=args.resume)
+    except ValueError as error:
+        args.refuse(str(error))
+    try:
+        with progress(experiment.total, "runs") as show:
+            experiment.run(journal, show)
+    except KeyboardInterrupt:
+        if experiment.comparison.entries:
+            report.write(experiment.comparison, args.out, args.command_line)
+        print("repeat the command with --resume to go on", file=sys.stderr)
+        raise
+    journal.finish()
+    report.print_table(experiment.comparison)
+    for path in report.write(experiment.comparison, args.out, args.command_line):
         print(path)
     return 0
 
 
-def _show_run(show: Show, before: int, name: str, step: int) -> None:
-    show(before + step, name)
+def _experiment(args: argparse.Namespace) -> Experiment:
+    recipe = Recipe(
+        data=args.data,
+        hidden=tuple(args.hidden),
+        epochs=None if args.seconds else args.epochs,
+        seconds=args.seconds,
+        batch_size=args.batch_size,
+        schedule=args.schedule,
+        max_grad_norm=args.max_grad_norm,
+    )
+    known = contenders()
+    chosen = [known[name] for name in dict.fromkeys(args.optimizer or known)]
+    if args.lr is not None:
+        chosen = [contender.with_lr(args.lr) for contender in chosen]
+    return Experiment(
+        recipe,
+        chosen,
+        variants=(True, False) if args.batch_norm else (False,),
+        seeds=range(args.seed, args.seed + args.seeds),
+        tune=args.tune,
+    )
+
+
+def _settings(experiment: Experiment) -> dict[str, object]:
+    """Return what makes two comparisons the same."""
+    return {
+        **asdict(experiment.recipe),
+        "optimizers": [[c.name, c.lr] for c in experiment.contenders],
+        "batch_norm": list(experiment.variants),
+        "seeds": list(experiment.seeds),
+        "tune": experiment.tune,
+    }
+
+
+def _batch_size(text: str) -> int | None:
+    return None if text == "all" else integer(1)(text)

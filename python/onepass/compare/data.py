@@ -1,6 +1,8 @@
-"""The data: 1,797 images of handwritten digits, and the split into training and validation."""
+"""The data: real tables that ship with scikit-learn, split into training and validation."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -10,31 +12,73 @@ from onepass._typing import Array
 
 VALIDATION_SHARE = 0.2
 
+Targets = npt.NDArray[Any]
+"""Class numbers, or for a regression a column of numbers."""
+
 
 @dataclass(frozen=True)
 class Split:
-    """Images as rows of pixels, with the digits they show."""
+    """Rows of inputs, standardised, with what is to be found from them."""
 
-    train_images: Array
-    train_labels: npt.NDArray[np.intp]
-    validation_images: Array
-    validation_labels: npt.NDArray[np.intp]
-
-
-def digits(rng: np.random.Generator) -> Split:
-    """Return scikit-learn's digits (8x8 pixels; they ship with it), split and standardised."""
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
-
-    images, labels = load_digits(return_X_y=True)
-    return split(images, labels, rng)
+    train_inputs: Array
+    train_targets: Targets
+    validation_inputs: Array
+    validation_targets: Targets
 
 
-def split(images: Array, labels: npt.NDArray[Any], rng: np.random.Generator) -> Split:
-    """Split at random, and standardise with what the training images alone tell."""
-    order = rng.permutation(len(images))
-    validation, train = np.split(order, [round(VALIDATION_SHARE * len(images))])
-    mean = images[train].mean(axis=0)
-    deviation = images[train].std(axis=0)
-    deviation[deviation == 0] = 1  # a pixel that never changes becomes 0
-    standard = ((images - mean) / deviation).astype(np.float32)
-    return Split(standard[train], labels[train], standard[validation], labels[validation])
+@dataclass(frozen=True)
+class Data:
+    """A data set."""
+
+    name: str
+    """scikit-learn's ``load_<name>`` returns it."""
+    rows: str
+    """What its rows are."""
+    classes: int | None
+    """None for a regression."""
+    goal: float
+    """A validation score worth reaching; the report says when it was."""
+
+    def load(self, seed: int) -> Split:
+        """Return the split of this seed."""
+        rng = np.random.default_rng(seed)
+        return split(*_table(self.name), rng, regression=self.classes is None)
+
+
+DATA: Mapping[str, Data] = {
+    data.name: data
+    for data in (
+        Data("digits", "images", classes=10, goal=0.95),
+        Data("breast_cancer", "tumours", classes=2, goal=0.95),
+        Data("wine", "wines", classes=3, goal=0.95),
+        Data("diabetes", "patients", classes=None, goal=0.4),
+    )
+}
+
+
+@cache  # reading the file takes longer than some trainings
+def _table(name: str) -> tuple[Array, Targets]:
+    from sklearn import datasets  # type: ignore[import-untyped]
+
+    inputs, targets = getattr(datasets, f"load_{name}")(return_X_y=True)
+    return inputs, targets
+
+
+def split(
+    inputs: Array, targets: Targets, rng: np.random.Generator, *, regression: bool = False
+) -> Split:
+    """Split at random, and standardise with what the training rows alone tell."""
+    order = rng.permutation(len(inputs))
+    validation, train = np.split(order, [round(VALIDATION_SHARE * len(inputs))])
+    inputs = _standardised(inputs, train)
+    if regression:
+        targets = _standardised(targets[:, None], train)
+    return Split(inputs[train], targets[train], inputs[validation], targets[validation])
+
+
+def _standardised(values: Array, train: npt.NDArray[np.intp]) -> Array:
+    mean = values[train].mean(axis=0)
+    deviation = values[train].std(axis=0)
+    deviation[deviation == 0] = 1  # a column that never changes becomes 0
+    standard: Array = ((values - mean) / deviation).astype(np.float32)
+    return standard

@@ -1,29 +1,31 @@
 """A small network in NumPy whose parameters lie in one flat vector, and its gradient likewise."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from onepass import init
 from onepass._memory import aligned_zeros
 from onepass._typing import Array
 from onepass.batchnorm import BatchNorm
-
-Labels = npt.NDArray[np.intp]
+from onepass.compare.data import Targets
+from onepass.compare.losses import Loss
 
 
 class Network:
-    """Linear layers with BatchNorm and ReLU between them, then softmax cross-entropy.
+    """Linear layers with BatchNorm and ReLU between them, then a loss.
 
     Parameters
     ----------
     sizes : sequence of int
-        Inputs, the units of each hidden layer, classes.
+        Inputs, the units of each hidden layer, outputs.
     rng : numpy.random.Generator
-        Draws the weights: normal, with variance 2 / inputs of the layer (He et al., 2015).
+        Draws the weights, He's.
+    loss : Loss
     dtype : float32 or float64
     batch_norm : bool
         Whether there is BatchNorm. A linear layer before it has no bias: the mean that BatchNorm
@@ -42,47 +44,60 @@ class Network:
         self,
         sizes: Sequence[int],
         rng: np.random.Generator,
+        loss: Loss,
         dtype: npt.DTypeLike = np.float32,
         batch_norm: bool = True,
     ) -> None:
+        self.loss = loss
         count = count_parameters(sizes, batch_norm)
         self.params = aligned_zeros(count, dtype)
         self.grads = aligned_zeros(count, dtype)
         self._layers = list(_layers(self.params, self.grads, sizes, batch_norm))
         for weight, *_ in self._layers:
-            weight[...] = rng.standard_normal(weight.shape) * np.sqrt(2 / len(weight))
+            weight[...] = init.he_normal(weight.shape, rng, dtype=weight.dtype)
 
-    def loss(self, images: Array, labels: Labels) -> float:
-        """Return the mean cross-entropy; BatchNorm uses its running statistics."""
-        *_, logits = self._forward(images, training=False)
-        return _mean_loss(_log_softmax(logits), labels)
+    def evaluate(self, inputs: Array, targets: Targets) -> tuple[float, float]:
+        """Return the loss and the score; BatchNorm uses its running statistics."""
+        *_, outputs = self._forward(inputs, training=False)
+        return self.loss.value(outputs, targets), self.loss.score(outputs, targets)
 
-    def accuracy(self, images: Array, labels: Labels) -> float:
-        """Return the share of images whose likeliest class is the label, likewise."""
-        *_, logits = self._forward(images, training=False)
-        return float(np.mean(logits.argmax(axis=1) == labels))
+    def loss_and_grad(self, inputs: Array, targets: Targets) -> tuple[float, Array]:
+        """Return the loss, and `grads` filled with its gradient.
 
-    def loss_and_grad(self, images: Array, labels: Labels) -> tuple[float, Array]:
-        """Return the mean cross-entropy, and `grads` filled with its gradient.
-
-        BatchNorm uses the statistics of these images, and updates the running ones.
+        BatchNorm uses the statistics of these rows, and updates the running ones.
         """
-        *inputs, logits = self._forward(images, training=True)
-        log_probabilities = _log_softmax(logits)
-        upstream = np.exp(log_probabilities)  # will be the loss's gradient at a layer's output
-        upstream[np.arange(len(labels)), labels] -= 1
-        upstream /= len(labels)
+        *values, outputs = self._forward(inputs, training=True)
+        loss, upstream = self.loss.value_and_grad(outputs, targets)
         for i in reversed(range(len(self._layers))):
             weight, weight_grad, after = self._layers[i]
             upstream = after.backward(upstream)
-            np.matmul(inputs[i].T, upstream, out=weight_grad)
+            np.matmul(values[i].T, upstream, out=weight_grad)
             if i > 0:
                 upstream = upstream @ weight.T
-        return _mean_loss(log_probabilities, labels), self.grads
+        return loss, self.grads
 
-    def _forward(self, images: Array, training: bool) -> list[Array]:
-        """Return what goes into each layer, and the logits."""
-        values = [images]
+    def state_dict(self) -> dict[str, npt.NDArray[Any]]:
+        """Return copies of the arrays that training continues from."""
+        layers = enumerate(self._batch_norms())
+        state = {
+            f"{i}.{name}": array
+            for i, layer in layers
+            for name, array in layer.state_dict().items()
+        }
+        return {"params": self.params.copy(), **state}
+
+    def load_state_dict(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Take the arrays of a `state_dict` of such a network."""
+        self.params[...] = state["params"]
+        for i, layer in enumerate(self._batch_norms()):
+            layer.load_state_dict({name: state[f"{i}.{name}"] for name in layer.state_dict()})
+
+    def _batch_norms(self) -> list[BatchNorm]:
+        return [after for *_, after in self._layers if isinstance(after, BatchNorm)]
+
+    def _forward(self, inputs: Array, training: bool) -> list[Array]:
+        """Return what goes into each layer, and the outputs."""
+        values = [inputs]
         for weight, _, after in self._layers:
             values.append(after.forward(values[-1] @ weight, training))
         return values
@@ -145,14 +160,14 @@ def _batch_norm(params: Iterator[Array], grads: Iterator[Array]) -> BatchNorm:
 
 def _shapes(sizes: Sequence[int], batch_norm: bool) -> Iterator[tuple[int, ...]]:
     """Yield the shape of each parameter, in their order in the flat vector."""
-    *hidden, (inputs, classes) = pairwise(sizes)
+    *hidden, (inputs, outputs) = pairwise(sizes)
     for shape in hidden:
         yield shape
         if batch_norm:
             yield shape[1:]  # BatchNorm's weight
         yield shape[1:]  # a bias: BatchNorm's, or the linear layer's
-    yield inputs, classes
-    yield (classes,)
+    yield inputs, outputs
+    yield (outputs,)
 
 
 def _views(flat: Array, shapes: Iterator[tuple[int, ...]]) -> Iterator[Array]:
@@ -161,13 +176,3 @@ def _views(flat: Array, shapes: Iterator[tuple[int, ...]]) -> Iterator[Array]:
         end = start + math.prod(shape)
         yield flat[start:end].reshape(shape)
         start = end
-
-
-def _log_softmax(logits: Array) -> Array:
-    shifted = logits - logits.max(axis=1, keepdims=True)  # so that exp cannot overflow
-    log_probabilities: Array = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return log_probabilities
-
-
-def _mean_loss(log_probabilities: Array, labels: Labels) -> float:
-    return -float(log_probabilities[np.arange(len(labels)), labels].mean())

@@ -1,77 +1,138 @@
-"""The picture: loss, gradient norm and learning rate over the run, with BatchNorm and without."""
+"""The pictures: how loss, score, gradient norm and rate went, and where the time went."""
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import cycle
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from onepass._picture import COLOURS, new_figure
-from onepass.compare.training import Comparison, Measurement, Result, layer_sizes
+from onepass.compare.losses import loss_of
+from onepass.compare.results import Comparison, Entry
+from onepass.compare.training import Measurement, Recipe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 DASHES = ("-", "--")  # in turn, so that one of two lines that coincide shows the other
 NAMES = {True: "with batch norm", False: "without batch norm"}
 
 Quantity = Callable[[Measurement], float | None]
-ROWS: dict[str, tuple[float, Quantity]] = {
-    "training loss (cross-entropy)": (3, lambda point: point.train_loss),
-    "gradient norm (median)": (2, lambda point: point.grad_norm),
-    "learning rate": (1, lambda point: point.lr),
-}
-"""What each row of panels shows, and how high it is."""
 
 
-def draw(comparison: Comparison, path: Path) -> None:
-    """Draw a column of panels for each of `Comparison.variants`, into a PNG file."""
+def draw_curves(comparison: Comparison) -> "Figure":
+    """Draw a column of panels for each of `Comparison.variants`."""
+    rows = _rows(comparison.recipe)
     columns = len(comparison.variants)
-    heights = [height for height, _ in ROWS.values()]
-    figure = new_figure(5.5 * columns, 9)
+    figure = new_figure(5.5 * columns, 11)
     panels = figure.subplots(
-        len(heights), columns, sharex=True, sharey="row", squeeze=False, height_ratios=heights
+        len(rows),
+        columns,
+        sharex=True,
+        sharey="row",
+        squeeze=False,
+        height_ratios=[height for _, height, _ in rows],
     )
     for column, variant in zip(panels.T, comparison.variants, strict=True):
         _draw_column(column, comparison, variant)
-    for axes, label in zip(panels[:, 0], ROWS, strict=True):
+    for axes, (label, *_) in zip(panels[:, 0], rows, strict=True):
         axes.set_ylabel(label)
-    norms = panels[1, 0]  # has every line that the legend explains
-    if any(result.diverged_at is not None for result in comparison.results):
+    norms = panels[2, 0]  # has every line that the legend explains
+    if any(entry.diverged for entry in comparison.entries):
         norms.plot([], [], "kx", label="diverged")
     handles, labels = norms.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2 * columns, frameon=False)
-    figure.savefig(path)
+    return figure
+
+
+def draw_times(comparison: Comparison) -> "Figure":
+    """Draw how a step's time is split between gradient and update, a bar an entry."""
+    entries = comparison.entries
+    figure = new_figure(5.5 * len(comparison.variants), 1 + 0.3 * len(entries))
+    axes = figure.subplots()
+    names = [f"{entry.contender.name} {NAMES[entry.batch_norm]}" for entry in entries]
+    left = np.zeros(len(entries))
+    for colour, label, seconds in (
+        (COLOURS[5], "gradient (forward and backward)", "gradient_seconds"),
+        (COLOURS[1], "update (optimizer)", "update_seconds"),
+    ):
+        width = np.array([_microseconds_a_step(entry, seconds) for entry in entries])
+        axes.barh(names, width, left=left, color=colour, label=label)
+        left += width
+    axes.invert_yaxis()
+    axes.set_xlabel("µs a step")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def _microseconds_a_step(entry: Entry, name: str) -> float:
+    ends = [result.curve[-1] for result in entry.results if result.curve[-1].step]
+    seconds: float = sum(getattr(end, name) for end in ends)
+    return 1e6 * seconds / max(1, sum(end.step for end in ends))
+
+
+def _rows(recipe: Recipe) -> list[tuple[str, float, Quantity]]:
+    """Return what each row of panels shows, and how high it is."""
+    loss = loss_of(recipe.table)
+    return [
+        (f"training loss ({loss.name})", 3, lambda point: point.train_loss),
+        (f"validation error (1 - {loss.score_name})", 3, lambda point: 1 - point.score),
+        ("gradient norm (median)", 2, lambda point: point.grad_norm),
+        ("learning rate", 1.5, lambda point: point.lr),
+    ]
 
 
 def _draw_column(column: Sequence["Axes"], comparison: Comparison, variant: bool) -> None:
-    budget = comparison.budget
-    results = [result for result in comparison.results if result.batch_norm == variant]
-    for axes, (_, quantity) in zip(column, ROWS.values(), strict=True):
-        _draw_curves(axes, results, quantity)
-    if math.isfinite(limit := budget.max_grad_norm):
-        column[1].axhline(limit, color="grey", ls="--", lw=1, label=f"clipped to {limit:g}")
-    layers = "-".join(map(str, layer_sizes(comparison.split)))
-    column[0].set_title(f"digits, {layers} {NAMES[variant]}")
-    column[-1].set_xlabel(f"step (batches of {budget.batch_size:,})")
+    recipe = comparison.recipe
+    entries = [entry for entry in comparison.entries if entry.batch_norm == variant]
+    for axes, (_, _, quantity) in zip(column, _rows(recipe), strict=True):
+        for entry, style in zip(entries, _styles(), strict=False):
+            _draw_curve(axes, entry, quantity, recipe, *style)
+        axes.set_yscale("log")
+        axes.grid(alpha=0.3)
+    if math.isfinite(limit := recipe.max_grad_norm):
+        column[2].axhline(limit, color="grey", ls="--", lw=1, label=f"clipped to {limit:g}")
+    column[0].set_title(f"{recipe.data} {NAMES[variant]}")
+    column[-1].set_xlabel("seconds of training" if recipe.seconds else "step")
 
 
-def _draw_curves(axes: "Axes", results: Sequence[Result], quantity: Quantity) -> None:
-    styles = zip(cycle(COLOURS), cycle(DASHES), strict=False)
-    for result, (colour, dashes) in zip(results, styles, strict=False):
-        steps = [point.step for point in result.curve]
-        values = np.array([quantity(point) for point in result.curve], float)  # None becomes NaN
-        axes.plot(
-            steps,
-            values,
-            label=f"{result.contender.name}, lr {result.contender.lr:g}",
-            color=colour,
-            linestyle=dashes,
-            zorder=3 if dashes == "--" else 2,
+def _styles() -> "zip[tuple[str, str]]":
+    return zip(cycle(COLOURS), cycle(DASHES), strict=False)
+
+
+def _draw_curve(
+    axes: "Axes", entry: Entry, quantity: Quantity, recipe: Recipe, colour: str, dashes: str
+) -> None:
+    """Draw the mean over the seeds, and from the least to the most as a band."""
+    at = _table(entry, lambda point: point.seconds if recipe.seconds else point.step)
+    values = _table(entry, quantity)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a mean of none is NaN, and not drawn
+        x, middle, low, high = (
+            np.nanmean(at, axis=0),
+            np.nanmean(values, axis=0),
+            np.nanmin(values, axis=0),
+            np.nanmax(values, axis=0),
         )
+    label = f"{entry.contender.name}, lr {entry.contender.lr:g}"
+    on_top = 3 if dashes == "--" else 2
+    axes.plot(x, middle, label=label, linestyle=dashes, color=colour, zorder=on_top)
+    if len(values) > 1:
+        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    for result, row in zip(entry.results, values, strict=True):
         if result.diverged_at is not None:
-            axes.plot(steps[-1:], values[-1:], "x", color=colour)  # where it ends
-    axes.set_yscale("log")
-    axes.grid(alpha=0.3)
+            last = len(result.curve) - 1
+            axes.plot(x[last], row[last], "x", color=colour)
+
+
+def _table(entry: Entry, quantity: Quantity) -> npt.NDArray[np.float64]:
+    """Return a row a seed, a column an epoch; NaN where a run has no such number."""
+    rows = [[quantity(point) for point in result.curve] for result in entry.results]
+    table = np.full((len(rows), max(map(len, rows))), np.nan)
+    for line, row in zip(table, rows, strict=True):
+        line[: len(row)] = row
+    return table

@@ -1,153 +1,239 @@
-"""What the command shows and writes: the progress bar, the table, the numbers."""
+"""What the command shows and writes: the table, the numbers, the page."""
 
 import json
 import math
-from collections.abc import Sequence
+import platform
+import shlex
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from onepass import runtime
+from onepass._files import write_atomically, write_text
+from onepass.compare import page
+from onepass.compare.losses import loss_of
 from onepass.compare.network import count_parameters
-from onepass.compare.picture import NAMES, draw
-from onepass.compare.training import Budget, Comparison, Result, layer_sizes
+from onepass.compare.picture import NAMES, draw_curves
+from onepass.compare.results import Comparison, Entry, Result, Spread
+from onepass.compare.training import Measurement
 
-GOAL = 0.95
+PACKAGES = ("numpy", "scikit-learn", "matplotlib")
 
 
 def print_table(comparison: Comparison) -> None:
-    """Print one row a result."""
+    """Print one row an entry."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    every = comparison.budget.measure_every(comparison.split)
     table = Table(
         box=SIMPLE_HEAD,
-        title=_title(comparison),
+        title="".join(f"{line}\n" for line in describe(comparison)),
         title_justify="left",
-        caption="\nLoss and accuracy are measured on the whole training and validation split, "
-        f"every {f'{every} steps' if every > 1 else 'step'}. The times do not include that.",
+        caption=f"\n{page.CAPTION}",
         caption_justify="left",
         collapse_padding=True,  # this and the next two for 80 columns
         pad_edge=False,
         show_edge=False,
     )
-    table.add_column("\noptimizer")
-    table.add_column("batch\nnorm")
-    for heading in (
-        "\nlr",
-        "train\nloss",
-        "validation\naccuracy",
-        f"steps\nto {GOAL:.0%}",
-        "steps\nclipped",
-        "ms in\nupdates",
-        "ms in\nall",
-    ):
-        table.add_column(heading, justify="right")
-    for result in comparison.results:
-        first = result.batch_norm == comparison.variants[0]
-        table.add_row(*_row(result, first))
+    for number, (heading, _) in enumerate(columns(comparison)):
+        table.add_column(heading, justify="left" if number < 2 else "right", no_wrap=True)
+    for row in rows(comparison):
+        table.add_row(*row)
     Console().print(table)
 
 
-def write(comparison: Comparison, folder: Path) -> tuple[Path, Path]:
-    """Write the picture and the numbers, and return where they are."""
-    picture, numbers = folder / "loss.png", folder / "results.json"
-    draw(comparison, picture)
-    text = json.dumps(as_dict(comparison), indent=2, allow_nan=False)
-    numbers.write_text(text + "\n", encoding="utf-8")
-    return picture, numbers
+Column = tuple[str, Callable[[Entry], str]]
+
+
+def columns(comparison: Comparison) -> list[Column]:
+    """Return the headings of the table, and what stands below them."""
+    goal, loss = comparison.recipe.table.goal, loss_of(comparison.recipe.table)
+    return [
+        ("\noptimizer", lambda entry: entry.contender.name),
+        ("batch\nnorm", lambda entry: "yes" if entry.batch_norm else "no"),
+        ("\nlr", lambda entry: f"{entry.contender.lr:g}"),
+        ("train\nloss", _loss),
+        (f"validation\n{loss.score_name}", lambda entry: _percent(entry.final(_score), 1)),
+        (f"steps\nto {goal:.0%}", lambda entry: _number(entry.spread(lambda r: r.steps_to(goal)))),
+        ("steps\nclipped", lambda entry: _percent(entry.spread(lambda r: r.clipped_share))),
+        ("ms in\nupdates", lambda entry: _number(entry.spread(_update_ms), 1)),
+        ("ms in\nall", lambda entry: _number(entry.spread(_all_ms))),
+    ]
+
+
+def rows(comparison: Comparison) -> list[list[str]]:
+    """Return the table's cells."""
+    return [[cell(entry) for _, cell in columns(comparison)] for entry in comparison.entries]
+
+
+def describe(comparison: Comparison) -> list[str]:
+    """Return what was compared, in a few lines."""
+    recipe, seeds = comparison.recipe, comparison.seeds
+    split = recipe.table.load(seeds[0])
+    train, validation = len(split.train_inputs), len(split.validation_inputs)
+    sizes = recipe.layer_sizes(split)
+    networks = [
+        f"network {'-'.join(map(str, sizes))} {NAMES[variant]}: "
+        f"{count_parameters(sizes, variant):,} parameters"
+        for variant in comparison.variants
+    ]
+    steps = recipe.steps_per_epoch(train)
+    budget = (
+        f"{recipe.epochs:,} epochs" if recipe.seconds is None else f"{recipe.seconds:g} seconds"
+    )
+    size = f"batch size {recipe.batch_size or train:,}: {steps:,} steps an epoch"
+    return [
+        f"{recipe.data}: {train:,} {recipe.table.rows} to train on, {validation:,} to validate",
+        *networks,
+        f"{budget} each, {size}, {_seeds(seeds)}",
+        f"learning rate {recipe.schedule}, gradient norm {_clipping(recipe.max_grad_norm)}",
+    ]
+
+
+def write(comparison: Comparison, folder: Path, command: Sequence[str]) -> list[Path]:
+    """Write the page, the picture and the numbers, and return where they are."""
+    report, picture, numbers = (
+        folder / "report.html",
+        folder / "curves.png",
+        folder / "results.json",
+    )
+    facts = {"command": shlex.join(command), **_versions()}
+    headings = [heading.strip().replace("\n", " ") for heading, _ in columns(comparison)]
+    write_text(
+        report, page.render(comparison, describe(comparison), headings, rows(comparison), facts)
+    )
+    png = BytesIO()
+    draw_curves(comparison).savefig(png, format="png")
+    write_atomically(picture, lambda file: file.write(png.getvalue()), durable=False)
+    text = json.dumps({**as_dict(comparison), "made_by": facts}, indent=2, allow_nan=False)
+    write_text(numbers, text + "\n")
+    return [report, picture, numbers]
 
 
 def as_dict(comparison: Comparison) -> dict[str, Any]:
     """Return everything as JSON knows it; what has no number, or an infinite one, is None."""
-    budget, split = comparison.budget, comparison.split
-    sizes = layer_sizes(split)
+    recipe = comparison.recipe
+    split = recipe.table.load(comparison.seeds[0])
     return {
         "data": {
-            "name": "digits",
-            "train": len(split.train_labels),
-            "validation": len(split.validation_labels),
+            "name": recipe.data,
+            "train": len(split.train_inputs),
+            "validation": len(split.validation_inputs),
         },
-        "network": {"sizes": sizes, "dtype": "float32"},
+        "network": {"sizes": recipe.layer_sizes(split), "dtype": "float32"},
         "budget": {
-            "epochs": budget.epochs,
-            "batch_size": budget.batch_size,
-            "seed": budget.seed,
-            "max_grad_norm": _finite(budget.max_grad_norm),
-            "schedule": budget.schedule,
-            "steps": budget.steps(split),
-            "measure_every": budget.measure_every(split),
+            "epochs": recipe.epochs,
+            "seconds": recipe.seconds,
+            "batch_size": recipe.batch_size,
+            "steps_per_epoch": recipe.steps_per_epoch(len(split.train_inputs)),
+            "max_grad_norm": _finite(recipe.max_grad_norm),
+            "schedule": recipe.schedule,
+            "seeds": comparison.seeds,
         },
         "runtime": runtime.info(),
-        "results": [_result_as_dict(result, sizes) for result in comparison.results],
+        "entries": [_entry_as_dict(entry, comparison) for entry in comparison.entries],
     }
 
 
-def _title(comparison: Comparison) -> str:
-    budget, split = comparison.budget, comparison.split
-    sizes = layer_sizes(split)
-    networks = "".join(
-        f"network {'-'.join(map(str, sizes))} {NAMES[variant]}: "
-        f"{count_parameters(sizes, variant):,} parameters\n"
-        for variant in comparison.variants
-    )
-    return (
-        f"digits: {len(split.train_labels):,} images to train on, "
-        f"{len(split.validation_labels):,} to validate\n"
-        f"{networks}"
-        f"{budget.steps(split):,} steps each: epochs {budget.epochs:,}, "
-        f"batch size {budget.batch_size:,}, seed {budget.seed}\n"
-        f"learning rate {budget.schedule}, gradient norm {_clipping(budget)}\n"
-    )
+def _entry_as_dict(entry: Entry, comparison: Comparison) -> dict[str, Any]:
+    recipe, contender = comparison.recipe, entry.contender
+    sizes = recipe.layer_sizes(recipe.table.load(comparison.seeds[0]))
+    return {
+        "name": contender.name,
+        "batch_norm": entry.batch_norm,
+        "parameters": count_parameters(sizes, entry.batch_norm),
+        "optimizer": contender.optimizer.__name__,
+        "hyperparameters": contender.hyperparameters,
+        "lr": contender.lr,
+        "tried": [
+            {
+                "lr": result.run.contender.lr,
+                "validation_loss": result.final and result.final.validation_loss,
+            }
+            for result in entry.tried
+        ],
+        "diverged": entry.diverged,
+        "train_loss": _spread(entry.final(lambda m: m.train_loss)),
+        "score": _spread(entry.final(_score)),
+        "steps_to_goal": _spread(entry.spread(lambda r: r.steps_to(recipe.table.goal))),
+        "clipped_share": _spread(entry.spread(lambda r: r.clipped_share)),
+        "update_ms": _spread(entry.spread(_update_ms)),
+        "all_ms": _spread(entry.spread(_all_ms)),
+        "runs": [_run_as_dict(result) for result in entry.results],
+    }
 
 
-def _clipping(budget: Budget) -> str:
-    limit = budget.max_grad_norm
+def _run_as_dict(result: Result) -> dict[str, Any]:
+    return {
+        "seed": result.run.seed,
+        "diverged_at": result.diverged_at,
+        "curve": {
+            name: [_finite(getattr(point, name)) for point in result.curve]
+            for name in result.curve[0]._fields
+        },
+    }
+
+
+def _versions() -> dict[str, str]:
+    info = runtime.info()
+    return {
+        "onepass": info["version"],
+        **{package: version(package) for package in PACKAGES},
+        "Python": info["python"],
+        "compiler": info["compiler"],
+        "instruction set": info["isa"],
+        "threads": str(info["num_threads"]),
+        "machine": platform.platform(),
+    }
+
+
+def _score(point: Measurement) -> float:
+    return point.score
+
+
+def _update_ms(result: Result) -> float:
+    return 1e3 * result.curve[-1].update_seconds
+
+
+def _all_ms(result: Result) -> float:
+    return 1e3 * result.curve[-1].seconds
+
+
+def _loss(entry: Entry) -> str:
+    spread = entry.final(lambda m: m.train_loss)
+    if spread is None:
+        return "diverged"
+    if entry.diverged:
+        return f"{spread.mean:.2g} ({entry.diverged} div.)"
+    return f"{spread.mean:.2g}"
+
+
+def _percent(spread: Spread | None, digits: int = 0) -> str:
+    if spread is None:
+        return "-"
+    deviation = ""
+    if digits and spread.deviation is not None:
+        deviation = f" ±{100 * spread.deviation:.{digits}f}"
+    return f"{spread.mean:.{digits}%}{deviation}"
+
+
+def _number(spread: Spread | None, digits: int = 0) -> str:
+    return "-" if spread is None else f"{spread.mean:,.{digits}f}"
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
+
+
+def _clipping(limit: float) -> str:
     return f"clipped to {limit:g}" if math.isfinite(limit) else "not clipped"
 
 
-def _row(result: Result, first: bool) -> tuple[str, ...]:
-    """Return the cells; what the rows of one contender share stands in its first."""
-    final, steps, clipped = result.final, result.steps_to(GOAL), result.clipped_share
-    return (
-        result.contender.name if first else "",
-        "yes" if result.batch_norm else "no",
-        f"{result.contender.lr:g}" if first else "",
-        "diverged" if final is None else f"{final.train_loss:.2g}",
-        "-" if final is None else f"{final.validation_accuracy:.1%}",
-        "-" if steps is None else f"{steps:,}",
-        "-" if clipped is None else f"{clipped:.1%}",
-        f"{1e3 * result.optimizer_seconds:,.1f}",
-        f"{1e3 * result.total_seconds:,.0f}",
-    )
-
-
-def _result_as_dict(result: Result, sizes: Sequence[int]) -> dict[str, Any]:
-    final, curve = result.final, result.curve
-    return {
-        "name": result.contender.name,
-        "batch_norm": result.batch_norm,
-        "parameters": count_parameters(sizes, result.batch_norm),
-        "optimizer": result.contender.optimizer.__name__,
-        "hyperparameters": result.contender.hyperparameters,
-        "lr": result.contender.lr,
-        "diverged_at": result.diverged_at,
-        "train_loss": None if final is None else final.train_loss,
-        "validation_accuracy": None if final is None else final.validation_accuracy,
-        f"steps_to_{100 * GOAL:.0f}": result.steps_to(GOAL),
-        "clipped_share": result.clipped_share,
-        "optimizer_seconds": result.optimizer_seconds,
-        "total_seconds": result.total_seconds,
-        "curve": {
-            "step": [point.step for point in curve],
-            "train_loss": [point.train_loss for point in curve],
-            "validation_accuracy": [point.validation_accuracy for point in curve],
-            "grad_norm": [_finite(point.grad_norm) for point in curve],
-            "lr": [point.lr for point in curve],
-            "clipped": [point.clipped for point in curve],
-        },
-    }
+def _spread(spread: Spread | None) -> dict[str, float | None] | None:
+    return None if spread is None else {"mean": spread.mean, "deviation": spread.deviation}
 
 
 def _finite(number: float | None) -> float | None:

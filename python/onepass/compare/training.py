@@ -1,7 +1,7 @@
-"""Training: each contender from the same weights, on the same batches, with the same budget."""
+"""Training: one contender, from a seed's weights, on its batches, until the budget is used up."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
@@ -12,191 +12,202 @@ import numpy.typing as npt
 
 from onepass._typing import Schedule
 from onepass.compare.contenders import Contender
-from onepass.compare.data import Split
+from onepass.compare.data import DATA, Data, Split
+from onepass.compare.losses import loss_of
 from onepass.compare.network import Network
+from onepass.compare.schedules import SCHEDULES
 from onepass.optim import StepInfo
+from onepass.schedules import ReduceOnPlateau
 
-HIDDEN = (128, 64)
-CLASSES = 10
-MEASUREMENTS_PER_EPOCH = 4  # together they cost about as much as the training
-
-Show = Callable[[int], object]
-"""Told after each measurement how many steps are done."""
-
-
-def constant(lr: float, _steps: int) -> float:
-    """Return the learning rate as it is."""
-    return lr
-
-
-def cosine(peak: float, steps: int) -> Schedule:
-    """Return a linear warm-up to the peak, then a cosine's half wave down to a tenth of it."""
-    warmup = math.ceil(steps / 20)
-
-    def lr(completed: int) -> float:
-        step = completed + 1
-        if step <= warmup:
-            return peak * step / warmup
-        progress = (step - warmup) / (steps - warmup)
-        return peak * (0.55 + 0.45 * math.cos(math.pi * progress))
-
-    return lr
-
-
-SCHEDULES: Mapping[str, Callable[[float, int], float | Schedule]] = {
-    "constant": constant,
-    "cosine": cosine,
-}
-"""What becomes of a learning rate over a number of steps."""
+STEPS_OF_A_BUDGET_IN_SECONDS = 10_000
+"""As many steps a schedule has there, and goes through them as time goes by."""
 
 
 @dataclass(frozen=True)
-class Budget:
-    """What each contender gets."""
+class Recipe:
+    """What all runs of a comparison have in common."""
 
-    epochs: int = 20
-    batch_size: int = 64
-    seed: int = 0
-    max_grad_norm: float = 1.0
-    """Infinity measures the norm and clips nothing."""
+    data: str = "digits"
+    """One of `DATA`."""
+    hidden: tuple[int, ...] = (128, 64)
+    """The units of each hidden layer."""
+    epochs: int | None = 20
+    """What a run may use: passes over the training rows. None: `seconds`."""
+    seconds: float | None = None
+    """The same in time, of training alone. None: `epochs`."""
+    batch_size: int | None = 64
+    """Rows a step; None for all of them."""
     schedule: str = "cosine"
     """One of `SCHEDULES`."""
+    max_grad_norm: float = 1.0
+    """Infinity measures the norm and clips nothing."""
 
-    def steps(self, split: Split) -> int:
-        """Return the steps of one contender."""
-        return self.epochs * self._steps_per_epoch(split)
+    @property
+    def table(self) -> Data:
+        """The data."""
+        return DATA[self.data]
 
-    def measure_every(self, split: Split) -> int:
-        """Return the steps from one measurement to the next."""
-        return max(1, self._steps_per_epoch(split) // MEASUREMENTS_PER_EPOCH)
+    def layer_sizes(self, split: Split) -> tuple[int, ...]:
+        """Return the sizes of the network's layers, inputs and outputs included."""
+        return split.train_inputs.shape[1], *self.hidden, self.table.classes or 1
 
-    def batches(self, split: Split, rng: np.random.Generator) -> Iterator[npt.NDArray[np.intp]]:
-        """Yield the rows of each batch; an epoch's last one has what is left."""
-        for _ in range(self.epochs):
-            order = rng.permutation(len(split.train_labels))
-            yield from np.split(order, self._starts(split)[1:])
+    def steps_per_epoch(self, rows: int) -> int:
+        """Return how many batches `rows` make."""
+        return len(self._starts(rows))
 
-    def _steps_per_epoch(self, split: Split) -> int:
-        return len(self._starts(split))
+    def batches(self, rows: int, rng: np.random.Generator) -> list[npt.NDArray[np.intp]]:
+        """Return the rows of each batch of an epoch; the last one has what is left."""
+        return np.split(rng.permutation(rows), self._starts(rows)[1:])
 
-    def _starts(self, split: Split) -> range:
-        """Return where each batch of an epoch begins."""
-        rows = len(split.train_labels)
-        alone = rows % self.batch_size == 1  # joins the batch before: one row has no variance
-        return range(0, rows - alone, self.batch_size)
-
-
-class Measurement(NamedTuple):
-    """How good the network was after so many steps, and how the last ones went."""
-
-    step: int
-    train_loss: float
-    """On the whole training split."""
-    validation_accuracy: float
-    grad_norm: float | None = None
-    """Median over the steps since the last measurement, before clipping; None at step 0."""
-    lr: float | None = None
-    """Of the last step; None at step 0."""
-    clipped: int = 0
-    """How many of the steps since the last measurement had their gradient clipped."""
+    def _starts(self, rows: int) -> range:
+        size = self.batch_size or rows
+        alone = size > 1 and rows % size == 1  # joins the batch before: BatchNorm needs two rows
+        return range(0, rows - alone, size)
 
 
 @dataclass(frozen=True)
-class Result:
-    """What became of one contender."""
+class Run:
+    """One training: who, at which learning rate, with BatchNorm or not, from which seed."""
 
     contender: Contender
     batch_norm: bool
-    curve: Sequence[Measurement]
-    """From step 0 to the last, or to the last one with a finite loss."""
-    diverged_at: int | None
-    """The step at whose measurement the loss was no longer finite."""
-    optimizer_seconds: float
-    total_seconds: float
-    """Of the training, without the measurements."""
+    seed: int
+    """Of the split, the weights and the batches."""
+
+
+class Measurement(NamedTuple):
+    """How good the network was after an epoch, and how its steps went."""
+
+    epoch: int
+    step: int
+    """All steps so far."""
+    train_loss: float
+    """On all training rows; not finite where the run has diverged."""
+    validation_loss: float
+    score: float
+    """On the validation rows."""
+    grad_norm: float | None
+    """Median over the epoch's steps, before clipping; None before the first step."""
+    lr: float | None
+    """Of the last step; None before the first."""
+    clipped: int
+    """How many of the epoch's steps had their gradient clipped."""
+    gradient_seconds: float
+    """Spent in all forward and backward passes so far."""
+    update_seconds: float
+    """Spent in all optimizer steps so far."""
 
     @property
-    def final(self) -> Measurement | None:
-        """The last measurement, or None for a run that diverged."""
-        return self.curve[-1] if self.diverged_at is None else None
+    def seconds(self) -> float:
+        """Spent in training so far; measuring is not part of it."""
+        return self.gradient_seconds + self.update_seconds
 
-    def steps_to(self, accuracy: float) -> int | None:
-        """Return the first measured step with this validation accuracy, None if there is none."""
-        reached = (point.step for point in self.curve if point.validation_accuracy >= accuracy)
-        return next(reached, None)
+
+class Training:
+    """A run under way. It can be left after any epoch, and gone on with from its state."""
+
+    def __init__(self, run: Run, recipe: Recipe) -> None:
+        self.run, self.recipe = run, recipe
+        self._split = recipe.table.load(run.seed)
+        self._rows = len(self._split.train_inputs)
+        self.network = Network(
+            recipe.layer_sizes(self._split),
+            np.random.default_rng(run.seed),
+            loss_of(recipe.table),
+            batch_norm=run.batch_norm,
+        )
+        self._lr = self._schedule()
+        settings = {**run.contender.settings, "lr": self._lr}
+        self.optimizer = run.contender.optimizer(
+            self.network.params, max_grad_norm=recipe.max_grad_norm, **settings
+        )
+        self.last: Measurement | None = None
+        self._gradient_seconds = self._update_seconds = 0.0
+
+    def go_on_from(self, last: Measurement) -> None:
+        """Go on after a measurement, network and optimizer being as they were then."""
+        self.last = last
+        self._gradient_seconds, self._update_seconds = last.gradient_seconds, last.update_seconds
+
+    def epochs(self) -> Iterator[Measurement]:
+        """Train epoch by epoch; the first measurement is that of the network as it begins."""
+        # scikit-learn needs it, so it comes with it
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+        # Products this small gain nothing from threads, and wait for them long where a core is
+        # taken. And a run that diverges is a result, not a warning.
+        with threadpool_limits(1, user_api="blas"), np.errstate(over="ignore", invalid="ignore"):
+            if self.last is None:
+                self.last = Measurement(0, 0, *self._evaluate(), None, None, 0, 0.0, 0.0)
+                yield self.last
+            while not self.done:
+                self.last = self._epoch(self.last)
+                yield self.last
 
     @property
-    def clipped_share(self) -> float | None:
-        """The share of the curve's steps whose gradient was clipped, None where it has no step."""
-        steps = self.curve[-1].step
-        return sum(point.clipped for point in self.curve) / steps if steps else None
+    def done(self) -> bool:
+        """Whether the budget is used up, or the loss no longer finite."""
+        return self.last is not None and (
+            not math.isfinite(self.last.train_loss) or self.spent(self.last) >= 1
+        )
 
+    def spent(self, now: Measurement) -> float:
+        """Return which share of the budget is used."""
+        if self.recipe.seconds is not None:
+            return now.seconds / self.recipe.seconds
+        return now.epoch / (self.recipe.epochs or 1)
 
-@dataclass(frozen=True)
-class Comparison:
-    """All results, and what they have in common."""
-
-    budget: Budget
-    split: Split
-    results: Sequence[Result]
-
-    @property
-    def variants(self) -> list[bool]:
-        """With BatchNorm or without, in the order of the results."""
-        return list(dict.fromkeys(result.batch_norm for result in self.results))
-
-
-def layer_sizes(split: Split) -> tuple[int, ...]:
-    """Return the sizes of the network's layers, pixels and classes included."""
-    return split.train_images.shape[1], *HIDDEN, CLASSES
-
-
-def train(
-    contender: Contender, split: Split, budget: Budget, show: Show, *, batch_norm: bool
-) -> Result:
-    """Train one contender until the budget is used up, or the loss is found not finite."""
-    # scikit-learn needs it, so it comes with it
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-
-    weights, order = np.random.default_rng(budget.seed).spawn(2)  # the same for each contender
-    network = Network(layer_sizes(split), weights, batch_norm=batch_norm)
-    steps, every = budget.steps(split), budget.measure_every(split)
-    settings = {**contender.settings, "lr": SCHEDULES[budget.schedule](contender.lr, steps)}
-    optimizer = contender.optimizer(network.params, max_grad_norm=budget.max_grad_norm, **settings)
-    infos: list[StepInfo] = []  # since the last measurement
-    diverged_at = None
-    optimizer_seconds = total_seconds = 0.0
-    # Products this small gain nothing from threads, and wait for them long where a core is taken.
-    # And a run that diverges is a result, not a warning.
-    with threadpool_limits(1, user_api="blas"), np.errstate(over="ignore", invalid="ignore"):
-        curve = [_measure(network, split, 0, infos)]
-        for step, rows in enumerate(budget.batches(split, order), start=1):
+    def _epoch(self, before: Measurement) -> Measurement:
+        split, epoch = self._split, before.epoch + 1
+        end = math.inf if self.recipe.seconds is None else self.recipe.seconds  # of training
+        infos: list[StepInfo] = []
+        # A generator of its own for each epoch, so that one can begin with any.
+        rng = np.random.default_rng((self.run.seed, epoch))
+        for rows in self.recipe.batches(self._rows, rng):
             start = perf_counter()
-            _, grad = network.loss_and_grad(split.train_images[rows], split.train_labels[rows])
-            before = perf_counter()
-            infos.append(optimizer.step(grad))
-            after = perf_counter()
-            optimizer_seconds += after - before
-            total_seconds += after - start
-            if step % every == 0 or step == steps:
-                measurement = _measure(network, split, step, infos)
-                if not math.isfinite(measurement.train_loss):
-                    diverged_at = step
-                    break
-                curve.append(measurement)
-                infos.clear()
-                show(step)
-    return Result(contender, batch_norm, curve, diverged_at, optimizer_seconds, total_seconds)
+            _, grad = self.network.loss_and_grad(
+                split.train_inputs[rows], split.train_targets[rows]
+            )
+            middle = perf_counter()
+            infos.append(self.optimizer.step(grad))
+            self._gradient_seconds += middle - start
+            self._update_seconds += perf_counter() - middle
+            if self._seconds >= end:
+                break
+        train_loss, validation_loss, score = self._evaluate()
+        if isinstance(self._lr, ReduceOnPlateau):
+            self._lr.report(validation_loss)
+        norms = [info.grad_norm for info in infos if info.grad_norm is not None]
+        return Measurement(
+            epoch,
+            before.step + len(infos),
+            train_loss,
+            validation_loss,
+            score,
+            # One step's norm says little: it is that of a few rows.
+            grad_norm=median(norms),
+            lr=infos[-1].lr,
+            clipped=sum(info.clipped for info in infos),
+            gradient_seconds=self._gradient_seconds,
+            update_seconds=self._update_seconds,
+        )
 
+    def _evaluate(self) -> tuple[float, float, float]:
+        split = self._split
+        train_loss, _ = self.network.evaluate(split.train_inputs, split.train_targets)
+        return train_loss, *self.network.evaluate(split.validation_inputs, split.validation_targets)
 
-def _measure(network: Network, split: Split, step: int, infos: Sequence[StepInfo]) -> Measurement:
-    norms = [info.grad_norm for info in infos if info.grad_norm is not None]
-    return Measurement(
-        step,
-        network.loss(split.train_images, split.train_labels),
-        network.accuracy(split.validation_images, split.validation_labels),
-        # One step's norm says little: it is that of a few images.
-        grad_norm=median(norms) if norms else None,
-        lr=infos[-1].lr if infos else None,
-        clipped=sum(info.clipped for info in infos),
-    )
+    def _schedule(self) -> Schedule:
+        recipe = self.recipe
+        make, peak = SCHEDULES[recipe.schedule], self.run.contender.lr
+        if recipe.seconds is None:
+            return make(peak, (recipe.epochs or 0) * recipe.steps_per_epoch(self._rows))
+        steps = STEPS_OF_A_BUDGET_IN_SECONDS
+        lr, seconds = make(peak, steps), recipe.seconds
+        if isinstance(lr, ReduceOnPlateau):
+            return lr
+        return lambda _: lr(min(int(steps * self._seconds / seconds), steps - 1))
+
+    @property
+    def _seconds(self) -> float:
+        return self._gradient_seconds + self._update_seconds

@@ -1,0 +1,54 @@
+"""The report as one HTML file that needs no network."""
+
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onepass.compare.picture import draw_curves, draw_times
+from onepass.compare.results import Comparison
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CAPTION = (
+    "Means over the seeds, ± the standard deviation, at the end of the runs. Loss and score are "
+    "measured after every epoch, on all training and validation rows; the times are those of one "
+    "run, without that."
+)
+
+
+def render(
+    comparison: Comparison,
+    description: Sequence[str],
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    facts: Mapping[str, Any],
+) -> str:
+    """Return the page."""
+    from jinja2 import Environment, StrictUndefined
+
+    template = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    html: str = environment.from_string(template).render(
+        title=f"onepass compare: {comparison.recipe.data}",
+        description=description,
+        headings=headings,
+        rows=rows,
+        caption=CAPTION,
+        facts=facts,
+        curves=_as_url(draw_curves(comparison)),
+        times=_as_url(draw_times(comparison)),
+    )
+    return html
+
+
+def _as_url(figure: "Figure") -> str:
+    """Return a picture that stands in the page itself."""
+    import matplotlib as mpl
+
+    svg = BytesIO()
+    with mpl.rc_context({"svg.hashsalt": "onepass"}):  # the same picture, the same bytes
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+    return f"data:image/svg+xml;base64,{b64encode(svg.getvalue()).decode()}"
