@@ -12,7 +12,18 @@ array([ 0.9, -2.1])
 from importlib.metadata import version
 from pathlib import Path
 
-from onepass import _core, ema, init, kernels, line_search, optim, runtime, schedules, search
+from onepass import (
+    _core,
+    ema,
+    init,
+    kernels,
+    line_search,
+    optim,
+    runtime,
+    schedules,
+    search,
+    surface,
+)
 from onepass._pack import pack
 from onepass.batchnorm import (
     BatchNorm,
@@ -50,6 +61,7 @@ __all__ = [
     "schedules",
     "search",
     "set_num_threads",
+    "surface",
 ]
 
 __version__ = version("onepass")

@@ -23,6 +23,14 @@ def integer(low: int) -> Callable[[str], int]:
     return convert
 
 
+def finite(text: str) -> float:
+    """Return a number that is neither infinite nor NaN."""
+    number = _number(text)
+    if not math.isfinite(number):
+        raise ArgumentTypeError(f"expected a finite number, got {text!r}")
+    return number
+
+
 def positive(text: str) -> float:
     """Return a finite number above 0."""
     number = _number(text)

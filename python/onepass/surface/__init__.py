@@ -1,0 +1,140 @@
+"""The toy of the lectures: error surfaces of two parameters, and the optimizers' paths down them.
+
+`onepass surface` draws them. `SURFACES` has the surfaces by name, `descend` runs an optimizer
+down one, `walkers` has those of the lectures, `random_search` and `grid_search` are there to be
+beaten, and `onepass.surface.claims` measures what the lectures say about the paths.
+"""
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from onepass._arguments import finite, integer, one_of, positive
+from onepass._extras import require
+from onepass._progress import Show, progress
+from onepass.surface import report
+from onepass.surface.descent import (
+    Trajectory,
+    Walker,
+    check_start,
+    descend,
+    grid_search,
+    random_search,
+    walkers,
+)
+from onepass.surface.picture import ANIMATIONS, FRAMES, Picture
+from onepass.surface.surfaces import SURFACES, Surface, sparse_neuron
+
+__all__ = [
+    "SURFACES",
+    "Surface",
+    "Trajectory",
+    "Walker",
+    "descend",
+    "grid_search",
+    "random_search",
+    "sparse_neuron",
+    "walkers",
+]
+
+
+def add_command(parser: argparse.ArgumentParser) -> None:
+    """Make a parser this command's: its options, and what it runs."""
+    option = parser.add_argument
+    option(
+        "--surface",
+        nargs="+",
+        action="extend",
+        type=one_of(SURFACES),
+        metavar="NAME",
+        help=f"which to draw; all of them by default: {', '.join(SURFACES)}",
+    )
+    option(
+        "--optimizer",
+        nargs="+",
+        action="extend",
+        type=one_of(walkers()),
+        metavar="NAME",
+        help=f"which to run, in this order; all of them by default: {', '.join(walkers())}",
+    )
+    option("--steps", type=integer(1), default=500, help="of each (default: %(default)s)")
+    option(
+        "--start",
+        nargs=2,
+        type=finite,
+        metavar=("X", "Y"),
+        help="where all begin; by default each surface has its own",
+    )
+    option("--lr", type=positive, help="for all of them; by default each surface has its own")
+    option(
+        "--animate",
+        type=one_of(suffix[1:] for suffix in ANIMATIONS),
+        metavar=f"{{{','.join(suffix[1:] for suffix in ANIMATIONS)}}}",
+        help="write an animation too: a picture file, or a page for the browser",
+    )
+    option(
+        "--out",
+        type=Path,
+        default=Path("onepass-surface"),
+        metavar="FOLDER",
+        help="where the pictures go (default: %(default)s)",
+    )
+    parser.set_defaults(run=run, refuse=parser.error)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw surface by surface, print the table, and return the exit code.
+
+    When interrupted, what is finished is on disk, and in the table.
+    """
+    surfaces = [SURFACES[name] for name in dict.fromkeys(args.surface or SURFACES)]
+    _check_start(args, surfaces)
+    require("surface", matplotlib="matplotlib", rich="rich")
+    args.out.mkdir(parents=True, exist_ok=True)  # if that fails, then before the work
+    contests: list[report.Contest] = []
+    written: list[Path] = []
+    try:
+        _draw_all(args, surfaces, contests, written)
+    finally:
+        report.print_table(contests)
+        for path in written:
+            print(path)
+    return 0
+
+
+def _check_start(args: argparse.Namespace, surfaces: Sequence[Surface]) -> None:
+    for surface in surfaces:
+        try:
+            check_start(surface, args.start or surface.start)
+        except ValueError as error:
+            args.refuse(f"argument --{error}")
+
+
+def _draw_all(
+    args: argparse.Namespace,
+    surfaces: Sequence[Surface],
+    contests: list[report.Contest],
+    written: list[Path],
+) -> None:
+    """Draw each surface, adding to both lists what is done as soon as it is."""
+    optimizers = list(dict.fromkeys(args.optimizer or walkers()))
+    pictures = 1 + (FRAMES if args.animate else 0)
+    with progress(len(surfaces) * pictures, "pictures") as show:
+        for number, surface in enumerate(surfaces):
+            contest = report.contest(surface, optimizers, args.start, args.steps, args.lr)
+            contests.append(contest)
+            picture = Picture(surface, contest.labels, contest.searches)
+            path = args.out / f"{surface.name}.png"
+            picture.save(path)
+            written.append(path)
+            done = number * pictures + 1
+            show(done, surface.name)
+            if args.animate:
+                path = path.with_suffix(f".{args.animate}")
+                picture.animate(path, partial(_show_frame, show, done, surface.name))
+                written.append(path)
+
+
+def _show_frame(show: Show, before: int, name: str, frames: int) -> None:
+    show(before + frames, name)

@@ -1,0 +1,247 @@
+"""The picture: paths on the map and on the relief, losses against steps; still and moving."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from io import BytesIO
+from itertools import cycle
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onepass._files import write_atomically
+from onepass._picture import COLOURS, new_figure
+from onepass._typing import Array
+from onepass.surface.descent import Trajectory
+from onepass.surface.surfaces import Surface
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+FRAMES = 60
+MILLISECONDS = 80  # from one to the next
+MILLISECONDS_AT_THE_END = 2500
+DOTS_PER_INCH = 100  # of a frame
+
+GRID = 181
+LEVELS = 22
+DASHES = ("-", "--")  # in turn, so that one of two lines that coincide shows the other
+SHADES = ("#8fb4d9", "#cfe0ee", "#f7f5ee", "#f3e3c3", "#e8cc98")  # from the valley up
+LOWEST = 1e-12  # a logarithmic axis has no 0
+
+
+class Picture:
+    """A surface with its paths, shown up to any step.
+
+    Parameters
+    ----------
+    surface : Surface
+    paths : mapping
+        A descent's path for each label of the legend.
+    searches : mapping
+        The same for searches, drawn as the best loss they found.
+    """
+
+    def __init__(
+        self, surface: Surface, paths: Mapping[str, Trajectory], searches: Mapping[str, Trajectory]
+    ) -> None:
+        self.surface = surface
+        self.steps = max(len(path.losses) for path in paths.values()) - 1
+        self.figure = new_figure(11, 6.4)
+        grid = self.figure.add_gridspec(2, 2, height_ratios=(1.5, 1))
+        self._map = self.figure.add_subplot(grid[:, 0])
+        self._relief: Any = self.figure.add_subplot(  # Any: Axes3D's annotations have gaps
+            grid[0, 1], projection="3d", computed_zorder=False
+        )
+        self._curves = self.figure.add_subplot(grid[1, 1])
+        self._start = next(iter(paths.values())).points[0]
+        self._draw_surface()
+        self._draw_searches(searches)
+        self._drawn: list[tuple[Any, Any, Array]] = []  # a line, the dot at its end, all points
+        styles = zip(cycle(COLOURS), cycle(DASHES), strict=False)
+        for (label, path), style in zip(paths.items(), styles, strict=False):
+            self._draw_path(label, path, *style)
+        handles, labels = self._curves.get_legend_handles_labels()
+        self.figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
+        self.figure.suptitle(f"{surface.title}:  {surface.equation}", fontsize=11)
+        self.show(self.steps)
+
+    def show(self, step: int) -> None:
+        """Draw the paths up to this step."""
+        for line, end, coordinates in self._drawn:
+            seen = coordinates[:, : step + 1]
+            _place(line, seen)
+            _place(end, seen[:, -1:])
+
+    def save(self, path: Path) -> None:
+        """Write what is shown as a PNG file, atomically."""
+        write_atomically(path, partial(self.figure.savefig, format="png"), durable=False)
+
+    def _draw_surface(self) -> None:
+        from matplotlib.colors import LinearSegmentedColormap, LogNorm
+
+        (x_low, x_high), (y_low, y_high) = self.surface.window
+        x, y = np.meshgrid(np.linspace(x_low, x_high, GRID), np.linspace(y_low, y_high, GRID))
+        loss = self.surface.loss(np.stack((x, y), axis=-1))
+        lowest = self.surface.loss(self.surface.start) / 1e3
+        levels = np.geomspace(lowest, loss.max(), LEVELS)
+        shades = LinearSegmentedColormap.from_list("valley", SHADES)
+        norm = LogNorm(levels[0], levels[-1])
+        visible = np.maximum(loss, LOWEST)
+        self._map.contourf(x, y, visible, levels, cmap=shades, norm=norm, extend="min")
+        self._map.contour(x, y, loss, levels, colors="#5b6b7a", linewidths=0.4, alpha=0.6)
+        every = slice(None, None, 3)
+        self._relief.plot_surface(
+            x[every, every],
+            y[every, every],
+            _height(loss)[every, every],
+            cmap=shades,
+            rstride=1,
+            cstride=1,
+            linewidth=0.2,
+            edgecolor="#5b6b7a50",
+        )
+        for x_best, y_best in self.surface.minima:
+            self._map.plot(x_best, y_best, "*", mfc="none", mec="black", ms=13, zorder=6)
+        self._map.plot(*self._start, "o", mfc="white", mec="black", ms=6, zorder=6)
+        self._label()
+
+    def _label(self) -> None:
+        x_name, y_name = self.surface.axes
+        (x_limits, y_limits) = self.surface.window
+        self._map.set(xlabel=x_name, ylabel=y_name, xlim=x_limits, ylim=y_limits)
+        self._relief.set(xlim=x_limits, ylim=y_limits)
+        self._relief.set_xlabel(x_name, labelpad=-4)
+        self._relief.set_ylabel(y_name, labelpad=-4)
+        self._relief.set_zlabel("log(1 + loss)", fontsize=8)
+        self._relief.view_init(elev=40, azim=-60)
+        self._relief.set_box_aspect((4, 4, 2.6), zoom=1.15)
+        self._relief.locator_params(nbins=4)
+        self._relief.tick_params(labelsize=7, pad=-2)
+        self._curves.set(xlabel="step", ylabel="loss", yscale="log")
+        self._curves.margins(x=0.02)
+        self._curves.grid(alpha=0.3)
+
+    def _draw_searches(self, searches: Mapping[str, Trajectory]) -> None:
+        for (label, tried), dashes in zip(searches.items(), (":", "--"), strict=True):
+            self._curves.axhline(tried.losses.min(), color="grey", ls=dashes, lw=1.2, label=label)
+
+    def _draw_path(self, label: str, path: Trajectory, colour: str, dashes: str) -> None:
+        style: dict[str, Any] = {"color": colour, "ls": dashes, "lw": 1.3}
+        above = dashes != DASHES[0]
+        dot: dict[str, Any] = {"color": colour, "marker": "o", "ms": 5, "mec": "white", "mew": 0.6}
+        relief = np.vstack((path.points.T, _height(path.losses)))
+        relief[:, ~self._inside(path.points)] = np.nan  # what leaves the axes in 3-D is not cut off
+        curve = np.vstack((np.arange(len(path.losses)), np.maximum(path.losses, LOWEST)))
+        panels = ((self._map, path.points.T), (self._relief, relief), (self._curves, curve))
+        for axes, coordinates in panels:
+            (line,) = axes.plot(*coordinates, **style, zorder=4 + above, label=label)
+            (end,) = axes.plot(*coordinates[:, -1:], **dot, zorder=6)
+            self._drawn.append((line, end, coordinates))
+
+    def _inside(self, points: Array) -> Any:
+        lows, highs = np.transpose(self.surface.window)
+        return ((lows <= points) & (points <= highs)).all(axis=-1)
+
+    def animate(self, path: Path, shown: Callable[[int], object]) -> None:
+        """Write the whole descent as a GIF or HTML file, by the path's suffix, atomically.
+
+        `shown` is told after each frame how many are done.
+        """
+        self.figure.set_dpi(DOTS_PER_INCH)
+        self.figure.draw_without_rendering()
+        self.figure.set_layout_engine("none")  # once is enough, and nothing is to move
+        content = ANIMATIONS[path.suffix](self.figure, self._frames(shown))
+        write_atomically(path, lambda file: file.write(content), durable=False)
+
+    def _frames(self, shown: Callable[[int], object]) -> Iterator[None]:
+        """Show one frame after the other: small steps at first, long ones towards the end."""
+        for number, time in enumerate(np.linspace(0, 1, FRAMES), 1):
+            self.show(round(self.steps * time**2))
+            yield
+            shown(number)
+
+
+def _height(loss: Array) -> Array:
+    """Return how high to draw a loss: walls hide nothing, and a floor is as flat as it is."""
+    return np.log1p(loss)
+
+
+def _place(artist: Any, coordinates: Array) -> None:
+    if len(coordinates) == 3:
+        artist.set_data_3d(*coordinates)
+    else:
+        artist.set_data(*coordinates)
+
+
+def _gif(figure: "Figure", frames: Iterator[None]) -> bytes:
+    """Return a GIF, in the same colours from frame to frame."""
+    from PIL import Image  # matplotlib needs it, so it comes with it
+
+    images = []
+    for _ in frames:
+        figure.canvas.draw()
+        pixels = np.asarray(figure.canvas.buffer_rgba())  # type: ignore[attr-defined]
+        images.append(Image.fromarray(pixels[..., :3]))
+    first, *rest = _in_one_palette(images)
+    file = BytesIO()
+    durations = [MILLISECONDS] * len(rest) + [MILLISECONDS_AT_THE_END]
+    first.save(file, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+    return file.getvalue()
+
+
+def _in_one_palette(images: "list[Image.Image]") -> "list[Image.Image]":
+    """Return the images in 256 colours: the paths' own, and others for shades and edges."""
+    from PIL import Image
+
+    colours = [*bytes.fromhex("".join(COLOURS).replace("#", ""))]
+    for method in (Image.Quantize.MEDIANCUT, Image.Quantize.MAXCOVERAGE):
+        colours += images[-1].quantize(124, method).getpalette() or []
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(colours)
+    return [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
+
+
+def _html(figure: "Figure", frames: Iterator[None]) -> bytes:
+    """Return matplotlib's page with buttons, made to need no network."""
+    from matplotlib.animation import HTMLWriter
+
+    writer: Any = HTMLWriter(  # Any: not all of it is annotated
+        1000 // MILLISECONDS, embed_frames=True, embed_limit=100, default_mode="once"
+    )
+    writer.frame_format = "jpeg"
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "animation.html")
+        with writer.saving(figure, str(path), DOTS_PER_INCH):
+            for _ in frames:
+                writer.grab_frame(pil_kwargs={"quality": 85, "subsampling": 0})
+        page = path.read_text(encoding="utf-8")
+    return re.sub("<link[^>]*>", f"<style>{_SIGNS}</style>", page, count=1).encode()
+
+
+ANIMATIONS: Mapping[str, Callable[["Figure", Iterator[None]], bytes]] = {
+    ".gif": _gif,
+    ".html": _html,
+}
+"""What makes a file's content, by its suffix."""
+
+# matplotlib's page takes the signs on its buttons from a font on another server.
+_SIGNS = (
+    ".fa { font-style: normal } .fa-flip-horizontal { display: inline-block; rotate: y 180deg }"
+    + "".join(
+        f".fa-{name}::before {{ content: '{sign}' }}"
+        for name, sign in {
+            "minus": "-",
+            "plus": "+",
+            "fast-backward": "|\u25c0",
+            "step-backward": "\u25c0|",
+            "play": "\u25b6",
+            "pause": "||",
+            "step-forward": "|\u25b6",
+            "fast-forward": "\u25b6|",
+        }.items()
+    )
+)
