@@ -7,7 +7,7 @@
 namespace onepass::bindings {
 namespace {
 
-constexpr int float32_num = 11, float64_num = 12;  // NPY_FLOAT, NPY_DOUBLE
+constexpr int float32_num = 11, float64_num = 12, float16_num = 23;  // NPY_FLOAT, ...
 
 bool has(const py::array& array, int flag) {
   return (array.flags() & flag) != 0;
@@ -21,6 +21,32 @@ void check_same_order(const py::array& array, const Label& label, const Param& p
   const char* order = param.order == Order::c ? "C" : "F";
   fail_value(label, std::string(order) + " order, as its parameter has",
              is_aligned(array) ? "strides " + strides_name(array) : "misaligned data");
+}
+
+bool is_native(const py::dtype& dtype) {
+  constexpr char native_order = std::endian::native == std::endian::little ? '<' : '>';
+  return dtype.byteorder() == '=' || dtype.byteorder() == native_order;
+}
+
+// A dtype that ml_dtypes has registered; NumPy numbers those from 256 on.
+bool is_bfloat16(const py::dtype& dtype) {
+  return dtype.num() >= 256 && dtype.itemsize() == 2 &&
+         py::str(dtype).cast<std::string>() == "bfloat16";
+}
+
+GradFormat check_grad_format(const py::array& array, const Label& label, const Param& param) {
+  const py::dtype dtype = array.dtype();
+  if (dtype.is(param.array.dtype())) return as_param;
+  const bool is_float = param.dtype == Dtype::f32;
+  if (is_float && is_native(dtype)) {
+    if (dtype.num() == float16_num) return f16;
+    if (is_bfloat16(dtype)) return bf16;
+  }
+  if (is_native(dtype) && dtype.num() == (is_float ? float32_num : float64_num)) return as_param;
+  fail_type(label,
+            "the parameter's dtype " + dtype_name(param.array) +
+                (is_float ? ", or float16 or bfloat16" : ""),
+            dtype_name(array));
 }
 
 }  // namespace
@@ -61,8 +87,7 @@ py::array check_array(py::handle object, const Label& label) {
 
 Dtype check_dtype(const py::array& array, const Label& label) {
   const py::dtype dtype = array.dtype();
-  constexpr char native_order = std::endian::native == std::endian::little ? '<' : '>';
-  const bool native = dtype.byteorder() == '=' || dtype.byteorder() == native_order;
+  const bool native = is_native(dtype);
   if (native && dtype.num() == float32_num) return Dtype::f32;
   if (native && dtype.num() == float64_num) return Dtype::f64;
   fail_type(label, "dtype float32 or float64 in native byte order", dtype_name(array));
@@ -73,6 +98,11 @@ void check_like(const py::array& array, const Label& label, const py::array& oth
   if (check_dtype(array, label) != check_dtype(other, label)) {
     fail_type(label, whose + " dtype " + dtype_name(other), dtype_name(array));
   }
+  check_same_shape(array, label, other, whose);
+}
+
+void check_same_shape(const py::array& array, const Label& label, const py::array& other,
+                      const std::string& whose) {
   const bool same = array.ndim() == other.ndim() &&
                     std::equal(array.shape(), array.shape() + array.ndim(), other.shape());
   if (!same) fail_value(label, whose + " shape " + shape_name(other), shape_name(array));
@@ -168,8 +198,8 @@ Param check_param(py::handle object, const Label& label) {
   return {data, size, item_size, dtype, order, std::move(array)};
 }
 
-const void* check_grad(py::handle object, const Label& label, const Param& param, Memory& memory,
-                       std::vector<py::object>& copies) {
+Grad check_grad(py::handle object, const Label& label, const Param& param, Memory& memory,
+                std::vector<py::object>& copies) {
   py::object source = py::reinterpret_borrow<py::object>(object);
   if (!py::isinstance<py::array>(source) &&
       py::isinstance(source, py::module_::import("numpy").attr("generic"))) {
@@ -177,24 +207,26 @@ const void* check_grad(py::handle object, const Label& label, const Param& param
     copies.push_back(source);
   }
   py::array array = check_array(source, label);
-  check_like(array, label, param.array, "the parameter's");
+  const GradFormat format = check_grad_format(array, label, param);
+  check_same_shape(array, label, param.array, "the parameter's");
   memory.add(array, label);
   if (!is_order(array, param.order) || !is_aligned(array)) {
     array = py::module_::import("numpy").attr("array")(
         array, py::arg("copy") = true, py::arg("order") = param.order == Order::c ? "C" : "F");
     copies.push_back(array);
   }
-  return array.data();
+  return {array.data(), static_cast<std::size_t>(array.itemsize()), format};
 }
 
-const void* check_grad_in_place(py::handle object, const Label& label, const Param& param,
-                                Memory& memory) {
+Grad check_grad_in_place(py::handle object, const Label& label, const Param& param,
+                         Memory& memory) {
   py::array array = check_array(object, label);
-  check_like(array, label, param.array, "the parameter's");
+  const GradFormat format = check_grad_format(array, label, param);
+  check_same_shape(array, label, param.array, "the parameter's");
   if (label.written()) check_written_in_place(array, label);
   check_same_order(array, label, param);
   memory.add(array, label);
-  return array.data();
+  return {array.data(), static_cast<std::size_t>(array.itemsize()), format};
 }
 
 void* check_state(py::handle object, const Label& label, const Param& param, Memory& memory) {

@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "kernels.hpp"
+
 namespace onepass::bindings {
 
 namespace py = pybind11;
@@ -64,14 +66,21 @@ class Memory {
 // Writable, aligned, C- or F-ordered, float32 or float64.
 Param check_param(py::handle object, const Label& label);
 
-// Like its parameter in dtype and shape, in any layout: one whose elements do not lie in the
-// parameter's order is copied, and the copy kept alive in `copies`.
-const void* check_grad(py::handle object, const Label& label, const Param& param, Memory& memory,
-                       std::vector<py::object>& copies);
+// A gradient as the kernels read it.
+struct Grad {
+  const void* data;
+  std::size_t item_size;
+  GradFormat format;
+};
+
+// Of its parameter's shape, and of its dtype or beside a float32 one float16 or bfloat16. In any
+// layout: one whose elements do not lie in the parameter's order is copied, and the copy kept alive
+// in `copies`.
+Grad check_grad(py::handle object, const Label& label, const Param& param, Memory& memory,
+                std::vector<py::object>& copies);
 
 // In its parameter's layout too, because the step writes it, or reads it again and again.
-const void* check_grad_in_place(py::handle object, const Label& label, const Param& param,
-                                Memory& memory);
+Grad check_grad_in_place(py::handle object, const Label& label, const Param& param, Memory& memory);
 
 // Like its parameter in everything.
 void* check_state(py::handle object, const Label& label, const Param& param, Memory& memory);
@@ -85,6 +94,8 @@ void* check_state(py::handle object, const Label& label, const Param& param, Mem
 py::array check_array(py::handle object, const Label& label);
 Dtype check_dtype(const py::array& array, const Label& label);
 // `whose`: "the parameter's", to be told apart from the array's own.
+void check_same_shape(const py::array& array, const Label& label, const py::array& other,
+                      const std::string& whose);
 void check_like(const py::array& array, const Label& label, const py::array& other,
                 const std::string& whose);
 void check_written_in_place(const py::array& array, const Label& label);

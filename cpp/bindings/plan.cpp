@@ -101,24 +101,23 @@ void Plan::add(const Job& job, const Variant& variant, std::size_t index, Memory
   const Label label(given_.names, index, Role::param);
   const Param p = check_param(given_.params[index], label);
   memory.add(p.array, label);
-  const bool is_float = p.dtype == Dtype::f32;
-  Tensor tensor{{p.data, nullptr, {}, nullptr, nullptr},
-                p.size,
-                p.item_size,
-                is_float ? variant.f32 : variant.f64,
-                is_float ? kernels_in_use->squares_f32 : kernels_in_use->squares_f64,
-                job.scalars.data()};
-  Streams& streams = tensor.streams;
   const bool repeated = given_.gradients != GradientUse::any;
-  if (repeated) {
-    const Role role = given_.gradients == GradientUse::zeroed ? Role::zeroed_grad : Role::grad;
-    const Label grad(given_.names, index, role);
-    streams.grad = check_grad_in_place(given_.grads[index], grad, p, memory);
-    if (role == Role::zeroed_grad) streams.zeroed = const_cast<void*>(streams.grad);
-  } else {
-    const Label grad(given_.names, index, Role::grad);
-    streams.grad = check_grad(given_.grads[index], grad, p, memory, copies_);
-  }
+  const bool zeroed = given_.gradients == GradientUse::zeroed;
+  const Label grad_label(given_.names, index, zeroed ? Role::zeroed_grad : Role::grad);
+  const py::object given_grad = given_.grads[index];
+  const Grad grad = repeated ? check_grad_in_place(given_grad, grad_label, p, memory)
+                             : check_grad(given_grad, grad_label, p, memory, copies_);
+  const bool is_float = p.dtype == Dtype::f32;
+  const auto& kernels = *kernels_in_use;
+  Tensor tensor{
+      {p.data, grad.data, {}, nullptr, zeroed ? const_cast<void*>(grad.data) : nullptr},
+      p.size,
+      p.item_size,
+      grad.item_size,
+      is_float ? variant.f32[grad.format] : variant.f64,
+      is_float ? kernels.squares_f32[grad.format] : kernels.squares_f64,
+      job.scalars.data()};
+  Streams& streams = tensor.streams;
   const auto given = py::reinterpret_borrow<py::tuple>(given_.states[index]);
   const std::size_t n_states = job.rule->states.size();
   for (std::size_t k = 0; k < n_states; ++k) {

@@ -24,7 +24,7 @@ Rule make_rule(const double* scalars, std::index_sequence<I...>) noexcept {
   return Rule{static_cast<T>(scalars[I])...};
 }
 
-template <class Rule, class T, bool decay>
+template <class Rule, class T, bool decay, class Grad>
 void run(const Streams& streams, std::size_t begin, std::size_t end,
          const double* scalars) noexcept {
   const auto from = [=](void* array) { return array ? static_cast<T*>(array) + begin : nullptr; };
@@ -39,20 +39,28 @@ void run(const Streams& streams, std::size_t begin, std::size_t end,
                          static_cast<T>(1 - scalars[average_weight])};
   const auto rule = make_rule<Rule, T>(scalars + shared_scalars,
                                        std::make_index_sequence<std::size(Rule::scalars)>{});
-  update<decay, Plain>(from(streams.param), static_cast<const T*>(streams.grad) + begin, states,
-                       from(streams.average), from(streams.zeroed), end - begin, rule, stages);
+  using Stored = typename Grad::Stored;
+  auto* zeroed = static_cast<Stored*>(streams.zeroed);
+  update<decay>(from(streams.param), Grad{static_cast<const Stored*>(streams.grad) + begin}, states,
+                from(streams.average), zeroed ? zeroed + begin : nullptr, end - begin, rule,
+                stages);
 }
 
-template <class T>
+template <class Array>
 double squares(const void* x, std::size_t begin, std::size_t end, double unit) noexcept {
-  return sum_of_squares(static_cast<const T*>(x) + begin, end - begin, unit);
+  return sum_of_squares(Array{static_cast<const typename Array::Stored*>(x) + begin}, end - begin,
+                        unit);
 }
 
 template <template <class> class Rule, bool decay>
 constexpr Variant make_variant() {
   static_assert(std::size(Rule<float>::states) <= max_states);
   static_assert(shared_scalars + std::size(Rule<float>::scalars) <= max_scalars);
-  Variant variant{run<Rule<float>, float, decay>, run<Rule<double>, double, decay>, {}};
+  using R = Rule<float>;
+  Variant variant{{run<R, float, decay, Plain<float>>, run<R, float, decay, Widened<BFloat16>>,
+                   run<R, float, decay, Widened<Float16>>},
+                  run<Rule<double>, double, decay, Plain<double>>,
+                  {}};
   for (std::size_t k = 0; k < std::size(Rule<float>::states); ++k) {
     variant.uses_state[k] = Rule<float>::states[k].used;
   }
@@ -138,8 +146,9 @@ constexpr BatchNormTable<T> batch_norm{
 
 constexpr KernelTable table{rows,
                             make_row<CopyLimit, 3>("copy_limit", copy_limit_options),
-                            squares<float>,
-                            squares<double>,
+                            {squares<Plain<float>>, squares<Widened<BFloat16>>,
+                             squares<Widened<Float16>>},
+                            squares<Plain<double>>,
                             batch_norm<float>,
                             batch_norm<double>,
                             invert_deviation};

@@ -38,9 +38,13 @@ inline constexpr std::size_t max_scalars = 16;  // those included
 using SumOfSquares = double (*)(const void* x, std::size_t begin, std::size_t end,
                                 double unit) noexcept;
 
+// How a gradient is stored: as its parameter, or beside a float one in fewer bits.
+enum GradFormat : std::size_t { as_param, bf16, f16, grad_formats };
+
 // One choice of a rule's options.
 struct Variant {
-  Kernel f32, f64;
+  std::array<Kernel, grad_formats> f32;
+  Kernel f64;
   bool uses_state[max_states];
 };
 
@@ -70,7 +74,8 @@ using BatchNormTable = std::array<BatchNormLoops<T>, 8>;
 struct KernelTable {
   std::span<const RuleRow> rules;
   RuleRow copy_limit;  // not a rule: the benchmarks' ruler
-  SumOfSquares squares_f32, squares_f64;
+  std::array<SumOfSquares, grad_formats> squares_f32;
+  SumOfSquares squares_f64;
   BatchNormTable<float> batch_norm_f32;
   BatchNormTable<double> batch_norm_f64;
   void (*invert_deviation)(double* variance, std::size_t n, double eps) noexcept;

@@ -120,8 +120,8 @@ void zero_gradients(std::span<Tensor> tensors, int threads) noexcept {
   for_each_range(tensors, threads, [](const Tensor& tensor, const Range& range) noexcept {
     char* zeroed = static_cast<char*>(tensor.streams.zeroed);
     if (zeroed) {
-      std::memset(zeroed + range.begin * tensor.item_size, 0,
-                  (range.end - range.begin) * tensor.item_size);
+      std::memset(zeroed + range.begin * tensor.grad_item_size, 0,
+                  (range.end - range.begin) * tensor.grad_item_size);
     }
   });
 }

@@ -11,7 +11,7 @@ namespace onepass {
 struct Tensor {
   Streams streams;
   std::size_t size;
-  std::size_t item_size;
+  std::size_t item_size, grad_item_size;
   Kernel kernel;
   SumOfSquares squares;
   const double* scalars;

@@ -40,8 +40,9 @@ struct Arrays {
              grad.data()},
             n,
             sizeof(T),
+            sizeof(T),
             kernel,
-            is_float ? kernels.squares_f32 : kernels.squares_f64,
+            is_float ? kernels.squares_f32[onepass::as_param] : kernels.squares_f64,
             scalars};
   }
   bool operator==(const Arrays& other) const {
@@ -70,7 +71,7 @@ void check_variant(const std::string& rule, std::size_t row, std::size_t variant
       for (const onepass::Isa& isa : onepass::compiled_isas()) {
         if (!isa.supported) continue;
         const onepass::Variant& v = isa.kernels->rules[row].variants[variant];
-        const onepass::Kernel kernel = sizeof(T) == sizeof(float) ? v.f32 : v.f64;
+        const onepass::Kernel kernel = sizeof(T) == sizeof(float) ? v.f32[onepass::as_param] : v.f64;
         if (first) {
           const auto one = expected.tensor(n, kernel, scalars);
           for (std::size_t i = 0; i < n; ++i) {
@@ -98,7 +99,7 @@ void check_threads() {
     for (std::size_t i = 0; i < 40; ++i) {
       const std::size_t n = i % 7 == 0 ? 20000 + i : i * i;
       arrays.push_back(std::make_unique<Arrays<float>>(n, i % 16));
-      const onepass::Kernel kernel = rules[i % rules.size()].variants.back().f32;
+      const onepass::Kernel kernel = rules[i % rules.size()].variants.back().f32[onepass::as_param];
       tensors.push_back(arrays.back()->tensor(n, kernel, scalars));
     }
     onepass::step(tensors, threads);
@@ -123,7 +124,7 @@ void check_norm() {
       tensors.push_back(each->tensor(each->grad.size(), nullptr, scalars));
       const auto& kernels = *isa.kernels;
       tensors.back().squares =
-          sizeof(T) == sizeof(float) ? kernels.squares_f32 : kernels.squares_f64;
+          sizeof(T) == sizeof(float) ? kernels.squares_f32[onepass::as_param] : kernels.squares_f64;
     }
     std::vector<double> sums(onepass::norm_blocks(tensors));
     const onepass::Norm norm = onepass::norm(tensors, sums, threads);
@@ -150,7 +151,7 @@ void check_norm() {
 // Several callers at once, each with small steps in quick succession: whoever finds the helpers
 // taken works alone, and nobody sees another's arrays.
 void check_concurrent_callers() {
-  const onepass::Kernel kernel = onepass::choose_isa(nullptr).kernels->rules[0].variants[2].f32;
+  const onepass::Kernel kernel = onepass::choose_isa(nullptr).kernels->rules[0].variants[2].f32[onepass::as_param];
   constexpr std::size_t n = 50000;
   constexpr int steps = 200;
   Arrays<float> expected(n, 4);
@@ -235,8 +236,9 @@ void check_by_hand() {
   onepass::Tensor tensor{{param, grad, {}, average, grad},
                          3,
                          sizeof(float),
-                         row.variants[0].f32,
-                         kernels.squares_f32,
+                         sizeof(float),
+                         row.variants[0].f32[onepass::as_param],
+                         kernels.squares_f32[onepass::as_param],
                          sgd};
   double sums[1];
   check(onepass::norm({&tensor, 1}, sums, 1).value == std::sqrt(276.0), "the norm by hand");

@@ -1,21 +1,57 @@
-// How numbers are stored. A format lends a tile in the type the rule computes with (open) and
-// takes it back (close); `scratch` holds one tile for the formats that must convert.
+// How numbers are stored. An array lends a tile in the type that the rule computes with (open);
+// `scratch` holds one tile for the formats that must be converted.
 #pragma once
 
+#include <bit>
 #include <cstddef>
+#include <cstdint>
 
 #include "onepass/rule.hpp"
 
 namespace onepass::inline ONEPASS_ISA {
 
-// float and double are their own tile: nothing is moved.
+// In the type that the rule computes with: the array is its own tile.
 template <class T>
 struct Plain {
   using Stored = T;
-  static constexpr bool converts = false;
-  static T* open(T* stored, T*, std::size_t) noexcept { return stored; }
-  static const T* open(const T* stored, T*, std::size_t) noexcept { return stored; }
-  static void close(T*, const T*, std::size_t) noexcept {}
+  const T* data;
+  const T* open(std::size_t begin, std::size_t, T*) const noexcept { return data + begin; }
+  const T* ahead(std::size_t begin) const noexcept { return data + begin; }
+};
+
+// A format of 16 bits that widens to float without rounding.
+template <class Format>
+struct Widened {
+  using Stored = std::uint16_t;
+  const Stored* data;
+  const float* open(std::size_t begin, std::size_t n, float* scratch) const noexcept {
+    const Stored* stored = data + begin;
+#pragma omp simd
+    for (std::size_t i = 0; i < n; ++i) scratch[i] = Format::widen(stored[i]);
+    return scratch;
+  }
+  const Stored* ahead(std::size_t begin) const noexcept { return data + begin; }
+};
+
+// bfloat16: the upper half of a float.
+struct BFloat16 {
+  static float widen(std::uint16_t stored) noexcept {
+    return std::bit_cast<float>(static_cast<std::uint32_t>(stored) << 16);
+  }
+};
+
+// IEEE's binary16: 5 bits of exponent, 10 of mantissa.
+struct Float16 {
+  static float widen(std::uint16_t stored) noexcept {
+    // Its bits at a float's places make the number 2^-112 times too small, subnormal numbers too.
+    const std::uint32_t bits = stored;
+    const std::uint32_t magnitude = (bits & 0x7fffu) << 13;
+    const float scaled = std::bit_cast<float>(magnitude) * 0x1p112f;
+    // What had the largest exponent is infinite or NaN.
+    const std::uint32_t special = magnitude >= 0x7c00u << 13 ? 0x7f800000u : 0u;
+    return std::bit_cast<float>(std::bit_cast<std::uint32_t>(scaled) | special |
+                                (bits & 0x8000u) << 16);
+  }
 };
 
 }  // namespace onepass::inline ONEPASS_ISA

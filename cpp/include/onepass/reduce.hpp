@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <type_traits>
 
 #include "onepass/panels.hpp"
 #include "onepass/update.hpp"
@@ -32,29 +33,34 @@ inline double fold_lanes(double* sums) noexcept {
 
 // The sum of the squares of x * unit, in double and in an order that n alone decides: `lanes` sums
 // side by side, four rows of elements at a time, folded in halves.
-template <class T>
-double sum_of_squares(const T* x, std::size_t n, double unit) noexcept {
+template <class Array>
+double sum_of_squares(const Array& array, std::size_t n, double unit) noexcept {
+  using T = std::remove_cvref_t<decltype(*array.open(0, 0, nullptr))>;
+  using Stored = typename Array::Stored;
+  constexpr std::size_t rows = 4 * lanes;
   alignas(cache_line) double sums[lanes] = {};
-  const auto square = [=](std::size_t i) {
-    const double value = static_cast<double>(x[i]) * unit;
+  alignas(cache_line) T opened[rows];
+  const auto square = [=](T x) {
+    const double value = static_cast<double>(x) * unit;
     return value * value;
   };
   std::size_t i = 0;
-  for (; i + 4 * lanes <= n; i += 4 * lanes) {
-    for (std::size_t k = 0; k < 4 * lanes; k += cache_line / sizeof(T)) {
-      prefetch_into_l2(x + i + k + sums_prefetch_bytes / sizeof(T));
+  for (; i + rows <= n; i += rows) {
+    for (std::size_t k = 0; k < rows; k += cache_line / sizeof(Stored)) {
+      prefetch_into_l2(array.ahead(i) + k + sums_prefetch_bytes / sizeof(Stored));
     }
+    const T* x = array.open(i, rows, opened);
 #pragma omp simd
     for (std::size_t j = 0; j < lanes; ++j) {
-      const std::size_t at = i + j;
-      sums[j] +=
-          (square(at) + square(at + lanes)) + (square(at + 2 * lanes) + square(at + 3 * lanes));
+      sums[j] += (square(x[j]) + square(x[j + lanes])) +
+                 (square(x[j + 2 * lanes]) + square(x[j + 3 * lanes]));
     }
   }
   for (; i < n; i += lanes) {
     const std::size_t rest = std::min(lanes, n - i);
+    const T* x = array.open(i, rest, opened);
 #pragma omp simd
-    for (std::size_t j = 0; j < rest; ++j) sums[j] += square(i + j);
+    for (std::size_t j = 0; j < rest; ++j) sums[j] += square(x[j]);
   }
   return fold_lanes(sums);
 }

@@ -88,14 +88,11 @@ inline void average_tile(T* average, const T* param, std::size_t n, T weight, T 
 
 // `average` and `zeroed` (the gradient itself, to be zero afterwards) may be null. An average in
 // which the weights have no weight stays as it is.
-template <bool decay, template <class> class Format, class Rule, class T>
-void update(typename Format<T>::Stored* param, const typename Format<T>::Stored* grad,
-            typename Format<T>::Stored* const* state, typename Format<T>::Stored* average,
-            typename Format<T>::Stored* zeroed, std::size_t n, const Rule& rule,
-            const Stages<T>& stages) noexcept {
-  using F = Format<T>;
+template <bool decay, class Rule, class T, class Grad>
+void update(T* param, const Grad& grad, T* const* state, T* average, typename Grad::Stored* zeroed,
+            std::size_t n, const Rule& rule, const Stages<T>& stages) noexcept {
   constexpr std::size_t n_states = std::size(Rule::states);
-  alignas(cache_line) T scratch[3 + n_states][F::converts ? tile_size : 1];
+  alignas(cache_line) T opened[tile_size];
   alignas(cache_line) T clipped[tile_size];
   if (stages.average_weight == T(0)) average = nullptr;
   const bool clips = stages.max_value < std::numeric_limits<T>::infinity();
@@ -107,30 +104,22 @@ void update(typename Format<T>::Stored* param, const typename Format<T>::Stored*
 
   for (std::size_t begin = 0; begin < n; begin += size, size = std::min(n - begin, tile_size)) {
     prefetch_tile(param + begin);
-    prefetch_tile(grad + begin);
-    for (std::size_t k = 0; k < n_states; ++k) {
-      if (Rule::states[k].used) prefetch_tile(state[k] + begin);
-    }
-    if (average) prefetch_tile(average + begin);
-    T* p = F::open(param + begin, scratch[0], size);
-    const T* g = F::open(grad + begin, scratch[1], size);
+    prefetch_tile(grad.ahead(begin));
     T* s[n_states];
     for (std::size_t k = 0; k < n_states; ++k) {
-      s[k] = Rule::states[k].used ? F::open(state[k] + begin, scratch[3 + k], size) : nullptr;
+      s[k] = Rule::states[k].used ? state[k] + begin : nullptr;
+      if (Rule::states[k].used) prefetch_tile(s[k]);
     }
+    if (average) prefetch_tile(average + begin);
+    T* p = param + begin;
+    const T* g = grad.open(begin, size, opened);
     if (clips) clip_tile(clipped, g, size, stages.scale, stages.max_value);
     update_tile<decay>(p, clips ? clipped : g, s, size, rule, clips ? T{1} : stages.scale,
                        stages.weight_decay, std::make_index_sequence<n_states>{});
     if (average) {
-      T* a = F::open(average + begin, scratch[2], size);
-      average_tile(a, p, size, stages.average_weight, stages.average_rest);
-      F::close(average + begin, a, size);
+      average_tile(average + begin, p, size, stages.average_weight, stages.average_rest);
     }
-    if (zeroed) std::fill_n(zeroed + begin, size, typename F::Stored{});
-    F::close(param + begin, p, size);
-    for (std::size_t k = 0; k < n_states; ++k) {
-      if (Rule::states[k].used) F::close(state[k] + begin, s[k], size);
-    }
+    if (zeroed) std::fill_n(zeroed + begin, size, typename Grad::Stored{});
   }
 }
 
