@@ -539,7 +539,7 @@ class TestInfo:
     def test_info_without_extras(self):
         code = """
 import sys
-sys.modules.update(dict.fromkeys(("sklearn", "matplotlib", "rich", "threadpoolctl")))
+sys.modules.update(dict.fromkeys(("sklearn", "matplotlib", "rich", "jinja2", "optuna")))
 from onepass.cli import main
 sys.exit(main(["info"]))
 """

@@ -1,10 +1,10 @@
-"""The command line: `onepass compare` and `onepass info`."""
+"""The command line: `onepass compare`, `surface`, `tune` and `info`."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from onepass import __version__, compare, runtime
+from onepass import __version__, compare, runtime, surface, tune
 from onepass._extras import MissingExtraError
 
 INTERRUPTED = 130  # as a shell reports a process that Ctrl-C ended
@@ -17,6 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     args = parser.parse_args(argv)
+    args.command_line = ["onepass", *(sys.argv[1:] if argv is None else argv)]
     if args.command is None:
         parser.print_help()
         return 0
@@ -42,6 +43,12 @@ def _parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
 
     compare.add_command(add("compare", "train one network with every optimizer and report"))
+    surface.add_command(
+        add("surface", "draw the optimizers' paths down surfaces of two parameters")
+    )
+    tune.add_command(
+        add("tune", "search for the best optimizer, lr, momentum, batch size and width")
+    )
     summary = "version, compiler, instruction sets and threads, and why these"
     add("info", summary).set_defaults(run=_info)
     return parser

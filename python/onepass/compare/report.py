@@ -100,7 +100,7 @@ def write(comparison: Comparison, folder: Path, command: Sequence[str]) -> list[
         folder / "curves.png",
         folder / "results.json",
     )
-    facts = {"command": shlex.join(command), **_versions()}
+    facts = {"command": shlex.join(command), **versions()}
     headings = [heading.strip().replace("\n", " ") for heading, _ in columns(comparison)]
     write_text(
         report, page.render(comparison, describe(comparison), headings, rows(comparison), facts)
@@ -129,7 +129,7 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
             "seconds": recipe.seconds,
             "batch_size": recipe.batch_size,
             "steps_per_epoch": recipe.steps_per_epoch(len(split.train_inputs)),
-            "max_grad_norm": _finite(recipe.max_grad_norm),
+            "max_grad_norm": finite(recipe.max_grad_norm),
             "schedule": recipe.schedule,
             "seeds": comparison.seeds,
         },
@@ -171,13 +171,14 @@ def _run_as_dict(result: Result) -> dict[str, Any]:
         "seed": result.run.seed,
         "diverged_at": result.diverged_at,
         "curve": {
-            name: [_finite(getattr(point, name)) for point in result.curve]
+            name: [finite(getattr(point, name)) for point in result.curve]
             for name in result.curve[0]._fields
         },
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return what one must know to repeat a measurement."""
     info = runtime.info()
     return {
         "onepass": info["version"],
@@ -236,5 +237,6 @@ def _spread(spread: Spread | None) -> dict[str, float | None] | None:
     return None if spread is None else {"mean": spread.mean, "deviation": spread.deviation}
 
 
-def _finite(number: float | None) -> float | None:
+def finite(number: float | None) -> float | None:
+    """Return a number that JSON can hold, or None."""
     return number if number is not None and math.isfinite(number) else None
