@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from onepass import optim
@@ -21,6 +22,7 @@ CASE_IDS = [
     cls.__name__ + "".join(f"-{k}={v}" for k, v in settings.items()) for cls, settings in CASES
 ]
 FORMATS = (np.float32, np.float64)
+SMALL_FORMATS = (np.float16, ml_dtypes.bfloat16)
 
 
 def assert_same_bits(actual: Any, expected: Any) -> None:

@@ -26,18 +26,18 @@ def misaligned():
 
 # What no array of a step may be: (make, error, words of the message).
 NEVER = {
-    "int": (lambda: np.arange(N), TypeError, "float32 or float64.*int64"),
-    "complex": (lambda: good(np.complex64), TypeError, "float32 or float64.*complex64"),
-    "object": (lambda: good().astype(object), TypeError, "float32 or float64.*object"),
-    "float16": (lambda: good(np.float16), TypeError, "float32 or float64.*float16"),
-    "longdouble": (lambda: good(np.longdouble), TypeError, "float32 or float64"),
-    "big-endian": (lambda: good().astype(">f4"), TypeError, "native byte order.*>f4"),
-    "structured": (lambda: np.zeros(N, [("x", "f4")]), TypeError, "float32 or float64"),
+    "int": (lambda: np.arange(N), TypeError, "dtype float32.*int64"),
+    "complex": (lambda: good(np.complex64), TypeError, "dtype float32.*complex64"),
+    "object": (lambda: good().astype(object), TypeError, "dtype float32.*object"),
+    "longdouble": (lambda: good(np.longdouble), TypeError, "dtype float32.*got float(96|128)"),
+    "big-endian": (lambda: good().astype(">f4"), TypeError, "dtype float32.*>f4"),
+    "structured": (lambda: np.zeros(N, [("x", "f4")]), TypeError, "dtype float32.*x"),
     "masked": (lambda: np.ma.masked_array(good(), good() > 1.5), TypeError, "masked array"),
     "list": (lambda: 1.0, TypeError, "NumPy array.*float"),
 }
 # What no array may be that is written.
 NEVER_WRITTEN = {
+    "float16": (lambda: good(np.float16), TypeError, "float32 or float64.*float16"),
     "read-only": (read_only, ValueError, "writable.*read-only"),
     "sliced": (lambda: np.zeros(2 * N, np.float32)[::2], ValueError, "contiguous.*strides"),
     "reversed": (lambda: good()[::-1], ValueError, "contiguous.*strides"),
@@ -52,6 +52,8 @@ BAD_PARAMS = {**NEVER, **NEVER_WRITTEN}
 BAD_GRADS = {
     **NEVER,
     "other dtype": (lambda: good(np.float64), TypeError, "dtype float32.*float64"),
+    "big-endian float16": (lambda: good().astype(">f2"), TypeError, "dtype float32.*>f2"),
+    "not a float": (lambda: np.zeros(N, np.int16), TypeError, "dtype float32.*int16"),
     "longer": (lambda: np.zeros(N + 1, np.float32), ValueError, r"shape \(12,\).*\(13,\)"),
     "column": (lambda: np.zeros((N, 1), np.float32), ValueError, r"shape \(12,\).*\(12, 1\)"),
 }

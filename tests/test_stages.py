@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import onepass as op
-from helpers import assert_same_bits, fresh_state
+from helpers import SMALL_FORMATS, assert_same_bits, fresh_state
 from onepass.optim import _stages
 
 # More than a block of the norm, a part of one, parts of its rows; orders and empty ones.
@@ -65,7 +65,11 @@ def reference_run(cls, options, params, steps, grad_scale=1.0):
 
 
 def check_run(cls, options, params, steps, grad_scale=1.0, threads=None):
-    expected, norms = reference_run(cls, options, params, steps, grad_scale)
+    widened = [
+        [np.asarray(grad).astype(param.dtype) for param, grad in zip(params, grads, strict=True)]
+        for grads in steps
+    ]
+    expected, norms = reference_run(cls, options, params, widened, grad_scale)
     params = [param.copy(order="K") for param in params]
     opt = cls(params, **options)
     for grads, norm in zip(steps, norms, strict=True):
@@ -100,11 +104,31 @@ def test_every_stage(case, dtype, stages, rng):
     check_run(cls, {**options, **stages}, make(rng, dtype, SHAPES[1:-1]), steps)
 
 
+@pytest.mark.parametrize("small", SMALL_FORMATS)
+@pytest.mark.parametrize("stages", EVERYTHING.values(), ids=EVERYTHING)
+def test_gradients_in_fewer_bits(optimizer, small, stages, rng):
+    """As if NumPy had widened them; the parameters' own dtype may stand among them."""
+    steps = [make(rng, small, SHAPES[1:]) for _ in range(3)]
+    for grads in steps:
+        grads[1] = grads[1].astype(np.float32)
+    check_run(optimizer, stages, make(rng, np.float32, SHAPES[1:]), steps, grad_scale=2.0)
+
+
+@pytest.mark.parametrize("small", SMALL_FORMATS)
+def test_gradients_in_fewer_bits_for_every_case(case, small, rng):
+    cls, options = case
+    steps = [make(rng, small, SHAPES[1:-1]) for _ in range(3)]
+    check_run(cls, options, make(rng, np.float32, SHAPES[1:-1]), steps)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
 def test_every_number_of_threads(optimizer, dtype, threads, rng):
     steps = [make(rng, dtype) for _ in range(2)]
+    small = [[grad.astype(np.float16) for grad in grads] for grads in steps]
     for stages in (EVERYTHING["all"], EVERYTHING["clipped by norm"]):
         check_run(optimizer, stages, make(rng, dtype), steps, grad_scale=3.0, threads=threads)
+        if dtype == np.float32:
+            check_run(optimizer, stages, make(rng, dtype), small, grad_scale=3.0, threads=threads)
 
 
 @pytest.mark.parametrize("n", [1, 63, 64, 65, 255, 256, 257, 16_383, 16_384, 16_385, 50_000])

@@ -45,7 +45,7 @@ GradFormat check_grad_format(const py::array& array, const Label& label, const P
   if (is_native(dtype) && dtype.num() == (is_float ? float32_num : float64_num)) return as_param;
   fail_type(label,
             "the parameter's dtype " + dtype_name(param.array) +
-                (is_float ? ", or float16 or bfloat16" : ""),
+                (is_float ? ", float16 or bfloat16" : ""),
             dtype_name(array));
 }
 

@@ -109,14 +109,13 @@ void Plan::add(const Job& job, const Variant& variant, std::size_t index, Memory
                              : check_grad(given_grad, grad_label, p, memory, copies_);
   const bool is_float = p.dtype == Dtype::f32;
   const auto& kernels = *kernels_in_use;
-  Tensor tensor{
-      {p.data, grad.data, {}, nullptr, zeroed ? const_cast<void*>(grad.data) : nullptr},
-      p.size,
-      p.item_size,
-      grad.item_size,
-      is_float ? variant.f32[grad.format] : variant.f64,
-      is_float ? kernels.squares_f32[grad.format] : kernels.squares_f64,
-      job.scalars.data()};
+  Tensor tensor{{p.data, grad.data, {}, nullptr, zeroed ? const_cast<void*>(grad.data) : nullptr},
+                p.size,
+                p.item_size,
+                grad.item_size,
+                is_float ? variant.f32[grad.format] : variant.f64,
+                is_float ? kernels.squares_f32[grad.format] : kernels.squares_f64,
+                job.scalars.data()};
   Streams& streams = tensor.streams;
   const auto given = py::reinterpret_borrow<py::tuple>(given_.states[index]);
   const std::size_t n_states = job.rule->states.size();

@@ -144,14 +144,14 @@ constexpr BatchNormTable<T> batch_norm{
     make_loops<PerColumn, false, true, T>(),  make_loops<ForAll, false, true, T>(),
     make_loops<PerColumn, true, true, T>(),   make_loops<ForAll, true, true, T>()};
 
-constexpr KernelTable table{rows,
-                            make_row<CopyLimit, 3>("copy_limit", copy_limit_options),
-                            {squares<Plain<float>>, squares<Widened<BFloat16>>,
-                             squares<Widened<Float16>>},
-                            squares<Plain<double>>,
-                            batch_norm<float>,
-                            batch_norm<double>,
-                            invert_deviation};
+constexpr KernelTable table{
+    rows,
+    make_row<CopyLimit, 3>("copy_limit", copy_limit_options),
+    {squares<Plain<float>>, squares<Widened<BFloat16>>, squares<Widened<Float16>>},
+    squares<Plain<double>>,
+    batch_norm<float>,
+    batch_norm<double>,
+    invert_deviation};
 
 }  // namespace
 

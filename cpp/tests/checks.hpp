@@ -8,6 +8,7 @@
 #include <cstring>
 #include <new>
 #include <string>
+#include <type_traits>
 
 inline int failures = 0;
 inline int checks = 0;
@@ -30,7 +31,11 @@ class Block {
     data_ = reinterpret_cast<T*>(memory_) + offset;
     for (std::size_t i = 0; i < n; ++i) {
       seed = seed * 1664525u + 1013904223u;
-      data_[i] = static_cast<T>(seed >> 8) / T(1 << 22) + T(0.25);  // positive: some are squares
+      if constexpr (std::is_integral_v<T>) {
+        data_[i] = static_cast<T>(0x3800 + (seed >> 8) % 0x400);  // below 1, as either float of 16
+      } else {
+        data_[i] = static_cast<T>(seed >> 8) / T(1 << 22) + T(0.25);  // positive: some are squares
+      }
     }
   }
   Block(const Block&) = delete;

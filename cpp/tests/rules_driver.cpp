@@ -13,15 +13,18 @@
 #include "checks.hpp"
 #include "dispatch.hpp"
 #include "onepass/rules.def"
-#include "onepass/update.hpp"
 #include "parallel.hpp"
 #include "step.hpp"
 
 namespace {
 
-template <class T>
+using onepass::as_param;
+
+template <class T, class Grad = T>
 struct Arrays {
-  Block<T> param, grad, state0, state1, state2, average;
+  Block<T> param;
+  Block<Grad> grad;
+  Block<T> state0, state1, state2, average;
   Arrays(std::size_t n, std::size_t offset)
       : param(n, offset, 1),
         grad(n, offset, 2),
@@ -30,7 +33,8 @@ struct Arrays {
         state2(n, offset, 5),
         average(n, offset, 6) {}
 
-  onepass::Tensor tensor(std::size_t n, onepass::Kernel kernel, const double* scalars) const {
+  onepass::Tensor tensor(std::size_t n, onepass::Kernel kernel, const double* scalars,
+                         onepass::GradFormat format = as_param) const {
     const bool is_float = sizeof(T) == sizeof(float);
     const onepass::KernelTable& kernels = *onepass::choose_isa(nullptr).kernels;
     return {{param.data(),
@@ -40,9 +44,9 @@ struct Arrays {
              grad.data()},
             n,
             sizeof(T),
-            sizeof(T),
+            sizeof(Grad),
             kernel,
-            is_float ? kernels.squares_f32[onepass::as_param] : kernels.squares_f64,
+            is_float ? kernels.squares_f32[format] : kernels.squares_f64,
             scalars};
   }
   bool operator==(const Arrays& other) const {
@@ -62,25 +66,26 @@ constexpr std::size_t lengths[] = {0,  1,  2,  3,  7,  8,   9,    15,   16,
 constexpr std::size_t offsets[] = {0, 1, 3, 15};
 
 // The vector loop against one element at a time, and every build against the first.
-template <class T>
-void check_variant(const std::string& rule, std::size_t row, std::size_t variant) {
+template <class T, class Grad = T>
+void check_variant(const std::string& rule, std::size_t row, std::size_t variant,
+                   onepass::GradFormat format = as_param) {
   for (const std::size_t n : lengths) {
     for (const std::size_t offset : offsets) {
-      Arrays<T> expected(n, offset);
+      Arrays<T, Grad> expected(n, offset);
       bool first = true;
       for (const onepass::Isa& isa : onepass::compiled_isas()) {
         if (!isa.supported) continue;
         const onepass::Variant& v = isa.kernels->rules[row].variants[variant];
-        const onepass::Kernel kernel = sizeof(T) == sizeof(float) ? v.f32[onepass::as_param] : v.f64;
+        const onepass::Kernel kernel = sizeof(T) == sizeof(float) ? v.f32[format] : v.f64;
         if (first) {
-          const auto one = expected.tensor(n, kernel, scalars);
+          const auto one = expected.tensor(n, kernel, scalars, format);
           for (std::size_t i = 0; i < n; ++i) {
             kernel(one.streams, i, i + 1, scalars);
           }
           first = false;
         }
-        Arrays<T> whole(n, offset);
-        onepass::Tensor tensor = whole.tensor(n, kernel, scalars);
+        Arrays<T, Grad> whole(n, offset);
+        onepass::Tensor tensor = whole.tensor(n, kernel, scalars, format);
         onepass::step({&tensor, 1}, 1);
         check(whole == expected, rule + " on " + isa.name + ", n = " + std::to_string(n));
       }
@@ -99,7 +104,7 @@ void check_threads() {
     for (std::size_t i = 0; i < 40; ++i) {
       const std::size_t n = i % 7 == 0 ? 20000 + i : i * i;
       arrays.push_back(std::make_unique<Arrays<float>>(n, i % 16));
-      const onepass::Kernel kernel = rules[i % rules.size()].variants.back().f32[onepass::as_param];
+      const onepass::Kernel kernel = rules[i % rules.size()].variants.back().f32[as_param];
       tensors.push_back(arrays.back()->tensor(n, kernel, scalars));
     }
     onepass::step(tensors, threads);
@@ -124,7 +129,7 @@ void check_norm() {
       tensors.push_back(each->tensor(each->grad.size(), nullptr, scalars));
       const auto& kernels = *isa.kernels;
       tensors.back().squares =
-          sizeof(T) == sizeof(float) ? kernels.squares_f32[onepass::as_param] : kernels.squares_f64;
+          sizeof(T) == sizeof(float) ? kernels.squares_f32[as_param] : kernels.squares_f64;
     }
     std::vector<double> sums(onepass::norm_blocks(tensors));
     const onepass::Norm norm = onepass::norm(tensors, sums, threads);
@@ -151,7 +156,8 @@ void check_norm() {
 // Several callers at once, each with small steps in quick succession: whoever finds the helpers
 // taken works alone, and nobody sees another's arrays.
 void check_concurrent_callers() {
-  const onepass::Kernel kernel = onepass::choose_isa(nullptr).kernels->rules[0].variants[2].f32[onepass::as_param];
+  const onepass::Kernel kernel =
+      onepass::choose_isa(nullptr).kernels->rules[0].variants[2].f32[as_param];
   constexpr std::size_t n = 50000;
   constexpr int steps = 200;
   Arrays<float> expected(n, 4);
@@ -170,58 +176,39 @@ void check_concurrent_callers() {
   for (const auto& each : arrays) check(*each == expected, "concurrent callers");
 }
 
-// A storage format that must convert goes through the same loop, and no rule knows: float's upper
-// half, cut off.
-template <class T>
-struct UpperHalf {
-  using Stored = std::uint16_t;
-  static constexpr bool converts = true;
-  static float load(Stored stored) {
-    const std::uint32_t bits = std::uint32_t{stored} << 16;
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
+// Gradients of 16 bits, by hand: 1.5, -2, the smallest subnormal number, and their norm.
+void check_formats_by_hand() {
+  const auto& kernels = *onepass::choose_isa(nullptr).kernels;
+  const double sgd[] = {1.0, 0.0, HUGE_VAL, 0.0, 0.0, 1.0, 1.0};
+  struct Case {
+    onepass::GradFormat format;
+    std::uint16_t bits[3];
+    float smallest;
+  };
+  for (const Case& each : {Case{onepass::f16, {0x3e00, 0xc000, 0x0001}, 0x1p-24f},
+                           Case{onepass::bf16, {0x3fc0, 0xc000, 0x0001}, 0x1p-133f}}) {
+    Block<std::uint16_t> grad(3, 0, 1);
+    std::memcpy(grad.data(), each.bits, sizeof each.bits);
+    float param[] = {0.0f, 0.0f, 0.0f};
+    onepass::Tensor tensor{{param, grad.data(), {}, nullptr, grad.data()},
+                           3,
+                           sizeof(float),
+                           sizeof(std::uint16_t),
+                           kernels.rules[0].variants[0].f32[each.format],
+                           kernels.squares_f32[each.format],
+                           sgd};
+    double sum[1];
+    const float smallest = each.smallest;
+    check(onepass::norm({&tensor, 1}, sum, 1).value ==
+              std::sqrt(2.25 + 4.0 + static_cast<double>(smallest) * smallest),
+          "the norm of a gradient of 16 bits");
+    onepass::step({&tensor, 1}, 1);
+    check(param[0] == -1.5f && param[1] == 2.0f && param[2] == -smallest, "a gradient of 16 bits");
+    check(grad.data()[0] == 0 && grad.data()[1] == 0 && grad.data()[2] == 0, "it is zeroed");
+    std::memcpy(grad.data(), each.bits, sizeof each.bits);
+    onepass::zero_gradients({&tensor, 1}, 1);
+    check(grad.data()[0] == 0 && grad.data()[1] == 0 && grad.data()[2] == 0, "it is zeroed alone");
   }
-  static Stored store(float value) {
-    std::uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    return static_cast<Stored>(bits >> 16);
-  }
-  static T* open(const Stored* stored, T* scratch, std::size_t n) noexcept {
-    for (std::size_t i = 0; i < n; ++i) scratch[i] = load(stored[i]);
-    return scratch;
-  }
-  static void close(Stored* stored, const T* tile, std::size_t n) noexcept {
-    for (std::size_t i = 0; i < n; ++i) stored[i] = store(tile[i]);
-  }
-};
-
-void check_format() {
-  using Half = UpperHalf<float>;
-  constexpr std::size_t n = 9001;
-  const onepass::Adam<float, false> rule{0.9f, 0.1f, 0.99f, 0.01f, 0.1f, 2.0f, 1e-3f, 0.0f};
-  std::vector<std::uint16_t> p(n), g(n), m(n), v(n), a(n, Half::store(8.0f));
-  for (std::size_t i = 0; i < n; ++i) {
-    p[i] = Half::store(0.5f + static_cast<float>(i % 100));
-    g[i] = Half::store(static_cast<float>(i % 13) - 6.0f);
-    m[i] = Half::store(0.25f);
-    v[i] = Half::store(2.0f);
-  }
-  auto expected_p = p, expected_m = m, expected_v = v, expected_a = a;
-  for (std::size_t i = 0; i < n; ++i) {
-    float param = Half::load(p[i]), first = Half::load(m[i]), second = Half::load(v[i]), none = 0;
-    rule(param, Half::load(g[i]), first, second, none);
-    expected_p[i] = Half::store(param);
-    expected_m[i] = Half::store(first);
-    expected_v[i] = Half::store(second);
-    expected_a[i] = Half::store(8.0f + 0.25f * (param - 8.0f));
-  }
-  std::uint16_t* state[] = {m.data(), v.data(), nullptr};
-  onepass::update<false, UpperHalf, decltype(rule), float>(
-      p.data(), g.data(), state, a.data(), g.data(), n, rule,
-      {.scale = 1.0f, .average_weight = 0.25f, .average_rest = 0.75f});
-  check(p == expected_p && m == expected_m && v == expected_v, "a format that converts");
-  check(a == expected_a && g == std::vector<std::uint16_t>(n), "its average, and its zeros");
 }
 
 // p - lr * g in numbers that are exact in binary.
@@ -237,8 +224,8 @@ void check_by_hand() {
                          3,
                          sizeof(float),
                          sizeof(float),
-                         row.variants[0].f32[onepass::as_param],
-                         kernels.squares_f32[onepass::as_param],
+                         row.variants[0].f32[as_param],
+                         kernels.squares_f32[as_param],
                          sgd};
   double sums[1];
   check(onepass::norm({&tensor, 1}, sums, 1).value == std::sqrt(276.0), "the norm by hand");
@@ -268,13 +255,16 @@ int main() {
     for (std::size_t variant = 0; variant < rules[row].variants.size(); ++variant) {
       check_variant<float>(rules[row].name, row, variant);
       check_variant<double>(rules[row].name, row, variant);
+      for (const onepass::GradFormat format : {onepass::bf16, onepass::f16}) {
+        check_variant<float, std::uint16_t>(rules[row].name, row, variant, format);
+      }
     }
   }
   check_threads();
   check_norm<float>();
   check_norm<double>();
   check_concurrent_callers();
-  check_format();
+  check_formats_by_hand();
   check_by_hand();
   check_choice();
   return report();

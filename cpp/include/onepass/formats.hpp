@@ -30,7 +30,9 @@ struct Widened {
     for (std::size_t i = 0; i < n; ++i) scratch[i] = Format::widen(stored[i]);
     return scratch;
   }
-  const Stored* ahead(std::size_t begin) const noexcept { return data + begin; }
+  const Stored* ahead(std::size_t begin) const noexcept {
+    return data + begin;
+  }
 };
 
 // bfloat16: the upper half of a float.
