@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nox
 
-nox.options.sessions = ["tests", "lint", "cpp"]
+nox.options.sessions = ["tests", "lint", "cpp", "docs"]
 nox.options.reuse_existing_virtualenvs = True
 
 
@@ -47,6 +47,13 @@ def cpp(session: nox.Session) -> None:
     if not objects:
         session.error("found no kernels to look at")
     session.log(f"{len(objects)} builds of the kernels share no weak symbol and use no FMA")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the site into build/docs; a warning is an error."""
+    session.install(".[docs]")
+    session.run("python", "-m", "sphinx", "-q", "-W", "--keep-going", "docs", "build/docs")
 
 
 @nox.session

@@ -2,8 +2,13 @@
 
 import doctest
 import importlib
+import inspect
 import pkgutil
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +16,11 @@ import pytest
 import onepass
 
 ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+sys.path.append(str(DOCS))  # for what makes the site's pages
+import pictures  # noqa: E402
+import sphinx_pages  # noqa: E402
+
 MODULES = ["onepass"] + [
     module.name
     for module in pkgutil.walk_packages(onepass.__path__, "onepass.")
@@ -30,17 +40,18 @@ def test_doctests_are_found():
         assert any(test.examples for test in finder.find(cls)), cls
 
 
-def python_blocks(path):
-    return re.findall(r"```python\n(.*?)```", path.read_text(), re.S)
+PAGES = {
+    str(page.relative_to(ROOT)): blocks
+    for page in [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+    if (blocks := sphinx_pages.code_blocks(page, "python"))
+}
 
 
-@pytest.mark.parametrize("name", ["README.md"])
+@pytest.mark.parametrize("name", PAGES)
 def test_the_code_of_a_page_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # it may save something
-    blocks = python_blocks(ROOT / name)
-    assert blocks
     scope: dict[str, object] = {}
-    for block in blocks:
+    for block in PAGES[name]:
         exec(compile(block, name, "exec"), scope)
 
 
@@ -55,3 +66,84 @@ def test_every_promise_of_the_readme_names_a_test_that_exists():
     for file, test in named:
         text = (ROOT / "tests" / file).read_text()
         assert not test or f"def {test}" in text or f"class {test}" in text, (file, test)
+
+
+def site():
+    """Return the text of the site's pages, before Sphinx has read it."""
+    pages = [page.read_text() for page in DOCS.rglob("*.md")]
+    return "\n".join([*pages, *sphinx_pages.pages().values()])
+
+
+def documented():
+    """Return all that a directive of some page documents, by its dotted name."""
+    directives = re.findall(r"^\.\. (automodule|auto\w+|py:data):: (\S+)$", site(), re.M)
+    found = {name: resolve(name) for kind, name in directives if kind != "automodule"}
+    for module in (name for kind, name in directives if kind == "automodule"):
+        found |= {
+            f"{module}.{name}": thing
+            for name in getattr(resolve(module), "__all__", ())
+            if callable(thing := getattr(resolve(module), name))  # data has no docstring to show
+        }
+    return found
+
+
+def resolve(dotted):
+    return pkgutil.resolve_name(dotted)
+
+
+PUBLIC = [
+    f"{module}.{name}"
+    for module in MODULES
+    if "._" not in module
+    for name in getattr(importlib.import_module(module), "__all__", ())
+    if not inspect.ismodule(getattr(importlib.import_module(module), name))  # its names are there
+]
+
+
+def test_every_public_name_is_on_the_site():
+    """Under this name or another one."""
+    shown = {id(thing) for thing in documented().values()}
+    assert [name for name in PUBLIC if id(resolve(name)) not in shown] == []
+
+
+def test_every_optimizer_has_a_page_with_its_picture():
+    pages = sphinx_pages.pages()
+    for cls in onepass.optim.registry.values():
+        page = pages[f"optimizers/{cls.__name__}.rst"]
+        assert f"autoclass:: onepass.{cls.__name__}\n" in page
+        assert f"image:: {cls.__name__}-" in page
+        assert f"**{cls.__name__}**" in pages["differs.inc"]
+
+
+def test_every_command_is_on_the_site():
+    page = sphinx_pages.pages()["commands.md"]
+    for name, parser in sphinx_pages.commands().items():
+        assert f"## onepass {name}\n" in page
+        run = [
+            block for path in DOCS.glob("*.md") for block in sphinx_pages.code_blocks(path, "bash")
+        ]
+        assert any(block.startswith(f"onepass {name}") for block in run), f"{name} is never shown"
+        for action in parser._actions:
+            assert all(option in page for option in action.option_strings)
+
+
+def test_every_schedule_is_in_the_picture():
+    named = [code.partition("(")[0] for code in pictures.SCHEDULES]
+    assert sorted(named) == sorted(onepass.schedules.__all__)
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
+def test_the_c_plus_plus_program_of_the_site(tmp_path):
+    """As the page says, it gives the bits of the Python above it."""
+    page = DOCS / "embedding.md"
+    (program,) = sphinx_pages.code_blocks(page, "cpp")
+    (command,) = sphinx_pages.code_blocks(page, "console")
+    (tmp_path / "adam.cpp").write_text(program)
+    command = command.replace("\\\n", " ").replace(
+        "$(python -c 'import onepass; print(onepass.get_include())')", onepass.get_include()
+    )
+    subprocess.run(shlex.split(command), check=True, cwd=tmp_path)
+    printed = subprocess.run([tmp_path / "adam"], check=True, capture_output=True, text=True).stdout
+    scope: dict[str, object] = {}
+    exec("".join(PAGES["docs/embedding.md"]), scope)
+    assert [float.fromhex(line) for line in printed.split()] == scope["param"].tolist()

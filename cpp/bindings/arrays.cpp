@@ -1,6 +1,7 @@
 #include "arrays.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <utility>
 
@@ -28,10 +29,15 @@ bool is_native(const py::dtype& dtype) {
   return dtype.byteorder() == '=' || dtype.byteorder() == native_order;
 }
 
-// A dtype that ml_dtypes has registered; NumPy numbers those from 256 on.
+// A dtype that ml_dtypes has registered; NumPy numbers those from 256 on. Its name is asked for
+// once: that takes longer than the step of a small tensor.
 bool is_bfloat16(const py::dtype& dtype) {
-  return dtype.num() >= 256 && dtype.itemsize() == 2 &&
-         py::str(dtype).cast<std::string>() == "bfloat16";
+  static std::atomic<int> known_num = -1;
+  const int num = dtype.num();
+  if (num < 256 || num == known_num) return num >= 256;
+  if (py::str(dtype).cast<std::string>() != "bfloat16") return false;
+  known_num = num;
+  return true;
 }
 
 GradFormat check_grad_format(const py::array& array, const Label& label, const Param& param) {

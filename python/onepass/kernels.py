@@ -103,7 +103,8 @@ Parameters
 param : ndarray of float32 or float64
     Updated in place: writable, aligned, C- or F-contiguous.
 grad : ndarray
-    Of the parameter's shape and dtype, with any strides; only read.
+    Of the parameter's shape and dtype, or beside float32 also float16 or ``ml_dtypes.bfloat16``;
+    with any strides; only read.
 {states} : ndarray
     The state, where the options use it (else absent or None): like `param` in shape, dtype and
     order, starting from zeros (`sum` from Adagrad's `initial_accumulator_value`), updated in place.

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <iterator>
 #include <limits>
+#include <type_traits>
 #include <utility>
 
 #include "onepass/formats.hpp"
@@ -88,9 +89,10 @@ inline void average_tile(T* average, const T* param, std::size_t n, T weight, T 
 
 // `average` and `zeroed` (the gradient itself, to be zero afterwards) may be null. An average in
 // which the weights have no weight stays as it is.
-template <bool decay, class Rule, class T, class Grad>
-void update(T* param, const Grad& grad, T* const* state, T* average, typename Grad::Stored* zeroed,
-            std::size_t n, const Rule& rule, const Stages<T>& stages) noexcept {
+template <bool decay, class T, class Grad, class Rule>
+void update(T* param, const Grad& grad, std::type_identity_t<T>* const* state,
+            std::type_identity_t<T>* average, typename Grad::Stored* zeroed, std::size_t n,
+            const Rule& rule, const std::type_identity_t<Stages<T>>& stages) noexcept {
   constexpr std::size_t n_states = std::size(Rule::states);
   alignas(cache_line) T opened[tile_size];
   alignas(cache_line) T clipped[tile_size];

@@ -237,9 +237,9 @@ class Optimizer(Rule):
         ----------
         grads : like the parameters, optional
             The gradients, in the structure of the parameters, each of its parameter's shape and
-            dtype, with any strides. None in it leaves that parameter, its state, its average and
-            its step alone. Left out, the gradients are those that `accumulate` has summed, else
-            those that were bound.
+            dtype, or beside float32 also float16 or ``ml_dtypes.bfloat16``; with any strides.
+            None in it leaves that parameter, its state, its average and its step alone. Left out,
+            the gradients are those that `accumulate` has summed, else those that were bound.
         grad_scale : float in [2**-126, 2**128)
             What the gradients are divided by: the loss scale, or how many were accumulated. They
             are not modified.

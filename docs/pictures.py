@@ -1,0 +1,135 @@
+"""The pictures that neither a command nor a page's own code draws."""
+
+import inspect
+import textwrap
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+import onepass.init
+import onepass.schedules
+from onepass._picture import COLOURS, new_figure
+from onepass.line_search import LineSearch, backtracking, best_of
+from onepass.optim import SGD, Optimizer
+from onepass.surface import SURFACES, Surface, Trajectory, descend, walkers
+from onepass.surface.picture import Picture
+from onepass.surface.report import contest
+
+STEPS = 300
+
+# How each schedule could stand in a user's code, and over how many steps to look at it.
+SCHEDULES = {
+    "constant(1.0)": 100,
+    "step_decay(1.0, every=25)": 100,
+    "piecewise(1.0, boundaries=(30, 80), values=(0.4, 0.1))": 100,
+    "exponential(1.0, rate=0.03)": 100,
+    "inverse_time(1.0, rate=0.1)": 100,
+    "polynomial(1.0, steps=100, power=2.0)": 100,
+    "cosine(1.0, steps=100, final=0.1)": 100,
+    "cosine_restarts(1.0, steps=15, multiplier=2)": 100,
+    "warmup(10, then=cosine(1.0, steps=90))": 100,
+    "one_cycle(1.0, steps=100)": 100,
+    "warmup_stable_decay(1.0, steps=100, warmup=10, decay=30)": 100,
+    "join([constant(1.0), exponential(0.5, rate=0.05)], boundaries=[40])": 100,
+    "sutskever_momentum(0.99)": 20_000,
+    "ReduceOnPlateau(1.0)": 100,
+}
+
+
+def optimizer(cls: type[Optimizer], surface: str, path: Path) -> None:
+    """Draw the paths of a class, in all its forms that the lectures have, and plain descent's."""
+    makers = {name: getattr(walker.make, "func", walker.make) for name, walker in walkers().items()}
+    names = [name for name, maker in makers.items() if maker is cls]
+    found = contest(SURFACES[surface], list(dict.fromkeys((*names, "SGD"))), None, STEPS, None)
+    Picture(found.surface, found.labels, found.searches).save(path)
+
+
+def line_searches(path: Path) -> None:
+    """Draw two line searches beside steps of one size."""
+    surface = SURFACES["ravine"]
+    steps = 40
+    fixed = partial(SGD, lr=surface.lr)
+    Picture(
+        surface,
+        {
+            f"SGD, lr {surface.lr:g}": descend(surface, fixed, steps=steps),
+            "best_of((0.01, 0.1, 1))": _search(surface, best_of((0.01, 0.1, 1)), steps),
+            "backtracking()": _search(surface, backtracking(), steps),
+        },
+        contest(surface, ["SGD"], None, steps, None).searches,
+    ).save(path)
+
+
+def _search(surface: Surface, search: LineSearch, steps: int) -> Trajectory:
+    w = np.array(surface.start)
+    points, losses = [w.copy()], [surface.loss(w)]
+    for _ in range(steps):
+        info = search(w, surface.gradient(w), lambda: float(surface.loss(w)))
+        points.append(w.copy())
+        losses.append(info.loss)
+    return Trajectory(np.array(points), np.array(losses))
+
+
+def schedules(path: Path) -> None:
+    """Draw every schedule."""
+    columns = 3
+    rows = -(-len(SCHEDULES) // columns)
+    figure = new_figure(9, 1.8 * rows)
+    grid = figure.subplots(rows, columns)
+    for axes, (code, steps) in zip(grid.flat, SCHEDULES.items(), strict=False):
+        schedule = eval(code, vars(onepass.schedules).copy())
+        axes.step(range(steps), _values(schedule, steps), where="post", color=COLOURS[0])
+        title = textwrap.fill(code, 36, subsequent_indent="  ")
+        axes.set_title(title, family="monospace", fontsize=8)
+        axes.set_ylim(-0.05, 1.08)
+        axes.grid(alpha=0.3)
+    for axes in grid.flat[len(SCHEDULES) :]:
+        axes.remove()
+    for axes in grid[-1]:
+        axes.set_xlabel("step")
+    figure.savefig(path)
+
+
+def _values(schedule: Callable[[int], float], steps: int) -> list[float]:
+    """Return a schedule's values; one that wants errors hears of an epoch every ten steps."""
+    rng = np.random.default_rng(3)
+    values = []
+    for step in range(steps):
+        if hasattr(schedule, "report") and step % 10 == 9:
+            schedule.report(np.exp(-step / 40) * rng.uniform(0.5, 1.5))
+        values.append(schedule(step))
+    return values
+
+
+def initialisers(path: Path) -> None:
+    """Draw the spread of the activations through a deep network, for each initialiser."""
+    layers, width = 20, 256
+    scales = {
+        name: function
+        for name in onepass.init.__all__
+        if "rng" in inspect.signature(function := getattr(onepass.init, name)).parameters
+    }
+    scales["normal, standard deviation 0.01"] = lambda shape, rng: rng.normal(0, 0.01, shape)
+    figure = new_figure(10, 3.8)
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, (title, activation) in zip(
+        panels, {"ReLU": lambda z: np.maximum(z, 0), "tanh": np.tanh}.items(), strict=True
+    ):
+        for number, (name, make) in enumerate(scales.items()):
+            rng = np.random.default_rng(0)
+            x = rng.normal(size=(512, width))
+            spread = []
+            for _ in range(layers):
+                x = activation(x @ make((width, width), rng))
+                spread.append(np.sqrt(np.mean(x**2)))
+            dashes = "--" if name.endswith("uniform") else "-"
+            axes.plot(range(1, layers + 1), spread, dashes, color=COLOURS[number], label=name)
+        axes.set(title=title, xlabel="layer", yscale="log", ylim=(1e-4, 3))
+        axes.locator_params("x", integer=True)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("root mean square of the activations")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+    figure.savefig(path)

@@ -1,0 +1,177 @@
+"""Pages and pictures that the package itself makes, in `generated/`, before Sphinx reads the rest.
+
+The pages' own code runs there too: ```` ```python ```` blocks, one after the other, and the
+commands in ```` ```bash ```` blocks, whose output goes to `<page>.txt`. So a picture on a page is
+what the code above it has drawn.
+"""
+
+import argparse
+import inspect
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from contextlib import chdir
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import onepass
+from onepass import cli
+from onepass.optim import Optimizer
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+HERE = Path(__file__).parent
+GENERATED = HERE / "generated"
+TO_ROOT = "../../.."  # from an optimizer's page
+COLUMNS = "92"  # of what commands print
+
+REGISTRY = onepass.optim.registry
+
+
+def setup(app: "Sphinx") -> dict[str, bool]:
+    """Generate before anything is read."""
+    app.connect("builder-inited", lambda _: generate())
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def generate() -> None:
+    """Write `generated/`, where it is missing or older than what it is made from."""
+    if not _is_stale():
+        return
+    with TemporaryDirectory(dir=HERE, prefix=".generated") as folder:
+        new = Path(folder, "new")
+        (new / "optimizers").mkdir(parents=True)
+        os.environ["COLUMNS"] = COLUMNS
+        for path, text in pages().items():
+            (new / path).write_text(text)
+        with chdir(new):
+            _draw()
+            for page in sorted(HERE.glob("*.md")):
+                _run(page)
+        shutil.rmtree(GENERATED, ignore_errors=True)
+        new.rename(GENERATED)  # now that all of it is there
+
+
+def _is_stale() -> bool:
+    if not GENERATED.exists():
+        return True
+    package = Path(onepass.__file__).parent
+    sources = [*HERE.glob("*.md"), *HERE.glob("*.py"), *package.rglob("*.py")]
+    return max(path.stat().st_mtime for path in sources) > GENERATED.stat().st_mtime
+
+
+def pages() -> dict[str, str]:
+    """Return the pages and the parts of pages, by their paths in `generated/`."""
+    classes = REGISTRY.values()
+    return {
+        **{f"optimizers/{cls.__name__}.rst": optimizer_page(cls) for cls in classes},
+        "optimizers.inc": "".join(_summary(cls) for cls in classes),
+        "differs.inc": "\n".join(_differs(cls) for cls in classes),
+        "commands.md": commands_page(),
+    }
+
+
+def optimizer_page(cls: type[Optimizer]) -> str:
+    """Return a class's page: picture, docstring, and its rule in NumPy and in C++."""
+    name, source = cls.__name__, f"{TO_ROOT}/python/{cls.__module__.replace('.', '/')}.py"
+    rule = f".. literalinclude:: {source}\n   :pyobject: {name}"
+    return f"""{name}
+{"=" * len(name)}
+
+.. autoclass:: onepass.{name}
+
+Every optimizer also has the methods and options of `onepass.Optimizer`. Without a class around it
+the rule is `onepass.kernels.{cls.rule}`.
+
+Down two surfaces
+-----------------
+
+Plain gradient descent is there to be compared with. Learning rates are in the legend; what else is
+drawn and how is on :doc:`/surface`.
+
+.. image:: {name}-neuron.png
+   :alt: Paths of {name} on the error surface of one neuron, and loss against steps
+
+.. image:: {name}-rosenbrock.png
+   :alt: Paths of {name} in Rosenbrock's valley, and loss against steps
+
+The rule in NumPy
+-----------------
+
+The numbers of a step, computed once and in double, and what they do to each element. Their results
+equal the kernel's bit for bit.
+
+{rule}.scalars
+
+{rule}.reference
+
+The rule in C++
+---------------
+
+.. literalinclude:: {TO_ROOT}/cpp/include/onepass/rules/{cls.rule}.hpp
+   :language: cpp
+"""
+
+
+def _summary(cls: type[Optimizer]) -> str:
+    first = _doc(cls).partition("\n")[0]
+    return f"* {{doc}}`generated/optimizers/{cls.__name__}`: {first.partition(': ')[2] or first}\n"
+
+
+def _differs(cls: type[Optimizer]) -> str:
+    found = re.search(r"^Differs from\n+(.*?)(?=^\w[^\n]*\n---|\Z)", _doc(cls), re.M | re.S)
+    assert found, f"{cls.__name__}: expected a paragraph 'Differs from'"
+    return f"**{cls.__name__}** (:doc:`page </generated/optimizers/{cls.__name__}>`)\n\n{found[1]}"
+
+
+def _doc(cls: type[Optimizer]) -> str:
+    doc = inspect.getdoc(cls)
+    assert doc
+    return doc
+
+
+def commands_page() -> str:
+    """Return the page of what `--help` says."""
+    text = "# Command line\n\nEach of these is also `python -m onepass ...`.\n"
+    for name, parser in commands().items():
+        text += f"\n## onepass {name}\n\n```text\n{parser.format_help()}```\n"
+    return text
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    """Return the commands' parsers by name."""
+    actions = cli._parser()._actions
+    (found,) = (a.choices for a in actions if isinstance(a, argparse._SubParsersAction))
+    return dict(found)
+
+
+def code_blocks(page: Path, language: str) -> list[str]:
+    """Return what stands in a page's blocks of this language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.M | re.S)
+
+
+def _run(page: Path) -> None:
+    scope: dict[str, object] = {}
+    for block in code_blocks(page, "python"):
+        exec(compile(block, page.name, "exec"), scope)
+    for line in "".join(code_blocks(page, "bash")).splitlines():
+        command = [sys.executable, "-m", *shlex.split(line)]
+        printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        with Path(f"{page.stem}.txt").open("a") as file:
+            file.write(printed)
+
+
+def _draw() -> None:
+    import pictures
+
+    for cls in REGISTRY.values():
+        for surface in ("neuron", "rosenbrock"):
+            pictures.optimizer(cls, surface, Path("optimizers", f"{cls.__name__}-{surface}.png"))
+    pictures.schedules(Path("schedules.png"))
+    pictures.initialisers(Path("init.png"))
+    pictures.line_searches(Path("line_search.png"))
