@@ -127,3 +127,107 @@ def test_any_bits(grad, small, clip):
         opt.step(each)
         opt.step(each)
     assert_same_bits(*params)
+
+
+def neighbours(small):
+    """Floats about each number of a format and halfway to the next one, infinities and NaN."""
+    numbers = np.arange(2**15, dtype=np.uint16).view(small).astype(np.float64)
+    numbers = np.sort(numbers[np.isfinite(numbers)])
+    last = numbers[-1] + (numbers[-1] - numbers[-2]) / 2  # from here on they become infinite
+    halves = np.append((numbers[1:] + numbers[:-1]) / 2, last)
+    with np.errstate(over="ignore"):
+        near = np.concatenate([numbers, halves]).astype(np.float32)
+    near = np.concatenate([near, np.nextafter(near, np.float32(np.inf)), np.nextafter(near, 0)])
+    return np.concatenate([near, -near, np.array([0.0, -0.0, np.inf, -np.inf, np.nan], "f4")])
+
+
+@formats
+def test_a_copy_is_rounded_as_numpy_rounds(small):
+    """To nearest, ties to even; the step itself changes nothing."""
+    param = neighbours(small)
+    before, copy = param.copy(), np.ones(param.size, small)
+    op.SGD(param, lr=0.0, copy_to=copy).step(np.zeros_like(param))
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = before.astype(small)
+    assert_same_bits(copy, expected)
+    assert_same_bits(param, before)
+
+
+@given(
+    bits=hnp.arrays(np.uint32, st.integers(1, 300)),
+    small=st.sampled_from(SMALL_FORMATS),
+    threads=st.sampled_from([1, 3]),
+)
+def test_a_copy_of_any_bits(bits, small, threads):
+    param = bits.view(np.float32)
+    copy = np.zeros(param.size, small)
+    op.SGD(param, lr=0.0, copy_to=copy).step(np.zeros_like(param), num_threads=threads)
+    with np.errstate(over="ignore", invalid="ignore"):
+        assert_same_bits(copy, param.astype(small))
+
+
+@formats
+@pytest.mark.parametrize("bound", [True, False])
+def test_copies_follow_the_weights(case, small, bound, rng):
+    """Of those that have one, in every step that is taken; and nothing else changes by it."""
+    cls, settings = case
+    shapes = [(5_000,), (3, 4), (70,)]
+    grads = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+    params, plain = ([np.ones(shape, np.float32) for shape in shapes] for _ in range(2))
+    params[1], plain[1] = np.asfortranarray(params[1]), np.asfortranarray(plain[1])
+    copies = [np.zeros(shapes[0], small), np.zeros(shapes[1], small, order="F"), None]
+    options = {**settings, "nonfinite": "skip", "max_grad_norm": 1.0, "ema_decay": 0.5}
+    opt, other = cls(params, copy_to=copies, **options), cls(plain, **options)
+    if bound:
+        grads[1] = np.asfortranarray(grads[1])
+        opt.bind(grads)
+    for step in range(4):
+        grads[0][0] = np.inf if step == 2 else 1.0
+        before = digest(copies[:2])
+        assert opt.step(None if bound else grads) == other.step(grads)
+        assert step != 2 or digest(copies[:2]) == before
+        for param, copy in zip(params[:2], copies[:2], strict=True):
+            assert_same_bits(copy, param.astype(small))
+    for param, without in zip(params, plain, strict=True):
+        assert_same_bits(param, without)
+    assert digest(opt.state_dict()["state"]) == digest(other.state_dict()["state"])
+
+
+BAD_COPIES = {
+    "float32": (lambda: np.zeros(12, np.float32), TypeError, "float16 or bfloat16, got float32"),
+    "other order of bytes": (lambda: np.zeros(12, ">f2"), TypeError, "bfloat16, got >f2"),
+    "list": (lambda: 1.0, TypeError, "NumPy array, got float"),
+    "shape": (lambda: np.zeros(11, np.float16), ValueError, r"shape \(12,\), got \(11,\)"),
+    "strided": (lambda: np.zeros(24, np.float16)[::2], ValueError, "C order.*got strides"),
+    "read-only": (
+        lambda: np.frombuffer(bytes(24), np.float16),
+        ValueError,
+        "a writable array, got a read-only one",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "error", "words"), BAD_COPIES.values(), ids=BAD_COPIES)
+def test_bad_copy(optimizer, make, error, words):
+    params = {name: np.ones(12, np.float32) for name in "ab"}
+    with pytest.raises(error, match=rf"^copy_to\['b'\]: expected .*{words}"):
+        optimizer(params, copy_to={"a": np.zeros(12, np.float16), "b": make()})
+
+
+def test_a_copy_needs_memory_of_its_own_beside_float32(optimizer):
+    param = np.ones(12, np.float32)
+    with pytest.raises(ValueError, match=r"^copy_to: expected memory of its own, got an overlap"):
+        optimizer(param, copy_to=param.view(np.float16)[:12])
+    copy = np.zeros(12, np.float16)
+    with pytest.raises(ValueError, match=r"^copy_to\[[01]\]: .*the same memory as copy_to"):
+        optimizer([param, param.copy()], copy_to=[copy, copy])
+    with pytest.raises(TypeError, match=r"^copy_to: expected None beside .* float32, got float16"):
+        optimizer(np.ones(12), copy_to=copy)
+    with pytest.raises(ValueError, match=r"^grads: expected memory of its own"):
+        optimizer(param, copy_to=copy).step(copy)
+    opt = optimizer(param, copy_to=copy)
+    copy.flags.writeable = False
+    before = digest(opt)
+    with pytest.raises(ValueError, match=r"^copy_to: expected a writable array"):
+        opt.step(np.ones(12, np.float32))
+    assert digest(opt) == before

@@ -40,19 +40,25 @@ bool is_bfloat16(const py::dtype& dtype) {
   return true;
 }
 
-GradFormat check_grad_format(const py::array& array, const Label& label, const Param& param) {
+// The format of an array in fewer bits than float32, as_param for any other dtype.
+Format small_format(const py::dtype& dtype) {
+  if (!is_native(dtype)) return as_param;
+  return dtype.num() == float16_num ? f16 : is_bfloat16(dtype) ? bf16 : as_param;
+}
+
+Format check_grad_format(const py::array& array, const Label& label, const Param& param) {
   const py::dtype dtype = array.dtype();
   if (dtype.is(param.array.dtype())) return as_param;
   const bool is_float = param.dtype == Dtype::f32;
-  if (is_float && is_native(dtype)) {
-    if (dtype.num() == float16_num) return f16;
-    if (is_bfloat16(dtype)) return bf16;
-  }
   if (is_native(dtype) && dtype.num() == (is_float ? float32_num : float64_num)) return as_param;
-  fail_type(label,
-            "the parameter's dtype " + dtype_name(param.array) +
-                (is_float ? ", float16 or bfloat16" : ""),
-            dtype_name(array));
+  const Format format = is_float ? small_format(dtype) : as_param;
+  if (format == as_param) {
+    fail_type(label,
+              "the parameter's dtype " + dtype_name(param.array) +
+                  (is_float ? ", float16 or bfloat16" : ""),
+              dtype_name(array));
+  }
+  return format;
 }
 
 }  // namespace
@@ -132,6 +138,8 @@ std::string Label::str() const {
     case Role::grad:
     case Role::zeroed_grad:
       return named ? "grads" + suffix : "grad";
+    case Role::copy:
+      return "copy_to" + suffix;
     default:
       return named ? "state" + suffix + "['" + name_ + "']" : std::string(name_);
   }
@@ -213,7 +221,7 @@ Grad check_grad(py::handle object, const Label& label, const Param& param, Memor
     copies.push_back(source);
   }
   py::array array = check_array(source, label);
-  const GradFormat format = check_grad_format(array, label, param);
+  const Format format = check_grad_format(array, label, param);
   check_same_shape(array, label, param.array, "the parameter's");
   memory.add(array, label);
   if (!is_order(array, param.order) || !is_aligned(array)) {
@@ -227,12 +235,26 @@ Grad check_grad(py::handle object, const Label& label, const Param& param, Memor
 Grad check_grad_in_place(py::handle object, const Label& label, const Param& param,
                          Memory& memory) {
   py::array array = check_array(object, label);
-  const GradFormat format = check_grad_format(array, label, param);
+  const Format format = check_grad_format(array, label, param);
   check_same_shape(array, label, param.array, "the parameter's");
   if (label.written()) check_written_in_place(array, label);
   check_same_order(array, label, param);
   memory.add(array, label);
   return {array.data(), static_cast<std::size_t>(array.itemsize()), format};
+}
+
+Format check_copy(py::handle object, const Label& label, const Param& param, Memory& memory) {
+  py::array array = check_array(object, label);
+  const Format format = small_format(array.dtype());
+  if (format == as_param) fail_type(label, "dtype float16 or bfloat16", dtype_name(array));
+  if (param.dtype != Dtype::f32) {
+    fail_type(label, "None beside a parameter that is not float32", dtype_name(array));
+  }
+  check_same_shape(array, label, param.array, "the parameter's");
+  check_written_in_place(array, label);
+  check_same_order(array, label, param);
+  memory.add(array, label);
+  return format;
 }
 
 void* check_state(py::handle object, const Label& label, const Param& param, Memory& memory) {

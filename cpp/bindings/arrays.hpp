@@ -15,7 +15,7 @@ namespace onepass::bindings {
 
 namespace py = pybind11;
 
-enum class Role { param, grad, zeroed_grad, state, input, output };
+enum class Role { param, grad, zeroed_grad, state, copy, input, output };
 
 // What to call an array in a message. An optimizer's arrays carry the name of their parameter
 // (`names`: suffixes such as "['fc.weight']"); a free function's are just "param", "grad",
@@ -70,7 +70,7 @@ Param check_param(py::handle object, const Label& label);
 struct Grad {
   const void* data;
   std::size_t item_size;
-  GradFormat format;
+  Format format;
 };
 
 // Of its parameter's shape, and of its dtype or beside a float32 one float16 or bfloat16. In any
@@ -81,6 +81,9 @@ Grad check_grad(py::handle object, const Label& label, const Param& param, Memor
 
 // In its parameter's layout too, because the step writes it, or reads it again and again.
 Grad check_grad_in_place(py::handle object, const Label& label, const Param& param, Memory& memory);
+
+// A copy of a float32 parameter in float16 or bfloat16, in its layout.
+Format check_copy(py::handle object, const Label& label, const Param& param, Memory& memory);
 
 // Like its parameter in everything.
 void* check_state(py::handle object, const Label& label, const Param& param, Memory& memory);

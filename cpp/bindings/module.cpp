@@ -5,6 +5,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -21,11 +22,15 @@ namespace {
 
 const Isa* isa_in_use = nullptr;  // set once, at import
 
-void check_params(py::handle names, const py::list& params) {
+void check_params(py::handle names, const py::list& params, const std::optional<py::list>& copies) {
   Memory memory;
   for (std::size_t i = 0; i < params.size(); ++i) {
     const Label label(names, i, Role::param);
-    memory.add(check_param(params[i], label).array, label);
+    const Param param = check_param(params[i], label);
+    memory.add(param.array, label);
+    if (copies && !py::object((*copies)[i]).is_none()) {
+      check_copy((*copies)[i], Label(names, i, Role::copy), param, memory);
+    }
   }
   memory.check_overlap();
 }
@@ -105,7 +110,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
 
   m.doc() = "The compiled kernels of onepass.";
   m.def("check_params", &check_params, py::arg("names"), py::arg("params"),
-        "Raise what a step with these parameters would raise.");
+        py::arg("copies") = py::none(), "Raise what a step with these parameters would raise.");
   py::class_<Shown>(m, "Shown", "Other values in the parameters while a with block runs.")
       .def(py::init<py::handle, const py::list&, const py::list&>(), py::arg("names"),
            py::arg("params"), py::arg("values"))

@@ -109,7 +109,13 @@ void Plan::add(const Job& job, const Variant& variant, std::size_t index, Memory
                              : check_grad(given_grad, grad_label, p, memory, copies_);
   const bool is_float = p.dtype == Dtype::f32;
   const auto& kernels = *kernels_in_use;
-  Tensor tensor{{p.data, grad.data, {}, nullptr, zeroed ? const_cast<void*>(grad.data) : nullptr},
+  Tensor tensor{{p.data,
+                 grad.data,
+                 {},
+                 nullptr,
+                 zeroed ? const_cast<void*>(grad.data) : nullptr,
+                 nullptr,
+                 nullptr},
                 p.size,
                 p.item_size,
                 grad.item_size,
@@ -132,6 +138,12 @@ void Plan::add(const Job& job, const Variant& variant, std::size_t index, Memory
   if (given.size() > n_states && !given[n_states].is_none()) {
     const Label average(given_.names, index, Role::state, "average");
     streams.average = check_state(given[n_states], average, p, memory);
+  }
+  if (given.size() > n_states + 1 && !given[n_states + 1].is_none()) {
+    const py::object copy = given[n_states + 1];
+    const Format format = check_copy(copy, Label(given_.names, index, Role::copy), p, memory);
+    streams.copy = py::reinterpret_borrow<py::array>(copy).mutable_data();
+    streams.narrow = kernels.narrow[format];
   }
   if (repeated) {
     seen_.emplace_back(p.array);

@@ -31,8 +31,9 @@ struct Given {
   explicit Given(const py::tuple& fields);
   py::object names;  // what messages call the parameters; None for a free function
   py::list params, grads;
-  py::list states;  // per parameter the rule's arrays and perhaps the average of the weights
-  py::list jobs;    // a rule, its options and the parameters that share them and their scalars
+  // Per parameter the rule's arrays, and perhaps the average of the weights and a copy of them.
+  py::list states;
+  py::list jobs;  // a rule, its options and the parameters that share them and their scalars
   GradientUse gradients;
   // The steps of each parameter, those of the optimizer, and the steps skipped.
   std::optional<Counters> counters;

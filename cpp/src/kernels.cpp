@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cfloat>
+#include <type_traits>
 #include <utility>
 
 #include "onepass/batchnorm.hpp"
@@ -40,10 +41,16 @@ void run(const Streams& streams, std::size_t begin, std::size_t end,
   const auto rule = make_rule<Rule, T>(scalars + shared_scalars,
                                        std::make_index_sequence<std::size(Rule::scalars)>{});
   using Stored = typename Grad::Stored;
-  auto* zeroed = static_cast<Stored*>(streams.zeroed);
-  update<decay>(from(streams.param), Grad{static_cast<const Stored*>(streams.grad) + begin}, states,
-                from(streams.average), zeroed ? zeroed + begin : nullptr, end - begin, rule,
-                stages);
+  StepArrays<T, Grad> arrays{.param = from(streams.param),
+                             .grad = {static_cast<const Stored*>(streams.grad) + begin},
+                             .state = states,
+                             .average = from(streams.average)};
+  if (streams.zeroed) arrays.zeroed = static_cast<Stored*>(streams.zeroed) + begin;
+  if constexpr (std::is_same_v<T, float>) {
+    if (streams.copy) arrays.copy = static_cast<std::uint16_t*>(streams.copy) + begin;
+    arrays.narrow = streams.narrow;
+  }
+  update<decay>(arrays, end - begin, rule, stages);
 }
 
 template <class Array>
@@ -149,6 +156,7 @@ constexpr KernelTable table{
     make_row<CopyLimit, 3>("copy_limit", copy_limit_options),
     {squares<Plain<float>>, squares<Widened<BFloat16>>, squares<Widened<Float16>>},
     squares<Plain<double>>,
+    {{nullptr, narrow<BFloat16>, narrow<Float16>}},
     batch_norm<float>,
     batch_norm<double>,
     invert_deviation};

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstddef>
+#include <cstdint>
 #include <span>
 
 #include "onepass/panels.hpp"
@@ -11,6 +12,9 @@ namespace onepass {
 
 inline constexpr std::size_t max_states = 3;
 
+// Writes numbers in fewer bits, rounded to nearest, ties to even.
+using Narrow = void (*)(const float* values, std::size_t n, std::uint16_t* stored) noexcept;
+
 // One tensor's arrays. What is not there is null.
 struct Streams {
   void* param;
@@ -18,6 +22,8 @@ struct Streams {
   void* state[max_states];
   void* average;  // of the weights
   void* zeroed;   // the gradient, where it is to be zero afterwards
+  void* copy;     // of the parameter, in fewer bits
+  Narrow narrow;  // into the copy
 };
 
 // Updates elements [begin, end) of one tensor. `scalars`: those that all rules share, then the
@@ -38,12 +44,12 @@ inline constexpr std::size_t max_scalars = 16;  // those included
 using SumOfSquares = double (*)(const void* x, std::size_t begin, std::size_t end,
                                 double unit) noexcept;
 
-// How a gradient is stored: as its parameter, or beside a float one in fewer bits.
-enum GradFormat : std::size_t { as_param, bf16, f16, grad_formats };
+// How a gradient or a copy is stored: as its parameter, or beside a float one in fewer bits.
+enum Format : std::size_t { as_param, bf16, f16, formats };
 
 // One choice of a rule's options.
 struct Variant {
-  std::array<Kernel, grad_formats> f32;
+  std::array<Kernel, formats> f32;
   Kernel f64;
   bool uses_state[max_states];
 };
@@ -74,8 +80,9 @@ using BatchNormTable = std::array<BatchNormLoops<T>, 8>;
 struct KernelTable {
   std::span<const RuleRow> rules;
   RuleRow copy_limit;  // not a rule: the benchmarks' ruler
-  std::array<SumOfSquares, grad_formats> squares_f32;
+  std::array<SumOfSquares, formats> squares_f32;
   SumOfSquares squares_f64;
+  std::array<Narrow, formats> narrow;  // none for as_param
   BatchNormTable<float> batch_norm_f32;
   BatchNormTable<double> batch_norm_f64;
   void (*invert_deviation)(double* variance, std::size_t n, double eps) noexcept;

@@ -25,23 +25,27 @@ struct Arrays {
   Block<T> param;
   Block<Grad> grad;
   Block<T> state0, state1, state2, average;
+  Block<std::uint16_t> copy;
   Arrays(std::size_t n, std::size_t offset)
       : param(n, offset, 1),
         grad(n, offset, 2),
         state0(n, offset, 3),
         state1(n, offset, 4),
         state2(n, offset, 5),
-        average(n, offset, 6) {}
+        average(n, offset, 6),
+        copy(n, offset, 7) {}
 
   onepass::Tensor tensor(std::size_t n, onepass::Kernel kernel, const double* scalars,
-                         onepass::GradFormat format = as_param) const {
+                         onepass::Format format = as_param) const {
     const bool is_float = sizeof(T) == sizeof(float);
     const onepass::KernelTable& kernels = *onepass::choose_isa(nullptr).kernels;
     return {{param.data(),
              grad.data(),
              {state0.data(), state1.data(), state2.data()},
              average.data(),
-             grad.data()},
+             grad.data(),
+             format == onepass::as_param ? nullptr : copy.data(),
+             kernels.narrow[format]},
             n,
             sizeof(T),
             sizeof(Grad),
@@ -51,7 +55,8 @@ struct Arrays {
   }
   bool operator==(const Arrays& other) const {
     return param == other.param && grad == other.grad && state0 == other.state0 &&
-           state1 == other.state1 && state2 == other.state2 && average == other.average;
+           state1 == other.state1 && state2 == other.state2 && average == other.average &&
+           copy == other.copy;
   }
 };
 
@@ -68,7 +73,7 @@ constexpr std::size_t offsets[] = {0, 1, 3, 15};
 // The vector loop against one element at a time, and every build against the first.
 template <class T, class Grad = T>
 void check_variant(const std::string& rule, std::size_t row, std::size_t variant,
-                   onepass::GradFormat format = as_param) {
+                   onepass::Format format = as_param) {
   for (const std::size_t n : lengths) {
     for (const std::size_t offset : offsets) {
       Arrays<T, Grad> expected(n, offset);
@@ -181,7 +186,7 @@ void check_formats_by_hand() {
   const auto& kernels = *onepass::choose_isa(nullptr).kernels;
   const double sgd[] = {1.0, 0.0, HUGE_VAL, 0.0, 0.0, 1.0, 1.0};
   struct Case {
-    onepass::GradFormat format;
+    onepass::Format format;
     std::uint16_t bits[3];
     float smallest;
   };
@@ -190,13 +195,15 @@ void check_formats_by_hand() {
     Block<std::uint16_t> grad(3, 0, 1);
     std::memcpy(grad.data(), each.bits, sizeof each.bits);
     float param[] = {0.0f, 0.0f, 0.0f};
-    onepass::Tensor tensor{{param, grad.data(), {}, nullptr, grad.data()},
-                           3,
-                           sizeof(float),
-                           sizeof(std::uint16_t),
-                           kernels.rules[0].variants[0].f32[each.format],
-                           kernels.squares_f32[each.format],
-                           sgd};
+    std::uint16_t copy[3];
+    onepass::Tensor tensor{
+        {param, grad.data(), {}, nullptr, grad.data(), copy, kernels.narrow[each.format]},
+        3,
+        sizeof(float),
+        sizeof(std::uint16_t),
+        kernels.rules[0].variants[0].f32[each.format],
+        kernels.squares_f32[each.format],
+        sgd};
     double sum[1];
     const float smallest = each.smallest;
     check(onepass::norm({&tensor, 1}, sum, 1).value ==
@@ -204,6 +211,9 @@ void check_formats_by_hand() {
           "the norm of a gradient of 16 bits");
     onepass::step({&tensor, 1}, 1);
     check(param[0] == -1.5f && param[1] == 2.0f && param[2] == -smallest, "a gradient of 16 bits");
+    check((copy[0] ^ 0x8000) == each.bits[0] && (copy[1] ^ 0x8000) == each.bits[1] &&
+              (copy[2] ^ 0x8000) == each.bits[2],
+          "a copy of 16 bits");
     check(grad.data()[0] == 0 && grad.data()[1] == 0 && grad.data()[2] == 0, "it is zeroed");
     std::memcpy(grad.data(), each.bits, sizeof each.bits);
     onepass::zero_gradients({&tensor, 1}, 1);
@@ -220,7 +230,7 @@ void check_by_hand() {
   check(std::string(row.name) == "sgd", "the first row is sgd");
   const auto& kernels = *onepass::choose_isa(nullptr).kernels;
   float average[] = {2.0f, 0.5f, 0.0f};
-  onepass::Tensor tensor{{param, grad, {}, average, grad},
+  onepass::Tensor tensor{{param, grad, {}, average, grad, nullptr, nullptr},
                          3,
                          sizeof(float),
                          sizeof(float),
@@ -255,7 +265,7 @@ int main() {
     for (std::size_t variant = 0; variant < rules[row].variants.size(); ++variant) {
       check_variant<float>(rules[row].name, row, variant);
       check_variant<double>(rules[row].name, row, variant);
-      for (const onepass::GradFormat format : {onepass::bf16, onepass::f16}) {
+      for (const onepass::Format format : {onepass::bf16, onepass::f16}) {
         check_variant<float, std::uint16_t>(rules[row].name, row, variant, format);
       }
     }

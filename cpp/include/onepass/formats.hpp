@@ -35,10 +35,23 @@ struct Widened {
   }
 };
 
+template <class Format>
+void narrow(const float* values, std::size_t n, std::uint16_t* stored) noexcept {
+#pragma omp simd
+  for (std::size_t i = 0; i < n; ++i) stored[i] = Format::narrow(values[i]);
+}
+
 // bfloat16: the upper half of a float.
 struct BFloat16 {
   static float widen(std::uint16_t stored) noexcept {
     return std::bit_cast<float>(static_cast<std::uint32_t>(stored) << 16);
+  }
+  // To nearest, ties to even; a NaN keeps a bit that makes it one.
+  static std::uint16_t narrow(float value) noexcept {
+    const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
+    const std::uint32_t rounded = bits + 0x7fffu + (bits >> 16 & 1u);
+    const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
+    return static_cast<std::uint16_t>((is_nan ? bits | 0x400000u : rounded) >> 16);
   }
 };
 
@@ -53,6 +66,20 @@ struct Float16 {
     const std::uint32_t special = magnitude >= 0x7c00u << 13 ? 0x7f800000u : 0u;
     return std::bit_cast<float>(std::bit_cast<std::uint32_t>(scaled) | special |
                                 (bits & 0x8000u) << 16);
+  }
+  // To nearest, ties to even; what is too large becomes infinite.
+  static std::uint16_t narrow(float value) noexcept {
+    const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
+    const std::uint32_t magnitude = bits & 0x7fffffffu;
+    // Where the result is subnormal, adding 0.5 shifts it to the last 10 bits, and rounds it.
+    const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
+    const std::uint32_t subnormal = std::bit_cast<std::uint32_t>(shifted) - 0x3f000000u;
+    // Else the exponent's bias goes from 127 to 15, and 13 bits of the mantissa are rounded off.
+    const std::uint32_t normal = (magnitude - (112u << 23) + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
+    const std::uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+    const std::uint32_t small = magnitude < 113u << 23 ? subnormal : normal;
+    const std::uint32_t found = magnitude >= 143u << 23 ? special : small;
+    return static_cast<std::uint16_t>(found | (bits >> 16 & 0x8000u));
   }
 };
 

@@ -87,16 +87,27 @@ inline void average_tile(T* average, const T* param, std::size_t n, T weight, T 
   }
 }
 
-// `average` and `zeroed` (the gradient itself, to be zero afterwards) may be null. An average in
-// which the weights have no weight stays as it is.
+// What a step reads and writes. What is not there is null.
+template <class T, class Grad>
+struct StepArrays {
+  T* param;
+  Grad grad;
+  T* const* state;
+  T* average = nullptr;                     // of the weights
+  typename Grad::Stored* zeroed = nullptr;  // the gradient itself, to be zero afterwards
+  std::uint16_t* copy = nullptr;            // of the parameter, in fewer bits, written by `narrow`
+  void (*narrow)(const T* values, std::size_t n, std::uint16_t* stored) noexcept = nullptr;
+};
+
+// An average in which the weights have no weight stays as it is.
 template <bool decay, class T, class Grad, class Rule>
-void update(T* param, const Grad& grad, std::type_identity_t<T>* const* state,
-            std::type_identity_t<T>* average, typename Grad::Stored* zeroed, std::size_t n,
-            const Rule& rule, const std::type_identity_t<Stages<T>>& stages) noexcept {
+void update(const StepArrays<T, Grad>& arrays, std::size_t n, const Rule& rule,
+            const std::type_identity_t<Stages<T>>& stages) noexcept {
+  const auto& [param, grad, state, all_average, zeroed, copy, narrow] = arrays;
   constexpr std::size_t n_states = std::size(Rule::states);
   alignas(cache_line) T opened[tile_size];
   alignas(cache_line) T clipped[tile_size];
-  if (stages.average_weight == T(0)) average = nullptr;
+  T* average = stages.average_weight == T(0) ? nullptr : all_average;
   const bool clips = stages.max_value < std::numeric_limits<T>::infinity();
 
   // A short first tile brings every later one onto cache lines: state lies at the parameter's own
@@ -121,6 +132,7 @@ void update(T* param, const Grad& grad, std::type_identity_t<T>* const* state,
     if (average) {
       average_tile(average + begin, p, size, stages.average_weight, stages.average_rest);
     }
+    if (copy) narrow(p, size, copy + begin);
     if (zeroed) std::fill_n(zeroed + begin, size, typename Grad::Stored{});
   }
 }

@@ -74,7 +74,7 @@ class Optimizer(Rule):
        each element, :math:`g \leftarrow \max(\min(g, c), -c)`;
     4. the weights decay and the rule steps;
     5. the average of the weights moves, :math:`a \leftarrow \beta_t a + (1 - \beta_t) w`;
-    6. the gradients are zeroed.
+    6. the weights are copied in fewer bits, and the gradients are zeroed.
 
     Parameters
     ----------
@@ -92,6 +92,10 @@ class Optimizer(Rule):
         be writable then, and lie in memory as their parameters do.
     grads : like the parameters, optional
         Gradients for `bind`.
+    copy_to : like the parameters, optional
+        Arrays of float16 or ``ml_dtypes.bfloat16``, in the layout of the parameters, which are
+        float32. Each step writes the new weights there too, rounded to nearest, for a model that
+        computes in fewer bits. None in it leaves that parameter without a copy.
     max_grad_value : float > 0, or schedule, optional
         What the absolute value of a gradient's element may be. Groups may differ in it, and in
         what follows.
@@ -169,6 +173,7 @@ class Optimizer(Rule):
         nonfinite: Literal["propagate", "skip", "raise"] = "propagate",
         zero_grad: bool = False,
         grads: Grads = None,
+        copy_to: Grads = None,
         **settings: Any,
     ) -> None:
         self.max_grad_norm, self.nonfinite, self.zero_grad = max_grad_norm, nonfinite, zero_grad
@@ -188,7 +193,9 @@ class Optimizer(Rule):
             self._shape = self._add_group({**settings, "params": params}, leaves, "")
         if not leaves.arrays:
             raise ValueError("params: expected at least one array, got none")
-        _core.check_params(leaves.labels, leaves.arrays)
+        # Per parameter its copy in fewer bits.
+        self._copies = None if copy_to is None else self._mirror(copy_to)
+        _core.check_params(leaves.labels, leaves.arrays, self._copies)
         self._params: list[Array] = leaves.arrays
         self._labels = leaves.labels
         self._keys = list(leaves.keys)
@@ -385,7 +392,11 @@ class Optimizer(Rule):
                 jobs.append((INDEX[self.rule], self._options[number][0], alike))
                 parts.append((number, alike[0]))
         counters = (self._counters, self._gathered)
-        return (self._labels, self._params, grads, self._state, jobs, kind, *counters), parts
+        states: list[tuple[Any, ...]] = self._state
+        if self._copies is not None:
+            pairs = zip(states, self._copies, strict=True)
+            states = [(*state, copy) for state, copy in pairs]
+        return (self._labels, self._params, grads, states, jobs, kind, *counters), parts
 
     def averaged(self) -> AbstractContextManager[None]:
         """Show the average of the weights in the parameters while the block runs.

@@ -57,6 +57,7 @@ class StepOptions(TypedDict, total=False):
     ema_warmup: bool
     swa_start: int | None
     grads: Grads
+    copy_to: Grads
 
 
 PLAIN = (1.0, 0.0, np.inf, 0.0)

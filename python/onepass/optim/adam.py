@@ -55,7 +55,7 @@ class Adam(Optimizer, rule="adam"):
         Ascend instead of descend.
     **options
         `max_grad_norm`, `max_grad_value`, `nonfinite`, `zero_grad`, `ema_decay`, `ema_warmup`,
-        `swa_start` and `grads`: see `onepass.Optimizer`.
+        `swa_start`, `grads` and `copy_to`: see `onepass.Optimizer`.
 
     Raises
     ------

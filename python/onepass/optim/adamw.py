@@ -35,7 +35,7 @@ class AdamW(Adam, rule="adamw"):
         Ascend instead of descend; the decay still shrinks.
     **options
         `max_grad_norm`, `max_grad_value`, `nonfinite`, `zero_grad`, `ema_decay`, `ema_warmup`,
-        `swa_start` and `grads`: see `onepass.Optimizer`.
+        `swa_start`, `grads` and `copy_to`: see `onepass.Optimizer`.
 
     Raises
     ------

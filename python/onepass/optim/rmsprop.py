@@ -47,7 +47,7 @@ class RMSprop(Optimizer, rule="rmsprop"):
         Ascend instead of descend.
     **options
         `max_grad_norm`, `max_grad_value`, `nonfinite`, `zero_grad`, `ema_decay`, `ema_warmup`,
-        `swa_start` and `grads`: see `onepass.Optimizer`.
+        `swa_start`, `grads` and `copy_to`: see `onepass.Optimizer`.
 
     Raises
     ------

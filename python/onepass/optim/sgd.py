@@ -62,7 +62,7 @@ class SGD(Optimizer, rule="sgd"):
     form : "heavy_ball", "sutskever" or "ema"
     **options
         `max_grad_norm`, `max_grad_value`, `nonfinite`, `zero_grad`, `ema_decay`, `ema_warmup`,
-        `swa_start` and `grads`: see `onepass.Optimizer`.
+        `swa_start`, `grads` and `copy_to`: see `onepass.Optimizer`.
 
     Raises
     ------
