@@ -107,7 +107,7 @@ def test_no_other_format(optimizer):
     param = np.ones(3, np.float32)
     other = ml_dtypes.float8_e4m3fn
     expected = "the parameter's dtype float32, float16 or bfloat16, got"
-    for dtype in (np.float64, np.int16, other, np.dtype(">f2")):
+    for dtype in (np.float64, np.int16, other):
         with pytest.raises(TypeError, match=rf"^grads: expected {expected} {np.dtype(dtype)}"):
             optimizer(param).step(np.ones(3).astype(dtype))
 
@@ -131,8 +131,8 @@ def test_any_bits(grad, small, clip):
 
 def neighbours(small):
     """Floats about each number of a format and halfway to the next one, infinities and NaN."""
-    numbers = np.arange(2**15, dtype=np.uint16).view(small).astype(np.float64)
-    numbers = np.sort(numbers[np.isfinite(numbers)])
+    numbers = np.arange(2**15, dtype=np.uint16).view(small)
+    numbers = np.sort(numbers[np.isfinite(numbers)].astype(np.float64))
     last = numbers[-1] + (numbers[-1] - numbers[-2]) / 2  # from here on they become infinite
     halves = np.append((numbers[1:] + numbers[:-1]) / 2, last)
     with np.errstate(over="ignore"):

@@ -55,7 +55,8 @@ Format check_grad_format(const py::array& array, const Label& label, const Param
   if (format == as_param) {
     fail_type(label,
               "the parameter's dtype " + dtype_name(param.array) +
-                  (is_float ? ", float16 or bfloat16" : ""),
+                  (is_float ? ", float16 or bfloat16" : "") +
+                  (is_native(dtype) ? "" : " in native byte order"),
               dtype_name(array));
   }
   return format;
