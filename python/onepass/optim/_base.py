@@ -95,7 +95,8 @@ class Optimizer(Rule):
     copy_to : like the parameters, optional
         Arrays of float16 or ``ml_dtypes.bfloat16``, in the layout of the parameters, which are
         float32. Each step writes the new weights there too, rounded to nearest, for a model that
-        computes in fewer bits. None in it leaves that parameter without a copy.
+        computes in fewer bits. None in it leaves that parameter without a copy. What `averaged`
+        and `lookahead` show is not copied.
     max_grad_value : float > 0, or schedule, optional
         What the absolute value of a gradient's element may be. Groups may differ in it, and in
         what follows.
