@@ -348,11 +348,17 @@ class TestTraining:
         for point in result.curve[1:-1]:
             assert point.lr == pytest.approx(lengths[point.step - 1] / limit, rel=1e-3)
 
+    @pytest.mark.parametrize("steps", [1, 23, 50])
+    def test_a_budget_of_steps(self, steps):
+        result = train(contenders()["SGD"], Recipe(steps=steps))
+        assert [point.step for point in result.curve] == [*range(0, steps, 23), steps]
+        assert result.final.lr == SCHEDULES["cosine"](0.5, steps)(steps - 1)
+
     def test_a_budget_of_seconds(self, monkeypatch):
         """With a clock that ticks a second at every look, three looks a step."""
         ticks = iter(range(10**6))
         monkeypatch.setattr("onepass.compare.training.perf_counter", lambda: next(ticks))
-        recipe = Recipe(epochs=None, seconds=100.0)
+        recipe = Recipe(seconds=100.0)
         result = train(contenders()["SGD"], recipe)
         assert result.final.gradient_seconds == result.final.update_seconds == 50
         assert [point.step for point in result.curve] == [0, 23, 46, 50]

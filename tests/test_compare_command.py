@@ -71,6 +71,7 @@ class TestCommand:
         written = strict_json(out / "results.json")
         assert written["budget"] == {
             "epochs": 2,
+            "steps": None,
             "seconds": None,
             "batch_size": 64,
             "steps_per_epoch": 23,
@@ -240,6 +241,7 @@ class TestCommand:
             (["--epochs", "0"], "--epochs: expected an integer >= 1, got '0'"),
             (["--epochs", "many"], "--epochs: expected an integer >= 1, got 'many'"),
             (["--epochs", "1", "--seconds", "1"], "--seconds: not allowed with argument --epochs"),
+            (["--steps", "1", "--seconds", "1"], "--seconds: not allowed with argument --steps"),
             (["--seconds", "0"], "--seconds: expected a finite number > 0, got '0'"),
             (["--hidden", "0"], "--hidden: expected an integer >= 1, got '0'"),
             (["--batch-size", "-3"], "--batch-size: expected an integer >= 1, got '-3'"),

@@ -95,6 +95,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         default=default.epochs,
         help="passes over the training rows (default: %(default)s)",
     )
+    budget("--steps", type=integer(1), metavar="N", help="of each run, instead of epochs")
     budget("--seconds", type=positive, help="of training, for each run, instead of epochs")
     option(
         "--batch-size",
@@ -152,7 +153,8 @@ def _experiment(args: argparse.Namespace) -> Experiment:
     recipe = Recipe(
         data=args.data,
         hidden=tuple(args.hidden),
-        epochs=None if args.seconds else args.epochs,
+        epochs=args.epochs,
+        steps=args.steps,
         seconds=args.seconds,
         batch_size=args.batch_size,
         schedule=args.schedule,

@@ -17,7 +17,7 @@ from onepass.compare.losses import loss_of
 from onepass.compare.network import count_parameters
 from onepass.compare.picture import NAMES, draw_curves
 from onepass.compare.results import Comparison, Entry, Result, Spread
-from onepass.compare.training import Measurement
+from onepass.compare.training import Measurement, Recipe
 
 PACKAGES = ("numpy", "scikit-learn", "matplotlib")
 
@@ -81,14 +81,11 @@ def describe(comparison: Comparison) -> list[str]:
         for variant in comparison.variants
     ]
     steps = recipe.steps_per_epoch(train)
-    budget = (
-        f"{recipe.epochs:,} epochs" if recipe.seconds is None else f"{recipe.seconds:g} seconds"
-    )
     size = f"batch size {recipe.batch_size or train:,}: {steps:,} steps an epoch"
     return [
         f"{recipe.data}: {train:,} {recipe.table.rows} to train on, {validation:,} to validate",
         *networks,
-        f"{budget} each, {size}, {_seeds(seeds)}",
+        f"{_budget(recipe)} each, {size}, {_seeds(seeds)}",
         f"learning rate {recipe.schedule}, gradient norm {_clipping(recipe.max_grad_norm)}",
     ]
 
@@ -126,6 +123,7 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
         "network": {"sizes": recipe.layer_sizes(split), "dtype": "float32"},
         "budget": {
             "epochs": recipe.epochs,
+            "steps": recipe.steps,
             "seconds": recipe.seconds,
             "batch_size": recipe.batch_size,
             "steps_per_epoch": recipe.steps_per_epoch(len(split.train_inputs)),
@@ -223,6 +221,12 @@ def _percent(spread: Spread | None, digits: int = 0) -> str:
 
 def _number(spread: Spread | None, digits: int = 0) -> str:
     return "-" if spread is None else f"{spread.mean:,.{digits}f}"
+
+
+def _budget(recipe: Recipe) -> str:
+    if recipe.seconds is not None:
+        return f"{recipe.seconds:g} seconds"
+    return f"{recipe.epochs:,} epochs" if recipe.steps is None else f"{recipe.steps:,} steps"
 
 
 def _seeds(seeds: Sequence[int]) -> str:

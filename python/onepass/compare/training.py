@@ -31,10 +31,12 @@ class Recipe:
     """One of `DATA`."""
     hidden: tuple[int, ...] = (128, 64)
     """The units of each hidden layer."""
-    epochs: int | None = 20
-    """What a run may use: passes over the training rows. None: `seconds`."""
+    epochs: int = 20
+    """What a run may use: passes over the training rows."""
+    steps: int | None = None
+    """The same in steps, instead of epochs."""
     seconds: float | None = None
-    """The same in time, of training alone. None: `epochs`."""
+    """The same in time, of training alone."""
     batch_size: int | None = 64
     """Rows a step; None for all of them."""
     schedule: str = "cosine"
@@ -50,6 +52,10 @@ class Recipe:
     def layer_sizes(self, split: Split) -> tuple[int, ...]:
         """Return the sizes of the network's layers, inputs and outputs included."""
         return split.train_inputs.shape[1], *self.hidden, self.table.classes or 1
+
+    def all_steps(self, rows: int) -> int:
+        """Return how many steps a run on so many rows may take, where time does not say it."""
+        return self.steps or self.epochs * self.steps_per_epoch(rows)
 
     def steps_per_epoch(self, rows: int) -> int:
         """Return how many batches `rows` make."""
@@ -155,11 +161,10 @@ class Training:
         """Return which share of the budget is used."""
         if self.recipe.seconds is not None:
             return now.seconds / self.recipe.seconds
-        return now.epoch / (self.recipe.epochs or 1)
+        return now.step / self.recipe.all_steps(self._rows)
 
     def _epoch(self, before: Measurement) -> Measurement:
         split, epoch = self._split, before.epoch + 1
-        end = math.inf if self.recipe.seconds is None else self.recipe.seconds  # of training
         infos: list[StepInfo] = []
         # A generator of its own for each epoch, so that one can begin with any.
         rng = np.random.default_rng((self.run.seed, epoch))
@@ -172,7 +177,7 @@ class Training:
             infos.append(self.optimizer.step(grad))
             self._gradient_seconds += middle - start
             self._update_seconds += perf_counter() - middle
-            if self._seconds >= end:
+            if self._is_used_up(before.step + len(infos)):
                 break
         train_loss, validation_loss, score = self._evaluate()
         if isinstance(self._lr, ReduceOnPlateau):
@@ -192,6 +197,11 @@ class Training:
             update_seconds=self._update_seconds,
         )
 
+    def _is_used_up(self, step: int) -> bool:
+        if self.recipe.seconds is not None:
+            return self._seconds >= self.recipe.seconds
+        return step >= self.recipe.all_steps(self._rows)
+
     def _evaluate(self) -> tuple[float, float, float]:
         split = self._split
         train_loss, _ = self.network.evaluate(split.train_inputs, split.train_targets)
@@ -201,7 +211,7 @@ class Training:
         recipe = self.recipe
         make, peak = SCHEDULES[recipe.schedule], self.run.contender.lr
         if recipe.seconds is None:
-            return make(peak, (recipe.epochs or 0) * recipe.steps_per_epoch(self._rows))
+            return make(peak, recipe.all_steps(self._rows))
         steps = STEPS_OF_A_BUDGET_IN_SECONDS
         lr, seconds = make(peak, steps), recipe.seconds
         if isinstance(lr, ReduceOnPlateau):
