@@ -270,6 +270,21 @@ class TestTraining:
         if size != 1:
             assert 2 <= last <= (size or 1438) + 1
 
+    def test_every_seed_has_batches_of_its_own(self, monkeypatch):
+        batches = {}
+        original = Recipe.batches
+
+        def spy(self, rows, rng):
+            batches.setdefault(seed, []).append(original(self, rows, rng)[0].tolist())
+            return original(self, rows, rng)
+
+        monkeypatch.setattr(Recipe, "batches", spy)
+        for seed in (5, 6):
+            train(contenders()["SGD"], seed=seed)
+        (first, second), (other, _) = batches.values()
+        assert first != second
+        assert first != other
+
     @both
     @pytest.mark.parametrize("name", contenders())
     def test_same_seed_same_bits(self, name, batch_norm):
@@ -367,6 +382,12 @@ class TestTraining:
         expected = [0.5 * (0.55 + 0.45 * math.cos(math.pi * (t - 5) / 95)) for t in (44, 90, 98)]
         np.testing.assert_allclose(rates, expected, rtol=1e-3)
 
+    def test_a_budget_of_seconds_with_a_plateau(self, monkeypatch):
+        ticks = iter(range(10**6))
+        monkeypatch.setattr("onepass.compare.training.perf_counter", lambda: next(ticks))
+        recipe = Recipe(seconds=2 * 23 * 30, schedule="reduce_on_plateau")
+        assert train(contenders()["SGD"], recipe).final.lr < 0.5
+
     @both
     @pytest.mark.parametrize("name", contenders())
     @pytest.mark.parametrize("schedule", ["cosine", "reduce_on_plateau"])
@@ -410,6 +431,13 @@ class TestTraining:
         wave = np.cos(np.linspace(0, np.pi, steps - warmup))
         np.testing.assert_allclose(rates[warmup:], 0.05 + 0.45 * (wave + 1) / 2)
 
+    def test_warmup_stable_decay_and_restarts(self):
+        rates = [SCHEDULES["warmup_stable_decay"](0.5, 100)(step) for step in range(100)]
+        assert [step for step, rate in enumerate(rates) if rate == 0.5] == list(range(5, 81))
+        rates = [SCHEDULES["cosine_restarts"](0.5, 70)(step) for step in range(70)]
+        jumps = [step for step in range(1, 70) if rates[step] > rates[step - 1]]
+        assert jumps == [10, 30]  # waves of 10, 20 and 40 steps
+
     @pytest.mark.parametrize("name", SCHEDULES)
     def test_schedules_for_any_number_of_steps(self, name):
         for steps in (*range(1, 50), 460):
@@ -451,6 +479,7 @@ class TestResults:
         assert entry.spread(lambda result: result.steps_to(0.7)) == Spread(5, 0)
         assert entry.spread(lambda result: result.steps_to(0.8)) == Spread(5, None)
         assert entry.spread(lambda result: result.steps_to(1)) is None
-        comparison = Comparison(Recipe(), [entry, replace(entry, batch_norm=False)])
+        comparison = Comparison(Recipe(), [entry, replace(entry, batch_norm=False)], planned=9)
         assert comparison.seeds == [0, 1, 2]
         assert comparison.variants == [True, False]
+        assert comparison.done == 6

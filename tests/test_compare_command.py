@@ -9,12 +9,14 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 from onepass import cli, compare
+from onepass._picture import new_figure
 from onepass.compare import journal, page, report
 from onepass.compare.contenders import contenders
 from onepass.compare.data import DATA
@@ -77,7 +79,7 @@ class TestCommand:
             "steps_per_epoch": 23,
             "max_grad_norm": 1,
             "schedule": "cosine",
-            "seeds": [0, 1],
+            "seeds": [5, 6],
         }
         assert written["runtime"]["version"] == cli.__version__
         assert written["made_by"]["numpy"] == np.__version__
@@ -119,14 +121,14 @@ class TestCommand:
         lines = log_lines(tmp_path)
         assert [(line["seed"], line["batch_norm"], line["epoch"]) for line in lines] == [
             (seed, batch_norm, epoch)
-            for seed in (0, 1)
+            for seed in (5, 6)
             for batch_norm in (True, False)
             for epoch in range(4)
         ]
         assert [line["done"] for line in lines] == [False, False, False, True] * 4
         expected = [
             measurement
-            for run_ in (Run(contenders()["Adam"], True, 0), Run(contenders()["Adam"], False, 0))
+            for run_ in (Run(contenders()["Adam"], True, 5), Run(contenders()["Adam"], False, 5))
             for measurement in Training(run_, Recipe(epochs=3)).epochs()
         ]
         for line, measurement in zip(lines[:8], expected, strict=True):
@@ -181,7 +183,7 @@ class TestCommand:
         assert entry["lr"] == min(tried, key=tried.get) != contenders()["SGD"].lr
         assert entry["runs"][0]["curve"]["lr"][-1] == pytest.approx(entry["lr"] / 10)
         seeds = {line["seed"] for line in log_lines(tmp_path) if line["lr_peak"] in tried}
-        assert seeds == {0, 1}  # the search has one of its own
+        assert seeds == {5, 6}  # the search has one of its own
 
     def test_tune_where_all_rates_diverge(self, tmp_path, monkeypatch):
         monkeypatch.setattr(compare.experiment, "RATES", (1e20, 1e25))
@@ -217,19 +219,27 @@ class TestCommand:
         assert "2/2" in done.stderr
         assert "2/2" not in done.stdout
 
+    def test_nobody_is_left(self, tmp_path):
+        options = ("--data", "wine", "--epochs", 2, "--seeds", 2, "--optimizer", "sgd")
+        assert compare_in(tmp_path, *options, "--lr", 1e30, "--no-batch-norm") == 0
+
+    def test_two_rows_a_step_are_enough_for_batch_norm(self, tmp_path):
+        options = ("--batch-size", 2, "--steps", 3, "--seeds", 1, "--optimizer", "sgd")
+        assert compare_in(tmp_path, *options) == 0
+
     @pytest.mark.parametrize("norm", ["1", "inf"])
     def test_divergence(self, norm, tmp_path, capsys, monkeypatch):
         monkeypatch.setenv("COLUMNS", "80")
-        options = ("--epochs", 1, "--seeds", 1, "--lr", 1e30, "--max-grad-norm", norm)
+        options = ("--epochs", 1, "--seeds", 2, "--lr", 1e30, "--max-grad-norm", norm)
         assert compare_in(tmp_path, *options) == 0
         table = capsys.readouterr().out
         assert "diverged" in table
         assert "…" not in table  # it fits
         _, diverged, *_ = strict_json(tmp_path / "results.json")["entries"]
         assert not diverged["batch_norm"]
-        assert diverged["diverged"] == 1
+        assert diverged["diverged"] == 2
         assert diverged["runs"][0]["diverged_at"] == 23
-        assert diverged["train_loss"] is diverged["score"] is None
+        assert diverged["train_loss"] is diverged["score"] is diverged["all_ms"] is None
         assert diverged["lr"] == 1e30
 
     @pytest.mark.parametrize(
@@ -244,7 +254,7 @@ class TestCommand:
             (["--steps", "1", "--seconds", "1"], "--seconds: not allowed with argument --steps"),
             (["--seconds", "0"], "--seconds: expected a finite number > 0, got '0'"),
             (["--hidden", "0"], "--hidden: expected an integer >= 1, got '0'"),
-            (["--batch-size", "-3"], "--batch-size: expected an integer >= 1, got '-3'"),
+            (["--batch-size", "-3"], "--batch-size: expected an integer >= 1 or all, got '-3'"),
             (["--seed", "-1"], "--seed: expected an integer >= 0, got '-1'"),
             (["--seeds", "0"], "--seeds: expected an integer >= 1, got '0'"),
             (["--lr", "0"], "--lr: expected a finite number > 0, got '0'"),
@@ -309,6 +319,17 @@ def whole(tmp_path_factory):
 class TestResume:
     """An interrupted comparison goes on, and ends as one that was not interrupted."""
 
+    @pytest.fixture(autouse=True)
+    def small_pictures(self, monkeypatch):
+        """Most of the time would go into drawing."""
+        for module, name in (
+            (report, "draw_curves"),
+            (page, "draw_curves"),
+            (page, "draw_times"),
+            (page, "draw_rates"),
+        ):
+            monkeypatch.setattr(module, name, lambda _: new_figure(1, 1))
+
     @pytest.mark.parametrize("lines", [1, 3, 4, 21, 98])
     def test_interrupted_after_any_line(self, lines, whole, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(journal, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
@@ -324,7 +345,7 @@ class TestResume:
             assert compare_in(tmp_path, *SMALL, "--tune") == cli.INTERRUPTED
         assert "repeat the command with --resume" in capsys.readouterr().err
         assert len(log_lines(tmp_path)) == lines + 1
-        reported = any(line["seed"] == 0 and line["done"] for line in log_lines(tmp_path))
+        reported = any(line["seed"] == 5 and line["done"] for line in log_lines(tmp_path))
         assert (tmp_path / "report.html").exists() == reported
         trained = []
         original_epoch = Training._epoch
@@ -382,6 +403,153 @@ sys.exit(main(sys.argv[1:]))
         assert rest.endswith(b"repeat the command with --resume to go on\nonepass: interrupted\n")
         assert log_lines(tmp_path)
 
+    @pytest.mark.parametrize("cut", [False, True])
+    def test_from_a_state_some_epochs_ago(self, cut, tmp_path, monkeypatch):
+        """Saved after epoch 2 of the second run, interrupted after its epoch 5; or in the third."""
+        options = ("--data", "wine", "--epochs", 8, "--seeds", 2, "--optimizer", "adam")
+        assert compare_in(tmp_path / "whole", *options) == 0
+        expected = without_times(log_lines(tmp_path / "whole"))
+        monkeypatch.setattr(journal, "SECONDS_BETWEEN_CHECKPOINTS", math.inf)
+        original = journal.Journal.add
+        lines = 9 + 6 if not cut else 18 + 2
+
+        def add(self, training):
+            original(self, training)
+            if sum(map(len, self._lines.values())) == 9 + 3:
+                self.save(training)
+            if sum(map(len, self._lines.values())) == lines:
+                raise KeyboardInterrupt
+
+        out = tmp_path / "out"
+        with monkeypatch.context() as patch:
+            patch.setattr(journal.Journal, "add", add)
+            assert compare_in(out, *options) == cli.INTERRUPTED
+        trained = []
+        epoch = Training._epoch
+        monkeypatch.setattr(
+            Training, "_epoch", lambda s, last: trained.append(s.run) or epoch(s, last)
+        )
+        assert compare_in(out, *options, "--resume") == 0
+        assert without_times(log_lines(out)) == expected
+        assert len(trained) == (6 if not cut else 8) + (16 if not cut else 8)
+        seconds = [line["gradient_seconds"] for line in log_lines(out)]
+        for begin in range(0, 36, 9):
+            assert seconds[begin : begin + 9] == sorted(seconds[begin : begin + 9])
+
+    @pytest.mark.parametrize(
+        "harm",
+        [
+            lambda folder: (folder / "checkpoint.npz").write_bytes(b"x"),
+            lambda folder: next(folder.glob("checkpoint-*.npz")).unlink(),
+            lambda folder: next(folder.glob("checkpoint-*.npz")).write_bytes(b""),
+        ],
+    )
+    def test_a_damaged_checkpoint_costs_one_run(self, harm, tmp_path, monkeypatch):
+        options = ("--data", "wine", "--epochs", 4, "--seeds", 1, "--optimizer", "adam")
+        assert compare_in(tmp_path / "whole", *options) == 0
+        monkeypatch.setattr(journal, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+        original = journal.Journal.add
+
+        def add(self, training):
+            original(self, training)
+            if training.last.epoch == 3:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(journal.Journal, "add", add)
+            assert compare_in(tmp_path / "out", *options) == cli.INTERRUPTED
+        harm(tmp_path / "out")
+        assert compare_in(tmp_path / "out", *options, "--resume") == 0
+        logs = [log_lines(tmp_path / name) for name in ("out", "whole")]
+        assert without_times(logs[0]) == without_times(logs[1])
+
+    def test_a_run_that_diverged_before(self, tmp_path, monkeypatch):
+        options = ("--data", "wine", "--epochs", 3, "--seeds", 2, "--lr", 1e20)
+        options = (*options, "--optimizer", "sgd", "--no-batch-norm")
+        original = journal.Journal.add
+
+        def add(self, training):
+            original(self, training)
+            if training.run.seed == 6:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(journal.Journal, "add", add)
+            assert compare_in(tmp_path, *options) == cli.INTERRUPTED
+        page_ = (tmp_path / "report.html").read_text(encoding="utf-8")
+        assert "interrupted: 1 of 2 runs" in page_
+        assert compare_in(tmp_path, *options, "--resume") == 0
+        (entry,) = strict_json(tmp_path / "results.json")["entries"]
+        assert entry["diverged"] == 2
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("no space left")])
+    def test_a_report_that_fails_can_be_written_later(self, error, tmp_path, monkeypatch):
+        def fail(*_):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(report, "draw_curves", fail)
+            assert compare_in(tmp_path, *SMALL) != 0
+        monkeypatch.setattr(Training, "_epoch", fail)
+        assert compare_in(tmp_path, *SMALL, "--resume") == 0
+        made_by = strict_json(tmp_path / "results.json")["made_by"]
+        assert "--resume" not in made_by["command"]  # which does not repeat it
+
+    def test_nothing_old_is_taken_up(self, tmp_path):
+        """A state left behind, here by hand, is none of a new comparison."""
+        for name in ("checkpoint.npz", "checkpoint-46.npz", ".checkpoint.npz.0123"):
+            (tmp_path / name).write_bytes(b"old")
+        assert compare_in(tmp_path, *SMALL) == 0
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            "curves.png",
+            "log.jsonl",
+            "report.html",
+            "results.json",
+        ]
+        lines = len(log_lines(tmp_path))
+        assert compare_in(tmp_path, *SMALL) == 0  # once more, from the start
+        assert len(log_lines(tmp_path)) == lines
+
+    def test_at_most_two_files_of_state(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(journal, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+        original, counts = journal.Journal.save, []
+
+        def save(self, training):
+            original(self, training)
+            counts.append(len(list(tmp_path.glob("*checkpoint*"))))
+
+        monkeypatch.setattr(journal.Journal, "save", save)
+        assert compare_in(tmp_path, *SMALL) == 0
+        assert set(counts) == {2}
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            ("--data", "digits"),
+            ("--hidden", 9),
+            ("--epochs", 5),
+            ("--batch-size", 16),
+            ("--max-grad-norm", "inf"),
+            ("--seed", 1),
+            ("--seeds", 1),
+            ("--optimizer", "sgd"),
+            ("--lr", 0.1),
+            ("--tune",),
+            ("--no-batch-norm",),
+        ],
+    )
+    def test_other_settings(self, other, tmp_path, capsys, monkeypatch):
+        with monkeypatch.context() as patch:
+            patch.setattr(Training, "_epoch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            assert compare_in(tmp_path, *SMALL) == cli.INTERRUPTED
+        strict_json(tmp_path / "settings.json")
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        with pytest.raises(SystemExit) as ended:
+            compare_in(tmp_path, *SMALL, *other, "--resume")
+        assert ended.value.code == 2
+        assert "as it was" in capsys.readouterr().err
+        assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
     def test_refused(self, tmp_path, capsys, monkeypatch):
         with pytest.raises(SystemExit):
             compare_in(tmp_path, *SMALL, "--resume")
@@ -402,9 +570,21 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A comparison's folder, one of its contenders having diverged."""
+    """A comparison's folder, tuned, with two seeds."""
     folder = tmp_path_factory.mktemp("small")
-    assert compare_in(folder, "--epochs", 2, "--seeds", 2, "--optimizer", "adam", "sgd") == 0
+    options = (
+        "--data",
+        "wine",
+        "--tune",
+        "--epochs",
+        2,
+        "--seeds",
+        2,
+        "--optimizer",
+        "adam",
+        "sgd",
+    )
+    assert compare_in(folder, *options) == 0
     return folder
 
 
@@ -447,8 +627,10 @@ class TestPictures:
                 for entry, line, band in zip(entries, axes.lines, bands, strict=False):
                     runs = [[quantity(point) for point in r.curve] for r in entry.results]
                     values = np.array(runs, float)
-                    np.testing.assert_array_equal(line.get_xdata(), [0, 23, 46, 69])
-                    np.testing.assert_allclose(line.get_ydata(), values.mean(axis=0))
+                    known = np.isfinite(values[0])  # a norm and a rate from the first step on
+                    at = np.array([0, 23, 46, 69])[known]
+                    np.testing.assert_array_equal(line.get_xdata(), at)
+                    np.testing.assert_allclose(line.get_ydata(), values.mean(axis=0)[known])
                     corners = band.get_paths()[0].vertices[:, 1]
                     assert corners.min() == pytest.approx(np.nanmin(values))
                     assert corners.max() == pytest.approx(np.nanmax(values))
@@ -462,6 +644,54 @@ class TestPictures:
             "SGD, lr 0.5",
             "clipped to 0.5",
         ]
+
+    def test_curves_over_time(self):
+        """Two seeds of three and of five epochs, on one axis; and one that diverged."""
+        from onepass.compare.picture import draw_curves
+
+        contender = contenders()["SGD"]
+
+        def result(seed, seconds, diverged_at=None):
+            curve = [
+                Measurement(i, 7 * i, 2.0 - t, 1.0, t, 1.0, 0.1, 0, t, 0.0)
+                for i, t in enumerate(seconds)
+            ]
+            return Result(Run(contender, False, seed), curve, diverged_at)
+
+        results = [result(5, [0, 0.5, 1]), result(6, [0, 0.25, 0.5, 0.75, 1])]
+        entry = Entry(contender, False, [*results, result(7, [0, 0.5], 14)])
+        figure = draw_curves(Comparison(Recipe(seconds=1.0), [entry], planned=3))
+        cross, line, *_ = figure.axes[0].lines
+        assert cross.get_xydata().tolist() == [[0.5, 1.5]]
+        x, y = line.get_data()
+        assert (np.diff(x) > 0).all()
+        assert (x[0], x[-1]) == (0, 1)
+        np.testing.assert_allclose(y, 2.0 - x)  # on which all of them lie
+        assert figure.axes[-1].get_xlabel() == "seconds of training"
+        assert "diverged" in [text.get_text() for text in figure.legends[0].get_texts()]
+
+    def test_the_legend_has_a_rate_only_where_all_columns_have_it(self):
+        from onepass.compare.picture import draw_curves
+
+        done = comparison("--epochs", 1, "--seeds", 1, "--optimizer", "adam", "sgd")
+        done.entries[0].contender = done.entries[0].contender.with_lr(0.01)
+        (legend,) = draw_curves(done).legends
+        names = [text.get_text() for text in legend.get_texts()]
+        assert names[:2] == ["Adam", "SGD, lr 0.5"]
+
+    def test_rates(self):
+        from onepass.compare.picture import draw_rates
+
+        contender = contenders()["SGD"]
+
+        def tried(lr, loss, diverged_at=None):
+            end = Measurement(0, 0, loss, loss, 0.5, None, None, 0, 0.0, 0.0)
+            return Result(Run(contender.with_lr(lr), False, 8), [end], diverged_at)
+
+        entry = Entry(contender, False, [], [tried(0.1, 3.0), tried(0.01, 2.0), tried(1.0, 9.0, 4)])
+        (axes,) = draw_rates(Comparison(Recipe(), [entry], planned=0)).axes
+        (line,) = axes.lines
+        assert line.get_xydata().tolist() == [[0.01, 2.0], [0.1, 3.0]]
 
     def test_times(self):
         from onepass.compare.picture import draw_times
@@ -490,7 +720,8 @@ class TestPage:
         for picture in pictures:
             svg = ElementTree.fromstring(base64.b64decode(picture))
             assert svg.tag == "{http://www.w3.org/2000/svg}svg"
-        assert len(pictures) == 2
+        assert len(pictures) == 3
+        assert "its peak chosen on another seed" in html
         for value in written["made_by"].values():
             assert value in html
         for entry in written["entries"]:
@@ -517,12 +748,74 @@ class TestPage:
             check=True,
             timeout=60,
         )
-        assert "<title>[true,true,4]</title>" in done.stdout
+        assert "<title>[true,true,true,4]</title>" in done.stdout
 
     def test_a_name_from_outside_is_text(self):
         done = comparison("--epochs", 1, "--seeds", 1, "--optimizer", "sgd", "--no-batch-norm")
         html = page.render(done, ["<b>"], ["<i>"], [["<u>"]], {"command": "--out '<script>'"})
         assert not re.search("<(b|i|u|script)>", html)
+
+
+class TestReport:
+    """By hand: two seeds of three get through, one of them to the goal."""
+
+    @pytest.fixture
+    def done(self):
+        contender = contenders()["SGD"]
+        start = Measurement(0, 0, 2.0, 2.0, 0.1, None, None, 0, 0.0, 0.0)
+
+        def result(seed, train_loss, score, clipped, gradient, update):
+            end = Measurement(1, 4, train_loss, 1.0, score, 1.0, 0.1, clipped, gradient, update)
+            return Result.of(Run(contender, True, seed), [start, end])
+
+        results = [
+            result(5, 0.25, 0.96, 4, 0.010, 0.002),
+            result(6, 0.75, 0.90, 2, 0.030, 0.004),
+            result(7, math.nan, 0.99, 1, 9.0, 9.0),
+        ]
+        return Comparison(Recipe(steps=4), [Entry(contender, True, results)], planned=6)
+
+    def test_the_cells(self, done):
+        (row,) = report.rows(done)
+        # The deviation: sqrt(0.03**2 + 0.03**2), of two.
+        assert row == [
+            "SGD", "yes", "0.5", "0.5 (1 div.)", "93.0% ±4.2", "4 (1/3)", "75%", "3.0", "23",
+        ]  # fmt: skip
+
+    def test_the_numbers(self, done):
+        (entry,) = report.as_dict(done)["entries"]
+        assert entry["diverged"] == entry["goal_reached"] == 1
+        assert entry["steps_to_goal"] == {"mean": 4, "deviation": None}
+        assert entry["clipped_share"]["mean"] == 0.75
+        assert entry["update_ms"]["mean"] == pytest.approx(3)
+        assert entry["all_ms"]["mean"] == pytest.approx(23)
+        assert [len(run_["curve"]["step"]) for run_ in entry["runs"]] == [2, 2, 1]
+
+    @pytest.mark.parametrize(
+        ("recipe", "line"),
+        [
+            (Recipe(), "20 epochs each, batch size 64: 23 steps an epoch, seeds 5 to 7"),
+            (Recipe(steps=1000), "1,000 steps each, batch size 64: 23 steps an epoch, seeds"),
+            (Recipe(seconds=0.5), "0.5 seconds each, batch size 64: 23 steps"),
+            (Recipe(batch_size=None), "20 epochs each, batch size 1,438: 1 steps an epoch"),
+            (Recipe(batch_size=5000), "20 epochs each, batch size 1,438: 1 steps an epoch"),
+        ],
+    )
+    def test_the_description(self, done, recipe, line):
+        found = report.describe(replace(done, recipe=recipe))
+        assert found[0] == "digits: 1,438 images to train on, 359 to validate"
+        assert found[2].startswith(line)
+        assert found[3] == "learning rate cosine, gradient norm clipped to 1"
+        assert found[4:] == ["interrupted: 3 of 6 runs"]
+        one = Entry(done.entries[0].contender, True, done.entries[0].results[:1])
+        assert report.describe(replace(done, entries=[one], planned=1))[2].endswith(", seed 5")
+
+    def test_an_r2_far_below_zero_fits_the_table(self):
+        contender = contenders()["SGD"]
+        end = Measurement(0, 0, 2.0, 2.0, -3e9, None, None, 0, 0.0, 0.0)
+        entry = Entry(contender, True, [Result(Run(contender, True, 5), [end], None)])
+        (row,) = report.rows(Comparison(Recipe(data="diabetes"), [entry], planned=1))
+        assert row[4] == "< -1000%"
 
 
 def test_an_infinite_norm_is_not_in_the_numbers():
@@ -532,7 +825,7 @@ def test_an_infinite_norm_is_not_in_the_numbers():
     ]
     contender = contenders()["SGD"]
     entry = Entry(contender, True, [Result(Run(contender, True, 0), curve, None)])
-    (written,) = report.as_dict(Comparison(Recipe(), [entry]))["entries"]
+    (written,) = report.as_dict(Comparison(Recipe(), [entry], planned=1))["entries"]
     assert written["runs"][0]["curve"]["grad_norm"] == [None, None]
     assert written["clipped_share"]["mean"] == 1
 

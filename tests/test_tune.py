@@ -9,7 +9,6 @@ import subprocess
 import sys
 import warnings
 from itertools import count
-from types import SimpleNamespace
 
 import matplotlib as mpl
 import numpy as np
@@ -21,6 +20,7 @@ from optuna.trial import FixedTrial, TrialState
 import onepass as op
 from onepass import cli
 from onepass.compare.contenders import contenders
+from onepass.compare.training import Measurement
 from onepass.tune import picture, report, search
 from onepass.tune.search import Search, Settings, quiet
 
@@ -82,9 +82,7 @@ def scripted(monkeypatch, *curves):
             for epoch, loss in enumerate(self.curve):
                 train, validation = loss if isinstance(loss, tuple) else (loss, loss)
                 self.done = epoch == len(self.curve) - 1
-                yield SimpleNamespace(
-                    epoch=epoch, train_loss=train, validation_loss=validation, score=0.5
-                )
+                yield Measurement(epoch, epoch, train, validation, 0.5, None, None, 0, 0.0, 0.0)
 
         def spent(self, measurement):
             return measurement.epoch / (len(self.curve) - 1)
@@ -224,7 +222,7 @@ class TestFolder:
     def test_another_study_is_left_alone(self, tmp_path):
         done(tmp_path, 1)
         before = (tmp_path / "study.log").read_bytes()
-        with pytest.raises(FileExistsError, match=r"--out: expected no study, got one in .*resume"):
+        with pytest.raises(ValueError, match=r"--out: expected no study, got one in .*resume"):
             Search(WINE, tmp_path, resume=False)
         for name, settings in (
             ("data", Settings("digits", 2, WINE.optimizers, 0)),
@@ -236,14 +234,26 @@ class TestFolder:
                 Search(settings, tmp_path, resume=True)
         assert (tmp_path / "study.log").read_bytes() == before
 
+    def test_half_a_line_at_the_end(self, tmp_path):
+        """What a process that was killed leaves, or a full disk."""
+        done(tmp_path, 2)
+        log = tmp_path / "study.log"
+        log.write_bytes(log.read_bytes()[:-20])
+        search = Search(WINE, tmp_path, resume=True)
+        assert len(search.trials) == 1  # the second one's end is gone
+        search.run(lambda *_: None, trials=2)
+        assert [trial.params for trial in search.trials] == [
+            trial.params for trial in done(tmp_path / "other", 2).trials
+        ]
+
     def test_nothing_to_resume(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="--resume: expected a study, got none in"):
+        with pytest.raises(ValueError, match="--resume: expected a study, got none in"):
             Search(WINE, tmp_path / "new", resume=True)
         assert not (tmp_path / "new").exists()
 
     def test_an_empty_log_is_no_study(self, tmp_path):
         (tmp_path / "study.log").touch()  # what is left if it is killed as it begins
-        with pytest.raises(FileNotFoundError, match="--resume: expected a study"):
+        with pytest.raises(ValueError, match="--resume: expected a study"):
             Search(WINE, tmp_path, resume=True)
         assert not Search(WINE, tmp_path, resume=False).trials
 
@@ -356,7 +366,9 @@ class TestCommand:
     def test_resume(self, tmp_path, capsys):
         command = ["tune", "--data", "wine", "--epochs", "1", "--out", str(tmp_path)]
         assert cli.main([*command, "--trials", "2"]) == 0
-        assert cli.main([*command, "--trials", "3"]) == 1
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*command, "--trials", "3"])
+        assert ended.value.code == 2
         assert "--out: expected no study, got one in" in capsys.readouterr().err
         assert cli.main([*command, "--trials", "3", "--resume"]) == 0
         assert len(strict_json(tmp_path / "results.json")["trials"]) == 3

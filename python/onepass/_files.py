@@ -35,7 +35,9 @@ def write_atomically(
 
 def write_text(path: Path, text: str) -> None:
     """Write a text atomically."""
-    write_atomically(path, lambda file: file.write(text.encode()), durable=False)
+    # A command's arguments may hold bytes that are no text.
+    encoded = text.encode(errors="backslashreplace")
+    write_atomically(path, lambda file: file.write(encoded), durable=False)
 
 
 def _sync_directory(directory: Path) -> None:

@@ -17,7 +17,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     args = parser.parse_args(argv)
-    args.command_line = ["onepass", *(sys.argv[1:] if argv is None else argv)]
+    given = sys.argv[1:] if argv is None else argv
+    args.command_line = ["onepass", *(each for each in given if each != "--resume")]
     if args.command is None:
         parser.print_help()
         return 0

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from onepass._arguments import integer, one_of, positive, positive_or_inf
 from onepass._extras import require
+from onepass._json import finite
 from onepass._progress import progress
 from onepass.compare import report
-from onepass.compare.contenders import contenders
+from onepass.compare.contenders import FIRST_SEED, contenders
 from onepass.compare.data import DATA
 from onepass.compare.experiment import Experiment
 from onepass.compare.journal import Journal
@@ -30,7 +31,7 @@ def add_command(parser: argparse.ArgumentParser) -> None:
         help=f"which to train, in this order; all of them by default: {', '.join(contenders())}",
     )
     rate = parser.add_mutually_exclusive_group().add_argument
-    rate("--lr", type=positive, help="for all of them; by default each has its own")
+    rate("--lr", type=positive, help="a learning rate for all; by default each has its own")
     rate(
         "--tune",
         action="store_true",
@@ -40,21 +41,21 @@ def add_command(parser: argparse.ArgumentParser) -> None:
     option(
         "--seed",
         type=integer(0),
-        default=0,
-        help="the first, of the split, the weights and the batches (default: %(default)s)",
+        default=FIRST_SEED,
+        help="the first seed, of the split, the weights and the batches (default: %(default)s)",
     )
     option(
         "--seeds",
         type=integer(1),
         default=3,
         metavar="N",
-        help="how many to train with, from the first on (default: %(default)s)",
+        help="how many seeds to train with, from the first on (default: %(default)s)",
     )
     option(
         "--no-batch-norm",
         dest="batch_norm",
         action="store_false",
-        help="train without BatchNorm only; by default with it and without",
+        help="leave out the runs with BatchNorm; by default there are both",
     )
     option(
         "--out",
@@ -86,7 +87,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         type=integer(1),
         default=default.hidden,
         metavar="UNITS",
-        help=f"of each hidden layer (default: {' '.join(map(str, default.hidden))})",
+        help=f"units of each hidden layer (default: {' '.join(map(str, default.hidden))})",
     )
     budget = parser.add_mutually_exclusive_group().add_argument
     budget(
@@ -95,8 +96,8 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         default=default.epochs,
         help="passes over the training rows (default: %(default)s)",
     )
-    budget("--steps", type=integer(1), metavar="N", help="of each run, instead of epochs")
-    budget("--seconds", type=positive, help="of training, for each run, instead of epochs")
+    budget("--steps", type=integer(1), metavar="N", help="steps of each run, instead of epochs")
+    budget("--seconds", type=positive, help="seconds of training for each run, instead of epochs")
     option(
         "--batch-size",
         type=_batch_size,
@@ -108,7 +109,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         type=one_of(SCHEDULES),
         default=default.schedule,
         metavar="NAME",
-        help=f"of the learning rate, one of {', '.join(SCHEDULES)} (default: %(default)s)",
+        help=f"the learning rate's, one of {', '.join(SCHEDULES)} (default: %(default)s)",
     )
     option(
         "--max-grad-norm",
@@ -127,7 +128,12 @@ def run(args: argparse.Namespace) -> int:
             "(--no-batch-norm allows 1), got 1"
         )
     require(
-        "compare", sklearn="scikit-learn", matplotlib="matplotlib", rich="rich", jinja2="jinja2"
+        "compare",
+        sklearn="scikit-learn",
+        threadpoolctl="threadpoolctl",
+        matplotlib="matplotlib",
+        rich="rich",
+        jinja2="jinja2",
     )
     experiment = _experiment(args)
     try:
@@ -142,9 +148,10 @@ def run(args: argparse.Namespace) -> int:
             report.write(experiment.comparison, args.out, args.command_line)
         print("repeat the command with --resume to go on", file=sys.stderr)
         raise
-    journal.finish()
+    written = report.write(experiment.comparison, args.out, args.command_line)
+    journal.finish()  # only now: until the report is there, --resume can write it
     report.print_table(experiment.comparison)
-    for path in report.write(experiment.comparison, args.out, args.command_line):
+    for path in written:
         print(path)
     return 0
 
@@ -177,6 +184,7 @@ def _settings(experiment: Experiment) -> dict[str, object]:
     """Return what makes two comparisons the same."""
     return {
         **asdict(experiment.recipe),
+        "max_grad_norm": finite(experiment.recipe.max_grad_norm),
         "optimizers": [[c.name, c.lr] for c in experiment.contenders],
         "batch_norm": list(experiment.variants),
         "seeds": list(experiment.seeds),
@@ -185,4 +193,9 @@ def _settings(experiment: Experiment) -> dict[str, object]:
 
 
 def _batch_size(text: str) -> int | None:
-    return None if text == "all" else integer(1)(text)
+    if text.lower() == "all":
+        return None
+    try:
+        return integer(1)(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(str(error).replace(", got", " or all, got")) from None

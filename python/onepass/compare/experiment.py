@@ -8,11 +8,12 @@ from onepass._progress import Show
 from onepass.compare.contenders import Contender
 from onepass.compare.journal import Journal
 from onepass.compare.results import Comparison, Entry, Result
-from onepass.compare.training import Recipe, Run, Training
+from onepass.compare.training import Recipe, Run
 
 RATES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""The learning rates that `tune` tries."""
 FACTORS = (0.5, 2.0, 3.0)
-"""The learning rates that are tried, then the multiples of the best."""
+"""The multiples of the best of them that it tries then."""
 
 
 @dataclass
@@ -42,7 +43,8 @@ class Experiment:
     @property
     def comparison(self) -> Comparison:
         """What has been done so far."""
-        return Comparison(self.recipe, [entry for entry in self.entries if entry.results])
+        begun = [entry for entry in self.entries if entry.results]
+        return Comparison(self.recipe, begun, planned=len(self.entries) * len(self.seeds))
 
     def run(self, journal: Journal, show: Show) -> None:
         """Do all runs that the journal does not know."""
@@ -75,8 +77,7 @@ class Experiment:
     def _result(self, run: Run, journal: Journal, show: Show) -> Result:
         measurements = journal.measurements(run)
         if measurements is None:
-            training = Training(run, self.recipe)
-            measurements = journal.restore(training)
+            training, measurements = journal.take_up(run, self.recipe)
             for measurement in training.epochs():
                 measurements.append(measurement)
                 journal.add(training)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from onepass._files import write_atomically, write_text
-from onepass.compare.training import Measurement, Run, Training
+from onepass._json import finite, write_json
+from onepass.compare.training import Measurement, Recipe, Run, Training
 
 SECONDS_BETWEEN_CHECKPOINTS = 1.0
 
@@ -38,20 +39,13 @@ class Journal:
         self._lines: dict[str, list[Line]] = {}
         if resume:
             self._read(settings)
-        elif self._settings.exists():
-            raise ValueError(
-                f"--out: expected no unfinished comparison, got one in {folder} "
-                "(--resume goes on with it)"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            self._log.write_bytes(b"")
-            write_text(self._settings, json.dumps(settings, indent=2) + "\n")
+        else:
+            self._begin(settings)
 
     def finish(self) -> None:
         """Mark the comparison as finished: only the log stays."""
-        self._settings.unlink()
         self._drop_checkpoint()
+        self._settings.unlink()
 
     def measurements(self, run: Run) -> list[Measurement] | None:
         """Return those of a run that is over, None for any other."""
@@ -87,45 +81,72 @@ class Journal:
                 other.unlink()
         self._saved_at = perf_counter()
 
-    def restore(self, training: Training) -> list[Measurement]:
-        """Take a run up where its state was written, and return its measurements so far."""
-        key = _key(training.run)
-        lines, self._lines[key] = self._lines.get(key, []), []
-        if self._checkpoint.exists():
-            with np.load(self._checkpoint, allow_pickle=False) as state:
-                epoch = int(state["epoch"])
-                if state["run"] == key and epoch < len(lines):
-                    training.network.load_state_dict(state)
-                    training.optimizer.load(self._folder / f"checkpoint-{state['step']}.npz")
-                    self._lines[key] = lines[: epoch + 1]
-                    training.go_on_from(_measurement(lines[epoch]))
-        self._rewrite()  # without what will be trained again
-        return [_measurement(line) for line in self._lines[key]]
+    def take_up(self, run: Run, recipe: Recipe) -> tuple[Training, list[Measurement]]:
+        """Return a run's training as it was last written, and its measurements so far."""
+        training, lines = Training(run, recipe), self._lines.get(_key(run), [])
+        try:
+            kept = self._restore(training, len(lines))
+        except Exception:  # the files are damaged, or gone: it begins anew
+            training, kept = Training(run, recipe), 0
+        if kept:
+            training.go_on_from(_measurement(lines[kept - 1]))
+        if kept < len(lines):  # what will be trained again
+            self._lines[_key(run)] = lines[:kept]
+            self._rewrite()
+        return training, [_measurement(line) for line in lines[:kept]]
+
+    def _restore(self, training: Training, lines: int) -> int:
+        """Load the state that was written, and return how many of the run's lines lead to it."""
+        if not lines or not self._checkpoint.exists():
+            return 0
+        with np.load(self._checkpoint, allow_pickle=False) as state:
+            known = int(state["epoch"]) + 1
+            if state["run"] != _key(training.run) or known > lines:
+                return 0
+            training.optimizer.load(self._folder / f"checkpoint-{state['step']}.npz")
+            training.network.load_state_dict(state)
+        return known
+
+    def _begin(self, settings: Mapping[str, Any]) -> None:
+        if self._settings.exists():
+            raise ValueError(
+                f"--out: expected no unfinished comparison, got one in {self._folder} "
+                "(--resume goes on with it; delete the folder to begin anew)"
+            )
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._drop_checkpoint()
+        self._log.write_bytes(b"")
+        write_json(self._settings, settings)
 
     def _read(self, settings: Mapping[str, Any]) -> None:
         if not self._settings.exists():
             raise ValueError(
                 f"--resume: expected an unfinished comparison, got none in {self._folder}"
             )
-        saved = json.loads(self._settings.read_text(encoding="utf-8"))
-        asked = json.loads(json.dumps(settings))
-        for name in asked.keys() | saved.keys():
-            if saved.get(name) != asked.get(name):
-                raise ValueError(
-                    f"--resume: expected {name} as it was, {saved.get(name)}, got {asked.get(name)}"
-                )
+        check_same_settings(settings, json.loads(self._settings.read_text(encoding="utf-8")))
         for text in self._log.read_text(encoding="utf-8").splitlines(keepends=True):
-            if text.endswith("\n"):  # a process that was killed may leave half a line
+            if text.endswith("\n"):
                 line = json.loads(text)
                 self._lines.setdefault(line["run"], []).append(line)
+            else:  # a process that was killed may leave a part of a line
+                self._rewrite()
 
     def _rewrite(self) -> None:
         lines = [json.dumps(line) + "\n" for lines in self._lines.values() for line in lines]
         write_text(self._log, "".join(lines))
 
     def _drop_checkpoint(self) -> None:
-        for path in self._folder.glob("checkpoint*.npz"):
-            path.unlink()
+        for pattern in ("checkpoint*.npz", ".checkpoint*"):  # and what was being written
+            for path in self._folder.glob(pattern):
+                path.unlink()
+
+
+def check_same_settings(asked: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Raise ValueError for the first setting that is not as it was saved."""
+    for name, value in json.loads(json.dumps(asked)).items():
+        if saved.get(name) != value:
+            was = saved.get(name)
+            raise ValueError(f"--resume: expected {name} as it was, {was}, got {value}")
 
 
 def _key(run: Run) -> str:
@@ -148,8 +169,7 @@ def _plain(measurement: Measurement) -> Line:
     """Return it as JSON knows it: what is not finite is None."""
     values = measurement._asdict()
     return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in values.items()
+        name: finite(value) if isinstance(value, float) else value for name, value in values.items()
     }
 
 

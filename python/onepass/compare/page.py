@@ -6,16 +6,17 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onepass.compare.picture import draw_curves, draw_times
+from onepass.compare.picture import draw_curves, draw_rates, draw_times
 from onepass.compare.results import Comparison
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CAPTION = (
-    "Means over the seeds, ± the standard deviation, at the end of the runs. Loss and score are "
-    "measured after every epoch, on all training and validation rows; the times are those of one "
-    "run, without that."
+    "Means over the seeds at the end of the runs, ± the standard deviation; of runs that did not "
+    "diverge. Steps to a score are those of the seeds that reached it. Loss and score are measured "
+    "after every epoch, on all training and validation rows; the times are those of one run, "
+    "without that."
 )
 
 
@@ -29,6 +30,7 @@ def render(
     """Return the page."""
     from jinja2 import Environment, StrictUndefined
 
+    tuned = any(result.final for entry in comparison.entries for result in entry.tried)
     template = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     html: str = environment.from_string(template).render(
@@ -40,6 +42,7 @@ def render(
         facts=facts,
         curves=_as_url(draw_curves(comparison)),
         times=_as_url(draw_times(comparison)),
+        rates=_as_url(draw_rates(comparison)) if tuned else None,
     )
     return html
 

@@ -1,7 +1,6 @@
 """The pictures: how loss, score, gradient norm and rate went, and where the time went."""
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING
@@ -22,6 +21,7 @@ DASHES = ("-", "--")  # in turn, so that one of two lines that coincide shows th
 NAMES = {True: "with batch norm", False: "without batch norm"}
 
 Quantity = Callable[[Measurement], float | None]
+Table = npt.NDArray[np.float64]
 
 
 def draw_curves(comparison: Comparison) -> "Figure":
@@ -69,6 +69,30 @@ def draw_times(comparison: Comparison) -> "Figure":
     return figure
 
 
+def draw_rates(comparison: Comparison) -> "Figure":
+    """Draw what each learning rate that was tried came to."""
+    figure = new_figure(5.5 * len(comparison.variants), 4.5)
+    panels = figure.subplots(1, len(comparison.variants), sharex=True, sharey=True, squeeze=False)
+    for axes, variant in zip(panels[0], comparison.variants, strict=True):
+        entries = [entry for entry in comparison.entries if entry.batch_norm == variant]
+        for entry, (colour, dashes) in zip(entries, _styles(), strict=False):
+            ends = {result.run.contender.lr: result.final for result in entry.tried}
+            tried = sorted((lr, end.validation_loss) for lr, end in ends.items() if end is not None)
+            rates = [lr for lr, _ in tried]
+            losses = [loss for _, loss in tried]
+            name = entry.contender.name
+            axes.plot(rates, losses, color=colour, linestyle=dashes, marker=".", label=name)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.grid(alpha=0.3)
+        axes.set_title(f"{comparison.recipe.data} {NAMES[variant]}")
+        axes.set_xlabel("learning rate")
+    panels[0, 0].set_ylabel("validation loss")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=7, frameon=False)
+    return figure
+
+
 def _microseconds_a_step(entry: Entry, name: str) -> float:
     ends = [result.curve[-1] for result in entry.results if result.curve[-1].step]
     seconds: float = sum(getattr(end, name) for end in ends)
@@ -91,7 +115,7 @@ def _draw_column(column: Sequence["Axes"], comparison: Comparison, variant: bool
     entries = [entry for entry in comparison.entries if entry.batch_norm == variant]
     for axes, (_, _, quantity) in zip(column, _rows(recipe), strict=True):
         for entry, style in zip(entries, _styles(), strict=False):
-            _draw_curve(axes, entry, quantity, recipe, *style)
+            _draw_curve(axes, entry, quantity, comparison, *style)
         axes.set_yscale("log")
         axes.grid(alpha=0.3)
     if math.isfinite(limit := recipe.max_grad_norm):
@@ -105,31 +129,57 @@ def _styles() -> "zip[tuple[str, str]]":
 
 
 def _draw_curve(
-    axes: "Axes", entry: Entry, quantity: Quantity, recipe: Recipe, colour: str, dashes: str
+    axes: "Axes", entry: Entry, quantity: Quantity, comparison: Comparison, colour: str, dashes: str
 ) -> None:
     """Draw the mean over the seeds, and from the least to the most as a band."""
-    at = _table(entry, lambda point: point.seconds if recipe.seconds else point.step)
+    seconds = comparison.recipe.seconds
+    at = _table(entry, lambda point: point.seconds if seconds else point.step)
     values = _table(entry, quantity)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a mean of none is NaN, and not drawn
-        x, middle, low, high = (
-            np.nanmean(at, axis=0),
-            np.nanmean(values, axis=0),
-            np.nanmin(values, axis=0),
-            np.nanmax(values, axis=0),
-        )
-    label = f"{entry.contender.name}, lr {entry.contender.lr:g}"
-    on_top = 3 if dashes == "--" else 2
-    axes.plot(x, middle, label=label, linestyle=dashes, color=colour, zorder=on_top)
-    if len(values) > 1:
-        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-    for result, row in zip(entry.results, values, strict=True):
+    for x, row, result in zip(at, values, entry.results, strict=True):
         if result.diverged_at is not None:
             last = len(result.curve) - 1
             axes.plot(x[last], row[last], "x", color=colour)
+    x = np.nanmax(at, axis=0)
+    if seconds:
+        x, values = _on_one_axis(at, values, seconds)
+    drawn = np.isfinite(values).any(axis=0)
+    x, values = x[drawn], values[:, drawn]
+    on_top = 3 if dashes == "--" else 2
+    axes.plot(
+        x,
+        np.nanmean(values, axis=0),
+        label=_label(entry, comparison),
+        linestyle=dashes,
+        color=colour,
+        zorder=on_top,
+    )
+    if len(values) > 1 and drawn.any():
+        # A score of 1 leaves no error, which has no place on a log scale.
+        least = np.nanmin(values[values > 0]) / 2
+        low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
+        axes.fill_between(x, np.maximum(low, least), high, color=colour, alpha=0.15, linewidth=0)
 
 
-def _table(entry: Entry, quantity: Quantity) -> npt.NDArray[np.float64]:
+def _label(entry: Entry, comparison: Comparison) -> str:
+    """Return the name, and the learning rate where both columns have the same."""
+    name = entry.contender.name
+    rates = {each.contender.lr for each in comparison.entries if each.contender.name == name}
+    return f"{name}, lr {rates.pop():g}" if len(rates) == 1 else name
+
+
+def _on_one_axis(at: Table, values: Table, end: float) -> tuple[Table, Table]:
+    """Return common times, and the values that each run has there."""
+    x = np.linspace(0, end, 200)
+    rows = []
+    for times, row in zip(at, values, strict=True):
+        known = np.isfinite(row)
+        none = np.full(len(x), np.nan)
+        between = (times[known], row[known])
+        rows.append(np.interp(x, *between, left=np.nan, right=np.nan) if known.any() else none)
+    return x, np.array(rows)
+
+
+def _table(entry: Entry, quantity: Quantity) -> Table:
     """Return a row a seed, a column an epoch; NaN where a run has no such number."""
     rows = [[quantity(point) for point in result.curve] for result in entry.results]
     table = np.full((len(rows), max(map(len, rows))), np.nan)

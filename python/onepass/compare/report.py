@@ -1,6 +1,5 @@
 """What the command shows and writes: the table, the numbers, the page."""
 
-import json
 import math
 import platform
 import shlex
@@ -12,6 +11,7 @@ from typing import Any
 
 from onepass import runtime
 from onepass._files import write_atomically, write_text
+from onepass._json import finite, write_json
 from onepass.compare import page
 from onepass.compare.losses import loss_of
 from onepass.compare.network import count_parameters
@@ -57,10 +57,10 @@ def columns(comparison: Comparison) -> list[Column]:
         ("\nlr", lambda entry: f"{entry.contender.lr:g}"),
         ("train\nloss", _loss),
         (f"validation\n{loss.score_name}", lambda entry: _percent(entry.final(_score), 1)),
-        (f"steps\nto {goal:.0%}", lambda entry: _number(entry.spread(lambda r: r.steps_to(goal)))),
-        ("steps\nclipped", lambda entry: _percent(entry.spread(lambda r: r.clipped_share))),
-        ("ms in\nupdates", lambda entry: _number(entry.spread(_update_ms), 1)),
-        ("ms in\nall", lambda entry: _number(entry.spread(_all_ms))),
+        (f"steps\nto {goal:.0%}", lambda entry: _steps_to(entry, goal)),
+        ("steps\nclipped", lambda entry: _percent(entry.spread(_clipped_share))),
+        ("ms in\nupdates", lambda entry: _number(entry.final(_update_ms), 1)),
+        ("ms in\nall", lambda entry: _number(entry.final(_all_ms))),
     ]
 
 
@@ -81,12 +81,17 @@ def describe(comparison: Comparison) -> list[str]:
         for variant in comparison.variants
     ]
     steps = recipe.steps_per_epoch(train)
-    size = f"batch size {recipe.batch_size or train:,}: {steps:,} steps an epoch"
+    size = f"batch size {min(recipe.batch_size or train, train):,}: {steps:,} steps an epoch"
+    rates = f"learning rate {recipe.schedule}"
+    if any(entry.tried for entry in comparison.entries):
+        rates += ", its peak chosen on another seed"
+    interrupted = [f"interrupted: {comparison.done} of {comparison.planned} runs"]
     return [
         f"{recipe.data}: {train:,} {recipe.table.rows} to train on, {validation:,} to validate",
         *networks,
         f"{_budget(recipe)} each, {size}, {_seeds(seeds)}",
-        f"learning rate {recipe.schedule}, gradient norm {_clipping(recipe.max_grad_norm)}",
+        f"{rates}, gradient norm {_clipping(recipe.max_grad_norm)}",
+        *(interrupted if comparison.done < comparison.planned else []),
     ]
 
 
@@ -105,8 +110,7 @@ def write(comparison: Comparison, folder: Path, command: Sequence[str]) -> list[
     png = BytesIO()
     draw_curves(comparison).savefig(png, format="png")
     write_atomically(picture, lambda file: file.write(png.getvalue()), durable=False)
-    text = json.dumps({**as_dict(comparison), "made_by": facts}, indent=2, allow_nan=False)
-    write_text(numbers, text + "\n")
+    write_json(numbers, {**as_dict(comparison), "made_by": facts})
     return [report, picture, numbers]
 
 
@@ -138,6 +142,7 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
 
 def _entry_as_dict(entry: Entry, comparison: Comparison) -> dict[str, Any]:
     recipe, contender = comparison.recipe, entry.contender
+    goal = recipe.table.goal
     sizes = recipe.layer_sizes(recipe.table.load(comparison.seeds[0]))
     return {
         "name": contender.name,
@@ -156,10 +161,11 @@ def _entry_as_dict(entry: Entry, comparison: Comparison) -> dict[str, Any]:
         "diverged": entry.diverged,
         "train_loss": _spread(entry.final(lambda m: m.train_loss)),
         "score": _spread(entry.final(_score)),
-        "steps_to_goal": _spread(entry.spread(lambda r: r.steps_to(recipe.table.goal))),
-        "clipped_share": _spread(entry.spread(lambda r: r.clipped_share)),
-        "update_ms": _spread(entry.spread(_update_ms)),
-        "all_ms": _spread(entry.spread(_all_ms)),
+        "goal_reached": sum(steps is not None for steps in entry.steps_to(goal)),
+        "steps_to_goal": _spread(entry.spread(lambda r: r.steps_to(goal))),
+        "clipped_share": _spread(entry.spread(_clipped_share)),
+        "update_ms": _spread(entry.final(_update_ms)),
+        "all_ms": _spread(entry.final(_all_ms)),
         "runs": [_run_as_dict(result) for result in entry.results],
     }
 
@@ -193,12 +199,24 @@ def _score(point: Measurement) -> float:
     return point.score
 
 
-def _update_ms(result: Result) -> float:
-    return 1e3 * result.curve[-1].update_seconds
+def _update_ms(end: Measurement) -> float:
+    return 1e3 * end.update_seconds
 
 
-def _all_ms(result: Result) -> float:
-    return 1e3 * result.curve[-1].seconds
+def _all_ms(end: Measurement) -> float:
+    return 1e3 * end.seconds
+
+
+def _clipped_share(result: Result) -> float | None:
+    return None if result.final is None else result.clipped_share
+
+
+def _steps_to(entry: Entry, goal: float) -> str:
+    """Return the mean over the seeds that got there, and how many did where not all."""
+    steps = entry.steps_to(goal)
+    reached = len(steps) - steps.count(None)
+    some = f" ({reached}/{len(steps)})" if 0 < reached < len(steps) else ""
+    return _number(entry.spread(lambda result: result.steps_to(goal))) + some
 
 
 def _loss(entry: Entry) -> str:
@@ -213,6 +231,8 @@ def _loss(entry: Entry) -> str:
 def _percent(spread: Spread | None, digits: int = 0) -> str:
     if spread is None:
         return "-"
+    if spread.mean < -10:  # R² has no lower end
+        return "< -1000%"
     deviation = ""
     if digits and spread.deviation is not None:
         deviation = f" ±{100 * spread.deviation:.{digits}f}"
@@ -239,8 +259,3 @@ def _clipping(limit: float) -> str:
 
 def _spread(spread: Spread | None) -> dict[str, float | None] | None:
     return None if spread is None else {"mean": spread.mean, "deviation": spread.deviation}
-
-
-def finite(number: float | None) -> float | None:
-    """Return a number that JSON can hold, or None."""
-    return number if number is not None and math.isfinite(number) else None

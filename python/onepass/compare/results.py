@@ -1,6 +1,5 @@
 """What came out of the runs, and what seeds have in common."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import mean, stdev
@@ -17,13 +16,13 @@ class Result:
     curve: Sequence[Measurement]
     """From the first measurement to the last, or to the last one with a finite loss."""
     diverged_at: int | None
-    """The step at whose measurement the loss was no longer finite."""
+    """The step at whose measurement a loss was no longer finite."""
 
     @classmethod
     def of(cls, run: Run, measurements: Sequence[Measurement]) -> "Result":
         """Return the result of a run that is over."""
         last = measurements[-1]
-        if math.isfinite(last.train_loss):
+        if not last.diverged:
             return cls(run, measurements, None)
         return cls(run, measurements[:-1], last.step)
 
@@ -79,6 +78,10 @@ class Entry:
         values = [value(result) for result in self.results]
         return Spread.of([value for value in values if value is not None])
 
+    def steps_to(self, score: float) -> list[int | None]:
+        """Return each run's steps to this score, None for those that did not reach it."""
+        return [result.steps_to(score) for result in self.results]
+
     def final(self, value: Callable[[Measurement], float]) -> Spread | None:
         """Return the mean over the runs that did not diverge, of what they end with."""
         return self.spread(lambda result: None if result.final is None else value(result.final))
@@ -90,6 +93,13 @@ class Comparison:
 
     recipe: Recipe
     entries: Sequence[Entry]
+    planned: int
+    """How many runs there are when it is whole."""
+
+    @property
+    def done(self) -> int:
+        """How many runs there are."""
+        return sum(len(entry.results) for entry in self.entries)
 
     @property
     def variants(self) -> list[bool]:

@@ -104,6 +104,11 @@ class Measurement(NamedTuple):
     """Spent in all optimizer steps so far."""
 
     @property
+    def diverged(self) -> bool:
+        """Whether a loss is no longer finite."""
+        return not (math.isfinite(self.train_loss) and math.isfinite(self.validation_loss))
+
+    @property
     def seconds(self) -> float:
         """Spent in training so far; measuring is not part of it."""
         return self.gradient_seconds + self.update_seconds
@@ -152,10 +157,8 @@ class Training:
 
     @property
     def done(self) -> bool:
-        """Whether the budget is used up, or the loss no longer finite."""
-        return self.last is not None and (
-            not math.isfinite(self.last.train_loss) or self.spent(self.last) >= 1
-        )
+        """Whether the budget is used up, or the run has diverged."""
+        return self.last is not None and (self.last.diverged or self.spent(self.last) >= 1)
 
     def spent(self, now: Measurement) -> float:
         """Return which share of the budget is used."""
@@ -216,7 +219,7 @@ class Training:
         lr, seconds = make(peak, steps), recipe.seconds
         if isinstance(lr, ReduceOnPlateau):
             return lr
-        return lambda _: lr(min(int(steps * self._seconds / seconds), steps - 1))
+        return lambda _: lr(int(steps * self._seconds / seconds))
 
     @property
     def _seconds(self) -> float:

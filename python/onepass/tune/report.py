@@ -1,6 +1,5 @@
 """What the command shows and writes: the best trials, the numbers, the pictures."""
 
-import json
 import shlex
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -9,9 +8,9 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from onepass._files import write_text
+from onepass._json import finite, write_json
 from onepass.compare.losses import loss_of
-from onepass.compare.report import finite, versions
+from onepass.compare.report import versions
 from onepass.tune.picture import draw
 from onepass.tune.search import Search, diverged
 
@@ -105,8 +104,7 @@ def write(search: Search, folder: Path, command: Sequence[str]) -> list[Path]:
     """Write the pictures and the numbers, and return where they are."""
     numbers = folder / "results.json"
     made_by = {"command": shlex.join(command), **versions(), "optuna": version("optuna")}
-    text = json.dumps({**as_dict(search), "made_by": made_by}, indent=2, allow_nan=False)
-    write_text(numbers, text + "\n")
+    write_json(numbers, {**as_dict(search), "made_by": made_by})
     return [*draw(search.study, folder), numbers]
 
 

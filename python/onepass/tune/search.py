@@ -16,6 +16,7 @@ from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState
 
 from onepass._progress import Show
 from onepass.compare.contenders import contenders
+from onepass.compare.journal import check_same_settings
 from onepass.compare.training import Measurement, Recipe, Run, Training
 
 LEARNING_RATES = (1e-4, 1.0)
@@ -74,12 +75,14 @@ class Search:
         log = folder / "study.log"
         is_there = log.exists() and log.stat().st_size > 0
         if resume and not is_there:
-            raise FileNotFoundError(f"--resume: expected a study, got none in {folder}")
+            raise ValueError(f"--resume: expected a study, got none in {folder}")
         if is_there and not resume:
-            raise FileExistsError(
+            raise ValueError(
                 f"--out: expected no study, got one in {folder} (--resume goes on with it)"
             )
         folder.mkdir(parents=True, exist_ok=True)
+        if is_there:
+            _drop_half_a_line(log)
         open_study = optuna.load_study if resume else optuna.create_study
         self.study = open_study(
             storage=JournalStorage(JournalFileBackend(str(log))),
@@ -126,12 +129,19 @@ class Search:
             finished += 1
 
     def _agree_on(self, settings: Settings) -> None:
-        asked = json.loads(json.dumps(asdict(settings)))
-        saved = self.study.user_attrs.get("settings", asked)
-        for name, value in asked.items():
-            if saved[name] != value:
-                raise ValueError(f"--resume: expected {name} as it was, {saved[name]}, got {value}")
-        self.study.set_user_attr("settings", asked)
+        asked = asdict(settings)
+        if saved := self.study.user_attrs.get("settings"):
+            check_same_settings(asked, saved)
+        self.study.set_user_attr("settings", json.loads(json.dumps(asked)))
+
+
+def _drop_half_a_line(log: Path) -> None:
+    """Cut off what a process that was killed has begun to write."""
+    written = log.read_bytes()
+    whole = written.rfind(b"\n") + 1
+    if whole < len(written):
+        with log.open("r+b") as file:
+            file.truncate(whole)
 
 
 def diverged(trial: FrozenTrial) -> bool:
@@ -153,8 +163,7 @@ def quiet() -> Iterator[None]:
 
 def _report(trial: Trial, measurement: Measurement, last: bool) -> None:
     """Tell the study about an epoch, and leave the trial where it is not worth another."""
-    finite = math.isfinite(measurement.train_loss)
-    loss = measurement.validation_loss if finite else math.nan
+    loss = math.nan if measurement.diverged else measurement.validation_loss
     trial.report(loss, measurement.epoch)
     if not math.isfinite(loss) or (not last and trial.should_prune()):
         raise optuna.TrialPruned
