@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from commands import run, strict_json
 from onepass import cli, compare
 from onepass._picture import new_figure
 from onepass.compare import journal, page, report
@@ -22,13 +23,6 @@ from onepass.compare.contenders import contenders
 from onepass.compare.data import DATA
 from onepass.compare.results import Comparison, Entry, Result
 from onepass.compare.training import Measurement, Recipe, Run, Training
-
-
-def strict_json(path):
-    def refuse(constant):
-        raise AssertionError(f"{constant} is not JSON")
-
-    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
 
 
 def log_lines(folder):
@@ -41,18 +35,6 @@ def without_times(lines):
 
 def compare_in(folder, *options):
     return cli.main(["compare", *map(str, options), "--out", str(folder)])
-
-
-def run(*arguments, **environment):
-    inherited = {name: value for name, value in os.environ.items() if name != "FORCE_COLOR"}
-    return subprocess.run(
-        [sys.executable, "-m", "onepass", *map(str, arguments)],
-        env={**inherited, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
 
 
 class TestCommand:

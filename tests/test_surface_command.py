@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from commands import run
 from onepass import _extras, cli
 from onepass.surface import SURFACES, report, walkers
 from onepass.surface import picture as pictures
@@ -27,21 +28,10 @@ def fast(monkeypatch):
     monkeypatch.setattr(pictures, "DOTS_PER_INCH", 40)
 
 
-def run(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "onepass", "surface", *map(str, arguments)],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-
-
 def test_end_to_end(tmp_path):
     out = tmp_path / "deep" / "folder"
     options = ("--surface", "saddle", "NEURON", "saddle", "--optimizer", "nesterov", "SGD")
-    done = run(*options, "--steps", 50, "--out", out, COLUMNS="80")
+    done = run("surface", *options, "--steps", 50, "--out", out, COLUMNS="80")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     written = [out / "saddle.png", out / "neuron.png"]

@@ -1,6 +1,5 @@
 """What `onepass tune` promises: which trials there are, what stays on disk, what it prints."""
 
-import json
 import math
 import os
 import shlex
@@ -18,6 +17,7 @@ from matplotlib import pyplot as plt
 from optuna.trial import FixedTrial, TrialState
 
 import onepass as op
+from commands import run, strict_json
 from onepass import cli
 from onepass.compare.contenders import contenders
 from onepass.compare.training import Measurement
@@ -46,25 +46,6 @@ def done(folder, trials, settings=WINE):
 
 def outcome(study):
     return [(t.state, t.params, t.intermediate_values, t.value) for t in study.trials]
-
-
-def strict_json(path):
-    def refuse(constant):
-        raise AssertionError(f"{constant} is not JSON")
-
-    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-
-
-def run(*arguments, **environment):
-    inherited = {name: value for name, value in os.environ.items() if name != "FORCE_COLOR"}
-    return subprocess.run(
-        [sys.executable, "-m", "onepass", *map(str, arguments)],
-        env={**inherited, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
 
 
 def scripted(monkeypatch, *curves):

@@ -1,11 +1,35 @@
-"""Types of the command line's arguments.
+"""Types of the command line's arguments, and options that several commands have.
 
 argparse puts the argument's name before the message: ``argument --lr: expected ..., got ...``.
 """
 
 import math
-from argparse import ArgumentTypeError
-from collections.abc import Callable, Iterable
+from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+
+
+def add_names(parser: ArgumentParser, option: str, names: Collection[str], which: str) -> None:
+    """Give a parser an option that takes some of these names."""
+    parser.add_argument(
+        option,
+        nargs="+",
+        action="extend",
+        type=one_of(names),
+        metavar="NAME",
+        help=f"{which}; all of them by default: {', '.join(names)}",
+    )
+
+
+def add_out(parser: ArgumentParser, default: str, what: str) -> None:
+    """Give a parser the option of the folder it writes to."""
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(default),
+        metavar="FOLDER",
+        help=f"where {what} go (default: %(default)s)",
+    )
 
 
 def integer(low: int) -> Callable[[str], int]:

@@ -3,9 +3,8 @@
 import argparse
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
-from onepass._arguments import integer, one_of, positive, positive_or_inf
+from onepass._arguments import add_names, add_out, integer, one_of, positive, positive_or_inf
 from onepass._extras import require
 from onepass._json import finite
 from onepass._progress import progress
@@ -22,14 +21,7 @@ def add_command(parser: argparse.ArgumentParser) -> None:
     """Make a parser this command's: its options, and what it runs."""
     _add_recipe(parser)
     option = parser.add_argument
-    option(
-        "--optimizer",
-        nargs="+",
-        action="extend",
-        type=one_of(contenders()),
-        metavar="NAME",
-        help=f"which to train, in this order; all of them by default: {', '.join(contenders())}",
-    )
+    add_names(parser, "--optimizer", contenders(), "which to train, in this order")
     rate = parser.add_mutually_exclusive_group().add_argument
     rate("--lr", type=positive, help="a learning rate for all; by default each has its own")
     rate(
@@ -57,13 +49,7 @@ def add_command(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="leave out the runs with BatchNorm; by default there are both",
     )
-    option(
-        "--out",
-        type=Path,
-        default=Path("onepass-compare"),
-        metavar="FOLDER",
-        help="where the report, the picture, the numbers and the log go (default: %(default)s)",
-    )
+    add_out(parser, "onepass-compare", "the report, the picture, the numbers and the log")
     option(
         "--resume",
         action="store_true",
@@ -74,13 +60,7 @@ def add_command(parser: argparse.ArgumentParser) -> None:
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     option, default = parser.add_argument, Recipe()
-    option(
-        "--data",
-        type=one_of(DATA),
-        default=default.data,
-        metavar="NAME",
-        help=f"one of {', '.join(DATA)} (default: %(default)s)",
-    )
+    add_data(parser)
     option(
         "--hidden",
         nargs="+",
@@ -117,6 +97,17 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         default=default.max_grad_norm,
         metavar="C",
         help="clip the gradient's norm to C; inf measures it only (default: %(default)s)",
+    )
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Give a parser the option of the data."""
+    parser.add_argument(
+        "--data",
+        type=one_of(DATA),
+        default=Recipe().data,
+        metavar="NAME",
+        help=f"one of {', '.join(DATA)} (default: %(default)s)",
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from onepass._arguments import finite, integer, one_of, positive
+from onepass._arguments import add_names, add_out, finite, integer, one_of, positive
 from onepass._extras import require
 from onepass._progress import Show, progress
 from onepass.surface import report
@@ -42,22 +42,8 @@ __all__ = [
 def add_command(parser: argparse.ArgumentParser) -> None:
     """Make a parser this command's: its options, and what it runs."""
     option = parser.add_argument
-    option(
-        "--surface",
-        nargs="+",
-        action="extend",
-        type=one_of(SURFACES),
-        metavar="NAME",
-        help=f"which to draw; all of them by default: {', '.join(SURFACES)}",
-    )
-    option(
-        "--optimizer",
-        nargs="+",
-        action="extend",
-        type=one_of(walkers()),
-        metavar="NAME",
-        help=f"which to run, in this order; all of them by default: {', '.join(walkers())}",
-    )
+    add_names(parser, "--surface", SURFACES, "which to draw")
+    add_names(parser, "--optimizer", walkers(), "which to run, in this order")
     option("--steps", type=integer(1), default=500, help="of each (default: %(default)s)")
     option(
         "--start",
@@ -73,13 +59,7 @@ def add_command(parser: argparse.ArgumentParser) -> None:
         metavar=f"{{{','.join(suffix[1:] for suffix in ANIMATIONS)}}}",
         help="write an animation too: a picture file, or a page for the browser",
     )
-    option(
-        "--out",
-        type=Path,
-        default=Path("onepass-surface"),
-        metavar="FOLDER",
-        help="where the pictures go (default: %(default)s)",
-    )
+    add_out(parser, "onepass-surface", "the pictures")
     parser.set_defaults(run=run, refuse=parser.error)
 
 

@@ -4,11 +4,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from onepass._arguments import integer, one_of, positive
+from onepass._arguments import add_names, add_out, integer, positive
 from onepass._extras import require
 from onepass._progress import progress
+from onepass.compare import add_data
 from onepass.compare.contenders import contenders
-from onepass.compare.data import DATA
 from onepass.compare.training import Recipe
 
 TRIALS = 50
@@ -17,13 +17,7 @@ TRIALS = 50
 def add_command(parser: argparse.ArgumentParser) -> None:
     """Make a parser this command's: its options, and what it runs."""
     option, default = parser.add_argument, Recipe()
-    option(
-        "--data",
-        type=one_of(DATA),
-        default=default.data,
-        metavar="NAME",
-        help=f"one of {', '.join(DATA)} (default: %(default)s)",
-    )
+    add_data(parser)
     budget = parser.add_mutually_exclusive_group().add_argument
     budget(
         "--trials",
@@ -39,27 +33,14 @@ def add_command(parser: argparse.ArgumentParser) -> None:
         default=default.epochs,
         help="of a trial, passes over the training rows (default: %(default)s)",
     )
-    option(
-        "--optimizer",
-        nargs="+",
-        action="extend",
-        type=one_of(contenders()),
-        metavar="NAME",
-        help=f"which to choose from; all of them by default: {', '.join(contenders())}",
-    )
+    add_names(parser, "--optimizer", contenders(), "which to choose from")
     option(
         "--seed",
         type=integer(0),
         default=0,
         help="of the search, the split, the weights and the batches (default: %(default)s)",
     )
-    option(
-        "--out",
-        type=Path,
-        default=Path("onepass-tune"),
-        metavar="FOLDER",
-        help="where the study, its pictures and the numbers go (default: %(default)s)",
-    )
+    add_out(parser, "onepass-tune", "the study, its pictures and the numbers")
     option(
         "--resume",
         action="store_true",

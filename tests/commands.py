@@ -1,0 +1,28 @@
+"""What the tests of the commands share."""
+
+import json
+import os
+import subprocess
+import sys
+
+
+def run(*arguments, **environment):
+    """Run a command in a process of its own, where a warning is an error."""
+    inherited = {name: value for name, value in os.environ.items() if name != "FORCE_COLOR"}
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", "onepass", *map(str, arguments)],
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def strict_json(path):
+    """Return what a file holds, without the constants that JSON does not have."""
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
