@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from onepass._arguments import add_names, add_out, integer, positive
 from onepass._extras import require
