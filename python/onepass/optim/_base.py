@@ -13,8 +13,9 @@ from onepass._hyperparameters import check_setting, resolve_one, same_settings
 from onepass._memory import state_like
 from onepass._typing import Array, Grads, Params, Schedule
 from onepass.optim import _checkpoint, _stages, _state
+from onepass.optim._group import Group
 from onepass.optim._rule import Rule
-from onepass.optim._table import INDEX, ROWS, options_of, scalars_of, states_of
+from onepass.optim._table import COMPLETED, INDEX, ROWS, SKIPPED, options_of, scalars_of, states_of
 from onepass.optim._tree import Leaves, Node, flatten, is_sequence, mirror
 
 _ANY, _BOUND, _ZEROED = _core.Gradients.any, _core.Gradients.bound, _core.Gradients.zeroed
@@ -182,7 +183,7 @@ class Optimizer(Rule):
             settings.setdefault(name, default)
         leaves = Leaves()
         self._shape: Node
-        self._members: list[list[int]] = []  # per group, the indices of its parameters
+        self._groups: list[Group] = []
         self.param_groups = []
         self._grouped = _is_groups(params)
         if self._grouped:
@@ -210,12 +211,9 @@ class Optimizer(Rule):
         self._state: list[tuple[Array | None, ...]] = [
             (None,) * (len(ROWS[self.rule]["states"]) + 1) for _ in self._params
         ]
-        # Per group what the user has set, the names of the schedules in it, and its values.
-        self._seen: list[dict[str, Any] | None] = [None] * len(self._members)
-        self._schedules: list[list[str]] = [[] for _ in self._members]
-        self._resolved: list[dict[str, Any]] = [{} for _ in self._members]
+        # Per group what the user had set when it was looked at last.
+        self._seen: list[dict[str, Any] | None] = [None] * len(self._groups)
         self._average_from = [0] * len(self._params)  # the steps before each average began
-        self._options = [(-1, False)] * len(self._members)
         self._bound: list[Any] | None = None
         self._planned: _Planned | None = None  # of the bound gradients
         self._shown: _core.Shown | None = None
@@ -230,7 +228,7 @@ class Optimizer(Rule):
         self._check_together(settings)
         first = len(leaves.arrays)
         shape = flatten(group["params"], leaves, label)
-        self._members.append(list(range(first, len(leaves.arrays))))
+        self._groups.append(Group(list(range(first, len(leaves.arrays)))))
         self.param_groups.append({"params": tuple(leaves.arrays[first:]), **settings})
         return shape
 
@@ -269,8 +267,8 @@ class Optimizer(Rule):
         if type(grad_scale) is not float or grad_scale != 1.0:
             grad_scale = _stages.GRAD_SCALE("grad_scale", grad_scale)
         counters = self._counters
-        completed = counters.item(-2)
-        values = self._settle(completed)
+        completed = counters.item(COMPLETED)
+        self._settle(completed)
         max_norm = self.__dict__["max_grad_norm"]
         if callable(max_norm):
             max_norm = resolve_one(_stages.CHECKS, "max_grad_norm", max_norm, completed)
@@ -279,13 +277,13 @@ class Optimizer(Rule):
         for number, first in parts:
             now = counters.item(first) + 1
             averaged = now - self._average_from[first]
-            scalars.append(scalars_of(type(self), values[number], now, averaged))
+            scalars.append(scalars_of(type(self), self._groups[number].values, now, averaged))
         nonfinite = _stages.NONFINITE[self.__dict__["nonfinite"]]
         # Moves parameters, state, averages and counters in one call, or raises before it does.
         norm, coefficient, skipped = run(scalars, threads, grad_scale, max_norm, nonfinite)
         return StepInfo(
             completed + (not skipped),
-            values[0]["lr"],
+            self._groups[0].values["lr"],
             norm,
             coefficient < 1 and not skipped,
             skipped,
@@ -354,13 +352,13 @@ class Optimizer(Rule):
         self.__dict__.update(_bound=bound, _planned=self._plan_bound(bound))
 
     def _plan_step(self, grads: Grads) -> _Planned:
-        gathered = self._gathered.item(-2)
+        gathered = self._gathered.item(COMPLETED)
         if grads is not None:
             if gathered:
                 raise ValueError("grads: expected none after accumulate, got some")
             return self._plan_once(self._mirror(grads), _ZEROED if self.zero_grad else _ANY)
         if gathered:
-            counts = self._gathered[:-2].tolist()
+            counts = self._gathered[:COMPLETED].tolist()
             sums = [a if n else None for a, n in zip(self._sums, counts, strict=True)]
             return self._plan_once(sums, _ZEROED)
         if self._bound is None:
@@ -387,10 +385,10 @@ class Optimizer(Rule):
         *steps, _, _ = self._counters.tolist()
         jobs: list[_core.Job] = []
         parts = []
-        for number, members in enumerate(self._members):
-            taking = [i for i in members if grads[i] is not None]
+        for number, group in enumerate(self._groups):
+            taking = [i for i in group.members if grads[i] is not None]
             for alike in _alike(taking, steps, self._average_from):
-                jobs.append((INDEX[self.rule], self._options[number][0], alike))
+                jobs.append((INDEX[self.rule], group.options, alike))
                 parts.append((number, alike[0]))
         counters = (self._counters, self._gathered)
         states: list[tuple[Any, ...]] = self._state
@@ -414,11 +412,11 @@ class Optimizer(Rule):
         self._check_not_shown("averaged")
         chosen = [
             index
-            for members, (_, averages) in zip(self._members, self._options, strict=True)
-            for index in members
-            if averages and self._counters.item(index) > self._average_from[index]
+            for group in self._groups
+            for index in group.members
+            if group.averages and self._counters.item(index) > self._average_from[index]
         ]
-        if not any(averages for _, averages in self._options):
+        if not any(group.averages for group in self._groups):
             raise ValueError("ema_decay: expected it, or swa_start, for averaged, got None")
         return self._show(chosen, [self._state[index][-1] for index in chosen])
 
@@ -443,40 +441,39 @@ class Optimizer(Rule):
     @property
     def skipped_steps(self) -> int:
         """How many steps were left out because a gradient was not finite."""
-        return int(self._counters[-1])
+        return int(self._counters[SKIPPED])
 
-    def _settle(self, completed: int) -> list[dict[str, Any]]:
-        """Return the groups' checked values for the coming step, state allocated."""
+    def _settle(self, completed: int) -> None:
+        """Let the groups have their checked values for the coming step, and the state for it."""
         if not same_settings(self.param_groups, self._seen):  # the user has set something
             self._check_group_count()
             for number, group in enumerate(self.param_groups):
                 self._check_group(number)
                 self._resolve(number, self.group_checks, completed)
-                now = self._resolved[number]
+                now = self._groups[number].values
                 self._seen[number] = {k: v if callable(v) else now[k] for k, v in group.items()}
         else:
-            for number, schedules in enumerate(self._schedules):
-                if schedules:
-                    self._resolve(number, schedules, completed)
-        return self._resolved
+            for number, known in enumerate(self._groups):
+                if known.schedules:
+                    self._resolve(number, known.schedules, completed)
 
     def _resolve(self, number: int, names: Iterable[str], completed: int) -> None:
-        group = self.param_groups[number]
+        group, known = self.param_groups[number], self._groups[number]
         new = {n: resolve_one(self.group_checks, n, group[n], completed) for n in names}
-        values = {"params": group["params"], **self._resolved[number], **new}
+        values = {"params": group["params"], **known.values, **new}
         schedules = {name: value for name, value in group.items() if callable(value)}
         self._check_together({**values, **schedules})
         self._allocate(number, values)
-        self._resolved[number], self._schedules[number] = values, list(schedules)
+        known.values, known.schedules = values, list(schedules)
 
     def _check_group_count(self) -> None:
-        if len(self.param_groups) != len(self._members):
+        if len(self.param_groups) != len(self._groups):
             got = len(self.param_groups)
-            raise ValueError(f"param_groups: expected {len(self._members)} groups, got {got}")
+            raise ValueError(f"param_groups: expected {len(self._groups)} groups, got {got}")
 
     def _check_group(self, number: int) -> None:
         """Raise if the keys of a group or its parameters are not those it was made with."""
-        group, members = self.param_groups[number], self._members[number]
+        group, members = self.param_groups[number], self._groups[number].members
         unknown = group.keys() - self.group_checks.keys() - {"params"}
         missing = self.group_checks.keys() - group.keys()
         if unknown or missing:
@@ -497,16 +494,16 @@ class Optimizer(Rule):
 
     def _allocate(self, number: int, values: Mapping[str, Any]) -> None:
         """Give a group's parameters the state that its options use and they lack."""
-        group = self.param_groups[number]
-        options = options_of(type(self), group, values), _stages.averages(group)
-        if options == self._options[number]:
+        group, known = self.param_groups[number], self._groups[number]
+        options, averages = options_of(type(self), group, values), _stages.averages(group)
+        if (options, averages) == (known.options, known.averages):
             return
         value = self.initial_state(group)
-        names = states_of(type(self), options[0])
-        begins = options[1] and not self._options[number][1]
-        for index in self._members[number]:
+        names = states_of(type(self), options)
+        begins = averages and not known.averages
+        for index in known.members:
             param, (*state, average) = self._params[index], self._state[index]
-            if not options[1]:
+            if not averages:
                 average = None
             elif begins:
                 average = state_like(param)  # the first step writes it
@@ -518,7 +515,7 @@ class Optimizer(Rule):
                 ),
                 average,
             )
-        self._options[number] = options
+        known.options, known.averages = options, averages
         self._planned = self._seen[number] = None
 
     # Checkpoints

@@ -14,8 +14,9 @@ import numpy as np
 from onepass._hyperparameters import Check, Checks, Maybe, check_setting
 from onepass._memory import state_like
 from onepass._typing import Array
+from onepass.optim._group import Group
 from onepass.optim._stages import CHECKS, averages
-from onepass.optim._table import ROWS, options_of, states_of
+from onepass.optim._table import COMPLETED, ROWS, SKIPPED, options_of, states_of
 from onepass.schedules._base import Remembering, remembering
 
 if TYPE_CHECKING:
@@ -37,9 +38,10 @@ def state_dict(optimizer: Optimizer) -> dict[str, Any]:
     state = {}
     groups = []
     optimizer._check_group_count()
-    for number, (group, members) in enumerate(
-        zip(optimizer.param_groups, optimizer._members, strict=True)
+    for number, (group, known) in enumerate(
+        zip(optimizer.param_groups, optimizer._groups, strict=True)
     ):
+        members = known.members
         optimizer._check_group(number)
         optimizer._allocate(number, group)
         settings = {
@@ -105,15 +107,16 @@ def load_state_dict(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
     average_from = [0] * len(optimizer._params)
     arrays: list[tuple[Array | None, ...]] = [()] * len(optimizer._params)
     gathers: list[Array | None] = [None] * len(optimizer._params)
-    options = []
+    known_groups = []
     known = set()
     for number, (saved_group, live) in enumerate(
         zip(saved_groups, optimizer.param_groups, strict=True)
     ):
         label = f"param_groups[{number}]"
-        members = optimizer._members[number]
+        members = optimizer._groups[number].members
         groups.append(_settings(cls, saved_group, live, label))
-        options.append((options_of(cls, groups[-1], groups[-1]), averages(groups[-1])))
+        option = options_of(cls, groups[-1], groups[-1])
+        known_groups.append(Group(members, options=option, averages=averages(groups[-1])))
         keys = _matching_keys(saved_group, [optimizer._keys[i] for i in members], label)
         known.update(keys)
         for key, index in zip(keys, members, strict=True):
@@ -121,7 +124,7 @@ def load_state_dict(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
             entry = {k: v for k, v in saved["state"].get(key, {}).items() if v is not None}
             if GATHERED in entry:
                 gathers[index] = _array(entry.pop(GATHERED), param, f"{label}[{GATHERED!r}]")
-                gathered[[index, -2]] = 1
+                gathered[[index, COMPLETED]] = 1
             counters[index], average_from[index], arrays[index] = _entry(
                 cls, groups[-1], param, entry, label
             )
@@ -129,13 +132,13 @@ def load_state_dict(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
     if unknown:
         raise ValueError(f"state: expected the keys of the groups, got also {unknown}")
     steps = [group.get("step") for group in saved_groups]
-    counters[-2] = (
+    counters[COMPLETED] = (
         counters.max()  # PyTorch's groups do not count
         if None in steps
         else max(_count(step, "param_groups: step") for step in steps)
     )
     own = _step_options(optimizer, saved.get("step_options", {}))
-    counters[-1] = _count(own.pop("skipped_steps", 0), "step_options: skipped_steps")
+    counters[SKIPPED] = _count(own.pop("skipped_steps", 0), "step_options: skipped_steps")
     changes = {
         **own,
         "param_groups": groups,
@@ -145,7 +148,7 @@ def load_state_dict(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
         "_planned": None,
         "_average_from": average_from,
         "_state": arrays,
-        "_options": options,
+        "_groups": known_groups,
         "_seen": [None] * len(groups),
     }
     updates = [*_remembered(optimizer, saved), (optimizer.__dict__, changes)]

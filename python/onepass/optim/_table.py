@@ -11,6 +11,9 @@ from onepass.optim import _stages
 if TYPE_CHECKING:
     from onepass.optim._rule import Rule
 
+COMPLETED, SKIPPED = -2, -1
+"""Where among the counters, after those of the parameters, the optimizer's own stand."""
+
 ROWS = _core.rules()
 INDEX = {rule: index for index, rule in enumerate(ROWS)}
 _OPTION_BITS = {

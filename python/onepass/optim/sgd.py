@@ -10,6 +10,7 @@ from onepass._hyperparameters import SCHEDULED, Choice, Flag, Number
 from onepass._typing import Array, Params, Schedule
 from onepass.optim._base import Optimizer
 from onepass.optim._stages import StepOptions
+from onepass.optim._table import COMPLETED
 
 
 class SGD(Optimizer, rule="sgd"):
@@ -215,15 +216,16 @@ class SGD(Optimizer, rule="sgd"):
         """
         self._check_not_shown("lookahead")
         values: list[Array] = []
-        resolved = self._settle(self._counters.item(-2))
-        for number, (members, settings) in enumerate(zip(self._members, resolved, strict=True)):
-            if not self.param_groups[number]["momentum"]:
+        self._settle(self._counters.item(COMPLETED))
+        for group, given in zip(self._groups, self.param_groups, strict=True):
+            settings = group.values
+            if not given["momentum"]:
                 raise ValueError("momentum: expected more than 0 for lookahead, got 0")
             if settings["nesterov"]:
                 raise ValueError("nesterov: expected False for lookahead, got True")
             rate = settings["lr"] if settings["form"] == "heavy_ball" else 1.0
-            for index in members:
+            for index in group.members:
                 buffer, _ = self._state[index]
                 shift = rate * settings["momentum"] * buffer
                 values.append(np.asarray(self._params[index] - shift))
-        return self._show([index for members in self._members for index in members], values)
+        return self._show([index for group in self._groups for index in group.members], values)
