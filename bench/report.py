@@ -10,6 +10,7 @@ from statistics import median
 from rich.console import Console, JustifyMethod
 from rich.table import Table
 
+from formats import EXTRA_BYTES, FORMATS
 from full_step import EXTRA_ARRAYS, STAGES
 
 PAGE = 120
@@ -148,6 +149,25 @@ def full_step(rows: Sequence[Row]) -> Report:
         columns["torch, µs"] = lambda row: row.microseconds("torch")
         columns["torch / onepass"] = Row.torch
     return Report("A whole training step, float32", columns, rows, len(labels))
+
+
+def formats(rows: Sequence[Row]) -> Report:
+    """The table of steps with arrays of fewer bits."""
+    labels = {**WORKLOAD, **_labels(rows)}
+    columns: dict[str, Column] = {**labels, "float32, µs": lambda row: row.microseconds("onepass")}
+    for what, extra in EXTRA_BYTES.items():
+        for name in FORMATS:
+            columns[f"{name} {what}"] = partial(Row.ratio, name=f"{name} {what}", to="onepass")
+        columns[f"{what}, by the bytes"] = partial(_by_the_bytes, extra=extra)
+    columns["bf16 copy by NumPy"] = lambda row: row.ratio("bf16 then copied", "onepass")
+    if _has_torch(rows):
+        columns["torch float32"] = lambda row: row.ratio("torch", "onepass")
+    title = "A step with arrays of fewer bits, in steps of float32 alone"
+    return Report(title, columns, rows, len(labels))
+
+
+def _by_the_bytes(row: Row, extra: int) -> str:
+    return f"{1 + extra * row.elements / row.bytes:.2f}"
 
 
 def _added(row: Row, stage: str) -> str:

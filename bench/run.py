@@ -23,6 +23,7 @@ from rich.progress import Progress
 
 import batch_norm
 import contenders
+import formats
 import full_step
 import onepass as op
 import report
@@ -90,6 +91,8 @@ def measure(options: argparse.Namespace) -> Results:
     work += [("training", case, workload) for workload in between for case in chosen]
     whole = [workload for workload in steps if workload.name in ("mlp", "resnet50", "3e7")]
     work += [("full_step", case, workload) for workload in whole for case in chosen]
+    large = [workload for workload in steps if workload.name in ("1e6", "3e7")]
+    work += [("formats", case, workload) for workload in large for case in chosen]
     work += [("batch_norm", operation, batch) for batch in batches for operation in OPERATIONS]
     work = [item for item in work if item[0] in options.table]
     results: Results = {name: [] for name in TABLES}
@@ -155,6 +158,7 @@ TABLES = {
     "calls": call_rivals,
     "training": pair_rivals,
     "full_step": full_step.rivals,
+    "formats": formats.rivals,
     "batch_norm": batch_norm.rivals,
 }
 """By name, the contenders of a table; report.py has its columns."""

@@ -8,6 +8,7 @@ import pytest
 
 import batch_norm
 import contenders
+import formats
 import full_step
 from timing import alternate
 from workloads import OPERATIONS, WORKLOADS, batches, cases
@@ -105,6 +106,20 @@ def test_torchs_full_step_does_the_same(case):
     with ours.optimizer.averaged():
         for array, tensor in zip(ours.params, torchs.average, strict=True):
             np.testing.assert_allclose(array, tensor.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_formats(case):
+    """What is timed does what it says: it reads the gradients it has, and writes the copy."""
+    workload = WORKLOADS["mlp"]
+    rivals = formats.rivals(case, workload)
+    for name, rival in rivals.items():
+        before = [param.copy() for param in rival.params] if name != "torch" else []
+        rival.step()
+        for param, copy in zip(rival.params, getattr(rival, "copies", ()), strict=False):
+            np.testing.assert_array_equal(copy, param.astype(copy.dtype))
+        assert all((a != b).any() for a, b in zip(before, rival.params, strict=False))
+    for ours, same in zip(rivals["onepass"].params, rivals["bf16 copy"].params, strict=True):
+        np.testing.assert_array_equal(ours, same)
 
 
 def assert_nearly_equal(ours, theirs):
