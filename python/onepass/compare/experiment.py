@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
+from onepass import search
 from onepass._progress import Show
 from onepass.compare.contenders import Contender
 from onepass.compare.journal import Journal
@@ -58,7 +59,6 @@ class Experiment:
 
     def _tune(self, entry: Entry, journal: Journal, show: Show) -> None:
         """Look for the learning rate, on a seed that is not reported."""
-        from onepass import search
 
         def train(lr: float) -> float:
             run = Run(entry.contender.with_lr(lr), entry.batch_norm, max(self.seeds) + 1)
@@ -68,7 +68,7 @@ class Experiment:
 
         try:
             found = search.learning_rate(train, RATES, factors=FACTORS)
-        except ValueError:  # all of them diverge, and so will the contender's own, or not
+        except ValueError:  # all of them diverge: the contender's own stays
             if any(result.final for result in entry.tried):
                 raise
         else:

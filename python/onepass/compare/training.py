@@ -162,9 +162,7 @@ class Training:
 
     def spent(self, now: Measurement) -> float:
         """Return which share of the budget is used."""
-        if self.recipe.seconds is not None:
-            return now.seconds / self.recipe.seconds
-        return now.step / self.recipe.all_steps(self._rows)
+        return self._share(now.step)
 
     def _epoch(self, before: Measurement) -> Measurement:
         split, epoch = self._split, before.epoch + 1
@@ -180,7 +178,7 @@ class Training:
             infos.append(self.optimizer.step(grad))
             self._gradient_seconds += middle - start
             self._update_seconds += perf_counter() - middle
-            if self._is_used_up(before.step + len(infos)):
+            if self._share(before.step + len(infos)) >= 1:
                 break
         train_loss, validation_loss, score = self._evaluate()
         if isinstance(self._lr, ReduceOnPlateau):
@@ -200,10 +198,11 @@ class Training:
             update_seconds=self._update_seconds,
         )
 
-    def _is_used_up(self, step: int) -> bool:
+    def _share(self, steps: int) -> float:
+        """Return which share of the budget so many steps and the time so far have used."""
         if self.recipe.seconds is not None:
-            return self._seconds >= self.recipe.seconds
-        return step >= self.recipe.all_steps(self._rows)
+            return self._seconds / self.recipe.seconds
+        return steps / self.recipe.all_steps(self._rows)
 
     def _evaluate(self) -> tuple[float, float, float]:
         split = self._split
