@@ -298,6 +298,25 @@ def whole(tmp_path_factory):
     return without_times(log_lines(folder))
 
 
+def interrupt_where(monkeypatch, holds, folder, *options):
+    """Run a comparison until Ctrl-C after the first line of the log where this holds."""
+    original = journal.Journal.add
+
+    def add(self, training):
+        original(self, training)
+        if holds(self, training):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal.Journal, "add", add)
+        assert compare_in(folder, *options) == cli.INTERRUPTED
+
+
+def count_lines(written):
+    """Lines of a journal."""
+    return sum(map(len, written._lines.values()))
+
+
 class TestResume:
     """An interrupted comparison goes on, and ends as one that was not interrupted."""
 
@@ -306,7 +325,6 @@ class TestResume:
         """Most of the time would go into drawing."""
         for module, name in (
             (report, "draw_curves"),
-            (page, "draw_curves"),
             (page, "draw_times"),
             (page, "draw_rates"),
         ):
@@ -315,16 +333,11 @@ class TestResume:
     @pytest.mark.parametrize("lines", [1, 3, 4, 21, 98])
     def test_interrupted_after_any_line(self, lines, whole, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(journal, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
-        original, count = journal.Journal.add, iter(range(10**6))
 
-        def add(self, training):
-            original(self, training)
-            if next(count) == lines:
-                raise KeyboardInterrupt
+        def holds(written, _training):
+            return count_lines(written) == lines + 1
 
-        with monkeypatch.context() as patch:
-            patch.setattr(journal.Journal, "add", add)
-            assert compare_in(tmp_path, *SMALL, "--tune") == cli.INTERRUPTED
+        interrupt_where(monkeypatch, holds, tmp_path, *SMALL, "--tune")
         assert "repeat the command with --resume" in capsys.readouterr().err
         assert len(log_lines(tmp_path)) == lines + 1
         reported = any(line["seed"] == 5 and line["done"] for line in log_lines(tmp_path))
@@ -342,16 +355,9 @@ class TestResume:
 
     @pytest.mark.parametrize("cut", [0, 1, 30])
     def test_killed_in_a_line_of_the_log(self, cut, whole, tmp_path, monkeypatch):
-        original = journal.Journal.add
-
-        def add(self, training):
-            original(self, training)
-            if training.last.epoch == 3:
-                raise KeyboardInterrupt
-
-        with monkeypatch.context() as patch:
-            patch.setattr(journal.Journal, "add", add)
-            assert compare_in(tmp_path, *SMALL, "--tune") == cli.INTERRUPTED
+        interrupt_where(
+            monkeypatch, lambda _, training: training.last.epoch == 3, tmp_path, *SMALL, "--tune"
+        )
         log = tmp_path / "log.jsonl"
         log.write_bytes(log.read_bytes()[: -cut or None])
         assert compare_in(tmp_path, *SMALL, "--tune", "--resume") == 0
@@ -392,20 +398,15 @@ sys.exit(main(sys.argv[1:]))
         assert compare_in(tmp_path / "whole", *options) == 0
         expected = without_times(log_lines(tmp_path / "whole"))
         monkeypatch.setattr(journal, "SECONDS_BETWEEN_CHECKPOINTS", math.inf)
-        original = journal.Journal.add
         lines = 9 + 6 if not cut else 18 + 2
 
-        def add(self, training):
-            original(self, training)
-            if sum(map(len, self._lines.values())) == 9 + 3:
-                self.save(training)
-            if sum(map(len, self._lines.values())) == lines:
-                raise KeyboardInterrupt
+        def holds(written, training):
+            if count_lines(written) == 9 + 3:
+                written.save(training)
+            return count_lines(written) == lines
 
         out = tmp_path / "out"
-        with monkeypatch.context() as patch:
-            patch.setattr(journal.Journal, "add", add)
-            assert compare_in(out, *options) == cli.INTERRUPTED
+        interrupt_where(monkeypatch, holds, out, *options)
         trained = []
         epoch = Training._epoch
         monkeypatch.setattr(
@@ -430,34 +431,17 @@ sys.exit(main(sys.argv[1:]))
         options = ("--data", "wine", "--epochs", 4, "--seeds", 1, "--optimizer", "adam")
         assert compare_in(tmp_path / "whole", *options) == 0
         monkeypatch.setattr(journal, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
-        original = journal.Journal.add
-
-        def add(self, training):
-            original(self, training)
-            if training.last.epoch == 3:
-                raise KeyboardInterrupt
-
-        with monkeypatch.context() as patch:
-            patch.setattr(journal.Journal, "add", add)
-            assert compare_in(tmp_path / "out", *options) == cli.INTERRUPTED
-        harm(tmp_path / "out")
-        assert compare_in(tmp_path / "out", *options, "--resume") == 0
+        out = tmp_path / "out"
+        interrupt_where(monkeypatch, lambda _, training: training.last.epoch == 3, out, *options)
+        harm(out)
+        assert compare_in(out, *options, "--resume") == 0
         logs = [log_lines(tmp_path / name) for name in ("out", "whole")]
         assert without_times(logs[0]) == without_times(logs[1])
 
     def test_a_run_that_diverged_before(self, tmp_path, monkeypatch):
         options = ("--data", "wine", "--epochs", 3, "--seeds", 2, "--lr", 1e20)
         options = (*options, "--optimizer", "sgd", "--no-batch-norm")
-        original = journal.Journal.add
-
-        def add(self, training):
-            original(self, training)
-            if training.run.seed == 6:
-                raise KeyboardInterrupt
-
-        with monkeypatch.context() as patch:
-            patch.setattr(journal.Journal, "add", add)
-            assert compare_in(tmp_path, *options) == cli.INTERRUPTED
+        interrupt_where(monkeypatch, lambda _, training: training.run.seed == 6, tmp_path, *options)
         page_ = (tmp_path / "report.html").read_text(encoding="utf-8")
         assert "interrupted: 1 of 2 runs" in page_
         assert compare_in(tmp_path, *options, "--resume") == 0
@@ -734,7 +718,9 @@ class TestPage:
 
     def test_a_name_from_outside_is_text(self):
         done = comparison("--epochs", 1, "--seeds", 1, "--optimizer", "sgd", "--no-batch-norm")
-        html = page.render(done, ["<b>"], ["<i>"], [["<u>"]], {"command": "--out '<script>'"})
+        html = page.render(
+            done, new_figure(1, 1), ["<b>"], ["<i>"], [["<u>"]], {"command": "--out '<script>'"}
+        )
         assert not re.search("<(b|i|u|script)>", html)
 
 

@@ -6,7 +6,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onepass.compare.picture import draw_curves, draw_rates, draw_times
+from onepass.compare.picture import draw_rates, draw_times
 from onepass.compare.results import Comparison
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ CAPTION = (
 
 def render(
     comparison: Comparison,
+    curves: "Figure",
     description: Sequence[str],
     headings: Sequence[str],
     rows: Sequence[Sequence[str]],
@@ -40,7 +41,7 @@ def render(
         rows=rows,
         caption=CAPTION,
         facts=facts,
-        curves=_as_url(draw_curves(comparison)),
+        curves=_as_url(curves),
         times=_as_url(draw_times(comparison)),
         rates=_as_url(draw_rates(comparison)) if tuned else None,
     )

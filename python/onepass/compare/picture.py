@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from onepass._picture import COLOURS, new_figure
+from onepass._picture import COLOURS, new_figure, styles
 from onepass.compare.losses import loss_of
 from onepass.compare.results import Comparison, Entry
 from onepass.compare.training import Measurement, Recipe
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DASHES = ("-", "--")  # in turn, so that one of two lines that coincide shows the other
 NAMES = {True: "with batch norm", False: "without batch norm"}
 
 Quantity = Callable[[Measurement], float | None]
@@ -75,7 +73,7 @@ def draw_rates(comparison: Comparison) -> "Figure":
     panels = figure.subplots(1, len(comparison.variants), sharex=True, sharey=True, squeeze=False)
     for axes, variant in zip(panels[0], comparison.variants, strict=True):
         entries = [entry for entry in comparison.entries if entry.batch_norm == variant]
-        for entry, (colour, dashes) in zip(entries, _styles(), strict=False):
+        for entry, (colour, dashes) in zip(entries, styles(), strict=False):
             ends = {result.run.contender.lr: result.final for result in entry.tried}
             tried = sorted((lr, end.validation_loss) for lr, end in ends.items() if end is not None)
             rates = [lr for lr, _ in tried]
@@ -114,7 +112,7 @@ def _draw_column(column: Sequence["Axes"], comparison: Comparison, variant: bool
     recipe = comparison.recipe
     entries = [entry for entry in comparison.entries if entry.batch_norm == variant]
     for axes, (_, _, quantity) in zip(column, _rows(recipe), strict=True):
-        for entry, style in zip(entries, _styles(), strict=False):
+        for entry, style in zip(entries, styles(), strict=False):
             _draw_curve(axes, entry, quantity, comparison, *style)
         axes.set_yscale("log")
         axes.grid(alpha=0.3)
@@ -122,10 +120,6 @@ def _draw_column(column: Sequence["Axes"], comparison: Comparison, variant: bool
         column[2].axhline(limit, color="grey", ls="--", lw=1, label=f"clipped to {limit:g}")
     column[0].set_title(f"{recipe.data} {NAMES[variant]}")
     column[-1].set_xlabel("seconds of training" if recipe.seconds else "step")
-
-
-def _styles() -> "zip[tuple[str, str]]":
-    return zip(cycle(COLOURS), cycle(DASHES), strict=False)
 
 
 def _draw_curve(

@@ -5,13 +5,14 @@ import platform
 import shlex
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from onepass import runtime
-from onepass._files import write_atomically, write_text
+from onepass._files import write_text
 from onepass._json import finite, write_json
+from onepass._picture import save_png
+from onepass._tables import new_table
 from onepass.compare import page
 from onepass.compare.losses import loss_of
 from onepass.compare.network import count_parameters
@@ -24,20 +25,10 @@ PACKAGES = ("numpy", "scikit-learn", "matplotlib")
 
 def print_table(comparison: Comparison) -> None:
     """Print one row an entry."""
-    from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(
-        box=SIMPLE_HEAD,
-        title="".join(f"{line}\n" for line in describe(comparison)),
-        title_justify="left",
-        caption=f"\n{page.CAPTION}",
-        caption_justify="left",
-        collapse_padding=True,  # this and the next two for 80 columns
-        pad_edge=False,
-        show_edge=False,
-    )
+    # Its padding is collapsed for 80 columns.
+    table = new_table(describe(comparison), page.CAPTION, collapse_padding=True)
     for number, (heading, _) in enumerate(columns(comparison)):
         table.add_column(heading, justify="left" if number < 2 else "right", no_wrap=True)
     for row in rows(comparison):
@@ -104,12 +95,10 @@ def write(comparison: Comparison, folder: Path, command: Sequence[str]) -> list[
     )
     facts = {"command": shlex.join(command), **versions()}
     headings = [heading.strip().replace("\n", " ") for heading, _ in columns(comparison)]
-    write_text(
-        report, page.render(comparison, describe(comparison), headings, rows(comparison), facts)
-    )
-    png = BytesIO()
-    draw_curves(comparison).savefig(png, format="png")
-    write_atomically(picture, lambda file: file.write(png.getvalue()), durable=False)
+    curves = draw_curves(comparison)
+    html = page.render(comparison, curves, describe(comparison), headings, rows(comparison), facts)
+    write_text(report, html)
+    save_png(curves, picture)
     write_json(numbers, {**as_dict(comparison), "made_by": facts})
     return [report, picture, numbers]
 
@@ -118,13 +107,14 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
     """Return everything as JSON knows it; what has no number, or an infinite one, is None."""
     recipe = comparison.recipe
     split = recipe.table.load(comparison.seeds[0])
+    sizes = recipe.layer_sizes(split)
     return {
         "data": {
             "name": recipe.data,
             "train": len(split.train_inputs),
             "validation": len(split.validation_inputs),
         },
-        "network": {"sizes": recipe.layer_sizes(split), "dtype": "float32"},
+        "network": {"sizes": sizes, "dtype": "float32"},
         "budget": {
             "epochs": recipe.epochs,
             "steps": recipe.steps,
@@ -136,14 +126,13 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
             "seeds": comparison.seeds,
         },
         "runtime": runtime.info(),
-        "entries": [_entry_as_dict(entry, comparison) for entry in comparison.entries],
+        "entries": [_entry_as_dict(entry, recipe, sizes) for entry in comparison.entries],
     }
 
 
-def _entry_as_dict(entry: Entry, comparison: Comparison) -> dict[str, Any]:
-    recipe, contender = comparison.recipe, entry.contender
+def _entry_as_dict(entry: Entry, recipe: Recipe, sizes: Sequence[int]) -> dict[str, Any]:
+    contender = entry.contender
     goal = recipe.table.goal
-    sizes = recipe.layer_sizes(recipe.table.load(comparison.seeds[0]))
     return {
         "name": contender.name,
         "batch_norm": entry.batch_norm,

@@ -2,9 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from io import BytesIO
-from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onepass._files import write_atomically
-from onepass._picture import COLOURS, new_figure
+from onepass._picture import COLOURS, DASHES, new_figure, save_png, styles
 from onepass._typing import Array
 from onepass.surface.descent import Trajectory
 from onepass.surface.surfaces import Surface
@@ -28,7 +26,6 @@ DOTS_PER_INCH = 100  # of a frame
 
 GRID = 181
 LEVELS = 22
-DASHES = ("-", "--")  # in turn, so that one of two lines that coincide shows the other
 SHADES = ("#8fb4d9", "#cfe0ee", "#f7f5ee", "#f3e3c3", "#e8cc98")  # from the valley up
 LOWEST = 1e-12  # a logarithmic axis has no 0
 
@@ -61,8 +58,7 @@ class Picture:
         self._draw_surface()
         self._draw_searches(searches)
         self._drawn: list[tuple[Any, Any, Array]] = []  # a line, the dot at its end, all points
-        styles = zip(cycle(COLOURS), cycle(DASHES), strict=False)
-        for (label, path), style in zip(paths.items(), styles, strict=False):
+        for (label, path), style in zip(paths.items(), styles(), strict=False):
             self._draw_path(label, path, *style)
         handles, labels = self._curves.get_legend_handles_labels()
         self.figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
@@ -78,7 +74,7 @@ class Picture:
 
     def save(self, path: Path) -> None:
         """Write what is shown as a PNG file, atomically."""
-        write_atomically(path, partial(self.figure.savefig, format="png"), durable=False)
+        save_png(self.figure, path)
 
     def _draw_surface(self) -> None:
         from matplotlib.colors import LinearSegmentedColormap, LogNorm

@@ -5,11 +5,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onepass._tables import new_table
 from onepass.surface.descent import Trajectory, grid_search, random_search, walkers
 from onepass.surface.surfaces import Point, Surface
 
 SHARE = 1e-3
 SEED = 0
+CAPTION = (
+    "The searches try one point a step, over [-6, 6] x [-6, 6]; their last loss is their best."
+)
 
 
 @dataclass(frozen=True)
@@ -55,18 +59,9 @@ def contest(
 
 def print_table(contests: Sequence[Contest]) -> None:
     """Print one row for each path and search."""
-    from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(
-        box=SIMPLE_HEAD,
-        caption="\nThe searches try one point a step, over [-6, 6] x [-6, 6]; "
-        "their last loss is their best.",
-        caption_justify="left",
-        pad_edge=False,
-        show_edge=False,
-    )
+    table = new_table((), CAPTION)
     table.add_column("\nsurface")
     table.add_column("\noptimizer")
     for heading in ("\nlr", f"steps to {SHARE:.1%}\nof the first loss", "last\nloss"):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -80,8 +80,8 @@ def _coordinates(points: npt.ArrayLike) -> tuple[Array, Array]:
 # One neuron
 
 
-def _neuron(inputs: Array, targets: Array) -> tuple[Function, Slope]:
-    """Return loss and slope of f(x) = 1 / (1 + exp(-(w x + b))) over these pairs."""
+def _neuron(inputs: Array, targets: Array, **fields: Any) -> Surface:
+    """Return the surface of f(x) = 1 / (1 + exp(-(w x + b))) over these pairs."""
 
     def output(w: Array, b: Array) -> Array:
         return _sigmoid(w[..., None] * inputs + b[..., None])
@@ -95,7 +95,15 @@ def _neuron(inputs: Array, targets: Array) -> tuple[Function, Slope]:
         delta = (f - targets) * f * (1 - f)
         return (delta * inputs).sum(axis=-1), delta.sum(axis=-1)
 
-    return loss, slope
+    return Surface(
+        equation="L = ½ Σ (y - f(x))²,  f(x) = 1 / (1 + exp(-(w x + b)))",
+        axes=("w", "b"),
+        function=loss,
+        slope=slope,
+        start=(-2.0, -2.0),
+        adaptive_lr=0.2,
+        **fields,
+    )
 
 
 def _sigmoid(z: Array) -> Array:
@@ -106,19 +114,14 @@ def _lecture_neuron() -> Surface:
     inputs, targets = np.array([0.5, 2.5]), np.array([0.2, 0.9])
     logits = np.log(targets / (1 - targets))  # two points and two parameters: an exact fit
     w = (logits[1] - logits[0]) / (inputs[1] - inputs[0])
-    function, slope = _neuron(inputs, targets)
-    return Surface(
+    return _neuron(
+        inputs,
+        targets,
         name="neuron",
         title="One neuron, two points",
-        equation="L = ½ Σ (y - f(x))²,  f(x) = 1 / (1 + exp(-(w x + b)))",
-        axes=("w", "b"),
-        function=function,
-        slope=slope,
-        start=(-2.0, -2.0),
         window=((-4.0, 6.0), (-6.0, 4.0)),
         minima=((float(w), float(logits[0] - w * inputs[0])),),
         lr=1.0,
-        adaptive_lr=0.2,
     )
 
 
@@ -145,19 +148,14 @@ def sparse_neuron(seed: int = 0) -> Surface:
     inputs = rng.normal(size=100)
     inputs[rng.permutation(100)[:80]] = 0
     w, b = 2.0, 1.0
-    function, slope = _neuron(inputs, _sigmoid(w * inputs + b))
-    return Surface(
+    return _neuron(
+        inputs,
+        _sigmoid(w * inputs + b),
         name="sparse",
         title="One neuron, 100 points, 80 of them with x = 0",
-        equation="L = ½ Σ (y - f(x))²,  f(x) = 1 / (1 + exp(-(w x + b)))",
-        axes=("w", "b"),
-        function=function,
-        slope=slope,
-        start=(-2.0, -2.0),
         window=((-4.0, 6.0), (-4.0, 6.0)),
         minima=((w, b),),
         lr=0.02,
-        adaptive_lr=0.2,
     )
 
 

@@ -4,7 +4,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import matplotlib as plots
 
-from onepass._files import write_atomically
+from onepass._picture import save_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,8 +32,7 @@ def draw(study: optuna.Study, folder: Path) -> list[Path]:
     for path, plot in zip(paths, _PLOTS.values(), strict=True):
         with _pyplot():
             figure = plot(study, params)
-            save = partial(figure.savefig, format="png", dpi=150, bbox_inches="tight")
-            write_atomically(path, save, durable=False)
+            save_png(figure, path, dpi=150, bbox_inches="tight")
             plt.close(figure)
     return paths
 

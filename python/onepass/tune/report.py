@@ -9,6 +9,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from onepass._json import finite, write_json
+from onepass._tables import new_table
 from onepass.compare.losses import loss_of
 from onepass.compare.report import versions
 from onepass.tune.picture import draw
@@ -23,19 +24,9 @@ CAPTION = (
 
 def print_best(search: Search) -> None:
     """Print the best trials, and what to write to train as in the first of them."""
-    from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(
-        box=SIMPLE_HEAD,
-        title="".join(f"{line}\n" for line in describe(search)),
-        title_justify="left",
-        caption=f"\n{CAPTION}",
-        caption_justify="left",
-        pad_edge=False,
-        show_edge=False,
-    )
+    table = new_table(describe(search), CAPTION)
     score = loss_of(search.settings.recipe.table).score_name
     table.add_column("\ntrial", justify="right")
     table.add_column("\noptimizer")
