@@ -382,7 +382,8 @@ sys.exit(main(sys.argv[1:]))
             stderr=subprocess.PIPE,
         ) as process:
             written = b""
-            while b"3/100000" not in written:  # the progress bar: it is in its fourth trial
+            # The progress bar says so at the end of a trial's last epoch, so three are over.
+            while b"4/100000" not in written:
                 chunk = os.read(process.stderr.fileno(), 4096)
                 assert chunk, written
                 written += chunk
