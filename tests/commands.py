@@ -19,6 +19,22 @@ def run(*arguments, **environment):
     )
 
 
+def start(*arguments, **environment):
+    """Begin a command that Ctrl-C reaches: what runs in the background may inherit to ignore it."""
+    code = """
+import signal, sys
+from onepass.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(main(sys.argv[1:]))
+"""
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
 def strict_json(path):
     """Return what a file holds, without the constants that JSON does not have."""
 

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from commands import run, strict_json
+from commands import run, start, strict_json
 from onepass import cli, compare
 from onepass._picture import new_figure
 from onepass.compare import journal, page, report
@@ -365,20 +365,8 @@ class TestResume:
 
     @pytest.mark.skipif(os.name != "posix", reason="needs signals")
     def test_ctrl_c(self, tmp_path):
-        # A process in the background may inherit that it ignores Ctrl-C.
-        code = """
-import signal, sys
-from onepass.cli import main
-signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.exit(main(sys.argv[1:]))
-"""
-        command = [sys.executable, "-c", code, "compare", "--epochs", "100000", "--out", tmp_path]
-        with subprocess.Popen(
-            command,
-            env={**os.environ, "FORCE_COLOR": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        ) as process:
+        options = ("--epochs", 100000, "--out", tmp_path)
+        with start("compare", *options, FORCE_COLOR="1") as process:
             written = b""
             while b"SGD" not in written:  # it trains
                 chunk = os.read(process.stderr.fileno(), 4096)

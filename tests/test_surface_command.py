@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from commands import run
+from commands import run, start
 from onepass import _extras, cli
 from onepass.surface import SURFACES, report, walkers
 from onepass.surface import picture as pictures
@@ -161,8 +161,8 @@ def test_every_surface_can_be_drawn(tmp_path, monkeypatch):
 
 
 def test_a_start_outside_the_window_or_in_the_minimum_can_be_drawn(tmp_path, capsys):
-    for start in (("0", "0"), ("-9", "50")):
-        options = ["--surface", "ravine", "--start", *start, "--steps", "5"]
+    for point in (("0", "0"), ("-9", "50")):
+        options = ["--surface", "ravine", "--start", *point, "--steps", "5"]
         assert cli.main(["surface", *options, "--out", str(tmp_path)]) == 0
 
 
@@ -173,12 +173,11 @@ def test_a_path_that_diverges_can_be_drawn(tmp_path):
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_ctrl_c_leaves_what_is_finished(tmp_path):
-    command = [sys.executable, "-m", "onepass", "surface", "--animate", "gif", "--out", tmp_path]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start("surface", "--animate", "gif", "--out", tmp_path)
     while process.poll() is None and not (tmp_path / "neuron.png").exists():
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)  # while its animation is made
-    out, err = process.communicate(timeout=60)
+    out, err = (each.decode() for each in process.communicate(timeout=60))
     assert process.returncode == cli.INTERRUPTED, err
     assert err == "onepass: interrupted\n"
     assert [path.name for path in tmp_path.iterdir()] == ["neuron.png"]

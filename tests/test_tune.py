@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt
 from optuna.trial import FixedTrial, TrialState
 
 import onepass as op
-from commands import run, strict_json
+from commands import run, start, strict_json
 from onepass import cli
 from onepass.compare.contenders import contenders
 from onepass.compare.training import Measurement
@@ -367,20 +367,8 @@ class TestCommand:
 
     @pytest.mark.skipif(os.name != "posix", reason="needs signals")
     def test_interrupted(self, tmp_path):
-        # A process in the background may inherit that it ignores Ctrl-C.
-        code = """
-import signal, sys
-from onepass.cli import main
-signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.exit(main(sys.argv[1:]))
-"""
-        options = ["--data", "wine", "--epochs", "20", "--trials", "100000", "--out", tmp_path]
-        with subprocess.Popen(
-            [sys.executable, "-c", code, "tune", *options],
-            env={**os.environ, "FORCE_COLOR": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        ) as process:
+        options = ("--data", "wine", "--epochs", 20, "--trials", 100000, "--out", tmp_path)
+        with start("tune", *options, FORCE_COLOR="1") as process:
             written = b""
             # The progress bar says so at the end of a trial's last epoch, so three are over.
             while b"4/100000" not in written:
