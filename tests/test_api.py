@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import onepass as op
-from helpers import assert_same_bits, run_reference, state_names
+from helpers import assert_same_bits, fresh_state, run_reference, state_names
 from onepass._memory import address
 
 
@@ -121,7 +121,7 @@ def test_schedules_receive_the_completed_steps(optimizer, rng):
     infos = [opt.step(grad) for grad in grads]
     assert asked == [0, 1, 2, 3]
     assert [info.lr for info in infos] == [0.1, 0.05, 0.1 / 3, 0.025]
-    arrays = (start, *[None if a is None else np.full_like(start, 0) for a in opt._state[0][:-1]])
+    arrays = (start, *fresh_state(optimizer, {}, start))
     for t, grad in enumerate(grads):
         settings = {"lr": 0.1 / (1 + t), "weight_decay": 0.01 * t}
         arrays = optimizer.reference_step(arrays[0], grad, *arrays[1:], step=t + 1, **settings)
@@ -264,7 +264,8 @@ def test_signatures_of_the_free_functions(optimizer):
     positional = [n for n, p in signature.items() if p.kind is p.POSITIONAL_ONLY]
     assert positional == ["param", "grad", *op._core.rules()[optimizer.rule]["states"]]
     keywords = {n: p.default for n, p in signature.items() if p.kind is p.KEYWORD_ONLY}
-    assert keywords == {"step": None, "num_threads": None, **optimizer.defaults}
+    shared = {"step": None, "rounding": "stochastic", "seed": 0, "num_threads": None}
+    assert keywords == {**shared, **optimizer.defaults}
     assert kernel.__name__ in op.kernels.__all__
 
 

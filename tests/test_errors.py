@@ -1,5 +1,6 @@
 """Bad input: an error that names the culprit, and nothing changed."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -37,7 +38,7 @@ NEVER = {
 }
 # What no array may be that is written.
 NEVER_WRITTEN = {
-    "float16": (lambda: good(np.float16), TypeError, "float32 or float64.*float16"),
+    "float8": (lambda: good().astype(ml_dtypes.float8_e4m3fn), TypeError, "dtype float32.*float8"),
     "read-only": (read_only, ValueError, "writable.*read-only"),
     "sliced": (lambda: np.zeros(2 * N, np.float32)[::2], ValueError, "contiguous.*strides"),
     "reversed": (lambda: good()[::-1], ValueError, "contiguous.*strides"),
@@ -150,6 +151,16 @@ def test_bad_array_of_a_free_function(case, make, error, words):
         with pytest.raises(error, match=rf"^{name}: expected .*{words_here}"):
             kernel(*bad.values(), step=1, **options)
         assert digest(bad) == before
+
+
+def test_state_in_float16(case):
+    """The one format of 16 bits that state is not kept in."""
+    cls, options = case
+    for i, array in enumerate(state := fresh_state(cls, options, good())):
+        if array is not None:
+            bad = [*state[:i], array.astype(np.float16), *state[i + 1 :]]
+            with pytest.raises(TypeError, match="expected dtype float32.*, got float16"):
+                getattr(op.kernels, cls.rule)(good(), good(), *bad, step=1, **options)
 
 
 def test_state_in_another_order_than_its_parameter(case):

@@ -27,7 +27,14 @@ def run(isa, *command):
 @pytest.mark.skipif("ONEPASS_ISA" in os.environ, reason="this run is itself one of the forced ones")
 @pytest.mark.parametrize("isa", [name for name in SUPPORTED if name != _core.isa])
 @pytest.mark.parametrize(
-    "oracle", ["test_oracle.py", "test_stages.py", "test_formats.py", "test_batchnorm_oracle.py"]
+    "oracle",
+    [
+        "test_oracle.py",
+        "test_stages.py",
+        "test_formats.py",
+        "test_storage.py",
+        "test_batchnorm_oracle.py",
+    ],
 )
 def test_oracle_on_every_other_isa(isa, oracle):
     # conftest.py ends the session with an error if the forced one did not run.

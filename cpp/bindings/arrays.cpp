@@ -8,7 +8,8 @@
 namespace onepass::bindings {
 namespace {
 
-constexpr int float32_num = 11, float64_num = 12, float16_num = 23;  // NPY_FLOAT, ...
+constexpr int uint8_num = 2, float32_num = 11, float64_num = 12,
+              float16_num = 23;  // NPY_UBYTE, ...
 
 bool has(const py::array& array, int flag) {
   return (array.flags() & flag) != 0;
@@ -40,23 +41,31 @@ bool is_bfloat16(const py::dtype& dtype) {
   return true;
 }
 
-// The format of an array in fewer bits than float32, as_param for any other dtype.
+// The format of an array of 16 bits, plain for any other dtype.
 Format small_format(const py::dtype& dtype) {
-  if (!is_native(dtype)) return as_param;
-  return dtype.num() == float16_num ? f16 : is_bfloat16(dtype) ? bf16 : as_param;
+  if (!is_native(dtype)) return plain;
+  return dtype.num() == float16_num ? f16 : is_bfloat16(dtype) ? bf16 : plain;
+}
+
+void* written_beside(const py::array& array, const Label& label, const Param& param,
+                     Memory& memory) {
+  check_same_shape(array, label, param.array, "the parameter's");
+  check_written_in_place(array, label);
+  check_same_order(array, label, param);
+  memory.add(array, label);
+  return const_cast<void*>(array.data());
 }
 
 Format check_grad_format(const py::array& array, const Label& label, const Param& param) {
   const py::dtype dtype = array.dtype();
-  if (dtype.is(param.array.dtype())) return as_param;
+  if (dtype.is(param.array.dtype())) return param.format;
   const bool is_float = param.dtype == Dtype::f32;
-  if (is_native(dtype) && dtype.num() == (is_float ? float32_num : float64_num)) return as_param;
-  const Format format = is_float ? small_format(dtype) : as_param;
-  if (format == as_param) {
+  if (is_native(dtype) && dtype.num() == (is_float ? float32_num : float64_num)) return plain;
+  const Format format = is_float ? small_format(dtype) : plain;
+  if (format == plain) {
     fail_type(label,
-              "the parameter's dtype " + dtype_name(param.array) +
-                  (is_float ? ", float16 or bfloat16" : "") +
-                  (is_native(dtype) ? "" : " in native byte order"),
+              (is_float ? "dtype float32, float16 or bfloat16" : "the parameter's dtype float64") +
+                  std::string(is_native(dtype) ? "" : " in native byte order"),
               dtype_name(array));
   }
   return format;
@@ -98,12 +107,12 @@ py::array check_array(py::handle object, const Label& label) {
   return array;
 }
 
-Dtype check_dtype(const py::array& array, const Label& label) {
+Dtype check_dtype(const py::array& array, const Label& label, const char* expected) {
   const py::dtype dtype = array.dtype();
   const bool native = is_native(dtype);
   if (native && dtype.num() == float32_num) return Dtype::f32;
   if (native && dtype.num() == float64_num) return Dtype::f64;
-  fail_type(label, "dtype float32 or float64 in native byte order", dtype_name(array));
+  fail_type(label, std::string("dtype ") + expected + " in native byte order", dtype_name(array));
 }
 
 void check_like(const py::array& array, const Label& label, const py::array& other,
@@ -200,7 +209,10 @@ void Memory::check_overlap() {
 
 Param check_param(py::handle object, const Label& label) {
   py::array array = check_array(object, label);
-  const Dtype dtype = check_dtype(array, label);
+  const Format format = small_format(array.dtype());
+  const Dtype dtype = format == plain
+                          ? check_dtype(array, label, "float32, float64, float16 or bfloat16")
+                          : Dtype::f32;
   check_written_in_place(array, label);
   if (!is_order(array, Order::c) && !is_order(array, Order::f)) {
     fail_value(label, "a C- or F-contiguous array (it is updated in place)",
@@ -209,12 +221,12 @@ Param check_param(py::handle object, const Label& label) {
   const Order order = is_order(array, Order::c) ? Order::c : Order::f;
   void* data = const_cast<void*>(array.data());
   const auto size = static_cast<std::size_t>(array.size());
-  const auto item_size = static_cast<std::size_t>(array.itemsize());
-  return {data, size, item_size, dtype, order, std::move(array)};
+  const std::size_t item_size = dtype == Dtype::f32 ? sizeof(float) : sizeof(double);
+  return {data, size, item_size, dtype, format, order, std::move(array)};
 }
 
-Grad check_grad(py::handle object, const Label& label, const Param& param, Memory& memory,
-                std::vector<py::object>& copies) {
+Checked check_grad(py::handle object, const Label& label, const Param& param, Memory& memory,
+                   std::vector<py::object>& copies) {
   py::object source = py::reinterpret_borrow<py::object>(object);
   if (!py::isinstance<py::array>(source) &&
       py::isinstance(source, py::module_::import("numpy").attr("generic"))) {
@@ -230,41 +242,62 @@ Grad check_grad(py::handle object, const Label& label, const Param& param, Memor
         array, py::arg("copy") = true, py::arg("order") = param.order == Order::c ? "C" : "F");
     copies.push_back(array);
   }
-  return {array.data(), static_cast<std::size_t>(array.itemsize()), format};
+  return {const_cast<void*>(array.data()), format};
 }
 
-Grad check_grad_in_place(py::handle object, const Label& label, const Param& param,
-                         Memory& memory) {
+Checked check_grad_in_place(py::handle object, const Label& label, const Param& param,
+                            Memory& memory) {
   py::array array = check_array(object, label);
   const Format format = check_grad_format(array, label, param);
   check_same_shape(array, label, param.array, "the parameter's");
   if (label.written()) check_written_in_place(array, label);
   check_same_order(array, label, param);
   memory.add(array, label);
-  return {array.data(), static_cast<std::size_t>(array.itemsize()), format};
+  return {const_cast<void*>(array.data()), format};
 }
 
-Format check_copy(py::handle object, const Label& label, const Param& param, Memory& memory) {
+Checked check_copy(py::handle object, const Label& label, const Param& param, Memory& memory) {
   py::array array = check_array(object, label);
   const Format format = small_format(array.dtype());
-  if (format == as_param) fail_type(label, "dtype float16 or bfloat16", dtype_name(array));
-  if (param.dtype != Dtype::f32) {
+  if (format == plain) fail_type(label, "dtype float16 or bfloat16", dtype_name(array));
+  if (param.dtype != Dtype::f32 || param.format != plain) {
     fail_type(label, "None beside a parameter that is not float32", dtype_name(array));
   }
-  check_same_shape(array, label, param.array, "the parameter's");
-  check_written_in_place(array, label);
-  check_same_order(array, label, param);
-  memory.add(array, label);
-  return format;
+  return {written_beside(array, label, param, memory), format};
 }
 
 void* check_state(py::handle object, const Label& label, const Param& param, Memory& memory) {
   py::array array = check_array(object, label);
-  check_like(array, label, param.array, "the parameter's");
+  if (param.format == plain) {
+    check_like(array, label, param.array, "the parameter's");
+  } else if (check_dtype(array, label) != param.dtype) {
+    fail_type(label, "dtype float32", dtype_name(array));
+  }
+  return written_beside(array, label, param, memory);
+}
+
+CheckedState check_rule_state(py::handle object, const Label& label, const Param& param,
+                              Memory& memory) {
+  py::array array = check_array(object, label);
+  const py::dtype dtype = array.dtype();
+  if (param.dtype == Dtype::f32 && small_format(dtype) == bf16) {
+    return {written_beside(array, label, param, memory), nullptr, bf16_state};
+  }
+  if (param.dtype != Dtype::f32 || dtype.num() != uint8_num) {
+    return {check_state(object, label, param, memory), nullptr, plain_state};
+  }
+  const std::size_t size = param.size + (param.size + block_size - 1) / block_size;
+  if (array.ndim() != 1 || static_cast<std::size_t>(array.size()) != size) {
+    const std::string shape = "(" + std::to_string(size) + ",)";
+    fail_value(label, "8-bit codes and scales of shape " + shape, shape_name(array));
+  }
   check_written_in_place(array, label);
-  check_same_order(array, label, param);
+  if (!is_order(array, Order::c)) {
+    fail_value(label, "a contiguous array", "strides " + strides_name(array));
+  }
   memory.add(array, label);
-  return const_cast<void*>(array.data());
+  auto* codes = static_cast<std::uint8_t*>(const_cast<void*>(array.data()));
+  return {codes, codes + param.size, q8_state};
 }
 
 }  // namespace onepass::bindings

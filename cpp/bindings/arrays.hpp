@@ -42,7 +42,8 @@ enum class Order { c, f };  // an array that is both counts as c
 struct Param {
   void* data;
   std::size_t size, item_size;
-  Dtype dtype;
+  Dtype dtype;    // that the rule computes with
+  Format format;  // plain, or 16 bits
   Order order;
   py::array array;
 };
@@ -63,30 +64,39 @@ class Memory {
   std::vector<Range> ranges_;
 };
 
-// Writable, aligned, C- or F-ordered, float32 or float64.
+// Writable, aligned, C- or F-ordered, float32, float64, float16 or bfloat16.
 Param check_param(py::handle object, const Label& label);
 
-// A gradient as the kernels read it.
-struct Grad {
-  const void* data;
-  std::size_t item_size;
+// An array as the kernels are given it.
+struct Checked {
+  void* data;
   Format format;
 };
 
-// Of its parameter's shape, and of its dtype or beside a float32 one float16 or bfloat16. In any
-// layout: one whose elements do not lie in the parameter's order is copied, and the copy kept alive
-// in `copies`.
-Grad check_grad(py::handle object, const Label& label, const Param& param, Memory& memory,
-                std::vector<py::object>& copies);
+// Of its parameter's shape, and of its dtype or beside one that is not float64 any other of the
+// three. In any layout: one whose elements do not lie in the parameter's order is copied, and the
+// copy kept alive in `copies`.
+Checked check_grad(py::handle object, const Label& label, const Param& param, Memory& memory,
+                   std::vector<py::object>& copies);
 
 // In its parameter's layout too, because the step writes it, or reads it again and again.
-Grad check_grad_in_place(py::handle object, const Label& label, const Param& param, Memory& memory);
+Checked check_grad_in_place(py::handle object, const Label& label, const Param& param,
+                            Memory& memory);
 
 // A copy of a float32 parameter in float16 or bfloat16, in its layout.
-Format check_copy(py::handle object, const Label& label, const Param& param, Memory& memory);
+Checked check_copy(py::handle object, const Label& label, const Param& param, Memory& memory);
 
-// Like its parameter in everything.
+// Like its parameter in everything, but of the dtype that the rule computes with.
 void* check_state(py::handle object, const Label& label, const Param& param, Memory& memory);
+
+// A rule's state, that or in fewer bits: bfloat16, or 8-bit codes with their scales behind them.
+struct CheckedState {
+  void* data;
+  std::uint8_t* scales;  // of 8-bit codes
+  StateFormat format;
+};
+CheckedState check_rule_state(py::handle object, const Label& label, const Param& param,
+                              Memory& memory);
 
 // What every check is made of; more of them in channels.hpp.
 
@@ -95,7 +105,8 @@ void* check_state(py::handle object, const Label& label, const Param& param, Mem
 [[noreturn]] void fail_value(const Label& label, const std::string& expected,
                              const std::string& got);
 py::array check_array(py::handle object, const Label& label);
-Dtype check_dtype(const py::array& array, const Label& label);
+Dtype check_dtype(const py::array& array, const Label& label,
+                  const char* expected = "float32 or float64");
 // `whose`: "the parameter's", to be told apart from the array's own.
 void check_same_shape(const py::array& array, const Label& label, const py::array& other,
                       const std::string& whose);

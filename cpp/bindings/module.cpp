@@ -44,10 +44,11 @@ class Shown {
       const Label label(names, i, Role::param);
       const Param param = check_param(params[i], label);
       const Param value = check_param(values[i], label);
-      if (param.size != value.size || param.dtype != value.dtype || param.order != value.order) {
+      if (param.size != value.size || param.order != value.order || param.dtype != value.dtype ||
+          param.format != value.format) {
         throw py::value_error(label.str() + ": expected values like the parameter's");
       }
-      saved_.emplace_back(param.size * param.item_size);
+      saved_.emplace_back(static_cast<std::size_t>(param.array.nbytes()));
       items_.push_back({param, value});
     }
   }
@@ -97,6 +98,7 @@ py::dict rules() {
     rule["states"] = to_list(row.states);
     rule["scalars"] = to_list(row.scalars);
     rule["options"] = to_list(row.options);
+    rule["has_sign"] = py::cast(std::vector<bool>(row.has_sign.begin(), row.has_sign.end()));
     rule["uses_state"] = variants;
     rules[row.name] = rule;
   }

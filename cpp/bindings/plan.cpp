@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "gil.hpp"
+#include "onepass/random.hpp"
 
 namespace onepass::bindings {
 namespace {
@@ -23,6 +24,11 @@ const RuleRow& find_rule(std::size_t index) {
 const Variant& find_variant(const RuleRow& rule, std::size_t options) {
   if (options >= rule.variants.size()) throw py::index_error("options: no such variant");
   return rule.variants[options];
+}
+
+Stored stored(const Checked& array) {
+  const Codec& codec = kernels_in_use->codecs[array.format];
+  return {array.data, nullptr, array.format == plain ? nullptr : &codec};
 }
 
 // PyTorch's, and in double.
@@ -81,15 +87,15 @@ Plan::Plan(Given given) : given_(std::move(given)) {
   tensors_.reserve(given_.params.size());
   members_.reserve(given_.params.size());
   Memory memory;
-  memory.reserve(given_.params.size() * (3 + max_states));
+  memory.reserve(given_.params.size() * (4 + max_states));
   for (py::handle item : given_.jobs) {
     const auto fields = py::reinterpret_borrow<py::tuple>(item);
     const RuleRow& rule = find_rule(fields[0].cast<std::size_t>());
     const Variant& variant = find_variant(rule, fields[1].cast<std::size_t>());
-    const Job& job = jobs_.emplace_back(Job{&rule, {}});
+    Job& job = jobs_.emplace_back(Job{&rule, &variant, fields[3].cast<bool>()});
     for (py::handle member : py::reinterpret_borrow<py::sequence>(fields[2])) {
       const auto index = member.cast<std::size_t>();
-      add(job, variant, index, memory);
+      add(job, index, memory);
       members_.push_back(index);
     }
   }
@@ -97,7 +103,7 @@ Plan::Plan(Given given) : given_(std::move(given)) {
   sums_.resize(norm_blocks(tensors_));
 }
 
-void Plan::add(const Job& job, const Variant& variant, std::size_t index, Memory& memory) {
+void Plan::add(Job& job, std::size_t index, Memory& memory) {
   const Label label(given_.names, index, Role::param);
   const Param p = check_param(given_.params[index], label);
   memory.add(p.array, label);
@@ -105,61 +111,83 @@ void Plan::add(const Job& job, const Variant& variant, std::size_t index, Memory
   const bool zeroed = given_.gradients == GradientUse::zeroed;
   const Label grad_label(given_.names, index, zeroed ? Role::zeroed_grad : Role::grad);
   const py::object given_grad = given_.grads[index];
-  const Grad grad = repeated ? check_grad_in_place(given_grad, grad_label, p, memory)
-                             : check_grad(given_grad, grad_label, p, memory, copies_);
-  const bool is_float = p.dtype == Dtype::f32;
-  const auto& kernels = *kernels_in_use;
-  Tensor tensor{{p.data,
-                 grad.data,
-                 {},
-                 nullptr,
-                 zeroed ? const_cast<void*>(grad.data) : nullptr,
-                 nullptr,
-                 nullptr},
-                p.size,
-                p.item_size,
-                grad.item_size,
-                is_float ? variant.f32[grad.format] : variant.f64,
-                is_float ? kernels.squares_f32[grad.format] : kernels.squares_f64,
-                job.scalars.data()};
-  Streams& streams = tensor.streams;
-  const auto given = py::reinterpret_borrow<py::tuple>(given_.states[index]);
-  const std::size_t n_states = job.rule->states.size();
-  for (std::size_t k = 0; k < n_states; ++k) {
-    const Label state(given_.names, index, Role::state, job.rule->states[k]);
-    const py::object array = k < given.size() ? py::object(given[k]) : py::none();
-    if (variant.uses_state[k]) {
-      streams.state[k] = check_state(array, state, p, memory);
-    } else if (given_.names.is_none() &&
-               !array.is_none()) {  // an optimizer may keep what it had used
-      fail_value(state, "None (these options do not use it)", Py_TYPE(array.ptr())->tp_name);
-    }
-  }
-  if (given.size() > n_states && !given[n_states].is_none()) {
-    const Label average(given_.names, index, Role::state, "average");
-    streams.average = check_state(given[n_states], average, p, memory);
-  }
-  if (given.size() > n_states + 1 && !given[n_states + 1].is_none()) {
-    const py::object copy = given[n_states + 1];
-    const Format format = check_copy(copy, Label(given_.names, index, Role::copy), p, memory);
-    streams.copy = py::reinterpret_borrow<py::array>(copy).mutable_data();
-    streams.narrow = kernels.narrow[format];
-  }
+  Streams streams;
+  streams.param = stored({p.data, p.format});
+  streams.grad = stored(repeated ? check_grad_in_place(given_grad, grad_label, p, memory)
+                                 : check_grad(given_grad, grad_label, p, memory, copies_));
+  streams.zero_grad = zeroed;
+  streams.tensor = index;
+  const StateFormat format = add_state(job, index, p, streams, memory);
   if (repeated) {
     seen_.emplace_back(p.array);
     seen_.emplace_back(py::reinterpret_borrow<py::array>(given_.grads[index]));
-    for (py::handle array : given) {
+    for (py::handle array : py::reinterpret_borrow<py::tuple>(given_.states[index])) {
       if (!array.is_none()) seen_.emplace_back(py::reinterpret_borrow<py::array>(array));
     }
   }
-  tensors_.push_back(tensor);
+  const bool is_float = p.dtype == Dtype::f32;
+  const auto& kernels = *kernels_in_use;
+  tensors_.push_back({streams, p.size, p.item_size,
+                      is_float ? job.variant->f32[format] : job.variant->f64,
+                      is_float ? kernels.squares_f32 : kernels.squares_f64, job.scalars.data()});
+}
+
+// The rule's arrays, and what else belongs to a parameter. Returns how the rule's are kept.
+StateFormat Plan::add_state(Job& job, std::size_t index, const Param& param, Streams& streams,
+                            Memory& memory) {
+  const auto given = py::reinterpret_borrow<py::tuple>(given_.states[index]);
+  const auto find = [&](std::size_t k) {
+    return k < given.size() ? py::object(given[k]) : py::none();
+  };
+  const std::size_t n_states = job.rule->states.size();
+  std::optional<StateFormat> format;
+  for (std::size_t k = 0; k < n_states; ++k) {
+    const Label label(given_.names, index, Role::state, job.rule->states[k]);
+    if (job.variant->uses_state[k]) {
+      const CheckedState state = check_rule_state(find(k), label, param, memory);
+      if (format && *format != state.format) {
+        fail_type(label, "all state of a parameter in one format",
+                  dtype_name(py::reinterpret_borrow<py::array>(find(k))));
+      }
+      format = state.format;
+      streams.state[k] = {state.data, state.scales};
+    } else if (given_.names.is_none() &&
+               !find(k).is_none()) {  // an optimizer may keep what it had used
+      fail_value(label, "None (these options do not use it)", Py_TYPE(find(k).ptr())->tp_name);
+    }
+  }
+  bool rounds = format.value_or(plain_state) != plain_state;
+  const py::object average = find(n_states), master = find(n_states + 1), copy = find(n_states + 2);
+  if (!average.is_none()) {
+    const Label label(given_.names, index, Role::state, "average");
+    streams.average.data = check_state(average, label, param, memory);
+  }
+  if (!copy.is_none()) {
+    const Label label(given_.names, index, Role::copy);
+    streams.copy = stored(check_copy(copy, label, param, memory));
+  }
+  if (!master.is_none()) {
+    const Label label(given_.names, index, Role::state, "master");
+    streams.copy = streams.param;
+    streams.param = {check_state(master, label, param, memory)};
+    streams.follows = true;
+  } else if (param.format != plain) {
+    rounds = true;
+    if (job.stochastic) {
+      streams.param = stored({param.data, param.format == bf16 ? bf16_random : f16_random});
+    }
+  }
+  if (rounds) streams.random = &job.bits;
+  job.rounds |= rounds;
+  return format.value_or(plain_state);
 }
 
 void Plan::set_scalars(const py::list& scalars, double factor) {
   if (scalars.size() != jobs_.size()) throw py::value_error("scalars: expected some for each job");
   for (std::size_t j = 0; j < jobs_.size(); ++j) {
+    Job& job = jobs_[j];
     const auto given = py::cast<py::tuple>(scalars[j]);
-    const std::size_t expected = shared_scalars + jobs_[j].rule->scalars.size();
+    const std::size_t expected = shared_scalars + job.rule->scalars.size();
     if (given.size() != expected) {
       throw py::value_error("scalars: expected " + std::to_string(expected) + ", got " +
                             std::to_string(given.size()));
@@ -169,9 +197,13 @@ void Plan::set_scalars(const py::list& scalars, double factor) {
       const double value =
           PyFloat_AsDouble(PyTuple_GET_ITEM(given.ptr(), static_cast<py::ssize_t>(i)));
       if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
-      jobs_[j].scalars[i] = value;
+      job.scalars[i] = value;
     }
-    jobs_[j].scalars[SharedScalar::grad_scale] *= factor;
+    job.scalars[SharedScalar::grad_scale] *= factor;
+    if (job.rounds) {
+      draw(job.bits, static_cast<std::uint64_t>(job.scalars[SharedScalar::random_seed]),
+           static_cast<std::uint64_t>(job.scalars[SharedScalar::step_number]));
+    }
   }
 }
 

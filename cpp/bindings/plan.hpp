@@ -31,9 +31,12 @@ struct Given {
   explicit Given(const py::tuple& fields);
   py::object names;  // what messages call the parameters; None for a free function
   py::list params, grads;
-  // Per parameter the rule's arrays, and perhaps the average of the weights and a copy of them.
+  // Per parameter the rule's arrays, and perhaps the average of the weights, their master in
+  // float32 and a copy of them in fewer bits.
   py::list states;
-  py::list jobs;  // a rule, its options and the parameters that share them and their scalars
+  // A rule, its options, the parameters that share them and their scalars, and whether those of 16
+  // bits without a master are rounded at random.
+  py::list jobs;
   GradientUse gradients;
   // The steps of each parameter, those of the optimizer, and the steps skipped.
   std::optional<Counters> counters;
@@ -67,10 +70,16 @@ class Plan {
   };
   struct Job {
     const RuleRow* rule;
-    std::array<double, max_scalars> scalars;
+    const Variant* variant;
+    bool stochastic;
+    bool rounds = false;  // some array
+    std::array<double, max_scalars> scalars = {};
+    StepBits bits = {};
   };
 
-  void add(const Job& job, const Variant& variant, std::size_t index, Memory& memory);
+  void add(Job& job, std::size_t index, Memory& memory);
+  StateFormat add_state(Job& job, std::size_t index, const Param& param, Streams& streams,
+                        Memory& memory);
   template <class Work>
   void without_gil(const Work& work);
   Norm measure(int num_threads, Nonfinite nonfinite);

@@ -1,6 +1,7 @@
 // Compiled once per instruction set, each into its own namespace: rules.def becomes one table.
 #include "kernels.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cfloat>
 #include <type_traits>
@@ -8,6 +9,7 @@
 
 #include "onepass/batchnorm.hpp"
 #include "onepass/channel_values.hpp"
+#include "onepass/q8.hpp"
 #include "onepass/reduce.hpp"
 #include "onepass/rules.def"
 #include "onepass/update.hpp"
@@ -25,38 +27,32 @@ Rule make_rule(const double* scalars, std::index_sequence<I...>) noexcept {
   return Rule{static_cast<T>(scalars[I])...};
 }
 
-template <class Rule, class T, bool decay, class Grad>
+template <class Rule, class T, bool decay, template <bool> class State>
 void run(const Streams& streams, std::size_t begin, std::size_t end,
          const double* scalars) noexcept {
-  const auto from = [=](void* array) { return array ? static_cast<T*>(array) + begin : nullptr; };
   constexpr std::size_t n_states = std::size(Rule::states);
-  T* states[n_states];
-  for (std::size_t k = 0; k < n_states; ++k) {
-    states[k] = Rule::states[k].used ? from(streams.state[k]) : nullptr;
-  }
   const Stages<T> stages{static_cast<T>(scalars[grad_scale]), static_cast<T>(scalars[weight_decay]),
                          static_cast<T>(scalars[max_grad_value]),
                          static_cast<T>(scalars[average_weight]),
                          static_cast<T>(1 - scalars[average_weight])};
   const auto rule = make_rule<Rule, T>(scalars + shared_scalars,
                                        std::make_index_sequence<std::size(Rule::scalars)>{});
-  using Stored = typename Grad::Stored;
-  StepArrays<T, Grad> arrays{.param = from(streams.param),
-                             .grad = {static_cast<const Stored*>(streams.grad) + begin},
-                             .state = states,
-                             .average = from(streams.average)};
-  if (streams.zeroed) arrays.zeroed = static_cast<Stored*>(streams.zeroed) + begin;
-  if constexpr (std::is_same_v<T, float>) {
-    if (streams.copy) arrays.copy = static_cast<std::uint16_t*>(streams.copy) + begin;
-    arrays.narrow = streams.narrow;
-  }
-  update<decay>(arrays, end - begin, rule, stages);
+  StepArrays<T, n_states> arrays{.param = streams.param,
+                                 .grad = streams.grad,
+                                 .state = {},
+                                 .average = streams.average,
+                                 .copy = streams.copy,
+                                 .zero_grad = streams.zero_grad,
+                                 .follows = streams.follows,
+                                 .random = streams.random,
+                                 .tensor = streams.tensor};
+  std::copy_n(streams.state, n_states, arrays.state.begin());
+  update<decay, State>(arrays, begin, end, rule, stages);
 }
 
-template <class Array>
-double squares(const void* x, std::size_t begin, std::size_t end, double unit) noexcept {
-  return sum_of_squares(Array{static_cast<const typename Array::Stored*>(x) + begin}, end - begin,
-                        unit);
+template <class T>
+double squares(const Stored& x, std::size_t begin, std::size_t end, double unit) noexcept {
+  return sum_of_squares(Array<T>(x), begin, end, unit);
 }
 
 template <template <class> class Rule, bool decay>
@@ -64,9 +60,9 @@ constexpr Variant make_variant() {
   static_assert(std::size(Rule<float>::states) <= max_states);
   static_assert(shared_scalars + std::size(Rule<float>::scalars) <= max_scalars);
   using R = Rule<float>;
-  Variant variant{{run<R, float, decay, Plain<float>>, run<R, float, decay, Widened<BFloat16>>,
-                   run<R, float, decay, Widened<Float16>>},
-                  run<Rule<double>, double, decay, Plain<double>>,
+  Variant variant{{run<R, float, decay, FloatState>, run<R, float, decay, BFloat16State>,
+                   run<R, float, decay, Q8State>},
+                  run<Rule<double>, double, decay, DoubleState>,
                   {}};
   for (std::size_t k = 0; k < std::size(Rule<float>::states); ++k) {
     variant.uses_state[k] = Rule<float>::states[k].used;
@@ -99,12 +95,18 @@ struct Expanded {
     for (std::size_t k = 0; k < names.size(); ++k) names[k] = AllOff::states[k].name;
     return names;
   }();
+  static constexpr auto has_sign = [] {
+    std::array<bool, std::size(AllOff::states)> found{};
+    for (std::size_t k = 0; k < found.size(); ++k) found[k] = AllOff::states[k].has_sign;
+    return found;
+  }();
 };
 
 template <template <class, bool...> class Rule, std::size_t n_options>
 constexpr RuleRow make_row(const char* name, const char* const* options) {
   using R = Expanded<Rule, n_options>;
-  return {name, R::states, R::AllOff::scalars, std::span(options, n_options), R::variants};
+  return {name,        R::states,  R::AllOff::scalars, std::span(options, n_options),
+          R::has_sign, R::variants};
 }
 
 // The traffic of a rule that keeps the chosen arrays, and one addition for each: the ruler that the
@@ -151,15 +153,22 @@ constexpr BatchNormTable<T> batch_norm{
     make_loops<PerColumn, false, true, T>(),  make_loops<ForAll, false, true, T>(),
     make_loops<PerColumn, true, true, T>(),   make_loops<ForAll, true, true, T>()};
 
-constexpr KernelTable table{
-    rows,
-    make_row<CopyLimit, 3>("copy_limit", copy_limit_options),
-    {squares<Plain<float>>, squares<Widened<BFloat16>>, squares<Widened<Float16>>},
-    squares<Plain<double>>,
-    {{nullptr, narrow<BFloat16>, narrow<Float16>}},
-    batch_norm<float>,
-    batch_norm<double>,
-    invert_deviation};
+template <class Format, bool random>
+constexpr Codec halved{sizeof(std::uint16_t), Halved<Format, random>::open,
+                       Halved<Format, random>::close, Halved<Format, random>::follow};
+
+constexpr KernelTable table{rows,
+                            make_row<CopyLimit, 3>("copy_limit", copy_limit_options),
+                            squares<float>,
+                            squares<double>,
+                            {{{},
+                              halved<BFloat16, false>,
+                              halved<Float16, false>,
+                              halved<BFloat16, true>,
+                              halved<Float16, true>}},
+                            batch_norm<float>,
+                            batch_norm<double>,
+                            invert_deviation};
 
 }  // namespace
 

@@ -7,27 +7,25 @@
 #include <span>
 
 #include "onepass/panels.hpp"
+#include "onepass/stored.hpp"
 
 namespace onepass {
 
 inline constexpr std::size_t max_states = 3;
 
-// Writes numbers in fewer bits, rounded to nearest, ties to even.
-using Narrow = void (*)(const float* values, std::size_t n, std::uint16_t* stored) noexcept;
-
 // One tensor's arrays. What is not there is null.
 struct Streams {
-  void* param;
-  const void* grad;
-  void* state[max_states];
-  void* average;  // of the weights
-  void* zeroed;   // the gradient, where it is to be zero afterwards
-  void* copy;     // of the parameter, in fewer bits
-  Narrow narrow;  // into the copy
+  Stored param, grad, state[max_states];
+  Stored average;               // of the weights
+  Stored copy;                  // of the parameter, in fewer bits
+  bool zero_grad = false;       // afterwards
+  bool follows = false;         // the copy, where somebody has changed it
+  const StepBits* random = {};  // where parameter or state is rounded, else null
+  std::uint64_t tensor = 0;     // its number, which its random bits depend on
 };
 
-// Updates elements [begin, end) of one tensor. `scalars`: those that all rules share, then the
-// rule's own in its order.
+// Updates elements [begin, end) of one tensor; where it is rounded, `begin` is that of a block.
+// `scalars`: those that all rules share, then the rule's own in its order.
 using Kernel = void (*)(const Streams&, std::size_t begin, std::size_t end,
                         const double* scalars) noexcept;
 
@@ -36,20 +34,24 @@ enum SharedScalar : std::size_t {
   weight_decay,    // coupled
   max_grad_value,  // infinite: none
   average_weight,  // of the new weights in their average
+  random_seed,     // which the random bits depend on, and on ...
+  step_number,     // ... from 1
   shared_scalars
 };
 inline constexpr std::size_t max_scalars = 16;  // those included
 
 // The sum of the squares of x * unit (reduce.hpp).
-using SumOfSquares = double (*)(const void* x, std::size_t begin, std::size_t end,
+using SumOfSquares = double (*)(const Stored& x, std::size_t begin, std::size_t end,
                                 double unit) noexcept;
 
-// How a gradient or a copy is stored: as its parameter, or beside a float one in fewer bits.
-enum Format : std::size_t { as_param, bf16, f16, formats };
+// Formats of parameters, gradients and copies; plain: in the type that the rule computes with.
+enum Format : std::size_t { plain, bf16, f16, bf16_random, f16_random, formats };
+// Formats of state; rounded at random where not plain.
+enum StateFormat : std::size_t { plain_state, bf16_state, q8_state, state_formats };
 
 // One choice of a rule's options.
 struct Variant {
-  std::array<Kernel, formats> f32;
+  std::array<Kernel, state_formats> f32;
   Kernel f64;
   bool uses_state[max_states];
 };
@@ -57,6 +59,7 @@ struct Variant {
 struct RuleRow {
   const char* name;
   std::span<const char*const> states, scalars, options;
+  std::span<const bool> has_sign;     // of each state
   std::span<const Variant> variants;  // index: bit 0 coupled weight decay, bit 1 + k option k
 };
 
@@ -80,9 +83,8 @@ using BatchNormTable = std::array<BatchNormLoops<T>, 8>;
 struct KernelTable {
   std::span<const RuleRow> rules;
   RuleRow copy_limit;  // not a rule: the benchmarks' ruler
-  std::array<SumOfSquares, formats> squares_f32;
-  SumOfSquares squares_f64;
-  std::array<Narrow, formats> narrow;  // none for as_param
+  SumOfSquares squares_f32, squares_f64;
+  std::array<Codec, formats> codecs;
   BatchNormTable<float> batch_norm_f32;
   BatchNormTable<double> batch_norm_f64;
   void (*invert_deviation)(double* variance, std::size_t n, double eps) noexcept;

@@ -13,7 +13,7 @@ namespace {
 // Elements that a thread takes at a time, and how many a thread must get to be worth waking. Both
 // measured: bench/NOTES.md. A block is what the norm is summed by: it decides about its bits.
 constexpr std::size_t piece_size = 16384;
-constexpr std::size_t block_size = 16384;
+constexpr std::size_t norm_block = 16384;
 constexpr std::size_t min_elements_per_thread = 16384;
 
 // Where the squares of doubles are infinite or vanish, they are summed in units of 2^600 or 2^-600.
@@ -22,9 +22,12 @@ constexpr double smallest_sum = 0x1p-900;
 
 constexpr std::size_t cache_line = 64;
 
-// Pieces begin on cache lines of the parameter; so the first is short by what lies before.
+// Pieces begin on cache lines of the parameter; so the first is short by what lies before. Where a
+// tensor is rounded, they begin with its blocks.
 std::size_t lead(const Tensor& tensor) noexcept {
-  return reinterpret_cast<std::uintptr_t>(tensor.streams.param) % cache_line / tensor.item_size;
+  if (tensor.streams.random) return 0;
+  return reinterpret_cast<std::uintptr_t>(tensor.streams.param.data) % cache_line /
+         tensor.item_size;
 }
 
 constexpr std::size_t divide_up(std::size_t a, std::size_t b) noexcept {
@@ -40,7 +43,7 @@ Range piece(const Tensor& tensor, std::size_t index) noexcept {
           std::min((index + 1) * piece_size - skip, tensor.size)};
 }
 Range block(const Tensor& tensor, std::size_t index) noexcept {
-  return {index * block_size, std::min((index + 1) * block_size, tensor.size)};
+  return {index * norm_block, std::min((index + 1) * norm_block, tensor.size)};
 }
 
 // The one that a piece belongs to.
@@ -85,7 +88,7 @@ void for_each_range(std::span<Tensor> tensors, int threads, const Body& body) no
 }
 
 std::size_t count_blocks(const Tensor& tensor) noexcept {
-  return divide_up(tensor.size, block_size);
+  return divide_up(tensor.size, norm_block);
 }
 
 // Fills `sums` block by block, and returns their sum in that order.
@@ -118,11 +121,11 @@ void step(std::span<Tensor> tensors, int threads) noexcept {
 
 void zero_gradients(std::span<Tensor> tensors, int threads) noexcept {
   for_each_range(tensors, threads, [](const Tensor& tensor, const Range& range) noexcept {
-    char* zeroed = static_cast<char*>(tensor.streams.zeroed);
-    if (zeroed) {
-      std::memset(zeroed + range.begin * tensor.grad_item_size, 0,
-                  (range.end - range.begin) * tensor.grad_item_size);
-    }
+    if (!tensor.streams.zero_grad) return;
+    const Stored& grad = tensor.streams.grad;
+    const std::size_t item_size = grad.codec ? grad.codec->item_size : tensor.item_size;
+    std::memset(static_cast<char*>(grad.data) + range.begin * item_size, 0,
+                (range.end - range.begin) * item_size);
   });
 }
 

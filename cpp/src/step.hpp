@@ -11,7 +11,7 @@ namespace onepass {
 struct Tensor {
   Streams streams;
   std::size_t size;
-  std::size_t item_size, grad_item_size;
+  std::size_t item_size;  // of what the rule computes with
   Kernel kernel;
   SumOfSquares squares;
   const double* scalars;

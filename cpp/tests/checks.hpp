@@ -10,6 +10,8 @@
 #include <string>
 #include <type_traits>
 
+#include "dispatch.hpp"
+
 inline int failures = 0;
 inline int checks = 0;
 
@@ -27,7 +29,7 @@ class Block {
  public:
   Block(std::size_t n, std::size_t offset, std::uint32_t seed) : n_(n) {
     const std::size_t bytes = (n + offset) * sizeof(T);
-    memory_ = static_cast<char*>(::operator new(bytes + 1, std::align_val_t(64)));
+    memory_ = static_cast<char*>(::operator new(bytes, std::align_val_t(64)));
     data_ = reinterpret_cast<T*>(memory_) + offset;
     for (std::size_t i = 0; i < n; ++i) {
       seed = seed * 1664525u + 1013904223u;
@@ -53,6 +55,14 @@ class Block {
   char* memory_;
   T* data_;
 };
+
+// Calls body(kernels, " on <name>") for every build that runs here.
+template <class Body>
+inline void for_each_isa(const Body& body) {
+  for (const onepass::Isa& isa : onepass::compiled_isas()) {
+    if (isa.supported) body(*isa.kernels, std::string(" on ") + isa.name);
+  }
+}
 
 // What main() returns.
 inline int report() {

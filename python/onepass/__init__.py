@@ -15,6 +15,7 @@ from pathlib import Path
 from onepass import (
     _core,
     ema,
+    formats,
     init,
     kernels,
     line_search,
@@ -50,6 +51,7 @@ __all__ = [
     "batch_norm_infer_backward",
     "batch_norm_train",
     "ema",
+    "formats",
     "get_include",
     "get_num_threads",
     "init",

@@ -11,9 +11,10 @@ class RuleRow(TypedDict):
     states: list[str]
     scalars: list[str]
     options: list[str]
+    has_sign: list[bool]
     uses_state: list[tuple[bool, ...]]
 
-Job = tuple[int, int, Sequence[int]]
+Job = tuple[int, int, Sequence[int], bool]
 
 isa: str
 isas: dict[str, bool]

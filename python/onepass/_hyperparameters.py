@@ -63,19 +63,22 @@ class Number:
 
 @dataclass(frozen=True)
 class Whole:
-    """An integer from `low` on."""
+    """An integer from `low` on, below `below`."""
 
     low: int = 0
+    below: float = math.inf
     schedulable: bool = False
 
     def __call__(self, name: str, value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
             raise TypeError(f"{name}: expected {self}, got {value!r}")
-        if value < self.low:
+        if not self.low <= value < self.below:
             raise ValueError(f"{name}: expected {self}, got {value!r}")
         return int(value)
 
     def __str__(self) -> str:
+        if self.below < math.inf:
+            return f"an integer in [{self.low}, {self.below:.0f})"
         return f"an integer >= {self.low}"
 
 

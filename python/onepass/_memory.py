@@ -27,13 +27,21 @@ def aligned_zeros(size: int, dtype: npt.DTypeLike = np.float32, *, offset: int =
     return buffer[start : start + nbytes].view(dtype)
 
 
-def state_like(param: Array, value: float = 0.0) -> Array:
-    """Return a state array for a parameter: its shape, dtype, order, and offset from a cache line.
+def compute_dtype(param: Array) -> np.dtype[Any]:
+    """Return the dtype that a step of this parameter computes in."""
+    return param.dtype if param.dtype.itemsize > 2 else np.dtype(np.float32)
 
-    With the same offset, one short first tile aligns every array of a step at once.
+
+def state_like(param: Array, value: float = 0.0, dtype: npt.DTypeLike | None = None) -> Array:
+    """Return a state array for a parameter: of its shape, order and offset from a cache line.
+
+    With the same offset, one short first tile aligns every array of a step at once. The dtype is
+    that which the step computes in.
     """
     order = "C" if param.flags.c_contiguous else "F"
-    flat = aligned_zeros(param.size, param.dtype, offset=address(param) % CACHE_LINE)
+    dtype = compute_dtype(param) if dtype is None else dtype
+    offset = address(param) % CACHE_LINE if dtype == param.dtype else 0
+    flat = aligned_zeros(param.size, dtype, offset=offset)
     if value:
         flat.fill(value)
     return flat.reshape(param.shape, order=order)  # type: ignore[call-overload, no-any-return]

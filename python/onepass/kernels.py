@@ -28,6 +28,8 @@ class Kernel(Protocol):
         grad: Array,
         *state: Array | None,
         step: int | None = None,
+        rounding: str = "stochastic",
+        seed: int = 0,
         num_threads: int | None = None,
         **hyperparameters: Any,
     ) -> None: ...
@@ -42,6 +44,8 @@ def _make_kernel(cls: type[Optimizer]) -> Kernel:
         grad: Array,
         *state: Array | None,
         step: int | None = None,
+        rounding: str = "stochastic",
+        seed: int = 0,
         num_threads: int | None = None,
         **hyperparameters: Any,
     ) -> None:
@@ -52,8 +56,12 @@ def _make_kernel(cls: type[Optimizer]) -> Kernel:
         values, options = found or checked.__wrapped__(**hyperparameters)
         if len(state) > n_states:
             raise TypeError(f"state: expected at most {n_states} arrays, got {len(state)}")
-        scalars = scalars_of(cls, values, _check_step(cls, step, values), 0)
-        jobs = [(rule, options, (0,))]
+        if type(step) is not int or step < 1:
+            step = _check_step(cls, step, values, (param, *state))
+        if type(seed) is not int or seed:
+            seed = _stages.CHECKS["seed"]("seed", seed)
+        scalars = scalars_of(cls, values, step, 0, seed)
+        jobs = [(rule, options, (0,), _is_stochastic(rounding))]
         given = (None, [param], [grad], [state], jobs, _core.Gradients.any, None, None)
         _core.run(given, [scalars], runtime.resolve_num_threads(num_threads))
 
@@ -74,14 +82,22 @@ def _make_kernel(cls: type[Optimizer]) -> Kernel:
     return kernel
 
 
-def _check_step(cls: type[Optimizer], step: int | None, values: Mapping[str, Any]) -> int:
-    if type(step) is int and step >= 1:
-        return step
+def _check_step(
+    cls: type[Optimizer], step: int | None, values: Mapping[str, Any], arrays: tuple[Any, ...]
+) -> int:
     if step is None:
-        if cls.scalars(1, values) != cls.scalars(2, values):
+        rounds = any(getattr(array, "itemsize", 4) < 4 for array in arrays)
+        if rounds or cls.scalars(1, values) != cls.scalars(2, values):
             raise TypeError("step: expected the number of this step, from 1, got none")
         return 1
     return Whole(low=1)("step", step)
+
+
+def _is_stochastic(rounding: str) -> bool:
+    if rounding not in ("stochastic", "nearest"):
+        expected = "'stochastic' or 'nearest' (a function keeps no master)"
+        raise ValueError(f"rounding: expected {expected}, got {rounding!r}")
+    return rounding == "stochastic"
 
 
 def _signature(cls: type[Optimizer], states: list[str]) -> inspect.Signature:
@@ -91,25 +107,34 @@ def _signature(cls: type[Optimizer], states: list[str]) -> inspect.Signature:
         kinds(name, kinds.POSITIONAL_ONLY, default=kinds.empty if used else None)
         for name, used in zip(["param", "grad", *states], [True, True, *always], strict=True)
     ]
-    keywords = {"step": None, **cls.defaults, "num_threads": None}
-    rest = [kinds(name, kinds.KEYWORD_ONLY, default=value) for name, value in keywords.items()]
-    return inspect.Signature([*arrays, *rest])
+    rest = {"rounding": "stochastic", "seed": 0, "num_threads": None}
+    keywords = {"step": None, **cls.defaults, **rest}
+    named = [kinds(name, kinds.KEYWORD_ONLY, default=value) for name, value in keywords.items()]
+    return inspect.Signature([*arrays, *named])
 
 
 _DOC = """One step of `onepass.{cls}` on one parameter, in place.
 
 Parameters
 ----------
-param : ndarray of float32 or float64
+param : ndarray of float32, float64, float16 or bfloat16
     Updated in place: writable, aligned, C- or F-contiguous.
 grad : ndarray
-    Of the parameter's shape and dtype, or beside float32 also float16 or ``ml_dtypes.bfloat16``;
-    with any strides; only read.
+    Of the parameter's shape and dtype, or, but for float64, any of float32, float16 and
+    ``ml_dtypes.bfloat16``; with any strides; only read.
 {states} : ndarray
-    The state, where the options use it (else absent or None): like `param` in shape, dtype and
-    order, starting from zeros (`sum` from Adagrad's `initial_accumulator_value`), updated in place.
+    The state, where the options use it (else absent or None): like `param` in shape, dtype (float32
+    beside 16 bits) and order, starting from zeros (`sum` from Adagrad's
+    `initial_accumulator_value`), updated in place. But for float64 also bfloat16, or uint8 of
+    shape (size + ceil(size / 256),), see `onepass.formats.q8_encode`.
 step : int
-    The number of this step, from 1. May be left out where the options do not depend on it.
+    The number of this step, from 1. May be left out where the options do not depend on it and no
+    array has fewer bits than float32.
+rounding : {{"stochastic", "nearest"}}
+    Of a parameter of 16 bits. State in fewer bits is rounded stochastically.
+seed : int in [0, 2**53)
+    Of the random bits; with the number of the step it says which they are. Give each parameter one
+    of its own.
 num_threads : int, optional
     The default is `onepass.get_num_threads()`.
 **hyperparameters

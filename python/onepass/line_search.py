@@ -246,7 +246,8 @@ class _Line:
         self._up = direction is not None  # a direction is added, gradients are subtracted
         if self._up:
             self._along = self._like_params("direction", shape, direction)
-        self._sgd = SGD(self._params, maximize=self._up)
+        # With a master, a trial would move it, and leaving the trial would not move it back.
+        self._sgd = SGD(self._params, maximize=self._up, rounding="nearest")
         self._loss = loss
         self.evaluations = 0
 

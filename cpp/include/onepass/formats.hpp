@@ -1,57 +1,137 @@
-// How numbers are stored. An array lends a tile in the type that the rule computes with (open);
-// `scratch` holds one tile for the formats that must be converted.
+// How numbers are stored. An array lends a tile in the type that the rule computes with (open) and
+// takes it back (close).
 #pragma once
 
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
+#include "onepass/random.hpp"
 #include "onepass/rule.hpp"
+#include "onepass/stored.hpp"
 
 namespace onepass::inline ONEPASS_ISA {
 
-// In the type that the rule computes with: the array is its own tile.
+// Its format is known when it runs.
+template <class T>
+class Array {
+ public:
+  Array(const Stored& stored = {}) noexcept
+      : stored_(stored), item_size_(stored.codec ? stored.codec->item_size : sizeof(T)) {}
+  bool exists() const noexcept { return stored_.data != nullptr; }
+  char* at(std::size_t index) const noexcept {
+    return static_cast<char*>(stored_.data) + index * item_size_;
+  }
+  std::size_t bytes(std::size_t n) const noexcept { return n * item_size_; }
+
+  // An array in the type itself is its own tile.
+  T* open(std::size_t begin, std::size_t n, T* scratch) const noexcept {
+    if constexpr (std::is_same_v<T, float>) {
+      if (stored_.codec) {
+        stored_.codec->open(stored_, begin, n, scratch);
+        return scratch;
+      }
+    }
+    return static_cast<T*>(stored_.data) + begin;
+  }
+  void close(const T* values, std::size_t n, std::size_t begin, BlockBits random) const noexcept {
+    if constexpr (std::is_same_v<T, float>) {
+      if (stored_.codec) stored_.codec->close(values, n, stored_, begin, random);
+    }
+  }
+  void follow(std::size_t begin, std::size_t n, T* values) const noexcept {
+    if constexpr (std::is_same_v<T, float>) stored_.codec->follow(stored_, begin, n, values);
+  }
+
+ private:
+  Stored stored_;
+  std::size_t item_size_;
+};
+
+// Formats of state are known when a kernel is compiled, so that the rule's own loop reads them: by
+// a Reader of elements from `begin` on, within a block. What is not in place is written block by
+// block.
 template <class T>
 struct Plain {
-  using Stored = T;
-  const T* data;
-  const T* open(std::size_t begin, std::size_t, T*) const noexcept { return data + begin; }
-  const T* ahead(std::size_t begin) const noexcept { return data + begin; }
-};
-
-// A format of 16 bits that widens to float without rounding.
-template <class Format>
-struct Widened {
-  using Stored = std::uint16_t;
-  const Stored* data;
-  const float* open(std::size_t begin, std::size_t n, float* scratch) const noexcept {
-    const Stored* stored = data + begin;
-#pragma omp simd
-    for (std::size_t i = 0; i < n; ++i) scratch[i] = Format::widen(stored[i]);
-    return scratch;
-  }
-  const Stored* ahead(std::size_t begin) const noexcept {
-    return data + begin;
+  using Item = T;
+  static constexpr bool in_place = true;
+  struct Reader {
+    const T* values;
+    T operator()(std::size_t i) const noexcept { return values[i]; }
+  };
+  static Reader reader(const Stored& stored, std::size_t begin) noexcept {
+    return {static_cast<const T*>(stored.data) + begin};
   }
 };
 
-template <class Format>
-void narrow(const float* values, std::size_t n, std::uint16_t* stored) noexcept {
+struct NotThere {
+  static constexpr bool in_place = true;
+  struct Reader {
+    int operator()(std::size_t) const noexcept { return 0; }
+  };
+  static Reader reader(const Stored&, std::size_t) noexcept { return {}; }
+};
+
+// In 16 bits: `Format` widens without rounding, and narrows to nearest or at random.
+template <class Format, bool stochastic>
+struct Halved {
+  using Item = std::uint16_t;
+  static constexpr bool in_place = false;
+  struct Reader {
+    const std::uint16_t* halves;
+    float operator()(std::size_t i) const noexcept { return Format::widen(halves[i]); }
+  };
+  static Reader reader(const Stored& stored, std::size_t begin) noexcept {
+    return {at(stored, begin)};
+  }
+
+  static const std::uint16_t* at(const Stored& stored, std::size_t begin) noexcept {
+    return static_cast<const std::uint16_t*>(stored.data) + begin;
+  }
+  static void open(const Stored& stored, std::size_t begin, std::size_t n, float* values) noexcept {
+    const Reader read = reader(stored, begin);
 #pragma omp simd
-  for (std::size_t i = 0; i < n; ++i) stored[i] = Format::narrow(values[i]);
-}
+    for (std::size_t i = 0; i < n; ++i) values[i] = read(i);
+  }
+  static void close(const float* values, std::size_t n, const Stored& stored, std::size_t begin,
+                    [[maybe_unused]] BlockBits random) noexcept {
+    std::uint16_t* halves = static_cast<std::uint16_t*>(stored.data) + begin;
+#pragma omp simd
+    for (std::size_t i = 0; i < n; ++i) {
+      if constexpr (stochastic) {
+        halves[i] = Format::narrow(values[i], bits_of(random, i));
+      } else {
+        halves[i] = Format::narrow(values[i]);
+      }
+    }
+  }
+  static void follow(const Stored& stored, std::size_t begin, std::size_t n,
+                     float* values) noexcept {
+    const std::uint16_t* halves = at(stored, begin);
+#pragma omp simd
+    for (std::size_t i = 0; i < n; ++i) {
+      const float changed = Format::widen(halves[i]);
+      values[i] = Format::narrow(values[i]) == halves[i] ? values[i] : changed;
+    }
+  }
+};
 
 // bfloat16: the upper half of a float.
 struct BFloat16 {
   static float widen(std::uint16_t stored) noexcept {
     return std::bit_cast<float>(static_cast<std::uint32_t>(stored) << 16);
   }
-  // To nearest, ties to even; a NaN keeps a bit that makes it one.
+  // To nearest, ties to even. The NaN that arithmetic makes is one in its upper half.
   static std::uint16_t narrow(float value) noexcept {
     const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
     const std::uint32_t rounded = bits + 0x7fffu + (bits >> 16 & 1u);
-    const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
-    return static_cast<std::uint16_t>((is_nan ? bits | 0x400000u : rounded) >> 16);
+    return static_cast<std::uint16_t>((value != value ? bits : rounded) >> 16);
+  }
+  // Up as often as what is rounded off is large, by 20 random bits.
+  static std::uint16_t narrow(float value, std::uint32_t random) noexcept {
+    const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
+    return static_cast<std::uint16_t>((bits + (value != value ? 0 : random >> 4)) >> 16);
   }
 };
 
@@ -84,6 +164,28 @@ struct Float16 {
     const std::uint32_t found = magnitude >= 143u << 23 ? special : small;
     return static_cast<std::uint16_t>(found | (bits >> 16 & 0x8000u));
   }
+  // Up as often as what is rounded off is large, by 20 random bits.
+  static std::uint16_t narrow(float value, std::uint32_t random) noexcept {
+    const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
+    const std::uint32_t magnitude = bits & 0x7fffffffu;
+    // Where the result is subnormal, adding 2^-14 puts its last bit where a normal number has it.
+    const float shifted = std::bit_cast<float>(magnitude) + 0x1p-14f;
+    const std::uint32_t subnormal = std::bit_cast<std::uint32_t>(shifted) - (113u << 23);
+    const std::uint32_t normal = magnitude - (112u << 23);
+    const std::uint32_t exact = magnitude < 113u << 23 ? subnormal : normal;
+    const std::uint32_t rounded = (exact + (random >> 7)) >> 13;
+    const std::uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+    const std::uint32_t found = magnitude >= 143u << 23 ? special : rounded;
+    return static_cast<std::uint16_t>(found | (bits >> 16 & 0x8000u));
+  }
 };
+
+// How state is kept, by whether it has a sign.
+template <bool>
+using FloatState = Plain<float>;
+template <bool>
+using DoubleState = Plain<double>;
+template <bool>
+using BFloat16State = Halved<BFloat16, true>;
 
 }  // namespace onepass::inline ONEPASS_ISA

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <type_traits>
 
 #include "onepass/panels.hpp"
 #include "onepass/update.hpp"
@@ -33,10 +32,9 @@ inline double fold_lanes(double* sums) noexcept {
 
 // The sum of the squares of x * unit, in double and in an order that n alone decides: `lanes` sums
 // side by side, four rows of elements at a time, folded in halves.
-template <class Array>
-double sum_of_squares(const Array& array, std::size_t n, double unit) noexcept {
-  using T = std::remove_cvref_t<decltype(*array.open(0, 0, nullptr))>;
-  using Stored = typename Array::Stored;
+template <class T>
+double sum_of_squares(const Array<T>& array, std::size_t begin, std::size_t end,
+                      double unit) noexcept {
   constexpr std::size_t rows = 4 * lanes;
   alignas(cache_line) double sums[lanes] = {};
   alignas(cache_line) T opened[rows];
@@ -44,10 +42,10 @@ double sum_of_squares(const Array& array, std::size_t n, double unit) noexcept {
     const double value = static_cast<double>(x) * unit;
     return value * value;
   };
-  std::size_t i = 0;
-  for (; i + rows <= n; i += rows) {
-    for (std::size_t k = 0; k < rows; k += cache_line / sizeof(Stored)) {
-      prefetch_into_l2(array.ahead(i) + k + sums_prefetch_bytes / sizeof(Stored));
+  std::size_t i = begin;
+  for (; i + rows <= end; i += rows) {
+    for (std::size_t k = 0; k < array.bytes(rows); k += cache_line) {
+      prefetch_into_l2(array.at(i) + k + sums_prefetch_bytes);
     }
     const T* x = array.open(i, rows, opened);
 #pragma omp simd
@@ -56,8 +54,8 @@ double sum_of_squares(const Array& array, std::size_t n, double unit) noexcept {
                  (square(x[j + 2 * lanes]) + square(x[j + 3 * lanes]));
     }
   }
-  for (; i < n; i += lanes) {
-    const std::size_t rest = std::min(lanes, n - i);
+  for (; i < end; i += lanes) {
+    const std::size_t rest = std::min(lanes, end - i);
     const T* x = array.open(i, rest, opened);
 #pragma omp simd
     for (std::size_t j = 0; j < rest; ++j) sums[j] += square(x[j]);

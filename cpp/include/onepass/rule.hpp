@@ -9,8 +9,8 @@
 //   };
 //
 // Only + - * / and sqrt, in the order the NumPy reference writes them: that is what makes the
-// results the same bits on every instruction set and in NumPy. Compile with -ffp-contract=off, or the
-// compiler makes other bits of them; and with -fopenmp-simd -fno-math-errno, or they are slow.
+// results the same bits on every instruction set and in NumPy. Compile with -ffp-contract=off, or
+// the compiler makes other bits of them; and with -fopenmp-simd -fno-math-errno, or they are slow.
 #pragma once
 
 #include <cmath>
@@ -26,7 +26,8 @@ namespace onepass::inline ONEPASS_ISA {
 
 struct State {
   const char* name;
-  bool used = true;  // false where an option of the rule leaves the array out
+  bool used = true;      // false where an option of the rule leaves the array out
+  bool has_sign = true;  // false for what is never negative
 };
 
 // NumPy's maximum: a NaN on either side wins, so that it is never hidden.

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
+#include <cstring>
 #include <iterator>
 #include <limits>
 #include <type_traits>
@@ -18,6 +20,7 @@ inline constexpr std::size_t tile_size = 64;
 inline constexpr std::size_t prefetch_bytes = 1024;
 inline constexpr std::size_t min_elements_to_align = 4096;
 inline constexpr std::size_t cache_line = 64;
+static_assert(block_size % tile_size == 0);
 
 // What surrounds the rule in a step, whichever it is, in this order: the gradient is scaled and
 // clipped, the weights decay, the rule; then the average of the weights moves.
@@ -38,13 +41,12 @@ inline std::size_t elements_to_alignment(const T* p, std::size_t n) noexcept {
 
 // The square root and the division keep the core so busy that too few loads are under way to fill
 // the memory's time; asking early does. It may ask beyond the end: a prefetch never faults.
-template <class T>
-inline void prefetch_tile(const T* p) noexcept {
+inline void prefetch(const char* p, std::size_t bytes) noexcept {
 #if defined(__GNUC__)
-  const char* ahead = reinterpret_cast<const char*>(p) + prefetch_bytes;
-  for (std::size_t i = 0; i < tile_size * sizeof(T); i += cache_line) __builtin_prefetch(ahead + i);
+  for (std::size_t i = 0; i < bytes; i += cache_line) __builtin_prefetch(p + prefetch_bytes + i);
 #else
   (void)p;
+  (void)bytes;
 #endif
 }
 
@@ -58,17 +60,27 @@ inline void clip_tile(T* clipped, const T* grad, std::size_t n, T scale, T max_v
   }
 }
 
-template <bool decay, class Rule, class T, std::size_t... K>
+// How the k-th state of a rule is kept, or that it is not there.
+template <class Rule, template <bool> class State, std::size_t k>
+using Kept = std::conditional_t<Rule::states[k].used, State<Rule::states[k].has_sign>, NotThere>;
+
+// Reads state by `readers`, and writes it to `state`.
+template <bool decay, class Rule, class T, std::size_t... K, class... Reader>
 inline void update_tile(T* param, const T* grad, [[maybe_unused]] T* const* state, std::size_t n,
                         const Rule rule, const T scale, const T weight_decay,
-                        std::index_sequence<K...>) noexcept {
+                        std::index_sequence<K...>, const Reader... readers) noexcept {
+  const auto write = [&]<std::size_t k>([[maybe_unused]] std::size_t i, [[maybe_unused]] T value) {
+    if constexpr (Rule::states[k].used) state[k][i] = value;
+  };
   // The caller has proved that no two arrays overlap.
 #pragma omp simd
   for (std::size_t i = 0; i < n; ++i) {
     T g = scale * grad[i];
     if constexpr (decay) g += weight_decay * param[i];
-    [[maybe_unused]] T unused{};
-    rule(param[i], g, (Rule::states[K].used ? state[K][i] : unused)...);
+    [&](auto... values) {
+      rule(param[i], g, values...);
+      (write.template operator()<K>(i, values), ...);
+    }(T(readers(i))...);
   }
 }
 
@@ -87,54 +99,93 @@ inline void average_tile(T* average, const T* param, std::size_t n, T weight, T 
   }
 }
 
-// What a step reads and writes. What is not there is null.
-template <class T, class Grad>
+// What a step reads and writes, in whichever formats. What is not there is left out.
+template <class T, std::size_t n_states>
 struct StepArrays {
-  T* param;
-  Grad grad;
-  T* const* state;
-  T* average = nullptr;                     // of the weights
-  typename Grad::Stored* zeroed = nullptr;  // the gradient itself, to be zero afterwards
-  std::uint16_t* copy = nullptr;            // of the parameter, in fewer bits, written by `narrow`
-  void (*narrow)(const T* values, std::size_t n, std::uint16_t* stored) noexcept = nullptr;
+  Array<T> param, grad;
+  std::array<Stored, n_states> state;
+  Array<T> average = {}, copy = {};
+  bool zero_grad = false;
+  bool follows = false;              // param, where somebody has changed the copy
+  const StepBits* random = nullptr;  // where parameter or state is rounded
+  std::uint64_t tensor = 0;          // its number, which its random bits depend on
 };
 
-// An average in which the weights have no weight stays as it is.
-template <bool decay, class T, class Grad, class Rule>
-void update(const StepArrays<T, Grad>& arrays, std::size_t n, const Rule& rule,
-            const std::type_identity_t<Stages<T>>& stages) noexcept {
-  const auto& [param, grad, state, all_average, zeroed, copy, narrow] = arrays;
-  constexpr std::size_t n_states = std::size(Rule::states);
-  alignas(cache_line) T opened[tile_size];
-  alignas(cache_line) T clipped[tile_size];
-  T* average = stages.average_weight == T(0) ? nullptr : all_average;
+// Writes a block of what is rounded, the state and perhaps the parameter, each by bits of its own.
+template <class Rule, template <bool> class State, class T, std::size_t n_states, std::size_t... K>
+inline void close_block(const StepArrays<T, n_states>& arrays, std::size_t begin, std::size_t n,
+                        const T (*values)[block_size], std::index_sequence<K...>) noexcept {
+  const auto bits = [&](std::size_t k) {
+    const std::uint64_t number = arrays.tensor * (n_states + 1) + k;
+    return block_bits(*arrays.random, number, begin / block_size);
+  };
+  const auto close = [&]<std::size_t k>() {
+    using Codec = Kept<Rule, State, k>;
+    if constexpr (!Codec::in_place) Codec::close(values[k], n, arrays.state[k], begin, bits(k));
+  };
+  (close.template operator()<K>(), ...);
+  arrays.param.close(values[n_states], n, begin, bits(n_states));
+}
+
+template <bool decay, template <bool> class State, class T, std::size_t n_states, class Rule,
+          std::size_t... K>
+void update(const StepArrays<T, n_states>& arrays, std::size_t begin, std::size_t end,
+            const Rule& rule, const Stages<T>& stages, std::index_sequence<K...> all) noexcept {
+  alignas(cache_line) T scratch[n_states + 1][block_size];
+  alignas(cache_line) T opened[tile_size], clipped[tile_size];
+  const bool averages = arrays.average.exists() && stages.average_weight != T(0);
   const bool clips = stages.max_value < std::numeric_limits<T>::infinity();
 
   // A short first tile brings every later one onto cache lines: state lies at the parameter's own
   // offset, so all streams align at once.
-  std::size_t size = n >= min_elements_to_align ? elements_to_alignment(param, n) : 0;
-  if (size == 0) size = std::min(n, tile_size);
+  std::size_t n = !arrays.random && end - begin >= min_elements_to_align
+                      ? elements_to_alignment(arrays.param.open(begin, 0, nullptr), end - begin)
+                      : 0;
+  if (n == 0) n = std::min(end - begin, tile_size);
 
-  for (std::size_t begin = 0; begin < n; begin += size, size = std::min(n - begin, tile_size)) {
-    prefetch_tile(param + begin);
-    prefetch_tile(grad.ahead(begin));
-    T* s[n_states];
-    for (std::size_t k = 0; k < n_states; ++k) {
-      s[k] = Rule::states[k].used ? state[k] + begin : nullptr;
-      if (Rule::states[k].used) prefetch_tile(s[k]);
+  for (; begin < end; begin += n, n = std::min(end - begin, tile_size)) {
+    const std::size_t place = arrays.random ? begin % block_size : 0;
+    const auto open = [=](const Array<T>& array, T* room) {
+      prefetch(array.at(begin), array.bytes(n));
+      return array.open(begin, n, room);
+    };
+    const auto open_state = [&]<std::size_t k>() -> T* {
+      using Codec = Kept<Rule, State, k>;
+      if constexpr (!Rule::states[k].used) {
+        return nullptr;
+      } else {
+        auto* items = static_cast<typename Codec::Item*>(arrays.state[k].data) + begin;
+        prefetch(reinterpret_cast<const char*>(items), n * sizeof *items);
+        if constexpr (Codec::in_place) return items;
+        return scratch[k] + place;
+      }
+    };
+    T* const state[] = {open_state.template operator()<K>()...};
+    T* param = open(arrays.param, scratch[n_states] + place);
+    if (arrays.follows) arrays.copy.follow(begin, n, param);
+    const T* grad = open(arrays.grad, opened);
+    if (clips) clip_tile(clipped, grad, n, stages.scale, stages.max_value);
+    update_tile<decay>(param, clips ? clipped : grad, state, n, rule, clips ? T{1} : stages.scale,
+                       stages.weight_decay, all,
+                       Kept<Rule, State, K>::reader(arrays.state[K], begin)...);
+    if (averages) {
+      T* average = open(arrays.average, nullptr);
+      average_tile(average, param, n, stages.average_weight, stages.average_rest);
     }
-    if (average) prefetch_tile(average + begin);
-    T* p = param + begin;
-    const T* g = grad.open(begin, size, opened);
-    if (clips) clip_tile(clipped, g, size, stages.scale, stages.max_value);
-    update_tile<decay>(p, clips ? clipped : g, s, size, rule, clips ? T{1} : stages.scale,
-                       stages.weight_decay, std::make_index_sequence<n_states>{});
-    if (average) {
-      average_tile(average + begin, p, size, stages.average_weight, stages.average_rest);
+    if (arrays.copy.exists()) arrays.copy.close(param, n, begin, {});
+    if (arrays.zero_grad) std::memset(arrays.grad.at(begin), 0, arrays.grad.bytes(n));
+    if (arrays.random && (place + n == block_size || begin + n == end)) {
+      close_block<Rule, State>(arrays, begin - place, place + n, scratch, all);
     }
-    if (copy) narrow(p, size, copy + begin);
-    if (zeroed) std::fill_n(zeroed + begin, size, typename Grad::Stored{});
   }
+}
+
+// Elements [begin, end). An average in which the weights have no weight stays as it is.
+template <bool decay, template <bool> class State, class T, std::size_t n_states, class Rule>
+void update(const StepArrays<T, n_states>& arrays, std::size_t begin, std::size_t end,
+            const Rule& rule, const std::type_identity_t<Stages<T>>& stages) noexcept {
+  static_assert(n_states == std::size(Rule::states));
+  update<decay, State>(arrays, begin, end, rule, stages, std::make_index_sequence<n_states>{});
 }
 
 }  // namespace onepass::inline ONEPASS_ISA

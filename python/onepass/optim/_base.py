@@ -12,11 +12,14 @@ from onepass import _core, runtime
 from onepass._hyperparameters import check_setting, resolve_one, same_settings
 from onepass._memory import state_like
 from onepass._typing import Array, Grads, Params, Schedule
-from onepass.optim import _checkpoint, _stages, _state
+from onepass.optim import _checkpoint, _stages, _state, _storage
 from onepass.optim._group import Group
 from onepass.optim._rule import Rule
 from onepass.optim._table import COMPLETED, INDEX, ROWS, SKIPPED, options_of, scalars_of, states_of
 from onepass.optim._tree import Leaves, Node, flatten, is_sequence, mirror
+
+AVERAGE = -2
+"""Where in a parameter's state the average of the weights stands; the master follows it."""
 
 _ANY, _BOUND, _ZEROED = _core.Gradients.any, _core.Gradients.bound, _core.Gradients.zeroed
 
@@ -75,7 +78,8 @@ class Optimizer(Rule):
        each element, :math:`g \leftarrow \max(\min(g, c), -c)`;
     4. the weights decay and the rule steps;
     5. the average of the weights moves, :math:`a \leftarrow \beta_t a + (1 - \beta_t) w`;
-    6. the weights are copied in fewer bits, and the gradients are zeroed.
+    6. the weights are copied in fewer bits, the gradients are zeroed, and what is kept in fewer
+       bits is rounded.
 
     Parameters
     ----------
@@ -93,6 +97,9 @@ class Optimizer(Rule):
         be writable then, and lie in memory as their parameters do.
     grads : like the parameters, optional
         Gradients for `bind`.
+    seed : int in [0, 2**53)
+        Of the random bits that stochastic rounding takes; they are a function of it, of the
+        parameter's step and of the element's place (`onepass.formats.random_bits`).
     copy_to : like the parameters, optional
         Arrays of float16 or ``ml_dtypes.bfloat16``, in the layout of the parameters, which are
         float32. Each step writes the new weights there too, rounded to nearest, for a model that
@@ -110,12 +117,23 @@ class Optimizer(Rule):
     swa_start : int >= 1, optional
         Stochastic weight averaging: the plain mean of the weights after this step and all later
         ones, :math:`\beta_t = 1 - 1 / (t - t_0 + 1)`; before it, the weights themselves.
+    state_format : {None, "bf16", "q8"}
+        How the rule's arrays are kept between steps: as the rule computes with them, or in
+        bfloat16, or in 8 bits (`onepass.formats.q8_encode`), rounded stochastically, since to the
+        nearest a :math:`\beta` of 0.999 would change nothing in so few bits. Not beside float64. A
+        parameter of fewer than 4,096 elements keeps its arrays in float32.
+    rounding : {"master", "stochastic", "nearest"}
+        What becomes of the weights of a parameter in float16 or bfloat16: a master in float32 is
+        kept as state, and the parameter is that, rounded to nearest (where somebody has changed an
+        element in place, the master follows); or the parameter is all there is, rounded
+        stochastically, so that small steps count on average, or to nearest, so that they are lost.
+        The average of the weights is float32, and of the weights before they are rounded.
 
     Attributes
     ----------
     param_groups : list of dict
         The hyperparameters, with ``"params"``; they may be changed between steps.
-    max_grad_norm, nonfinite, zero_grad
+    max_grad_norm, nonfinite, zero_grad, seed
         As above; they may be set between steps.
     skipped_steps : int
         How many steps were skipped.
@@ -136,6 +154,9 @@ class Optimizer(Rule):
     * PyTorch: there each of these is a call of its own and another pass over memory. The norm is
       taken in double here. ``torch.optim.swa_utils.AveragedModel`` averages parameters without a
       gradient too. `zero_grad` is a setting, not a method.
+    * PyTorch, in fewer bits: state has the parameter's dtype, there is no master (that is
+      ``torch.amp``'s, which keeps the parameters in float32), and rounding is to nearest.
+    * bitsandbytes: see `onepass.formats.q8_encode`.
     * Keras: its `clipnorm` is per variable.
     * optax: `apply_if_finite` accepts what is not finite after so many errors in a row.
 
@@ -143,6 +164,9 @@ class Optimizer(Rule):
     ----------
     R. Pascanu, T. Mikolov and Y. Bengio, "On the difficulty of training recurrent neural
     networks", ICML 2013, arXiv:1211.5063 (clipping by the norm).
+    S. Gupta et al., "Deep learning with limited numerical precision", ICML 2015, arXiv:1502.02551
+    (stochastic rounding).
+    T. Dettmers et al., "8-bit optimizers via block-wise quantization", ICLR 2022, arXiv:2110.02861.
     P. Izmailov et al., "Averaging weights leads to wider optima and better generalization", UAI
     2018, arXiv:1803.05407 (SWA).
 
@@ -166,6 +190,7 @@ class Optimizer(Rule):
     max_grad_norm = _Checked()
     nonfinite = _Checked()
     zero_grad = _Checked()
+    seed = _Checked()
 
     def __init__(
         self,
@@ -176,9 +201,11 @@ class Optimizer(Rule):
         zero_grad: bool = False,
         grads: Grads = None,
         copy_to: Grads = None,
+        seed: int = 0,
         **settings: Any,
     ) -> None:
         self.max_grad_norm, self.nonfinite, self.zero_grad = max_grad_norm, nonfinite, zero_grad
+        self.seed = seed
         for name, default in _stages.GROUP_DEFAULTS.items():
             settings.setdefault(name, default)
         leaves = Leaves()
@@ -206,10 +233,10 @@ class Optimizer(Rule):
         self._counters = np.zeros(len(self._params) + 2, np.int64)
         self._gathered = np.zeros_like(self._counters)
         self._sums: list[Array | None] = [None] * len(self._params)  # the sums of them
-        # Per parameter the rule's arrays in order and the average of the weights, None where no
-        # option has asked for one.
-        self._state: list[tuple[Array | None, ...]] = [
-            (None,) * (len(ROWS[self.rule]["states"]) + 1) for _ in self._params
+        # Per parameter the rule's arrays in order, the average of the weights and their master in
+        # float32, None where no option has asked for one.
+        self._state: list[tuple[Any, ...]] = [
+            (None,) * (len(ROWS[self.rule]["states"]) + 2) for _ in self._params
         ]
         # Per group what the user had set when it was looked at last.
         self._seen: list[dict[str, Any] | None] = [None] * len(self._groups)
@@ -217,6 +244,7 @@ class Optimizer(Rule):
         self._bound: list[Any] | None = None
         self._planned: _Planned | None = None  # of the bound gradients
         self._shown: _core.Shown | None = None
+        self._check_groups()
         for number, group in enumerate(self.param_groups):
             self._allocate(number, group)
         if grads is not None:
@@ -242,8 +270,9 @@ class Optimizer(Rule):
         Parameters
         ----------
         grads : like the parameters, optional
-            The gradients, in the structure of the parameters, each of its parameter's shape and
-            dtype, or beside float32 also float16 or ``ml_dtypes.bfloat16``; with any strides.
+            The gradients, in the structure of the parameters, each of its parameter's shape, and
+            float64 beside float64, else float32, float16 or ``ml_dtypes.bfloat16``; with any
+            strides.
             None in it leaves that parameter, its state, its average and its step alone. Left out,
             the gradients are those that `accumulate` has summed, else those that were bound.
         grad_scale : float in [2**-126, 2**128)
@@ -277,7 +306,8 @@ class Optimizer(Rule):
         for number, first in parts:
             now = counters.item(first) + 1
             averaged = now - self._average_from[first]
-            scalars.append(scalars_of(type(self), self._groups[number].values, now, averaged))
+            values = self._groups[number].values
+            scalars.append(scalars_of(type(self), values, now, averaged, self.__dict__["seed"]))
         nonfinite = _stages.NONFINITE[self.__dict__["nonfinite"]]
         # Moves parameters, state, averages and counters in one call, or raises before it does.
         norm, coefficient, skipped = run(scalars, threads, grad_scale, max_norm, nonfinite)
@@ -315,7 +345,7 @@ class Optimizer(Rule):
             if self._sums[index] is None:
                 self._sums[index] = state_like(self._params[index])
         # The rule that adds the gradient to the parameter, on the sums.
-        jobs: list[_core.Job] = [(_core.copy_limit, 0, taking)]
+        jobs: list[_core.Job] = [(_core.copy_limit, 0, taking, False)]
         states: list[tuple[Any, ...]] = [()] * len(leaves)
         counters = self._gathered
         kind = _ZEROED if self.zero_grad else _ANY
@@ -388,7 +418,8 @@ class Optimizer(Rule):
         for number, group in enumerate(self._groups):
             taking = [i for i in group.members if grads[i] is not None]
             for alike in _alike(taking, steps, self._average_from):
-                jobs.append((INDEX[self.rule], group.options, alike))
+                stochastic = group.formats[1] == "stochastic"
+                jobs.append((INDEX[self.rule], group.options, alike, stochastic))
                 parts.append((number, alike[0]))
         counters = (self._counters, self._gathered)
         states: list[tuple[Any, ...]] = self._state
@@ -418,12 +449,22 @@ class Optimizer(Rule):
         ]
         if not any(group.averages for group in self._groups):
             raise ValueError("ema_decay: expected it, or swa_start, for averaged, got None")
-        return self._show(chosen, [self._state[index][-1] for index in chosen])
+        return self._show(chosen, [self._state[index][AVERAGE] for index in chosen])
 
     def _show(self, indices: list[int], values: list[Any]) -> AbstractContextManager[None]:
         labels = [self._labels[index] for index in indices]
-        self._shown = _core.Shown(labels, [self._params[index] for index in indices], values)
+        params = [self._params[index] for index in indices]
+        self._shown = _core.Shown(labels, params, _storage.shown(values, params))
         return self._shown
+
+    def _opened(self, index: int) -> list[Any]:
+        """Return a parameter and its state in the dtype that the rule computes with."""
+        param, (*state, _, master) = self._params[index], self._state[index]
+        has_sign = ROWS[self.rule]["has_sign"]
+        return [
+            _storage.weights(param, master),
+            *(_storage.opened(a, param, sign) for a, sign in zip(state, has_sign, strict=True)),
+        ]
 
     def _check_not_shown(self, name: str) -> None:
         if self._shown is not None:
@@ -446,33 +487,36 @@ class Optimizer(Rule):
     def _settle(self, completed: int) -> None:
         """Let the groups have their checked values for the coming step, and the state for it."""
         if not same_settings(self.param_groups, self._seen):  # the user has set something
-            self._check_group_count()
+            self._check_groups()
+            self._resolve([self.group_checks] * len(self._groups), completed)
             for number, group in enumerate(self.param_groups):
-                self._check_group(number)
-                self._resolve(number, self.group_checks, completed)
                 now = self._groups[number].values
                 self._seen[number] = {k: v if callable(v) else now[k] for k, v in group.items()}
-        else:
-            for number, known in enumerate(self._groups):
-                if known.schedules:
-                    self._resolve(number, known.schedules, completed)
+        elif any(known.schedules for known in self._groups):
+            self._resolve([known.schedules for known in self._groups], completed)
 
-    def _resolve(self, number: int, names: Iterable[str], completed: int) -> None:
-        group, known = self.param_groups[number], self._groups[number]
-        new = {n: resolve_one(self.group_checks, n, group[n], completed) for n in names}
-        values = {"params": group["params"], **known.values, **new}
-        schedules = {name: value for name, value in group.items() if callable(value)}
-        self._check_together({**values, **schedules})
-        self._allocate(number, values)
-        known.values, known.schedules = values, list(schedules)
+    def _resolve(self, names: Iterable[Iterable[str]], completed: int) -> None:
+        """Let the groups have the values of these settings, once all are known to be good."""
+        resolved = []
+        for group, known, own in zip(self.param_groups, self._groups, names, strict=True):
+            new = {n: resolve_one(self.group_checks, n, group[n], completed) for n in own}
+            values = {"params": group["params"], **known.values, **new}
+            schedules = {name: value for name, value in group.items() if callable(value)}
+            self._check_together({**values, **schedules})
+            resolved.append((values, list(schedules)))
+        for number, known in enumerate(self._groups):
+            self._allocate(number, resolved[number][0])
+            known.values, known.schedules = resolved[number]
 
-    def _check_group_count(self) -> None:
+    def _check_groups(self) -> None:
+        """Raise if the groups are not those it was made with, or cannot be kept as they ask."""
         if len(self.param_groups) != len(self._groups):
             got = len(self.param_groups)
             raise ValueError(f"param_groups: expected {len(self._groups)} groups, got {got}")
+        for number in range(len(self._groups)):
+            self._check_group(number)
 
     def _check_group(self, number: int) -> None:
-        """Raise if the keys of a group or its parameters are not those it was made with."""
         group, members = self.param_groups[number], self._groups[number].members
         unknown = group.keys() - self.group_checks.keys() - {"params"}
         missing = self.group_checks.keys() - group.keys()
@@ -483,6 +527,7 @@ class Optimizer(Rule):
         given = group.get("params", ())
         if len(given) != len(own) or any(a is not b for a, b in zip(given, own, strict=True)):
             raise ValueError(f"param_groups[{number}]: expected the parameters it was made with")
+        _storage.check_format(group["state_format"], own)
 
     def _mirror(self, grads: Grads) -> list[Any]:
         leaves: list[Any] = []
@@ -496,27 +541,39 @@ class Optimizer(Rule):
         """Give a group's parameters the state that its options use and they lack."""
         group, known = self.param_groups[number], self._groups[number]
         options, averages = options_of(type(self), group, values), _stages.averages(group)
-        if (options, averages) == (known.options, known.averages):
+        formats = group["state_format"], group["rounding"]
+        if (options, averages, formats) == (known.options, known.averages, known.formats):
             return
-        value = self.initial_state(group)
         names = states_of(type(self), options)
         begins = averages and not known.averages
         for index in known.members:
-            param, (*state, average) = self._params[index], self._state[index]
+            param, (*state, average, master) = self._params[index], self._state[index]
             if not averages:
                 average = None
             elif begins:
                 average = state_like(param)  # the first step writes it
                 self._average_from[index] = self._counters.item(index)
-            self._state[index] = (
-                *(
-                    state_like(param, value) if array is None and name else array
-                    for name, array in zip(names, state, strict=True)
-                ),
-                average,
-            )
-        known.options, known.averages = options, averages
+            if not _storage.needs_master(param, group):
+                master = None
+            elif master is None:
+                master = _storage.master_of(param)
+            self._state[index] = (*self._kept(param, state, names, group), average, master)
+        known.options, known.averages, known.formats = options, averages, formats
         self._planned = self._seen[number] = None
+
+    def _kept(
+        self, param: Array, state: list[Any], names: list[str | None], group: Mapping[str, Any]
+    ) -> Iterable[Any]:
+        """Yield the rule's arrays in the group's format, new ones where it lacks some."""
+        value, state_format = self.initial_state(group), group["state_format"]
+        for array, name, has_sign in zip(state, names, ROWS[self.rule]["has_sign"], strict=True):
+            if array is not None and not _storage.is_kept_as(array, param, state_format):
+                now = _storage.opened(array, param, has_sign)
+                yield _storage.keep(now, param, state_format, has_sign)
+            elif array is None and name:
+                yield _storage.fresh(param, value, state_format, has_sign)
+            else:
+                yield array
 
     # Checkpoints
 
@@ -528,8 +585,9 @@ class Optimizer(Rule):
         dict
             ``{"state": {key: {"step": t, name: array, ...}}, "param_groups": [...],
             "step_options": {...}}``, PyTorch's layout and names, but for the last: `max_grad_norm`,
-            `nonfinite`, `zero_grad` and `skipped_steps`. Beside the rule's arrays stand
-            ``"average"``, with ``"averaged"``, its steps, and ``"accumulated"``. A key is the
+            `nonfinite`, `zero_grad`, `seed` and `skipped_steps`. Beside the rule's arrays, which
+            stand as they are kept, are ``"average"``, with ``"averaged"``, its steps, ``"master"``
+            and ``"accumulated"``. A key is the
             parameter's name in a mapping (dotted where nested), else its index. A group holds its
             hyperparameters, the keys of its parameters and ``"step"``, the steps completed. A
             schedule is code and stands there as None, or as the list of the memories in it (see
@@ -542,7 +600,8 @@ class Optimizer(Rule):
 
         Takes PyTorch's own dictionaries too (its CPU tensors as NumPy arrays). Hyperparameters
         and step options are taken over; where this optimizer has a schedule, the schedule stays,
-        and takes over the memory that was saved with one.
+        and takes over the memory that was saved with one. State that was saved in another format
+        than its group's is rounded to nearest. Load 16-bit parameters before: a master must fit.
 
         Raises
         ------

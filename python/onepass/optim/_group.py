@@ -18,3 +18,5 @@ class Group:
     """Which of the rule's options are on, as the kernels number them."""
     averages: bool = False
     """Whether an average of its weights is kept."""
+    formats: tuple[str | None, str] = (None, "master")
+    """How its state is kept, and its parameters are rounded."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
+from onepass import formats
 from onepass._hyperparameters import SCHEDULED, Checks, Flag, check_setting, resolve
 from onepass._typing import Array
 from onepass.optim import _stages
+from onepass.optim._storage import closed, opened
 from onepass.optim._table import ROWS, options_of, states_of
 
 if TYPE_CHECKING:
@@ -108,6 +111,8 @@ class Rule:
         step: int = 1,
         grad_factor: float = 1.0,
         averaged: int | None = None,
+        seed: int = 0,
+        index: int = 0,
         **settings: Any,
     ) -> tuple[Any, ...]:
         """Return what one step makes of these arrays, computed by NumPy, out of place.
@@ -118,14 +123,18 @@ class Rule:
         Parameters
         ----------
         param, grad, *state : ndarray
-            As for `onepass.kernels`; None for state that the options do not use. Last of all, the
-            average of the weights, where the settings keep one.
+            As for `onepass.kernels`, the gradient of float32 or float64; None for state that the
+            options do not use. Last of all, the average of the weights, where the settings keep
+            one. A parameter with a master stands for itself: give the master.
         step : int
             Counted from 1.
         grad_factor : float
             What the gradient is multiplied by first: the clipping of the norm over `grad_scale`.
         averaged : int, optional
             The steps since the average began, this one included; all by default.
+        seed, index : int
+            Of the random bits that arrays in fewer bits are rounded by: the optimizer's seed, and
+            the parameter's place in it.
         **settings
             The class's hyperparameters, and those of `onepass.Optimizer` that groups have.
 
@@ -149,8 +158,14 @@ class Rule:
             if (use is None) != (array is None):
                 expected = "None (these options do not use it)" if use is None else "an array"
                 raise ValueError(f"{name}: expected {expected}, got {type(array).__name__}")
-        sign, decay, max_value, weight = _stages.scalars(
-            step, averaged or step, values, decoupled=cls.decoupled
+        sign, decay, max_value, weight, *_ = _stages.scalars(
+            step, averaged or step, seed, values, decoupled=cls.decoupled
+        )
+        stored, given = param, padded
+        param = param if param.dtype.itemsize > 2 else param.astype(np.float32)
+        padded = tuple(
+            array if array is None else opened(array, param, has_sign)
+            for array, has_sign in zip(given, row["has_sign"], strict=True)
         )
         grad = sign * grad_factor * grad
         if values["max_grad_value"] is not None:
@@ -159,7 +174,15 @@ class Rule:
             grad = grad + decay * param
         flags = {name: values[name] for name in row["options"] if isinstance(values[name], bool)}
         new = cls.reference(param, grad, *padded, **cls.scalars(step, values), **flags)
+        moved = []
         if averages:
             assert average is not None
-            new = (*new, _stages.moved_average(average, new[0], weight))
-        return new
+            moved = [_stages.moved_average(average, new[0], weight)]
+        first, n = index * (len(given) + 1), len(given)
+        bits = [partial(formats.random_bits, seed, step, first + k) for k in range(n + 1)]
+        kept = [
+            array if before is None else closed(array, before, bits[k], row["has_sign"][k])
+            for k, (array, before) in enumerate(zip(new[1:], given, strict=True))
+        ]
+        random = None if values["rounding"] == "nearest" else bits[n]
+        return (closed(new[0], stored, random), *kept, *moved)

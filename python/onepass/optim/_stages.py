@@ -18,22 +18,32 @@ GROUP_CHECKS: Mapping[str, Check] = {
     "ema_decay": Maybe(Number(below=1.0, schedulable=True)),
     "ema_warmup": Flag(),
     "swa_start": Maybe(Whole(low=1)),
+    "state_format": Maybe(Choice(("bf16", "q8"))),
+    "rounding": Choice(("master", "stochastic", "nearest")),
 }
 """What may differ from group to group."""
 
 GROUP_DEFAULTS: Mapping[str, Any] = MappingProxyType(
-    {"max_grad_value": None, "ema_decay": None, "ema_warmup": False, "swa_start": None}
+    {
+        "max_grad_value": None,
+        "ema_decay": None,
+        "ema_warmup": False,
+        "swa_start": None,
+        "state_format": None,
+        "rounding": "master",
+    }
 )
 
 CHECKS: Mapping[str, Check] = {
     "max_grad_norm": Maybe(Number(above=0.0, infinite=True, schedulable=True)),
     "nonfinite": Choice(("propagate", "skip", "raise")),
     "zero_grad": Flag(),
+    "seed": Whole(below=2**53),
 }
 """What belongs to the whole optimizer."""
 
 DEFAULTS: Mapping[str, Any] = MappingProxyType(
-    {"max_grad_norm": None, "nonfinite": "propagate", "zero_grad": False}
+    {"max_grad_norm": None, "nonfinite": "propagate", "zero_grad": False, "seed": 0}
 )
 
 GRAD_SCALE = Number(low=2.0**-126, high=float(np.finfo(np.float32).max))
@@ -56,11 +66,14 @@ class StepOptions(TypedDict, total=False):
     ema_decay: float | Schedule | None
     ema_warmup: bool
     swa_start: int | None
+    state_format: Literal["bf16", "q8"] | None
+    rounding: Literal["master", "stochastic", "nearest"]
+    seed: int
     grads: Grads
     copy_to: Grads
 
 
-PLAIN = (1.0, 0.0, np.inf, 0.0)
+PLAIN = (1.0, 0.0, np.inf, 0.0, 0, 1)
 """The scalars of a step that does nothing but its rule."""
 
 
@@ -80,7 +93,7 @@ def averages(settings: Mapping[str, Any]) -> bool:
 
 
 def scalars(
-    step: int, averaged: int, values: Mapping[str, Any], *, decoupled: bool
+    step: int, averaged: int, seed: int, values: Mapping[str, Any], *, decoupled: bool
 ) -> tuple[float, ...]:
     """Return the numbers of step `step` that all rules share, in the kernels' order.
 
@@ -92,6 +105,8 @@ def scalars(
         0.0 if decoupled else values["weight_decay"],
         np.inf if max_value is None else max_value,
         average_weight(step, averaged, values) if averages(values) else 0.0,
+        seed,
+        step,
     )
 
 

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onepass import formats
 from onepass._hyperparameters import Check, Checks, Maybe, check_setting
-from onepass._memory import state_like
+from onepass._memory import compute_dtype, state_like
 from onepass._typing import Array
+from onepass.optim import _storage
 from onepass.optim._group import Group
 from onepass.optim._stages import CHECKS, averages
 from onepass.optim._table import COMPLETED, ROWS, SKIPPED, options_of, states_of
@@ -22,8 +24,12 @@ from onepass.schedules._base import Remembering, remembering
 if TYPE_CHECKING:
     from onepass.optim._base import Optimizer
 
-AVERAGE, AVERAGED, GATHERED = "average", "averaged", "accumulated"
-"""State beside the rule's own: the average of the weights, its steps, the sum of gradients."""
+AVERAGE, AVERAGED, MASTER, GATHERED = "average", "averaged", "master", "accumulated"
+"""State beside the rule's own: the average of the weights, its steps, the weights of a parameter of
+16 bits in float32, the sum of gradients."""
+
+SHAPE, ORDER = "shape", "order"
+"""Of the parameter, beside 8-bit codes: they have none that would tell."""
 
 _SCHEDULE = "schedule"
 
@@ -34,15 +40,14 @@ def state_dict(optimizer: Optimizer) -> dict[str, Any]:
     """See `Optimizer.state_dict`."""
     *steps, completed, skipped = optimizer._counters.tolist()
     gathered = optimizer._gathered.tolist()
-    names = (*ROWS[optimizer.rule]["states"], AVERAGE)
+    names = (*ROWS[optimizer.rule]["states"], AVERAGE, MASTER)
     state = {}
     groups = []
-    optimizer._check_group_count()
+    optimizer._check_groups()
     for number, (group, known) in enumerate(
         zip(optimizer.param_groups, optimizer._groups, strict=True)
     ):
         members = known.members
-        optimizer._check_group(number)
         optimizer._allocate(number, group)
         settings = {
             name: _saved(check, name, group[name]) for name, check in optimizer.group_checks.items()
@@ -50,11 +55,17 @@ def state_dict(optimizer: Optimizer) -> dict[str, Any]:
         keys = [optimizer._keys[index] for index in members]
         groups.append({**settings, "step": completed, "params": keys})
         for index in members:
+            *arrays, master = optimizer._state[index]
+            if master is not None:
+                master = _storage.weights(optimizer._params[index], master)
             entry: dict[str, Any] = {
                 name: array.copy(order="K")
-                for name, array in zip(names, optimizer._state[index], strict=True)
+                for name, array in zip(names, (*arrays, master), strict=True)
                 if array is not None and steps[index]
             }
+            if any(array.dtype == np.uint8 for array in entry.values()):
+                param = optimizer._params[index]
+                entry |= {SHAPE: list(param.shape), ORDER: _storage.order_of(param)}
             if averaged := steps[index] - optimizer._average_from[index]:
                 if AVERAGE in entry:
                     entry[AVERAGED] = averaged
@@ -116,7 +127,11 @@ def load_state_dict(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
         members = optimizer._groups[number].members
         groups.append(_settings(cls, saved_group, live, label))
         option = options_of(cls, groups[-1], groups[-1])
-        known_groups.append(Group(members, options=option, averages=averages(groups[-1])))
+        kept = groups[-1]["state_format"], groups[-1]["rounding"]
+        _storage.check_format(kept[0], [optimizer._params[index] for index in members])
+        known_groups.append(
+            Group(members, options=option, averages=averages(groups[-1]), formats=kept)
+        )
         keys = _matching_keys(saved_group, [optimizer._keys[i] for i in members], label)
         known.update(keys)
         for key, index in zip(keys, members, strict=True):
@@ -258,39 +273,92 @@ def _entry(
     label: str,
 ) -> tuple[int, int, tuple[Array | None, ...]]:
     """Return the step of one parameter, that at which its average began, and its state."""
-    names = ROWS[cls.rule]["states"]
+    row = ROWS[cls.rule]
+    names, state_format = row["states"], settings["state_format"]
     used = [name for name in states_of(cls, options_of(cls, settings, settings)) if name]
     average = entry.pop(AVERAGE, None)
     averaged = entry.pop(AVERAGED, None)
+    shape, order = entry.pop(SHAPE, list(param.shape)), entry.pop(ORDER, "C")
+    if shape != list(param.shape):
+        raise ValueError(f"{label}[{SHAPE!r}]: expected {list(param.shape)}, got {shape!r}")
+    if order not in ("C", "F"):
+        raise ValueError(f"{label}[{ORDER!r}]: expected 'C' or 'F', got {order!r}")
+    master = _master(entry.pop(MASTER, None), param, settings, f"{label}[{MASTER!r}]")
     step = _count(entry.pop("step", cls.step_if_missing if entry else 0), f"{label}['step']")
     if not step and not entry:  # not stepped yet
-        entry = {name: state_like(param, cls.initial_state(settings)) for name in used}
+        value = cls.initial_state(settings)
+        signs = dict(zip(names, row["has_sign"], strict=True))
+        entry = {name: _storage.fresh(param, value, state_format, signs[name]) for name in used}
     # An option that was switched off may have left its array behind.
     if not set(used) <= set(entry) <= set(names):
         raise ValueError(f"{label}: expected the arrays {used}, got {list(entry)}")
     state = tuple(
-        _array(entry[name], param, f"{label}[{name!r}]") if name in entry else None
-        for name in names
+        _kept(entry[name], param, state_format, has_sign, order, f"{label}[{name!r}]")
+        if name in entry
+        else None
+        for name, has_sign in zip(names, row["has_sign"], strict=True)
     )
     if not averages(settings):
-        return step, 0, (*state, None)
+        return step, 0, (*state, None, master)
     if average is None:  # it begins with the next step
-        return step, step, (*state, state_like(param))
+        return step, step, (*state, state_like(param), master)
     began = step - _count(averaged, f"{label}[{AVERAGED!r}]")
     if began < 0:
         raise ValueError(f"{label}[{AVERAGED!r}]: expected at most {step}, got {averaged}")
-    return step, began, (*state, _array(average, param, f"{label}[{AVERAGE!r}]"))
+    return step, began, (*state, _array(average, param, f"{label}[{AVERAGE!r}]"), master)
 
 
 def _array(saved: Any, param: Array, label: str) -> Array:
     source = np.asarray(saved)
-    if source.dtype != param.dtype:
-        raise TypeError(f"{label}: expected dtype {param.dtype}, got {source.dtype}")
-    if source.shape != param.shape:
-        raise ValueError(f"{label}: expected shape {param.shape}, got {source.shape}")
+    if source.dtype != compute_dtype(param):
+        raise TypeError(f"{label}: expected dtype {compute_dtype(param)}, got {source.dtype}")
+    _check_shape(source, param.shape, label)
     array = state_like(param)
     array[...] = source
     return array
+
+
+def _kept(
+    saved: Any, param: Array, state_format: str | None, has_sign: bool, order: str, label: str
+) -> Any:
+    """Return saved state as the group keeps it, in whichever format it was saved."""
+    source = np.asarray(saved)
+    is_small = source.dtype.name in ("bfloat16", "float16", "uint8")
+    if not is_small or compute_dtype(param) != np.float32:
+        source = _array(source, param, label)
+    elif source.dtype == np.uint8:
+        _check_shape(source, (param.size + -(-param.size // formats.BLOCK),), label)
+        try:
+            formats.q8_check(source, signed=has_sign)
+        except ValueError as error:
+            raise ValueError(f"{label}: {error}") from None
+        alike = order == _storage.order_of(param)
+        if alike and _storage.is_kept_as(source, param, state_format):
+            return source.copy()
+    else:
+        _check_shape(source, param.shape, label)
+    values = _storage.opened(source, param, has_sign, order)
+    return _storage.keep(values, param, state_format, has_sign)
+
+
+def _master(saved: Any, param: Array, settings: Mapping[str, Any], label: str) -> Array | None:
+    if not _storage.needs_master(param, settings):
+        if saved is not None:
+            expected = "none beside this parameter and its rounding"
+            raise ValueError(f"{label}: expected {expected}, got an array")
+        return None
+    if saved is None:
+        return _storage.master_of(param)
+    master = _array(saved, param, label)
+    if not _storage.same_bits(formats.narrow(master, param.dtype), param).all():
+        expected = "weights that are the parameter's once rounded (load those first)"
+        raise ValueError(f"{label}: expected {expected}, got others")
+    return master
+
+
+def _check_shape(array: Any, shape: tuple[int, ...], label: str) -> None:
+    if array.shape != shape:
+        raise ValueError(f"{label}: expected shape {shape}, got {array.shape}")
 
 
 def _count(value: Any, label: str) -> int:

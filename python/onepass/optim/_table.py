@@ -47,8 +47,8 @@ def states_of(cls: type[Rule], options: int) -> list[str | None]:
 
 
 def scalars_of(
-    cls: type[Rule], values: Mapping[str, Any], step: int, averaged: int
+    cls: type[Rule], values: Mapping[str, Any], step: int, averaged: int = 0, seed: int = 0
 ) -> tuple[float, ...]:
     """Return the numbers of a step, in the kernels' order."""
-    shared = _stages.scalars(step, averaged, values, decoupled=cls.decoupled)
+    shared = _stages.scalars(step, averaged, seed, values, decoupled=cls.decoupled)
     return (*shared, *cls.scalars(step, values).values())

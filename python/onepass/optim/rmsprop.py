@@ -28,8 +28,9 @@ class RMSprop(Optimizer, rule="rmsprop"):
     Parameters
     ----------
     params : ndarray, sequence or mapping of them, or list of groups
-        float32 or float64 arrays, C- or F-contiguous, updated in place. A group is a mapping with
-        ``"params"`` and the hyperparameters in which it differs.
+        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, C- or F-contiguous, updated
+        in place. A group is a mapping with ``"params"`` and the hyperparameters in which it
+        differs.
     lr : float >= 0, or schedule
         Learning rate. A schedule is called with the number of completed steps, from 0.
     alpha : float in [0, 1)
@@ -47,7 +48,8 @@ class RMSprop(Optimizer, rule="rmsprop"):
         Ascend instead of descend.
     **options
         `max_grad_norm`, `max_grad_value`, `nonfinite`, `zero_grad`, `ema_decay`, `ema_warmup`,
-        `swa_start`, `grads` and `copy_to`: see `onepass.Optimizer`.
+        `swa_start`, `state_format`, `rounding`, `seed`, `grads` and `copy_to`: see
+        `onepass.Optimizer`.
 
     Raises
     ------

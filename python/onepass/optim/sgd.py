@@ -46,8 +46,9 @@ class SGD(Optimizer, rule="sgd"):
     Parameters
     ----------
     params : ndarray, sequence or mapping of them, or list of groups
-        float32 or float64 arrays, C- or F-contiguous, updated in place. A group is a mapping with
-        ``"params"`` and the hyperparameters in which it differs.
+        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, C- or F-contiguous, updated
+        in place. A group is a mapping with ``"params"`` and the hyperparameters in which it
+        differs.
     lr : float >= 0, or schedule
         Learning rate. A schedule is called with the number of completed steps, from 0.
     momentum : float in [0, 1), or schedule
@@ -63,7 +64,8 @@ class SGD(Optimizer, rule="sgd"):
     form : "heavy_ball", "sutskever" or "ema"
     **options
         `max_grad_norm`, `max_grad_value`, `nonfinite`, `zero_grad`, `ema_decay`, `ema_warmup`,
-        `swa_start`, `grads` and `copy_to`: see `onepass.Optimizer`.
+        `swa_start`, `state_format`, `rounding`, `seed`, `grads` and `copy_to`: see
+        `onepass.Optimizer`.
 
     Raises
     ------
@@ -225,7 +227,6 @@ class SGD(Optimizer, rule="sgd"):
                 raise ValueError("nesterov: expected False for lookahead, got True")
             rate = settings["lr"] if settings["form"] == "heavy_ball" else 1.0
             for index in group.members:
-                buffer, _ = self._state[index]
-                shift = rate * settings["momentum"] * buffer
-                values.append(np.asarray(self._params[index] - shift))
+                weights, buffer = self._opened(index)
+                values.append(np.asarray(weights - rate * settings["momentum"] * buffer))
         return self._show([index for group in self._groups for index in group.members], values)

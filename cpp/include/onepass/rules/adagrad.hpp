@@ -8,7 +8,7 @@ namespace onepass::inline ONEPASS_ISA {
 
 template <class T>
 struct Adagrad {
-  static constexpr State states[] = {{"sum"}};
+  static constexpr State states[] = {{"sum", true, false}};
   static constexpr const char* scalars[] = {"step_size", "eps", "eps_root"};
   T step_size, eps, eps_root;
 

@@ -9,7 +9,7 @@ namespace onepass::inline ONEPASS_ISA {
 template <class T, bool with_momentum, bool centered>
 struct RMSprop {
   static constexpr State states[] = {
-      {"square_avg"}, {"momentum_buffer", with_momentum}, {"grad_avg", centered}};
+      {"square_avg", true, false}, {"momentum_buffer", with_momentum}, {"grad_avg", centered}};
   static constexpr const char* scalars[] = {"alpha", "one_minus_alpha", "momentum", "lr",
                                             "eps",   "eps_root"};
   T alpha, one_minus_alpha, momentum, lr, eps, eps_root;

@@ -1,0 +1,141 @@
+// The arrays of a tensor in whichever formats, each in heap blocks of its exact size.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+#include "checks.hpp"
+#include "dispatch.hpp"
+#include "onepass/random.hpp"
+#include "step.hpp"
+
+inline std::size_t count_blocks(std::size_t n) {
+  return (n + onepass::block_size - 1) / onepass::block_size;
+}
+
+// One array, of which one of the first three blocks holds the elements: in 8 bits there are scales.
+template <class T>
+struct StoredBlock {
+  std::size_t bits;
+  Block<T> numbers;
+  Block<std::uint16_t> halves;
+  Block<std::uint8_t> codes, scales;
+
+  StoredBlock(std::size_t bits_each, std::size_t n, std::size_t offset, std::uint32_t seed)
+      : bits(bits_each),
+        numbers(bits > 16 ? n : 0, offset, seed),
+        halves(bits == 16 ? n : 0, offset, seed),
+        codes(bits == 8 ? n : 0, offset, seed),
+        scales(bits == 8 ? count_blocks(n) : 0, 0, seed) {
+    // One block of three is at the lower end; the others' largest number is about 1.
+    for (std::size_t i = 0; i < scales.size(); ++i) {
+      std::uint8_t& scale = scales.data()[i];
+      scale = i % 3 == 1 ? std::uint8_t{0} : static_cast<std::uint8_t>(96 + scale % 16);
+    }
+  }
+
+  onepass::Stored stored(const onepass::Codec* codec = nullptr) const {
+    if (bits == 8) return {codes.data(), scales.data(), codec};
+    if (bits == 16) return {halves.data(), nullptr, codec};
+    return {numbers.data()};
+  }
+  bool operator==(const StoredBlock& other) const {
+    return numbers == other.numbers && halves == other.halves && codes == other.codes &&
+           scales == other.scales;
+  }
+};
+
+// How a tensor is kept.
+struct Formats {
+  onepass::Format param = onepass::plain, grad = onepass::plain;
+  onepass::StateFormat state = onepass::plain_state;
+  onepass::Format copy = onepass::plain;  // plain: there is none
+  bool follows = false;
+
+  bool rounds() const { return param != onepass::plain || state != onepass::plain_state; }
+};
+
+// Scalars that suit any rule: all in (0, 1), none round in binary. Before them the stages': the
+// gradient is clipped, and the average is near the new weights.
+inline constexpr double scalars[onepass::max_scalars] = {-1.0, 0.1, 0.7, 0.6, 0.0,  0.0,  0.9, 0.05,
+                                                         0.3,  0.7, 0.2, 0.6, 1e-3, 1e-4, 0.4, 0.8};
+
+inline const onepass::StepBits step_bits = [] {
+  onepass::StepBits bits;
+  onepass::draw(bits, 1, 1);
+  return bits;
+}();
+
+// One variant of one rule, in the build for one instruction set.
+struct Choice {
+  const onepass::KernelTable* kernels;
+  std::size_t row, variant;
+};
+
+template <class T>
+struct Arrays {
+  std::size_t size;
+  Formats formats;
+  StoredBlock<T> param, grad, state[onepass::max_states], average, copy;
+
+  Arrays(std::size_t n, std::size_t offset, const Formats& f = {})
+      : size(n),
+        formats(f),
+        param(bits(f.param), n, offset, 1),
+        grad(bits(f.grad), n, offset, 2),
+        state{{state_bits(f), n, offset, 3},
+              {state_bits(f), n, offset, 4},
+              {state_bits(f), n, offset, 5}},
+        average(bits(onepass::plain), n, offset, 6),
+        copy(bits(f.copy), n, offset, 7) {}
+
+  static std::size_t bits(onepass::Format format) {
+    return format == onepass::plain ? 8 * sizeof(T) : 16;
+  }
+  static std::size_t state_bits(const Formats& f) {
+    return f.state == onepass::q8_state ? 8 : f.state == onepass::bf16_state ? 16 : 8 * sizeof(T);
+  }
+
+  // `number`: the tensor's among all.
+  onepass::Tensor tensor(const Choice& choice, std::uint64_t number = 0) const {
+    const onepass::KernelTable& kernels = *choice.kernels;
+    const onepass::Variant& variant = kernels.rules[choice.row].variants[choice.variant];
+    constexpr bool is_float = sizeof(T) == sizeof(float);
+    const auto codec = [&](onepass::Format format) {
+      return format == onepass::plain ? nullptr : &kernels.codecs[format];
+    };
+    const onepass::Streams streams{
+        .param = param.stored(codec(formats.param)),
+        .grad = grad.stored(codec(formats.grad)),
+        .state = {state[0].stored(), state[1].stored(), state[2].stored()},
+        .average = average.stored(),
+        .copy = codec(formats.copy) ? copy.stored(codec(formats.copy)) : onepass::Stored{},
+        .zero_grad = true,
+        .follows = formats.follows,
+        .random = formats.rounds() ? &step_bits : nullptr,
+        .tensor = number,
+    };
+    return {streams,
+            size,
+            sizeof(T),
+            is_float ? variant.f32[formats.state] : variant.f64,
+            is_float ? kernels.squares_f32 : kernels.squares_f64,
+            scalars};
+  }
+
+  // The last element of the gradient.
+  void make_infinite() const {
+    if (formats.grad == onepass::plain) {
+      grad.numbers.data()[size - 1] = static_cast<T>(HUGE_VAL);
+    } else {
+      grad.halves.data()[size - 1] = formats.grad == onepass::bf16 ? 0x7f80 : 0x7c00;
+    }
+  }
+
+  bool operator==(const Arrays& other) const {
+    return param == other.param && grad == other.grad && state[0] == other.state[0] &&
+           state[1] == other.state[1] && state[2] == other.state[2] && average == other.average &&
+           copy == other.copy;
+  }
+};

@@ -1,0 +1,230 @@
+// The formats by hand: what codes stand for, how numbers are rounded to them, and by which bits.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <string>
+
+#include "checks.hpp"
+#include "dispatch.hpp"
+#include "onepass/q8.hpp"
+#include "onepass/random.hpp"
+
+namespace {
+
+constexpr std::size_t block_size = onepass::block_size;
+constexpr std::uint32_t most_bits = (1u << 20) - 1;
+
+// The same random bits for every element.
+onepass::BlockBits all(std::uint32_t bits) {
+  static constexpr std::uint32_t columns[block_size] = {};
+  return {columns, bits};
+}
+
+// What Rosetta Code lists for this seed (Pseudo-random numbers/Splitmix64).
+void check_random() {
+  constexpr std::uint64_t published[] = {6457827717110365317u, 3203168211198807973u,
+                                         9817491932198370423u};
+  onepass::StepBits bits, later;
+  for (std::uint64_t i = 0; i < 3; ++i) {
+    check(onepass::split_mix(1234567, i) == published[i], "SplitMix64");
+  }
+  onepass::draw(bits, 3, 1);
+  onepass::draw(later, 3, 2);
+  const auto most = *std::max_element(bits.columns, bits.columns + block_size);
+  check(most <= most_bits && most > most_bits / 2, "20 bits");
+  check(std::memcmp(bits.columns, later.columns, sizeof bits.columns) != 0,
+        "every step has its own");
+  const std::uint32_t row = onepass::block_bits(bits, 0, 0).row;
+  check(row != onepass::block_bits(bits, 1, 0).row, "every array has its own");
+  check(row != onepass::block_bits(bits, 0, 1).row, "every block has its own");
+}
+
+// What IEEE 754 says of 16 bits.
+double value_of(std::uint16_t half, int mantissa_bits) {
+  const int exponent_bits = 15 - mantissa_bits, bias = (1 << (exponent_bits - 1)) - 1;
+  const int mantissa = half & ((1 << mantissa_bits) - 1);
+  const int exponent = (half & 0x7fff) >> mantissa_bits;
+  double value = std::ldexp(exponent ? mantissa + (1 << mantissa_bits) : mantissa,
+                            std::max(exponent, 1) - bias - mantissa_bits);
+  if (exponent == (1 << exponent_bits) - 1) value = mantissa ? std::nan("") : HUGE_VAL;
+  return half & 0x8000 ? -value : value;
+}
+
+bool same(double a, double b) {
+  return std::isnan(a) ? std::isnan(b) : a == b && std::signbit(a) == std::signbit(b);
+}
+
+// All that there are: read as the standard says, and the same again when they are written.
+void check_all_halves() {
+  using namespace onepass;
+  constexpr std::size_t n = 1 << 16;
+  Block<std::uint16_t> halves(n, 0, 1), again(n, 0, 2);
+  Block<float> values(n, 0, 3);
+  for (std::size_t i = 0; i < n; ++i) halves.data()[i] = static_cast<std::uint16_t>(i);
+  for_each_isa([&](const KernelTable& kernels, const std::string& where) {
+    for (const Format format : {bf16, f16, bf16_random, f16_random}) {
+      const int mantissa_bits = format == bf16 || format == bf16_random ? 7 : 10;
+      kernels.codecs[format].open({halves.data()}, 0, n, values.data());
+      for (std::size_t i = 0; i < n; i += block_size) {
+        kernels.codecs[format].close(values.data() + i, block_size, {again.data()}, i,
+                                     all(most_bits));
+      }
+      for (std::size_t i = 0; i < n; ++i) {
+        const double expected = value_of(halves.data()[i], mantissa_bits);
+        check(same(values.data()[i], expected) &&
+                  same(value_of(again.data()[i], mantissa_bits), expected),
+              "16 bits, " + std::to_string(i) + where);
+      }
+    }
+  });
+}
+
+// Half way between two neighbours (1 + 2^-8 in bfloat16, 1 + 2^-11 and 1.5 * 2^-24 in float16), and
+// what is exact already.
+constexpr std::size_t n_halves = 5;
+struct Halves {
+  onepass::Format nearest, random;
+  float values[n_halves];
+  std::uint16_t to_nearest[n_halves], down[n_halves], up[n_halves];  // ties to even
+};
+constexpr Halves halfway[] = {{onepass::bf16,
+                               onepass::bf16_random,
+                               {0x1.01p0f, -0x1.01p0f, 0x1.03p0f, 1.5f, 0.0f},
+                               {0x3f80, 0xbf80, 0x3f82, 0x3fc0, 0},
+                               {0x3f80, 0xbf80, 0x3f81, 0x3fc0, 0},
+                               {0x3f81, 0xbf81, 0x3f82, 0x3fc0, 0}},
+                              {onepass::f16,
+                               onepass::f16_random,
+                               {0x1.002p0f, -0x1.002p0f, 0x1.8p-24f, 1.5f, 0.0f},
+                               {0x3c00, 0xbc00, 0x0002, 0x3e00, 0},
+                               {0x3c00, 0xbc00, 0x0001, 0x3e00, 0},
+                               {0x3c01, 0xbc01, 0x0002, 0x3e00, 0}}};
+
+void check_narrowing() {
+  for_each_isa([](const onepass::KernelTable& kernels, const std::string& where) {
+    for (const Halves& each : halfway) {
+      const auto becomes = [&](onepass::Format format, std::uint32_t random,
+                               const std::uint16_t* expected) {
+        Block<std::uint16_t> found(n_halves, 0, 1);
+        kernels.codecs[format].close(each.values, n_halves, {found.data()}, 0, all(random));
+        check(std::equal(expected, expected + n_halves, found.data()),
+              "half way, format " + std::to_string(format) + ", bits " + std::to_string(random) +
+                  where);
+      };
+      becomes(each.nearest, 0, each.to_nearest);
+      for (const std::uint32_t random : {0u, most_bits / 2})
+        becomes(each.random, random, each.down);
+      for (const std::uint32_t random : {most_bits / 2 + 1, most_bits}) {
+        becomes(each.random, random, each.up);
+      }
+    }
+  });
+}
+
+// The values of a vector in 8 bits.
+template <class Q8>
+void open(const onepass::Stored& stored, std::size_t n, float* values) {
+  for (std::size_t begin = 0; begin < n; begin += block_size) {
+    const auto read = Q8::reader(stored, begin);
+    for (std::size_t i = begin; i < std::min(begin + block_size, n); ++i) {
+      values[i] = read(i - begin);
+    }
+  }
+}
+
+// What numbers in a block become with no random bits and with all of them.
+constexpr std::size_t n_codes = 4;
+struct Codes {
+  float values[n_codes];
+  std::uint8_t scale, down[n_codes], up[n_codes];
+  float stood_for[n_codes];  // by `down`
+};
+
+// 1, 0.3 and 0.001 are 1 * 2^0, 1.2 * 2^-2 and 1.024 * 2^-10: 0, 1.6 and 0.2 eighths above a power
+// of two. With a sign their exponents are 15, 13 and 5, and a code stands for 2^-15 less than that;
+// so even the 1 lies between two codes.
+constexpr Codes with_sign{{1.0f, -0.3f, 0.001f, 0.0f},
+                          127 - 19,
+                          {15 << 3, 0x80 | 13 << 3 | 1, 5 << 3, 0},
+                          {15 << 3 | 1, 0x80 | 13 << 3 | 2, 5 << 3 | 1, 0},
+                          {1.0f - 0x1p-15f, 0x1p-15f - 0x1.2p-2f, 0x1p-10f - 0x1p-15f, 0.0f}};
+// Without one they are 31, 29 and 21, and nothing is less than 2^-31.
+constexpr Codes without_sign{{1.0f, 0.3f, 0.001f, 0x1p-40f},
+                             127 - 31,
+                             {31 << 3, 29 << 3 | 1, 21 << 3, 0},
+                             {31 << 3, 29 << 3 | 2, 21 << 3 | 1, 0},
+                             {1.0f, 0x1.2p-2f, 0x1p-10f, 0x1p-31f}};
+
+template <class Q8>
+void check_codes(const Codes& expected, const std::string& name) {
+  Block<std::uint8_t> codes(n_codes, 0, 1), scale(1, 0, 2);
+  Block<float> found(n_codes, 0, 3);
+  const onepass::Stored stored{codes.data(), scale.data()};
+  Q8::close(expected.values, n_codes, stored, 0, all(most_bits));
+  check(std::memcmp(codes.data(), expected.up, n_codes) == 0, name + ": rounded up");
+  Q8::close(expected.values, n_codes, stored, 0, all(0));
+  check(std::memcmp(codes.data(), expected.down, n_codes) == 0, name + ": rounded down");
+  check(scale.data()[0] == expected.scale, name + ": the scale");
+  open<Q8>(stored, n_codes, found.data());
+  check(std::equal(found.data(), found.data() + n_codes, expected.stood_for),
+        name + ": what the codes stand for");
+}
+
+// Rounding up leads to no code too many, whatever a block's largest number is.
+template <class Q8>
+void check_largest(const std::string& name) {
+  std::uint8_t code[1], scale[1];
+  for (float next = 1.0f; next < 2.0f; next += 0x1p-10f) {
+    for (const float value : {next, std::nextafter(next, 2.0f), std::nextafter(next, 0.0f)}) {
+      float found;
+      Q8::close(&value, 1, {code, scale}, 0, all(most_bits));
+      open<Q8>({code, scale}, 1, &found);
+      check(found >= value - 0x1p-14f && found <= 1.125f * value,
+            name + ": the largest is " + std::to_string(value));
+    }
+  }
+}
+
+// Blocks of zeros, with something that is not finite, and with a 1 at the end.
+template <class Q8>
+void check_blocks(const std::string& name) {
+  constexpr std::size_t n = 2 * block_size + 3;
+  for (const float bad : {std::numeric_limits<float>::quiet_NaN(),
+                          std::numeric_limits<float>::infinity(), 0x1.fp127f}) {
+    Block<float> values(n, 0, 1), found(n, 0, 2);
+    std::fill_n(values.data(), n, 0.0f);
+    values.data()[block_size + 7] = bad;
+    values.data()[n - 1] = 1.0f;
+    Block<std::uint8_t> codes(n, 0, 3), scales(3, 0, 4);
+    const onepass::Stored stored{codes.data(), scales.data()};
+    for (std::size_t begin = 0; begin < n; begin += block_size) {
+      Q8::close(values.data() + begin, std::min(block_size, n - begin), stored, begin,
+                all(most_bits));
+    }
+    open<Q8>(stored, n, found.data());
+    for (std::size_t i = 0; i < n; ++i) {
+      const float value = found.data()[i];
+      check(i < block_size       ? value == 0.0f
+            : i < 2 * block_size ? std::isnan(value)
+                                 : value >= 0.0f && value <= 1.125f,
+            name + ", element " + std::to_string(i));
+    }
+  }
+}
+
+}  // namespace
+
+int main() {
+  check_random();
+  check_all_halves();
+  check_narrowing();
+  check_codes<onepass::Q8Signed>(with_sign, "with a sign");
+  check_codes<onepass::Q8Unsigned>(without_sign, "without a sign");
+  check_largest<onepass::Q8Signed>("with a sign");
+  check_largest<onepass::Q8Unsigned>("without a sign");
+  check_blocks<onepass::Q8Signed>("with a sign");
+  check_blocks<onepass::Q8Unsigned>("without a sign");
+  return report();
+}

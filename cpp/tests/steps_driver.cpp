@@ -1,0 +1,153 @@
+// Single steps by hand, in numbers that are exact in binary: what surrounds the rule, and the
+// formats.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <string>
+
+#include "checks.hpp"
+#include "dispatch.hpp"
+#include "onepass/random.hpp"
+#include "step.hpp"
+
+namespace {
+
+// The first row, SGD, at a learning rate of 1; with a momentum of 0.5 where `state` is not plain.
+onepass::Tensor sgd(const onepass::KernelTable& kernels, const onepass::Streams& streams,
+                    std::size_t n, onepass::StateFormat state = onepass::plain_state) {
+  // Scale, decay, no clipping, no average, seed and step; momentum, gain, step_size.
+  static constexpr double scalars[] = {1.0, 0.0, HUGE_VAL, 0.0, 0.0, 1.0, 0.5, 1.0, 1.0};
+  check(std::string(kernels.rules[0].name) == "sgd", "the first row is sgd");
+  const std::size_t variant = state == onepass::plain_state ? 0 : 2;
+  return {
+      streams, n, sizeof(float), kernels.rules[0].variants[variant].f32[state], kernels.squares_f32,
+      scalars};
+}
+
+// p - lr * g, and what surrounds it.
+void check_stages() {
+  // Scale, decay, no clipping, the average's weight, seed and step; momentum, gain, step_size.
+  constexpr double scalars[] = {1.0, 0.0, HUGE_VAL, 0.5, 0.0, 1.0, 0.0, 1.0, 0.25};
+  for_each_isa([&](const onepass::KernelTable& kernels, const std::string& where) {
+    float param[] = {1.0f, -2.0f, 8.0f}, grad[] = {4.0f, 2.0f, -16.0f};
+    float average[] = {2.0f, 0.5f, 0.0f};
+    onepass::Streams streams;
+    streams.param = {param};
+    streams.grad = {grad};
+    streams.average = {average};
+    streams.zero_grad = true;
+    onepass::Tensor tensor = sgd(kernels, streams, 3);
+    tensor.scalars = scalars;
+    double sums[1];
+    check(onepass::norm({&tensor, 1}, sums, 1).value == std::sqrt(276.0), "the norm" + where);
+    onepass::step({&tensor, 1}, 1);
+    check(param[0] == 0.0f && param[1] == -2.5f && param[2] == 12.0f, "sgd" + where);
+    check(average[0] == 1.0f && average[1] == -1.0f && average[2] == 6.0f, "the average" + where);
+    check(grad[0] == 0.0f && grad[1] == 0.0f && grad[2] == 0.0f, "the gradient is zeroed" + where);
+  });
+}
+
+// A gradient of 16 bits: 1.5, -2, the smallest subnormal number; its norm, and a copy of 16 bits.
+void check_gradient() {
+  struct Case {
+    onepass::Format format;
+    std::uint16_t bits[3];
+    float smallest;
+  };
+  const auto are_zero = [](const std::uint16_t* grad) { return !grad[0] && !grad[1] && !grad[2]; };
+  for_each_isa([&](const onepass::KernelTable& kernels, const std::string& where) {
+    for (const Case& each : {Case{onepass::f16, {0x3e00, 0xc000, 0x0001}, 0x1p-24f},
+                             Case{onepass::bf16, {0x3fc0, 0xc000, 0x0001}, 0x1p-133f}}) {
+      Block<std::uint16_t> grad(3, 0, 1), copy(3, 0, 2);
+      std::memcpy(grad.data(), each.bits, sizeof each.bits);
+      float param[] = {0.0f, 0.0f, 0.0f};
+      onepass::Streams streams;
+      const onepass::Codec* codec = &kernels.codecs[each.format];
+      streams.param = {param};
+      streams.grad = {grad.data(), nullptr, codec};
+      streams.copy = {copy.data(), nullptr, codec};
+      streams.zero_grad = true;
+      onepass::Tensor tensor = sgd(kernels, streams, 3);
+      double sum[1];
+      const double smallest = each.smallest;
+      check(
+          onepass::norm({&tensor, 1}, sum, 1).value == std::sqrt(2.25 + 4.0 + smallest * smallest),
+          "the norm of a gradient of 16 bits" + where);
+      onepass::step({&tensor, 1}, 1);
+      check(param[0] == -1.5f && param[1] == 2.0f && param[2] == -each.smallest,
+            "a gradient of 16 bits" + where);
+      for (std::size_t i = 0; i < 3; ++i) {
+        check((copy.data()[i] ^ 0x8000) == each.bits[i], "a copy of 16 bits" + where);
+      }
+      check(are_zero(grad.data()), "it is zeroed" + where);
+      std::memcpy(grad.data(), each.bits, sizeof each.bits);
+      onepass::zero_gradients({&tensor, 1}, 1);
+      check(are_zero(grad.data()), "it is zeroed alone" + where);
+    }
+  });
+}
+
+// A master of more bits than its bfloat16 stays, but for the element that was set to -3 there.
+void check_follow() {
+  for_each_isa([](const onepass::KernelTable& kernels, const std::string& where) {
+    float param[] = {0x1.00002p0f, 0x1.00002p0f, 0.5f}, grad[] = {0.0f, 0.0f, -0x1p-20f};
+    std::uint16_t copy[] = {0x3f80, 0xc040, 0x3f00};
+    onepass::Streams streams;
+    streams.param = {param};
+    streams.grad = {grad};
+    streams.copy = {copy, nullptr, &kernels.codecs[onepass::bf16]};
+    streams.follows = true;
+    onepass::Tensor tensor = sgd(kernels, streams, 3);
+    onepass::step({&tensor, 1}, 1);
+    check(param[0] == 0x1.00002p0f && param[1] == -3.0f && param[2] == 0.5f + 0x1p-20f,
+          "the master follows" + where);
+    check(copy[0] == 0x3f80 && copy[1] == 0xc040 && copy[2] == 0x3f00, "its copy" + where);
+  });
+}
+
+// Two steps from 2 with gradients of 0.5: momentum 0.5, then 0.75; parameter 1.5, then 0.75. All of
+// these are exact in 16 bits; in 8, 0.5 lies just above a code.
+void check_state() {
+  using namespace onepass;
+  struct Case {
+    Format format;
+    std::uint16_t first, second;
+  };
+  StepBits bits;
+  draw(bits, 0, 1);
+  for_each_isa([&](const KernelTable& kernels, const std::string& where) {
+    for (const Case& each : {Case{bf16, 0x3fc0, 0x3f40}, Case{bf16_random, 0x3fc0, 0x3f40},
+                             Case{f16, 0x3e00, 0x3a00}, Case{f16_random, 0x3e00, 0x3a00}}) {
+      std::uint16_t param[] = {0x4000}, momentum[] = {0};
+      float grad[] = {0.5f};
+      Streams streams;
+      streams.param = {param, nullptr, &kernels.codecs[each.format]};
+      streams.grad = {grad};
+      streams.state[0] = {momentum};
+      streams.random = &bits;
+      Tensor tensor = sgd(kernels, streams, 1, bf16_state);
+      step({&tensor, 1}, 1);
+      check(param[0] == each.first && momentum[0] == 0x3f00, "a step in 16 bits" + where);
+      step({&tensor, 1}, 1);
+      check(param[0] == each.second && momentum[0] == 0x3f40, "its next" + where);
+
+      std::uint8_t code[] = {0}, scale[] = {0};
+      param[0] = 0x4000;
+      streams.state[0] = {code, scale};
+      tensor = sgd(kernels, streams, 1, q8_state);
+      step({&tensor, 1}, 1);
+      check(param[0] == each.first && code[0] >> 1 == 15 << 2 && scale[0] == 126 - 19,
+            "a step in 8 bits" + where);
+    }
+  });
+}
+
+}  // namespace
+
+int main() {
+  check_stages();
+  check_gradient();
+  check_follow();
+  check_state();
+  return report();
+}

@@ -1,0 +1,140 @@
+"""The arrays that belong to a parameter, in the format that its group asks for."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onepass import formats
+from onepass._extras import require
+from onepass._memory import compute_dtype, state_like
+from onepass._typing import Array
+
+SMALL = 4096
+"""Parameters with fewer elements keep their state in float32: it is theirs that weighs nothing."""
+
+
+def check_format(state_format: str | None, params: Iterable[Array]) -> None:
+    """Raise where these parameters cannot keep their state so."""
+    if state_format is None:
+        return
+    if any(param.dtype == np.float64 for param in params):
+        raise TypeError(
+            f"state_format: expected None beside float64 parameters, got {state_format!r}"
+        )
+    if state_format == "bf16":
+        require("formats", ml_dtypes="ml_dtypes")
+
+
+def keep(values: Array, param: Array, state_format: str | None, has_sign: bool) -> Any:
+    """Return an array with these values, rounded to nearest, as state of this format is kept."""
+    if state_format is None or param.size < SMALL:
+        array = state_like(param)
+        array[...] = values
+        return array
+    if state_format == "q8":
+        values = np.asarray(values, np.float32, order=order_of(param))
+        return formats.q8_encode(values, signed=has_sign)
+    array = state_like(param, dtype=bfloat16())
+    array[...] = values
+    return array
+
+
+def fresh(param: Array, value: float, state_format: str | None, has_sign: bool) -> Any:
+    """Return such an array that is filled with a value."""
+    if state_format == "q8" and param.size >= SMALL and not value:
+        return np.zeros(param.size + -(-param.size // formats.BLOCK), np.uint8)
+    if state_format is None or param.size < SMALL:
+        return state_like(param, value)
+    return keep(np.broadcast_to(np.float32(value), param.shape), param, state_format, has_sign)
+
+
+def opened(array: Any, param: Array, has_sign: bool, order: Any = None) -> Array:
+    """Return what is kept, in the dtype that the rule computes with; it may be the array itself.
+
+    `order` is that in which 8-bit codes stand, by default the parameter's.
+    """
+    if array.dtype == np.uint8:
+        flat = formats.q8_decode(array, signed=has_sign)
+        return np.asarray(flat.reshape(param.shape, order=order or order_of(param)))
+    return np.asarray(array if array.dtype.itemsize > 2 else array.astype(np.float32))
+
+
+def closed(
+    values: Array,
+    before: Any,
+    random: Callable[[int], formats.Bits] | None = None,
+    has_sign: bool = True,
+) -> Any:
+    """Return values in the format of the array they replace, rounded by these bits, or to nearest.
+
+    `random` is asked for as many as there are elements.
+    """
+    if before.dtype.itemsize > 2:
+        return values
+    bits = None if random is None else random(values.size)
+    if before.dtype == np.uint8:
+        return formats.q8_encode(values, signed=has_sign, bits=bits)
+    if bits is not None:
+        bits = bits.reshape(values.shape, order=order_of(values))
+    return formats.narrow(values, before.dtype, bits)
+
+
+def is_kept_as(array: Any, param: Array, state_format: str | None) -> bool:
+    """Return whether an array is already in this format."""
+    if param.size < SMALL:
+        state_format = None
+    itemsize = {None: compute_dtype(param).itemsize, "bf16": 2, "q8": 1}[state_format]
+    return bool(array.dtype.itemsize == itemsize)
+
+
+def needs_master(param: Array, settings: Mapping[str, Any]) -> bool:
+    """Return whether a parameter has a master in float32."""
+    return settings["rounding"] == "master" and param.dtype.itemsize == 2
+
+
+def master_of(param: Array) -> Array:
+    """Return a master that begins with the parameter."""
+    array = state_like(param)
+    array[...] = param
+    return array
+
+
+def weights(param: Array, master: Array | None) -> Array:
+    """Return the weights as the next step takes them: the master's, where nobody has changed them.
+
+    The kernels do the same (`follow` in cpp/include/onepass/formats.hpp).
+    """
+    if master is None:
+        return param if param.dtype.itemsize > 2 else param.astype(np.float32)
+    return np.where(same_bits(formats.narrow(master, param.dtype), param), master, param)
+
+
+def same_bits(a: Array, b: Array) -> npt.NDArray[np.bool]:
+    """Return where two arrays of 16 bits hold the same; of NaN there are many, and one counts."""
+    with np.errstate(invalid="ignore"):  # NaN that signal
+        both_nan = np.isnan(a) & np.isnan(b)
+    return np.asarray((a.view(np.uint16) == b.view(np.uint16)) | both_nan)
+
+
+def shown(values: Sequence[Array], params: Sequence[Array]) -> list[Array]:
+    """Return values as the parameters can hold them."""
+    return [
+        value if value.dtype == param.dtype else formats.narrow(value, param.dtype)
+        for value, param in zip(values, params, strict=True)
+    ]
+
+
+def bfloat16() -> np.dtype[Any]:
+    """Return the dtype, which ml_dtypes brings."""
+    require("formats", ml_dtypes="ml_dtypes")
+    import ml_dtypes
+
+    found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return found
+
+
+def order_of(param: Array) -> Any:
+    """Return the order in which the elements of a parameter stand in memory."""
+    return "C" if param.flags.c_contiguous else "F"
