@@ -60,7 +60,7 @@ def docs(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Print the tables of the README."""
     session.install("torch==2.13.0")
-    session.install(".[bench]")
+    session.install(".[bench]", "bitsandbytes")  # with torch: alone it would bring another one
     session.run("python", "bench/run.py", *session.posargs)
 
 

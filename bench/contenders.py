@@ -67,7 +67,7 @@ def copy_limit(
 ) -> Step:
     """Read all and write all but the gradients; with gradients of zero the values stay."""
     options = sum(2 << k for k, state in enumerate(states[0]) if state is not None)
-    job = (_core.copy_limit, options, range(len(params)))
+    job = (_core.copy_limit, options, range(len(params)), False)
     arrays = (list(params), list(grads), list(states))
     plan = _core.Plan((None, *arrays, [job], _core.Gradients.bound, None, None))
     return partial(plan.run, [PLAIN], runtime.get_num_threads())

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from statistics import median
@@ -10,10 +10,10 @@ from statistics import median
 from rich.console import Console, JustifyMethod
 from rich.table import Table
 
-from formats import EXTRA_BYTES, FORMATS
+from formats import FLOAT32, FORMATS, Format
 from full_step import EXTRA_ARRAYS, STAGES
 
-PAGE = 120
+PAGE = 220
 """Characters of a line where no terminal says how many."""
 
 
@@ -32,6 +32,8 @@ class Row:
     bytes: int
     isa: str
     torch_form: str | None
+    formats: dict[str, dict[str, int]]
+    """Of the contenders that have a format, what they count bytes of."""
     seconds: dict[str, list[float]]
 
     @property
@@ -152,22 +154,46 @@ def full_step(rows: Sequence[Row]) -> Report:
 
 
 def formats(rows: Sequence[Row]) -> Report:
-    """The table of steps with arrays of fewer bits."""
+    """The table of steps with numbers of fewer bits: a line for each format of a row."""
     labels = {**WORKLOAD, **_labels(rows)}
-    columns: dict[str, Column] = {**labels, "float32, µs": lambda row: row.microseconds("onepass")}
-    for what, extra in EXTRA_BYTES.items():
-        for name in FORMATS:
-            columns[f"{name} {what}"] = partial(Row.ratio, name=f"{name} {what}", to="onepass")
-        columns[f"{what}, by the bytes"] = partial(_by_the_bytes, extra=extra)
-    columns["bf16 copy by NumPy"] = lambda row: row.ratio("bf16 then copied", "onepass")
+    labels["parameters"] = lambda row: _format(row).parameters
+    labels["gradients"] = lambda row: _format(row).grads
+    labels["state"] = lambda row: _format(row).state
+    columns: dict[str, Column] = {
+        **labels,
+        "bytes moved": partial(_bytes, what="moved"),
+        "state, bytes": partial(_bytes, what="state"),
+        "µs a step": lambda row: row.microseconds("onepass"),
+        "onepass / copy limit": lambda row: row.ratio("onepass", "copy limit"),
+        "float32 / onepass": lambda row: row.ratio("float32", "onepass"),
+    }
     if _has_torch(rows):
-        columns["torch float32"] = lambda row: row.ratio("torch", "onepass")
-    title = "A step with arrays of fewer bits, in steps of float32 alone"
-    return Report(title, columns, rows, len(labels))
+        columns["torch / onepass"] = Row.torch
+    if any("bitsandbytes" in row.seconds for row in rows):
+        columns["bitsandbytes / onepass"] = lambda row: row.ratio("bitsandbytes", "onepass")
+    lines = [_in_format(row, name) for row in rows for name in row.formats]
+    return Report("A step in each format, bytes per parameter", columns, lines, len(labels))
 
 
-def _by_the_bytes(row: Row, extra: int) -> str:
-    return f"{1 + extra * row.elements / row.bytes:.2f}"
+def _in_format(row: Row, name: str) -> Row:
+    """The row of a step in one format, beside the step in float32."""
+    times = {
+        "onepass": row.seconds[name],
+        "copy limit": row.seconds[f"copy limit of {name}"],
+        "float32": row.seconds[str(FLOAT32)],
+    }
+    return replace(row, formats={name: row.formats[name]}, seconds=row.seconds | times)
+
+
+def _format(row: Row) -> Format:
+    (name,) = row.formats
+    return next(form for form in FORMATS if str(form) == name)
+
+
+def _bytes(row: Row, what: str) -> str:
+    """Per element, of the row's only format."""
+    (counted,) = row.formats.values()
+    return f"{counted[what] / row.elements:.2f}"
 
 
 def _added(row: Row, stage: str) -> str:

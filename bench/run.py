@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def measure_row(
     before: Callable[[], Any] | None,
 ) -> Row:
     rivals = make(case, workload)  # their arrays end with this call
-    before = getattr(rivals["onepass"], "before", before)
+    before = getattr(rivals.get("onepass"), "before", before)
     return Row(
         case=str(case),
         workload=workload.name,
@@ -126,6 +127,7 @@ def measure_row(
         bytes=np.dtype(np.float32).itemsize * workload.elements * case.arrays_moved,
         isa=op.runtime.info()["isa"],
         torch_form=getattr(rivals.get("torch"), "form", None),
+        formats={name: rival.bytes for name, rival in rivals.items() if hasattr(rival, "bytes")},
         seconds=alternate({name: rival.step for name, rival in rivals.items()}, seconds, before),
     )
 
@@ -186,7 +188,6 @@ def measure_each_isa(arguments: Sequence[str]) -> Results:
 def machine() -> dict[str, Any]:
     """What the figures depend on."""
     info = op.runtime.info()
-    torch = contenders.torch
     return {
         "machine": f"{cpu_model()}, {os.cpu_count()} cores",
         "isa": f"{info['isa']} ({info['isa_reason']})",
@@ -194,8 +195,15 @@ def machine() -> dict[str, Any]:
         "load": f"{os.getloadavg()[0]:.2f} (what else runs; more than a little spoils the figures)",
         "compiler": info["compiler"],
         "versions": f"onepass {info['version']}, Python {info['python']}, NumPy {info['numpy']}, "
-        + (f"torch {torch.__version__}" if torch else "no torch (not installed: column left out)"),
+        + ", ".join(map(installed, ("torch", "bitsandbytes"))),
     }
+
+
+def installed(distribution: str) -> str:
+    try:
+        return f"{distribution} {version(distribution)}"
+    except PackageNotFoundError:
+        return f"no {distribution} (not installed: column left out)"
 
 
 def cpu_model() -> str:

@@ -3,6 +3,10 @@
 pytest bench --benchmark-only
 """
 
+import json
+from typing import ClassVar
+
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -10,6 +14,9 @@ import batch_norm
 import contenders
 import formats
 import full_step
+import problems
+import quality
+from onepass.compare.contenders import Contender
 from timing import alternate
 from workloads import OPERATIONS, WORKLOADS, batches, cases
 
@@ -108,18 +115,51 @@ def test_torchs_full_step_does_the_same(case):
             np.testing.assert_allclose(array, tensor.numpy(), rtol=1e-5, atol=1e-6)
 
 
+BYTES = {"float32": 4, "bf16": 2, "f16": 2, "q8": 1 + 1 / 256}
+
+
 def test_formats(case):
-    """What is timed does what it says: it reads the gradients it has, and writes the copy."""
-    workload = WORKLOADS["mlp"]
+    """What is timed does what it says, and moves and holds the bytes that its formats have."""
+    workload = WORKLOADS["1e5"]
     rivals = formats.rivals(case, workload)
-    for name, rival in rivals.items():
-        before = [param.copy() for param in rival.params] if name != "torch" else []
+    for form in (form for form in formats.FORMATS if str(form) in rivals):
+        rival = rivals[str(form)]
+        state = case.n_states * BYTES[form.state] + 4 * (form.rounding == "master")
+        moved = 2 * (BYTES[form.params] + state) + BYTES[form.grads] + 2 * bool(form.copied)
+        counted = {name: count / workload.elements for name, count in rival.bytes.items()}
+        assert counted == pytest.approx({"moved": moved, "state": state}, rel=1e-3)
+        (param,), (grad,) = rival.params, rival.grads
+        assert param.dtype == formats.DTYPES[form.params]
+        assert grad.dtype == formats.DTYPES[form.grads]
+        before = param.copy()
         rival.step()
-        for param, copy in zip(rival.params, getattr(rival, "copies", ()), strict=False):
+        assert (param != before).any()
+        assert len(rival.copies) == bool(form.copied)
+        for copy in rival.copies:
+            assert copy.dtype == formats.DTYPES["bf16"]
             np.testing.assert_array_equal(copy, param.astype(copy.dtype))
-        assert all((a != b).any() for a, b in zip(before, rival.params, strict=False))
-    for ours, same in zip(rivals["onepass"].params, rivals["bf16 copy"].params, strict=True):
-        np.testing.assert_array_equal(ours, same)
+
+
+def test_copy_limits_of_fewer_bytes(case):
+    limits = formats.CopyLimits(case, 1000)
+    limits.grad.fill(1)
+    limits.of(10).step()
+    for array in (limits.param, *filter(lambda array: array is not None, limits.state)):
+        np.testing.assert_array_equal(array, [2] * 10 + [1] * 990)
+
+
+def test_bitsandbytes_does_nearly_the_same(case):
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    if not formats.eight_bit(case):
+        pytest.skip("it keeps no state of this class in 8 bits")
+    workload = WORKLOADS["1e5"]
+    theirs, torchs = (make(case, workload) for make in (formats.BitsAndBytes, contenders.Torch))
+    for _ in range(3):
+        theirs.step()
+        torchs.step()
+    (old,), (new,) = workload.weights(), (param.detach().numpy() for param in torchs.params)
+    difference = theirs.params[0].detach().numpy() - new
+    assert 0 < np.abs(difference).mean() < 0.02 * np.abs(new - old).mean()
 
 
 def assert_nearly_equal(ours, theirs):
@@ -163,3 +203,115 @@ def test_resnet50_is_resnet50():
 def test_the_first_contender_takes_part_in_every_round():
     rounds = alternate({"fast": lambda: None, "slow": lambda: sum(range(100_000))}, seconds=0.1)
     assert len(rounds["fast"]) >= len(rounds["slow"]) >= 3
+
+
+def test_text_asks_for_the_character_that_follows():
+    rng = np.random.default_rng(1)
+    text = problems.Text(rng)
+    codes, characters = problems._text()
+    inputs, targets = text.batch(rng)
+    assert inputs.shape == (128, text.sizes[0])
+    one_hot = inputs.reshape(128, -1, characters)
+    np.testing.assert_array_equal(one_hot.sum(axis=2), 1)
+    found = np.column_stack([one_hot.argmax(axis=2), targets])
+    everything = bytes(codes.astype(np.uint8))
+    assert all(bytes(row.astype(np.uint8)) in everything for row in found)
+
+
+def test_texts_validation_is_its_end_and_no_batch_sees_it():
+    text = problems.Text(np.random.default_rng(1))
+    codes, _ = problems._text()
+    targets = np.concatenate([targets for _, targets in text.validation()])
+    np.testing.assert_array_equal(targets, codes[-len(targets) :])
+    assert len(targets) == pytest.approx(len(codes) / 10, rel=1e-3)
+    seen = len(text._train) + text.context  # characters, from the first on
+    assert seen + text.context + len(targets) <= len(codes)
+
+
+def test_mixed_units_loss():
+    """Its gradient is that of its value; and it knows the units, which the score does not."""
+    loss = problems.WeightedSquaredError(np.array([1.0, 10.0]))
+    targets = np.array([[1.0, 2.0], [3.0, 6.0]])
+    outputs = targets + np.diag([1.0, 2.0])
+    value, grad = loss.value_and_grad(outputs, targets)
+    assert value == loss.value(outputs, targets) == (1 + 400) / 4 / 2
+    np.testing.assert_allclose(grad, [[1 / 4, 0], [0, 100 * 2 / 4]])
+    assert loss.score(outputs, targets) == pytest.approx(((1 - 0.5 / 1) + (1 - 2 / 4)) / 2)
+
+
+def test_mixed_units_gradients_differ_as_their_units_do_squared():
+    rng = np.random.default_rng(1)
+    problem = problems.MixedUnits(rng)
+    network = quality.Network(problem.sizes, rng, problem.loss, batch_norm=False)
+    _, grad = network.loss_and_grad(*problem.batch(rng))
+    first_block = np.abs(grad[:256]).reshape(4, -1).mean(axis=0)  # one of each output
+    assert 1e7 < first_block.max() / first_block.min() < 1e9
+
+
+class Descent:
+    """Gradient descent, the least that trains."""
+
+    defaults: ClassVar = {"lr": 0.5}
+
+    def __init__(self, params, lr, rounding):
+        assert rounding == "nearest"
+        self.params, self.lr = params, lr
+
+    def step(self, grads):
+        self.params -= (self.lr * grads).astype(self.params.dtype)
+
+
+def test_weights_in_bfloat16_are_those_that_the_network_has():
+    contender = quality.FORMATS["bf16 weights, nearest"].applied_to(Contender("", Descent, {}))
+    assert contender.lr == 0.5
+    weights = np.array([1 + 2**-12, 3], np.float32)  # the first is 1 in bfloat16
+    optimizer = contender.optimizer(weights, lr=1.0, **contender.settings)
+    assert weights.tolist() == [1, 3]
+    optimizer.step(np.array([-(2**-12), 1], np.float32))
+    assert weights.tolist() == [1, 2]
+    assert optimizer._weights.dtype == ml_dtypes.bfloat16
+
+
+@pytest.mark.parametrize("form", quality.FORMATS)
+def test_every_format_trains(form):
+    assert np.isfinite(quality.train_once("digits", "AdamW", form, 1, steps=2).loss)
+
+
+@pytest.mark.parametrize("task", quality.TASKS)
+def test_a_seed_decides_everything_but_the_steps(task):
+    same, again, other, longer = (
+        quality.train_once(task, "AdamW", quality.REFERENCE, seed, steps).loss
+        for seed, steps in ((1, 2), (1, 2), (2, 2), (1, 3))
+    )
+    assert same == again
+    assert same not in (other, longer)
+
+
+def test_quality_is_measured_seed_by_seed(tmp_path, capsys, monkeypatch):
+    file = tmp_path / "results.json"
+    options = "--task digits --optimizer adamw momentum --format float32 --seeds 2 --steps 2 --json"
+    monkeypatch.setattr("sys.argv", ["quality.py", *options.split(), str(file)])
+    quality.main()
+    header, _, *lines = capsys.readouterr().out.splitlines()
+    assert header.count("|") == len(quality.HEADINGS) + 1
+    assert [line.split(" | ")[1] for line in lines] == ["AdamW", "Momentum"]
+    runs = [(r["seed"], r["optimizer"]) for r in json.loads(file.read_text())]
+    assert runs == [(5, "AdamW"), (5, "Momentum"), (6, "AdamW"), (6, "Momentum")]
+
+
+def test_qualitys_table():
+    losses = {"float32": (1.0, 3.0), "q8 state": (1.5, 3.1), "bf16 state": (2.0, None)}
+    results = [
+        quality.Result("digits", "Adam", form, seed, losses[form][seed], 0.5, 0.0)
+        for seed in range(2)
+        for form in losses
+    ]
+    _, _, *lines = quality.markdown(results).splitlines()
+    score, same = "0.5000 ± 0.0000", "+0.0000 ± 0.0000"
+    # Of two values the deviation is their distance over the root of 2.
+    assert lines == [
+        f"| digits | Adam | float32 | 2.0000 ± 1.4142 |  | {score} |  |",
+        f"| digits | Adam | q8 state | 2.3000 ± 1.1314 | +0.3000 ± 0.2828 | {score} | {same} |",
+        "| digits | Adam | bf16 state | 2.0000 (1 diverged) | +1.0000 (1 diverged) "
+        f"| {score} | {same} |",
+    ]
