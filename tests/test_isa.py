@@ -13,19 +13,27 @@ HERE = Path(__file__).parent
 SUPPORTED = [name for name, supported in _core.isas.items() if supported]
 
 
-def run(isa, *command):
-    return subprocess.run(
+def start(isa, *command):
+    return subprocess.Popen(
         [sys.executable, *command],
         env={**os.environ, "ONEPASS_ISA": isa},
         cwd=HERE.parent,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
     )
 
 
+def finish(process):
+    stdout, stderr = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def run(isa, *command):
+    return finish(start(isa, *command))
+
+
 @pytest.mark.skipif("ONEPASS_ISA" in os.environ, reason="this run is itself one of the forced ones")
-@pytest.mark.parametrize("isa", [name for name in SUPPORTED if name != _core.isa])
 @pytest.mark.parametrize(
     "oracle",
     [
@@ -36,11 +44,14 @@ def run(isa, *command):
         "test_batchnorm_oracle.py",
     ],
 )
-def test_oracle_on_every_other_isa(isa, oracle):
+def test_oracle_on_every_other_isa(oracle):
     # conftest.py ends the session with an error if the forced one did not run.
-    done = run(isa, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / oracle))
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
+    command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / oracle))
+    # Side by side: they take half of the whole suite's time.
+    for process in [start(isa, *command) for isa in SUPPORTED if isa != _core.isa]:
+        done = finish(process)
+        assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+        assert " passed" in done.stdout
 
 
 @pytest.mark.parametrize("isa", SUPPORTED)

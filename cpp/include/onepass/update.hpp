@@ -16,11 +16,11 @@
 namespace onepass::inline ONEPASS_ISA {
 
 // Elements per tile, and how far ahead of it memory is asked for. Both measured: bench/NOTES.md.
+// Where something is rounded, a tile is a block.
 inline constexpr std::size_t tile_size = 64;
 inline constexpr std::size_t prefetch_bytes = 1024;
 inline constexpr std::size_t min_elements_to_align = 4096;
 inline constexpr std::size_t cache_line = 64;
-static_assert(block_size % tile_size == 0);
 
 // What surrounds the rule in a step, whichever it is, in this order: the gradient is scaled and
 // clipped, the weights decay, the rule; then the average of the weights moves.
@@ -132,7 +132,7 @@ template <bool decay, template <bool> class State, class T, std::size_t n_states
 void update(const StepArrays<T, n_states>& arrays, std::size_t begin, std::size_t end,
             const Rule& rule, const Stages<T>& stages, std::index_sequence<K...> all) noexcept {
   alignas(cache_line) T scratch[n_states + 1][block_size];
-  alignas(cache_line) T opened[tile_size], clipped[tile_size];
+  alignas(cache_line) T opened[block_size], clipped[block_size];
   const bool averages = arrays.average.exists() && stages.average_weight != T(0);
   const bool clips = stages.max_value < std::numeric_limits<T>::infinity();
 
@@ -141,10 +141,10 @@ void update(const StepArrays<T, n_states>& arrays, std::size_t begin, std::size_
   std::size_t n = !arrays.random && end - begin >= min_elements_to_align
                       ? elements_to_alignment(arrays.param.open(begin, 0, nullptr), end - begin)
                       : 0;
-  if (n == 0) n = std::min(end - begin, tile_size);
+  const std::size_t tile = arrays.random ? block_size : tile_size;
+  if (n == 0) n = std::min(end - begin, tile);
 
-  for (; begin < end; begin += n, n = std::min(end - begin, tile_size)) {
-    const std::size_t place = arrays.random ? begin % block_size : 0;
+  for (; begin < end; begin += n, n = std::min(end - begin, tile)) {
     const auto open = [=](const Array<T>& array, T* room) {
       prefetch(array.at(begin), array.bytes(n));
       return array.open(begin, n, room);
@@ -157,11 +157,11 @@ void update(const StepArrays<T, n_states>& arrays, std::size_t begin, std::size_
         auto* items = static_cast<typename Codec::Item*>(arrays.state[k].data) + begin;
         prefetch(reinterpret_cast<const char*>(items), n * sizeof *items);
         if constexpr (Codec::in_place) return items;
-        return scratch[k] + place;
+        return scratch[k];
       }
     };
     T* const state[] = {open_state.template operator()<K>()...};
-    T* param = open(arrays.param, scratch[n_states] + place);
+    T* param = open(arrays.param, scratch[n_states]);
     if (arrays.follows) arrays.copy.follow(begin, n, param);
     const T* grad = open(arrays.grad, opened);
     if (clips) clip_tile(clipped, grad, n, stages.scale, stages.max_value);
@@ -174,9 +174,7 @@ void update(const StepArrays<T, n_states>& arrays, std::size_t begin, std::size_
     }
     if (arrays.copy.exists()) arrays.copy.close(param, n, begin, {});
     if (arrays.zero_grad) std::memset(arrays.grad.at(begin), 0, arrays.grad.bytes(n));
-    if (arrays.random && (place + n == block_size || begin + n == end)) {
-      close_block<Rule, State>(arrays, begin - place, place + n, scratch, all);
-    }
+    if (arrays.random) close_block<Rule, State>(arrays, begin, n, scratch, all);
   }
 }
 
