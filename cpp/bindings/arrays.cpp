@@ -47,6 +47,12 @@ Format small_format(const py::dtype& dtype) {
   return dtype.num() == float16_num ? f16 : is_bfloat16(dtype) ? bf16 : plain;
 }
 
+// The parameter's, where the rule computes with that. Compared by identity: it is quick, and mostly
+// so.
+bool has_its_dtype(const py::array& array, const Param& param) {
+  return param.format == plain && array.dtype().is(param.array.dtype());
+}
+
 void* written_beside(const py::array& array, const Label& label, const Param& param,
                      Memory& memory) {
   check_same_shape(array, label, param.array, "the parameter's");
@@ -209,7 +215,9 @@ void Memory::check_overlap() {
 
 Param check_param(py::handle object, const Label& label) {
   py::array array = check_array(object, label);
-  const Format format = small_format(array.dtype());
+  const int num = array.dtype().num();
+  const bool is_usual = num == float32_num || num == float64_num;  // asked first: it is quick
+  const Format format = is_usual ? plain : small_format(array.dtype());
   const Dtype dtype = format == plain
                           ? check_dtype(array, label, "float32, float64, float16 or bfloat16")
                           : Dtype::f32;
@@ -267,23 +275,25 @@ Checked check_copy(py::handle object, const Label& label, const Param& param, Me
 }
 
 void* check_state(py::handle object, const Label& label, const Param& param, Memory& memory) {
-  py::array array = check_array(object, label);
-  if (param.format == plain) {
-    check_like(array, label, param.array, "the parameter's");
-  } else if (check_dtype(array, label) != param.dtype) {
-    fail_type(label, "dtype float32", dtype_name(array));
+  const py::array array = check_array(object, label);
+  if (!has_its_dtype(array, param) && check_dtype(array, label) != param.dtype) {
+    const bool is_plain = param.format == plain;
+    fail_type(label,
+              is_plain ? "the parameter's dtype " + dtype_name(param.array) : "dtype float32",
+              dtype_name(array));
   }
   return written_beside(array, label, param, memory);
 }
 
 CheckedState check_rule_state(py::handle object, const Label& label, const Param& param,
                               Memory& memory) {
-  py::array array = check_array(object, label);
+  const py::array array = check_array(object, label);
   const py::dtype dtype = array.dtype();
-  if (param.dtype == Dtype::f32 && small_format(dtype) == bf16) {
+  const bool is_small = param.dtype == Dtype::f32 && !has_its_dtype(array, param);
+  if (is_small && small_format(dtype) == bf16) {
     return {written_beside(array, label, param, memory), nullptr, bf16_state};
   }
-  if (param.dtype != Dtype::f32 || dtype.num() != uint8_num) {
+  if (!is_small || dtype.num() != uint8_num) {
     return {check_state(object, label, param, memory), nullptr, plain_state};
   }
   const std::size_t size = param.size + (param.size + block_size - 1) / block_size;

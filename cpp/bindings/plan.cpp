@@ -177,8 +177,8 @@ StateFormat Plan::add_state(Job& job, std::size_t index, const Param& param, Str
       streams.param = stored({param.data, param.format == bf16 ? bf16_random : f16_random});
     }
   }
-  if (rounds) streams.random = &job.bits;
-  job.rounds |= rounds;
+  if (rounds && !job.bits) job.bits = std::make_unique<StepBits>();
+  if (rounds) streams.random = job.bits.get();
   return format.value_or(plain_state);
 }
 
@@ -200,8 +200,8 @@ void Plan::set_scalars(const py::list& scalars, double factor) {
       job.scalars[i] = value;
     }
     job.scalars[SharedScalar::grad_scale] *= factor;
-    if (job.rounds) {
-      draw(job.bits, static_cast<std::uint64_t>(job.scalars[SharedScalar::random_seed]),
+    if (job.bits) {
+      draw(*job.bits, static_cast<std::uint64_t>(job.scalars[SharedScalar::random_seed]),
            static_cast<std::uint64_t>(job.scalars[SharedScalar::step_number]));
     }
   }

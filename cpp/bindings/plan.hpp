@@ -72,9 +72,8 @@ class Plan {
     const RuleRow* rule;
     const Variant* variant;
     bool stochastic;
-    bool rounds = false;  // some array
     std::array<double, max_scalars> scalars = {};
-    StepBits bits = {};
+    std::unique_ptr<StepBits> bits = {};  // where an array is rounded
   };
 
   void add(Job& job, std::size_t index, Memory& memory);

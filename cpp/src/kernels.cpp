@@ -30,29 +30,18 @@ Rule make_rule(const double* scalars, std::index_sequence<I...>) noexcept {
 template <class Rule, class T, bool decay, template <bool> class State>
 void run(const Streams& streams, std::size_t begin, std::size_t end,
          const double* scalars) noexcept {
-  constexpr std::size_t n_states = std::size(Rule::states);
   const Stages<T> stages{static_cast<T>(scalars[grad_scale]), static_cast<T>(scalars[weight_decay]),
                          static_cast<T>(scalars[max_grad_value]),
                          static_cast<T>(scalars[average_weight]),
                          static_cast<T>(1 - scalars[average_weight])};
   const auto rule = make_rule<Rule, T>(scalars + shared_scalars,
                                        std::make_index_sequence<std::size(Rule::scalars)>{});
-  StepArrays<T, n_states> arrays{.param = streams.param,
-                                 .grad = streams.grad,
-                                 .state = {},
-                                 .average = streams.average,
-                                 .copy = streams.copy,
-                                 .zero_grad = streams.zero_grad,
-                                 .follows = streams.follows,
-                                 .random = streams.random,
-                                 .tensor = streams.tensor};
-  std::copy_n(streams.state, n_states, arrays.state.begin());
-  update<decay, State>(arrays, begin, end, rule, stages);
+  update<decay, State>(streams, begin, end, rule, stages);
 }
 
 template <class T>
 double squares(const Stored& x, std::size_t begin, std::size_t end, double unit) noexcept {
-  return sum_of_squares(Array<T>(x), begin, end, unit);
+  return sum_of_squares<T>(x, begin, end, unit);
 }
 
 template <template <class> class Rule, bool decay>

@@ -1,5 +1,6 @@
-// How numbers are stored. An array lends a tile in the type that the rule computes with (open) and
-// takes it back (close).
+// How numbers are stored. The format of a parameter, a gradient or a copy is known when it runs:
+// such an array lends a tile in the type that the rule computes with (open) and takes it back
+// (close).
 #pragma once
 
 #include <bit>
@@ -13,47 +14,37 @@
 
 namespace onepass::inline ONEPASS_ISA {
 
-// Its format is known when it runs.
 template <class T>
-class Array {
- public:
-  Array(const Stored& stored = {}) noexcept
-      : stored_(stored), item_size_(stored.codec ? stored.codec->item_size : sizeof(T)) {}
-  bool exists() const noexcept { return stored_.data != nullptr; }
-  char* at(std::size_t index) const noexcept {
-    return static_cast<char*>(stored_.data) + index * item_size_;
-  }
-  std::size_t bytes(std::size_t n) const noexcept { return n * item_size_; }
+std::size_t item_size(const Stored& array) noexcept {
+  return array.codec ? array.codec->item_size : sizeof(T);
+}
 
-  // An array in the type itself is its own tile.
-  T* open(std::size_t begin, std::size_t n, T* scratch) const noexcept {
-    if constexpr (std::is_same_v<T, float>) {
-      if (stored_.codec) {
-        stored_.codec->open(stored_, begin, n, scratch);
-        return scratch;
-      }
-    }
-    return static_cast<T*>(stored_.data) + begin;
-  }
-  void close(const T* values, std::size_t n, std::size_t begin, BlockBits random) const noexcept {
-    if constexpr (std::is_same_v<T, float>) {
-      if (stored_.codec) stored_.codec->close(values, n, stored_, begin, random);
+// A tile in the type that the rule computes with; an array in that type is its own.
+template <class T>
+T* open(const Stored& array, std::size_t begin, std::size_t n, T* scratch) noexcept {
+  if constexpr (std::is_same_v<T, float>) {
+    if (array.codec) {
+      array.codec->open(array, begin, n, scratch);
+      return scratch;
     }
   }
-  void follow(std::size_t begin, std::size_t n, T* values) const noexcept {
-    if constexpr (std::is_same_v<T, float>) stored_.codec->follow(stored_, begin, n, values);
-  }
+  return static_cast<T*>(array.data) + begin;
+}
 
- private:
-  Stored stored_;
-  std::size_t item_size_;
-};
+template <class T>
+void close(const T* values, std::size_t n, const Stored& array, std::size_t begin,
+           BlockBits random) noexcept {
+  if constexpr (std::is_same_v<T, float>) {
+    if (array.codec) array.codec->close(values, n, array, begin, random);
+  }
+}
 
 // Formats of state are known when a kernel is compiled, so that the rule's own loop reads them: by
 // a Reader of elements from `begin` on, within a block. What is not in place is written block by
 // block.
 template <class T>
 struct Plain {
+  using Value = T;
   using Item = T;
   static constexpr bool in_place = true;
   struct Reader {
@@ -76,6 +67,7 @@ struct NotThere {
 // In 16 bits: `Format` widens without rounding, and narrows to nearest or at random.
 template <class Format, bool stochastic>
 struct Halved {
+  using Value = float;
   using Item = std::uint16_t;
   static constexpr bool in_place = false;
   struct Reader {

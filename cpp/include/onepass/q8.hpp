@@ -41,6 +41,7 @@ inline std::uint32_t top_exponent(const float* values, std::size_t n,
 // With a sign: 7 bits are a float's from 2^-15 of the largest number's power of two on, less that
 // number; so they begin at 0, evenly spaced, and grow exponentially further up.
 struct Q8Signed {
+  using Value = float;
   using Item = std::uint8_t;
   static constexpr bool in_place = false;
   static constexpr std::uint32_t lowest = 19;          // exponents: no subnormal float is met
@@ -94,6 +95,7 @@ struct Q8Signed {
 // power of two on, and what is smaller becomes that. Zeros would leave a gradient to be divided by
 // eps alone; only a block of nothing else has them.
 struct Q8Unsigned {
+  using Value = float;
   using Item = std::uint8_t;
   static constexpr bool in_place = false;
   static constexpr std::uint32_t lowest = 31;

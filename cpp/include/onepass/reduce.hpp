@@ -33,9 +33,10 @@ inline double fold_lanes(double* sums) noexcept {
 // The sum of the squares of x * unit, in double and in an order that n alone decides: `lanes` sums
 // side by side, four rows of elements at a time, folded in halves.
 template <class T>
-double sum_of_squares(const Array<T>& array, std::size_t begin, std::size_t end,
+double sum_of_squares(const Stored& array, std::size_t begin, std::size_t end,
                       double unit) noexcept {
   constexpr std::size_t rows = 4 * lanes;
+  const std::size_t size = item_size<T>(array);
   alignas(cache_line) double sums[lanes] = {};
   alignas(cache_line) T opened[rows];
   const auto square = [=](T x) {
@@ -44,10 +45,10 @@ double sum_of_squares(const Array<T>& array, std::size_t begin, std::size_t end,
   };
   std::size_t i = begin;
   for (; i + rows <= end; i += rows) {
-    for (std::size_t k = 0; k < array.bytes(rows); k += cache_line) {
-      prefetch_into_l2(array.at(i) + k + sums_prefetch_bytes);
+    for (std::size_t k = 0; k < rows * size; k += cache_line) {
+      prefetch_into_l2(static_cast<const char*>(array.data) + i * size + k + sums_prefetch_bytes);
     }
-    const T* x = array.open(i, rows, opened);
+    const T* x = open(array, i, rows, opened);
 #pragma omp simd
     for (std::size_t j = 0; j < lanes; ++j) {
       sums[j] += (square(x[j]) + square(x[j + lanes])) +
@@ -56,7 +57,7 @@ double sum_of_squares(const Array<T>& array, std::size_t begin, std::size_t end,
   }
   for (; i < end; i += lanes) {
     const std::size_t rest = std::min(lanes, end - i);
-    const T* x = array.open(i, rest, opened);
+    const T* x = open(array, i, rest, opened);
 #pragma omp simd
     for (std::size_t j = 0; j < rest; ++j) sums[j] += square(x[j]);
   }

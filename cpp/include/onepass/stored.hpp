@@ -40,4 +40,17 @@ struct Codec {
   void (*follow)(const Stored&, std::size_t begin, std::size_t n, float* values) noexcept;
 };
 
+inline constexpr std::size_t max_states = 3;
+
+// One tensor's arrays. What is not there is null.
+struct Streams {
+  Stored param, grad, state[max_states];
+  Stored average;               // of the weights
+  Stored copy;                  // of the parameter, in fewer bits
+  bool zero_grad = false;       // afterwards
+  bool follows = false;         // the copy, where somebody has changed it
+  const StepBits* random = {};  // where parameter or state is rounded, else null
+  std::uint64_t tensor = 0;     // its number, which its random bits depend on
+};
+
 }  // namespace onepass

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <cstring>
 #include <iterator>
@@ -99,91 +98,89 @@ inline void average_tile(T* average, const T* param, std::size_t n, T weight, T 
   }
 }
 
-// What a step reads and writes, in whichever formats. What is not there is left out.
-template <class T, std::size_t n_states>
-struct StepArrays {
-  Array<T> param, grad;
-  std::array<Stored, n_states> state;
-  Array<T> average = {}, copy = {};
-  bool zero_grad = false;
-  bool follows = false;              // param, where somebody has changed the copy
-  const StepBits* random = nullptr;  // where parameter or state is rounded
-  std::uint64_t tensor = 0;          // its number, which its random bits depend on
-};
-
 // Writes a block of what is rounded, the state and perhaps the parameter, each by bits of its own.
-template <class Rule, template <bool> class State, class T, std::size_t n_states, std::size_t... K>
-inline void close_block(const StepArrays<T, n_states>& arrays, std::size_t begin, std::size_t n,
+template <class Rule, template <bool> class State, class T, std::size_t... K>
+inline void close_block(const Streams& streams, std::size_t begin, std::size_t n,
                         const T (*values)[block_size], std::index_sequence<K...>) noexcept {
+  constexpr std::size_t n_states = sizeof...(K);
   const auto bits = [&](std::size_t k) {
-    const std::uint64_t number = arrays.tensor * (n_states + 1) + k;
-    return block_bits(*arrays.random, number, begin / block_size);
+    const std::uint64_t number = streams.tensor * (n_states + 1) + k;
+    return block_bits(*streams.random, number, begin / block_size);
   };
-  const auto close = [&]<std::size_t k>() {
+  const auto close_state = [&]<std::size_t k>() {
     using Codec = Kept<Rule, State, k>;
-    if constexpr (!Codec::in_place) Codec::close(values[k], n, arrays.state[k], begin, bits(k));
+    if constexpr (!Codec::in_place) Codec::close(values[k], n, streams.state[k], begin, bits(k));
   };
-  (close.template operator()<K>(), ...);
-  arrays.param.close(values[n_states], n, begin, bits(n_states));
+  (close_state.template operator()<K>(), ...);
+  close(values[n_states], n, streams.param, begin, bits(n_states));
 }
 
-template <bool decay, template <bool> class State, class T, std::size_t n_states, class Rule,
-          std::size_t... K>
-void update(const StepArrays<T, n_states>& arrays, std::size_t begin, std::size_t end,
-            const Rule& rule, const Stages<T>& stages, std::index_sequence<K...> all) noexcept {
+template <bool decay, template <bool> class State, class T, class Rule, std::size_t... K>
+void update(const Streams& streams, std::size_t begin, std::size_t end, const Rule& rule,
+            const Stages<T>& stages, std::index_sequence<K...> all) noexcept {
+  constexpr std::size_t n_states = sizeof...(K);
   alignas(cache_line) T scratch[n_states + 1][block_size];
   alignas(cache_line) T opened[block_size], clipped[block_size];
-  const bool averages = arrays.average.exists() && stages.average_weight != T(0);
+  T* averages = stages.average_weight == T(0) ? nullptr : static_cast<T*>(streams.average.data);
   const bool clips = stages.max_value < std::numeric_limits<T>::infinity();
 
   // A short first tile brings every later one onto cache lines: state lies at the parameter's own
   // offset, so all streams align at once.
-  std::size_t n = !arrays.random && end - begin >= min_elements_to_align
-                      ? elements_to_alignment(arrays.param.open(begin, 0, nullptr), end - begin)
+  const auto* first = static_cast<const T*>(streams.param.data) + begin;
+  std::size_t n = !streams.random && end - begin >= min_elements_to_align
+                      ? elements_to_alignment(first, end - begin)
                       : 0;
-  const std::size_t tile = arrays.random ? block_size : tile_size;
+  const std::size_t tile = streams.random ? block_size : tile_size;
   if (n == 0) n = std::min(end - begin, tile);
 
   for (; begin < end; begin += n, n = std::min(end - begin, tile)) {
-    const auto open = [=](const Array<T>& array, T* room) {
-      prefetch(array.at(begin), array.bytes(n));
-      return array.open(begin, n, room);
+    const auto ask = [=](const void* data, std::size_t size) {
+      prefetch(static_cast<const char*>(data) + begin * size, n * size);
+    };
+    const auto open_tile = [=](const Stored& array, T* room) {
+      ask(array.data, item_size<T>(array));
+      return open(array, begin, n, room);
     };
     const auto open_state = [&]<std::size_t k>() -> T* {
       using Codec = Kept<Rule, State, k>;
       if constexpr (!Rule::states[k].used) {
         return nullptr;
       } else {
-        auto* items = static_cast<typename Codec::Item*>(arrays.state[k].data) + begin;
-        prefetch(reinterpret_cast<const char*>(items), n * sizeof *items);
-        if constexpr (Codec::in_place) return items;
+        ask(streams.state[k].data, sizeof(typename Codec::Item));
+        if constexpr (Codec::in_place) return static_cast<T*>(streams.state[k].data) + begin;
         return scratch[k];
       }
     };
     T* const state[] = {open_state.template operator()<K>()...};
-    T* param = open(arrays.param, scratch[n_states]);
-    if (arrays.follows) arrays.copy.follow(begin, n, param);
-    const T* grad = open(arrays.grad, opened);
+    T* param = open_tile(streams.param, scratch[n_states]);
+    if constexpr (std::is_same_v<T, float>) {
+      if (streams.follows) streams.copy.codec->follow(streams.copy, begin, n, param);
+    }
+    const T* grad = open_tile(streams.grad, opened);
     if (clips) clip_tile(clipped, grad, n, stages.scale, stages.max_value);
     update_tile<decay>(param, clips ? clipped : grad, state, n, rule, clips ? T{1} : stages.scale,
                        stages.weight_decay, all,
-                       Kept<Rule, State, K>::reader(arrays.state[K], begin)...);
+                       Kept<Rule, State, K>::reader(streams.state[K], begin)...);
     if (averages) {
-      T* average = open(arrays.average, nullptr);
-      average_tile(average, param, n, stages.average_weight, stages.average_rest);
+      ask(averages, sizeof(T));
+      average_tile(averages + begin, param, n, stages.average_weight, stages.average_rest);
     }
-    if (arrays.copy.exists()) arrays.copy.close(param, n, begin, {});
-    if (arrays.zero_grad) std::memset(arrays.grad.at(begin), 0, arrays.grad.bytes(n));
-    if (arrays.random) close_block<Rule, State>(arrays, begin, n, scratch, all);
+    if (streams.copy.data) close(param, n, streams.copy, begin, {});
+    if (streams.random) close_block<Rule, State>(streams, begin, n, scratch, all);
+    if (streams.zero_grad) {
+      const std::size_t size = item_size<T>(streams.grad);
+      std::memset(static_cast<char*>(streams.grad.data) + begin * size, 0, n * size);
+    }
   }
 }
 
 // Elements [begin, end). An average in which the weights have no weight stays as it is.
-template <bool decay, template <bool> class State, class T, std::size_t n_states, class Rule>
-void update(const StepArrays<T, n_states>& arrays, std::size_t begin, std::size_t end,
-            const Rule& rule, const std::type_identity_t<Stages<T>>& stages) noexcept {
-  static_assert(n_states == std::size(Rule::states));
-  update<decay, State>(arrays, begin, end, rule, stages, std::make_index_sequence<n_states>{});
+template <bool decay, template <bool> class State, class Rule>
+void update(const Streams& streams, std::size_t begin, std::size_t end, const Rule& rule,
+            const Stages<typename State<true>::Value>& stages) noexcept {
+  constexpr std::size_t n_states = std::size(Rule::states);
+  static_assert(n_states <= max_states);
+  update<decay, State>(streams, begin, end, rule, stages, std::make_index_sequence<n_states>{});
 }
 
 }  // namespace onepass::inline ONEPASS_ISA

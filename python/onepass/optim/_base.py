@@ -492,7 +492,7 @@ class Optimizer(Rule):
             for number, group in enumerate(self.param_groups):
                 now = self._groups[number].values
                 self._seen[number] = {k: v if callable(v) else now[k] for k, v in group.items()}
-        elif any(known.schedules for known in self._groups):
+        elif any([known.schedules for known in self._groups]):  # noqa: C419 (a list is quicker)
             self._resolve([known.schedules for known in self._groups], completed)
 
     def _resolve(self, names: Iterable[Iterable[str]], completed: int) -> None:
