@@ -38,6 +38,27 @@ inline std::uint32_t top_exponent(const float* values, std::size_t n,
   return std::min((static_cast<std::uint32_t>(found) + headroom) >> 23, 255u);
 }
 
+struct Block {
+  std::uint8_t* codes;
+  std::uint8_t scale;
+};
+
+// Writes a block's scale; and its codes, where it is not finite.
+template <class Format>
+inline Block begin_block(const float* values, std::size_t n, const Stored& stored,
+                         std::size_t begin) noexcept {
+  std::uint8_t* codes = static_cast<std::uint8_t*>(stored.data) + begin;
+  std::uint8_t& scale = stored.scales[begin / block_size];
+  const std::uint32_t top = top_exponent(values, n, Format::headroom);
+  if (top == 255) {
+    scale = Format::not_finite;
+    std::memset(codes, Format::code_of_nan, n);
+  } else {
+    scale = static_cast<std::uint8_t>(std::max(top, Format::lowest) - Format::lowest);
+  }
+  return {codes, scale};
+}
+
 // With a sign: 7 bits are a float's from 2^-15 of the largest number's power of two on, less that
 // number; so they begin at 0, evenly spaced, and grow exponentially further up.
 struct Q8Signed {
@@ -47,6 +68,7 @@ struct Q8Signed {
   static constexpr std::uint32_t lowest = 19;          // exponents: no subnormal float is met
   static constexpr std::uint32_t headroom = 1u << 21;  // for what is added, and for rounding up
   static constexpr std::uint8_t not_finite = 251;      // the scale that makes `start` infinite
+  static constexpr std::uint8_t code_of_nan = 0;       // infinity less infinity
 
   static constexpr std::uint32_t start(std::uint8_t scale) noexcept {
     return (scale + lowest - 15u) << 23;
@@ -70,15 +92,8 @@ struct Q8Signed {
 
   static void close(const float* values, std::size_t n, const Stored& stored, std::size_t begin,
                     BlockBits random) noexcept {
-    std::uint8_t* codes = static_cast<std::uint8_t*>(stored.data) + begin;
-    std::uint8_t& scale = stored.scales[begin / block_size];
-    const std::uint32_t top = top_exponent(values, n, headroom);
-    if (top == 255) {
-      scale = not_finite;
-      std::memset(codes, 0, n);
-      return;
-    }
-    scale = static_cast<std::uint8_t>(std::max(top, lowest) - lowest);
+    const auto [codes, scale] = begin_block<Q8Signed>(values, n, stored, begin);
+    if (scale == not_finite) return;
     const std::uint32_t first = start(scale);
     const float offset = std::bit_cast<float>(first);
 #pragma omp simd
@@ -100,7 +115,8 @@ struct Q8Unsigned {
   static constexpr bool in_place = false;
   static constexpr std::uint32_t lowest = 31;
   static constexpr std::uint32_t headroom = (1u << 20) - 1;  // for rounding up
-  static constexpr std::uint8_t not_finite = 255;            // with codes of 1: a NaN's bits
+  static constexpr std::uint8_t not_finite = 255;
+  static constexpr std::uint8_t code_of_nan = 1;  // then, the bits of one
 
   struct Reader {
     const std::uint8_t* codes;
@@ -116,15 +132,8 @@ struct Q8Unsigned {
 
   static void close(const float* values, std::size_t n, const Stored& stored, std::size_t begin,
                     BlockBits random) noexcept {
-    std::uint8_t* codes = static_cast<std::uint8_t*>(stored.data) + begin;
-    std::uint8_t& scale = stored.scales[begin / block_size];
-    const std::uint32_t top = top_exponent(values, n, headroom);
-    if (top == 255) {
-      scale = not_finite;
-      std::memset(codes, 1, n);
-      return;
-    }
-    scale = static_cast<std::uint8_t>(std::max(top, lowest) - lowest);
+    const auto [codes, scale] = begin_block<Q8Unsigned>(values, n, stored, begin);
+    if (scale == not_finite) return;
     const std::int32_t first = scale << 23;
 #pragma omp simd
     for (std::size_t i = 0; i < n; ++i) {
