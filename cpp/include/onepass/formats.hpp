@@ -101,6 +101,11 @@ struct Halved {
   static void follow(const Stored& stored, std::size_t begin, std::size_t n,
                      float* values) noexcept {
     const std::uint16_t* halves = at(stored, begin);
+    std::uint16_t differs = 0;  // mostly nothing does, and to see that takes half the time
+    for (std::size_t i = 0; i < n; ++i) {
+      differs = static_cast<std::uint16_t>(differs | (Format::narrow(values[i]) ^ halves[i]));
+    }
+    if (!differs) return;
 #pragma omp simd
     for (std::size_t i = 0; i < n; ++i) {
       const float changed = Format::widen(halves[i]);
