@@ -38,15 +38,15 @@ inline std::uint32_t top_exponent(const float* values, std::size_t n,
   return std::min((static_cast<std::uint32_t>(found) + headroom) >> 23, 255u);
 }
 
-struct Block {
+struct Q8Block {
   std::uint8_t* codes;
   std::uint8_t scale;
 };
 
 // Writes a block's scale; and its codes, where it is not finite.
 template <class Format>
-inline Block begin_block(const float* values, std::size_t n, const Stored& stored,
-                         std::size_t begin) noexcept {
+inline Q8Block begin_block(const float* values, std::size_t n, const Stored& stored,
+                           std::size_t begin) noexcept {
   std::uint8_t* codes = static_cast<std::uint8_t*>(stored.data) + begin;
   std::uint8_t& scale = stored.scales[begin / block_size];
   const std::uint32_t top = top_exponent(values, n, Format::headroom);
