@@ -95,13 +95,19 @@ class Torch:
     """PyTorch's class of the same name: fused, or foreach where it has no fused form here."""
 
     def __init__(self, case: Case, workload: Workload) -> None:
-        torch.set_num_threads(runtime.get_num_threads())
-        self.params = [torch.from_numpy(w).clone().requires_grad_() for w in workload.weights()]
-        for param, grad in zip(self.params, workload.grads(), strict=True):
-            param.grad = torch.from_numpy(grad).clone()
+        self.params = tensors(workload)
         self.form = torch_form(case)
         optimizer = getattr(torch.optim, case.cls.__name__)
         self.step: Step = optimizer(self.params, **case.settings, **{self.form: True}).step
+
+
+def tensors(workload: Workload) -> list[Any]:
+    """PyTorch's parameters with their gradients, for as many threads as onepass has."""
+    torch.set_num_threads(runtime.get_num_threads())
+    params = [torch.from_numpy(w).clone().requires_grad_() for w in workload.weights()]
+    for param, grad in zip(params, workload.grads(), strict=True):
+        param.grad = torch.from_numpy(grad).clone()
+    return params
 
 
 def torch_form(case: Case) -> str | None:

@@ -9,8 +9,7 @@ import ml_dtypes
 import numpy as np
 
 import contenders
-from contenders import Step, torch
-from onepass import runtime
+from contenders import Step
 from onepass._memory import aligned_zeros
 from onepass._typing import Array
 from workloads import NUMPY_OFFSET, Case, Workload
@@ -101,10 +100,7 @@ class BitsAndBytes:
     """Its class of the same name with 8-bit state, on parameters and gradients of float32."""
 
     def __init__(self, case: Case, workload: Workload) -> None:
-        torch.set_num_threads(runtime.get_num_threads())
-        self.params = [torch.from_numpy(w).clone().requires_grad_() for w in workload.weights()]
-        for param, grad in zip(self.params, workload.grads(), strict=True):
-            param.grad = torch.from_numpy(grad).clone()
+        self.params = contenders.tensors(workload)
         settings = {"lr": case.cls.defaults["lr"], **case.settings}  # its SGD has no default
         self.step: Step = eight_bit(case)(self.params, **settings).step
 

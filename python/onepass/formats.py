@@ -223,6 +223,11 @@ def q8_decode(codes: Codes, *, signed: bool) -> Array:
     return (found.view(np.uint32) | (padded & 0x80) << 24).view(np.float32).reshape(-1)[:size]
 
 
+def q8_size(elements: int) -> int:
+    """Return how many bytes so many numbers take, codes and scales."""
+    return elements + -(-elements // BLOCK)
+
+
 def q8_elements(codes: Codes) -> int:
     """Return how many numbers these codes with their scales stand for."""
     return codes.size - -(-codes.size // (BLOCK + 1))

@@ -327,7 +327,7 @@ def _kept(
     if not is_small or compute_dtype(param) != np.float32:
         source = _array(source, param, label)
     elif source.dtype == np.uint8:
-        _check_shape(source, (param.size + -(-param.size // formats.BLOCK),), label)
+        _check_shape(source, (formats.q8_size(param.size),), label)
         try:
             formats.q8_check(source, signed=has_sign)
         except ValueError as error:

@@ -27,26 +27,33 @@ def check_format(state_format: str | None, params: Iterable[Array]) -> None:
         require("formats", ml_dtypes="ml_dtypes")
 
 
+def _format_of(param: Array, state_format: str | None) -> str | None:
+    """Return the format of a parameter's state in a group of this one."""
+    return state_format if param.size >= SMALL else None
+
+
+def _dtype_of(own: str | None) -> np.dtype[Any] | None:
+    return bfloat16() if own == "bf16" else None
+
+
 def keep(values: Array, param: Array, state_format: str | None, has_sign: bool) -> Any:
     """Return an array with these values, rounded to nearest, as state of this format is kept."""
-    if state_format is None or param.size < SMALL:
-        array = state_like(param)
-        array[...] = values
-        return array
-    if state_format == "q8":
+    own = _format_of(param, state_format)
+    if own == "q8":
         values = np.asarray(values, np.float32, order=order_of(param))
         return formats.q8_encode(values, signed=has_sign)
-    array = state_like(param, dtype=bfloat16())
+    array = state_like(param, dtype=_dtype_of(own))
     array[...] = values
     return array
 
 
 def fresh(param: Array, value: float, state_format: str | None, has_sign: bool) -> Any:
     """Return such an array that is filled with a value."""
-    if state_format == "q8" and param.size >= SMALL and not value:
-        return np.zeros(param.size + -(-param.size // formats.BLOCK), np.uint8)
-    if state_format is None or param.size < SMALL:
-        return state_like(param, value)
+    own = _format_of(param, state_format)
+    if own != "q8":
+        return state_like(param, value, _dtype_of(own))
+    if not value:
+        return np.zeros(formats.q8_size(param.size), np.uint8)
     return keep(np.broadcast_to(np.float32(value), param.shape), param, state_format, has_sign)
 
 
@@ -83,10 +90,8 @@ def closed(
 
 def is_kept_as(array: Any, param: Array, state_format: str | None) -> bool:
     """Return whether an array is already in this format."""
-    if param.size < SMALL:
-        state_format = None
-    itemsize = {None: compute_dtype(param).itemsize, "bf16": 2, "q8": 1}[state_format]
-    return bool(array.dtype.itemsize == itemsize)
+    itemsizes = {None: compute_dtype(param).itemsize, "bf16": 2, "q8": 1}
+    return bool(array.dtype.itemsize == itemsizes[_format_of(param, state_format)])
 
 
 def needs_master(param: Array, settings: Mapping[str, Any]) -> bool:
@@ -96,9 +101,7 @@ def needs_master(param: Array, settings: Mapping[str, Any]) -> bool:
 
 def master_of(param: Array) -> Array:
     """Return a master that begins with the parameter."""
-    array = state_like(param)
-    array[...] = param
-    return array
+    return np.asarray(keep(param, param, None, has_sign=True))
 
 
 def weights(param: Array, master: Array | None) -> Array:

@@ -9,7 +9,8 @@ namespace onepass::inline ONEPASS_ISA {
 
 template <class T, bool amsgrad>
 struct Adam {
-  static constexpr State states[] = {{"exp_avg"}, {"exp_avg_sq", true, false}, {"max_exp_avg_sq", amsgrad, false}};
+  static constexpr State states[] = {
+      {"exp_avg"}, {"exp_avg_sq", true, false}, {"max_exp_avg_sq", amsgrad, false}};
   static constexpr const char* scalars[] = {
       "beta1",     "one_minus_beta1", "beta2", "one_minus_beta2",
       "step_size", "inv_bias2",       "eps",   "eps_root"};
