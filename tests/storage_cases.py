@@ -49,5 +49,11 @@ def run(opt, steps, seed):
         opt.step({**grads, "frozen": None})
 
 
+def in_words(codes):
+    """8-bit codes in the order in which the codes of a block's elements stand in memory."""
+    order = [64 * byte + word for word in range(64) for byte in range(4)]
+    return codes.reshape(-1, 256)[:, order].reshape(-1)
+
+
 def bits(array):
     return array.view(f"u{array.itemsize}")

@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from helpers import SMALL_FORMATS, assert_same_bits
 from onepass import formats
+from storage_cases import in_words
 
 BLOCK = 256
 MOST_BITS = 2**20 - 1
@@ -38,12 +39,22 @@ def grid(scale, signed):
     return np.where(exponent > -127, np.ldexp(1 + mantissa, exponent), np.ldexp(mantissa, -126))
 
 
+def blocks_of(codes, scales):
+    """These codes, one for each element, in each of the blocks."""
+    return np.concatenate([in_words(np.tile(codes, scales.size)), scales]).astype(np.uint8)
+
+
 def all_codes(signed):
     """Blocks of all codes, one for each scale."""
     scales = np.arange(SCALES[signed] + 1)
     values = np.array([grid(scale, signed) for scale in scales])
-    codes = np.tile(np.arange(256), scales.size)
-    return np.concatenate([codes, scales]).astype(np.uint8), values.astype(np.float32).reshape(-1)
+    return blocks_of(np.arange(256), scales), values.astype(np.float32).reshape(-1)
+
+
+def coded(values, signed, bits=None):
+    """What values become in 8 bits."""
+    codes = formats.q8_encode(values, signed=signed, bits=bits)
+    return formats.q8_decode(codes, values.size, signed=signed)
 
 
 def exponent_of(largest, signed):
@@ -57,7 +68,18 @@ class TestEightBits:
     @signs
     def test_every_code_of_every_scale(self, signed):
         codes, values = all_codes(signed)
-        assert_same_bits(formats.q8_decode(codes, signed=signed), values)
+        assert_same_bits(formats.q8_decode(codes, values.size, signed=signed), values)
+
+    @signs
+    def test_element_64k_plus_i_stands_in_byte_k_of_word_i(self, signed):
+        """In the codes alone; behind those of all blocks are the scales."""
+        values = np.zeros(300, np.float32)
+        for element, byte in ((0, 0), (1, 4), (63, 252), (64, 1), (70, 25), (255, 255), (299, 428)):
+            values[:] = 0
+            values[element] = 1
+            codes = formats.q8_encode(values, signed=signed)
+            assert codes.size == 2 * 257
+            assert np.flatnonzero(codes[:512]).tolist() == [byte]
 
     @signs
     @pytest.mark.parametrize("bits", [None, 0, MOST_BITS, "random"])
@@ -65,9 +87,9 @@ class TestEightBits:
         """But for the largest codes with a sign: with those the block's exponent is one more."""
         codes, values = all_codes(signed)
         if signed:
-            codes[127::256] = 126
-            codes[255::256] = 254
-            values = formats.q8_decode(codes, signed=signed)
+            elements = np.arange(256)
+            codes = blocks_of(elements - (elements % 128 == 127), np.arange(SCALES[signed] + 1))
+            values = formats.q8_decode(codes, values.size, signed=signed)
         if bits is not None:
             bits = rng.integers(0, 2**20, values.size) if bits == "random" else bits
             bits = np.broadcast_to(np.uint32(bits), values.shape)
@@ -90,7 +112,7 @@ class TestEightBits:
             values = np.zeros(3 * BLOCK + 5, np.float32)
             values[BLOCK + 7] = bad
             values[-1] = 1
-            found = formats.q8_decode(formats.q8_encode(values, signed=signed), signed=signed)
+            found = coded(values, signed)
             assert not found[:BLOCK].any()
             assert np.isnan(found[BLOCK : 2 * BLOCK]).all()
             assert not found[2 * BLOCK : 3 * BLOCK].any()
@@ -98,7 +120,7 @@ class TestEightBits:
 
     def test_zeros_keep_their_sign(self):
         values = np.array([0.0, -0.0, 1.0], np.float32)
-        found = formats.q8_decode(formats.q8_encode(values, signed=True), signed=True)
+        found = coded(values, signed=True)
         assert_same_bits(found[:2], values[:2])
 
     @signs
@@ -112,7 +134,7 @@ class TestEightBits:
         values[:, 0] = 1
         if signed:
             values *= rng.choice([-1, 1], values.shape)
-        found = formats.q8_decode(formats.q8_encode(values, signed=signed), signed=signed)
+        found = coded(values, signed)
         exact = values.reshape(-1, 1).astype(float)
         distances = np.abs(exact - grid(108 if signed else 96, signed)).min(axis=1)
         moved = np.abs(exact[:, 0] - found)
@@ -126,12 +148,12 @@ class TestEightBits:
         transposed = np.asfortranarray(values.T)
         assert_same_bits(formats.q8_encode(transposed, signed=signed), codes)
 
-    def test_how_many_elements(self):
-        for size in range(2000):
-            codes = np.zeros(size + (size + 255) // 256, np.uint8)
-            assert formats.q8_elements(codes) == size
-            assert formats.q8_encode(np.zeros(size, np.float32), signed=True).size == codes.size
-            assert formats.q8_decode(codes, signed=True).size == size
+    def test_the_last_block_is_filled_up(self):
+        for size in range(600):
+            codes = formats.q8_encode(np.ones(size, np.float32), signed=True)
+            assert codes.size == formats.q8_size(size) == math.ceil(size / 256) * 257
+            assert np.count_nonzero(codes[: codes.size // 257 * 256]) == size
+            assert formats.q8_decode(codes, size, signed=True).size == size
 
     @signs
     def test_check_of_scales(self, signed):
@@ -180,7 +202,7 @@ def check_any_block(signed):
         for bits in (None, random, np.full(values.size, MOST_BITS, np.uint32)):
             codes = formats.q8_encode(values, signed=signed, bits=bits)
             formats.q8_check(codes, signed=signed)
-            found = formats.q8_decode(codes, signed=signed)
+            found = formats.q8_decode(codes, values.size, signed=signed)
             for begin in range(0, values.size, BLOCK):
                 check_block(values[begin : begin + BLOCK], found[begin : begin + BLOCK], signed)
 
@@ -243,9 +265,7 @@ def rounded(number, name, bits):
     if name.startswith("q8"):
         signed = name == "q8"
         values[::BLOCK] = 1
-        found = formats.q8_decode(
-            formats.q8_encode(values, signed=signed, bits=bits), signed=signed
-        )
+        found = coded(values, signed, bits)
         return np.delete(found, np.arange(0, found.size, BLOCK))
     return formats.narrow(values, np.dtype(name), bits).astype(np.float32)
 

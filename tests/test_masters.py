@@ -76,7 +76,7 @@ class TestMasters:
         entry = opt.state_dict()["state"][0]
         velocity = entry["momentum_buffer"]
         if state_format == "q8":
-            velocity = formats.q8_decode(velocity, signed=True)
+            velocity = formats.q8_decode(velocity, N, signed=True)
         expected = entry["master"] - np.float32(0.125) * velocity.astype(np.float32)
         assert (entry["master"][:10] == 7).all()
         with opt.lookahead():

@@ -77,7 +77,7 @@ class TestCheckpoints:
         for name in kept:
             values = before[name]
             if first == "q8":
-                values = formats.q8_decode(values, signed=signs[name])
+                values = formats.q8_decode(values, N, signed=signs[name])
             if then == "q8":
                 expected = formats.q8_encode(values.astype(np.float32), signed=signs[name])
             else:

@@ -137,9 +137,9 @@ with opt.averaged():
     @pytest.mark.parametrize(
         ("make", "error", "words"),
         [
-            (lambda size: np.zeros(size + 1, np.uint8), ValueError, r"shape \(302,\), got \(303,"),
-            (lambda size: np.zeros(size - 1, np.uint8), ValueError, r"shape \(302,\), got \(301,"),
-            (lambda size: np.zeros((1, size), np.uint8), ValueError, r"got \(1, 302\)"),
+            (lambda size: np.zeros(size + 1, np.uint8), ValueError, r"shape \(514,\), got \(515,"),
+            (lambda size: np.zeros(size - 1, np.uint8), ValueError, r"shape \(514,\), got \(513,"),
+            (lambda size: np.zeros((1, size), np.uint8), ValueError, r"got \(1, 514\)"),
             (lambda size: np.zeros(size, np.int8), TypeError, "dtype float32.*, got int8"),
             (lambda size: np.zeros(size, np.uint16), TypeError, "dtype float32.*, got uint16"),
             (lambda size: np.zeros(2 * size, np.uint8)[::2], ValueError, "a contiguous array"),
@@ -152,14 +152,14 @@ with opt.averaged():
     )
     @pytest.mark.parametrize("dtype", [np.float32, np.float16])
     def test_bad_state_of_a_free_function(self, make, error, words, dtype):
-        param, grad, state = np.ones(300, dtype), np.ones(300, dtype), make(302)
+        param, grad, state = np.ones(300, dtype), np.ones(300, dtype), make(514)
         before = digest(param, grad, state)
         with pytest.raises(error, match=rf"^momentum_buffer: expected .*{words}"):
             op.kernels.sgd(param, grad, state, momentum=0.9, step=1)
         assert digest(param, grad, state) == before
 
     def test_no_format_beside_float64_in_a_free_function(self):
-        for state in (np.zeros(300, BF16), np.zeros(302, np.uint8)):
+        for state in (np.zeros(300, BF16), np.zeros(514, np.uint8)):
             with pytest.raises(
                 TypeError, match="^momentum_buffer: expected dtype float32 or float"
             ):
@@ -170,10 +170,10 @@ with opt.averaged():
     def test_overlapping_state_of_a_free_function(self):
         room = np.ones(400, np.float32)
         param, grad = room[:300], np.ones(300, np.float32)
-        for inside in (room.view(np.uint8)[100:402], room.view(BF16)[400:700]):
+        for inside in (room.view(np.uint8)[100:614], room.view(BF16)[400:700]):
             with pytest.raises(ValueError, match="expected memory of its own, got an overlap"):
                 op.kernels.sgd(param, grad, inside, momentum=0.9, step=1)
-        codes = np.zeros(302, np.uint8)
+        codes = np.zeros(514, np.uint8)
         with pytest.raises(ValueError, match="expected memory of its own, got the same memory"):
             op.kernels.adam(param, grad, codes, codes, step=1)
         assert (room == 1).all()
@@ -181,7 +181,7 @@ with opt.averaged():
 
     def test_step_and_rounding_of_a_free_function(self):
         step = "step: expected the number of this step, from 1, got none"
-        codes = np.zeros(302, np.uint8)
+        codes = np.zeros(514, np.uint8)
         assert refusal(np.ones(300, BF16)) == step
         assert refusal(np.ones(300, np.float32), codes, momentum=0.9) == step
         words = "rounding: expected 'stochastic' or 'nearest' (a function keeps no master), got "
@@ -202,7 +202,7 @@ with opt.averaged():
         before = digest(opt)
         saved = opt.state_dict()
         name = next(filter(None, optimizer.state_names(**options)))
-        saved["state"][0][name][N + 7] = 254
+        saved["state"][0][name][-7] = 254
         with pytest.raises(ValueError, match=rf"^state\[0\]\['{name}'\]: expected block scales up"):
             if through == "dict":
                 opt.load_state_dict(saved)

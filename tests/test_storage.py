@@ -17,6 +17,7 @@ import onepass as op
 from helpers import SMALL_FORMATS, assert_same_bits, fresh_state
 from onepass import formats
 from onepass.optim import _stages
+from storage_cases import in_words
 from test_stages import EVERYTHING, rule_of
 
 BF16 = ml_dtypes.bfloat16
@@ -293,7 +294,7 @@ def every_code(signed):
     codes = np.tile(np.arange(256), scales.size)
     if signed:
         codes[127::128] -= 1
-    return np.concatenate([codes, scales]).astype(np.uint8)
+    return np.concatenate([in_words(codes), scales]).astype(np.uint8)
 
 
 def test_every_code_of_every_scale_is_read_and_written():
@@ -303,7 +304,7 @@ def test_every_code_of_every_scale_is_read_and_written():
         (op.kernels.sgd, op.SGD, signed, {"momentum": 1 - 2**-30, "lr": 1.0}),
         (op.kernels.rmsprop, op.RMSprop, unsigned, {"alpha": 1 - 2**-30, "eps": 1.0}),
     ):
-        size = formats.q8_elements(codes)
+        size = codes.size // 257 * 256
         # A gradient of -0.0, which changes not even a zero's sign.
         param, grad, state = np.zeros(size, "f4"), np.full(size, -0.0, "f4"), codes.copy()
         with np.errstate(invalid="ignore"):
@@ -334,7 +335,7 @@ def test_any_number_is_rounded_as_the_reference_rounds(bits, small, rounding, se
         kernel, cls, state, options = op.kernels.adagrad, op.Adagrad, True, {}
     else:
         kernel, cls, state, options = op.kernels.sgd, op.SGD, False, {"lr": 1.0}
-    state = [np.zeros(grad.size + -(-grad.size // 256), np.uint8)] * state
+    state = [np.zeros(formats.q8_size(grad.size), np.uint8)] * state
     param = np.zeros(grad.size, np.float32 if state else small)
     options = {**options, "rounding": rounding, "step": step, "seed": seed}
     with np.errstate(all="ignore"):

@@ -296,7 +296,8 @@ CheckedState check_rule_state(py::handle object, const Label& label, const Param
   if (!is_small || dtype.num() != uint8_num) {
     return {check_state(object, label, param, memory), nullptr, plain_state};
   }
-  const std::size_t size = param.size + (param.size + block_size - 1) / block_size;
+  const std::size_t blocks = (param.size + block_size - 1) / block_size;
+  const std::size_t size = blocks * (block_size + 1);
   if (array.ndim() != 1 || static_cast<std::size_t>(array.size()) != size) {
     const std::string shape = "(" + std::to_string(size) + ",)";
     fail_value(label, "8-bit codes and scales of shape " + shape, shape_name(array));
@@ -307,7 +308,7 @@ CheckedState check_rule_state(py::handle object, const Label& label, const Param
   }
   memory.add(array, label);
   auto* codes = static_cast<std::uint8_t*>(const_cast<void*>(array.data()));
-  return {codes, codes + param.size, q8_state};
+  return {codes, codes + blocks * block_size, q8_state};
 }
 
 }  // namespace onepass::bindings

@@ -26,7 +26,7 @@ struct StoredBlock {
       : bits(bits_each),
         numbers(bits > 16 ? n : 0, offset, seed),
         halves(bits == 16 ? n : 0, offset, seed),
-        codes(bits == 8 ? n : 0, offset, seed),
+        codes(bits == 8 ? count_blocks(n) * onepass::block_size : 0, offset, seed),
         scales(bits == 8 ? count_blocks(n) : 0, 0, seed) {
     // One block of three is at the lower end; the others' largest number is about 1.
     for (std::size_t i = 0; i < scales.size(); ++i) {

@@ -123,18 +123,26 @@ void check_narrowing() {
   });
 }
 
-// The values of a vector in 8 bits.
+// A vector in 8 bits: its blocks, the last one filled up with zeros.
 template <class Q8>
-void open(const onepass::Stored& stored, std::size_t n, float* values) {
-  for (std::size_t begin = 0; begin < n; begin += block_size) {
-    const auto read = Q8::reader(stored, begin);
-    for (std::size_t i = begin; i < std::min(begin + block_size, n); ++i) {
-      values[i] = read(i - begin);
+struct InEightBits {
+  std::size_t n, blocks = (n + block_size - 1) / block_size;
+  Block<std::uint8_t> codes{blocks * block_size, 0, 1}, scales{blocks, 0, 2};
+  onepass::Stored stored{codes.data(), scales.data()};
+
+  void write(const float* values, std::uint32_t random) {
+    for (std::size_t begin = 0; begin < n; begin += block_size) {
+      float block[block_size] = {};
+      std::copy(values + begin, values + std::min(begin + block_size, n), block);
+      Q8::measure(block, stored, begin);
+      Q8::close(block, block_size, stored, begin, all(random));
     }
   }
-}
+  float read(std::size_t i) const { return Q8::reader(stored, i)(i % block_size / 64, i % 64); }
+};
 
-// What numbers in a block become with no random bits and with all of them.
+// What numbers in a block become with no random bits and with all of them: one in each byte of a
+// word.
 constexpr std::size_t n_codes = 4;
 struct Codes {
   float values[n_codes];
@@ -159,28 +167,31 @@ constexpr Codes without_sign{{1.0f, 0.3f, 0.001f, 0x1p-40f},
 
 template <class Q8>
 void check_codes(const Codes& expected, const std::string& name) {
-  Block<std::uint8_t> codes(n_codes, 0, 1), scale(1, 0, 2);
-  Block<float> found(n_codes, 0, 3);
-  const onepass::Stored stored{codes.data(), scale.data()};
-  Q8::close(expected.values, n_codes, stored, 0, all(most_bits));
-  check(std::memcmp(codes.data(), expected.up, n_codes) == 0, name + ": rounded up");
-  Q8::close(expected.values, n_codes, stored, 0, all(0));
-  check(std::memcmp(codes.data(), expected.down, n_codes) == 0, name + ": rounded down");
-  check(scale.data()[0] == expected.scale, name + ": the scale");
-  open<Q8>(stored, n_codes, found.data());
-  check(std::equal(found.data(), found.data() + n_codes, expected.stood_for),
-        name + ": what the codes stand for");
+  constexpr std::size_t word = 5;  // whichever
+  InEightBits<Q8> coded{block_size};
+  Block<float> values(block_size, 0, 3);
+  std::fill_n(values.data(), block_size, 0.0f);
+  for (std::size_t k = 0; k < n_codes; ++k) values.data()[64 * k + word] = expected.values[k];
+  coded.write(values.data(), most_bits);
+  check(std::memcmp(coded.codes.data() + 4 * word, expected.up, n_codes) == 0,
+        name + ": rounded up");
+  coded.write(values.data(), 0);
+  check(std::memcmp(coded.codes.data() + 4 * word, expected.down, n_codes) == 0,
+        name + ": rounded down");
+  check(coded.scales.data()[0] == expected.scale, name + ": the scale");
+  for (std::size_t k = 0; k < n_codes; ++k) {
+    check(coded.read(64 * k + word) == expected.stood_for[k], name + ": what a code stands for");
+  }
 }
 
 // Rounding up leads to no code too many, whatever a block's largest number is.
 template <class Q8>
 void check_largest(const std::string& name) {
-  std::uint8_t code[1], scale[1];
+  InEightBits<Q8> coded{1};
   for (float next = 1.0f; next < 2.0f; next += 0x1p-10f) {
     for (const float value : {next, std::nextafter(next, 2.0f), std::nextafter(next, 0.0f)}) {
-      float found;
-      Q8::close(&value, 1, {code, scale}, 0, all(most_bits));
-      open<Q8>({code, scale}, 1, &found);
+      coded.write(&value, most_bits);
+      const float found = coded.read(0);
       check(found >= value - 0x1p-14f && found <= 1.125f * value,
             name + ": the largest is " + std::to_string(value));
     }
@@ -193,19 +204,14 @@ void check_blocks(const std::string& name) {
   constexpr std::size_t n = 2 * block_size + 3;
   for (const float bad : {std::numeric_limits<float>::quiet_NaN(),
                           std::numeric_limits<float>::infinity(), 0x1.fp127f}) {
-    Block<float> values(n, 0, 1), found(n, 0, 2);
+    Block<float> values(n, 0, 1);
     std::fill_n(values.data(), n, 0.0f);
     values.data()[block_size + 7] = bad;
     values.data()[n - 1] = 1.0f;
-    Block<std::uint8_t> codes(n, 0, 3), scales(3, 0, 4);
-    const onepass::Stored stored{codes.data(), scales.data()};
-    for (std::size_t begin = 0; begin < n; begin += block_size) {
-      Q8::close(values.data() + begin, std::min(block_size, n - begin), stored, begin,
-                all(most_bits));
-    }
-    open<Q8>(stored, n, found.data());
+    InEightBits<Q8> coded{n};
+    coded.write(values.data(), most_bits);
     for (std::size_t i = 0; i < n; ++i) {
-      const float value = found.data()[i];
+      const float value = coded.read(i);
       check(i < block_size       ? value == 0.0f
             : i < 2 * block_size ? std::isnan(value)
                                  : value >= 0.0f && value <= 1.125f,

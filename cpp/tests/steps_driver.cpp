@@ -131,12 +131,12 @@ void check_state() {
       step({&tensor, 1}, 1);
       check(param[0] == each.second && momentum[0] == 0x3f40, "its next" + where);
 
-      std::uint8_t code[] = {0}, scale[] = {0};
+      std::uint8_t codes[block_size] = {}, scale[] = {0};
       param[0] = 0x4000;
-      streams.state[0] = {code, scale};
+      streams.state[0] = {codes, scale};
       tensor = sgd(kernels, streams, 1, q8_state);
       step({&tensor, 1}, 1);
-      check(param[0] == each.first && code[0] >> 1 == 15 << 2 && scale[0] == 126 - 19,
+      check(param[0] == each.first && codes[0] >> 1 == 15 << 2 && scale[0] == 126 - 19,
             "a step in 8 bits" + where);
     }
   });

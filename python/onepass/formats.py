@@ -161,8 +161,10 @@ def q8_encode(values: Array, *, signed: bool, bits: Bits | None = None) -> Codes
 
     Returns
     -------
-    ndarray of uint8, shape (size + ceil(size / 256),)
-        The codes, the sign in the highest bit, then the scales.
+    ndarray of uint8, shape (257 * ceil(size / 256),)
+        The codes, the sign in the highest bit, then the scales. The last block is filled up with
+        zeros; codes stand in words of four, element :math:`64k + i` of a block in byte `k` of its
+        word `i`.
 
     Notes
     -----
@@ -175,8 +177,8 @@ def q8_encode(values: Array, *, signed: bool, bits: Bits | None = None) -> Codes
     >>> import onepass as op
     >>> codes = op.formats.q8_encode(np.array([1.0, -0.3, 0.001], np.float32), signed=True)
     >>> codes.size
-    4
-    >>> [round(float(x), 4) for x in op.formats.q8_decode(codes, signed=True)]
+    257
+    >>> [round(float(x), 4) for x in op.formats.q8_decode(codes, 3, signed=True)]
     [1.0, -0.3125, 0.0009]
     """
     flat = values.ravel(order="K")
@@ -199,43 +201,39 @@ def q8_encode(values: Array, *, signed: bool, bits: Bits | None = None) -> Codes
     else:
         codes = (np.maximum(magnitude, first) - first + rounding) >> 20
     scales[~finite], codes[~finite] = NOT_FINITE[signed], 0 if signed else 1
-    return np.concatenate([codes.reshape(-1)[: flat.size], scales]).astype(np.uint8)
+    words = codes.reshape(-1, 4, BLOCK // 4).swapaxes(1, 2)
+    return np.concatenate([words.reshape(-1), scales]).astype(np.uint8)
 
 
-def q8_decode(codes: Codes, *, signed: bool) -> Array:
+def q8_decode(codes: Codes, size: int, *, signed: bool) -> Array:
     """Return the numbers that `q8_encode` has encoded, as a vector of float32.
 
     Parameters
     ----------
-    codes : ndarray of uint8
+    codes : ndarray of uint8, shape (257 * ceil(size / 256),)
         The codes, then the scales.
+    size : int
+        How many numbers there are.
     signed : bool
     """
-    size = q8_elements(codes)
-    scales = codes[size:]
-    padded = np.zeros((scales.size, BLOCK), np.uint32)
-    padded.reshape(-1)[:size] = codes[:size]
+    words, scales = np.split(codes, [codes.size // (BLOCK + 1) * BLOCK])
+    elements = words.reshape(-1, BLOCK // 4, 4).swapaxes(1, 2).reshape(-1, BLOCK).astype(np.uint32)
     first = _first(scales, signed)
     if not signed:
-        return ((padded << 20) + first).view(np.float32).reshape(-1)[:size]
+        return ((elements << 20) + first).view(np.float32).reshape(-1)[:size]
     with np.errstate(invalid="ignore"):
-        found = (((padded & 0x7F) << 20) + first).view(np.float32) - first.view(np.float32)
-    return (found.view(np.uint32) | (padded & 0x80) << 24).view(np.float32).reshape(-1)[:size]
+        found = (((elements & 0x7F) << 20) + first).view(np.float32) - first.view(np.float32)
+    return (found.view(np.uint32) | (elements & 0x80) << 24).view(np.float32).reshape(-1)[:size]
 
 
 def q8_size(elements: int) -> int:
     """Return how many bytes so many numbers take, codes and scales."""
-    return elements + -(-elements // BLOCK)
-
-
-def q8_elements(codes: Codes) -> int:
-    """Return how many numbers these codes with their scales stand for."""
-    return codes.size - -(-codes.size // (BLOCK + 1))
+    return (BLOCK + 1) * -(-elements // BLOCK)
 
 
 def q8_check(codes: Codes, *, signed: bool) -> None:
     """Raise ValueError where a block's scale is none that `q8_encode` makes."""
-    scales = codes[q8_elements(codes) :]
+    scales = codes[codes.size // (BLOCK + 1) * BLOCK :]
     most = 254 - _LOWEST[signed]
     bad = np.flatnonzero((scales > most) & (scales != NOT_FINITE[signed]))
     if bad.size:

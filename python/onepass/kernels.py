@@ -126,7 +126,7 @@ grad : ndarray
     The state, where the options use it (else absent or None): like `param` in shape, dtype (float32
     beside 16 bits) and order, starting from zeros (`sum` from Adagrad's
     `initial_accumulator_value`), updated in place. But for float64 also bfloat16, or uint8 of
-    shape (size + ceil(size / 256),), see `onepass.formats.q8_encode`.
+    shape (257 * ceil(size / 256),), see `onepass.formats.q8_encode`.
 step : int
     The number of this step, from 1. May be left out where the options do not depend on it and no
     array has fewer bits than float32.

@@ -40,8 +40,8 @@ void close(const T* values, std::size_t n, const Stored& array, std::size_t begi
 }
 
 // Formats of state are known when a kernel is compiled, so that the rule's own loop reads them: by
-// a Reader of elements from `begin` on, within a block. What is not in place is written block by
-// block.
+// a Reader, from `begin` on, of elements of row 0; one of 8 bits takes a block's four rows. What is
+// not in place is written block by block.
 template <class T>
 struct Plain {
   using Value = T;
@@ -49,7 +49,7 @@ struct Plain {
   static constexpr bool in_place = true;
   struct Reader {
     const T* values;
-    T operator()(std::size_t i) const noexcept { return values[i]; }
+    T operator()(std::size_t, std::size_t i) const noexcept { return values[i]; }
   };
   static Reader reader(const Stored& stored, std::size_t begin) noexcept {
     return {static_cast<const T*>(stored.data) + begin};
@@ -59,7 +59,7 @@ struct Plain {
 struct NotThere {
   static constexpr bool in_place = true;
   struct Reader {
-    int operator()(std::size_t) const noexcept { return 0; }
+    int operator()(std::size_t, std::size_t) const noexcept { return 0; }
   };
   static Reader reader(const Stored&, std::size_t) noexcept { return {}; }
 };
@@ -72,7 +72,7 @@ struct Halved {
   static constexpr bool in_place = false;
   struct Reader {
     const std::uint16_t* halves;
-    float operator()(std::size_t i) const noexcept { return Format::widen(halves[i]); }
+    float operator()(std::size_t, std::size_t i) const noexcept { return Format::widen(halves[i]); }
   };
   static Reader reader(const Stored& stored, std::size_t begin) noexcept {
     return {at(stored, begin)};
@@ -84,8 +84,9 @@ struct Halved {
   static void open(const Stored& stored, std::size_t begin, std::size_t n, float* values) noexcept {
     const Reader read = reader(stored, begin);
 #pragma omp simd
-    for (std::size_t i = 0; i < n; ++i) values[i] = read(i);
+    for (std::size_t i = 0; i < n; ++i) values[i] = read(0, i);
   }
+  static void measure(const float*, const Stored&, std::size_t) noexcept {}
   static void close(const float* values, std::size_t n, const Stored& stored, std::size_t begin,
                     [[maybe_unused]] BlockBits random) noexcept {
     std::uint16_t* halves = static_cast<std::uint16_t*>(stored.data) + begin;

@@ -3,12 +3,17 @@
 // often as what is rounded off is large: on average nothing is lost, however little a step changes
 // them.
 //
+// A block is four rows of 64, and its codes stand in 64 words, byte k of word i being element i of
+// row k: vectors of numbers become vectors of words by shifts, and no byte has to change its lane.
+// The last block is filled up with zeros.
+//
 // Only integer operations on the bits of floats, and one addition of floats; NumPy does the same in
 // python/onepass/formats.py.
 #pragma once
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstring>
 #include <type_traits>
 
@@ -18,129 +23,136 @@
 
 namespace onepass::inline ONEPASS_ISA {
 
+inline const std::uint8_t* block_codes(const Stored& stored, std::size_t begin) noexcept {
+  return static_cast<const std::uint8_t*>(stored.data) + begin / block_size * block_size;
+}
+
+// That of element `i` of a row, in the highest byte.
+inline std::uint32_t code_at(const std::uint8_t* codes, std::size_t row, std::size_t i) noexcept {
+  std::uint32_t word;
+  std::memcpy(&word, codes + i * sizeof word, sizeof word);
+  return word << (24 - 8 * row);
+}
+
 // The exponent of a block's largest number once it has `headroom` added to its bits, 255 where that
 // is not finite.
-inline std::uint32_t top_exponent(const float* values, std::size_t n,
-                                  std::uint32_t headroom) noexcept {
-  constexpr std::size_t lanes = 64;
-  const auto magnitude = [=](std::size_t i) {
-    return std::bit_cast<std::int32_t>(values[i]) & 0x7fffffff;
-  };
-  std::int32_t largest[lanes] = {};
-  std::size_t i = 0;
-  for (; i + lanes <= n; i += lanes) {
-#pragma omp simd
-    for (std::size_t j = 0; j < lanes; ++j) largest[j] = std::max(largest[j], magnitude(i + j));
+inline std::uint32_t top_exponent(const float* values, std::uint32_t headroom) noexcept {
+  std::int32_t largest = 0;
+  for (std::size_t i = 0; i < block_size; ++i) {
+    largest = std::max(largest, std::bit_cast<std::int32_t>(values[i]) & 0x7fffffff);
   }
-  for (; i < n; ++i) largest[0] = std::max(largest[0], magnitude(i));
-  std::int32_t found = 0;
-  for (std::size_t j = 0; j < lanes; ++j) found = std::max(found, largest[j]);
-  return std::min((static_cast<std::uint32_t>(found) + headroom) >> 23, 255u);
+  return std::min((static_cast<std::uint32_t>(largest) + headroom) >> 23, 255u);
 }
 
-struct Q8Block {
-  std::uint8_t* codes;
-  std::uint8_t scale;
-};
-
-// Writes a block's scale; and its codes, where it is not finite.
+// What the two formats share: a block of 256 values is measured, and then written.
 template <class Format>
-inline Q8Block begin_block(const float* values, std::size_t n, const Stored& stored,
-                           std::size_t begin) noexcept {
-  std::uint8_t* codes = static_cast<std::uint8_t*>(stored.data) + begin;
-  std::uint8_t& scale = stored.scales[begin / block_size];
-  const std::uint32_t top = top_exponent(values, n, Format::headroom);
-  if (top == 255) {
-    scale = Format::not_finite;
-    std::memset(codes, Format::code_of_nan, n);
-  } else {
-    scale = static_cast<std::uint8_t>(std::max(top, Format::lowest) - Format::lowest);
-  }
-  return {codes, scale};
-}
-
-// With a sign: 7 bits are a float's from 2^-15 of the largest number's power of two on, less that
-// number; so they begin at 0, evenly spaced, and grow exponentially further up.
-struct Q8Signed {
+struct Q8 {
   using Value = float;
   using Item = std::uint8_t;
   static constexpr bool in_place = false;
+
+  // Writes the block's scale.
+  static void measure(const float* values, const Stored& stored, std::size_t begin) noexcept {
+    const std::uint32_t top = top_exponent(values, Format::headroom);
+    const std::uint32_t scale = std::max(top, Format::lowest) - Format::lowest;
+    stored.scales[begin / block_size] =
+        top == 255 ? Format::not_finite : static_cast<std::uint8_t>(scale);
+  }
+
+  static void close(const float* values, std::size_t, const Stored& stored, std::size_t begin,
+                    BlockBits random) noexcept {
+    std::uint8_t* codes = static_cast<std::uint8_t*>(stored.data) + begin;
+    const std::uint8_t scale = stored.scales[begin / block_size];
+    if (scale == Format::not_finite) {
+      std::memset(codes, Format::code_of_nan, block_size);
+      return;
+    }
+    const std::uint32_t first = Format::first(scale);
+    const std::uint32_t firsts = first >> 16 | first;  // of two upper halves
+#pragma omp simd
+    for (std::size_t i = 0; i < row_size; ++i) {
+      const std::uint32_t rounded[] = {
+          Format::round(values[i], first, bits_of(random, i)),
+          Format::round(values[i + row_size], first, bits_of(random, i + row_size)),
+          Format::round(values[i + 2 * row_size], first, bits_of(random, i + 2 * row_size)),
+          Format::round(values[i + 3 * row_size], first, bits_of(random, i + 3 * row_size))};
+      const std::uint32_t even = (rounded[0] >> 16 | (rounded[2] & 0xffff0000u)) - firsts;
+      const std::uint32_t odd = (rounded[1] >> 16 | (rounded[3] & 0xffff0000u)) - firsts;
+      const std::uint32_t word = Format::word(even, odd);
+      std::memcpy(codes + i * sizeof word, &word, sizeof word);
+    }
+  }
+};
+
+// With a sign: 7 bits are a float's from 2^-15 of the largest number's power of two on, less that
+// number; so they begin at 0, evenly spaced, and grow exponentially further up.
+struct Q8Signed : Q8<Q8Signed> {
   static constexpr std::uint32_t lowest = 19;          // exponents: no subnormal float is met
   static constexpr std::uint32_t headroom = 1u << 21;  // for what is added, and for rounding up
-  static constexpr std::uint8_t not_finite = 251;      // the scale that makes `start` infinite
+  static constexpr std::uint8_t not_finite = 251;      // the scale that makes `first` infinite
   static constexpr std::uint8_t code_of_nan = 0;       // infinity less infinity
 
-  static constexpr std::uint32_t start(std::uint8_t scale) noexcept {
+  static constexpr std::uint32_t first(std::uint8_t scale) noexcept {
     return (scale + lowest - 15u) << 23;
   }
 
   struct Reader {
+    static constexpr bool in_words = true;
     const std::uint8_t* codes;
-    std::uint32_t bits;
-    float begin;
-    float operator()(std::size_t i) const noexcept {
-      const std::uint32_t code = codes[i];
-      const float number = std::bit_cast<float>(((code & 0x7fu) << 20) + bits) - begin;
-      return std::bit_cast<float>(std::bit_cast<std::uint32_t>(number) | (code & 0x80u) << 24);
+    std::uint32_t first;
+    float operator()(std::size_t row, std::size_t i) const noexcept {
+      const std::uint32_t code = code_at(codes, row, i);
+      const float number =
+          std::bit_cast<float>((code >> 4 & 0x7f00000u) + first) - std::bit_cast<float>(first);
+      return std::bit_cast<float>(std::bit_cast<std::uint32_t>(number) | (code & 0x80000000u));
     }
   };
   static Reader reader(const Stored& stored, std::size_t begin) noexcept {
-    const std::uint32_t bits = start(stored.scales[begin / block_size]);
-    return {static_cast<const std::uint8_t*>(stored.data) + begin, bits,
-            std::bit_cast<float>(bits)};
+    return {block_codes(stored, begin), first(stored.scales[begin / block_size])};
   }
 
-  static void close(const float* values, std::size_t n, const Stored& stored, std::size_t begin,
-                    BlockBits random) noexcept {
-    const auto [codes, scale] = begin_block<Q8Signed>(values, n, stored, begin);
-    if (scale == not_finite) return;
-    const std::uint32_t first = start(scale);
-    const float offset = std::bit_cast<float>(first);
-#pragma omp simd
-    for (std::size_t i = 0; i < n; ++i) {
-      const std::uint32_t bits = std::bit_cast<std::uint32_t>(values[i]);
-      const float shifted = std::bit_cast<float>(bits & 0x7fffffffu) + offset;
-      const std::uint32_t code = std::bit_cast<std::uint32_t>(shifted) + bits_of(random, i);
-      codes[i] = static_cast<std::uint8_t>(((code >> 20) - (first >> 20)) | (bits >> 24 & 0x80u));
-    }
+  static std::uint32_t round(float value, std::uint32_t first, std::uint32_t random) noexcept {
+    const float shifted = value + std::copysign(std::bit_cast<float>(first), value);
+    return std::bit_cast<std::uint32_t>(shifted) + random;
+  }
+  static constexpr std::uint32_t word(std::uint32_t even, std::uint32_t odd) noexcept {
+    return (even >> 4 & 0x7f007fu) | (odd << 4 & 0x7f007f00u) | (even >> 8 & 0x800080u) |
+           (odd & 0x80008000u);
   }
 };
 
 // Never negative, as a mean of squares: 8 bits are a float's from 2^-31 of the largest number's
 // power of two on, and what is smaller becomes that. Zeros would leave a gradient to be divided by
 // eps alone; only a block of nothing else has them.
-struct Q8Unsigned {
-  using Value = float;
-  using Item = std::uint8_t;
-  static constexpr bool in_place = false;
+struct Q8Unsigned : Q8<Q8Unsigned> {
   static constexpr std::uint32_t lowest = 31;
   static constexpr std::uint32_t headroom = (1u << 20) - 1;  // for rounding up
   static constexpr std::uint8_t not_finite = 255;
   static constexpr std::uint8_t code_of_nan = 1;  // then, the bits of one
 
+  static constexpr std::uint32_t first(std::uint8_t scale) noexcept {
+    return std::uint32_t{scale} << 23;
+  }
+
   struct Reader {
+    static constexpr bool in_words = true;
     const std::uint8_t* codes;
-    std::uint32_t bits;
-    float operator()(std::size_t i) const noexcept {
-      return std::bit_cast<float>((std::uint32_t{codes[i]} << 20) + bits);
+    std::uint32_t first;
+    float operator()(std::size_t row, std::size_t i) const noexcept {
+      return std::bit_cast<float>((code_at(codes, row, i) >> 4 & 0xff00000u) + first);
     }
   };
   static Reader reader(const Stored& stored, std::size_t begin) noexcept {
-    const std::uint32_t scale = stored.scales[begin / block_size];
-    return {static_cast<const std::uint8_t*>(stored.data) + begin, scale << 23};
+    return {block_codes(stored, begin), first(stored.scales[begin / block_size])};
   }
 
-  static void close(const float* values, std::size_t n, const Stored& stored, std::size_t begin,
-                    BlockBits random) noexcept {
-    const auto [codes, scale] = begin_block<Q8Unsigned>(values, n, stored, begin);
-    if (scale == not_finite) return;
-    const std::int32_t first = scale << 23;
-#pragma omp simd
-    for (std::size_t i = 0; i < n; ++i) {
-      const std::int32_t bits = std::max(std::bit_cast<std::int32_t>(values[i]), first) - first;
-      const std::uint32_t code = static_cast<std::uint32_t>(bits) + bits_of(random, i);
-      codes[i] = static_cast<std::uint8_t>(code >> 20);
-    }
+  static std::uint32_t round(float value, std::uint32_t first, std::uint32_t random) noexcept {
+    const auto bits =
+        std::max(std::bit_cast<std::int32_t>(value), static_cast<std::int32_t>(first));
+    return static_cast<std::uint32_t>(bits) + random;
+  }
+  static constexpr std::uint32_t word(std::uint32_t even, std::uint32_t odd) noexcept {
+    return (even >> 4 & 0xff00ffu) | (odd << 4 & 0xff00ff00u);
   }
 };
 

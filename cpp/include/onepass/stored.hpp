@@ -8,11 +8,13 @@ namespace onepass {
 
 // Elements that 8-bit numbers share a scale for, and that random bits are counted by.
 inline constexpr std::size_t block_size = 256;
+// A quarter of them: their codes stand four in a word (q8.hpp).
+inline constexpr std::size_t row_size = block_size / 4;
 
 // The random bits of one step, 20 for a number (random.hpp).
 struct StepBits {
   std::uint64_t key;
-  std::uint32_t columns[block_size];
+  alignas(64) std::uint32_t columns[block_size];  // a cache line that is cut in two takes twice
 };
 
 // Those of one block of an array. Pass them by value: a store of bytes might be one to them, and

@@ -63,6 +63,10 @@ inline void clip_tile(T* clipped, const T* grad, std::size_t n, T scale, T max_v
 template <class Rule, template <bool> class State, std::size_t k>
 using Kept = std::conditional_t<Rule::states[k].used, State<Rule::states[k].has_sign>, NotThere>;
 
+// Of numbers that stand four to a word (q8.hpp).
+template <class Reader>
+concept InWords = Reader::in_words;
+
 // Reads state by `readers`, and writes it to `state`.
 template <bool decay, class Rule, class T, std::size_t... K, class... Reader>
 inline void update_tile(T* param, const T* grad, [[maybe_unused]] T* const* state, std::size_t n,
@@ -71,15 +75,34 @@ inline void update_tile(T* param, const T* grad, [[maybe_unused]] T* const* stat
   const auto write = [&]<std::size_t k>([[maybe_unused]] std::size_t i, [[maybe_unused]] T value) {
     if constexpr (Rule::states[k].used) state[k][i] = value;
   };
-  // The caller has proved that no two arrays overlap.
-#pragma omp simd
-  for (std::size_t i = 0; i < n; ++i) {
+  // Inlined however large it is, or the loops would not become vectors.
+  const auto step = [&](std::size_t row, std::size_t column) __attribute__((always_inline)) {
+    const std::size_t i = row * row_size + column;
     T g = scale * grad[i];
     if constexpr (decay) g += weight_decay * param[i];
     [&](auto... values) {
       rule(param[i], g, values...);
       (write.template operator()<K>(i, values), ...);
-    }(T(readers(i))...);
+    }(T(readers(row, column))...);
+  };
+  // The caller has proved that no two arrays overlap.
+  if constexpr (!(InWords<Reader> || ...)) {
+#pragma omp simd
+    for (std::size_t i = 0; i < n; ++i) step(0, i);
+  } else if (n == block_size) {  // the constants of the loop are made once for four rows
+#pragma omp simd
+    for (std::size_t i = 0; i < row_size; ++i) {
+      step(0, i);
+      step(1, i);
+      step(2, i);
+      step(3, i);
+    }
+  } else {
+    for (std::size_t row = 0; row * row_size < n; ++row) {
+      const std::size_t columns = std::min(row_size, n - row * row_size);
+#pragma omp simd
+      for (std::size_t i = 0; i < columns; ++i) step(row, i);
+    }
   }
 }
 
@@ -99,18 +122,28 @@ inline void average_tile(T* average, const T* param, std::size_t n, T weight, T 
 }
 
 // Writes a block of what is rounded, the state and perhaps the parameter, each by bits of its own.
+// All are measured before the first is written: a largest number is a chain of waits, and two run
+// side by side.
 template <class Rule, template <bool> class State, class T, std::size_t... K>
 inline void close_block(const Streams& streams, std::size_t begin, std::size_t n,
-                        const T (*values)[block_size], std::index_sequence<K...>) noexcept {
+                        T (*values)[block_size], std::index_sequence<K...>) noexcept {
   constexpr std::size_t n_states = sizeof...(K);
   const auto bits = [&](std::size_t k) {
     const std::uint64_t number = streams.tensor * (n_states + 1) + k;
     return block_bits(*streams.random, number, begin / block_size);
   };
+  const auto measure = [&]<std::size_t k>() {
+    using Codec = Kept<Rule, State, k>;
+    if constexpr (!Codec::in_place) {
+      std::fill(values[k] + n, values[k] + block_size, T(0));
+      Codec::measure(values[k], streams.state[k], begin);
+    }
+  };
   const auto close_state = [&]<std::size_t k>() {
     using Codec = Kept<Rule, State, k>;
     if constexpr (!Codec::in_place) Codec::close(values[k], n, streams.state[k], begin, bits(k));
   };
+  (measure.template operator()<K>(), ...);
   (close_state.template operator()<K>(), ...);
   close(values[n_states], n, streams.param, begin, bits(n_states));
 }

@@ -63,7 +63,7 @@ def opened(array: Any, param: Array, has_sign: bool, order: Any = None) -> Array
     `order` is that in which 8-bit codes stand, by default the parameter's.
     """
     if array.dtype == np.uint8:
-        flat = formats.q8_decode(array, signed=has_sign)
+        flat = formats.q8_decode(array, param.size, signed=has_sign)
         return np.asarray(flat.reshape(param.shape, order=order or order_of(param)))
     return np.asarray(array if array.dtype.itemsize > 2 else array.astype(np.float32))
 
