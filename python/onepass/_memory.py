@@ -16,7 +16,9 @@ def address(array: npt.NDArray[Any]) -> int:
     return pointer
 
 
-def aligned_zeros(size: int, dtype: npt.DTypeLike = np.float32, *, offset: int = 0) -> Array:
+def aligned_zeros(
+    size: int, dtype: npt.DTypeLike = np.float32, *, offset: int = 0
+) -> npt.NDArray[Any]:
     """Return a zeroed vector whose data begins `offset` bytes past a cache line.
 
     Large ones get the huge pages that NumPy asks for, and no memory until they are written.

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onepass._memory import aligned_zeros
 from onepass._typing import Array
 
 Bits = npt.NDArray[np.uint32]
@@ -201,8 +202,10 @@ def q8_encode(values: Array, *, signed: bool, bits: Bits | None = None) -> Codes
     else:
         codes = (np.maximum(magnitude, first) - first + rounding) >> 20
     scales[~finite], codes[~finite] = NOT_FINITE[signed], 0 if signed else 1
+    encoded = aligned_zeros(q8_size(flat.size), np.uint8)
     words = codes.reshape(-1, 4, BLOCK // 4).swapaxes(1, 2)
-    return np.concatenate([words.reshape(-1), scales]).astype(np.uint8)
+    encoded[: words.size], encoded[words.size :] = words.reshape(-1), scales
+    return encoded
 
 
 def q8_decode(codes: Codes, size: int, *, signed: bool) -> Array:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from onepass import formats
 from onepass._extras import require
-from onepass._memory import compute_dtype, state_like
+from onepass._memory import aligned_zeros, compute_dtype, state_like
 from onepass._typing import Array
 
 SMALL = 4096
@@ -53,7 +53,7 @@ def fresh(param: Array, value: float, state_format: str | None, has_sign: bool) 
     if own != "q8":
         return state_like(param, value, _dtype_of(own))
     if not value:
-        return np.zeros(formats.q8_size(param.size), np.uint8)
+        return aligned_zeros(formats.q8_size(param.size), np.uint8)
     return keep(np.broadcast_to(np.float32(value), param.shape), param, state_format, has_sign)
 
 
