@@ -20,8 +20,6 @@ from onepass import _core
 
 __all__ = ["get_num_threads", "info", "set_num_threads"]
 
-_chosen: int | None = None
-
 
 def set_num_threads(num_threads: int | None) -> None:
     """Set how many threads a step uses from now on; None goes back to the default.
@@ -47,8 +45,11 @@ def set_num_threads(num_threads: int | None) -> None:
     2
     >>> op.set_num_threads(None)
     """
-    global _chosen  # noqa: PLW0603
-    _chosen = None if num_threads is None else check_num_threads(num_threads)
+    global _in_use  # noqa: PLW0603
+    if num_threads is None:
+        _in_use = _DEFAULT
+    else:
+        _in_use = check_num_threads(num_threads), "onepass.set_num_threads"
 
 
 def get_num_threads() -> int:
@@ -89,8 +90,11 @@ def info() -> dict[str, Any]:
 
 
 def resolve_num_threads(num_threads: int | None) -> int:
-    """Return how many threads to use where a caller may have said a number."""
-    return get_num_threads() if num_threads is None else check_num_threads(num_threads)
+    """Return how many threads to use where a caller may have said a number.
+
+    A forked child runs serial whatever it is (cpp/src/parallel.hpp).
+    """
+    return _in_use[0] if num_threads is None else check_num_threads(num_threads)
 
 
 def check_num_threads(num_threads: int) -> int:
@@ -105,9 +109,7 @@ def check_num_threads(num_threads: int) -> int:
 def _num_threads() -> tuple[int, str]:
     if _core.in_forked_child():
         return 1, "serial, because this process was forked"
-    if _chosen is not None:
-        return _chosen, "onepass.set_num_threads"
-    return _DEFAULT
+    return _in_use
 
 
 def _default_num_threads() -> tuple[int, str]:
@@ -158,4 +160,4 @@ def _read_quota(directory: Path) -> float | None:
     return limit if limit > 0 else None
 
 
-_DEFAULT = _default_num_threads()
+_DEFAULT = _in_use = _default_num_threads()

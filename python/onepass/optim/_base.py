@@ -291,7 +291,8 @@ class Optimizer(Rule):
         TypeError, ValueError
             If an array or a hyperparameter is not as it must be. Then nothing has changed.
         """
-        self._check_not_shown("step")
+        if self._shown is not None:
+            self._check_not_shown("step")
         threads = runtime.resolve_num_threads(num_threads)
         if type(grad_scale) is not float or grad_scale != 1.0:
             grad_scale = _stages.GRAD_SCALE("grad_scale", grad_scale)
