@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import onepass as op
-from helpers import assert_same_bits, digest
+from helpers import SMALL_FORMATS, assert_same_bits, digest
 
 BAD = [np.nan, np.inf, -np.inf]
 
@@ -672,6 +672,7 @@ class TestPack:
         np.testing.assert_array_equal(views["b"][1][0], [1, 2, 3, 4])
         np.testing.assert_array_equal(tree["a"], 1)
 
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64, *SMALL_FORMATS])
     def test_stepping_the_vector_is_stepping_the_arrays(self, case, dtype, rng):
         cls, options = case
         tree = [rng.normal(size=shape).astype(dtype) for shape in [(30,), (4, 5), (1,)]]
@@ -689,7 +690,8 @@ class TestPack:
         [
             ([], ValueError, "params: expected at least one array, got none"),
             ([np.ones(1), np.ones(1, np.float32)], TypeError, r"params\[1\]: expected dtype f"),
-            ([np.ones(1, int)], TypeError, r"params\[0\]: expected dtype float32 or float64"),
+            ([np.ones(1, int)], TypeError, r"params\[0\]: expected dtype float32, float64, .* int"),
+            ([np.ones(1, ">f4")], TypeError, r"params\[0\]: expected dtype float32, .* got >f4"),
             ({"a": 1.0}, TypeError, r"params\['a'\]: expected a NumPy array, got float"),
             ([np.ma.ones(3)], TypeError, r"params\[0\]: expected a NumPy array, got Masked"),
         ],

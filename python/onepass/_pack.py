@@ -14,13 +14,14 @@ def pack(params: Tree) -> tuple[Array, Any]:
 
     An optimizer of the vector steps all of them at once: one native call, one loop, and no cost per
     array. Rules are elementwise, so the result is the same to the bit:
-    :math:`\mathrm{step}(\mathrm{pack}(w)) = \mathrm{pack}(\mathrm{step}(w))`.
+    :math:`\mathrm{step}(\mathrm{pack}(w)) = \mathrm{pack}(\mathrm{step}(w))`. (What is rounded at
+    random is rounded by other bits, and blocks of 8 bits begin elsewhere.)
 
     Parameters
     ----------
     params : ndarray, sequence or mapping of them
-        float32 or float64, all of one dtype; any shapes and strides. They are copied and not
-        changed.
+        float32, float64, float16 or ``ml_dtypes.bfloat16``, all of one dtype; any shapes and
+        strides. They are copied and not changed.
 
     Returns
     -------
@@ -74,8 +75,10 @@ def pack(params: Tree) -> tuple[Array, Any]:
 def _checked(array: Any, label: str) -> Array:
     if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"params{label}: expected a NumPy array, got {type(array).__name__}")
-    if array.dtype not in (np.float32, np.float64):
-        raise TypeError(f"params{label}: expected dtype float32 or float64, got {array.dtype}")
+    is_usual = array.dtype in (np.float32, np.float64, np.float16)
+    if not is_usual and array.dtype.name != "bfloat16":
+        expected = "dtype float32, float64, float16 or bfloat16"
+        raise TypeError(f"params{label}: expected {expected}, got {array.dtype}")
     return array
 
 
