@@ -170,10 +170,7 @@ void update(const Streams& streams, std::size_t begin, std::size_t end, const Ru
     const auto ask = [=](const void* data, std::size_t size) {
       prefetch(static_cast<const char*>(data) + begin * size, n * size);
     };
-    const auto open_tile = [=](const Stored& array, T* room) {
-      ask(array.data, item_size<T>(array));
-      return open(array, begin, n, room);
-    };
+    const auto ask_for = [=](const Stored& array) { ask(array.data, item_size<T>(array)); };
     const auto open_state = [&]<std::size_t k>() -> T* {
       using Codec = Kept<Rule, State, k>;
       if constexpr (!Rule::states[k].used) {
@@ -185,15 +182,17 @@ void update(const Streams& streams, std::size_t begin, std::size_t end, const Ru
       }
     };
     T* const state[] = {open_state.template operator()<K>()...};
-    T* param = open_tile(streams.param, scratch[n_states]);
+    T* param = open(streams.param, begin, n, scratch[n_states]);
     if constexpr (std::is_same_v<T, float>) {
       if (streams.follows) streams.copy.codec->follow(streams.copy, begin, n, param);
     }
-    const T* grad = open_tile(streams.grad, opened);
+    ask_for(streams.grad);
+    const T* grad = open(streams.grad, begin, n, opened);
     if (clips) clip_tile(clipped, grad, n, stages.scale, stages.max_value);
     update_tile<decay>(param, clips ? clipped : grad, state, n, rule, clips ? T{1} : stages.scale,
                        stages.weight_decay, all,
                        Kept<Rule, State, K>::reader(streams.state[K], begin)...);
+    ask_for(streams.param);  // not before, where it would be one of too many at once
     if (averages) {
       ask(averages, sizeof(T));
       average_tile(averages + begin, param, n, stages.average_weight, stages.average_rest);
