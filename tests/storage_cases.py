@@ -49,10 +49,10 @@ def run(opt, steps, seed):
         opt.step({**grads, "frozen": None})
 
 
-def in_words(codes):
-    """8-bit codes in the order in which the codes of a block's elements stand in memory."""
+def blocks_of(codes, scales):
+    """8-bit state as it is kept: for each scale a block whose elements have these codes."""
     order = [64 * byte + word for word in range(64) for byte in range(4)]
-    return codes.reshape(-1, 256)[:, order].reshape(-1)
+    return np.concatenate([np.tile(codes[order], scales.size), scales]).astype(np.uint8)
 
 
 def bits(array):

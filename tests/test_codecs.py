@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from helpers import SMALL_FORMATS, assert_same_bits
 from onepass import formats
-from storage_cases import in_words
+from storage_cases import blocks_of
 
 BLOCK = 256
 MOST_BITS = 2**20 - 1
@@ -37,11 +37,6 @@ def grid(scale, signed):
     exponent = scale - 127 + code // 8
     # The smallest block's are those of subnormal floats.
     return np.where(exponent > -127, np.ldexp(1 + mantissa, exponent), np.ldexp(mantissa, -126))
-
-
-def blocks_of(codes, scales):
-    """These codes, one for each element, in each of the blocks."""
-    return np.concatenate([in_words(np.tile(codes, scales.size)), scales]).astype(np.uint8)
 
 
 def all_codes(signed):

@@ -17,7 +17,7 @@ import onepass as op
 from helpers import SMALL_FORMATS, assert_same_bits, fresh_state
 from onepass import formats
 from onepass.optim import _stages
-from storage_cases import in_words
+from storage_cases import blocks_of
 from test_stages import EVERYTHING, rule_of
 
 BF16 = ml_dtypes.bfloat16
@@ -291,10 +291,10 @@ def every_code(signed):
     But for the largest with a sign: with those the block's exponent would be one more.
     """
     scales = np.append(np.arange(236), 251) if signed else np.append(np.arange(224), 255)
-    codes = np.tile(np.arange(256), scales.size)
+    codes = np.arange(256)
     if signed:
         codes[127::128] -= 1
-    return np.concatenate([in_words(codes), scales]).astype(np.uint8)
+    return blocks_of(codes, scales)
 
 
 def test_every_code_of_every_scale_is_read_and_written():

@@ -6,6 +6,7 @@
 #include <limits>
 #include <string>
 
+#include "arrays.hpp"
 #include "checks.hpp"
 #include "dispatch.hpp"
 #include "onepass/q8.hpp"
@@ -126,7 +127,7 @@ void check_narrowing() {
 // A vector in 8 bits: its blocks, the last one filled up with zeros.
 template <class Q8>
 struct InEightBits {
-  std::size_t n, blocks = (n + block_size - 1) / block_size;
+  std::size_t n, blocks = count_blocks(n);
   Block<std::uint8_t> codes{blocks * block_size, 0, 1}, scales{blocks, 0, 2};
   onepass::Stored stored{codes.data(), scales.data()};
 

@@ -219,7 +219,7 @@ def q8_decode(codes: Codes, size: int, *, signed: bool) -> Array:
         How many numbers there are.
     signed : bool
     """
-    words, scales = np.split(codes, [codes.size // (BLOCK + 1) * BLOCK])
+    words, scales = _split(codes)
     elements = words.reshape(-1, BLOCK // 4, 4).swapaxes(1, 2).reshape(-1, BLOCK).astype(np.uint32)
     first = _first(scales, signed)
     if not signed:
@@ -236,13 +236,19 @@ def q8_size(elements: int) -> int:
 
 def q8_check(codes: Codes, *, signed: bool) -> None:
     """Raise ValueError where a block's scale is none that `q8_encode` makes."""
-    scales = codes[codes.size // (BLOCK + 1) * BLOCK :]
+    _, scales = _split(codes)
     most = 254 - _LOWEST[signed]
     bad = np.flatnonzero((scales > most) & (scales != NOT_FINITE[signed]))
     if bad.size:
         got = f"{scales[bad[0]]} for block {bad[0]}"
         expected = f"block scales up to {most}, or {NOT_FINITE[signed]}"
         raise ValueError(f"expected {expected}, got {got}")
+
+
+def _split(codes: Codes) -> tuple[Codes, Codes]:
+    """Return the words that codes stand in, and the scales behind them."""
+    end = codes.size // (BLOCK + 1) * BLOCK
+    return codes[:end], codes[end:]
 
 
 def _first(scales: Codes, signed: bool) -> Bits:

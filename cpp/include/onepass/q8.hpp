@@ -27,7 +27,7 @@ inline const std::uint8_t* block_codes(const Stored& stored, std::size_t begin) 
   return static_cast<const std::uint8_t*>(stored.data) + begin / block_size * block_size;
 }
 
-// That of element `i` of a row, in the highest byte.
+// The code of element `i` of a row, in the highest byte.
 inline std::uint32_t code_at(const std::uint8_t* codes, std::size_t row, std::size_t i) noexcept {
   std::uint32_t word;
   std::memcpy(&word, codes + i * sizeof word, sizeof word);
