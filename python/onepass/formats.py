@@ -87,7 +87,8 @@ def narrow(values: Array, dtype: npt.DTypeLike, bits: Bits | None = None) -> Arr
 
     To nearest, ties to even, as NumPy does it; or with random bits, one for each element,
     stochastically: of the two neighbours :math:`a \le x \le b`, :math:`b` with probability
-    :math:`(x - a) / (b - a)`, so that the mean is :math:`x`.
+    :math:`(x - a) / (b - a)`, so that the mean is :math:`x`. As many of an element's bits decide as
+    are rounded off, the lowest.
 
     Parameters
     ----------
@@ -118,12 +119,12 @@ def narrow(values: Array, dtype: npt.DTypeLike, bits: Bits | None = None) -> Arr
             shifted = (magnitude.view(np.float32) + np.float32(2**-14)).view(np.uint32)
         is_small = magnitude < 113 << 23
         exact = np.where(is_small, shifted - (113 << 23), magnitude - (112 << 23))
-        rounded = (exact + (bits >> 7)) >> 13
+        rounded = (exact + (bits & 0x1FFF)) >> 13
         special = np.where(magnitude > 0x7F800000, 0x7E00, 0x7C00)
         found = np.where(magnitude >= 143 << 23, special, rounded)
     else:
         is_nan = magnitude > 0x7F800000
-        found = np.where(is_nan, magnitude | 0x400000, magnitude + (bits >> 4)) >> 16
+        found = np.where(is_nan, magnitude | 0x400000, magnitude + (bits & 0xFFFF)) >> 16
     return np.asarray((found | sign).astype(np.uint16).view(dtype))
 
 

@@ -126,10 +126,10 @@ struct BFloat16 {
     const std::uint32_t rounded = bits + 0x7fffu + (bits >> 16 & 1u);
     return static_cast<std::uint16_t>((value != value ? bits : rounded) >> 16);
   }
-  // Up as often as what is rounded off is large, by 20 random bits.
+  // Up as often as what is rounded off is large, by as many random bits as that has.
   static std::uint16_t narrow(float value, std::uint32_t random) noexcept {
     const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
-    return static_cast<std::uint16_t>((bits + (value != value ? 0 : random >> 4)) >> 16);
+    return static_cast<std::uint16_t>((bits + (value != value ? 0 : random & 0xffffu)) >> 16);
   }
 };
 
@@ -162,7 +162,7 @@ struct Float16 {
     const std::uint32_t found = magnitude >= 143u << 23 ? special : small;
     return static_cast<std::uint16_t>(found | (bits >> 16 & 0x8000u));
   }
-  // Up as often as what is rounded off is large, by 20 random bits.
+  // Up as often as what is rounded off is large, by as many random bits as that has.
   static std::uint16_t narrow(float value, std::uint32_t random) noexcept {
     const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
     const std::uint32_t magnitude = bits & 0x7fffffffu;
@@ -171,7 +171,7 @@ struct Float16 {
     const std::uint32_t subnormal = std::bit_cast<std::uint32_t>(shifted) - (113u << 23);
     const std::uint32_t normal = magnitude - (112u << 23);
     const std::uint32_t exact = magnitude < 113u << 23 ? subnormal : normal;
-    const std::uint32_t rounded = (exact + (random >> 7)) >> 13;
+    const std::uint32_t rounded = (exact + (random & 0x1fffu)) >> 13;
     const std::uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
     const std::uint32_t found = magnitude >= 143u << 23 ? special : rounded;
     return static_cast<std::uint16_t>(found | (bits >> 16 & 0x8000u));

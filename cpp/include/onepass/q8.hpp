@@ -34,14 +34,16 @@ inline std::uint32_t code_at(const std::uint8_t* codes, std::size_t row, std::si
   return word << (24 - 8 * row);
 }
 
-// The exponent of a block's largest number once it has `headroom` added to its bits, 255 where that
-// is not finite.
-inline std::uint32_t top_exponent(const float* values, std::uint32_t headroom) noexcept {
-  std::int32_t largest = 0;
+// The exponent of a block's largest number once it has the format's headroom added to its bits, 255
+// where that is not finite.
+template <class Format>
+std::uint32_t top_exponent(const float* values) noexcept {
+  constexpr std::uint32_t infinity = 255u << 23;
+  std::uint32_t largest = 0;
   for (std::size_t i = 0; i < block_size; ++i) {
-    largest = std::max(largest, std::bit_cast<std::int32_t>(values[i]) & 0x7fffffff);
+    largest = std::max(largest, Format::magnitude(std::bit_cast<std::uint32_t>(values[i])));
   }
-  return std::min((static_cast<std::uint32_t>(largest) + headroom) >> 23, 255u);
+  return (std::min(largest, infinity) + Format::headroom) >> 23;
 }
 
 // What the two formats share: a block of 256 values is measured, and then written.
@@ -53,7 +55,7 @@ struct Q8 {
 
   // Writes the block's scale.
   static void measure(const float* values, const Stored& stored, std::size_t begin) noexcept {
-    const std::uint32_t top = top_exponent(values, Format::headroom);
+    const std::uint32_t top = top_exponent<Format>(values);
     const std::uint32_t scale = std::max(top, Format::lowest) - Format::lowest;
     stored.scales[begin / block_size] =
         top == 255 ? Format::not_finite : static_cast<std::uint8_t>(scale);
@@ -111,6 +113,9 @@ struct Q8Signed : Q8<Q8Signed> {
     return {block_codes(stored, begin), first(stored.scales[begin / block_size])};
   }
 
+  static constexpr std::uint32_t magnitude(std::uint32_t bits) noexcept {
+    return bits & 0x7fffffffu;
+  }
   static std::uint32_t round(float value, std::uint32_t first, std::uint32_t random) noexcept {
     const float shifted = value + std::copysign(std::bit_cast<float>(first), value);
     return std::bit_cast<std::uint32_t>(shifted) + random;
@@ -146,6 +151,8 @@ struct Q8Unsigned : Q8<Q8Unsigned> {
     return {block_codes(stored, begin), first(stored.scales[begin / block_size])};
   }
 
+  // Only a NaN may have a sign, and is beyond infinity with and without it.
+  static constexpr std::uint32_t magnitude(std::uint32_t bits) noexcept { return bits; }
   static std::uint32_t round(float value, std::uint32_t first, std::uint32_t random) noexcept {
     const auto bits =
         std::max(std::bit_cast<std::int32_t>(value), static_cast<std::int32_t>(first));

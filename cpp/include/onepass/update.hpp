@@ -122,15 +122,15 @@ inline void average_tile(T* average, const T* param, std::size_t n, T weight, T 
 }
 
 // Writes a block of what is rounded, the state and perhaps the parameter, each by bits of its own.
-// All are measured before the first is written: a largest number is a chain of waits, and two run
-// side by side.
+// A largest number is a chain of waits: all are looked for side by side, and the parameter is
+// written meanwhile.
 template <class Rule, template <bool> class State, class T, std::size_t... K>
 inline void close_block(const Streams& streams, std::size_t begin, std::size_t n,
-                        T (*values)[block_size], std::index_sequence<K...>) noexcept {
+                        T (*values)[block_size], const std::uint64_t* keys,
+                        std::index_sequence<K...>) noexcept {
   constexpr std::size_t n_states = sizeof...(K);
   const auto bits = [&](std::size_t k) {
-    const std::uint64_t number = streams.tensor * (n_states + 1) + k;
-    return block_bits(*streams.random, number, begin / block_size);
+    return block_bits(*streams.random, keys[k], begin / block_size);
   };
   const auto measure = [&]<std::size_t k>() {
     using Codec = Kept<Rule, State, k>;
@@ -144,8 +144,8 @@ inline void close_block(const Streams& streams, std::size_t begin, std::size_t n
     if constexpr (!Codec::in_place) Codec::close(values[k], n, streams.state[k], begin, bits(k));
   };
   (measure.template operator()<K>(), ...);
-  (close_state.template operator()<K>(), ...);
   close(values[n_states], n, streams.param, begin, bits(n_states));
+  (close_state.template operator()<K>(), ...);
 }
 
 template <bool decay, template <bool> class State, class T, class Rule, std::size_t... K>
@@ -156,6 +156,10 @@ void update(const Streams& streams, std::size_t begin, std::size_t end, const Ru
   alignas(cache_line) T opened[block_size], clipped[block_size];
   T* averages = stages.average_weight == T(0) ? nullptr : static_cast<T*>(streams.average.data);
   const bool clips = stages.max_value < std::numeric_limits<T>::infinity();
+  std::uint64_t keys[n_states + 1] = {};
+  for (std::size_t k = 0; streams.random && k <= n_states; ++k) {
+    keys[k] = array_key(*streams.random, streams.tensor * (n_states + 1) + k);
+  }
 
   // A short first tile brings every later one onto cache lines: state lies at the parameter's own
   // offset, so all streams align at once.
@@ -198,7 +202,7 @@ void update(const Streams& streams, std::size_t begin, std::size_t end, const Ru
       average_tile(averages + begin, param, n, stages.average_weight, stages.average_rest);
     }
     if (streams.copy.data) close(param, n, streams.copy, begin, {});
-    if (streams.random) close_block<Rule, State>(streams, begin, n, scratch, all);
+    if (streams.random) close_block<Rule, State>(streams, begin, n, scratch, keys, all);
     if (streams.zero_grad) {
       const std::size_t size = item_size<T>(streams.grad);
       std::memset(static_cast<char*>(streams.grad.data) + begin * size, 0, n * size);
