@@ -45,8 +45,8 @@ template <class T>
 void set_forward(const Affine& affine, const Statistics& statistics, std::size_t begin,
                  std::size_t end, const Channels<T>& channels) noexcept {
   // Copies, because the compiler would fetch the pointers again for every channel.
-  const auto [weight, bias] = affine;
-  const auto [mean, invstd] = statistics;
+  const double *const weight = affine.weight, *const bias = affine.bias;
+  const double *const mean = statistics.mean, *const invstd = statistics.invstd;
   T *const high = channels.mean, *const scales = channels.scale, *const shifts = channels.shift;
 #pragma omp simd
   for (std::size_t c = begin; c < end; ++c) {
