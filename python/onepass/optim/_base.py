@@ -240,6 +240,7 @@ class Optimizer(Rule):
         ]
         # Per group what the user had set when it was looked at last.
         self._seen: list[dict[str, Any] | None] = [None] * len(self._groups)
+        self._has_schedules = False
         self._average_from = [0] * len(self._params)  # the steps before each average began
         self._bound: list[Any] | None = None
         self._planned: _Planned | None = None  # of the bound gradients
@@ -312,13 +313,9 @@ class Optimizer(Rule):
         nonfinite = _stages.NONFINITE[self.__dict__["nonfinite"]]
         # Moves parameters, state, averages and counters in one call, or raises before it does.
         norm, coefficient, skipped = run(scalars, threads, grad_scale, max_norm, nonfinite)
-        return StepInfo(
-            completed + (not skipped),
-            self._groups[0].values["lr"],
-            norm,
-            coefficient < 1 and not skipped,
-            skipped,
-        )
+        lr, clipped = self._groups[0].values["lr"], coefficient < 1 and not skipped
+        # A third of the time that calling the class takes.
+        return StepInfo._make((completed + (not skipped), lr, norm, clipped, skipped))
 
     def accumulate(self, grads: Grads = None, *, num_threads: int | None = None) -> None:
         """Add gradients to a sum, which the next `step()` takes and sets back to zero.
@@ -493,7 +490,7 @@ class Optimizer(Rule):
             for number, group in enumerate(self.param_groups):
                 now = self._groups[number].values
                 self._seen[number] = {k: v if callable(v) else now[k] for k, v in group.items()}
-        elif any([known.schedules for known in self._groups]):  # noqa: C419 (a list is quicker)
+        elif self._has_schedules:
             self._resolve([known.schedules for known in self._groups], completed)
 
     def _resolve(self, names: Iterable[Iterable[str]], completed: int) -> None:
@@ -508,6 +505,7 @@ class Optimizer(Rule):
         for number, known in enumerate(self._groups):
             self._allocate(number, resolved[number][0])
             known.values, known.schedules = resolved[number]
+        self._has_schedules = any(known.schedules for known in self._groups)
 
     def _check_groups(self) -> None:
         """Raise if the groups are not those it was made with, or cannot be kept as they ask."""
