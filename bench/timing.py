@@ -35,24 +35,25 @@ class Block:
         """Fit a block to what a call costs, measured on the spot."""
         step()
         if before:
-            cost = _timed(before, 1) + _timed(step, 1)
-            return cls(step, 1, 1, min(max(int(BLOCK / cost), 1), MOST_BATCHES), before)
-        cost = min(_timed(step, 1) for _ in range(2))
-        calls = math.ceil(BATCH / cost)
-        batches = int(BLOCK / (calls * cost))
-        return cls(step, calls, math.ceil(WARM_UP / cost), min(max(batches, 1), MOST_BATCHES))
+            calls, cost = 1, _timed(before, 1) + _timed(step, 1)
+        else:
+            cost = min(_timed(step, 1) for _ in range(2))
+            calls = math.ceil(BATCH / cost)
+        batches = min(max(int(BLOCK / (calls * cost)), 1), MOST_BATCHES)
+        return cls(step, calls, math.ceil(WARM_UP / cost), batches, before)
 
     def run(self) -> float:
         """Seconds per call: the median batch."""
         time.sleep(PAUSE)
-        _timed(self.step, self.warm_up)
-        return median(self._batches())
+        for _ in self._repeat(self.warm_up):
+            self.step()
+        return median(_timed(self.step, self.calls) for _ in self._repeat(self.batches))
 
-    def _batches(self) -> Iterator[float]:
-        for _ in range(self.batches):
+    def _repeat(self, times: int) -> Iterator[None]:
+        for _ in range(times):
             if self.before:
                 self.before()
-            yield _timed(self.step, self.calls)
+            yield
 
 
 def alternate(
