@@ -1,5 +1,6 @@
 """What a developer runs: `nox` for everything, `nox -s lint` for one part."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -32,6 +33,7 @@ def lint(session: nox.Session) -> None:
 def cpp(session: nox.Session) -> None:
     """Run the driver, plain and sanitized, built by Clang too where it is; keep builds apart."""
     session.install("cmake>=3.25", "pybind11>=3")
+    session.env["CMAKE_BUILD_PARALLEL_LEVEL"] = str(os.cpu_count())
     compilers = ["driver", *(["clang"] if shutil.which("clang++") else [])]
     for preset in (*compilers, "sanitize", "tsan", "module"):
         session.run("cmake", "--workflow", "--preset", preset)
