@@ -36,9 +36,8 @@ inline void draw(StepBits& bits, std::uint64_t seed, std::uint64_t step) noexcep
 inline std::uint64_t array_key(const StepBits& bits, std::uint64_t array) noexcept {
   return split_mix(~bits.key, array);
 }
-inline BlockBits block_bits(const StepBits& bits, std::uint64_t array_key,
-                            std::size_t block) noexcept {
-  return {bits.columns, draw_bits(array_key, block)};
+inline BlockBits block_bits(const StepBits& bits, std::uint64_t key, std::size_t block) noexcept {
+  return {bits.columns, draw_bits(key, block)};
 }
 
 inline std::uint32_t bits_of(BlockBits bits, std::size_t i) noexcept {

@@ -156,7 +156,7 @@ void update(const Streams& streams, std::size_t begin, std::size_t end, const Ru
   alignas(cache_line) T opened[block_size], clipped[block_size];
   T* averages = stages.average_weight == T(0) ? nullptr : static_cast<T*>(streams.average.data);
   const bool clips = stages.max_value < std::numeric_limits<T>::infinity();
-  std::uint64_t keys[n_states + 1] = {};
+  std::uint64_t keys[n_states + 1] = {};  // of the random bits of state and parameter
   for (std::size_t k = 0; streams.random && k <= n_states; ++k) {
     keys[k] = array_key(*streams.random, streams.tensor * (n_states + 1) + k);
   }

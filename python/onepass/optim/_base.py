@@ -314,7 +314,7 @@ class Optimizer(Rule):
         # Moves parameters, state, averages and counters in one call, or raises before it does.
         norm, coefficient, skipped = run(scalars, threads, grad_scale, max_norm, nonfinite)
         lr, clipped = self._groups[0].values["lr"], coefficient < 1 and not skipped
-        # A third of the time that calling the class takes.
+        # Calling the class takes more than twice as long.
         return StepInfo._make((completed + (not skipped), lr, norm, clipped, skipped))
 
     def accumulate(self, grads: Grads = None, *, num_threads: int | None = None) -> None:
