@@ -77,7 +77,7 @@ BatchNorm<T>::BatchNorm(const BatchNormTable<T>& table, const Layout& layout, in
                         bool relu)
     : layout_(layout),
       threads_(useful_threads(layout, threads)),
-      grid_(layout, threads_, true),
+      grid_(layout, threads_, Grid::Pass::sums),
       loops_(table[grid_.one_channel() * 1u + relu * 2u + (arrays.residual != nullptr) * 4u]),
       arrays_(arrays),
       affine_(affine),

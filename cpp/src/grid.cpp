@@ -11,14 +11,16 @@ constexpr std::size_t min_block_elements = 8192;  // of one channel
 constexpr std::size_t min_block_rows = 64;        // that channels share
 constexpr std::size_t min_row_width = 256;
 constexpr std::size_t min_tile_width = 64;
+constexpr std::size_t min_tile_elements = 8192;  // of long channels, where nothing is summed
 
 constexpr std::size_t divide_up(std::size_t a, std::size_t b) noexcept {
   return (a + b - 1) / b;
 }
 
-// Side by side a short channel needs no lanes of its own; but handing values on to its columns
-// pays only over many rows.
-constexpr std::size_t longest_short_channel(std::size_t rows) noexcept {
+// Side by side a short channel needs no lanes of its own for its sums, and no line is streamed in
+// parts; but handing values on to its columns pays only over many rows.
+constexpr std::size_t longest_short_channel(std::size_t rows, Grid::Pass pass) noexcept {
+  if (pass == Grid::Pass::writes) return 16;
   return rows < 8 ? 16 : rows < 32 ? 64 : 256;
 }
 
@@ -35,9 +37,10 @@ double sum(const double* values, std::size_t n) noexcept {
 
 }  // namespace
 
-Grid::Grid(const Layout& layout, int threads, bool summed) noexcept : layout_(layout) {
+Grid::Grid(const Layout& layout, int threads, Pass pass) noexcept : layout_(layout) {
+  const bool summed = pass == Pass::sums;
   if (layout.channels == 1) layout_ = {1, 1, layout.per_channel()};
-  one_channel_ = layout_.inner > longest_short_channel(layout_.outer);
+  one_channel_ = layout_.inner > longest_short_channel(layout_.outer, pass);
   row_width_ = layout_.channels * layout_.inner;
   if (one_channel_) {
     cut_long_channels(summed);
@@ -48,7 +51,8 @@ Grid::Grid(const Layout& layout, int threads, bool summed) noexcept : layout_(la
 
 void Grid::cut_long_channels(bool summed) noexcept {
   const std::size_t width = layout_.inner;
-  tiles_ = layout_.channels;
+  if (!summed) tile_channels_ = std::max<std::size_t>(min_tile_elements / width, 1);
+  tiles_ = divide_up(layout_.channels, tile_channels_);
   rows_ = layout_.outer;
   pieces_ = std::min(divide_up(width, 2 * min_block_elements), divide_up(max_blocks, rows_));
   piece_width_ = divide_up(divide_up(width, pieces_), lanes) * lanes;

@@ -19,18 +19,21 @@ struct Layout {
 // by block, and what a block is depends on the layout alone: so the sums are the same bits for any
 // number of threads.
 //
-// Where nothing is summed, a tile is as wide as a row.
-//
 // A channel whose `inner` is long is a tile of its own; a row is one run of it. Where it is short,
 // as in a channels-last array, channels lie side by side in a row, each `inner` columns wide; and
 // where all channels together are narrow, a row is `repeat` times as wide as that.
+//
+// Where nothing is summed, a tile is as wide as a row; and long channels, which are long from fewer
+// elements on, share one, so that a panel has a channel in each of its rows.
 class Grid {
  public:
+  enum class Pass { sums, writes, streams };  // the last two: and nothing is summed
+
   static constexpr std::size_t max_tile_width = 512;  // of channels that share a row and are summed
 
-  Grid(const Layout& layout, int threads, bool summed) noexcept;
+  Grid(const Layout& layout, int threads, Pass pass) noexcept;
 
-  bool one_channel() const noexcept { return one_channel_; }  // in each tile
+  bool one_channel() const noexcept { return one_channel_; }  // in each row of a panel
   std::size_t tiles() const noexcept { return tiles_; }
   std::size_t blocks() const noexcept { return blocks_; }
   std::size_t elements_per_tile() const noexcept { return layout_.size() / tiles_; }
@@ -74,7 +77,13 @@ void Grid::for_each_panel(std::size_t tile, std::size_t block, const Visit& visi
   if (one_channel_) {
     const std::size_t from = block % pieces_ * piece_width_;
     const std::size_t width = std::min(from + piece_width_, layout_.inner) - from;
-    visit(begin * row_width_ + tile * layout_.inner + from, tile, Panel{rows, width, row_width_});
+    const std::size_t c = first_channel(tile), channels = first_channel(tile + 1) - c;
+    const std::size_t offset = begin * row_width_ + c * layout_.inner + from;
+    if (channels > 1) {
+      visit(offset, c, Panel{channels, width, layout_.inner, 1});
+    } else {
+      visit(offset, c, Panel{rows, width, row_width_});
+    }
     return;
   }
   const std::size_t channel_width = repeat_ * layout_.inner;

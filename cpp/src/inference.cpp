@@ -34,7 +34,7 @@ Inference<T>::Inference(const KernelTable& kernels, const Layout& layout, int th
     : kernels_(kernels),
       layout_(layout),
       threads_(useful_threads(layout, threads)),
-      grid_(layout, threads_, false),
+      grid_(layout, threads_, streams(arrays, layout) ? Grid::Pass::streams : Grid::Pass::writes),
       loops_(table_of<T>(
           kernels)[grid_.one_channel() * 1u + relu * 2u + (arrays.residual != nullptr) * 4u]),
       arrays_(arrays),

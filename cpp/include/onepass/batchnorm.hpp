@@ -26,7 +26,7 @@ struct PerColumn {
 template <class T>
 struct ForAll {
   static constexpr bool one_channel = true;
-  explicit ForAll(const T* only) noexcept : value(only ? *only : T{}) {}
+  explicit ForAll(const T* only) noexcept : value(*only) {}
   T operator[](std::size_t) const noexcept { return value; }
   T value;
 };
@@ -127,10 +127,12 @@ inline T normalized(T centered, T scale, T shift, const T* z, std::size_t i) noe
 template <template <class> class Each, bool relu, bool residual, class T>
 void normalize(const Arrays<T>& arrays, const Panel& panel, const Channels<T>& channels) noexcept {
   const T *x = arrays.x, *z = arrays.residual;
-  const Each<T> mean(channels.mean), scale(channels.scale), shift(channels.shift);
   const T small = static_cast<T>(shrink);
-  write_rows(arrays.out, panel, arrays.stream, [=](std::size_t i, std::size_t j) {
-    return normalized<relu, residual>(x[i] * small - mean[j], scale[j], shift[j], z, i);
+  write_rows(arrays.out, panel, arrays.stream, [=](std::size_t c) {
+    return [=, mean = Each<T>(channels.mean + c), scale = Each<T>(channels.scale + c),
+            shift = Each<T>(channels.shift + c)](std::size_t i, std::size_t j) {
+      return normalized<relu, residual>(x[i] * small - mean[j], scale[j], shift[j], z, i);
+    };
   });
 }
 
@@ -181,16 +183,19 @@ void input_gradient(const Arrays<T>& arrays, const Panel& panel,
                     const Channels<T>& channels) noexcept {
   const T *x = arrays.x, *dy = arrays.dy, *z = arrays.residual;
   T* dz = arrays.dresidual;
-  const Each<T> mean(channels.mean), scale(channels.scale), shift(channels.shift);
-  const Each<T> slope(channels.slope), offset(channels.offset), gain(channels.gain);
   const T small = static_cast<T>(shrink);
-  write_rows(arrays.out, panel, arrays.stream, [=](std::size_t i, std::size_t j) {
-    const T centered = x[i] * small - mean[j];
-    const T g = passed<relu, residual>(dy[i], centered, scale[j], shift[j], z, i);
-    if constexpr (residual) dz[i] = g;
-    T through = g;
-    if constexpr (!frozen) through -= centered * slope[j] + offset[j];
-    return through * gain[j];
+  write_rows(arrays.out, panel, arrays.stream, [=](std::size_t c) {
+    return [=, mean = Each<T>(channels.mean + c), scale = Each<T>(channels.scale + c),
+            shift = Each<T>(channels.shift + c), slope = Each<T>(channels.slope + c),
+            offset = Each<T>(channels.offset + c),
+            gain = Each<T>(channels.gain + c)](std::size_t i, std::size_t j) {
+      const T centered = x[i] * small - mean[j];
+      const T g = passed<relu, residual>(dy[i], centered, scale[j], shift[j], z, i);
+      if constexpr (residual) dz[i] = g;
+      T through = g;
+      if constexpr (!frozen) through -= centered * slope[j] + offset[j];
+      return through * gain[j];
+    };
   });
 }
 

@@ -5,9 +5,11 @@
 
 namespace onepass {
 
-// `rows` runs of `width` contiguous elements, which begin `stride` elements apart.
+// `rows` runs of `width` contiguous elements, which begin `stride` elements apart. Each may belong
+// to the channel after the last one's: then `channel_step` is 1.
 struct Panel {
   std::size_t rows, width, stride;
+  std::size_t channel_step = 0;
 };
 
 // One value per channel.

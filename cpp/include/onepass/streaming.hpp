@@ -40,17 +40,20 @@ inline void finish_streaming() noexcept {
 
 inline constexpr std::size_t stream_tile_bytes = 1024;
 
-// Writes the rows of a panel: element(i, column) is element i of `out`. To stream, a row goes in
-// tiles that stay in L1 until they go to memory as whole lines.
-template <class T, class Element>
-inline void write_rows(T* out, const Panel& panel, bool stream, const Element& element) noexcept {
+// Writes the rows of a panel: elements_of(channel)(i, column) is element i of `out`, the channel
+// counted from the panel's first. To stream, a row goes in tiles that stay in L1 until they go to
+// memory as whole lines.
+template <class T, class ElementsOf>
+inline void write_rows(T* out, const Panel& panel, bool stream,
+                       const ElementsOf& elements_of) noexcept {
   constexpr std::size_t line = cache_line / sizeof(T), tile = stream_tile_bytes / sizeof(T);
   constexpr std::size_t min_aligned = 4 * line;
-  const auto write = [&](T* to, std::size_t i, std::size_t j, std::size_t n) {
-#pragma omp simd
-    for (std::size_t k = 0; k < n; ++k) to[k] = element(i + k, j + k);
-  };
   for (std::size_t r = 0; r < panel.rows; ++r) {
+    const auto element = elements_of(r * panel.channel_step);
+    const auto write = [&](T* to, std::size_t i, std::size_t j, std::size_t n) {
+#pragma omp simd
+      for (std::size_t k = 0; k < n; ++k) to[k] = element(i + k, j + k);
+    };
     const std::size_t row = r * panel.stride;
     const bool align = stream || panel.width >= min_aligned;
     std::size_t j = align ? elements_to_alignment(out + row, panel.width) : 0;
