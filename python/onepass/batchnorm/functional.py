@@ -1,25 +1,55 @@
 """Batch normalisation as functions of arrays, forward and backward."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from operator import index
 from typing import Any
 
 import numpy as np
 
 from onepass import _core, runtime
-from onepass._hyperparameters import Check, Flag, Number
+from onepass._hyperparameters import Flag, Number
 from onepass._typing import Array
 from onepass.batchnorm.reference import Float64
 
 MOST_AXES = 64
 """NumPy's limit."""
 
-CHECKS: Mapping[str, Check] = {
+
+def _check_axis(name: str, value: Any) -> int:
+    # Whether there is one, the array says.
+    if isinstance(value, bool | np.bool):
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    try:
+        axis = index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, got {value!r}") from None
+    if abs(axis) > MOST_AXES:
+        raise ValueError(f"{name}: expected an axis of x, got {value!r}")
+    return axis
+
+
+CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "eps": Number(above=0.0),
     "momentum": Number(high=1.0),
+    "axis": _check_axis,
     "unbiased_running_var": Flag(),
     "relu": Flag(),
 }
+
+
+# Mostly the same values come again, and checking them takes as long as a small array.
+@lru_cache(maxsize=64, typed=True)
+def _checked(**options: Any) -> tuple[Any, ...]:
+    return tuple(CHECKS[name](name, value) for name, value in options.items())
+
+
+def _check(**options: Any) -> tuple[Any, ...]:
+    """Return the options in their plain types and in the order given."""
+    try:
+        return _checked(**options)
+    except TypeError:  # not hashable, or not valid: then the next line says how
+        return _checked.__wrapped__(**options)
 
 
 def batch_norm_train(
@@ -128,6 +158,13 @@ def batch_norm_train(
     >>> mean
     array([ 2., 10.])
     """
+    momentum, eps, axis, unbiased_running_var, relu = _check(
+        momentum=momentum,
+        eps=eps,
+        axis=axis,
+        unbiased_running_var=unbiased_running_var,
+        relu=relu,
+    )
     return _core.batch_norm_train(
         x,
         weight,
@@ -135,10 +172,11 @@ def batch_norm_train(
         running_mean,
         running_var,
         None,
-        _check("momentum", momentum),
-        *_options(eps, axis),
-        _check("unbiased_running_var", unbiased_running_var),
-        _check("relu", relu),
+        momentum,
+        eps,
+        axis,
+        unbiased_running_var,
+        relu,
         residual,
         out,
         runtime.resolve_num_threads(num_threads),
@@ -205,14 +243,16 @@ def batch_norm_infer(
     array([[0., 1.],
            [1., 1.]])
     """
+    eps, axis, relu = _check(eps=eps, axis=axis, relu=relu)
     return _core.batch_norm_infer(
         x,
         mean,
         var,
         weight,
         bias,
-        *_options(eps, axis),
-        _check("relu", relu),
+        eps,
+        axis,
+        relu,
         residual,
         out,
         runtime.resolve_num_threads(num_threads),
@@ -293,6 +333,7 @@ def batch_norm_backward(
     >>> dx.round(4).ravel(), dweight.round(4), dbias
     (array([ 0.1763, -0.2204,  0.0441]), array([-0.9258]), array([1.]))
     """
+    axis, relu = _check(axis=axis, relu=relu)
     return _core.batch_norm_backward(
         dy,
         x,
@@ -301,8 +342,8 @@ def batch_norm_backward(
         weight,
         bias,
         None,
-        check_axis(axis),
-        _check("relu", relu),
+        axis,
+        relu,
         residual,
         out,
         None,
@@ -369,6 +410,7 @@ def batch_norm_infer_backward(
     >>> dx.round(4).ravel(), dweight.round(4), dbias
     (array([0.5, 0.5, 0.5]), array([3.]), array([3.]))
     """
+    eps, axis, relu = _check(eps=eps, axis=axis, relu=relu)
     return _core.batch_norm_backward(
         dy,
         x,
@@ -376,32 +418,12 @@ def batch_norm_infer_backward(
         var,
         weight,
         bias,
-        *_options(eps, axis),
-        _check("relu", relu),
+        eps,
+        axis,
+        relu,
         residual,
         out,
         None,
         None,
         runtime.resolve_num_threads(num_threads),
     )
-
-
-def _options(eps: float, axis: int) -> tuple[float, int]:
-    return _check("eps", eps), check_axis(axis)
-
-
-def _check(name: str, value: Any) -> Any:
-    return CHECKS[name](name, value)
-
-
-def check_axis(axis: int) -> int:
-    """Return the axis as a plain integer; whether there is one, the array says."""
-    if isinstance(axis, bool | np.bool):
-        raise TypeError(f"axis: expected an integer, got {axis!r}")
-    try:
-        number = index(axis)
-    except TypeError:
-        raise TypeError(f"axis: expected an integer, got {axis!r}") from None
-    if abs(number) > MOST_AXES:
-        raise ValueError(f"axis: expected an axis of x, got {axis!r}")
-    return number

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from onepass import _core, runtime
 from onepass._hyperparameters import Flag, check_dtype
 from onepass._typing import Array
-from onepass.batchnorm.functional import CHECKS, check_axis
+from onepass.batchnorm.functional import CHECKS
 
 NEVER_NEGATIVE = ("running_var", "num_batches_tracked")
 
@@ -126,7 +126,7 @@ class BatchNorm:
         dtype: npt.DTypeLike = np.float32,
     ) -> None:
         self.num_features = _check_num_features(num_features)
-        self.axis = check_axis(axis)
+        self.axis = CHECKS["axis"]("axis", axis)
         self.eps: float = CHECKS["eps"]("eps", eps)
         self.momentum: float | None = (
             None if momentum is None else CHECKS["momentum"]("momentum", momentum)
@@ -332,7 +332,7 @@ class BatchNorm:
             raise ValueError(
                 "fold_into: expected running statistics, got a layer with track_running_stats=False"
             )
-        channels, axis = self.num_features, check_axis(axis)
+        channels, axis = self.num_features, CHECKS["axis"]("axis", axis)
         for name, array in (("weight", weight), ("bias", bias)):
             if array is not None and not _is_floating(array):
                 raise TypeError(
