@@ -173,10 +173,16 @@ std::vector<double> ChannelVector::values() const {
 }
 
 void ChannelVector::check_not_negative(const Label& label) const {
-  const std::vector<double> all = values();
+  const auto channels = static_cast<std::size_t>(array_.shape(0));
   std::size_t negative = 0;  // counted, because a loop that stops at the first is no SIMD loop
-  for (const double value : all) negative += value < 0;
+  double part[256];
+  for (std::size_t c = 0; c < channels; c += std::size(part)) {
+    const std::size_t n = std::min(std::size(part), channels - c);
+    source().load(part, n, c);
+    for (std::size_t k = 0; k < n; ++k) negative += part[k] < 0;
+  }
   if (negative == 0) return;
+  const std::vector<double> all = values();
   const auto first = std::ranges::find_if(all, [](double value) { return value < 0; });
   fail_value(label, "values >= 0",
              py::repr(py::float_(*first)).cast<std::string>() + " in channel " +

@@ -7,6 +7,8 @@ namespace {
 
 // Measured: bench/NOTES.md.
 constexpr std::size_t shares_per_thread = 16;
+constexpr std::size_t min_share_elements = 32768;  // less is quicker waited for than taken over
+constexpr std::size_t channels_at_once = 256;      // that are prepared: small enough for the stack
 constexpr std::size_t min_values_per_channel = 16;  // and thread, for the threads to prepare alone
 
 template <class T>
@@ -21,10 +23,9 @@ const BatchNormTable<T>& table_of(const KernelTable& kernels) noexcept {
 }  // namespace
 
 template <class T>
-Inference<T>::Own::Own(const LineAllocator<T>& allocator, const Layout& layout, const Grid& grid)
+Inference<T>::Own::Own(const LineAllocator<T>& allocator, const Grid& grid, std::size_t n)
     : channels(allocator), columns(allocator) {
-  for (auto* numbers : {&mean, &invstd, &weight, &bias}) numbers->resize(layout.channels);
-  channels.resize(layout.channels, Operation::infer);
+  channels.resize(n, Operation::infer);
   if (!grid.columns_are_channels()) columns.resize(grid.columns(), Operation::infer);
 }
 
@@ -45,20 +46,23 @@ Inference<T>::Inference(const KernelTable& kernels, const Layout& layout, int th
   const std::size_t n = shared ? 1 : threads_own;
   own_.reserve(n);
   for (std::size_t rank = 0; rank < n; ++rank) {
-    own_.emplace_back(like_row(arrays.out), layout, grid_);
+    own_.emplace_back(like_row(arrays.out), grid_, layout.channels);
   }
 }
 
 template <class T>
 void Inference<T>::prepare(Own& own) const noexcept {
-  const std::size_t n = layout_.channels;
-  given_.mean.load(own.mean.data(), n);
-  given_.var.load(own.invstd.data(), n);
-  given_.weight.load(own.weight.data(), n);
-  given_.bias.load(own.bias.data(), n);
-  kernels_.invert_deviation(own.invstd.data(), n, given_.eps);
-  loops_.set_forward({own.weight.data(), own.bias.data()}, {own.mean.data(), own.invstd.data()}, 0,
-                     n, own.channels.at(0));
+  alignas(64) double mean[channels_at_once], invstd[channels_at_once];
+  alignas(64) double weight[channels_at_once], bias[channels_at_once];
+  for (std::size_t c = 0; c < layout_.channels; c += channels_at_once) {
+    const std::size_t n = std::min(channels_at_once, layout_.channels - c);
+    given_.mean.load(mean, n, c);
+    given_.var.load(invstd, n, c);
+    given_.weight.load(weight, n, c);
+    given_.bias.load(bias, n, c);
+    kernels_.invert_deviation(invstd, n, given_.eps);
+    loops_.set_forward({weight, bias}, {mean, invstd}, 0, n, own.channels.at(c));
+  }
   if (!grid_.columns_are_channels()) {
     for (auto values : {&Values<T>::mean, &Values<T>::scale, &Values<T>::shift}) {
       for (std::size_t tile = 0; tile < grid_.tiles(); ++tile) {
@@ -73,8 +77,9 @@ template <class T>
 void Inference<T>::run() noexcept {
   // In the order of memory, and some at a time, since they are small.
   const std::size_t tiles = grid_.tiles(), pieces = tiles * grid_.blocks();
-  const std::size_t shares =
-      std::min(pieces, static_cast<std::size_t>(threads_) * shares_per_thread);
+  const auto n = static_cast<std::size_t>(threads_);
+  const std::size_t useful = std::max(layout_.size() / min_share_elements, n);
+  const std::size_t shares = std::min({pieces, useful, n * shares_per_thread});
   if (own_.size() == 1) prepare(own_[0]);
   parallel_for(shares, threads_, [&](std::size_t share, std::size_t rank) noexcept {
     Own& own = own_[own_.size() == 1 ? 0 : rank];

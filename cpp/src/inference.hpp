@@ -28,8 +28,7 @@ class Inference {
  private:
   // A thread's own.
   struct Own {
-    Own(const LineAllocator<T>& allocator, const Layout& layout, const Grid& grid);
-    Vector<double> mean, invstd, weight, bias;
+    Own(const LineAllocator<T>& allocator, const Grid& grid, std::size_t n);
     Values<T> channels, columns;
     bool ready = false;
   };

@@ -54,20 +54,21 @@ struct PerChannel {
   bool is_float = false;
   double value = 0;
 
-  void load(double* to, std::size_t n) const noexcept {
+  // Those of channels [begin, begin + n).
+  void load(double* to, std::size_t n, std::size_t begin = 0) const noexcept {
     if (!data) {
       std::fill_n(to, n, value);
     } else if (is_float) {
-      load_as<float>(to, n);
+      load_as<float>(to, n, begin);
     } else {
-      load_as<double>(to, n);
+      load_as<double>(to, n, begin);
     }
   }
 
  private:
   template <class T>
-  void load_as(double* to, std::size_t n) const noexcept {
-    const auto* first = static_cast<const char*>(data);
+  void load_as(double* to, std::size_t n, std::size_t begin) const noexcept {
+    const char* first = static_cast<const char*>(data) + static_cast<std::ptrdiff_t>(begin) * stride;
     if (stride == sizeof(T)) {  // the usual case, and many times as fast
       std::copy_n(reinterpret_cast<const T*>(first), n, to);
       return;
