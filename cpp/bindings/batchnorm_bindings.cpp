@@ -204,9 +204,9 @@ py::tuple train(py::handle x, py::handle weight, py::handle bias, py::handle run
   std::vector<double> var(call.x.channels);
   const py::tuple result = py::make_tuple(call.out, mean, invstd);
   const auto n = static_cast<double>(call.x.outer * call.x.inner);
-  const Statistics batch{mean.mutable_data(), invstd.mutable_data()};
+  const Statistics batch{mean.mutable_data(), invstd.mutable_data(), var.data()};
   call.run(Operation::train, num_threads,
-           [&](auto& batch_norm) noexcept { batch_norm.train(eps, batch, var.data()); });
+           [&](auto& batch_norm) noexcept { batch_norm.train(eps, batch); });
   running.update(unbiased_running_var ? n / (n - 1) : 1.0, {batch.mean, var.size()}, var);
   return result;
 }

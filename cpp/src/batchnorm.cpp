@@ -1,10 +1,9 @@
 #include "batchnorm.hpp"
 
+#include <bit>
 #include <cfloat>
-#include <cmath>
 #include <type_traits>
 
-#include "onepass/channel_values.hpp"
 #include "parallel.hpp"
 
 namespace onepass {
@@ -17,7 +16,6 @@ constexpr std::size_t min_shared_channels = 4096;  // whose own work is worth a 
 // panel's width where channels share it: that depends on the threads, and the order of a sum would.
 constexpr std::size_t elements_at_once = 4096;  // of one channel
 constexpr std::size_t rows_at_once = 8;         // that channels share
-constexpr std::size_t max_samples = 16;
 // Where the first samples are so far from the mean of the others, in variances, sums about them
 // lose digits.
 constexpr double max_off_center = 1e4;
@@ -25,39 +23,6 @@ constexpr int max_tries = 3;  // as it comes, in other units, about a better cen
 // Where the squares of a double would be infinite, x is summed in units of 2^600.
 constexpr double small_magnitude = 0x1p-600;
 constexpr double min_ordinary_invstd = 0x1p-500;
-
-// Equal terms have exactly n times themselves as their sum.
-template <std::size_t n, class Term>
-double pairwise_sum(const Term& term, std::size_t first = 0) noexcept {
-  if constexpr (n == 1) {
-    return term(first);
-  } else {
-    return pairwise_sum<n / 2>(term, first) + pairwise_sum<n / 2>(term, first + n / 2);
-  }
-}
-
-// The means of the first n samples of channels [begin, end): near enough to the channels' own for
-// the squares of what is left to lose nothing.
-template <std::size_t n, class T>
-void first_means(const T* x, const Layout& layout, std::size_t begin, std::size_t end,
-                 const double* magnitude, double* means) noexcept {
-  if constexpr (n > 1) {
-    if (n > layout.per_channel()) {
-      first_means<n / 2>(x, layout, begin, end, magnitude, means);
-      return;
-    }
-  }
-  std::size_t offsets[n];
-  for (std::size_t i = 0; i < n; ++i) {
-    offsets[i] = i / layout.inner * layout.channels * layout.inner + i % layout.inner;
-  }
-  for (std::size_t c = begin; c < end; ++c) {
-    const double sum = pairwise_sum<n>([&](std::size_t i) noexcept {
-      return static_cast<double>(x[offsets[i] + c * layout.inner]) * magnitude[c];
-    });
-    means[c] = sum / n;
-  }
-}
 
 }  // namespace
 
@@ -88,7 +53,9 @@ BatchNorm<T>::BatchNorm(const BatchNormTable<T>& table, const Layout& layout, in
   const std::size_t tiles = grid_.tiles(), tile_bytes = grid_.elements_per_tile() * sizeof(T);
   const bool balanced = tiles >= 4 * n || tiles % n == 0;
   const bool cached = tile_bytes <= max_tile_bytes;
-  if (n == 1 || (balanced && cached)) {
+  // Runs of a tile end where another core's begin, and the prefetcher does not stop there.
+  const bool by_rows = layout.inner == 1 && grid_.blocks() >= n;
+  if (n == 1 || (balanced && cached && !by_rows)) {
     tiles_at_once_ = 0;
   } else if (grid_.one_channel()) {
     tiles_at_once_ = std::clamp<std::size_t>(n * max_tile_bytes / tile_bytes, 1, tiles);
@@ -116,8 +83,8 @@ void BatchNorm<T>::spread_center(std::size_t tile) noexcept {
 
 template <class T>
 void BatchNorm<T>::set_forward(std::size_t tile, const Statistics& statistics) noexcept {
-  loops_.set_forward(affine_, statistics, grid_.first_channel(tile), grid_.first_channel(tile + 1),
-                     channels_.at(0));
+  const auto [c, n] = channels_of(tile);
+  loops_.set_forward(at(affine_, c), at(statistics, c), n, channels_.at(c));
   spread(tile, &Values<T>::mean, &Values<T>::scale, &Values<T>::shift);
 }
 
@@ -164,16 +131,15 @@ void BatchNorm<T>::run(Sum sum_loop, Write write_loop, bool write_at_once, const
   const std::size_t blocks = grid_.blocks(), n = layout_.channels;
   const Write at_once = write_at_once ? write_loop : nullptr;
   const auto start = [&](std::size_t tile) noexcept {
-    for (std::size_t c = grid_.first_channel(tile); c < grid_.first_channel(tile + 1); ++c) {
-      first_[c] = second_[c] = 0;
-    }
+    const auto [c, width] = channels_of(tile);
+    for (auto* sums : {&first_, &second_}) std::fill_n(sums->data() + c, width, 0.0);
     prepare(tile);
   };
   const auto add = [&](std::size_t tile, const double* a, const double* b) noexcept {
-    for (std::size_t c = grid_.first_channel(tile); c < grid_.first_channel(tile + 1); ++c) {
-      first_[c] += *a++;
-      second_[c] += *b++;
-    }
+    const auto [from, width] = channels_of(tile);
+    double *const first = first_.data() + from, *const second = second_.data() + from;
+    for (std::size_t c = 0; c < width; ++c) first[c] += a[c];
+    for (std::size_t c = 0; c < width; ++c) second[c] += b[c];
   };
 
   if (tiles_at_once_ == 0) {
@@ -214,53 +180,50 @@ void BatchNorm<T>::run(Sum sum_loop, Write write_loop, bool write_at_once, const
 }
 
 template <class T>
-void BatchNorm<T>::train(double eps, const Statistics& batch, double* variance) noexcept {
+void BatchNorm<T>::train(double eps, const Statistics& batch) noexcept {
   const auto count = static_cast<double>(layout_.per_channel());
   bool first_try = true;
   const auto prepare = [&](std::size_t tile) noexcept {
-    if (first_try) set_first_means(grid_.first_channel(tile), grid_.first_channel(tile + 1));
+    const auto [c, n] = channels_of(tile);
+    if (first_try) set_first_means(c, n);
     spread_center(tile);
   };
   const auto finish = [&](std::size_t tile) noexcept {
-#pragma omp simd
-    for (std::size_t c = grid_.first_channel(tile); c < grid_.first_channel(tile + 1); ++c) {
-      const double magnitude = std::is_same_v<T, double> ? channels_.magnitude[c] : 1.0;
-      const double delta = first_[c] / count;
-      const double square = second_[c] / count - delta * delta;
-      const double scaled = square < 0 ? 0 : square;
-      const double var = scaled / magnitude / magnitude;
-      batch.mean[c] = (channels_.center[c] + delta) / magnitude;
-      variance[c] = var;
-      batch.invstd[c] = magnitude == 1 || var <= DBL_MAX ? 1 / std::sqrt(var + eps)
-                                                         : magnitude / std::sqrt(scaled);
-    }
+    const auto [c, n] = channels_of(tile);
+    const Sums sums{first_.data() + c, second_.data() + c};
+    loops_.set_statistics(sums, channels_.at(c), count, eps, n, at(batch, c));
     set_forward(tile, batch);
   };
   for (int tries = max_tries; tries > 0; --tries) {
     run(loops_.moments, loops_.normalize, false, prepare, finish);
     first_try = false;
-    if (!improve_centers(batch, variance)) break;
+    if (!improve_centers(batch)) break;
   }
 }
 
 template <class T>
-void BatchNorm<T>::set_first_means(std::size_t begin, std::size_t end) noexcept {
-  first_means<max_samples>(arrays_.x, layout_, begin, end, channels_.magnitude.data(),
-                           channels_.center.data());
+void BatchNorm<T>::set_first_means(std::size_t c, std::size_t n) noexcept {
+  const std::size_t row = layout_.channels * layout_.inner;
+  Samples samples{
+      std::bit_floor(std::min(Samples::most, layout_.per_channel())), layout_.inner, {}};
+  for (std::size_t i = 0; i < samples.count; ++i) {
+    samples.offsets[i] = i / layout_.inner * row + i % layout_.inner;
+  }
+  loops_.set_first_means(arrays_.x + c * layout_.inner, samples, n, channels_.at(c));
 }
 
 template <class T>
-bool BatchNorm<T>::improve_centers(const Statistics& batch, const double* variance) noexcept {
+bool BatchNorm<T>::improve_centers(const Statistics& batch) noexcept {
   bool improved = false;
   for (std::size_t c = 0; c < layout_.channels; ++c) {
     double &magnitude = channels_.magnitude[c], &center = channels_.center[c];
     const double mean = batch.mean[c] * magnitude;
     const double off = (mean - center) * (mean - center);
-    if (std::is_same_v<T, double> && magnitude == 1 && !(variance[c] <= DBL_MAX)) {
+    if (std::is_same_v<T, double> && magnitude == 1 && !(batch.variance[c] <= DBL_MAX)) {
       magnitude = small_magnitude;
-      set_first_means(c, c + 1);
+      set_first_means(c, 1);
       improved = true;
-    } else if (off > max_off_center * (variance[c] * magnitude * magnitude)) {
+    } else if (off > max_off_center * (batch.variance[c] * magnitude * magnitude)) {
       center = mean;
       improved = true;
     }
@@ -271,7 +234,8 @@ bool BatchNorm<T>::improve_centers(const Statistics& batch, const double* varian
 template <class T>
 void BatchNorm<T>::set_backward_sums(std::size_t tile, const Statistics& statistics) noexcept {
   set_forward(tile, statistics);
-  for (std::size_t c = grid_.first_channel(tile); c < grid_.first_channel(tile + 1); ++c) {
+  const auto [begin, n] = channels_of(tile);
+  for (std::size_t c = begin; c < begin + n; ++c) {
     const bool wide = std::is_same_v<T, double> && statistics.invstd[c] < min_ordinary_invstd;
     channels_.magnitude[c] = wide ? small_magnitude : 1.0;
     channels_.center[c] = statistics.mean[c] * channels_.magnitude[c];
@@ -282,7 +246,8 @@ void BatchNorm<T>::set_backward_sums(std::size_t tile, const Statistics& statist
 template <class T>
 void BatchNorm<T>::finish_backward_sums(std::size_t tile, const Statistics& statistics,
                                         const Gradients& gradients) const noexcept {
-  for (std::size_t c = grid_.first_channel(tile); c < grid_.first_channel(tile + 1); ++c) {
+  const auto [begin, n] = channels_of(tile);
+  for (std::size_t c = begin; c < begin + n; ++c) {
     gradients.weight[c] = second_[c] * (statistics.invstd[c] / channels_.magnitude[c]);
     gradients.bias[c] = first_[c];
   }
@@ -292,15 +257,10 @@ template <class T>
 void BatchNorm<T>::set_input_gradient(std::size_t tile, const Statistics& statistics,
                                       const Gradients* through) noexcept {
   const auto count = static_cast<double>(layout_.per_channel());
-  for (std::size_t c = grid_.first_channel(tile); c < grid_.first_channel(tile + 1); ++c) {
-    if (through) {
-      const double slope = within<T>(statistics.invstd[c] / shrink * (through->weight[c] / count));
-      const double low = Split<T>(statistics.mean[c]).low;
-      channels_.slope[c] = static_cast<T>(slope);
-      channels_.offset[c] = narrow<T>(through->bias[c] / count - low * slope);
-    }
-    channels_.gain[c] = narrow<T>(affine_.weight[c] * statistics.invstd[c]);
-  }
+  const auto [c, n] = channels_of(tile);
+  const Gradients gradients = through ? at(*through, c) : Gradients{};
+  loops_.set_input_gradient(at(affine_, c), at(statistics, c), through ? &gradients : nullptr,
+                            count, n, channels_.at(c));
   spread(tile, &Values<T>::gain);
   if (through) spread(tile, &Values<T>::slope, &Values<T>::offset);
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <span>
+#include <utility>
 
 #include "grid.hpp"
 #include "kernels.hpp"
@@ -22,8 +23,8 @@ class BatchNorm {
   BatchNorm(const BatchNormTable<T>& table, const Layout& layout, int threads,
             const Arrays<T>& arrays, const Affine& affine, Operation operation, bool relu);
 
-  // y and the statistics of the batch, the biased variance among them.
-  void train(double eps, const Statistics& batch, double* variance) noexcept;
+  // y and the statistics of the batch.
+  void train(double eps, const Statistics& batch) noexcept;
   // dx and the gradients of weight and bias: through the statistics, if they are the batch's own.
   void backward(const Statistics& batch, const Gradients& gradients) noexcept;
   void infer_backward(const Statistics& given, const Gradients& gradients) noexcept;
@@ -32,9 +33,15 @@ class BatchNorm {
   using Sum = typename BatchNormLoops<T>::Sum;
   using Write = typename BatchNormLoops<T>::Write;
 
+  // The first channel of a tile, and how many there are.
+  std::pair<std::size_t, std::size_t> channels_of(std::size_t tile) const noexcept {
+    const std::size_t first = grid_.first_channel(tile);
+    return {first, grid_.first_channel(tile + 1) - first};
+  }
+
   // What the sums are taken about; and whether some channels needed a better one, and got it.
-  void set_first_means(std::size_t begin, std::size_t end) noexcept;
-  bool improve_centers(const Statistics& batch, const double* variance) noexcept;
+  void set_first_means(std::size_t first, std::size_t n) noexcept;
+  bool improve_centers(const Statistics& batch) noexcept;
 
   // Each of these sets what a loop needs to know of a tile's channels.
   void set_forward(std::size_t tile, const Statistics& statistics) noexcept;

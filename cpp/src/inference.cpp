@@ -61,7 +61,7 @@ void Inference<T>::prepare(Own& own) const noexcept {
     given_.weight.load(weight, n, c);
     given_.bias.load(bias, n, c);
     kernels_.invert_deviation(invstd, n, given_.eps);
-    loops_.set_forward({weight, bias}, {mean, invstd}, 0, n, own.channels.at(c));
+    loops_.set_forward({weight, bias}, {mean, invstd}, n, own.channels.at(c));
   }
   if (!grid_.columns_are_channels()) {
     for (auto values : {&Values<T>::mean, &Values<T>::scale, &Values<T>::shift}) {

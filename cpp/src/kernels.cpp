@@ -127,7 +127,10 @@ constexpr RuleRow rows[] = {
 
 template <template <class> class Each, bool relu, bool residual, class T>
 constexpr BatchNormLoops<T> make_loops() {
-  return {set_forward<T>,
+  return {set_first_means<T>,
+          set_statistics<T>,
+          set_forward<T>,
+          set_input_gradient<T>,
           moments<Each, T>,
           gradient_sums<Each, relu, residual, T>,
           normalize<Each, relu, residual, T>,

@@ -57,8 +57,12 @@ struct BatchNormLoops {
   using Sum = void (*)(const Arrays<T>&, const Panel&, const Channels<T>&, double* first,
                        double* second) noexcept;
   using Write = void (*)(const Arrays<T>&, const Panel&, const Channels<T>&) noexcept;
-  void (*set_forward)(const Affine&, const Statistics&, std::size_t begin, std::size_t end,
-                      const Channels<T>&) noexcept;
+  void (*set_first_means)(const T* x, const Samples&, std::size_t n, const Channels<T>&) noexcept;
+  void (*set_statistics)(const Sums&, const Channels<T>&, double count, double eps, std::size_t n,
+                         const Statistics&) noexcept;
+  void (*set_forward)(const Affine&, const Statistics&, std::size_t n, const Channels<T>&) noexcept;
+  void (*set_input_gradient)(const Affine&, const Statistics&, const Gradients* through,
+                             double count, std::size_t n, const Channels<T>&) noexcept;
   Sum moments, gradient_sums;
   Write normalize, input_gradient, frozen_gradient;
 };

@@ -68,7 +68,8 @@ struct PerChannel {
  private:
   template <class T>
   void load_as(double* to, std::size_t n, std::size_t begin) const noexcept {
-    const char* first = static_cast<const char*>(data) + static_cast<std::ptrdiff_t>(begin) * stride;
+    const char* first =
+        static_cast<const char*>(data) + static_cast<std::ptrdiff_t>(begin) * stride;
     if (stride == sizeof(T)) {  // the usual case, and many times as fast
       std::copy_n(reinterpret_cast<const T*>(first), n, to);
       return;
@@ -103,6 +104,16 @@ template <class T>
 Arrays<T> at(const Arrays<T>& a, std::size_t i) noexcept {
   return {advance(a.x, i),   advance(a.residual, i),  advance(a.dy, i),
           advance(a.out, i), advance(a.dresidual, i), a.stream};
+}
+
+inline Affine at(const Affine& a, std::size_t c) noexcept {
+  return {a.weight + c, a.bias + c};
+}
+inline Statistics at(const Statistics& s, std::size_t c) noexcept {
+  return {s.mean + c, s.invstd + c, advance(s.variance, c)};
+}
+inline Gradients at(const Gradients& g, std::size_t c) noexcept {
+  return {g.weight + c, g.bias + c};
 }
 
 template <class T>

@@ -58,15 +58,14 @@ struct Run {
       return onepass::BatchNorm<T>(table(isa, T()), layout, threads, arrays(out), affine, operation,
                                    relu);
     };
-    const onepass::Statistics batch{take(), take()};
-    double* const variance = take();
-    make(Operation::train, y).train(1e-5, batch, variance);
+    const onepass::Statistics batch{take(), take(), take()};
+    make(Operation::train, y).train(1e-5, batch);
     const auto source = [](const double* values) {
       return onepass::PerChannel{values, sizeof(double), false};
     };
     onepass::Inference<T>(
         *isa.kernels, layout, threads, arrays(inferred),
-        {source(batch.mean), source(variance), source(weight.data()), source(bias.data()), 1e-5},
+        {source(batch.mean), source(batch.variance), source(weight.data()), source(bias.data()), 1e-5},
         relu)
         .run();
     make(Operation::backward, dx).backward(batch, {take(), take()});
@@ -104,7 +103,7 @@ void check_by_hand() {
   const auto& kernels = onepass::choose_isa(nullptr).kernels->batch_norm_f32;
   onepass::BatchNorm<float>(kernels, {2, 1, 1}, 1, {x, nullptr, nullptr, y, nullptr, false},
                             {&weight, &bias}, onepass::Operation::train, false)
-      .train(3.0, {&mean, &invstd}, &variance);
+      .train(3.0, {&mean, &invstd, &variance});
   check(mean == 2 && variance == 1 && invstd == 0.5, "statistics by hand");
   check(y[0] == 8.0f && y[1] == 12.0f, "y by hand");
 }

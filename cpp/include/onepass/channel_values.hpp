@@ -34,27 +34,112 @@ struct Split {
   double low;
 };
 
+// A power of two that x is multiplied with before it is summed; float's range needs none.
+template <class T>
+inline double unit_of(const Channels<T>& channels, std::size_t c) noexcept {
+  if constexpr (sizeof(T) == sizeof(double)) return channels.magnitude[c];
+  return 1;
+}
+
+// Equal terms have exactly n times themselves as their sum.
+template <std::size_t n, class Term>
+inline double pairwise_sum(const Term& term, std::size_t first = 0) noexcept {
+  if constexpr (n == 1) {
+    return term(first);
+  } else {
+    return pairwise_sum<n / 2>(term, first) + pairwise_sum<n / 2>(term, first + n / 2);
+  }
+}
+
+// Sets the center of n channels to the mean of a few samples: near enough to the channel's own for
+// the squares of what is left to lose nothing. x: the first channel's.
+template <class T, std::size_t count = Samples::most>
+void set_first_means(const T* x, const Samples& samples, std::size_t n,
+                     const Channels<T>& channels) noexcept {
+  if constexpr (count > 1) {
+    if (samples.count < count) return set_first_means<T, count / 2>(x, samples, n, channels);
+  }
+  const T* at[count];
+  for (std::size_t i = 0; i < count; ++i) at[i] = x + samples.offsets[i];
+  const auto mean = [=, values = channels](std::size_t c, std::size_t apart) {
+    const auto sample = [&](std::size_t i) {
+      return static_cast<double>(at[i][c * apart]) * unit_of(values, c);
+    };
+    return pairwise_sum<count>(sample) / count;
+  };
+  double* const center = channels.center;
+  if (samples.channels_apart == 1) {
+#pragma omp simd
+    for (std::size_t c = 0; c < n; ++c) center[c] = mean(c, 1);
+  } else {
+    for (std::size_t c = 0; c < n; ++c) center[c] = mean(c, samples.channels_apart);
+  }
+}
+
+// Sets the statistics of n channels from the moments about their centers.
+template <class T>
+void set_statistics(const Sums& sums, const Channels<T>& channels, double count, double eps,
+                    std::size_t n, const Statistics& batch) noexcept {
+  const double *const first = sums.first, *const second = sums.second;
+  double *const mean = batch.mean, *const invstd = batch.invstd, *const variance = batch.variance;
+  const Channels<T> values = channels;
+#pragma omp simd
+  for (std::size_t c = 0; c < n; ++c) {
+    const double unit = unit_of(values, c);
+    const double delta = first[c] / count;
+    const double square = second[c] / count - delta * delta;
+    const double scaled = square < 0 ? 0 : square;
+    const double var = scaled / unit / unit;
+    mean[c] = (values.center[c] + delta) / unit;
+    variance[c] = var;
+    invstd[c] = unit == 1 || var <= std::numeric_limits<double>::max() ? 1 / std::sqrt(var + eps)
+                                                                      : unit / std::sqrt(scaled);
+  }
+}
+
 // 1 / the standard deviation, in the place of the variance.
 inline void invert_deviation(double* variance, std::size_t n, double eps) noexcept {
 #pragma omp simd
   for (std::size_t c = 0; c < n; ++c) variance[c] = 1 / std::sqrt(variance[c] + eps);
 }
 
-// Sets mean, scale and shift of the channels [begin, end).
+// Sets mean, scale and shift of n channels.
 template <class T>
-void set_forward(const Affine& affine, const Statistics& statistics, std::size_t begin,
-                 std::size_t end, const Channels<T>& channels) noexcept {
+void set_forward(const Affine& affine, const Statistics& statistics, std::size_t n,
+                 const Channels<T>& channels) noexcept {
   // Copies, because the compiler would fetch the pointers again for every channel.
   const double *const weight = affine.weight, *const bias = affine.bias;
   const double *const mean = statistics.mean, *const invstd = statistics.invstd;
   T *const high = channels.mean, *const scales = channels.scale, *const shifts = channels.shift;
 #pragma omp simd
-  for (std::size_t c = begin; c < end; ++c) {
+  for (std::size_t c = 0; c < n; ++c) {
     const Split<T> split(mean[c]);
     const double scale = within<T>(weight[c] * (invstd[c] / shrink));
     high[c] = split.high;
     scales[c] = static_cast<T>(scale);
     shifts[c] = narrow<T>(bias[c] - split.low * scale);
+  }
+}
+
+// Sets gain, slope and offset of n channels. `through`: the gradients, if they go through the
+// statistics, which are those of `count` elements; else null.
+template <class T>
+void set_input_gradient(const Affine& affine, const Statistics& statistics,
+                        const Gradients* through, double count, std::size_t n,
+                        const Channels<T>& channels) noexcept {
+  const double *const weight = affine.weight, *const invstd = statistics.invstd;
+  T* const gain = channels.gain;
+#pragma omp simd
+  for (std::size_t c = 0; c < n; ++c) gain[c] = narrow<T>(weight[c] * invstd[c]);
+  if (!through) return;
+  const double *const mean = statistics.mean;
+  const double *const dweight = through->weight, *const dbias = through->bias;
+  T *const slopes = channels.slope, *const offsets = channels.offset;
+#pragma omp simd
+  for (std::size_t c = 0; c < n; ++c) {
+    const double slope = within<T>(invstd[c] / shrink * (dweight[c] / count));
+    slopes[c] = static_cast<T>(slope);
+    offsets[c] = narrow<T>(dbias[c] / count - Split<T>(mean[c]).low * slope);
   }
 }
 

@@ -18,9 +18,20 @@ struct Affine {
 };
 struct Statistics {
   double *mean, *invstd;
+  double* variance = nullptr;  // where it is wanted: the biased one
 };
 struct Gradients {
   double *weight, *bias;
+};
+struct Sums {
+  double *first, *second;  // as batchnorm.hpp has them
+};
+
+// Where some elements of a channel are: `count` of them, a power of two, at the same offsets in
+// every channel.
+struct Samples {
+  static constexpr std::size_t most = 16;
+  std::size_t count, channels_apart, offsets[most];
 };
 
 // What the loops know of a channel; pointers to one value per column of a panel, or to the one that
