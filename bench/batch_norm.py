@@ -1,7 +1,7 @@
 """Who is timed in BatchNorm: onepass, and the rulers it is held against.
 
-A contender is built from an operation and a batch; its `step` does the operation once, writes y or
-dx to an array that is there, and returns what onepass' function returns.
+A contender is built from an operation and a batch's arrays; its `step` does the operation once,
+writes y or dx to an array that is there, and returns what onepass' function returns.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ from contenders import Step, copy_limit, torch
 from onepass import runtime
 from onepass._memory import state_like
 from onepass._typing import Array
-from workloads import Batch, Operation, normal
+from workloads import Batch, BatchArrays, Operation, normal
 
 EPS = 1e-5
 MOMENTUM = 0.1
@@ -24,8 +24,8 @@ MOMENTUM = 0.1
 class Onepass:
     """The functions, as a user calls them."""
 
-    def __init__(self, operation: Operation, batch: Batch) -> None:
-        self.arrays, self.axis = batch.arrays(), batch.axis
+    def __init__(self, operation: Operation, arrays: BatchArrays) -> None:
+        self.arrays, self.axis = arrays, arrays.axis
         self.running = (self.arrays.running_mean, self.arrays.running_var)
         _, *self.saved = self.train()
         self.step: Step = getattr(self, operation.name)
@@ -48,9 +48,9 @@ class Onepass:
 class CopyLimit:
     """As many bytes read and written as no way of computing it can do without; nothing computed."""
 
-    def __init__(self, operation: Operation, batch: Batch) -> None:
+    def __init__(self, operation: Operation, arrays: BatchArrays) -> None:
         # The kernel moves three arrays, so to move two it gets two thirds of the elements.
-        shape = (batch.elements * operation.arrays_moved // 3,)
+        shape = (arrays.x.size * operation.arrays_moved // 3,)
         (self.values,), (zeros,) = normal([shape], 1.0, seed=1), normal([shape], 0.0, seed=2)
         self.step = copy_limit([self.values], [zeros], [()])
 
@@ -58,11 +58,11 @@ class CopyLimit:
 class NumPy:
     """The textbook's formulas in float32, by a user who has the patience for `out=`."""
 
-    def __init__(self, operation: Operation, batch: Batch) -> None:
-        self.arrays = a = batch.arrays()
+    def __init__(self, operation: Operation, arrays: BatchArrays) -> None:
+        self.arrays = a = arrays
         self.scratch = state_like(a.x)
         channel = [1] * a.x.ndim
-        channel[batch.axis] = -1
+        channel[a.axis] = -1
         self.running = (a.running_mean, a.running_var)
         # Views that broadcast against x.
         views = [array.reshape(channel) for array in (a.weight, a.bias, *self.running)]
@@ -109,14 +109,13 @@ class NumPy:
 class Torch:
     """PyTorch's own functions below `torch.nn.BatchNorm`, without autograd."""
 
-    def __init__(self, operation: Operation, batch: Batch) -> None:
+    def __init__(self, operation: Operation, arrays: BatchArrays) -> None:
         torch.set_num_threads(runtime.get_num_threads())
         keep_freed_memory()
-        a = batch.arrays()
+        a = arrays
         # (N, C, H, W) in shape; in memory what they are, so (N, H, W, C) becomes channels_last.
         self.x, self.dy, self.out = (
-            torch.from_numpy(np.moveaxis(array, batch.axis, 1)).clone()
-            for array in (a.x, a.dy, a.out)
+            torch.from_numpy(np.moveaxis(array, a.axis, 1)) for array in (a.x, a.dy, a.out)
         )
         channel = (a.weight, a.bias, a.running_mean, a.running_var)
         self.weight, self.bias, *self.running = (torch.from_numpy(array) for array in channel)
@@ -159,4 +158,6 @@ def rivals(operation: Operation, batch: Batch) -> dict[str, Any]:
     chosen = {"onepass": Onepass, "copy limit": CopyLimit, "NumPy": NumPy}
     if torch:
         chosen["torch"] = Torch
-    return {name: rival(operation, batch) for name, rival in chosen.items()}
+    # The same for all: where in memory an array happens to lie may double what a call takes.
+    arrays = batch.arrays()
+    return {name: rival(operation, arrays) for name, rival in chosen.items()}

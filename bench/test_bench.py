@@ -167,7 +167,9 @@ def assert_nearly_equal(ours, theirs):
 
 
 def test_batch_norm(benchmark, operation, batch):
-    ours, numpys = (make(operation, batch) for make in (batch_norm.Onepass, batch_norm.NumPy))
+    ours, numpys = (
+        make(operation, batch.arrays()) for make in (batch_norm.Onepass, batch_norm.NumPy)
+    )
     for array, other in zip(results(ours), results(numpys), strict=True):
         assert_nearly_equal(array, other)
     benchmark(ours.step)
@@ -175,7 +177,9 @@ def test_batch_norm(benchmark, operation, batch):
 
 def test_torchs_batch_norm_does_the_same(operation, batch):
     pytest.importorskip("torch", reason="PyTorch is not installed")
-    ours, torchs = (make(operation, batch) for make in (batch_norm.Onepass, batch_norm.Torch))
+    ours, torchs = (
+        make(operation, batch.arrays()) for make in (batch_norm.Onepass, batch_norm.Torch)
+    )
     for array, tensor in zip(results(ours), results(torchs), strict=True):
         in_layout = tensor.movedim(1, batch.axis) if tensor.ndim > 1 else tensor
         assert in_layout.is_contiguous()
@@ -189,7 +193,7 @@ def results(rival):
 
 
 def test_batch_norms_copy_limit_keeps_its_values(benchmark, operation, batch):
-    copy = batch_norm.CopyLimit(operation, batch)
+    copy = batch_norm.CopyLimit(operation, batch.arrays())
     before = copy.values.copy()
     benchmark(copy.step)
     assert_same_bits([copy.values], [before])

@@ -154,6 +154,7 @@ class BatchArrays:
     bias: Array
     running_mean: Array
     running_var: Array
+    axis: int
 
 
 class Batch(Workload):
@@ -169,7 +170,7 @@ class Batch(Workload):
         np.add(x, 1, out=x)  # a mean that a contender cannot forget
         weight, bias, mean, deviation = normal(4 * [(shape[self.axis],)], 1.0, seed=3)
         var = np.square(deviation, out=deviation)
-        return BatchArrays(x, dy, state_like(x), weight, bias, mean, var)
+        return BatchArrays(x, dy, state_like(x), weight, bias, mean, var, self.axis)
 
 
 def batches(*shapes: Shape) -> list[Batch]:
