@@ -36,6 +36,7 @@ struct ForAll {
 template <class T, class Terms>
 inline void add_columns(std::size_t begin, const Panel& panel, std::size_t ahead, double* first,
                         double* second, const Terms& terms) noexcept {
+  constexpr std::size_t line = cache_line / sizeof(T);
   std::size_t r = 0;
   for (; r + 4 <= panel.rows; r += 4) {
     const std::size_t row = begin + r * panel.stride;
@@ -48,7 +49,6 @@ inline void add_columns(std::size_t begin, const Panel& panel, std::size_t ahead
         second[j] += (b[0] + b[1]) + (b[2] + b[3]);
       }
     };
-    constexpr std::size_t line = cache_line / sizeof(T);
     std::size_t j = 0;
     for (; j + line <= panel.width; j += line) {
       for (std::size_t k = 0; k < 4; ++k) terms.prefetch(row + k * panel.stride + j + ahead);
@@ -58,6 +58,7 @@ inline void add_columns(std::size_t begin, const Panel& panel, std::size_t ahead
   }
   for (; r < panel.rows; ++r) {
     const std::size_t row = begin + r * panel.stride;
+    for (std::size_t j = 0; j < panel.width; j += line) terms.prefetch(row + j + ahead);
 #pragma omp simd
     for (std::size_t j = 0; j < panel.width; ++j) {
       double a, b;
@@ -71,7 +72,10 @@ inline void add_columns(std::size_t begin, const Panel& panel, std::size_t ahead
 template <template <class> class Each, class T, class Terms>
 inline void add_up(const Panel& panel, double* first, double* second, const Terms& terms) noexcept {
   if constexpr (Each<T>::one_channel) {
-    constexpr std::size_t ahead = sums_prefetch_bytes / sizeof(T);
+    // What follows a row is another channel's; where the next row comes soon, that is asked for.
+    constexpr std::size_t soon = 4 * sums_prefetch_bytes / sizeof(T);
+    const bool next_row = panel.rows > 1 && panel.width <= soon;
+    const std::size_t ahead = next_row ? panel.stride : sums_prefetch_bytes / sizeof(T);
     for (std::size_t r = 0; r < panel.rows; ++r) {
       const std::size_t begin = r * panel.stride, whole = panel.width / lanes;
       add_columns<T>(begin, {whole, lanes, lanes}, ahead, first, second, terms);

@@ -10,7 +10,7 @@
 namespace onepass::inline ONEPASS_ISA {
 
 // What will be summed soon is asked for early: the hardware's own prefetching ends at every page.
-// So many bytes on; where channels lie side by side, the next four rows. It may lie beyond the end:
+// So many bytes on; in a panel of short rows, the next row or four. It may lie beyond the end:
 // a prefetch never faults. Measured: bench/NOTES.md.
 inline constexpr std::size_t sums_prefetch_bytes = 4096;
 template <class T>
