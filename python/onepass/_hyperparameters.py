@@ -155,14 +155,6 @@ def check_setting(checks: Checks, name: str, value: Any) -> Any:
     return check(name, value)
 
 
-def same_settings(groups: list[dict[str, Any]], values: list[dict[str, Any] | None]) -> bool:
-    """Return whether groups still have these values; not if one of them is an array."""
-    try:
-        return groups == values
-    except ValueError:
-        return False
-
-
 def resolve(checks: Checks, settings: Mapping[str, Any], completed: int) -> dict[str, Any]:
     """Return the values of one step, schedules evaluated after `completed` steps, checked."""
     return {name: resolve_one(checks, name, settings[name], completed) for name in checks}

@@ -53,28 +53,29 @@ def _make_kernel(cls: type[Optimizer]) -> Kernel:
             found = checked(**hyperparameters)
         except TypeError:  # not hashable, or not valid: then the next line says how
             found = None
-        values, options = found or checked.__wrapped__(**hyperparameters)
+        values, constants, options = found or checked.__wrapped__(**hyperparameters)
         if len(state) > n_states:
             raise TypeError(f"state: expected at most {n_states} arrays, got {len(state)}")
         if type(step) is not int or step < 1:
             step = _check_step(cls, step, values, (param, *state))
         if type(seed) is not int or seed:
             seed = _stages.CHECKS["seed"]("seed", seed)
-        scalars = scalars_of(cls, values, step, 0, seed)
+        scalars = scalars_of(cls, values, constants, 0.0, seed, step)
         jobs = [(rule, options, (0,), _is_stochastic(rounding))]
         given = (None, [param], [grad], [state], jobs, _core.Gradients.any, None, None)
         _core.run(given, [scalars], runtime.resolve_num_threads(num_threads))
 
     # Mostly the same values come again, and checking them takes longer than a small step.
     @lru_cache(maxsize=64, typed=True)
-    def checked(**given: Any) -> tuple[dict[str, Any], int]:
+    def checked(**given: Any) -> tuple[dict[str, Any], tuple[float, ...], int]:
         values = {**cls.defaults, **_stages.GROUP_DEFAULTS}
         for name, value in given.items():
             values[name] = check_setting(cls.checks, name, value)
             if callable(value):
                 raise TypeError(f"{name}: expected a value (evaluate the schedule), got {value!r}")
         cls.check_together(values)
-        return values, options_of(cls, values, values)
+        constants = _stages.constants(values, decoupled=cls.decoupled)
+        return values, constants, options_of(cls, values, values)
 
     kernel.__name__ = kernel.__qualname__ = cls.rule
     kernel.__doc__ = _DOC.format(cls=cls.__name__, states=", ".join(states), rule=cls.rule)

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from onepass import _core, runtime
-from onepass._hyperparameters import check_setting, resolve_one, same_settings
+from onepass._hyperparameters import check_setting, resolve_one
 from onepass._memory import state_like
 from onepass._typing import Array, Grads, Params, Schedule
 from onepass.optim import _checkpoint, _stages, _state, _storage
@@ -306,16 +306,18 @@ class Optimizer(Rule):
         run, parts = self._plan_step(grads)
         scalars = []
         for number, first in parts:
-            now = counters.item(first) + 1
-            averaged = now - self._average_from[first]
-            values = self._groups[number].values
-            scalars.append(scalars_of(type(self), values, now, averaged, self.__dict__["seed"]))
+            now, known, weight = counters.item(first) + 1, self._groups[number], 0.0
+            values = known.values
+            if known.averages:
+                weight = _stages.average_weight(now, now - self._average_from[first], values)
+            seed = self.__dict__["seed"]
+            scalars.append(scalars_of(type(self), values, known.constants, weight, seed, now))
         nonfinite = _stages.NONFINITE[self.__dict__["nonfinite"]]
         # Moves parameters, state, averages and counters in one call, or raises before it does.
         norm, coefficient, skipped = run(scalars, threads, grad_scale, max_norm, nonfinite)
         lr, clipped = self._groups[0].values["lr"], coefficient < 1 and not skipped
-        # Calling the class takes more than twice as long.
-        return StepInfo._make((completed + (not skipped), lr, norm, clipped, skipped))
+        # Calling the class takes twice as long.
+        return tuple.__new__(StepInfo, (completed + (not skipped), lr, norm, clipped, skipped))
 
     def accumulate(self, grads: Grads = None, *, num_threads: int | None = None) -> None:
         """Add gradients to a sum, which the next `step()` takes and sets back to zero.
@@ -484,7 +486,11 @@ class Optimizer(Rule):
 
     def _settle(self, completed: int) -> None:
         """Let the groups have their checked values for the coming step, and the state for it."""
-        if not same_settings(self.param_groups, self._seen):  # the user has set something
+        try:
+            seen = self.param_groups == self._seen
+        except ValueError:  # a setting is an array
+            seen = False
+        if not seen:  # the user has set something
             self._check_groups()
             self._resolve([self.group_checks] * len(self._groups), completed)
             for number, group in enumerate(self.param_groups):
@@ -505,6 +511,7 @@ class Optimizer(Rule):
         for number, known in enumerate(self._groups):
             self._allocate(number, resolved[number][0])
             known.values, known.schedules = resolved[number]
+            known.constants = _stages.constants(known.values, decoupled=self.decoupled)
         self._has_schedules = any(known.schedules for known in self._groups)
 
     def _check_groups(self) -> None:

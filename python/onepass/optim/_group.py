@@ -14,6 +14,8 @@ class Group:
     """Which of its settings are schedules."""
     values: dict[str, Any] = field(default_factory=dict)
     """Those of the coming step, checked, schedules evaluated."""
+    constants: tuple[float, ...] = ()
+    """What `_stages.constants` makes of them."""
     options: int = -1
     """Which of the rule's options are on, as the kernels number them."""
     averages: bool = False

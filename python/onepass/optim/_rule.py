@@ -158,9 +158,7 @@ class Rule:
             if (use is None) != (array is None):
                 expected = "None (these options do not use it)" if use is None else "an array"
                 raise ValueError(f"{name}: expected {expected}, got {type(array).__name__}")
-        sign, decay, max_value, weight, *_ = _stages.scalars(
-            step, averaged or step, seed, values, decoupled=cls.decoupled
-        )
+        sign, decay, max_value = _stages.constants(values, decoupled=cls.decoupled)
         stored, given = param, padded
         param = param if param.dtype.itemsize > 2 else param.astype(np.float32)
         padded = tuple(
@@ -177,6 +175,7 @@ class Rule:
         moved = []
         if averages:
             assert average is not None
+            weight = _stages.average_weight(step, averaged or step, values)
             moved = [_stages.moved_average(average, new[0], weight)]
         first, n = index * (len(given) + 1), len(given)
         bits = [partial(formats.random_bits, seed, step, first + k) for k in range(n + 1)]

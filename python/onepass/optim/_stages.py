@@ -92,26 +92,21 @@ def averages(settings: Mapping[str, Any]) -> bool:
     return settings["ema_decay"] is not None or settings["swa_start"] is not None
 
 
-def scalars(
-    step: int, averaged: int, seed: int, values: Mapping[str, Any], *, decoupled: bool
-) -> tuple[float, ...]:
-    """Return the numbers of step `step` that all rules share, in the kernels' order.
-
-    `averaged` counts the steps since the average began, this one included.
-    """
+def constants(values: Mapping[str, Any], *, decoupled: bool) -> tuple[float, float, float]:
+    """Return sign, decay and largest value of the gradient: the same until a value changes."""
     max_value = values["max_grad_value"]
     return (
         -1.0 if values["maximize"] else 1.0,
         0.0 if decoupled else values["weight_decay"],
         np.inf if max_value is None else max_value,
-        average_weight(step, averaged, values) if averages(values) else 0.0,
-        seed,
-        step,
     )
 
 
 def average_weight(step: int, averaged: int, values: Mapping[str, Any]) -> float:
-    """Return the weight that the parameters of step `step` have in their new average."""
+    """Return the weight that the parameters of step `step` have in their new average.
+
+    `averaged` counts the steps since the average began, this one included.
+    """
     start: int | None = values["swa_start"]
     if start is not None:
         return 1.0 / max(1, min(averaged, step - start + 1))

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from onepass import _core
-from onepass.optim import _stages
 
 if TYPE_CHECKING:
     from onepass.optim._rule import Rule
@@ -47,8 +46,12 @@ def states_of(cls: type[Rule], options: int) -> list[str | None]:
 
 
 def scalars_of(
-    cls: type[Rule], values: Mapping[str, Any], step: int, averaged: int = 0, seed: int = 0
+    cls: type[Rule],
+    values: Mapping[str, Any],
+    constants: tuple[float, ...],
+    average_weight: float,
+    seed: int,
+    step: int,
 ) -> tuple[float, ...]:
-    """Return the numbers of a step, in the kernels' order."""
-    shared = _stages.scalars(step, averaged, seed, values, decoupled=cls.decoupled)
-    return (*shared, *cls.scalars(step, values).values())
+    """Return the numbers of a step, in the kernels' order: those of the stages, the rule's."""
+    return (*constants, average_weight, seed, step, *cls.scalars(step, values).values())
