@@ -22,6 +22,9 @@ std::span<const Isa> compiled_isas();
 // lists the choices, when that one is unknown or does not run here.
 const Isa& choose_isa(const char* forced);
 
+// Whether a loop that computes much asks for memory early, because else the CPU would too late.
+bool prefetching_pays() noexcept;
+
 // Bytes of the last cache before memory, shared by all cores; 0 if the system does not say.
 std::size_t last_level_cache() noexcept;
 

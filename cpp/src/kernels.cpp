@@ -39,11 +39,6 @@ void run(const Streams& streams, std::size_t begin, std::size_t end,
   update<decay, State>(streams, begin, end, rule, stages);
 }
 
-template <class T>
-double squares(const Stored& x, std::size_t begin, std::size_t end, double unit) noexcept {
-  return sum_of_squares<T>(x, begin, end, unit);
-}
-
 template <template <class> class Rule, bool decay>
 constexpr Variant make_variant() {
   static_assert(std::size(Rule<float>::states) <= max_states);
@@ -151,8 +146,8 @@ constexpr Codec halved{sizeof(std::uint16_t), Halved<Format, random>::open,
 
 constexpr KernelTable table{rows,
                             make_row<CopyLimit, 3>("copy_limit", copy_limit_options),
-                            squares<float>,
-                            squares<double>,
+                            sum_of_squares<float>,
+                            sum_of_squares<double>,
                             {{{},
                               halved<BFloat16, false>,
                               halved<Float16, false>,

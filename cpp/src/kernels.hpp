@@ -28,8 +28,8 @@ enum SharedScalar : std::size_t {
 inline constexpr std::size_t max_scalars = 16;  // those included
 
 // The sum of the squares of x * unit (reduce.hpp).
-using SumOfSquares = double (*)(const Stored& x, std::size_t begin, std::size_t end,
-                                double unit) noexcept;
+using SumOfSquares = double (*)(const Stored& x, std::size_t begin, std::size_t end, double unit,
+                                bool prefetch_ahead) noexcept;
 
 // Formats of parameters, gradients and copies; plain: in the type that the rule computes with.
 enum Format : std::size_t { plain, bf16, f16, bf16_random, f16_random, formats };

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "dispatch.hpp"
 #include "parallel.hpp"
 
 namespace onepass {
@@ -15,6 +16,8 @@ namespace {
 constexpr std::size_t piece_size = 16384;
 constexpr std::size_t norm_block = 16384;
 constexpr std::size_t min_elements_per_thread = 16384;
+// From how many on memory is asked for early; fewer are in a core's own cache.
+constexpr std::size_t min_elements_to_prefetch = 131072;
 
 // Where the squares of doubles are infinite or vanish, they are summed in units of 2^600 or 2^-600.
 constexpr double large_unit = 0x1p-600, small_unit = 0x1p600;
@@ -66,6 +69,13 @@ void for_each_piece(std::span<Tensor> tensors, int threads, const Count& count,
   }
   const std::size_t useful = total_elements(tensors) / min_elements_per_thread;
   threads = static_cast<int>(std::clamp<std::size_t>(useful, 1, static_cast<std::size_t>(threads)));
+  if (threads == 1) {  // small tensors, of which a few take less time than to look for one
+    for (const Tensor& tensor : tensors) {
+      const std::size_t first = tensor.first_piece, n = count(tensor);
+      for (std::size_t i = 0; i < n; ++i) body(tensor, i, first + i);
+    }
+    return;
+  }
   parallel_for(pieces, threads, [&](std::size_t index) noexcept {
     const Tensor& tensor = tensor_of(tensors, index);
     body(tensor, index - tensor.first_piece, index);
@@ -94,11 +104,12 @@ std::size_t count_blocks(const Tensor& tensor) noexcept {
 // Fills `sums` block by block, and returns their sum in that order.
 double sum_of_squares(std::span<Tensor> tensors, std::span<double> sums, int threads,
                       double unit) noexcept {
+  const bool prefetch_ahead = total_elements(tensors) >= min_elements_to_prefetch;
   for_each_piece(tensors, threads, count_blocks,
                  [&](const Tensor& tensor, std::size_t index, std::size_t among_all) noexcept {
                    const Range range = block(tensor, index);
-                   sums[among_all] =
-                       tensor.squares(tensor.streams.grad, range.begin, range.end, unit);
+                   sums[among_all] = tensor.squares(tensor.streams.grad, range.begin, range.end,
+                                                    unit, prefetch_ahead);
                  });
   double total = 0;
   for (const double sum : sums) total += sum;
@@ -114,6 +125,9 @@ std::size_t total_elements(std::span<const Tensor> tensors) noexcept {
 }
 
 void step(std::span<Tensor> tensors, int threads) noexcept {
+  const bool prefetch_ahead =
+      prefetching_pays() && total_elements(tensors) >= min_elements_to_prefetch;
+  for (Tensor& tensor : tensors) tensor.streams.prefetch_ahead = prefetch_ahead;
   for_each_range(tensors, threads, [](const Tensor& tensor, const Range& range) noexcept {
     tensor.kernel(tensor.streams, range.begin, range.end, tensor.scalars);
   });

@@ -103,7 +103,8 @@ P advance(P pointer, std::size_t n) noexcept {
 template <class T>
 Arrays<T> at(const Arrays<T>& a, std::size_t i) noexcept {
   return {advance(a.x, i),   advance(a.residual, i),  advance(a.dy, i),
-          advance(a.out, i), advance(a.dresidual, i), a.stream};
+          advance(a.out, i), advance(a.dresidual, i), a.stream,
+          a.prefetch_ahead};
 }
 
 inline Affine at(const Affine& a, std::size_t c) noexcept {

@@ -103,13 +103,16 @@ struct About {
 template <template <class> class Each, class T>
 struct Moments {
   Moments(const Arrays<T>& arrays, const Channels<T>& channels) noexcept
-      : x(arrays.x), about(channels) {}
+      : x(arrays.x), prefetch_ahead(arrays.prefetch_ahead), about(channels) {}
   void operator()(std::size_t i, std::size_t j, double& a, double& b) const noexcept {
     a = about(x[i], j);
     b = a * a;
   }
-  void prefetch(std::size_t i) const noexcept { prefetch_into_l2(x + i); }
+  void prefetch(std::size_t i) const noexcept {
+    if (prefetch_ahead) prefetch_into_l2(x + i);
+  }
   const T* x;
+  bool prefetch_ahead;
   About<Each, T> about;
 };
 
@@ -153,6 +156,7 @@ struct GradientTerms {
       : x(arrays.x),
         dy(arrays.dy),
         z(arrays.residual),
+        prefetch_ahead(arrays.prefetch_ahead),
         about(channels),
         mean(channels.mean),
         scale(channels.scale),
@@ -167,10 +171,12 @@ struct GradientTerms {
     b = a * about(x[i], j);
   }
   void prefetch(std::size_t i) const noexcept {
+    if (!prefetch_ahead) return;
     prefetch_into_l2(x + i);
     prefetch_into_l2(dy + i);
   }
   const T *x, *dy, *z;
+  bool prefetch_ahead;
   About<Each, T> about;
   Each<T> mean, scale, shift;
 };

@@ -56,7 +56,8 @@ struct Arrays {
   const T *x, *residual, *dy;
   T* out;  // y or dx
   T* dresidual;
-  bool stream;  // whether `out` goes past the caches
+  bool stream;                  // whether `out` goes past the caches
+  bool prefetch_ahead = false;  // whether what is summed is far away
 };
 
 // Before the mean is taken off, x is made smaller by a power of two, or the difference of two

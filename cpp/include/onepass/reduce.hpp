@@ -22,10 +22,12 @@ inline void prefetch_into_l2(const T* p) noexcept {
 #endif
 }
 
-// The sum of `lanes` sums, in halves; they are used up.
+// The sum of n sums, in halves; they are used up.
+template <std::size_t n = lanes>
 inline double fold_lanes(double* sums) noexcept {
-  for (std::size_t half = lanes / 2; half > 0; half /= 2) {
-    for (std::size_t j = 0; j < half; ++j) sums[j] += sums[j + half];
+  if constexpr (n > 1) {
+    for (std::size_t j = 0; j < n / 2; ++j) sums[j] += sums[j + n / 2];
+    return fold_lanes<n / 2>(sums);
   }
   return sums[0];
 }
@@ -33,19 +35,20 @@ inline double fold_lanes(double* sums) noexcept {
 // The sum of the squares of x * unit, in double and in an order that n alone decides: `lanes` sums
 // side by side, four rows of elements at a time, folded in halves.
 template <class T>
-double sum_of_squares(const Stored& array, std::size_t begin, std::size_t end,
-                      double unit) noexcept {
+double sum_of_squares(const Stored& array, std::size_t begin, std::size_t end, double unit,
+                      bool prefetch_ahead) noexcept {
   constexpr std::size_t rows = 4 * lanes;
   const std::size_t size = item_size<T>(array);
   alignas(cache_line) double sums[lanes] = {};
   alignas(cache_line) T opened[rows];
+  constexpr bool one_by_one = sizeof(T) == sizeof(double);  // a float's square is finite, and no 0
   const auto square = [=](T x) {
-    const double value = static_cast<double>(x) * unit;
+    const double value = one_by_one ? static_cast<double>(x) * unit : static_cast<double>(x);
     return value * value;
   };
   std::size_t i = begin;
   for (; i + rows <= end; i += rows) {
-    for (std::size_t k = 0; k < rows * size; k += cache_line) {
+    for (std::size_t k = 0; prefetch_ahead && k < rows * size; k += cache_line) {
       prefetch_into_l2(static_cast<const char*>(array.data) + i * size + k + sums_prefetch_bytes);
     }
     const T* x = open(array, i, rows, opened);
@@ -61,7 +64,7 @@ double sum_of_squares(const Stored& array, std::size_t begin, std::size_t end,
 #pragma omp simd
     for (std::size_t j = 0; j < rest; ++j) sums[j] += square(x[j]);
   }
-  return fold_lanes(sums);
+  return one_by_one ? fold_lanes(sums) : fold_lanes(sums) * unit * unit;
 }
 
 }  // namespace onepass::inline ONEPASS_ISA

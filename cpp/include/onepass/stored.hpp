@@ -51,6 +51,7 @@ struct Streams {
   Stored copy;                  // of the parameter, in fewer bits
   bool zero_grad = false;       // afterwards
   bool follows = false;         // the copy, where somebody has changed it
+  bool prefetch_ahead = false;  // what the loop comes to soon, which is far away
   const StepBits* random = {};  // where parameter or state is rounded, else null
   std::uint64_t tensor = 0;     // its number, which its random bits depend on
 };

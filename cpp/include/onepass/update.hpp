@@ -18,7 +18,7 @@ namespace onepass::inline ONEPASS_ISA {
 // Where something is rounded, a tile is a block.
 inline constexpr std::size_t tile_size = 64;
 inline constexpr std::size_t prefetch_bytes = 1024;
-inline constexpr std::size_t min_elements_to_align = 4096;
+inline constexpr std::size_t min_elements_to_align = 512;
 inline constexpr std::size_t cache_line = 64;
 
 // What surrounds the rule in a step, whichever it is, in this order: the gradient is scaled and
@@ -156,6 +156,7 @@ void update(const Streams& streams, std::size_t begin, std::size_t end, const Ru
   alignas(cache_line) T opened[block_size], clipped[block_size];
   T* averages = stages.average_weight == T(0) ? nullptr : static_cast<T*>(streams.average.data);
   const bool clips = stages.max_value < std::numeric_limits<T>::infinity();
+  const bool ahead = streams.prefetch_ahead;
   std::uint64_t keys[n_states + 1] = {};  // of the random bits of state and parameter
   for (std::size_t k = 0; streams.random && k <= n_states; ++k) {
     keys[k] = array_key(*streams.random, streams.tensor * (n_states + 1) + k);
@@ -172,7 +173,7 @@ void update(const Streams& streams, std::size_t begin, std::size_t end, const Ru
 
   for (; begin < end; begin += n, n = std::min(end - begin, tile)) {
     const auto ask = [=](const void* data, std::size_t size) {
-      prefetch(static_cast<const char*>(data) + begin * size, n * size);
+      if (ahead) prefetch(static_cast<const char*>(data) + begin * size, n * size);
     };
     const auto ask_for = [=](const Stored& array) { ask(array.data, item_size<T>(array)); };
     const auto open_state = [&]<std::size_t k>() -> T* {
