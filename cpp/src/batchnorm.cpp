@@ -16,7 +16,6 @@ constexpr std::size_t min_shared_channels = 4096;  // whose own work is worth a 
 // panel's width where channels share it: that depends on the threads, and the order of a sum would.
 constexpr std::size_t elements_at_once = 4096;  // of one channel
 constexpr std::size_t rows_at_once = 8;         // that channels share
-constexpr std::size_t min_prefetched_bytes = 2 << 20;  // less is in a core's own cache
 // Where the first samples are so far from the mean of the others, in variances, sums about them
 // lose digits.
 constexpr double max_off_center = 1e4;
@@ -50,7 +49,7 @@ BatchNorm<T>::BatchNorm(const BatchNormTable<T>& table, const Layout& layout, in
       channels_(like_row(arrays.out)),
       columns_(like_row(arrays.out)) {
   arrays_.stream = streams(arrays, layout);
-  arrays_.prefetch_ahead = layout.size() * sizeof(T) >= min_prefetched_bytes;
+  arrays_.prefetch_ahead = layout.size() * sizeof(T) > far_for_sums;
   const auto n = static_cast<std::size_t>(threads_);
   const std::size_t tiles = grid_.tiles(), tile_bytes = grid_.elements_per_tile() * sizeof(T);
   const bool balanced = tiles >= 4 * n || tiles % n == 0;

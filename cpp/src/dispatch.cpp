@@ -62,22 +62,20 @@ const Isa& choose_isa(const char* forced) {
   return *best;
 }
 
-// Measured on Zen 5 (bench/NOTES.md): it asks early enough, and a prefetch takes a load's place.
-bool prefetching_pays() noexcept {
-#ifdef ONEPASS_X86_64_LEVELS
-  static const bool pays = !__builtin_cpu_is("amd");
-  return pays;
-#else
-  return true;
-#endif
-}
-
 std::size_t last_level_cache() noexcept {
 #ifdef _SC_LEVEL3_CACHE_SIZE
   return static_cast<std::size_t>(std::max(sysconf(_SC_LEVEL3_CACHE_SIZE), 0L));
 #else
   return 0;
 #endif
+}
+
+// Zen's loads reach the last cache early enough, and there a prefetch only takes a load's place.
+std::size_t far_for_updates() noexcept {
+#ifdef ONEPASS_X86_64_LEVELS
+  if (__builtin_cpu_is("amd")) return std::max(far_for_sums, last_level_cache());
+#endif
+  return far_for_sums;
 }
 
 }  // namespace onepass

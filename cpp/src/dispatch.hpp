@@ -22,10 +22,13 @@ std::span<const Isa> compiled_isas();
 // lists the choices, when that one is unknown or does not run here.
 const Isa& choose_isa(const char* forced);
 
-// Whether a loop that computes much asks for memory early, because else the CPU would too late.
-bool prefetching_pays() noexcept;
-
 // Bytes of the last cache before memory, shared by all cores; 0 if the system does not say.
 std::size_t last_level_cache() noexcept;
+
+// Who touches more bytes than these asks for them early: sums more than a core's own cache holds,
+// an update, which computes much and so asks late by itself, what is far on this CPU. Measured:
+// bench/NOTES.md.
+inline constexpr std::size_t far_for_sums = 2 << 20;
+std::size_t far_for_updates() noexcept;
 
 }  // namespace onepass

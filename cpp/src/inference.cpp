@@ -7,8 +7,8 @@ namespace {
 
 // Measured: bench/NOTES.md.
 constexpr std::size_t shares_per_thread = 16;
-constexpr std::size_t min_share_elements = 32768;  // less is quicker waited for than taken over
-constexpr std::size_t channels_at_once = 256;      // that are prepared: small enough for the stack
+constexpr std::size_t min_share_elements = 32768;   // less is quicker waited for than taken over
+constexpr std::size_t channels_at_once = 256;       // that are prepared: small enough for the stack
 constexpr std::size_t min_values_per_channel = 16;  // and thread, for the threads to prepare alone
 
 template <class T>

@@ -16,8 +16,7 @@ namespace {
 constexpr std::size_t piece_size = 16384;
 constexpr std::size_t norm_block = 16384;
 constexpr std::size_t min_elements_per_thread = 16384;
-// From how many on memory is asked for early; fewer are in a core's own cache.
-constexpr std::size_t min_elements_to_prefetch = 131072;
+constexpr std::size_t bytes_per_element = 16;  // a float, its gradient and two states
 
 // Where the squares of doubles are infinite or vanish, they are summed in units of 2^600 or 2^-600.
 constexpr double large_unit = 0x1p-600, small_unit = 0x1p600;
@@ -104,7 +103,7 @@ std::size_t count_blocks(const Tensor& tensor) noexcept {
 // Fills `sums` block by block, and returns their sum in that order.
 double sum_of_squares(std::span<Tensor> tensors, std::span<double> sums, int threads,
                       double unit) noexcept {
-  const bool prefetch_ahead = total_elements(tensors) >= min_elements_to_prefetch;
+  const bool prefetch_ahead = total_elements(tensors) * sizeof(float) > far_for_sums;
   for_each_piece(tensors, threads, count_blocks,
                  [&](const Tensor& tensor, std::size_t index, std::size_t among_all) noexcept {
                    const Range range = block(tensor, index);
@@ -125,8 +124,8 @@ std::size_t total_elements(std::span<const Tensor> tensors) noexcept {
 }
 
 void step(std::span<Tensor> tensors, int threads) noexcept {
-  const bool prefetch_ahead =
-      prefetching_pays() && total_elements(tensors) >= min_elements_to_prefetch;
+  static const std::size_t far = far_for_updates();
+  const bool prefetch_ahead = total_elements(tensors) * bytes_per_element > far;
   for (Tensor& tensor : tensors) tensor.streams.prefetch_ahead = prefetch_ahead;
   for_each_range(tensors, threads, [](const Tensor& tensor, const Range& range) noexcept {
     tensor.kernel(tensor.streams, range.begin, range.end, tensor.scalars);

@@ -63,10 +63,10 @@ struct Run {
     const auto source = [](const double* values) {
       return onepass::PerChannel{values, sizeof(double), false};
     };
-    onepass::Inference<T>(
-        *isa.kernels, layout, threads, arrays(inferred),
-        {source(batch.mean), source(batch.variance), source(weight.data()), source(bias.data()), 1e-5},
-        relu)
+    onepass::Inference<T>(*isa.kernels, layout, threads, arrays(inferred),
+                          {source(batch.mean), source(batch.variance), source(weight.data()),
+                           source(bias.data()), 1e-5},
+                          relu)
         .run();
     make(Operation::backward, dx).backward(batch, {take(), take()});
     make(Operation::backward, frozen_dx).infer_backward(batch, {take(), take()});

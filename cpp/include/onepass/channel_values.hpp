@@ -93,7 +93,7 @@ void set_statistics(const Sums& sums, const Channels<T>& channels, double count,
     mean[c] = (values.center[c] + delta) / unit;
     variance[c] = var;
     invstd[c] = unit == 1 || var <= std::numeric_limits<double>::max() ? 1 / std::sqrt(var + eps)
-                                                                      : unit / std::sqrt(scaled);
+                                                                       : unit / std::sqrt(scaled);
   }
 }
 
@@ -132,7 +132,7 @@ void set_input_gradient(const Affine& affine, const Statistics& statistics,
 #pragma omp simd
   for (std::size_t c = 0; c < n; ++c) gain[c] = narrow<T>(weight[c] * invstd[c]);
   if (!through) return;
-  const double *const mean = statistics.mean;
+  const double* const mean = statistics.mean;
   const double *const dweight = through->weight, *const dbias = through->bias;
   T *const slopes = channels.slope, *const offsets = channels.offset;
 #pragma omp simd

@@ -113,11 +113,12 @@ inline void average_tile(T* average, const T* param, std::size_t n, T weight, T 
     std::copy_n(param, n, average);
     return;
   }
-  const bool near_average = weight < rest;
+  if (weight < rest) {
 #pragma omp simd
-  for (std::size_t i = 0; i < n; ++i) {
-    const T way = param[i] - average[i];
-    average[i] = near_average ? average[i] + weight * way : param[i] - rest * way;
+    for (std::size_t i = 0; i < n; ++i) average[i] += weight * (param[i] - average[i]);
+  } else {
+#pragma omp simd
+    for (std::size_t i = 0; i < n; ++i) average[i] = param[i] - rest * (param[i] - average[i]);
   }
 }
 
