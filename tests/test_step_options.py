@@ -565,6 +565,12 @@ class TestAccumulate:
         assert w == -11
         opt.step()  # nothing gathered: the bound ones
         assert w == -21
+        opt.accumulate()
+        opt.bind(np.full(1, 100.0))
+        opt.step()  # what was gathered comes first
+        assert w == -31
+        opt.step()
+        assert w == -131
 
     def test_a_parameter_without_gradients_is_left_alone(self, optimizer):
         opt = optimizer(arrays(3, 3))

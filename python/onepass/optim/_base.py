@@ -23,8 +23,10 @@ AVERAGE = -2
 
 _ANY, _BOUND, _ZEROED = _core.Gradients.any, _core.Gradients.bound, _core.Gradients.zeroed
 
-_Planned = tuple[Callable[..., tuple[float | None, float, bool]], list[tuple[int, int]]]
-"""What runs a step, and for each of its jobs (its parts) the group and a first parameter."""
+_Part = tuple[int, int, int]
+"""Of a step: a group, how many steps its parameters have missed, and when their average began."""
+_Planned = tuple[Callable[..., tuple[float | None, float, bool]], list[_Part]]
+"""What runs a step, and its parts."""
 
 
 class StepInfo(NamedTuple):
@@ -243,7 +245,7 @@ class Optimizer(Rule):
         self._has_schedules = False
         self._average_from = [0] * len(self._params)  # the steps before each average began
         self._bound: list[Any] | None = None
-        self._planned: _Planned | None = None  # of the bound gradients
+        self._planned: _Planned | None = None  # the next step, if it takes the bound gradients
         self._shown: _core.Shown | None = None
         self._check_groups()
         for number, group in enumerate(self.param_groups):
@@ -297,19 +299,18 @@ class Optimizer(Rule):
         threads = runtime.resolve_num_threads(num_threads)
         if type(grad_scale) is not float or grad_scale != 1.0:
             grad_scale = _stages.GRAD_SCALE("grad_scale", grad_scale)
-        counters = self._counters
-        completed = counters.item(COMPLETED)
+        completed = self._counters.item(COMPLETED)
         self._settle(completed)
         max_norm = self.__dict__["max_grad_norm"]
         if callable(max_norm):
             max_norm = resolve_one(_stages.CHECKS, "max_grad_norm", max_norm, completed)
         run, parts = self._plan_step(grads)
         scalars = []
-        for number, first in parts:
-            now, known, weight = counters.item(first) + 1, self._groups[number], 0.0
+        for number, missed, begun in parts:
+            now, known, weight = completed + 1 - missed, self._groups[number], 0.0
             values = known.values
             if known.averages:
-                weight = _stages.average_weight(now, now - self._average_from[first], values)
+                weight = _stages.average_weight(now, now - begun, values)
             seed = self.__dict__["seed"]
             scalars.append(scalars_of(type(self), values, known.constants, weight, seed, now))
         nonfinite = _stages.NONFINITE[self.__dict__["nonfinite"]]
@@ -344,6 +345,7 @@ class Optimizer(Rule):
         for index in taking:
             if self._sums[index] is None:
                 self._sums[index] = state_like(self._params[index])
+        self._planned = None
         # The rule that adds the gradient to the parameter, on the sums.
         jobs: list[_core.Job] = [(_core.copy_limit, 0, taking, False)]
         states: list[tuple[Any, ...]] = [()] * len(leaves)
@@ -379,9 +381,13 @@ class Optimizer(Rule):
             self.__dict__.update(_bound=None, _planned=None)
             return
         bound = self._mirror(grads)
-        self.__dict__.update(_bound=bound, _planned=self._plan_bound(bound))
+        planned = self._plan_bound(bound)
+        gathered = self._gathered.item(COMPLETED)
+        self.__dict__.update(_bound=bound, _planned=None if gathered else planned)
 
     def _plan_step(self, grads: Grads) -> _Planned:
+        if grads is None and self._planned is not None:
+            return self._planned
         gathered = self._gathered.item(COMPLETED)
         if grads is not None:
             if gathered:
@@ -395,8 +401,7 @@ class Optimizer(Rule):
             raise ValueError(
                 "grads: expected gradients, as none are bound or accumulated, got none"
             )
-        if self._planned is None:
-            self._planned = self._plan_bound(self._bound)
+        self._planned = self._plan_bound(self._bound)
         return self._planned
 
     def _plan_bound(self, grads: list[Any]) -> _Planned:
@@ -410,9 +415,9 @@ class Optimizer(Rule):
 
     def _given(
         self, grads: list[Any], kind: _core.Gradients
-    ) -> "tuple[_core.Given, list[tuple[int, int]]]":
+    ) -> "tuple[_core.Given, list[_Part]]":
         """Return everything that a step with these gradients touches, and its parts."""
-        *steps, _, _ = self._counters.tolist()
+        *steps, completed, _ = self._counters.tolist()
         jobs: list[_core.Job] = []
         parts = []
         for number, group in enumerate(self._groups):
@@ -420,7 +425,8 @@ class Optimizer(Rule):
             for alike in _alike(taking, steps, self._average_from):
                 stochastic = group.formats[1] == "stochastic"
                 jobs.append((INDEX[self.rule], group.options, alike, stochastic))
-                parts.append((number, alike[0]))
+                first = alike[0]
+                parts.append((number, completed - steps[first], self._average_from[first]))
         counters = (self._counters, self._gathered)
         states: list[tuple[Any, ...]] = self._state
         if self._copies is not None:
