@@ -413,9 +413,7 @@ class Optimizer(Rule):
         given, parts = self._given(grads, kind)
         return partial(_core.run, given), parts  # checks everything when it is called
 
-    def _given(
-        self, grads: list[Any], kind: _core.Gradients
-    ) -> "tuple[_core.Given, list[_Part]]":
+    def _given(self, grads: list[Any], kind: _core.Gradients) -> "tuple[_core.Given, list[_Part]]":
         """Return everything that a step with these gradients touches, and its parts."""
         *steps, completed, _ = self._counters.tolist()
         jobs: list[_core.Job] = []
