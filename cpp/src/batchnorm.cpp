@@ -48,7 +48,7 @@ BatchNorm<T>::BatchNorm(const BatchNormTable<T>& table, const Layout& layout, in
       affine_(affine),
       channels_(like_row(arrays.out)),
       columns_(like_row(arrays.out)) {
-  arrays_.stream = streams(arrays, layout);
+  arrays_.stream = streams(arrays, layout, operation);
   arrays_.prefetch_ahead = layout.size() * sizeof(T) > far_for_sums;
   const auto n = static_cast<std::size_t>(threads_);
   const std::size_t tiles = grid_.tiles(), tile_bytes = grid_.elements_per_tile() * sizeof(T);

@@ -2,6 +2,7 @@
 #include "dispatch.hpp"
 
 #include <algorithm>
+#include <cstdio>
 #include <stdexcept>
 
 #if defined(__unix__) || defined(__APPLE__)
@@ -62,7 +63,14 @@ const Isa& choose_isa(const char* forced) {
   return *best;
 }
 
+// Linux first: on AMD glibc has every L3 of the socket, where a core has its own complex' alone.
 std::size_t last_level_cache() noexcept {
+  std::size_t kib = 0;
+  if (std::FILE* size = std::fopen("/sys/devices/system/cpu/cpu0/cache/index3/size", "r")) {
+    if (std::fscanf(size, "%zuK", &kib) != 1) kib = 0;
+    std::fclose(size);
+  }
+  if (kib > 0) return kib << 10;
 #ifdef _SC_LEVEL3_CACHE_SIZE
   return static_cast<std::size_t>(std::max(sysconf(_SC_LEVEL3_CACHE_SIZE), 0L));
 #else

@@ -22,7 +22,7 @@ std::span<const Isa> compiled_isas();
 // lists the choices, when that one is unknown or does not run here.
 const Isa& choose_isa(const char* forced);
 
-// Bytes of the last cache before memory, shared by all cores; 0 if the system does not say.
+// Bytes of the last cache before memory, which neighbouring cores share; 0 if nobody says.
 std::size_t last_level_cache() noexcept;
 
 // Who touches more bytes than these asks for them early: sums more than a core's own cache holds,

@@ -35,12 +35,13 @@ Inference<T>::Inference(const KernelTable& kernels, const Layout& layout, int th
     : kernels_(kernels),
       layout_(layout),
       threads_(useful_threads(layout, threads)),
-      grid_(layout, threads_, streams(arrays, layout) ? Grid::Pass::streams : Grid::Pass::writes),
+      grid_(layout, threads_,
+            streams(arrays, layout, Operation::infer) ? Grid::Pass::streams : Grid::Pass::writes),
       loops_(table_of<T>(
           kernels)[grid_.one_channel() * 1u + relu * 2u + (arrays.residual != nullptr) * 4u]),
       arrays_(arrays),
       given_(given) {
-  arrays_.stream = streams(arrays, layout);
+  arrays_.stream = streams(arrays, layout, Operation::infer);
   const auto threads_own = static_cast<std::size_t>(threads_);
   const bool shared = layout.per_channel() < min_values_per_channel * threads_own;
   const std::size_t n = shared ? 1 : threads_own;
