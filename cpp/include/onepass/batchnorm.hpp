@@ -31,41 +31,73 @@ struct ForAll {
   T value;
 };
 
-// Adds the terms of every element to the two sums of its column. In a panel of one channel a
-// "column" is an element's place modulo `lanes`.
+// Adds the terms of four rows, or of one, to the two sums of each column in [begin, end). The terms
+// are passed by value: nothing that is stored can change them then. And inlined, or the loops would
+// not know what is constant.
+template <class Terms>
+[[gnu::always_inline]] inline void add_four_rows(std::size_t row, std::size_t stride,
+                                                 std::size_t begin, std::size_t end, double* first,
+                                                 double* second, const Terms terms) noexcept {
+#pragma omp simd
+  for (std::size_t j = begin; j < end; ++j) {
+    double a[4], b[4];
+    for (std::size_t k = 0; k < 4; ++k) terms(row + k * stride + j, j, a[k], b[k]);
+    first[j] += (a[0] + a[1]) + (a[2] + a[3]);
+    second[j] += (b[0] + b[1]) + (b[2] + b[3]);
+  }
+}
+template <class Terms>
+[[gnu::always_inline]] inline void add_row(std::size_t row, std::size_t width, double* first,
+                                           double* second, const Terms terms) noexcept {
+#pragma omp simd
+  for (std::size_t j = 0; j < width; ++j) {
+    double a, b;
+    terms(row + j, j, a, b);
+    first[j] += a;
+    second[j] += b;
+  }
+}
+
+// Adds up a panel whose columns are channels, or parts of one.
 template <class T, class Terms>
-inline void add_columns(std::size_t begin, const Panel& panel, std::size_t ahead, double* first,
-                        double* second, const Terms& terms) noexcept {
+inline void add_columns(const Panel& panel, double* first, double* second,
+                        const Terms terms) noexcept {
   constexpr std::size_t line = cache_line / sizeof(T);
+  const std::size_t width = panel.width, ahead = 4 * panel.stride;
   std::size_t r = 0;
   for (; r + 4 <= panel.rows; r += 4) {
-    const std::size_t row = begin + r * panel.stride;
-    const auto add = [&](std::size_t from, std::size_t to) {
-#pragma omp simd
-      for (std::size_t j = from; j < to; ++j) {
-        double a[4], b[4];
-        for (std::size_t k = 0; k < 4; ++k) terms(row + k * panel.stride + j, j, a[k], b[k]);
-        first[j] += (a[0] + a[1]) + (a[2] + a[3]);
-        second[j] += (b[0] + b[1]) + (b[2] + b[3]);
-      }
-    };
+    const std::size_t row = r * panel.stride;
     std::size_t j = 0;
-    for (; j + line <= panel.width; j += line) {
+    for (; j + line <= width; j += line) {
       for (std::size_t k = 0; k < 4; ++k) terms.prefetch(row + k * panel.stride + j + ahead);
-      add(j, j + line);
+      add_four_rows(row, panel.stride, j, j + line, first, second, terms);
     }
-    if (const std::size_t rest = panel.width % line) add(j, j + rest);
+    if (j < width) add_four_rows(row, panel.stride, j, width, first, second, terms);
   }
   for (; r < panel.rows; ++r) {
-    const std::size_t row = begin + r * panel.stride;
-    for (std::size_t j = 0; j < panel.width; j += line) terms.prefetch(row + j + ahead);
-#pragma omp simd
-    for (std::size_t j = 0; j < panel.width; ++j) {
-      double a, b;
-      terms(row + j, j, a, b);
-      first[j] += a;
-      second[j] += b;
+    const std::size_t row = r * panel.stride;
+    for (std::size_t j = 0; j < width; j += line) terms.prefetch(row + j + ahead);
+    add_row(row, width, first, second, terms);
+  }
+}
+
+// Adds up n elements of one channel: an element's column is its place modulo `lanes`.
+template <class T, class Terms>
+inline void add_lanes(std::size_t begin, std::size_t n, std::size_t ahead, double* first,
+                      double* second, const Terms terms) noexcept {
+  constexpr std::size_t line = cache_line / sizeof(T), rows = 4 * lanes;
+  std::size_t i = begin;
+  const std::size_t end = begin + n;
+  for (; i + rows <= end; i += rows) {
+    for (std::size_t j = 0; j < lanes; j += line) {  // asks for line after line, as they lie
+      for (std::size_t k = 0; k < 4; ++k) terms.prefetch(i + 4 * j + k * line + ahead);
+      add_four_rows(i, lanes, j, j + line, first, second, terms);
     }
+  }
+  for (; i < end; i += lanes) {
+    const std::size_t rest = std::min(lanes, end - i);
+    for (std::size_t j = 0; j < rest; j += line) terms.prefetch(i + j + ahead);
+    add_row(i, rest, first, second, terms);
   }
 }
 
@@ -77,13 +109,10 @@ inline void add_up(const Panel& panel, double* first, double* second, const Term
     const bool next_row = panel.rows > 1 && panel.width <= soon;
     const std::size_t ahead = next_row ? panel.stride : sums_prefetch_bytes / sizeof(T);
     for (std::size_t r = 0; r < panel.rows; ++r) {
-      const std::size_t begin = r * panel.stride, whole = panel.width / lanes;
-      add_columns<T>(begin, {whole, lanes, lanes}, ahead, first, second, terms);
-      add_columns<T>(begin + whole * lanes, {1, panel.width % lanes, 0}, ahead, first, second,
-                     terms);
+      add_lanes<T>(r * panel.stride, panel.width, ahead, first, second, terms);
     }
   } else {
-    add_columns<T>(0, panel, 4 * panel.stride, first, second, terms);
+    add_columns<T>(panel, first, second, terms);
   }
 }
 
