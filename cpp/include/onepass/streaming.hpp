@@ -38,15 +38,13 @@ inline void finish_streaming() noexcept {
 #endif
 }
 
-inline constexpr std::size_t stream_tile_bytes = 1024;
-
 // Writes the rows of a panel: elements_of(channel)(i, column) is element i of `out`, the channel
-// counted from the panel's first. To stream, a row goes in tiles that stay in L1 until they go to
-// memory as whole lines.
+// counted from the panel's first. To stream, a row goes in tiles of two lines, whose values stay in
+// registers: more at once, and stores wait for stores. Measured: bench/NOTES.md.
 template <class T, class ElementsOf>
 inline void write_rows(T* out, const Panel& panel, bool stream,
                        const ElementsOf& elements_of) noexcept {
-  constexpr std::size_t line = cache_line / sizeof(T), tile = stream_tile_bytes / sizeof(T);
+  constexpr std::size_t line = cache_line / sizeof(T), tile = 2 * line;
   constexpr std::size_t min_aligned = 4 * line;
   for (std::size_t r = 0; r < panel.rows; ++r) {
     const auto element = elements_of(r * panel.channel_step);
@@ -58,12 +56,15 @@ inline void write_rows(T* out, const Panel& panel, bool stream,
     const bool align = stream || panel.width >= min_aligned;
     std::size_t j = align ? elements_to_alignment(out + row, panel.width) : 0;
     if (j > 0) write(out + row, row, 0, j);
-    while (stream && panel.width - j >= line) {
+    if (stream) {
       alignas(cache_line) T buffer[tile];
-      const std::size_t n = std::min(tile, (panel.width - j) / line * line);
-      write(buffer, row + j, j, n);
-      stream_lines(out + row + j, buffer, n);
-      j += n;
+      const auto stream_next = [&](std::size_t n) {
+        write(buffer, row + j, j, n);
+        stream_lines(out + row + j, buffer, n);
+        j += n;
+      };
+      while (panel.width - j >= tile) stream_next(tile);
+      if (const std::size_t n = (panel.width - j) / line * line) stream_next(n);
     }
     if (j < panel.width) write(out + row + j, row + j, j, panel.width - j);
   }
