@@ -57,7 +57,7 @@ SHAPES = [
     ((33, 17, 23), 2),
     ((3, 4, 5, 6, 7), 3),
     ((6, 30, 31), 0),
-    ((64, 90, 100, 5), -1),  # from 8 MiB on, results go past the caches
+    ((64, 90, 100, 5), -1),  # large: results go past the caches of most machines
     ((700, 3100), 1),
 ]
 SHAPE_IDS = ["x".join(map(str, shape)) + f" axis {axis}" for shape, axis in SHAPES]

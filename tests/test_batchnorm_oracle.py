@@ -326,8 +326,8 @@ def test_layouts_agree_on_exact_data(rng, dtype):
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_streamed_results_are_the_same(rng, dtype, threads):
-    """Large outputs go past the caches; whatever the alignment, every element arrives."""
-    shape = (5, 3, 400, 401)
+    """Large outputs go past the caches (of most machines: the C++ driver streams small ones)."""
+    shape = (5, 3, 420, 421)
     problem = Problem(rng, shape, 1, dtype, exact, residual=True)
     mean, invstd = exact(rng, 3, np.float64), rng.uniform(0.5, 2, 3)
     expected, *others = problem.expected_gradients(mean, invstd, relu=True, frozen=False)

@@ -94,6 +94,47 @@ void check_same_bits(const onepass::Layout& layout, bool relu) {
   }
 }
 
+// What goes past the caches is what goes through them, wherever a row begins and ends.
+template <class T>
+void check_streaming(const onepass::Isa& isa, const onepass::Panel& panel, bool one_channel,
+                     std::size_t offset) {
+  const onepass::BatchNormLoops<T>& loops = table(isa, T())[one_channel ? 1 : 0];
+  const std::size_t n = panel.rows * panel.stride + 64;  // so many that nobody may touch
+  const Block<T> x(n, offset, 1), dy(n, offset, 2);
+  const Block<T> y(n, offset, 3), streamed_y(n, offset, 3), dx(n, offset, 3),
+      streamed_dx(n, offset, 3);
+  const Block<T> values(panel.width + panel.rows, 0, 4);
+  double center = 0, magnitude = 1;
+  T* const v = values.data();
+  const onepass::Channels<T> channels{&center, &magnitude, v, v, v, v, v, v};
+  const auto arrays = [&](const Block<T>& out, bool stream) {
+    return onepass::Arrays<T>{x.data(), nullptr, dy.data(), out.data(), nullptr, stream};
+  };
+  loops.normalize(arrays(y, false), panel, channels);
+  loops.normalize(arrays(streamed_y, true), panel, channels);
+  loops.input_gradient(arrays(dx, false), panel, channels);
+  loops.input_gradient(arrays(streamed_dx, true), panel, channels);
+  check(y == streamed_y && dx == streamed_dx,
+        std::string(isa.name) + ", streamed, " + std::to_string(panel.rows) + " rows of " +
+            std::to_string(panel.width) + " in " + std::to_string(panel.stride) + ", offset " +
+            std::to_string(offset));
+}
+
+template <class T>
+void check_streaming() {
+  for (const onepass::Isa& isa : onepass::compiled_isas()) {
+    if (!isa.supported) continue;
+    for (const std::size_t width : {1u, 5u, 8u, 16u, 17u, 31u, 32u, 49u, 64u, 300u}) {
+      for (const std::size_t gap : {0u, 3u}) {
+        for (const std::size_t offset : {0u, 1u, 4u, 15u}) {
+          check_streaming<T>(isa, {7, width, width + gap}, false, offset);
+          check_streaming<T>(isa, {7, width, width + gap, 1}, true, offset);
+        }
+      }
+    }
+  }
+}
+
 // 1, 3: mean 2, variance 1; with eps 3 the deviation is 2.
 void check_by_hand() {
   const float x[] = {1.0f, 3.0f};
@@ -117,6 +158,8 @@ int main() {
       check_same_bits<double>(layout, relu);
     }
   }
+  check_streaming<float>();
+  check_streaming<double>();
   check_by_hand();
   return report();
 }

@@ -38,37 +38,59 @@ inline void finish_streaming() noexcept {
 #endif
 }
 
+// Writes n elements, from element i in column j on.
+template <class T, class Element>
+[[gnu::always_inline]] inline void write_run(T* to, std::size_t i, std::size_t j, std::size_t n,
+                                             const Element& element) noexcept {
+#pragma omp simd
+  for (std::size_t k = 0; k < n; ++k) to[k] = element(i + k, j + k);
+}
+
+// Two lines at a time, whose values stay in registers: with more at once, stores wait for stores.
+// A line that a row ends in goes to memory when the next row has completed it, if that follows.
+// Measured: bench/NOTES.md.
+template <class T, class ElementsOf>
+inline void stream_rows(T* out, const Panel& panel, const ElementsOf& elements_of) noexcept {
+  constexpr std::size_t line = cache_line / sizeof(T), tile = 2 * line;
+  const std::size_t width = panel.width;
+  const bool contiguous = panel.stride == width && width >= line;
+  alignas(cache_line) T shared_line[line];
+  std::size_t begun = 0;  // elements of it
+  for (std::size_t r = 0; r < panel.rows; ++r) {
+    const auto element = elements_of(r * panel.channel_step);
+    const std::size_t row = r * panel.stride;
+    std::size_t j = elements_to_alignment(out + row, width);
+    write_run(begun > 0 ? shared_line + begun : out + row, row, 0, j, element);
+    if (begun > 0) stream_lines(out + row - begun, shared_line, line);
+    const auto stream_next = [&](std::size_t n) {
+      alignas(cache_line) T buffer[tile];
+      write_run(buffer, row + j, j, n, element);
+      stream_lines(out + row + j, buffer, n);
+      j += n;
+    };
+    while (width - j >= tile) stream_next(tile);
+    if (width - j >= line) stream_next(line);
+    begun = contiguous && r + 1 < panel.rows ? width - j : 0;
+    write_run(begun > 0 ? shared_line : out + row + j, row + j, j, width - j, element);
+  }
+  finish_streaming();
+}
+
 // Writes the rows of a panel: elements_of(channel)(i, column) is element i of `out`, the channel
-// counted from the panel's first. To stream, a row goes in tiles of two lines, whose values stay in
-// registers: more at once, and stores wait for stores. Measured: bench/NOTES.md.
+// counted from the panel's first.
 template <class T, class ElementsOf>
 inline void write_rows(T* out, const Panel& panel, bool stream,
                        const ElementsOf& elements_of) noexcept {
-  constexpr std::size_t line = cache_line / sizeof(T), tile = 2 * line;
-  constexpr std::size_t min_aligned = 4 * line;
+  constexpr std::size_t min_aligned = 4 * cache_line / sizeof(T);
+  if (stream) return stream_rows(out, panel, elements_of);
   for (std::size_t r = 0; r < panel.rows; ++r) {
     const auto element = elements_of(r * panel.channel_step);
-    const auto write = [&](T* to, std::size_t i, std::size_t j, std::size_t n) {
-#pragma omp simd
-      for (std::size_t k = 0; k < n; ++k) to[k] = element(i + k, j + k);
-    };
     const std::size_t row = r * panel.stride;
-    const bool align = stream || panel.width >= min_aligned;
-    std::size_t j = align ? elements_to_alignment(out + row, panel.width) : 0;
-    if (j > 0) write(out + row, row, 0, j);
-    if (stream) {
-      alignas(cache_line) T buffer[tile];
-      const auto stream_next = [&](std::size_t n) {
-        write(buffer, row + j, j, n);
-        stream_lines(out + row + j, buffer, n);
-        j += n;
-      };
-      while (panel.width - j >= tile) stream_next(tile);
-      if (const std::size_t n = (panel.width - j) / line * line) stream_next(n);
-    }
-    if (j < panel.width) write(out + row + j, row + j, j, panel.width - j);
+    const bool align = panel.width >= min_aligned;
+    const std::size_t j = align ? elements_to_alignment(out + row, panel.width) : 0;
+    write_run(out + row, row, 0, j, element);
+    write_run(out + row + j, row + j, j, panel.width - j, element);
   }
-  if (stream) finish_streaming();
 }
 
 }  // namespace onepass::inline ONEPASS_ISA
