@@ -149,6 +149,7 @@ bool streams(const Arrays<T>& arrays, const Layout& layout, Operation operation)
   constexpr std::size_t min_streamed_bytes = 8 << 20;
   constexpr std::size_t most_of_a_cache = 128 << 20;  // that others use as well
   static const std::size_t cache = std::min(last_level_cache(), most_of_a_cache);
+  // x and y; x, x and y; dy, x, dy, x and dx.
   const std::size_t passes = operation == Operation::infer   ? 2
                              : operation == Operation::train ? 3
                                                              : 5;
