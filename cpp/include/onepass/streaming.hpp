@@ -88,7 +88,7 @@ inline void write_rows(T* out, const Panel& panel, bool stream,
     const std::size_t row = r * panel.stride;
     const bool align = panel.width >= min_aligned;
     const std::size_t j = align ? elements_to_alignment(out + row, panel.width) : 0;
-    write_run(out + row, row, 0, j, element);
+    if (j > 0) write_run(out + row, row, 0, j, element);
     write_run(out + row + j, row + j, j, panel.width - j, element);
   }
 }
