@@ -20,7 +20,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "norm": {"max_grad_norm": MAX_NORM},
     "value": {"max_grad_value": 0.02},
     "average": {"ema_decay": DECAY},
-    "zeros": {"zero_grad": True},
+    "zeros": {"clear_grads": True},
 }
 ALL = STAGES["norm"] | STAGES["average"] | STAGES["zeros"]
 EXTRA_ARRAYS = 4

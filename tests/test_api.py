@@ -226,7 +226,7 @@ def test_state_lies_at_the_parameters_own_offset(case):
     room = np.zeros(1000, np.float32)
     for start in range(16):
         opt = cls(room[start : start + 100], **settings)
-        for array in opt._state[0]:
+        for array in opt._settled.states[0]:
             if array is not None:
                 assert address(array) % 64 == address(room[start:]) % 64
 

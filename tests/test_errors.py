@@ -109,7 +109,7 @@ def test_bad_gradient_of_a_whole_step(optimizer, make, error, words, position, w
         max_grad_value=0.1,
         nonfinite="skip",
         ema_decay=0.9,
-        zero_grad=True,
+        clear_grads=True,
     )
     opt.step()
     if way == "accumulate":

@@ -60,7 +60,7 @@ def test_any_layout(optimizer, small, layout, rng):
 def test_bound_and_accumulated(optimizer, small, rng):
     grads = [rng.normal(size=70).astype(small) for _ in range(4)]
     expected, param = np.ones(70, np.float32), np.ones(70, np.float32)
-    wide, opt = optimizer(expected), optimizer(param, zero_grad=True)
+    wide, opt = optimizer(expected), optimizer(param, clear_grads=True)
     bound = np.zeros(70, small)
     opt.bind(bound)
     for grad in grads[:2]:

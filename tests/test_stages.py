@@ -25,12 +25,12 @@ EVERYTHING = {
     "average, far": {"ema_decay": 0.3},
     "average, warm-up": {"ema_decay": 0.99, "ema_warmup": True},
     "plain mean": {"swa_start": 2},
-    "zeros": {"zero_grad": True},
+    "zeros": {"clear_grads": True},
     "all": {
         "max_grad_norm": 1.0,
         "max_grad_value": 0.01,
         "nonfinite": "skip",
-        "zero_grad": True,
+        "clear_grads": True,
         "ema_decay": 0.999,
     },
 }
@@ -81,7 +81,7 @@ def check_run(cls, options, params, steps, grad_scale=1.0, threads=None):
         else:
             assert info.grad_norm is None
         for array, grad in zip(given_, grads, strict=True):
-            assert_same_bits(array, np.zeros_like(grad) if opt.zero_grad else grad)
+            assert_same_bits(array, np.zeros_like(grad) if opt.clear_grads else grad)
     state = opt.state_dict()["state"]
     for index, (param, arrays) in enumerate(zip(params, expected, strict=True)):
         assert_same_bits(param, arrays[0])
@@ -186,7 +186,7 @@ def test_special_values_spread_through_every_stage(optimizer, dtype):
 numbers = {
     "max_grad_norm": st.none() | st.floats(1e-3, 1e3),
     "max_grad_value": st.none() | st.floats(1e-3, 1e3),
-    "zero_grad": st.booleans(),
+    "clear_grads": st.booleans(),
     "ema_decay": st.none() | st.floats(0, 0.9999),
 }
 

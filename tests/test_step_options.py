@@ -101,7 +101,7 @@ class TestNonfinite:
     @pytest.mark.parametrize("position", [0, 1, 2])
     def test_raise_changes_nothing_and_names_the_culprit(self, optimizer, dtype, bad, position):
         params = dict(zip("abc", arrays(40_000, 7, 300, dtype=dtype), strict=True))
-        opt = optimizer(params, nonfinite="raise", zero_grad=True, ema_decay=0.9)
+        opt = optimizer(params, nonfinite="raise", clear_grads=True, ema_decay=0.9)
         grads = dict(zip("abc", arrays(40_000, 7, 300, value=0.5, dtype=dtype), strict=True))
         opt.step({name: grad.copy() for name, grad in grads.items()})
         grads["abc"[position]][0] = bad
@@ -124,7 +124,7 @@ class TestNonfinite:
     def test_a_skipped_step_zeroes_the_gradients(self, optimizer, dtype):
         grads = arrays(40_000, 3, dtype=dtype)
         grads[1][1] = np.nan
-        opt = optimizer(arrays(40_000, 3, dtype=dtype), nonfinite="skip", zero_grad=True)
+        opt = optimizer(arrays(40_000, 3, dtype=dtype), nonfinite="skip", clear_grads=True)
         assert opt.step(grads).skipped
         assert not any(grad.any() for grad in grads)
 
@@ -344,12 +344,12 @@ class TestBind:
         opt.step()
         assert w == -11
 
-    def test_zero_grad_may_be_switched_on(self, optimizer):
+    def test_clear_grads_may_be_switched_on(self, optimizer):
         grad = np.ones(3)
         opt = optimizer(np.ones(3), grads=grad)
         opt.step()
         assert grad.all()
-        opt.zero_grad = True
+        opt.clear_grads = True
         opt.step()
         assert not grad.any()
 
@@ -372,7 +372,7 @@ class TestBind:
     @pytest.mark.parametrize("which", [0, 1])
     def test_each_change_is_found_alone(self, optimizer, change, words, which):
         w, g = np.ones(3, np.float32), np.ones(3, np.float32)
-        opt = optimizer(w, grads=g, zero_grad=True)
+        opt = optimizer(w, grads=g, clear_grads=True)
         opt.step()
         before = (w.tobytes(), g.tobytes())
         change((w, g)[which])
@@ -431,7 +431,7 @@ class TestBind:
         saved, weights = opt.state_dict(), [a.copy() for a in w]
         for _ in range(2):
             opt.param_groups[0]["weight_decay"] = 0.3
-            opt.zero_grad = False
+            opt.clear_grads = False
             opt.step()
             after = digest(opt)
             opt.load_state_dict(saved)
@@ -514,7 +514,7 @@ class TestSettingsThatChange:
 class TestZeroGrad:
     def test_accumulating_uses_them_up(self):
         w, grad = np.zeros(1), np.zeros(1)
-        opt = op.SGD(w, lr=1.0, grads=grad, zero_grad=True)
+        opt = op.SGD(w, lr=1.0, grads=grad, clear_grads=True)
         for _ in range(2):
             grad += 1
             opt.accumulate()
@@ -523,7 +523,7 @@ class TestZeroGrad:
         assert w == -2
 
     def test_must_be_writable_and_lie_as_the_parameter(self, optimizer):
-        opt = optimizer([np.ones((3, 4))], zero_grad=True)
+        opt = optimizer([np.ones((3, 4))], clear_grads=True)
         before = digest(opt)
         locked = np.ones((3, 4))
         locked.flags.writeable = False
@@ -536,7 +536,7 @@ class TestZeroGrad:
         assert digest(opt) == before
 
     def test_two_parameters_cannot_share_one(self, optimizer):
-        opt = optimizer(arrays(3, 3), zero_grad=True)
+        opt = optimizer(arrays(3, 3), clear_grads=True)
         grad = np.ones(3, np.float32)
         with pytest.raises(ValueError, match=r"^grads\[.\]: expected memory of its own"):
             opt.step([grad, grad])
@@ -623,7 +623,7 @@ class TestAccumulate:
         ({"max_grad_value": -1.0}, ValueError, "max_grad_value: expected a finite number > 0"),
         ({"max_grad_value": math.inf}, ValueError, "max_grad_value: expected a finite number"),
         ({"nonfinite": "ignore"}, ValueError, "nonfinite: expected one of 'propagate', 'skip', "),
-        ({"zero_grad": 1}, TypeError, "zero_grad: expected True or False, got 1"),
+        ({"clear_grads": 1}, TypeError, "clear_grads: expected True or False, got 1"),
         ({"ema_decay": 1.0}, ValueError, r"ema_decay: expected a number in \[0, 1\), got 1.0"),
         ({"ema_warmup": True}, ValueError, "ema_warmup: expected False without ema_decay"),
         ({"swa_start": 0}, ValueError, "swa_start: expected an integer >= 1, got 0"),
@@ -637,7 +637,7 @@ def test_options_that_make_no_sense(optimizer, options, error, words):
         optimizer(np.ones(3), **options)
     opt = optimizer(np.ones(3))
     (name, value), *_ = options.items()
-    if name in ("max_grad_norm", "nonfinite", "zero_grad"):
+    if name in ("max_grad_norm", "nonfinite", "clear_grads"):
         with pytest.raises(error, match=f"^{words}"):
             setattr(opt, name, value)
     elif name != "clip":
@@ -651,7 +651,7 @@ def test_repr_shows_what_is_set(optimizer):
     assert "max_grad_norm=2.0" in text
     assert "ema_decay=0.9" in text
     assert "swa_start" not in text
-    assert "zero_grad" not in text
+    assert "clear_grads" not in text
     groups = [{"params": np.ones(3), "swa_start": 5}, {"params": np.ones(3)}]
     text = repr(optimizer(groups, nonfinite="skip"))
     assert text.count("swa_start=5") == 1

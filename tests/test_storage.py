@@ -136,7 +136,7 @@ def check_run(
         if info.grad_norm is not None:
             assert info.grad_norm == norm or math.isnan(norm)
         for buffer, grad in zip(buffers, grads, strict=True):
-            assert_same_bits(buffer, np.zeros_like(grad) if own.get("zero_grad") else grad)
+            assert_same_bits(buffer, np.zeros_like(grad) if own.get("clear_grads") else grad)
     state = opt.state_dict()["state"]
     for reference, (param, _), entry in zip(references, groups, state.values(), strict=True):
         reference.check(param, entry)

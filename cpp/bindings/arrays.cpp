@@ -161,6 +161,18 @@ std::string Label::str() const {
   }
 }
 
+Unchanged::Unchanged(py::array array)
+    : array_(std::move(array)),
+      data_(array_.data()),
+      dtype_(array_.dtype()),
+      flags_(array_.flags()),
+      size_(array_.size()) {}
+
+bool Unchanged::still() const {
+  return array_.data() == data_ && py::detail::array_proxy(array_.ptr())->descr == dtype_.ptr() &&
+         array_.flags() == flags_ && array_.size() == size_;
+}
+
 void Memory::add(const py::array& array, const Label& label) {
   if (array.size() == 0) return;
   std::uintptr_t begin = reinterpret_cast<std::uintptr_t>(array.data());
@@ -233,13 +245,11 @@ Param check_param(py::handle object, const Label& label) {
   return {data, size, item_size, dtype, format, order, std::move(array)};
 }
 
-Checked check_grad(py::handle object, const Label& label, const Param& param, Memory& memory,
-                   std::vector<py::object>& copies) {
+Checked check_grad(py::handle object, const Label& label, const Param& param, Memory& memory) {
   py::object source = py::reinterpret_borrow<py::object>(object);
   if (!py::isinstance<py::array>(source) &&
       py::isinstance(source, py::module_::import("numpy").attr("generic"))) {
     source = py::module_::import("numpy").attr("asarray")(source);  // what 0-d arithmetic returns
-    copies.push_back(source);
   }
   py::array array = check_array(source, label);
   const Format format = check_grad_format(array, label, param);
@@ -248,9 +258,8 @@ Checked check_grad(py::handle object, const Label& label, const Param& param, Me
   if (!is_order(array, param.order) || !is_aligned(array)) {
     array = py::module_::import("numpy").attr("array")(
         array, py::arg("copy") = true, py::arg("order") = param.order == Order::c ? "C" : "F");
-    copies.push_back(array);
   }
-  return {const_cast<void*>(array.data()), format};
+  return {std::move(array), format};
 }
 
 Checked check_grad_in_place(py::handle object, const Label& label, const Param& param,
@@ -261,7 +270,7 @@ Checked check_grad_in_place(py::handle object, const Label& label, const Param& 
   if (label.written()) check_written_in_place(array, label);
   check_same_order(array, label, param);
   memory.add(array, label);
-  return {const_cast<void*>(array.data()), format};
+  return {std::move(array), format};
 }
 
 Checked check_copy(py::handle object, const Label& label, const Param& param, Memory& memory) {
@@ -271,7 +280,8 @@ Checked check_copy(py::handle object, const Label& label, const Param& param, Me
   if (param.dtype != Dtype::f32 || param.format != plain) {
     fail_type(label, "None beside a parameter that is not float32", dtype_name(array));
   }
-  return {written_beside(array, label, param, memory), format};
+  written_beside(array, label, param, memory);
+  return {std::move(array), format};
 }
 
 void* check_state(py::handle object, const Label& label, const Param& param, Memory& memory) {

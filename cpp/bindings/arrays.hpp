@@ -64,20 +64,34 @@ class Memory {
   std::vector<Range> ranges_;
 };
 
+// An array as it was when it was checked. Python code that has run since (a copy by NumPy, a
+// gradient's __array__, another thread) may have resized it, or made another dtype of it: so whoever
+// keeps an address asks again before it is used.
+class Unchanged {
+ public:
+  explicit Unchanged(py::array array);
+  bool still() const;  // runs no Python code
+
+ private:
+  py::array array_;
+  const void* data_;
+  py::object dtype_;  // kept, so that no other comes to lie where it was
+  int flags_;
+  py::ssize_t size_;
+};
+
 // Writable, aligned, C- or F-ordered, float32, float64, float16 or bfloat16.
 Param check_param(py::handle object, const Label& label);
 
 // An array as the kernels are given it.
 struct Checked {
-  void* data;
+  py::array array;
   Format format;
 };
 
 // Of its parameter's shape, and of its dtype or beside one that is not float64 any other of the
-// three. In any layout: one whose elements do not lie in the parameter's order is copied, and the
-// copy kept alive in `copies`.
-Checked check_grad(py::handle object, const Label& label, const Param& param, Memory& memory,
-                   std::vector<py::object>& copies);
+// three. In any layout: one whose elements do not lie in the parameter's order is copied.
+Checked check_grad(py::handle object, const Label& label, const Param& param, Memory& memory);
 
 // In its parameter's layout too, because the step writes it, or reads it again and again.
 Checked check_grad_in_place(py::handle object, const Label& label, const Param& param,

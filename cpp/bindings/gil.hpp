@@ -1,3 +1,4 @@
+// When other Python threads may run, and what becomes of ours where the interpreter exits.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -12,6 +13,10 @@ namespace onepass::bindings {
 // handing the interpreter over.
 inline constexpr std::size_t min_elements_without_gil = 32768;
 
+[[noreturn]] inline void sleep_for_ever() {
+  for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+}
+
 // Lets other Python threads run. Where the interpreter is shutting down, Python before 3.14 ends a
 // daemon thread that asks for it back by an exception that no destructor may let through; 3.14 lets
 // the thread hang, and so does this.
@@ -24,12 +29,28 @@ class WithoutGil {
     try {
       PyEval_RestoreThread(state_);
     } catch (...) {
-      for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+      sleep_for_ever();
     }
   }
 
  private:
   PyThreadState* state_;
 };
+
+// Every function that Python calls holds one of these (as a py::call_guard). For Python code that
+// runs meanwhile (a copy by NumPy, a gradient's __array__, a finalizer) may hand the interpreter
+// over, and a daemon thread that then asks for it back while Python exits is ended by unwinding its
+// stack: the destructors of our Python objects would run without the interpreter, and crash. So an
+// exit waits until no other thread is inside, and a thread that comes later sleeps.
+class InCall {
+ public:
+  InCall();
+  InCall(const InCall&) = delete;
+  InCall& operator=(const InCall&) = delete;
+  ~InCall();
+};
+
+// Lets Python's exit wait as said.
+void bind_exit(pybind11::module_& m);
 
 }  // namespace onepass::bindings

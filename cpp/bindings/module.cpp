@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <optional>
@@ -14,8 +15,11 @@
 #include "arrays.hpp"
 #include "batchnorm_bindings.hpp"
 #include "dispatch.hpp"
+#include "gil.hpp"
 #include "parallel.hpp"
 #include "plan.hpp"
+#include "shown.hpp"
+#include "updates.hpp"
 
 namespace onepass::bindings {
 namespace {
@@ -35,49 +39,34 @@ void check_params(py::handle names, const py::list& params, const std::optional<
   memory.check_overlap();
 }
 
-// Other values in the parameters while a `with` block runs. Native, so that no interrupt can come
-// between a block's end and the restoration, which is a plain copy and cannot fail.
-class Shown {
- public:
-  Shown(py::handle names, const py::list& params, const py::list& values) {
-    for (std::size_t i = 0; i < params.size(); ++i) {
-      const Label label(names, i, Role::param);
-      const Param param = check_param(params[i], label);
-      const Param value = check_param(values[i], label);
-      if (param.size != value.size || param.order != value.order || param.dtype != value.dtype ||
-          param.format != value.format) {
-        throw py::value_error(label.str() + ": expected values like the parameter's");
-      }
-      saved_.emplace_back(static_cast<std::size_t>(param.array.nbytes()));
-      items_.push_back({param, value});
-    }
+// The copies that a step writes beside float32 parameters, as of now; and attributes with them.
+void commit(py::handle updates, const py::list& names, const py::list& params,
+            const std::optional<py::list>& copies) {
+  const Updates checked(updates);
+  std::vector<std::pair<Param, Checked>> pairs;
+  std::vector<Unchanged> seen;
+  Memory memory;
+  for (std::size_t i = 0; copies && i < params.size(); ++i) {
+    if (py::object((*copies)[i]).is_none()) continue;
+    const Label label(names, i, Role::param);
+    Param param = check_param(params[i], label);
+    memory.add(param.array, label);
+    Checked copy = check_copy((*copies)[i], Label(names, i, Role::copy), param, memory);
+    seen.emplace_back(param.array);
+    seen.emplace_back(copy.array);
+    pairs.emplace_back(std::move(param), std::move(copy));
   }
-  // Once: what was saved and what is to be shown are those of one moment.
-  void enter() {
-    if (!open_)
-      throw py::value_error("block: expected a new one, got one that was used or outdated");
-    for (std::size_t i = 0; i < items_.size(); ++i) {
-      const auto& [param, value] = items_[i];
-      std::memcpy(saved_[i].data(), param.data, saved_[i].size());
-      std::memcpy(param.data, value.data, saved_[i].size());
-    }
-    active_ = true;
-    open_ = false;
+  memory.check_overlap();
+  if (!std::all_of(seen.begin(), seen.end(), [](const Unchanged& a) { return a.still(); })) {
+    throw py::value_error("copy_to: expected arrays that stay as they are meanwhile, got a change");
   }
-  void exit() {
-    for (std::size_t i = 0; i < items_.size(); ++i) {
-      std::memcpy(items_[i].first.data, saved_[i].data(), saved_[i].size());
-    }
-    active_ = false;
+  checked.apply();
+  for (const auto& [param, copy] : pairs) {
+    const Stored stored{const_cast<void*>(copy.array.data())};
+    const auto* values = static_cast<const float*>(param.array.data());
+    isa_in_use->kernels->codecs[copy.format].close(values, param.size, stored, 0, {});
   }
-  void outdate() { open_ = false; }
-  bool active() const { return active_; }
-
- private:
-  std::vector<std::pair<Param, Param>> items_;
-  std::vector<std::vector<char>> saved_;
-  bool open_ = true, active_ = false;
-};
+}
 
 py::list to_list(std::span<const char* const> names) {
   py::list list;
@@ -112,17 +101,16 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
 
   m.doc() = "The compiled kernels of onepass.";
   m.def("check_params", &check_params, py::arg("names"), py::arg("params"),
-        py::arg("copies") = py::none(), "Raise what a step with these parameters would raise.");
-  py::class_<Shown>(m, "Shown", "Other values in the parameters while a with block runs.")
-      .def(py::init<py::handle, const py::list&, const py::list&>(), py::arg("names"),
-           py::arg("params"), py::arg("values"))
-      .def_property_readonly("active", &Shown::active)
-      .def("outdate", &Shown::outdate, "What it would show no longer holds.")
-      .def("__enter__", &Shown::enter)
-      .def("__exit__", [](Shown& shown, const py::args&) { shown.exit(); });
+        py::arg("copies") = py::none(), py::call_guard<InCall>(),
+        "Raise what a step with these parameters would raise.");
+  m.def("commit", &commit, py::arg("updates"), py::arg("names") = py::list(),
+        py::arg("params") = py::list(), py::arg("copies") = py::none(), py::call_guard<InCall>(),
+        "Change attributes, and write the copies of parameters, in one call.");
   m.def("rules", &rules, "The rows of rules.def: states, scalars and options of each rule.");
   m.def("in_forked_child", &in_forked_child, "Whether steps run serial because of a fork.");
 
+  bind_exit(m);
+  bind_shown(m);
   bind_plan(m, *isa_in_use->kernels);
   bind_batch_norm(m, *isa_in_use->kernels);
 

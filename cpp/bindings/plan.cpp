@@ -26,9 +26,13 @@ const Variant& find_variant(const RuleRow& rule, std::size_t options) {
   return rule.variants[options];
 }
 
-Stored stored(const Checked& array) {
-  const Codec& codec = kernels_in_use->codecs[array.format];
-  return {array.data, nullptr, array.format == plain ? nullptr : &codec};
+Stored stored(const py::array& array, Format format) {
+  const Codec& codec = kernels_in_use->codecs[format];
+  return {const_cast<void*>(array.data()), nullptr, format == plain ? nullptr : &codec};
+}
+
+py::list copied(py::handle list) {
+  return py::reinterpret_steal<py::list>(PySequence_List(list.ptr()));
 }
 
 // PyTorch's, and in double.
@@ -58,25 +62,13 @@ class OneAtATime {
 
 Given::Given(const py::tuple& fields)
     : names(fields[0]),
-      params(fields[1]),
-      grads(fields[2]),
-      states(fields[3]),
+      params(copied(fields[1])),
+      grads(copied(fields[2])),
+      states(copied(fields[3])),
       jobs(fields[4]),
       gradients(fields[5].cast<GradientUse>()),
       counters(fields[6].cast<std::optional<Counters>>()),
       gathered(fields[7].cast<std::optional<Counters>>()) {}
-
-Plan::Seen::Seen(py::array array)
-    : array_(std::move(array)),
-      data_(array_.data()),
-      dtype_(array_.dtype()),
-      flags_(array_.flags()),
-      size_(array_.size()) {}
-
-bool Plan::Seen::changed() const {
-  return array_.data() != data_ || py::detail::array_proxy(array_.ptr())->descr != dtype_.ptr() ||
-         array_.flags() != flags_ || array_.size() != size_;
-}
 
 Plan::Plan(Given given) : given_(std::move(given)) {
   for (const auto& counters : {given_.counters, given_.gathered}) {
@@ -85,9 +77,9 @@ Plan::Plan(Given given) : given_(std::move(given)) {
     }
   }
   tensors_.reserve(given_.params.size());
-  members_.reserve(given_.params.size());
   Memory memory;
   memory.reserve(given_.params.size() * (4 + max_states));
+  seen_.reserve(given_.params.size() * (2 + max_states));
   for (py::handle item : given_.jobs) {
     const auto fields = py::reinterpret_borrow<py::tuple>(item);
     const RuleRow& rule = find_rule(fields[0].cast<std::size_t>());
@@ -96,14 +88,33 @@ Plan::Plan(Given given) : given_(std::move(given)) {
     for (py::handle member : py::reinterpret_borrow<py::sequence>(fields[2])) {
       const auto index = member.cast<std::size_t>();
       add(job, index, memory);
-      members_.push_back(index);
     }
   }
   memory.check_overlap();
+  // In the parameters' order, whatever steps they have done: the order of the norm's sum.
+  const auto before = [](const Tensor& a, const Tensor& b) {
+    return a.streams.tensor < b.streams.tensor;
+  };
+  if (!std::is_sorted(tensors_.begin(), tensors_.end(), before)) {
+    std::sort(tensors_.begin(), tensors_.end(), before);
+  }
   sums_.resize(norm_blocks(tensors_));
 }
 
+// Before the first check, which may run Python code.
+void Plan::watch(std::size_t index) {
+  const auto add = [&](py::handle array) {
+    if (py::isinstance<py::array>(array)) {
+      seen_.emplace_back(py::reinterpret_borrow<py::array>(array));
+    }
+  };
+  add(given_.params[index]);
+  add(given_.grads[index]);
+  for (py::handle array : py::reinterpret_borrow<py::tuple>(given_.states[index])) add(array);
+}
+
 void Plan::add(Job& job, std::size_t index, Memory& memory) {
+  watch(index);
   const Label label(given_.names, index, Role::param);
   const Param p = check_param(given_.params[index], label);
   memory.add(p.array, label);
@@ -112,19 +123,14 @@ void Plan::add(Job& job, std::size_t index, Memory& memory) {
   const Label grad_label(given_.names, index, zeroed ? Role::zeroed_grad : Role::grad);
   const py::object given_grad = given_.grads[index];
   Streams streams;
-  streams.param = stored({p.data, p.format});
-  streams.grad = stored(repeated ? check_grad_in_place(given_grad, grad_label, p, memory)
-                                 : check_grad(given_grad, grad_label, p, memory, copies_));
+  const Checked grad = repeated ? check_grad_in_place(given_grad, grad_label, p, memory)
+                                : check_grad(given_grad, grad_label, p, memory);
+  streams.param = stored(p.array, p.format);
+  streams.grad = stored(grad.array, grad.format);
   streams.zero_grad = zeroed;
   streams.tensor = index;
   const StateFormat format = add_state(job, index, p, streams, memory);
-  if (repeated) {
-    seen_.emplace_back(p.array);
-    seen_.emplace_back(py::reinterpret_borrow<py::array>(given_.grads[index]));
-    for (py::handle array : py::reinterpret_borrow<py::tuple>(given_.states[index])) {
-      if (!array.is_none()) seen_.emplace_back(py::reinterpret_borrow<py::array>(array));
-    }
-  }
+  if (!grad.array.is(given_grad)) seen_.emplace_back(grad.array);
   const bool is_float = p.dtype == Dtype::f32;
   const auto& kernels = *kernels_in_use;
   tensors_.push_back({streams, p.size, p.item_size,
@@ -164,7 +170,8 @@ StateFormat Plan::add_state(Job& job, std::size_t index, const Param& param, Str
   }
   if (!copy.is_none()) {
     const Label label(given_.names, index, Role::copy);
-    streams.copy = stored(check_copy(copy, label, param, memory));
+    const Checked checked = check_copy(copy, label, param, memory);
+    streams.copy = stored(checked.array, checked.format);
   }
   if (!master.is_none()) {
     const Label label(given_.names, index, Role::state, "master");
@@ -174,7 +181,7 @@ StateFormat Plan::add_state(Job& job, std::size_t index, const Param& param, Str
   } else if (param.format != plain) {
     rounds = true;
     if (job.stochastic) {
-      streams.param = stored({param.data, param.format == bf16 ? bf16_random : f16_random});
+      streams.param = stored(param.array, param.format == bf16 ? bf16_random : f16_random);
     }
   }
   if (rounds && !job.bits) job.bits = std::make_unique<StepBits>();
@@ -219,21 +226,28 @@ Norm Plan::measure(int num_threads, Nonfinite nonfinite) {
   Norm found{};
   without_gil([&]() noexcept { found = norm(tensors_, sums_, num_threads); });
   if (found.nonfinite && nonfinite == Nonfinite::raise) {
-    const auto tensor = static_cast<std::size_t>(found.nonfinite - tensors_.data());
-    fail_value(Label(given_.names, members_[tensor], Role::grad), "finite values",
+    fail_value(Label(given_.names, found.nonfinite->streams.tensor, Role::grad), "finite values",
                "an infinity or NaN");
   }
   return found;
 }
 
-py::tuple Plan::run(const py::list& scalars, int num_threads, double grad_scale,
-                    std::optional<double> max_norm, Nonfinite nonfinite) {
-  const OneAtATime guard(*busy_);
-  if (std::any_of(seen_.begin(), seen_.end(), [](const Seen& seen) { return seen.changed(); })) {
-    Plan checked(given_);
-    checked.busy_.swap(busy_);
-    *this = std::move(checked);
+// Plans anew where an array has changed since; once, as no other code runs between two steps.
+void Plan::check_unchanged() {
+  const auto still = [](const Unchanged& array) { return array.still(); };
+  if (std::all_of(seen_.begin(), seen_.end(), still)) return;
+  Plan checked(given_);
+  if (!std::all_of(checked.seen_.begin(), checked.seen_.end(), still)) {
+    throw py::value_error("step: expected arrays that stay as they are meanwhile, got a change");
   }
+  checked.busy_.swap(busy_);
+  *this = std::move(checked);
+}
+
+py::tuple Plan::run(const py::list& scalars, int num_threads, double grad_scale,
+                    std::optional<double> max_norm, Nonfinite nonfinite, const Updates& commit) {
+  const OneAtATime guard(*busy_);
+  check_unchanged();
   py::object norm_found = py::none();
   double coefficient = 1;
   bool skipped = false;
@@ -256,10 +270,11 @@ py::tuple Plan::run(const py::list& scalars, int num_threads, double grad_scale,
       step(tensors_, num_threads);
     }
   });
+  if (!skipped) commit.apply();
   const std::size_t n = given_.params.size();
   if (counts) {
     if (!skipped) {
-      for (const std::size_t member : members_) ++counts[member];
+      for (const Tensor& tensor : tensors_) ++counts[tensor.streams.tensor];
     }
     ++counts[n + skipped];
   }
@@ -278,20 +293,28 @@ void bind_plan(py::module_& m, const KernelTable& kernels) {
       .value("bound", GradientUse::bound)
       .value("zeroed", GradientUse::zeroed);
   py::class_<Plan>(m, "Plan", "A step, checked. Running it cannot fail half way.")
-      .def(py::init([](const py::tuple& given) { return Plan(Given(given)); }), py::arg("given"))
-      .def("run", &Plan::run, py::arg("scalars"), py::arg("num_threads"),
-           py::arg("grad_scale") = 1.0, py::arg("max_norm") = py::none(),
-           py::arg("nonfinite") = Nonfinite::propagate,
-           "Update parameters, state, averages and counters in place, or skip it all.");
+      .def(py::init([](const py::tuple& given) { return Plan(Given(given)); }), py::arg("given"),
+           py::call_guard<InCall>())
+      .def(
+          "run",
+          [](Plan& plan, const py::list& scalars, int num_threads, double grad_scale,
+             std::optional<double> max_norm, Nonfinite nonfinite, py::handle commit) {
+            return plan.run(scalars, num_threads, grad_scale, max_norm, nonfinite, Updates(commit));
+          },
+          py::arg("scalars"), py::arg("num_threads"), py::arg("grad_scale") = 1.0,
+          py::arg("max_norm") = py::none(), py::arg("nonfinite") = Nonfinite::propagate,
+          py::arg("commit") = py::none(), py::call_guard<InCall>(),
+          "Update parameters, state, averages and counters in place, or skip it all.");
   m.def(
       "run",
       [](const py::tuple& given, const py::list& scalars, int num_threads, double grad_scale,
-         std::optional<double> max_norm, Nonfinite nonfinite) {
-        return Plan(Given(given)).run(scalars, num_threads, grad_scale, max_norm, nonfinite);
+         std::optional<double> max_norm, Nonfinite nonfinite, py::handle commit) {
+        return Plan(Given(given))
+            .run(scalars, num_threads, grad_scale, max_norm, nonfinite, Updates(commit));
       },
       py::arg("given"), py::arg("scalars"), py::arg("num_threads"), py::arg("grad_scale") = 1.0,
       py::arg("max_norm") = py::none(), py::arg("nonfinite") = Nonfinite::propagate,
-      "Plan a step and run it.");
+      py::arg("commit") = py::none(), py::call_guard<InCall>(), "Plan a step and run it.");
 }
 
 }  // namespace onepass::bindings

@@ -14,6 +14,7 @@
 
 #include "arrays.hpp"
 #include "step.hpp"
+#include "updates.hpp"
 
 namespace onepass::bindings {
 
@@ -26,7 +27,8 @@ enum class GradientUse { any, bound, zeroed };
 
 using Counters = py::array_t<std::int64_t>;
 
-// What a plan is made from; in Python a tuple of these, in this order.
+// What a plan is made from; in Python a tuple of these, in this order. The lists are copied: whatever
+// other code does to those that it holds, the arrays of a step stay alive while it runs.
 struct Given {
   explicit Given(const py::tuple& fields);
   py::object names;  // what messages call the parameters; None for a free function
@@ -48,26 +50,14 @@ class Plan {
  public:
   explicit Plan(Given given);
 
-  // One step, unless it is skipped. `scalars`: per job. Returns the norm of the gradients, None
-  // where neither `max_norm` nor `nonfinite` asks for it, what they were multiplied by to clip
-  // them, and whether the step was skipped.
+  // One step, unless it is skipped. `scalars`: per job. `commit`: what becomes of attributes with a
+  // step that is not skipped. Returns the norm of the gradients, None where neither `max_norm` nor
+  // `nonfinite` asks for it, what they were multiplied by to clip them, and whether the step was
+  // skipped.
   py::tuple run(const py::list& scalars, int num_threads, double grad_scale,
-                std::optional<double> max_norm, Nonfinite nonfinite);
+                std::optional<double> max_norm, Nonfinite nonfinite, const Updates& commit);
 
  private:
-  // An array as it was when it was checked. Whoever holds it may have changed it since.
-  class Seen {
-   public:
-    explicit Seen(py::array array);
-    bool changed() const;
-
-   private:
-    py::array array_;
-    const void* data_;
-    py::object dtype_;  // kept, so that no other comes to lie where it was
-    int flags_;
-    py::ssize_t size_;
-  };
   struct Job {
     const RuleRow* rule;
     const Variant* variant;
@@ -76,9 +66,11 @@ class Plan {
     std::unique_ptr<StepBits> bits = {};  // where an array is rounded
   };
 
+  void watch(std::size_t index);
   void add(Job& job, std::size_t index, Memory& memory);
   StateFormat add_state(Job& job, std::size_t index, const Param& param, Streams& streams,
                         Memory& memory);
+  void check_unchanged();
   template <class Work>
   void without_gil(const Work& work);
   Norm measure(int num_threads, Nonfinite nonfinite);
@@ -86,12 +78,10 @@ class Plan {
 
   Given given_;
   std::unique_ptr<std::atomic<bool>> busy_ = std::make_unique<std::atomic<bool>>(false);
-  std::vector<Tensor> tensors_;
-  std::vector<std::size_t> members_;
+  std::vector<Tensor> tensors_;  // in the parameters' order
   std::deque<Job> jobs_;  // the tensors point into it
   std::vector<double> sums_;
-  std::vector<Seen> seen_;
-  std::vector<py::object> copies_;
+  std::vector<Unchanged> seen_;  // all arrays, and copies of gradients, which live in it
 };
 
 void bind_plan(py::module_& m, const KernelTable& kernels);

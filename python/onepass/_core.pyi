@@ -23,14 +23,29 @@ flags: str
 copy_limit: int
 max_threads: int
 
+Updates = Sequence[tuple[dict[str, Any], dict[str, Any]]]
+
 class Shown:
-    def __init__(self, names: list[str], params: list[Any], values: list[Any]) -> None: ...
+    def __init__(
+        self,
+        names: list[str],
+        params: list[Any],
+        values: list[Any],
+        restored: Updates | None = None,
+    ) -> None: ...
     @property
     def active(self) -> bool: ...
+    def saved(self, index: int) -> npt.NDArray[Any]: ...
     def outdate(self) -> None: ...
     def __enter__(self) -> None: ...
     def __exit__(self, *exception: object) -> None: ...
 
+def commit(
+    updates: Updates,
+    names: list[str] = ...,
+    params: list[Any] = ...,
+    copies: list[Any] | None = None,
+) -> None: ...
 def rules() -> dict[str, RuleRow]: ...
 def in_forked_child() -> bool: ...
 def check_params(
@@ -67,6 +82,7 @@ class Plan:
         grad_scale: float = 1.0,
         max_norm: float | None = None,
         nonfinite: Nonfinite = ...,
+        commit: Updates | None = None,
     ) -> tuple[float | None, float, bool]: ...
 
 def run(
@@ -76,6 +92,7 @@ def run(
     grad_scale: float = 1.0,
     max_norm: float | None = None,
     nonfinite: Nonfinite = ...,
+    commit: Updates | None = None,
 ) -> tuple[float | None, float, bool]: ...
 def batch_norm_train(
     x: Any,

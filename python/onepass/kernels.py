@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from onepass import _core, runtime
 from onepass._hyperparameters import Whole, check_setting
 from onepass._typing import Array
-from onepass.optim import Optimizer, _stages, registry
+from onepass.optim import Optimizer, _foreign, _stages, registry
 from onepass.optim._table import INDEX, ROWS, options_of, scalars_of
 
 __all__ = list(registry)
+
+_OPTIONS = ("step", "rounding", "seed", "num_threads")
+"""What every function takes besides the hyperparameters."""
 
 
 class Kernel(Protocol):
@@ -69,6 +72,7 @@ def _make_kernel(cls: type[Optimizer]) -> Kernel:
     @lru_cache(maxsize=64, typed=True)
     def checked(**given: Any) -> tuple[dict[str, Any], tuple[float, ...], int]:
         values = {**cls.defaults, **_stages.GROUP_DEFAULTS}
+        _foreign.check_names(cls, given, _OPTIONS)
         for name, value in given.items():
             values[name] = check_setting(cls.checks, name, value)
             if callable(value):

@@ -58,6 +58,7 @@ class LineSearch(ABC):
         loss: Callable[[], float],
         *,
         direction: Grads = None,
+        copy_to: Grads = None,
     ) -> LineSearchInfo:
         r"""Move the parameters in place to :math:`w + \eta d` for an :math:`\eta` that it chooses.
 
@@ -77,6 +78,9 @@ class LineSearch(ABC):
             change the gradients or the direction. A trial whose loss is not finite is rejected.
         direction : like the parameters, optional
             Where to go instead of down the gradients.
+        copy_to : like the parameters, optional
+            Arrays of 16 bits that hold the parameters rounded, for a loss that reads those: as for
+            the optimizers. Each trial writes them.
 
         Returns
         -------
@@ -88,7 +92,7 @@ class LineSearch(ABC):
             If an array is not as it must be, or the loss at the start is not finite. Then nothing
             has changed.
         """
-        line = _Line(params, grads, loss, direction)
+        line = _Line(params, grads, loss, direction, copy_to)
         eta, found = self._choose(line)
         if eta:
             line.move(eta)
@@ -236,18 +240,31 @@ class _Line:
     """The parameters along a direction."""
 
     def __init__(
-        self, params: Tree, grads: Grads, loss: Callable[[], float], direction: Grads
+        self,
+        params: Tree,
+        grads: Grads,
+        loss: Callable[[], float],
+        direction: Grads,
+        copy_to: Grads,
     ) -> None:
         leaves = Leaves()
         shape = flatten(params, leaves)
         self._labels, self._params = leaves.labels, leaves.arrays
-        _core.check_params(self._labels, self._params)
+        copies: list[Any] | None = None
+        if copy_to is not None:
+            mirror(shape, copy_to, copies := [])
+        _core.check_params(self._labels, self._params, copies)
+        present = [array for array in copies or () if array is not None]
+        self._kept = [*self._params, *present]
         self._grads = self._along = self._like_params("grads", shape, grads)
         self._up = direction is not None  # a direction is added, gradients are subtracted
         if self._up:
             self._along = self._like_params("direction", shape, direction)
         # With a master, a trial would move it, and leaving the trial would not move it back.
-        self._sgd = SGD(self._params, maximize=self._up, rounding="nearest")
+        with self._restoring():  # the copies, which it writes
+            self._sgd = SGD(
+                self._params, maximize=self._up, rounding="nearest", copy_to=copies
+            )
         self._loss = loss
         self.evaluations = 0
 
@@ -278,12 +295,17 @@ class _Line:
         return loss if math.isfinite(loss) else math.inf
 
     def _evaluate(self, eta: float) -> float:
-        # Shows the parameters themselves, to move them inside: leaving the block restores them.
-        with _core.Shown(self._labels, self._params, self._params):
+        with self._restoring():
+            self._sgd._commit()
             if eta:
                 self.move(eta)
             self.evaluations += 1
             return to_loss("loss", self._loss())
+
+    def _restoring(self) -> _core.Shown:
+        """Return a block that shows parameters and copies themselves, and so puts them back."""
+        labels = [f"[{i}]" for i in range(len(self._kept))]
+        return _core.Shown(labels, self._kept, self._kept)
 
     def slope(self) -> float:
         """Return the derivative of the loss along the line at its start, which must not rise."""

@@ -12,21 +12,21 @@ from onepass import _core, runtime
 from onepass._hyperparameters import check_setting, resolve_one
 from onepass._memory import state_like
 from onepass._typing import Array, Grads, Params, Schedule
-from onepass.optim import _checkpoint, _stages, _state, _storage
-from onepass.optim._group import Group
+from onepass.optim import _checkpoint, _foreign, _stages, _state, _storage
 from onepass.optim._rule import Rule
-from onepass.optim._table import COMPLETED, INDEX, ROWS, SKIPPED, options_of, scalars_of, states_of
+from onepass.optim._settled import AVERAGE, Settled, allocated, settle, unsettled
+from onepass.optim._table import COMPLETED, INDEX, ROWS, SKIPPED, scalars_of
 from onepass.optim._tree import Leaves, Node, flatten, is_sequence, mirror
-
-AVERAGE = -2
-"""Where in a parameter's state the average of the weights stands; the master follows it."""
 
 _ANY, _BOUND, _ZEROED = _core.Gradients.any, _core.Gradients.bound, _core.Gradients.zeroed
 
+_OPTIONS = (*_stages.CHECKS, *_stages.GROUP_CHECKS, "grads", "copy_to")
+"""What every optimizer takes besides its hyperparameters."""
+
 _Part = tuple[int, int, int]
 """Of a step: a group, how many steps its parameters have missed, and when their average began."""
-_Planned = tuple[Callable[..., tuple[float | None, float, bool]], list[_Part]]
-"""What runs a step, and its parts."""
+_Planned = tuple[Callable[..., tuple[float | None, float, bool]], list[_Part], list[Any]]
+"""What runs a step, its parts, and the states that it was planned with."""
 
 
 class StepInfo(NamedTuple):
@@ -64,8 +64,9 @@ class _Checked:
         return self if instance is None else instance.__dict__[self.name]
 
     def __set__(self, instance: "Optimizer", value: Any) -> None:
-        instance.__dict__[self.name] = check_setting(_stages.CHECKS, self.name, value)
-        instance._planned = None
+        checked = check_setting(_stages.CHECKS, self.name, value)
+        instance.__dict__["_planned"] = None
+        instance.__dict__[self.name] = checked
 
 
 class Optimizer(Rule):
@@ -94,9 +95,10 @@ class Optimizer(Rule):
         What an infinity or a NaN in a gradient does: spread, as in NumPy; leave parameters, state
         and step counts as they are, and count up `skipped_steps`; or raise ValueError, with
         nothing changed.
-    zero_grad : bool
+    clear_grads : bool
         Put zeros into the gradients once they are used, also where the step is skipped. They must
-        be writable then, and lie in memory as their parameters do.
+        be writable then, and lie in memory as their parameters do. (`zero_grad` is PyTorch's
+        method.)
     grads : like the parameters, optional
         Gradients for `bind`.
     seed : int in [0, 2**53)
@@ -104,9 +106,10 @@ class Optimizer(Rule):
         parameter's step and of the element's place (`onepass.formats.random_bits`).
     copy_to : like the parameters, optional
         Arrays of float16 or ``ml_dtypes.bfloat16``, in the layout of the parameters, which are
-        float32. Each step writes the new weights there too, rounded to nearest, for a model that
-        computes in fewer bits. None in it leaves that parameter without a copy. What `averaged`
-        and `lookahead` show is not copied.
+        float32. They are the weights, rounded to nearest, for a model that computes in fewer bits:
+        written here, by `load_state_dict`, and by each step that moves the parameter. None in it
+        leaves that parameter without a copy. What you write into a parameter yourself, and what
+        `averaged` and `lookahead` show, is not copied.
     max_grad_value : float > 0, or schedule, optional
         What the absolute value of a gradient's element may be. Groups may differ in it, and in
         what follows.
@@ -135,7 +138,7 @@ class Optimizer(Rule):
     ----------
     param_groups : list of dict
         The hyperparameters, with ``"params"``; they may be changed between steps.
-    max_grad_norm, nonfinite, zero_grad, seed
+    max_grad_norm, nonfinite, clear_grads, seed
         As above; they may be set between steps.
     skipped_steps : int
         How many steps were skipped.
@@ -155,7 +158,7 @@ class Optimizer(Rule):
 
     * PyTorch: there each of these is a call of its own and another pass over memory. The norm is
       taken in double here. ``torch.optim.swa_utils.AveragedModel`` averages parameters without a
-      gradient too. `zero_grad` is a setting, not a method.
+      gradient too.
     * PyTorch, in fewer bits: state has the parameter's dtype, there is no master (that is
       ``torch.amp``'s, which keeps the parameters in float32), and rounding is to nearest.
     * bitsandbytes: see `onepass.formats.q8_encode`.
@@ -191,7 +194,7 @@ class Optimizer(Rule):
     param_groups: list[dict[str, Any]]
     max_grad_norm = _Checked()
     nonfinite = _Checked()
-    zero_grad = _Checked()
+    clear_grads = _Checked()
     seed = _Checked()
 
     def __init__(
@@ -200,28 +203,29 @@ class Optimizer(Rule):
         *,
         max_grad_norm: float | Schedule | None = None,
         nonfinite: Literal["propagate", "skip", "raise"] = "propagate",
-        zero_grad: bool = False,
+        clear_grads: bool = False,
         grads: Grads = None,
         copy_to: Grads = None,
         seed: int = 0,
         **settings: Any,
     ) -> None:
-        self.max_grad_norm, self.nonfinite, self.zero_grad = max_grad_norm, nonfinite, zero_grad
+        _foreign.check_names(type(self), settings, _OPTIONS)
+        self.max_grad_norm, self.nonfinite, self.clear_grads = max_grad_norm, nonfinite, clear_grads
         self.seed = seed
         for name, default in _stages.GROUP_DEFAULTS.items():
             settings.setdefault(name, default)
         leaves = Leaves()
+        members: list[list[int]] = []
         self._shape: Node
-        self._groups: list[Group] = []
         self.param_groups = []
         self._grouped = _is_groups(params)
         if self._grouped:
             self._shape = [
-                self._add_group({**settings, **group}, leaves, f"[{number}]['params']")
+                self._add_group({**settings, **group}, leaves, members, f"[{number}]['params']")
                 for number, group in enumerate(params)
             ]
         else:
-            self._shape = self._add_group({**settings, "params": params}, leaves, "")
+            self._shape = self._add_group({**settings, "params": params}, leaves, members, "")
         if not leaves.arrays:
             raise ValueError("params: expected at least one array, got none")
         # Per parameter its copy in fewer bits.
@@ -235,31 +239,28 @@ class Optimizer(Rule):
         self._counters = np.zeros(len(self._params) + 2, np.int64)
         self._gathered = np.zeros_like(self._counters)
         self._sums: list[Array | None] = [None] * len(self._params)  # the sums of them
-        # Per parameter the rule's arrays in order, the average of the weights and their master in
-        # float32, None where no option has asked for one.
-        self._state: list[tuple[Any, ...]] = [
-            (None,) * (len(ROWS[self.rule]["states"]) + 2) for _ in self._params
-        ]
-        # Per group what the user had set when it was looked at last.
-        self._seen: list[dict[str, Any] | None] = [None] * len(self._groups)
-        self._has_schedules = False
-        self._average_from = [0] * len(self._params)  # the steps before each average began
+        empty = (None,) * (len(ROWS[self.rule]["states"]) + 2)
+        zeros = [0] * len(self._params)
+        self._settled = unsettled(members, [empty] * len(self._params), zeros)
         self._bound: list[Any] | None = None
         self._planned: _Planned | None = None  # the next step, if it takes the bound gradients
         self._shown: _core.Shown | None = None
-        self._check_groups()
-        for number, group in enumerate(self.param_groups):
-            self._allocate(number, group)
+        self._shown_indices: list[int] = []
+        self._settled = allocated(self)
         if grads is not None:
             self.bind(grads)
+        self._commit()
 
-    def _add_group(self, group: Mapping[str, Any], leaves: Leaves, label: str) -> Node:
+    def _add_group(
+        self, group: Mapping[str, Any], leaves: Leaves, members: list[list[int]], label: str
+    ) -> Node:
         settings = {k: v for k, v in group.items() if k != "params"}
+        _foreign.check_names(type(self), settings, _stages.GROUP_CHECKS)
         settings = {k: check_setting(self.group_checks, k, v) for k, v in settings.items()}
         self._check_together(settings)
         first = len(leaves.arrays)
         shape = flatten(group["params"], leaves, label)
-        self._groups.append(Group(list(range(first, len(leaves.arrays)))))
+        members.append(list(range(first, len(leaves.arrays))))
         self.param_groups.append({"params": tuple(leaves.arrays[first:]), **settings})
         return shape
 
@@ -300,23 +301,28 @@ class Optimizer(Rule):
         if type(grad_scale) is not float or grad_scale != 1.0:
             grad_scale = _stages.GRAD_SCALE("grad_scale", grad_scale)
         completed = self._counters.item(COMPLETED)
-        self._settle(completed)
+        settled = settle(self, completed)
+        groups = settled.groups
         max_norm = self.__dict__["max_grad_norm"]
         if callable(max_norm):
             max_norm = resolve_one(_stages.CHECKS, "max_grad_norm", max_norm, completed)
-        run, parts = self._plan_step(grads)
+        run, parts, _ = self._plan_step(grads, settled)
         scalars = []
         for number, missed, begun in parts:
-            now, known, weight = completed + 1 - missed, self._groups[number], 0.0
+            step, known, weight = completed + 1 - missed, groups[number], 0.0
             values = known.values
-            if known.averages:
-                weight = _stages.average_weight(now, now - begun, values)
+            if known.needs.averages:
+                weight = _stages.average_weight(step, step - begun, values)
             seed = self.__dict__["seed"]
-            scalars.append(scalars_of(type(self), values, known.constants, weight, seed, now))
+            scalars.append(scalars_of(type(self), values, known.constants, weight, seed, step))
         nonfinite = _stages.NONFINITE[self.__dict__["nonfinite"]]
-        # Moves parameters, state, averages and counters in one call, or raises before it does.
-        norm, coefficient, skipped = run(scalars, threads, grad_scale, max_norm, nonfinite)
-        lr, clipped = self._groups[0].values["lr"], coefficient < 1 and not skipped
+        now, commit = self._settled, None
+        if settled.seen is not now.seen or settled.states is not now.states:
+            commit = [(self.__dict__, {"_settled": settled})]
+        # Moves parameters, state, averages and counters and puts the settings in force in one call,
+        # or raises before it does.
+        norm, coefficient, skipped = run(scalars, threads, grad_scale, max_norm, nonfinite, commit)
+        lr, clipped = groups[0].values["lr"], coefficient < 1 and not skipped
         # Calling the class takes twice as long.
         return tuple.__new__(StepInfo, (completed + (not skipped), lr, norm, clipped, skipped))
 
@@ -324,7 +330,7 @@ class Optimizer(Rule):
         """Add gradients to a sum, which the next `step()` takes and sets back to zero.
 
         For the mean of n batches, ``opt.step(grad_scale=n)``. The sums take one more array per
-        parameter, and are part of `state_dict`. With `zero_grad` the gradients are zeroed here.
+        parameter, and are part of `state_dict`. With `clear_grads` the gradients are zeroed here.
 
         Parameters
         ----------
@@ -342,17 +348,18 @@ class Optimizer(Rule):
         leaves = self._bound if grads is None else self._mirror(grads)
         assert leaves is not None
         taking = [index for index, leaf in enumerate(leaves) if leaf is not None]
+        sums = list(self._sums)
         for index in taking:
-            if self._sums[index] is None:
-                self._sums[index] = state_like(self._params[index])
-        self._planned = None
+            if sums[index] is None:
+                sums[index] = state_like(self._params[index])
         # The rule that adds the gradient to the parameter, on the sums.
         jobs: list[_core.Job] = [(_core.copy_limit, 0, taking, False)]
         states: list[tuple[Any, ...]] = [()] * len(leaves)
         counters = self._gathered
-        kind = _ZEROED if self.zero_grad else _ANY
-        given = (self._labels, self._sums, leaves, states, jobs, kind, counters, None)
-        _core.run(given, [_stages.PLAIN], threads)
+        kind = _ZEROED if self.clear_grads else _ANY
+        given = (self._labels, sums, leaves, states, jobs, kind, counters, None)
+        commit = [(self.__dict__, {"_sums": sums, "_planned": None})]
+        _core.run(given, [_stages.PLAIN], threads, commit=commit)
 
     def discard_accumulated(self) -> None:
         """Forget the gradients that `accumulate` has summed."""
@@ -381,52 +388,79 @@ class Optimizer(Rule):
             self.__dict__.update(_bound=None, _planned=None)
             return
         bound = self._mirror(grads)
-        planned = self._plan_bound(bound)
+        settled = self._settled  # after loading its arrays may still be in other formats
+        known = all(group.needs is not None for group in settled.groups)
+        planned = self._plan_bound(bound, settled if known else allocated(self))
         gathered = self._gathered.item(COMPLETED)
         self.__dict__.update(_bound=bound, _planned=None if gathered else planned)
 
-    def _plan_step(self, grads: Grads) -> _Planned:
-        if grads is None and self._planned is not None:
-            return self._planned
+    def zero_grad(self) -> None:
+        """Put zeros into the bound gradients: PyTorch's method, for a backward pass that adds.
+
+        With ``clear_grads=True`` each step does it, in the pass in which it reads them.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If none are bound, or one of them cannot be written. Then nothing has changed.
+        """
+        if self._bound is None:
+            raise TypeError("zero_grad: expected gradients that are bound (grads=), got none")
+        grads = [grad for grad in self._bound if grad is not None]
+        for label, grad in zip(self._labels, self._bound, strict=True):
+            if grad is not None and not grad.flags.writeable:
+                raise ValueError(f"grads{label}: expected a writable array, got a read-only one")
+        for grad in grads:
+            grad.fill(0)
+
+    def _plan_step(self, grads: Grads, settled: Settled) -> _Planned:
+        if grads is None and (planned := self._planned) and planned[2] is settled.states:
+            return planned
         gathered = self._gathered.item(COMPLETED)
         if grads is not None:
             if gathered:
                 raise ValueError("grads: expected none after accumulate, got some")
-            return self._plan_once(self._mirror(grads), _ZEROED if self.zero_grad else _ANY)
+            kind = _ZEROED if self.clear_grads else _ANY
+            return self._plan_once(self._mirror(grads), settled, kind)
         if gathered:
             counts = self._gathered[:COMPLETED].tolist()
             sums = [a if n else None for a, n in zip(self._sums, counts, strict=True)]
-            return self._plan_once(sums, _ZEROED)
+            return self._plan_once(sums, settled, _ZEROED)
         if self._bound is None:
             raise ValueError(
                 "grads: expected gradients, as none are bound or accumulated, got none"
             )
-        self._planned = self._plan_bound(self._bound)
-        return self._planned
+        planned = self.__dict__["_planned"] = self._plan_bound(self._bound, settled)
+        return planned
 
-    def _plan_bound(self, grads: list[Any]) -> _Planned:
-        given, parts = self._given(grads, _ZEROED if self.zero_grad else _BOUND)
-        return _core.Plan(given).run, parts  # checks everything
+    def _plan_bound(self, grads: list[Any], settled: Settled) -> _Planned:
+        given, parts = self._given(grads, settled, _ZEROED if self.clear_grads else _BOUND)
+        return _core.Plan(given).run, parts, settled.states  # checks everything
 
-    def _plan_once(self, grads: list[Any], kind: _core.Gradients) -> _Planned:
-        self._planned = None  # it takes for granted that its parameters step together
-        given, parts = self._given(grads, kind)
-        return partial(_core.run, given), parts  # checks everything when it is called
+    def _plan_once(self, grads: list[Any], settled: Settled, kind: _core.Gradients) -> _Planned:
+        # A stored plan takes for granted that its parameters step together.
+        self.__dict__["_planned"] = None
+        given, parts = self._given(grads, settled, kind)
+        run = partial(_core.run, given)  # checks everything when it is called
+        return run, parts, settled.states
 
-    def _given(self, grads: list[Any], kind: _core.Gradients) -> "tuple[_core.Given, list[_Part]]":
+    def _given(
+        self, grads: list[Any], settled: Settled, kind: _core.Gradients
+    ) -> "tuple[_core.Given, list[_Part]]":
         """Return everything that a step with these gradients touches, and its parts."""
         *steps, completed, _ = self._counters.tolist()
         jobs: list[_core.Job] = []
         parts = []
-        for number, group in enumerate(self._groups):
-            taking = [i for i in group.members if grads[i] is not None]
-            for alike in _alike(taking, steps, self._average_from):
-                stochastic = group.formats[1] == "stochastic"
-                jobs.append((INDEX[self.rule], group.options, alike, stochastic))
+        for number, (members, _, _, _, needs) in enumerate(settled.groups):
+            assert needs is not None
+            taking = [i for i in members if grads[i] is not None]
+            for alike in _alike(taking, steps, settled.average_from):
+                stochastic = needs.rounding == "stochastic"
+                jobs.append((INDEX[self.rule], needs.options, alike, stochastic))
                 first = alike[0]
-                parts.append((number, completed - steps[first], self._average_from[first]))
+                parts.append((number, completed - steps[first], settled.average_from[first]))
         counters = (self._counters, self._gathered)
-        states: list[tuple[Any, ...]] = self._state
+        states = settled.states
         if self._copies is not None:
             pairs = zip(states, self._copies, strict=True)
             states = [(*state, copy) for state, copy in pairs]
@@ -445,25 +479,33 @@ class Optimizer(Rule):
             If no group keeps an average, or the block is entered twice.
         """
         self._check_not_shown("averaged")
+        _, states, average_from, _ = self._settled
+        averages = {index: state[AVERAGE] for index, state in enumerate(states)}
         chosen = [
             index
-            for group in self._groups
-            for index in group.members
-            if group.averages and self._counters.item(index) > self._average_from[index]
+            for index, average in averages.items()
+            if average is not None and self._counters.item(index) > average_from[index]
         ]
-        if not any(group.averages for group in self._groups):
+        if not chosen and not any(_stages.averages(group) for group in self.param_groups):
             raise ValueError("ema_decay: expected it, or swa_start, for averaged, got None")
-        return self._show(chosen, [self._state[index][AVERAGE] for index in chosen])
+        return self._show(chosen, [averages[index] for index in chosen])
 
     def _show(self, indices: list[int], values: list[Any]) -> AbstractContextManager[None]:
         labels = [self._labels[index] for index in indices]
         params = [self._params[index] for index in indices]
-        self._shown = _core.Shown(labels, params, _storage.shown(values, params))
-        return self._shown
+        self._shown = shown = _core.Shown(labels, params, _storage.shown(values, params))
+        self._shown_indices = indices
+        return shown
 
-    def _opened(self, index: int) -> list[Any]:
+    def _of_the_run(self, index: int) -> Array:
+        """Return a parameter as the run has it, also while other weights are shown."""
+        if self._shown is None or not self._shown.active or index not in self._shown_indices:
+            return self._params[index]
+        return self._shown.saved(self._shown_indices.index(index))
+
+    def _opened(self, index: int, settled: Settled) -> list[Any]:
         """Return a parameter and its state in the dtype that the rule computes with."""
-        param, (*state, _, master) = self._params[index], self._state[index]
+        param, (*state, _, master) = self._params[index], settled.states[index]
         has_sign = ROWS[self.rule]["has_sign"]
         return [
             _storage.weights(param, master),
@@ -480,7 +522,8 @@ class Optimizer(Rule):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what copies and pickles take."""
-        self._check_not_shown("copy")
+        if self._shown is not None and self._shown.active:
+            self._check_not_shown("copy")
         return {**self.__dict__, "_shown": None, "_planned": None}
 
     @property
@@ -488,56 +531,18 @@ class Optimizer(Rule):
         """How many steps were left out because a gradient was not finite."""
         return int(self._counters[SKIPPED])
 
-    def _settle(self, completed: int) -> None:
-        """Let the groups have their checked values for the coming step, and the state for it."""
-        try:
-            seen = self.param_groups == self._seen
-        except ValueError:  # a setting is an array
-            seen = False
-        if not seen:  # the user has set something
-            self._check_groups()
-            self._resolve([self.group_checks] * len(self._groups), completed)
-            for number, group in enumerate(self.param_groups):
-                now = self._groups[number].values
-                self._seen[number] = {k: v if callable(v) else now[k] for k, v in group.items()}
-        elif self._has_schedules:
-            self._resolve([known.schedules for known in self._groups], completed)
+    def _commit(self, *updates: tuple[dict[str, Any], dict[str, Any]]) -> None:
+        """Change attributes and write the copies of the parameters, so that they go together.
 
-    def _resolve(self, names: Iterable[Iterable[str]], completed: int) -> None:
-        """Let the groups have the values of these settings, once all are known to be good."""
-        resolved = []
-        for group, known, own in zip(self.param_groups, self._groups, names, strict=True):
-            new = {n: resolve_one(self.group_checks, n, group[n], completed) for n in own}
-            values = {"params": group["params"], **known.values, **new}
-            schedules = {name: value for name, value in group.items() if callable(value)}
-            self._check_together({**values, **schedules})
-            resolved.append((values, list(schedules)))
-        for number, known in enumerate(self._groups):
-            self._allocate(number, resolved[number][0])
-            known.values, known.schedules = resolved[number]
-            known.constants = _stages.constants(known.values, decoupled=self.decoupled)
-        self._has_schedules = any(known.schedules for known in self._groups)
+        One native call, so that not even an interrupt sees a part of it.
+        """
+        _core.commit(updates, self._labels, self._params, self._copies)
 
-    def _check_groups(self) -> None:
-        """Raise if the groups are not those it was made with, or cannot be kept as they ask."""
-        if len(self.param_groups) != len(self._groups):
-            got = len(self.param_groups)
-            raise ValueError(f"param_groups: expected {len(self._groups)} groups, got {got}")
-        for number in range(len(self._groups)):
-            self._check_group(number)
-
-    def _check_group(self, number: int) -> None:
-        group, members = self.param_groups[number], self._groups[number].members
-        unknown = group.keys() - self.group_checks.keys() - {"params"}
-        missing = self.group_checks.keys() - group.keys()
-        if unknown or missing:
-            got = f"unknown {sorted(unknown)}" if unknown else f"no {sorted(missing)}"
-            raise ValueError(f"param_groups[{number}]: expected the hyperparameters, got {got}")
-        own = [self._params[index] for index in members]
-        given = group.get("params", ())
-        if len(given) != len(own) or any(a is not b for a, b in zip(given, own, strict=True)):
-            raise ValueError(f"param_groups[{number}]: expected the parameters it was made with")
-        _storage.check_format(group["state_format"], own)
+    def __setattr__(self, name: str, value: Any) -> None:
+        is_own = name == "param_groups" or name[0] == "_" or hasattr(type(self), name)
+        if not is_own or name in _foreign.NAMES:
+            raise AttributeError(_foreign.no_attribute(type(self), name))
+        object.__setattr__(self, name, value)
 
     def _mirror(self, grads: Grads) -> list[Any]:
         leaves: list[Any] = []
@@ -546,44 +551,6 @@ class Optimizer(Rule):
             tree = [group["params"] for group in tree]
         mirror(self._shape, tree, leaves)
         return leaves
-
-    def _allocate(self, number: int, values: Mapping[str, Any]) -> None:
-        """Give a group's parameters the state that its options use and they lack."""
-        group, known = self.param_groups[number], self._groups[number]
-        options, averages = options_of(type(self), group, values), _stages.averages(group)
-        formats = group["state_format"], group["rounding"]
-        if (options, averages, formats) == (known.options, known.averages, known.formats):
-            return
-        names = states_of(type(self), options)
-        begins = averages and not known.averages
-        for index in known.members:
-            param, (*state, average, master) = self._params[index], self._state[index]
-            if not averages:
-                average = None
-            elif begins:
-                average = state_like(param)  # the first step writes it
-                self._average_from[index] = self._counters.item(index)
-            if not _storage.needs_master(param, group):
-                master = None
-            elif master is None:
-                master = _storage.master_of(param)
-            self._state[index] = (*self._kept(param, state, names, group), average, master)
-        known.options, known.averages, known.formats = options, averages, formats
-        self._planned = self._seen[number] = None
-
-    def _kept(
-        self, param: Array, state: list[Any], names: list[str | None], group: Mapping[str, Any]
-    ) -> Iterable[Any]:
-        """Yield the rule's arrays in the group's format, new ones where it lacks some."""
-        value, state_format = self.initial_state(group), group["state_format"]
-        for array, name, has_sign in zip(state, names, ROWS[self.rule]["has_sign"], strict=True):
-            if array is not None and not _storage.is_kept_as(array, param, state_format):
-                now = _storage.opened(array, param, has_sign)
-                yield _storage.keep(now, param, state_format, has_sign)
-            elif array is None and name:
-                yield _storage.fresh(param, value, state_format, has_sign)
-            else:
-                yield array
 
     # Checkpoints
 
@@ -595,7 +562,7 @@ class Optimizer(Rule):
         dict
             ``{"state": {key: {"step": t, name: array, ...}}, "param_groups": [...],
             "step_options": {...}}``, PyTorch's layout and names, but for the last: `max_grad_norm`,
-            `nonfinite`, `zero_grad`, `seed` and `skipped_steps`. Beside the rule's arrays, which
+            `nonfinite`, `clear_grads`, `seed` and `skipped_steps`. Beside the rule's arrays, which
             stand as they are kept, are ``"average"``, with ``"averaged"``, its steps, ``"master"``
             and ``"accumulated"``. A key is the
             parameter's name in a mapping (dotted where nested), else its index. A group holds its
@@ -618,7 +585,8 @@ class Optimizer(Rule):
         TypeError, ValueError
             If anything in it does not fit this optimizer. Then nothing has changed.
         """
-        _state.load_state_dict(self, state_dict)
+        self._check_not_shown("load_state_dict")
+        self._commit(*_state.loaded(self, state_dict))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write `state_dict()` to a file, atomically: the path holds the old file or the new one.

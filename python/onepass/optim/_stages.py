@@ -37,13 +37,13 @@ GROUP_DEFAULTS: Mapping[str, Any] = MappingProxyType(
 CHECKS: Mapping[str, Check] = {
     "max_grad_norm": Maybe(Number(above=0.0, infinite=True, schedulable=True)),
     "nonfinite": Choice(("propagate", "skip", "raise")),
-    "zero_grad": Flag(),
+    "clear_grads": Flag(),
     "seed": Whole(below=2**53),
 }
 """What belongs to the whole optimizer."""
 
 DEFAULTS: Mapping[str, Any] = MappingProxyType(
-    {"max_grad_norm": None, "nonfinite": "propagate", "zero_grad": False, "seed": 0}
+    {"max_grad_norm": None, "nonfinite": "propagate", "clear_grads": False, "seed": 0}
 )
 
 GRAD_SCALE = Number(low=2.0**-126, high=float(np.finfo(np.float32).max))
@@ -62,7 +62,7 @@ class StepOptions(TypedDict, total=False):
     max_grad_norm: float | Schedule | None
     max_grad_value: float | Schedule | None
     nonfinite: Literal["propagate", "skip", "raise"]
-    zero_grad: bool
+    clear_grads: bool
     ema_decay: float | Schedule | None
     ema_warmup: bool
     swa_start: int | None

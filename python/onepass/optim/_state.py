@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
-from itertools import starmap
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +14,8 @@ from onepass._hyperparameters import Check, Checks, Maybe, check_setting
 from onepass._memory import compute_dtype, state_like
 from onepass._typing import Array
 from onepass.optim import _storage
-from onepass.optim._group import Group
-from onepass.optim._stages import CHECKS, averages
+from onepass.optim._settled import Settled, allocated, unsettled
+from onepass.optim._stages import CHECKS
 from onepass.optim._table import COMPLETED, ROWS, SKIPPED, options_of, states_of
 from onepass.schedules._base import Remembering, remembering
 
@@ -28,10 +26,19 @@ AVERAGE, AVERAGED, MASTER, GATHERED = "average", "averaged", "master", "accumula
 """State beside the rule's own: the average of the weights, its steps, the weights of a parameter of
 16 bits in float32, the sum of gradients."""
 
+UNSETTLED = "unsettled"
+"""Beside the state: that which settings have not changed yet, but will in the next step."""
+
 SHAPE, ORDER = "shape", "order"
 """Of the parameter, beside 8-bit codes: they have none that would tell."""
 
 _SCHEDULE = "schedule"
+
+Update = tuple[dict[str, Any], dict[str, Any]]
+"""The attributes of an object, and what becomes of some of them."""
+
+_RENAMED = {"zero_grad": "clear_grads"}
+"""Step options whose name is another one in older files."""
 
 _TORCH_ONLY = {"foreach", "fused", "capturable", "differentiable", "initial_lr", "param_names"}
 
@@ -39,51 +46,55 @@ _TORCH_ONLY = {"foreach", "fused", "capturable", "differentiable", "initial_lr",
 def state_dict(optimizer: Optimizer) -> dict[str, Any]:
     """See `Optimizer.state_dict`."""
     *steps, completed, skipped = optimizer._counters.tolist()
-    gathered = optimizer._gathered.tolist()
-    names = (*ROWS[optimizer.rule]["states"], AVERAGE, MASTER)
-    state = {}
+    now, coming = optimizer._settled, allocated(optimizer)
+    state, unsettled = {}, {}
     groups = []
-    optimizer._check_groups()
-    for number, (group, known) in enumerate(
-        zip(optimizer.param_groups, optimizer._groups, strict=True)
-    ):
-        members = known.members
-        optimizer._allocate(number, group)
+    for group, known in zip(optimizer.param_groups, now.groups, strict=True):
         settings = {
             name: _saved(check, name, group[name]) for name, check in optimizer.group_checks.items()
         }
-        keys = [optimizer._keys[index] for index in members]
+        keys = [optimizer._keys[index] for index in known.members]
         groups.append({**settings, "step": completed, "params": keys})
-        for index in members:
-            *arrays, master = optimizer._state[index]
-            if master is not None:
-                master = _storage.weights(optimizer._params[index], master)
-            entry: dict[str, Any] = {
-                name: array.copy(order="K")
-                for name, array in zip(names, (*arrays, master), strict=True)
-                if array is not None and steps[index]
-            }
-            if any(array.dtype == np.uint8 for array in entry.values()):
-                param = optimizer._params[index]
-                entry |= {SHAPE: list(param.shape), ORDER: _storage.order_of(param)}
-            if averaged := steps[index] - optimizer._average_from[index]:
-                if AVERAGE in entry:
-                    entry[AVERAGED] = averaged
-            else:
-                entry.pop(AVERAGE, None)  # nothing is in it yet
+        for key, index in zip(keys, known.members, strict=True):
+            entry = _saved_arrays(optimizer, index, coming)
             sums = optimizer._sums[index]
-            if sums is not None and gathered[index]:
+            if sums is not None and optimizer._gathered.item(index):
                 entry[GATHERED] = sums.copy(order="K")
             if steps[index] or entry:
-                state[optimizer._keys[index]] = {"step": steps[index], **entry}
+                state[key] = {"step": steps[index], **entry}
+            if steps[index] and now.loses(coming, index):
+                unsettled[key] = {"step": steps[index], **_saved_arrays(optimizer, index, now)}
     options = {
         name: _saved(check, name, optimizer.__dict__[name]) for name, check in CHECKS.items()
     }
-    return {
+    saved = {
         "state": state,
         "param_groups": groups,
         "step_options": {**options, "skipped_steps": skipped},
     }
+    return {**saved, UNSETTLED: unsettled} if unsettled else saved
+
+
+def _saved_arrays(optimizer: Optimizer, index: int, settled: Settled) -> dict[str, Any]:
+    """Return copies of a parameter's arrays, but for those that its first step begins."""
+    param, steps = optimizer._params[index], optimizer._counters.item(index)
+    *arrays, average, master = settled.states[index]
+    if not steps:
+        return {}
+    if master is not None:
+        master = _storage.weights(optimizer._of_the_run(index), master)
+    averaged = steps - settled.average_from[index]
+    named = {
+        **dict(zip(ROWS[optimizer.rule]["states"], arrays, strict=True)),
+        AVERAGE: average if averaged else None,  # else nothing is in it yet
+        MASTER: master,
+    }
+    entry = {name: a.copy(order="K") for name, a in named.items() if a is not None}
+    if any(array.dtype == np.uint8 for array in entry.values()):
+        entry |= {SHAPE: list(param.shape), ORDER: _storage.order_of(param)}
+    if AVERAGE in entry:
+        entry[AVERAGED] = averaged
+    return entry
 
 
 def _saved(check: Check, name: str, value: Any) -> Any:
@@ -98,11 +109,11 @@ def _saved(check: Check, name: str, value: Any) -> Any:
     return check(name, value)
 
 
-def load_state_dict(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
-    """See `Optimizer.load_state_dict`."""
+def loaded(optimizer: Optimizer, saved: Mapping[str, Any]) -> Iterable[Update]:
+    """Return what becomes of attributes where `saved` is loaded, or raise where it does not fit."""
     # PyTorch's dictionaries have no step options, nor had ours at first.
-    required = {"state", "param_groups"}
-    if not isinstance(saved, Mapping) or saved.keys() - {"step_options"} != required:
+    required, optional = {"state", "param_groups"}, {"step_options", UNSETTLED}
+    if not isinstance(saved, Mapping) or saved.keys() - optional != required:
         got = list(saved) if isinstance(saved, Mapping) else type(saved).__name__
         raise ValueError(f"state_dict: expected the keys 'state' and 'param_groups', got {got}")
     _check_kinds(saved)
@@ -118,20 +129,15 @@ def load_state_dict(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
     average_from = [0] * len(optimizer._params)
     arrays: list[tuple[Array | None, ...]] = [()] * len(optimizer._params)
     gathers: list[Array | None] = [None] * len(optimizer._params)
-    known_groups = []
     known = set()
     for number, (saved_group, live) in enumerate(
         zip(saved_groups, optimizer.param_groups, strict=True)
     ):
         label = f"param_groups[{number}]"
-        members = optimizer._groups[number].members
+        members = optimizer._settled.groups[number].members
         groups.append(_settings(cls, saved_group, live, label))
-        option = options_of(cls, groups[-1], groups[-1])
-        kept = groups[-1]["state_format"], groups[-1]["rounding"]
-        _storage.check_format(kept[0], [optimizer._params[index] for index in members])
-        known_groups.append(
-            Group(members, options=option, averages=averages(groups[-1]), formats=kept)
-        )
+        own = [optimizer._params[index] for index in members]
+        _storage.check_format(groups[-1]["state_format"], own)
         keys = _matching_keys(saved_group, [optimizer._keys[i] for i in members], label)
         known.update(keys)
         for key, index in zip(keys, members, strict=True):
@@ -140,10 +146,12 @@ def load_state_dict(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
             if GATHERED in entry:
                 gathers[index] = _array(entry.pop(GATHERED), param, f"{label}[{GATHERED!r}]")
                 gathered[[index, COMPLETED]] = 1
-            counters[index], average_from[index], arrays[index] = _entry(
-                cls, groups[-1], param, entry, label
-            )
-    unknown = [key for key in saved["state"] if key not in known]
+            found = _entry(cls, groups[-1], param, entry, label)
+            if key in saved.get(UNSETTLED, {}):
+                entry = {k: v for k, v in saved[UNSETTLED][key].items() if v is not None}
+                found = _entry(cls, None, param, entry, f"{UNSETTLED}[{key!r}]")
+            counters[index], average_from[index], arrays[index] = found
+    unknown = [key for key in (*saved["state"], *saved.get(UNSETTLED, ())) if key not in known]
     if unknown:
         raise ValueError(f"state: expected the keys of the groups, got also {unknown}")
     steps = [group.get("step") for group in saved_groups]
@@ -154,6 +162,9 @@ def load_state_dict(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
     )
     own = _step_options(optimizer, saved.get("step_options", {}))
     counters[SKIPPED] = _count(own.pop("skipped_steps", 0), "step_options: skipped_steps")
+    # The next step brings the arrays into the formats of the groups, as it would have without
+    # saving and loading.
+    members = [group.members for group in optimizer._settled.groups]
     changes = {
         **own,
         "param_groups": groups,
@@ -161,28 +172,24 @@ def load_state_dict(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
         "_gathered": gathered,
         "_sums": gathers,
         "_planned": None,
-        "_average_from": average_from,
-        "_state": arrays,
-        "_groups": known_groups,
-        "_seen": [None] * len(groups),
+        "_settled": unsettled(members, arrays, average_from),
     }
-    updates = [*_remembered(optimizer, saved), (optimizer.__dict__, changes)]
-    # One native call, so that not even an interrupt sees a part of it.
-    deque(starmap(dict.update, updates), maxlen=0)
+    return [*_remembered(optimizer, saved), (optimizer.__dict__, changes)]
 
 
 def _check_kinds(saved: Mapping[str, Any]) -> None:
     """Raise if a part of a state dictionary is not of its kind at all."""
-    groups, state = saved["param_groups"], saved["state"]
+    groups, states = saved["param_groups"], (saved["state"], saved.get(UNSETTLED, {}))
     if not isinstance(groups, list | tuple) or not all(
         isinstance(group, Mapping) and isinstance(group.get("params"), list | tuple)
         for group in groups
     ):
         raise ValueError("param_groups: expected mappings with the keys of their parameters")
-    if not isinstance(state, Mapping) or not all(
-        isinstance(entry, Mapping) for entry in state.values()
-    ):
-        raise ValueError("state: expected a mapping of each parameter's key to its state")
+    for name, state in zip(("state", UNSETTLED), states, strict=True):
+        if not isinstance(state, Mapping) or not all(
+            isinstance(entry, Mapping) for entry in state.values()
+        ):
+            raise ValueError(f"{name}: expected a mapping of each parameter's key to its state")
 
 
 def _settings(
@@ -205,11 +212,12 @@ def _settings(
 def _step_options(optimizer: Optimizer, saved: Any) -> dict[str, Any]:
     if not isinstance(saved, Mapping):
         raise ValueError(f"step_options: expected a mapping, got {type(saved).__name__}")
+    options = {_RENAMED.get(name, name): value for name, value in saved.items()}
     return {
         name: value
         if name == "skipped_steps"
         else _setting(CHECKS, name, value, optimizer.__dict__, "step_options")
-        for name, value in saved.items()
+        for name, value in options.items()
     }
 
 
@@ -227,9 +235,7 @@ def _setting(checks: Checks, name: str, value: Any, live: Mapping[str, Any], lab
     return check_setting(checks, name, plain)
 
 
-def _remembered(
-    optimizer: Optimizer, saved: Mapping[str, Any]
-) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+def _remembered(optimizer: Optimizer, saved: Mapping[str, Any]) -> list[Update]:
     """Return the attributes of each schedule that has a saved memory, and what they become."""
     loaded: dict[int, tuple[Remembering, Remembering, Any]] = {}
     places = [
@@ -267,15 +273,18 @@ def _matching_keys(saved_group: Mapping[str, Any], own: list[Any], label: str) -
 
 def _entry(
     cls: type[Optimizer],
-    settings: Mapping[str, Any],
+    settings: Mapping[str, Any] | None,
     param: Array,
     entry: dict[str, Any],
     label: str,
 ) -> tuple[int, int, tuple[Array | None, ...]]:
-    """Return the step of one parameter, that at which its average began, and its state."""
-    row = ROWS[cls.rule]
-    names, state_format = row["states"], settings["state_format"]
-    used = [name for name in states_of(cls, options_of(cls, settings, settings)) if name]
+    """Return the step of one parameter, that at which its average began, and its state.
+
+    Which arrays there must be, the settings say, if they are given.
+    """
+    names, signs = ROWS[cls.rule]["states"], ROWS[cls.rule]["has_sign"]
+    options = 0 if settings is None else options_of(cls, settings, settings)
+    used = [] if settings is None else [name for name in states_of(cls, options) if name]
     average = entry.pop(AVERAGE, None)
     averaged = entry.pop(AVERAGED, None)
     shape, order = entry.pop(SHAPE, list(param.shape)), entry.pop(ORDER, "C")
@@ -285,23 +294,15 @@ def _entry(
         raise ValueError(f"{label}[{ORDER!r}]: expected 'C' or 'F', got {order!r}")
     master = _master(entry.pop(MASTER, None), param, settings, f"{label}[{MASTER!r}]")
     step = _count(entry.pop("step", cls.step_if_missing if entry else 0), f"{label}['step']")
-    if not step and not entry:  # not stepped yet
-        value = cls.initial_state(settings)
-        signs = dict(zip(names, row["has_sign"], strict=True))
-        entry = {name: _storage.fresh(param, value, state_format, signs[name]) for name in used}
     # An option that was switched off may have left its array behind.
-    if not set(used) <= set(entry) <= set(names):
+    if (step or entry) and not set(used) <= set(entry) <= set(names):
         raise ValueError(f"{label}: expected the arrays {used}, got {list(entry)}")
     state = tuple(
-        _kept(entry[name], param, state_format, has_sign, order, f"{label}[{name!r}]")
-        if name in entry
-        else None
-        for name, has_sign in zip(names, row["has_sign"], strict=True)
+        _kept(entry[name], param, has_sign, order, f"{label}[{name!r}]") if name in entry else None
+        for name, has_sign in zip(names, signs, strict=True)
     )
-    if not averages(settings):
+    if average is None:
         return step, 0, (*state, None, master)
-    if average is None:  # it begins with the next step
-        return step, step, (*state, state_like(param), master)
     began = step - _count(averaged, f"{label}[{AVERAGED!r}]")
     if began < 0:
         raise ValueError(f"{label}[{AVERAGED!r}]: expected at most {step}, got {averaged}")
@@ -318,37 +319,35 @@ def _array(saved: Any, param: Array, label: str) -> Array:
     return array
 
 
-def _kept(
-    saved: Any, param: Array, state_format: str | None, has_sign: bool, order: str, label: str
-) -> Any:
-    """Return saved state as the group keeps it, in whichever format it was saved."""
+def _kept(saved: Any, param: Array, has_sign: bool, order: str, label: str) -> Any:
+    """Return saved state in the parameter's layout, in the format in which it was saved."""
     source = np.asarray(saved)
     is_small = source.dtype.name in ("bfloat16", "float16", "uint8")
     if not is_small or compute_dtype(param) != np.float32:
-        source = _array(source, param, label)
-    elif source.dtype == np.uint8:
-        _check_shape(source, (formats.q8_size(param.size),), label)
-        try:
-            formats.q8_check(source, signed=has_sign)
-        except ValueError as error:
-            raise ValueError(f"{label}: {error}") from None
-        alike = order == _storage.order_of(param)
-        if alike and _storage.is_kept_as(source, param, state_format):
-            return source.copy()
-    else:
+        return _array(source, param, label)
+    if source.dtype != np.uint8:
         _check_shape(source, param.shape, label)
-    values = _storage.opened(source, param, has_sign, order)
-    return _storage.keep(values, param, state_format, has_sign)
+        array = state_like(param, dtype=np.float32 if source.dtype == np.float16 else source.dtype)
+        array[...] = source
+        return array
+    _check_shape(source, (formats.q8_size(param.size),), label)
+    try:
+        formats.q8_check(source, signed=has_sign)
+    except ValueError as error:
+        raise ValueError(f"{label}: {error}") from None
+    if order == _storage.order_of(param):
+        return source.copy()
+    return _storage.keep(_storage.opened(source, param, has_sign, order), param, "q8", has_sign)
 
 
-def _master(saved: Any, param: Array, settings: Mapping[str, Any], label: str) -> Array | None:
-    if not _storage.needs_master(param, settings):
-        if saved is not None:
-            expected = "none beside this parameter and its rounding"
-            raise ValueError(f"{label}: expected {expected}, got an array")
-        return None
+def _master(
+    saved: Any, param: Array, settings: Mapping[str, Any] | None, label: str
+) -> Array | None:
     if saved is None:
-        return _storage.master_of(param)
+        return None
+    if param.dtype.itemsize > 2 or (settings is not None and settings["rounding"] != "master"):
+        expected = "none beside this parameter and its rounding"
+        raise ValueError(f"{label}: expected {expected}, got an array")
     master = _array(saved, param, label)
     if not _storage.same_bits(formats.narrow(master, param.dtype), param).all():
         expected = "weights that are the parameter's once rounded (load those first)"

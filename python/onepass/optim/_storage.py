@@ -1,6 +1,6 @@
 """The arrays that belong to a parameter, in the format that its group asks for."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,11 +92,6 @@ def is_kept_as(array: Any, param: Array, state_format: str | None) -> bool:
     """Return whether an array is already in this format."""
     itemsizes = {None: compute_dtype(param).itemsize, "bf16": 2, "q8": 1}
     return bool(array.dtype.itemsize == itemsizes[_format_of(param, state_format)])
-
-
-def needs_master(param: Array, settings: Mapping[str, Any]) -> bool:
-    """Return whether a parameter has a master in float32."""
-    return settings["rounding"] == "master" and param.dtype.itemsize == 2
 
 
 def master_of(param: Array) -> Array:

@@ -55,7 +55,7 @@ class Adam(Optimizer, rule="adam"):
     maximize : bool
         Ascend instead of descend.
     **options
-        `max_grad_norm`, `max_grad_value`, `nonfinite`, `zero_grad`, `ema_decay`, `ema_warmup`,
+        `max_grad_norm`, `max_grad_value`, `nonfinite`, `clear_grads`, `ema_decay`, `ema_warmup`,
         `swa_start`, `state_format`, `rounding`, `seed`, `grads` and `copy_to`: see
         `onepass.Optimizer`.
 

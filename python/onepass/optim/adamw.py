@@ -35,7 +35,7 @@ class AdamW(Adam, rule="adamw"):
     maximize : bool
         Ascend instead of descend; the decay still shrinks.
     **options
-        `max_grad_norm`, `max_grad_value`, `nonfinite`, `zero_grad`, `ema_decay`, `ema_warmup`,
+        `max_grad_norm`, `max_grad_value`, `nonfinite`, `clear_grads`, `ema_decay`, `ema_warmup`,
         `swa_start`, `state_format`, `rounding`, `seed`, `grads` and `copy_to`: see
         `onepass.Optimizer`.
 

@@ -9,6 +9,7 @@ import numpy as np
 from onepass._hyperparameters import SCHEDULED, Choice, Flag, Number
 from onepass._typing import Array, Params, Schedule
 from onepass.optim._base import Optimizer
+from onepass.optim._settled import settle
 from onepass.optim._stages import StepOptions
 from onepass.optim._table import COMPLETED
 
@@ -63,7 +64,7 @@ class SGD(Optimizer, rule="sgd"):
         Ascend instead of descend.
     form : "heavy_ball", "sutskever" or "ema"
     **options
-        `max_grad_norm`, `max_grad_value`, `nonfinite`, `zero_grad`, `ema_decay`, `ema_warmup`,
+        `max_grad_norm`, `max_grad_value`, `nonfinite`, `clear_grads`, `ema_decay`, `ema_warmup`,
         `swa_start`, `state_format`, `rounding`, `seed`, `grads` and `copy_to`: see
         `onepass.Optimizer`.
 
@@ -218,8 +219,8 @@ class SGD(Optimizer, rule="sgd"):
         """
         self._check_not_shown("lookahead")
         values: list[Array] = []
-        self._settle(self._counters.item(COMPLETED))
-        for group, given in zip(self._groups, self.param_groups, strict=True):
+        settled = settle(self, self._counters.item(COMPLETED))
+        for group, given in zip(settled.groups, self.param_groups, strict=True):
             settings = group.values
             if not given["momentum"]:
                 raise ValueError("momentum: expected more than 0 for lookahead, got 0")
@@ -227,6 +228,6 @@ class SGD(Optimizer, rule="sgd"):
                 raise ValueError("nesterov: expected False for lookahead, got True")
             rate = settings["lr"] if settings["form"] == "heavy_ball" else 1.0
             for index in group.members:
-                weights, buffer = self._opened(index)
+                weights, buffer = self._opened(index, settled)
                 values.append(np.asarray(weights - rate * settings["momentum"] * buffer))
-        return self._show([index for group in self._groups for index in group.members], values)
+        return self._show([index for group in settled.groups for index in group.members], values)

@@ -146,16 +146,18 @@ def range_test(
     beta = DECAY_RATE("beta", beta)
     lrs = np.geomspace(low, high, steps)
     params = optimizer._params
-    # It runs on copies of the state and the groups, whose originals are put back.
+    # It runs on copies of the state and the groups; the end of the block puts the originals back,
+    # and what the parameters and their copies hold now.
+    optimizer._check_not_shown("range_test")
     own = dict(optimizer.__dict__)
-    shared = {id(array): array for array in [*params, *(optimizer._bound or [])]}
-    trial = copy.deepcopy(optimizer.__getstate__(), shared)
-    with _core.Shown(optimizer._labels, params, params):  # themselves: its end restores them
-        try:
-            optimizer.__dict__.update(trial)
-            return _ramp(optimizer, loss_and_grads, lrs, diverge, beta)
-        finally:
-            optimizer.__dict__.update(own)
+    copies = [array for array in optimizer._copies or () if array is not None]
+    kept = {id(array): array for array in [*params, *copies, *(optimizer._bound or ())]}
+    trial = copy.deepcopy(optimizer.__getstate__(), kept)
+    labels = [*optimizer._labels, *(f"'s copy_to[{i}]" for i in range(len(copies)))]
+    arrays = [*params, *copies]
+    with _core.Shown(labels, arrays, arrays, restored=[(optimizer.__dict__, own)]):
+        optimizer.__dict__.update(trial)
+        return _ramp(optimizer, loss_and_grads, lrs, diverge, beta)
 
 
 def _ramp(

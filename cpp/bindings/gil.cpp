@@ -1,0 +1,57 @@
+#include "gil.hpp"
+
+#include <atomic>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#define ONEPASS_POSIX 1
+#endif
+
+namespace onepass::bindings {
+namespace {
+
+// An exit does not wait longer for a call that itself waits for the exit.
+constexpr std::chrono::seconds longest_wait{5};
+constexpr std::chrono::milliseconds between_looks{1};
+
+std::atomic<int> calls{0};  // of all threads
+thread_local int own_calls = 0;
+std::atomic<bool> exiting{false};
+thread_local bool exits = false;  // whether this thread runs the exit
+
+void wait_for_other_threads() {
+  exits = true;
+  exiting = true;
+  const auto deadline = std::chrono::steady_clock::now() + longest_wait;
+  while (calls > own_calls && std::chrono::steady_clock::now() < deadline) {
+    const WithoutGil release;
+    std::this_thread::sleep_for(between_looks);
+  }
+}
+
+}  // namespace
+
+InCall::InCall() {
+  if (exiting && !exits) {
+    calls -= own_calls;  // it will not leave those that it is in already
+    PyEval_SaveThread();
+    sleep_for_ever();
+  }
+  ++calls;
+  ++own_calls;
+}
+
+InCall::~InCall() {
+  --calls;
+  --own_calls;
+}
+
+void bind_exit(pybind11::module_& m) {
+  m.def("_wait_for_other_threads", &wait_for_other_threads);
+  pybind11::module_::import("atexit").attr("register")(m.attr("_wait_for_other_threads"));
+#ifdef ONEPASS_POSIX
+  pthread_atfork(nullptr, nullptr, [] { calls = own_calls; });  // the other threads are not there
+#endif
+}
+
+}  // namespace onepass::bindings

@@ -1,0 +1,75 @@
+"""What other libraries call things, and what these are called here: for messages."""
+
+from collections.abc import Iterable
+
+from onepass.optim import _stages
+from onepass.optim._rule import Rule, registry
+
+NAMES = {
+    "learning_rate": "lr",
+    "step_size": "lr",
+    "eta": "lr",
+    "alpha": "lr, and alpha in RMSprop",
+    "rho": "alpha in RMSprop",
+    "decay": "alpha in RMSprop, and a schedule for lr",
+    "mu": "momentum",
+    "beta": "betas in Adam, ema_decay of the weights",
+    "beta1": "betas",
+    "beta2": "betas",
+    "beta_1": "betas",
+    "beta_2": "betas",
+    "b1": "betas",
+    "b2": "betas",
+    "epsilon": "eps",
+    "l2": "weight_decay",
+    "l2_regularization": "weight_decay",
+    "weight_decouple": "AdamW for the decoupled weight decay",
+    "decoupled_weight_decay": "AdamW",
+    "correct_bias": "bias_correction in Adam and AdamW",
+    "clipnorm": "max_grad_norm, the norm of all gradients together",
+    "global_clipnorm": "max_grad_norm",
+    "max_norm": "max_grad_norm",
+    "clipvalue": "max_grad_value",
+    "clip_value": "max_grad_value",
+    "use_ema": "ema_decay",
+    "ema_momentum": "ema_decay",
+    "zero_grad": "clear_grads, which zeroes in the step; opt.zero_grad() is the method",
+    "loss_scale": "grad_scale, an argument of step",
+    "loss_scale_factor": "grad_scale, an argument of step",
+    "gradient_accumulation_steps": "accumulate, a method",
+    "schedule": "lr, which takes a schedule",
+    "lr_schedule": "lr, which takes a schedule",
+    "fused": "nothing: every step is fused",
+    "foreach": "nothing: every step is fused",
+    "capturable": "nothing: there is no GPU",
+    "differentiable": "nothing: there is no autograd",
+    "name": "nothing: optimizers have none",
+}
+
+
+def check_names(cls: type[Rule], given: Iterable[str], options: Iterable[str]) -> None:
+    """Raise TypeError where a keyword is none of the rule's hyperparameters, nor of these options.
+
+    The message lists all of them, and says what a name of another library is called here.
+    """
+    known = [*cls.checks, *(name for name in options if name not in cls.checks)]
+    for name in given:
+        if name not in known:
+            expected = f"one of the hyperparameters {', '.join(known)}"
+            raise TypeError(f"{name}: expected {expected}, got an unknown name{hint(name)}")
+
+
+def no_attribute(cls: type[Rule], name: str) -> str:
+    """Return what to say where an attribute is set that an optimizer does not have."""
+    if name in cls.group_checks:
+        expected = f"it to be set in a group, opt.param_groups[0][{name!r}] = ..."
+        return f"{name}: expected {expected}, got an assignment to the optimizer"
+    known = ", ".join(("param_groups", *_stages.CHECKS))
+    return f"{name}: expected one of the attributes {known}, got an unknown name{hint(name)}"
+
+
+def hint(name: str) -> str:
+    """Return which class has a hyperparameter, or what a foreign name is called here; or nothing."""
+    if owners := [cls.__name__ for cls in registry.values() if name in cls.checks]:
+        return f" ({', '.join(owners)} {'has' if len(owners) == 1 else 'have'} it)"
+    return f" (here it is {NAMES[name]})" if name in NAMES else ""
