@@ -22,6 +22,8 @@ CASE_IDS = [
     cls.__name__ + "".join(f"-{k}={v}" for k, v in settings.items()) for cls, settings in CASES
 ]
 FORMATS = (np.float32, np.float64)
+RICHEST = max(optim.registry.values(), key=lambda cls: len(cls.state_names()))
+"""A class with much state, for tests of what all classes share and that take long."""
 SMALL_FORMATS = (np.float16, ml_dtypes.bfloat16)
 
 

@@ -231,3 +231,99 @@ def test_a_copy_needs_memory_of_its_own_beside_float32(optimizer):
     with pytest.raises(ValueError, match=r"^copy_to: expected a writable array"):
         opt.step(np.ones(12, np.float32))
     assert digest(opt) == before
+
+
+class TestCopiesAreTheWeights:
+    """From the moment they are handed over, not from the first step on."""
+
+    @formats
+    def test_after_construction(self, optimizer, small):
+        params = [np.linspace(-3, 3, 5000, dtype=np.float32), np.ones((3, 4), np.float32, "F")]
+        copies = [np.zeros(5000, small), np.zeros((3, 4), small, "F")]
+        opt = optimizer(params, copy_to=copies)
+        for param, copy in zip(params, copies, strict=True):
+            assert_same_bits(copy, param.astype(small))
+        opt.step([np.ones_like(params[0]), None])
+        for param, copy in zip(params, copies, strict=True):
+            assert_same_bits(copy, param.astype(small))
+
+    @formats
+    def test_after_loading(self, optimizer, small, tmp_path):
+        w, copy = np.ones(5, np.float32), np.zeros(5, small)
+        opt = optimizer(w, copy_to=copy)
+        opt.step(np.ones(5, np.float32))
+        opt.save(tmp_path / "run.npz")
+        for load in (
+            lambda other: other.load_state_dict(opt.state_dict()),
+            lambda other: other.load(tmp_path / "run.npz"),
+        ):
+            theirs, copied = np.zeros(5, np.float32), np.zeros(5, small)
+            other = optimizer(theirs, copy_to=copied)
+            theirs[:] = w
+            load(other)
+            assert_same_bits(copied, w.astype(small))
+
+    @formats
+    def test_after_a_skipped_first_step(self, optimizer, small):
+        w, copy = np.ones(5, np.float32), np.zeros(5, small)
+        opt = optimizer(w, copy_to=copy, nonfinite="skip")
+        assert opt.step(np.full(5, np.inf, np.float32)).skipped
+        assert_same_bits(copy, w.astype(small))
+
+    def test_a_refused_constructor_writes_nothing(self, optimizer):
+        w, copy = np.ones(5, np.float32), np.zeros(5, np.float16)
+        with pytest.raises(ValueError, match="grads"):
+            optimizer(w, copy_to=copy, grads=np.ones(3, np.float32))
+        assert not copy.any()
+
+    def test_a_range_test_steps_the_copies_and_puts_them_back(self):
+        """The curve is that of the same loop by hand."""
+
+        def curve(search):
+            w, copy = np.zeros(4, np.float32), np.ones(4, np.float16)
+            opt = op.SGD(w, lr=0.1, copy_to=copy)
+
+            def loss_and_grads():
+                error = copy.astype(np.float32) - np.float32(1.1)
+                return float((error * error).sum()), 2 * error
+
+            losses = search(opt, loss_and_grads)
+            return losses, w, copy
+
+        def by_hand(opt, loss_and_grads):
+            losses = []
+            for lr in np.geomspace(1e-3, 10, 20):
+                loss, grads = loss_and_grads()
+                losses.append(loss)
+                opt.param_groups[0]["lr"] = lr
+                opt.step(grads)
+            return losses
+
+        def searched(opt, loss_and_grads):
+            found = op.search.range_test(
+                opt, loss_and_grads, steps=20, low=1e-3, high=10, diverge=1e9
+            )
+            return found.losses.tolist()
+
+        losses, w, copy = curve(searched)
+        assert losses == curve(by_hand)[0][: len(losses)]
+        assert len(losses) > 10
+        assert not w.any()
+        assert not copy.any()  # the weights, rounded
+
+    def test_a_line_search_steps_the_copies_and_puts_them_back(self):
+        w, copy = np.array([3.0], np.float32), np.zeros(1, np.float16)
+        search = op.line_search.best_of([10, 1, 0.1])
+
+        def loss():
+            return float(copy[0]) ** 2 / 2
+
+        assert search(w, w.copy(), loss, copy_to=copy).eta == 1.0
+        assert (w[0], copy[0]) == (0, 0)
+        w[0], copy[0] = 3, 5
+        with pytest.raises(ValueError, match="^loss: expected a finite number"):
+            search(w, w.copy(), lambda: np.inf, copy_to=copy)
+        assert (w[0], copy[0]) == (3, 5)
+        found = op.line_search.best_of([1e3])(w, w.copy(), loss, copy_to=copy)
+        assert (found.eta, found.loss) == (0, 4.5)
+        assert w[0] == 3

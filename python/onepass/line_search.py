@@ -262,9 +262,7 @@ class _Line:
             self._along = self._like_params("direction", shape, direction)
         # With a master, a trial would move it, and leaving the trial would not move it back.
         with self._restoring():  # the copies, which it writes
-            self._sgd = SGD(
-                self._params, maximize=self._up, rounding="nearest", copy_to=copies
-            )
+            self._sgd = SGD(self._params, maximize=self._up, rounding="nearest", copy_to=copies)
         self._loss = loss
         self.evaluations = 0
 

@@ -311,7 +311,7 @@ class Optimizer(Rule):
         for number, missed, begun in parts:
             step, known, weight = completed + 1 - missed, groups[number], 0.0
             values = known.values
-            if known.needs.averages:
+            if _stages.averages(values):
                 weight = _stages.average_weight(step, step - begun, values)
             seed = self.__dict__["seed"]
             scalars.append(scalars_of(type(self), values, known.constants, weight, seed, step))
@@ -348,6 +348,8 @@ class Optimizer(Rule):
         leaves = self._bound if grads is None else self._mirror(grads)
         assert leaves is not None
         taking = [index for index, leaf in enumerate(leaves) if leaf is not None]
+        if not taking:
+            return
         sums = list(self._sums)
         for index in taking:
             if sums[index] is None:
@@ -490,6 +492,7 @@ class Optimizer(Rule):
             raise ValueError("ema_decay: expected it, or swa_start, for averaged, got None")
         return self._show(chosen, [averages[index] for index in chosen])
 
+    @np.errstate(all="ignore")
     def _show(self, indices: list[int], values: list[Any]) -> AbstractContextManager[None]:
         labels = [self._labels[index] for index in indices]
         params = [self._params[index] for index in indices]
@@ -569,6 +572,10 @@ class Optimizer(Rule):
             hyperparameters, the keys of its parameters and ``"step"``, the steps completed. A
             schedule is code and stands there as None, or as the list of the memories in it (see
             `onepass.schedules`).
+
+            Where settings were changed since the last step so that it will keep other arrays,
+            ``"state"`` has those, and ``"unsettled"`` has the arrays as they are: the change may
+            still be taken back.
         """
         return _state.state_dict(self)
 
@@ -578,7 +585,8 @@ class Optimizer(Rule):
         Takes PyTorch's own dictionaries too (its CPU tensors as NumPy arrays). Hyperparameters
         and step options are taken over; where this optimizer has a schedule, the schedule stays,
         and takes over the memory that was saved with one. State that was saved in another format
-        than its group's is rounded to nearest. Load 16-bit parameters before: a master must fit.
+        than its group's is rounded to nearest by the next step. Load 16-bit parameters before: a
+        master must fit. The copies of `copy_to` are written.
 
         Raises
         ------

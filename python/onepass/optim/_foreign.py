@@ -69,7 +69,7 @@ def no_attribute(cls: type[Rule], name: str) -> str:
 
 
 def hint(name: str) -> str:
-    """Return which class has a hyperparameter, or what a foreign name is called here; or nothing."""
+    """Return which class has such a hyperparameter, or what it is called here; or nothing."""
     if owners := [cls.__name__ for cls in registry.values() if name in cls.checks]:
         return f" ({', '.join(owners)} {'has' if len(owners) == 1 else 'have'} it)"
     return f" (here it is {NAMES[name]})" if name in NAMES else ""

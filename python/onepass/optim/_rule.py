@@ -103,6 +103,7 @@ class Rule:
         return states_of(cls, options_of(cls, values, values))
 
     @classmethod
+    @np.errstate(all="ignore")
     def reference_step(
         cls,
         param: Array,

@@ -7,8 +7,10 @@ raises, or is interrupted, leaves what was in force before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from onepass._hyperparameters import resolve_one
 from onepass._memory import state_like
@@ -41,13 +43,13 @@ class Group(NamedTuple):
 
     members: list[int]
     """The indices of its parameters."""
-    schedules: list[str] = []
+    schedules: list[str]
     """Which of its settings are schedules."""
-    values: Mapping[str, Any] = {}
+    values: Mapping[str, Any]
     """Those of the coming step, checked, schedules evaluated."""
-    constants: tuple[float, ...] = ()
+    constants: tuple[float, ...]
     """What `_stages.constants` makes of them."""
-    needs: Needs | None = None
+    needs: Needs | None
     """What its arrays are as; None where that is not known, as after loading."""
 
 
@@ -68,17 +70,13 @@ class Settled(NamedTuple):
         """Whether the values change from step to step."""
         return any(group.schedules for group in self.groups)
 
-    def loses(self, coming: Settled, index: int) -> bool:
-        """Return whether a parameter has an array that it no longer has in what is to come."""
-        pairs = zip(self.states[index], coming.states[index], strict=True)
-        return any(array is not None and array is not new for array, new in pairs)
-
 
 def unsettled(
     members: Iterable[list[int]], states: list[tuple[Any, ...]], average_from: list[int]
 ) -> Settled:
     """Return such a value whose groups have still to be looked at."""
-    return Settled([Group(own) for own in members], states, average_from)
+    groups = [Group(own, [], {}, (), None) for own in members]
+    return Settled(groups, states, average_from)
 
 
 def settle(optimizer: Optimizer, completed: int) -> Settled:
@@ -96,11 +94,16 @@ def settle(optimizer: Optimizer, completed: int) -> Settled:
         check_groups(optimizer)
         names = [list(optimizer.group_checks)] * len(now.groups)
     groups = _resolved(optimizer, names, completed)
-    seen = [
-        {name: value if callable(value) else known.values[name] for name, value in group.items()}
-        for group, known in zip(optimizer.param_groups, groups, strict=True)
-    ]
-    return _with_arrays(optimizer, groups)._replace(seen=now.seen if is_seen else seen)
+    groups, states, average_from, _ = _with_arrays(optimizer, groups)
+    seen = now.seen if is_seen else list(map(_seen, optimizer.param_groups, groups))
+    return Settled(groups, states, average_from, seen)
+
+
+def _seen(settings: Mapping[str, Any], group: Group) -> dict[str, Any]:
+    """Return the settings as they are to be found again: their checked values, and schedules."""
+    return {
+        name: value if callable(value) else group.values[name] for name, value in settings.items()
+    }
 
 
 def allocated(optimizer: Optimizer) -> Settled:
@@ -154,9 +157,7 @@ def _check_group(
     _storage.check_format(group["state_format"], own)
 
 
-def _resolved(
-    optimizer: Optimizer, names: Iterable[Iterable[str]], completed: int
-) -> list[Group]:
+def _resolved(optimizer: Optimizer, names: Iterable[Iterable[str]], completed: int) -> list[Group]:
     """Return the groups with the values that these settings have in the coming step."""
     checks, decoupled = optimizer.group_checks, optimizer.decoupled
     groups = []
@@ -167,14 +168,14 @@ def _resolved(
         schedules = {name: value for name, value in settings.items() if callable(value)}
         optimizer._check_together({**values, **schedules})
         constants = _stages.constants(values, decoupled=decoupled)
-        needs = _needs(optimizer, settings, values)
+        needs = known.needs
+        if needs is None or "weight_decay" in new:  # no other schedule decides about arrays
+            needs = _needs(optimizer, settings, values)
         groups.append(Group(known.members, list(schedules), values, constants, needs))
     return groups
 
 
-def _needs(
-    optimizer: Optimizer, settings: Mapping[str, Any], values: Mapping[str, Any]
-) -> Needs:
+def _needs(optimizer: Optimizer, settings: Mapping[str, Any], values: Mapping[str, Any]) -> Needs:
     return Needs(
         options_of(type(optimizer), settings, values),
         optimizer.initial_state(values),
@@ -184,6 +185,7 @@ def _needs(
     )
 
 
+@np.errstate(all="ignore")
 def _allocate(
     optimizer: Optimizer,
     group: Group,
@@ -217,9 +219,7 @@ def _allocate(
             states[index] = new
 
 
-def _kept(
-    cls: type[Optimizer], param: Array, state: Sequence[Any], needs: Needs
-) -> Iterator[Any]:
+def _kept(cls: type[Optimizer], param: Array, state: Sequence[Any], needs: Needs) -> Iterator[Any]:
     """Yield the rule's arrays in the format that they need, new ones where some are missing."""
     names = states_of(cls, needs.options)
     for array, name, has_sign in zip(state, names, ROWS[cls.rule]["has_sign"], strict=True):

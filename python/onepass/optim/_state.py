@@ -27,7 +27,8 @@ AVERAGE, AVERAGED, MASTER, GATHERED = "average", "averaged", "master", "accumula
 16 bits in float32, the sum of gradients."""
 
 UNSETTLED = "unsettled"
-"""Beside the state: that which settings have not changed yet, but will in the next step."""
+"""Where settings were changed since the last step: the state before the next step changes it too.
+They may still be taken back."""
 
 SHAPE, ORDER = "shape", "order"
 """Of the parameter, beside 8-bit codes: they have none that would tell."""
@@ -56,14 +57,16 @@ def state_dict(optimizer: Optimizer) -> dict[str, Any]:
         keys = [optimizer._keys[index] for index in known.members]
         groups.append({**settings, "step": completed, "params": keys})
         for key, index in zip(keys, known.members, strict=True):
-            entry = _saved_arrays(optimizer, index, coming)
+            there, kept = (_arrays(optimizer, index, which) for which in (now, coming))
+            entry = _saved_arrays(optimizer, index, coming, kept)
             sums = optimizer._sums[index]
             if sums is not None and optimizer._gathered.item(index):
                 entry[GATHERED] = sums.copy(order="K")
             if steps[index] or entry:
                 state[key] = {"step": steps[index], **entry}
-            if steps[index] and now.loses(coming, index):
-                unsettled[key] = {"step": steps[index], **_saved_arrays(optimizer, index, now)}
+            if there.keys() != kept.keys() or any(there[k] is not kept[k] for k in kept):
+                entry = _saved_arrays(optimizer, index, now, there)
+                unsettled[key] = {"step": steps[index], **entry}
     options = {
         name: _saved(check, name, optimizer.__dict__[name]) for name, check in CHECKS.items()
     }
@@ -75,25 +78,32 @@ def state_dict(optimizer: Optimizer) -> dict[str, Any]:
     return {**saved, UNSETTLED: unsettled} if unsettled else saved
 
 
-def _saved_arrays(optimizer: Optimizer, index: int, settled: Settled) -> dict[str, Any]:
-    """Return copies of a parameter's arrays, but for those that its first step begins."""
-    param, steps = optimizer._params[index], optimizer._counters.item(index)
+def _arrays(optimizer: Optimizer, index: int, settled: Settled) -> dict[str, Any]:
+    """Return a parameter's arrays by name, but for those that its first step begins."""
     *arrays, average, master = settled.states[index]
+    steps = optimizer._counters.item(index)
     if not steps:
         return {}
-    if master is not None:
-        master = _storage.weights(optimizer._of_the_run(index), master)
-    averaged = steps - settled.average_from[index]
-    named = {
-        **dict(zip(ROWS[optimizer.rule]["states"], arrays, strict=True)),
-        AVERAGE: average if averaged else None,  # else nothing is in it yet
-        MASTER: master,
-    }
-    entry = {name: a.copy(order="K") for name, a in named.items() if a is not None}
+    if steps == settled.average_from[index]:
+        average = None  # nothing is in it yet
+    names = (*ROWS[optimizer.rule]["states"], AVERAGE, MASTER)
+    named = zip(names, (*arrays, average, master), strict=True)
+    return {name: array for name, array in named if array is not None}
+
+
+@np.errstate(all="ignore")
+def _saved_arrays(
+    optimizer: Optimizer, index: int, settled: Settled, arrays: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return copies of these arrays of a parameter, and what has to be known about them."""
+    param = optimizer._params[index]
+    entry = {name: array.copy(order="K") for name, array in arrays.items()}
+    if MASTER in entry:
+        entry[MASTER] = _storage.weights(optimizer._of_the_run(index), entry[MASTER])
     if any(array.dtype == np.uint8 for array in entry.values()):
         entry |= {SHAPE: list(param.shape), ORDER: _storage.order_of(param)}
     if AVERAGE in entry:
-        entry[AVERAGED] = averaged
+        entry[AVERAGED] = optimizer._counters.item(index) - settled.average_from[index]
     return entry
 
 
@@ -109,6 +119,7 @@ def _saved(check: Check, name: str, value: Any) -> Any:
     return check(name, value)
 
 
+@np.errstate(all="ignore")
 def loaded(optimizer: Optimizer, saved: Mapping[str, Any]) -> Iterable[Update]:
     """Return what becomes of attributes where `saved` is loaded, or raise where it does not fit."""
     # PyTorch's dictionaries have no step options, nor had ours at first.
@@ -136,8 +147,8 @@ def loaded(optimizer: Optimizer, saved: Mapping[str, Any]) -> Iterable[Update]:
         label = f"param_groups[{number}]"
         members = optimizer._settled.groups[number].members
         groups.append(_settings(cls, saved_group, live, label))
-        own = [optimizer._params[index] for index in members]
-        _storage.check_format(groups[-1]["state_format"], own)
+        params = [optimizer._params[index] for index in members]
+        _storage.check_format(groups[-1]["state_format"], params)
         keys = _matching_keys(saved_group, [optimizer._keys[i] for i in members], label)
         known.update(keys)
         for key, index in zip(keys, members, strict=True):
@@ -164,7 +175,7 @@ def loaded(optimizer: Optimizer, saved: Mapping[str, Any]) -> Iterable[Update]:
     counters[SKIPPED] = _count(own.pop("skipped_steps", 0), "step_options: skipped_steps")
     # The next step brings the arrays into the formats of the groups, as it would have without
     # saving and loading.
-    members = [group.members for group in optimizer._settled.groups]
+    all_members = [group.members for group in optimizer._settled.groups]
     changes = {
         **own,
         "param_groups": groups,
@@ -172,7 +183,7 @@ def loaded(optimizer: Optimizer, saved: Mapping[str, Any]) -> Iterable[Update]:
         "_gathered": gathered,
         "_sums": gathers,
         "_planned": None,
-        "_settled": unsettled(members, arrays, average_from),
+        "_settled": unsettled(all_members, arrays, average_from),
     }
     return [*_remembered(optimizer, saved), (optimizer.__dict__, changes)]
 
@@ -212,7 +223,7 @@ def _settings(
 def _step_options(optimizer: Optimizer, saved: Any) -> dict[str, Any]:
     if not isinstance(saved, Mapping):
         raise ValueError(f"step_options: expected a mapping, got {type(saved).__name__}")
-    options = {_RENAMED.get(name, name): value for name, value in saved.items()}
+    options = {_RENAMED.get(str(name), str(name)): value for name, value in saved.items()}
     return {
         name: value
         if name == "skipped_steps"

@@ -229,5 +229,6 @@ class SGD(Optimizer, rule="sgd"):
             rate = settings["lr"] if settings["form"] == "heavy_ball" else 1.0
             for index in group.members:
                 weights, buffer = self._opened(index, settled)
-                values.append(np.asarray(weights - rate * settings["momentum"] * buffer))
+                with np.errstate(all="ignore"):
+                    values.append(np.asarray(weights - rate * settings["momentum"] * buffer))
         return self._show([index for group in settled.groups for index in group.members], values)

@@ -1,0 +1,161 @@
+"""Ctrl-C, or a lack of memory, at every Python line of a call in turn: all of it has happened, or
+nothing. Random moments do not find what these find."""
+
+import numpy as np
+import pytest
+
+import onepass as op
+from helpers import RICHEST, digest
+from interrupting import at_each_line
+
+N = 4100  # large enough for 8-bit state
+
+# What was set before the call. With two groups a fault that one group hides comes out.
+CHANGES = {
+    "nothing": {},
+    "everything": {
+        "lr": 0.5,
+        "weight_decay": 0.5,
+        "ema_decay": 0.5,
+        "state_format": "q8",
+        "max_grad_value": 0.1,
+    },
+    "no average": {"ema_decay": None},
+}
+WAYS = ("given", "bound", "accumulated")
+
+
+class Run:
+    """An optimizer after two steps, whose settings then were changed; the same each time."""
+
+    def __init__(self, cls, way, groups, change):
+        rng = np.random.default_rng(0)
+        self.params = [rng.normal(size=n).astype("f4") for n in (N, 7)]
+        self.grads = [rng.normal(size=n).astype("f4") for n in (N, 7)]
+        self.way = way
+        given = self.params if groups == 1 else [{"params": p} for p in self.params]
+        bound = {"grads": self.grads} if way == "bound" else {}
+        # One that has an average from the start can also lose it.
+        self.opt = cls(given, lr=0.1, ema_decay=0.9 if "ema_decay" in change else None, **bound)
+        self.step()
+        self.step()
+        for group in self.opt.param_groups:
+            group.update(change)
+
+    def step(self):
+        if self.way == "accumulated":
+            self.opt.accumulate(self.grads)
+        return self.opt.step(self.grads if self.way == "given" else None)
+
+    def whole(self):
+        return digest(self.params, self.opt.state_dict())
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_step(way, groups, change):
+    undisturbed = [Run(RICHEST, way, groups, change) for _ in range(2)]
+    after = []  # one more step, and two
+    for steps, run in enumerate(undisturbed, start=1):
+        for _ in range(steps):
+            run.step()
+        after.append(run.whole())
+    runs = []
+
+    def attempt():
+        runs.append(Run(RICHEST, way, groups, change))
+        return runs[-1].step
+
+    for where, _ in at_each_line(attempt, KeyboardInterrupt):
+        run = runs.pop()
+        run.opt.discard_accumulated()
+        info = run.step()  # the third, or the fourth where the interrupted one had happened
+        assert run.whole() == after[info.step - 3], where
+
+
+class Resumed:
+    """All that a load touches: two groups, a schedule that remembers, 16 bits, copies."""
+
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        self.params = [rng.normal(size=N).astype("f4"), rng.normal(size=5).astype("f2")]
+        self.copies = [np.zeros(N, np.float16), None]
+        self.schedule = op.schedules.ReduceOnPlateau(0.1, patience=0)
+        groups = [{"params": param} for param in self.params]
+        self.opt = RICHEST(groups, lr=self.schedule, ema_decay=0.9, copy_to=self.copies)
+
+    def whole(self):
+        return digest(self.params, self.copies, self.schedule.state_dict(), self.opt.state_dict())
+
+
+def test_loading():
+    source = Resumed()
+    saved, loaded, runs = source.opt.state_dict(), source.whole(), []
+
+    def attempt():
+        run = Resumed()
+        for error in (1.0, 2.0, 3.0):
+            run.schedule.report(error)
+        run.opt.step([np.ones_like(param) for param in run.params])
+        for param, other in zip(run.params, source.params, strict=True):
+            param[...] = other
+        runs.append((run, run.whole()))
+        return lambda: run.opt.load_state_dict(saved)
+
+    for where, _ in at_each_line(attempt, KeyboardInterrupt):
+        run, before = runs.pop()
+        assert before != loaded
+        assert run.whole() in (before, loaded), where
+    run, _ = runs.pop()
+    assert run.whole() == loaded  # the last attempt, which nothing interrupted
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_other_calls_that_change_nothing_else(error):
+    """Reading, and what puts back what it moved."""
+    run = Run(RICHEST, "given", 2, {"ema_decay": 0.5, "rounding": "nearest"})
+    opt, params, grads = run.opt, run.params, run.grads
+
+    def loss():
+        return float((params[0] ** 2).sum())
+
+    def look():
+        with opt.averaged():
+            return loss()
+
+    calls = {
+        "state_dict": opt.state_dict,
+        "repr": opt.__repr__,
+        "averaged": look,
+        "range_test": lambda: op.search.range_test(opt, lambda: (loss(), grads), steps=2),
+        "line_search": lambda: op.line_search.best_of([10.0])(params, grads, loss),
+        "refused gradients": lambda: pytest.raises(ValueError, opt.bind, [np.ones(3)]),
+    }
+    before = run.whole(), digest(opt.param_groups)
+    for name, call in calls.items():
+        for where, _ in at_each_line(lambda call=call: call, error):
+            assert (run.whole(), digest(opt.param_groups)) == before, (name, where)
+    assert run.step().step == 3
+
+
+def test_binding():
+    """The old gradients are bound, or the new ones."""
+    steps = {}
+    for scale in (1, 2):
+        run = Run(RICHEST, "bound", 2, {})
+        for grad in run.grads:
+            grad *= scale
+        run.step()
+        steps[scale] = digest(run.params)
+    runs = []
+
+    def attempt():
+        runs.append(Run(RICHEST, "bound", 2, {}))
+        new = [2 * grad for grad in runs[-1].grads]
+        return lambda: runs[-1].opt.bind(new)
+
+    for where, _ in at_each_line(attempt, KeyboardInterrupt):
+        run = runs.pop()
+        run.step()
+        assert digest(run.params) in steps.values(), where

@@ -1,0 +1,198 @@
+"""Every option of a step beside every other, and beside all that a run can go through.
+
+Where two features meet is where most faults were. The table must name every option that there is,
+so that a new one is met by all the others.
+"""
+
+import itertools
+
+import numpy as np
+import pytest
+
+import onepass as op
+from helpers import RICHEST, digest
+from onepass import optim
+
+N = 4200  # large enough for 8-bit state
+
+# Each option, switched on in ways that matter to others.
+OPTIONS = {
+    "max_grad_norm": [{"max_grad_norm": 0.5}],
+    "max_grad_value": [{"max_grad_value": 0.1}],
+    "nonfinite": [{"nonfinite": "skip"}, {"nonfinite": "raise"}],
+    "clear_grads": [{"clear_grads": True}],
+    "ema_decay": [{"ema_decay": 0.9}],
+    "ema_warmup": [{"ema_decay": 0.9, "ema_warmup": True}],
+    "swa_start": [{"swa_start": 2}],
+    "state_format": [{"state_format": "bf16"}, {"state_format": "q8"}],
+    "rounding": [{"rounding": "stochastic"}, {"rounding": "nearest"}],
+    "seed": [{"seed": 7}],
+    "grads": [{"grads": True}],
+    "copy_to": [{"copy_to": True}],
+}
+
+
+def test_every_option_is_in_the_table():
+    assert set(OPTIONS) == set(optim._stages.StepOptions.__annotations__)
+
+
+def together(first, second):
+    """Both, where they go together."""
+    options = {**first, **second}
+    try:
+        optim._stages.check_together({**optim._stages.GROUP_DEFAULTS, **options})
+    except ValueError:
+        return None
+    return options
+
+
+PAIRS = [
+    pair
+    for a, b in itertools.combinations(OPTIONS, 2)
+    for first in OPTIONS[a]
+    for second in OPTIONS[b]
+    if (pair := together(first, second))
+]
+
+
+class Run:
+    """A float32 and a float16 parameter, and one that never has a gradient, with such options."""
+
+    def __init__(self, options, start=None, cls=RICHEST):
+        rng = np.random.default_rng(0)
+        shapes = {"w": ((60, 70), "f4"), "half": ((N,), "f2"), "frozen": ((5,), "f4")}
+        self.params = start or {
+            name: rng.normal(size=shape).astype(dtype) for name, (shape, dtype) in shapes.items()
+        }
+        options = dict(options)
+        self.bound = {
+            name: None if name == "frozen" else np.zeros_like(param)
+            for name, param in self.params.items()
+        }
+        self.copies = {
+            name: np.zeros(param.shape, np.float16) if param.dtype == np.float32 else None
+            for name, param in self.params.items()
+        }
+        self.is_bound = options.pop("grads", False)
+        if self.is_bound:
+            options["grads"] = self.bound
+        self.has_copies = options.pop("copy_to", False)
+        if self.has_copies:
+            options["copy_to"] = self.copies
+        self.opt = cls(self.params, lr=0.05, **options)
+
+    def grads(self, step, *, finite=True):
+        rng = np.random.default_rng(step)
+        grads = dict(self.bound)
+        for name, grad in self.bound.items():
+            if grad is not None:
+                grads[name] = rng.normal(size=grad.shape).astype(grad.dtype)
+        if not finite:
+            grads["w"][0, 0] = np.nan
+        return grads
+
+    def step(self, number, way="given", **how):
+        grads = self.grads(number, **how)
+        if way == "accumulated":
+            self.opt.accumulate(grads)
+            return self.opt.step()
+        if not self.is_bound:
+            return self.opt.step(grads)
+        for name, grad in self.bound.items():
+            if grad is not None:
+                grad[...] = grads[name]
+        return self.opt.step()
+
+    def whole(self):
+        copies = self.copies if self.has_copies else None
+        return digest(self.params, copies, self.opt.state_dict(), self.opt.skipped_steps)
+
+    def resumed(self, options, path):
+        """The run as another process goes on with it."""
+        self.opt.save(path)
+        start = {name: param.copy(order="K") for name, param in self.params.items()}
+        other = Run(options, start)
+        other.opt.load(path)
+        return other
+
+
+@pytest.mark.parametrize("options", PAIRS, ids=lambda pair: "-".join(map(str, pair.items())))
+class TestPairs:
+    def test_a_whole_life(self, options, tmp_path):
+        """Steps, one that is not finite, blocks, searches, saving: each leaves the run the run."""
+        run, twin = Run(options), Run(options)
+        for number in range(5):
+            if number == 2 and options.get("nonfinite") != "raise":
+                infos = [each.step(number, finite=False) for each in (run, twin)]
+                assert infos[0].skipped == (options.get("nonfinite") == "skip")
+                continue
+            way = "accumulated" if number == 3 else "given"
+            run.step(number, way), twin.step(number, way)
+            self.disturb(run)
+            assert run.whole() == twin.whole()
+            run = run.resumed(options, tmp_path / "run.npz")
+            assert run.whole() == twin.whole()
+
+    def disturb(self, run):
+        """All that must leave no trace."""
+        opt = run.opt
+        before = run.whole()
+        if options_average(opt):
+            with opt.averaged():
+                assert digest(opt.state_dict()) == digest(opt.state_dict())
+        grads = run.grads(9)
+        op.search.range_test(opt, lambda: (1.0, grads), steps=2)
+        assert run.whole() == before
+        losses = iter([1.0, 2.0])  # the trial is no better
+        copies = run.copies if run.has_copies else None
+        search = op.line_search.best_of([1e-3])
+        search(run.params, grads, lambda: next(losses), copy_to=copies)
+        assert run.whole() == before
+
+    def test_a_copy_is_the_weights_rounded(self, options):
+        run = Run({**options, "copy_to": True})
+        for number in range(4):
+            for name, copy in run.copies.items():
+                if copy is not None:
+                    np.testing.assert_array_equal(copy, run.params[name].astype(np.float16))
+            finite = number != 2 or options.get("nonfinite") == "raise"
+            run.step(number, finite=finite)
+
+
+def options_average(opt):
+    return optim._stages.averages(opt.param_groups[0])
+
+
+@pytest.mark.parametrize("options", PAIRS, ids=lambda pair: "-".join(map(str, pair.items())))
+def test_the_callers_error_state_changes_nothing(options):
+    """Nor does any of it raise there, with numbers that are tiny in 16 bits, and huge ones."""
+    results = []
+    for state in ("ignore", "raise"):
+        run = Run(options)
+        for param in run.params.values():
+            param *= np.float16(1e-5)
+            param.reshape(-1)[:2] = 6e4
+        with np.errstate(all=state):
+            for number in range(3):
+                run.step(number)
+                if options_average(run.opt):
+                    with run.opt.averaged():
+                        saved = run.opt.state_dict()
+                    run.opt.load_state_dict(saved)
+            run.opt.param_groups[0]["state_format"] = None
+            run.opt.param_groups[0]["rounding"] = "nearest"
+            run.step(3)
+        results.append(run.whole())
+    assert results[0] == results[1]
+
+
+def test_the_oracle_does_not_see_the_callers_error_state(case):
+    cls, settings = case
+    values = np.array([1e-40, 3e38, 0.0, np.inf, np.nan, 1e-20], np.float32)
+    results = []
+    for state in ("ignore", "raise"):
+        with np.errstate(all=state):
+            start = cls.initial_state({**cls.defaults, **settings})
+            kept = [np.full_like(values, start) if n else None for n in cls.state_names(**settings)]
+            results.append(digest(cls.reference_step(values, values[::-1], *kept, **settings)))
+    assert results[0] == results[1]
