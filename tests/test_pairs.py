@@ -170,7 +170,7 @@ def test_the_callers_error_state_changes_nothing(options):
     for state in ("ignore", "raise"):
         run = Run(options)
         for param in run.params.values():
-            param *= np.float16(1e-5)
+            np.multiply(param, np.float16(1e-5), out=param)
             param.reshape(-1)[:2] = 6e4
         with np.errstate(all=state):
             for number in range(3):

@@ -1,8 +1,8 @@
 """A run that is saved, loaded, copied and read at any moment is one that never was.
 
 Hypothesis drives two optimizers of each class through the same public calls. One of them is also
-read, saved and loaded in between, into fresh objects; the other is left alone. To the bit, they stay
-the same run.
+read, saved and loaded in between, into fresh objects; the other is left alone. They stay the same
+run, to the bit.
 """
 
 import copy
@@ -50,6 +50,12 @@ def changes_of(cls):
     return {**CHANGES, **{name: values for name, values in own.items() if len(values) > 1}}
 
 
+def in_groups(arrays):
+    """Every second one in the first group, the others in the second."""
+    names = list(arrays)
+    return [{name: arrays[name] for name in names[begin::2]} for begin in (0, 1)]
+
+
 class Twins(RuleBasedStateMachine):
     """`kept` is never saved; `moved` is, and goes on in another object."""
 
@@ -69,18 +75,9 @@ class Twins(RuleBasedStateMachine):
     def new(self, params):
         own = {name: param.copy() for name, param in params.items()}
         bound = {name: np.zeros_like(param) for name, param in own.items()}
-        names = list(own)
-        groups = [
-            {"params": {n: own[n] for n in names[::2]}},
-            {"params": {n: own[n] for n in names[1::2]}, "lr": 0.01},
-        ]
-        opt = self.cls(groups, lr=0.1)
-        return (
-            opt,
-            own,
-            bound,
-            [{n: bound[n] for n in names[::2]}, {n: bound[n] for n in names[1::2]}],
-        )
+        first, second = in_groups(own)
+        opt = self.cls([{"params": first}, {"params": second, "lr": 0.01}], lr=0.1)
+        return opt, own, bound, in_groups(bound)
 
     def both(self, call):
         for twin in (self.kept, self.moved):
@@ -93,8 +90,7 @@ class Twins(RuleBasedStateMachine):
             if not finite and values.size:
                 values.reshape(-1)[0] = np.inf
             grads[name] = values.astype(DTYPES.get(name, np.float32)) if there else None
-        names = list(SHAPES)
-        return [{n: grads[n] for n in names[::2]}, {n: grads[n] for n in names[1::2]}]
+        return in_groups(grads)
 
     present = st.lists(st.booleans(), min_size=len(SHAPES), max_size=len(SHAPES))
 
