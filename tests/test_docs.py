@@ -30,7 +30,8 @@ MODULES = ["onepass"] + [
 
 @pytest.mark.parametrize("name", MODULES)
 def test_doctests(name):
-    failed, _ = doctest.testmod(importlib.import_module(name))
+    """An example imports what it uses, as its reader has to."""
+    failed, _ = doctest.testmod(importlib.import_module(name), globs={})
     assert failed == 0
 
 
@@ -40,24 +41,49 @@ def test_doctests_are_found():
         assert any(test.examples for test in finder.find(cls)), cls
 
 
-PAGES = {
-    str(page.relative_to(ROOT)): blocks
-    for page in [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
-    if (blocks := sphinx_pages.code_blocks(page, "python"))
-}
+def with_code(texts):
+    return {name: text for name, text in texts.items() if sphinx_pages.blocks(text, "python")}
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_the_code_of_a_page_runs(name, tmp_path, monkeypatch):
+README = (ROOT / "README.md").read_text()
+PAGES = with_code(
+    {
+        "README.md": README,
+        **{
+            str(page.relative_to(ROOT)): sphinx_pages.rendered(page)
+            for page in sorted(DOCS.rglob("*.md"))
+            if sphinx_pages.GENERATED not in page.parents
+        },
+    }
+)
+SECTIONS = with_code(
+    {text.partition("\n")[0]: text for text in re.split(r"^## ", README, flags=re.M)[1:]}
+)
+EXAMPLE = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", re.M | re.S)
+
+
+@pytest.mark.parametrize("text", [*PAGES.values(), *SECTIONS.values()], ids=[*PAGES, *SECTIONS])
+def test_code_runs_on_its_own_and_prints_what_stands_below_it(text, tmp_path, monkeypatch, capsys):
+    """On each page as its reader sees it, with what it includes, and in each section of README."""
     monkeypatch.chdir(tmp_path)  # it may save something
     scope: dict[str, object] = {}
-    for block in PAGES[name]:
-        exec(compile(block, name, "exec"), scope)
+    for code, printed in EXAMPLE.findall(text):
+        exec(compile(code, "example", "exec"), scope)
+        assert capsys.readouterr().out == printed
+
+
+def test_all_code_is_found():
+    """Whatever the fence of a block, and whatever the page includes."""
+    assert set(PAGES) >= {"README.md", "docs/first-steps.md", "docs/batchnorm.md"}
+    for text in PAGES.values():
+        fences = re.findall(r"^ *(?:```|~~~)+ *(?:py\w*|\{code[^}]*\} *py\w*)$", text, re.M)
+        assert len(fences) == len(EXAMPLE.findall(text))
+    first = sphinx_pages.blocks(README, "python")[0]
+    assert first in PAGES["docs/first-steps.md"]
 
 
 def test_every_promise_of_the_readme_names_a_test_that_exists():
-    readme = (ROOT / "README.md").read_text()
-    promises = re.search(r"## Promises\n(.*?)\n## ", readme, re.S).group(1)
+    promises = re.search(r"## Promises\n(.*?)\n## ", README, re.S).group(1)
     named = re.findall(r"`tests/(test_\w+\.py)(?:::(\w+))?`", promises)
     rows = [line for line in promises.splitlines() if line.startswith("| ")][2:]
     assert len(rows) >= 8
@@ -145,5 +171,5 @@ def test_the_c_plus_plus_program_of_the_site(tmp_path):
     subprocess.run(shlex.split(command), check=True, cwd=tmp_path)
     printed = subprocess.run([tmp_path / "adam"], check=True, capture_output=True, text=True).stdout
     scope: dict[str, object] = {}
-    exec("".join(PAGES["docs/embedding.md"]), scope)
+    exec("".join(sphinx_pages.code_blocks(page, "python")), scope)
     assert [float.fromhex(line) for line in printed.split()] == scope["param"].tolist()
