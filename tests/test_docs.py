@@ -2,30 +2,22 @@
 
 import doctest
 import importlib
-import inspect
-import pkgutil
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
 import onepass
+import pictures
+import sphinx_pages
+from helpers import MODULES, PUBLIC
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-sys.path.append(str(DOCS))  # for what makes the site's pages
-import pictures  # noqa: E402
-import sphinx_pages  # noqa: E402
-
-MODULES = ["onepass"] + [
-    module.name
-    for module in pkgutil.walk_packages(onepass.__path__, "onepass.")
-    if not module.name.endswith("__main__")
-]
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -103,33 +95,22 @@ def site():
 def documented():
     """Return all that a directive of some page documents, by its dotted name."""
     directives = re.findall(r"^\.\. (automodule|auto\w+|py:data):: (\S+)$", site(), re.M)
-    found = {name: resolve(name) for kind, name in directives if kind != "automodule"}
+    found = {name: resolve_name(name) for kind, name in directives if kind != "automodule"}
     for module in (name for kind, name in directives if kind == "automodule"):
         found |= {
             f"{module}.{name}": thing
-            for name in getattr(resolve(module), "__all__", ())
-            if callable(thing := getattr(resolve(module), name))  # data has no docstring to show
+            for name in getattr(resolve_name(module), "__all__", ())
+            if callable(
+                thing := getattr(resolve_name(module), name)
+            )  # data has no docstring to show
         }
     return found
-
-
-def resolve(dotted):
-    return pkgutil.resolve_name(dotted)
-
-
-PUBLIC = [
-    f"{module}.{name}"
-    for module in MODULES
-    if "._" not in module
-    for name in getattr(importlib.import_module(module), "__all__", ())
-    if not inspect.ismodule(getattr(importlib.import_module(module), name))  # its names are there
-]
 
 
 def test_every_public_name_is_on_the_site():
     """Under this name or another one."""
     shown = {id(thing) for thing in documented().values()}
-    assert [name for name in PUBLIC if id(resolve(name)) not in shown] == []
+    assert [name for name in PUBLIC if id(resolve_name(name)) not in shown] == []
 
 
 def test_every_optimizer_has_a_page_with_its_picture():
