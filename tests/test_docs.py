@@ -15,6 +15,7 @@ import onepass
 import pictures
 import sphinx_pages
 from helpers import MODULES, PUBLIC
+from onepass import cli
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -72,6 +73,25 @@ def test_all_code_is_found():
         assert len(fences) == len(EXAMPLE.findall(text))
     first = sphinx_pages.blocks(README, "python")[0]
     assert first in PAGES["docs/first-steps.md"]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_code_is_no_wider_than_the_page_shows(name):
+    for code, _ in EXAMPLE.findall(PAGES[name]):
+        assert max(map(len, code.splitlines())) <= 90
+
+
+DRAWS = re.search(r"^## What `onepass compare` draws\n(.*?)^## ", README, re.M | re.S)[1]
+
+
+@pytest.mark.parametrize("options", re.findall(r"`(--[\w-]+ [^`]+)`", DRAWS))
+def test_compare_accepts_the_options_that_the_readme_suggests(options, tmp_path, monkeypatch):
+    def run(*_):
+        raise NotImplementedError("accepted")
+
+    monkeypatch.setattr("onepass.compare.Experiment.run", run)
+    with pytest.raises(NotImplementedError, match="accepted"):
+        cli.main(["compare", *shlex.split(options), "--out", str(tmp_path)])
 
 
 def test_every_promise_of_the_readme_names_a_test_that_exists():
