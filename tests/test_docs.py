@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from pkgutil import resolve_name
 
+import numpy as np
 import pytest
 
 import onepass
@@ -16,6 +17,8 @@ import pictures
 import sphinx_pages
 from helpers import MODULES, PUBLIC
 from onepass import cli
+from onepass.line_search import backtracking, best_of
+from onepass.surface import SURFACES
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -157,6 +160,16 @@ def test_every_command_is_on_the_site():
 def test_every_schedule_is_in_the_picture():
     named = [code.partition("(")[0] for code in pictures.SCHEDULES]
     assert sorted(named) == sorted(onepass.schedules.__all__)
+
+
+def test_what_the_line_searches_on_their_page_cost():
+    ravine = SURFACES["ravine"]
+    for search, cost in ((best_of((0.01, 0.1, 1)), {4}), (backtracking(), {6, 7})):
+        w = np.array(ravine.start)
+        taken = [
+            search(w, ravine.gradient(w), lambda w=w: float(ravine.loss(w))) for _ in range(40)
+        ]
+        assert {info.evaluations for info in taken} == cost
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
