@@ -14,7 +14,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from contextlib import chdir
+from contextlib import chdir, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -188,8 +189,9 @@ def blocks(text: str, language: str) -> list[str]:
 
 def _run(page: Path) -> None:
     scope: dict[str, object] = {}
-    for block in code_blocks(page, "python"):
-        exec(compile(block, page.name, "exec"), scope)
+    with redirect_stdout(StringIO()):  # a test compares what is printed with what the page shows
+        for block in code_blocks(page, "python"):
+            exec(compile(block, page.name, "exec"), scope)
     for line in "".join(code_blocks(page, "bash")).splitlines():
         command = [sys.executable, "-m", *shlex.split(line)]
         printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout

@@ -78,6 +78,14 @@ def test_all_code_is_found():
     assert first in PAGES["docs/first-steps.md"]
 
 
+def test_names_in_the_text_exist():
+    spans = "\n".join(re.findall(r"`[^`\n]+`", f"{README}\n{site()}"))
+    named = set(re.findall(r"\b(?:op|onepass)\.([a-zA-Z_][\w.]*\w)", spans))
+    assert "schedules.cosine" in named
+    for name in named:
+        resolve_name(f"onepass.{name}")
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_code_is_no_wider_than_the_page_shows(name):
     for code, _ in EXAMPLE.findall(PAGES[name]):
