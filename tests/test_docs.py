@@ -42,16 +42,12 @@ def with_code(texts):
 
 
 README = (ROOT / "README.md").read_text()
-PAGES = with_code(
-    {
-        "README.md": README,
-        **{
-            str(page.relative_to(ROOT)): sphinx_pages.rendered(page)
-            for page in sorted(DOCS.rglob("*.md"))
-            if sphinx_pages.GENERATED not in page.parents
-        },
-    }
-)
+TEXTS = {"README.md": README} | {
+    str(page.relative_to(ROOT)): sphinx_pages.rendered(page)
+    for page in sorted(DOCS.rglob("*.md"))
+    if sphinx_pages.GENERATED not in page.parents
+}
+PAGES = with_code(TEXTS)
 SECTIONS = with_code(
     {text.partition("\n")[0]: text for text in re.split(r"^## ", README, flags=re.M)[1:]}
 )
@@ -71,7 +67,7 @@ def test_code_runs_on_its_own_and_prints_what_stands_below_it(text, tmp_path, mo
 def test_all_code_is_found():
     """Whatever the fence of a block, and whatever the page includes."""
     assert set(PAGES) >= {"README.md", "docs/first-steps.md", "docs/batchnorm.md"}
-    for text in PAGES.values():
+    for text in TEXTS.values():
         fences = re.findall(r"^ *(?:```|~~~)+ *(?:py\w*|\{code[^}]*\} *py\w*)$", text, re.M)
         assert len(fences) == len(EXAMPLE.findall(text))
     first = sphinx_pages.blocks(README, "python")[0]
