@@ -4,12 +4,50 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 import nox
 
-nox.options.sessions = ["tests", "lint", "cpp", "docs"]
+nox.options.sessions = ["tests", "cpp", "extras"]
 nox.options.reuse_existing_virtualenvs = True
+
+EXTRAS = nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]
+DISTRIBUTIONS = Path("build", "distributions")
+OUT = Path("build", "extras")
+
+LINT = (("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",))
+DOCS = (("python", "-m", "sphinx", "-q", "-W", "--keep-going", "docs", "build/docs"),)
+
+STEP_IN_BFLOAT16 = """
+import ml_dtypes, numpy as np, onepass as op
+for dtype, option in ((np.float32, {"state_format": "bf16"}), (ml_dtypes.bfloat16, {})):
+    w = np.ones(5000, dtype)
+    op.AdamW(w, lr=0.1, **option).step(w.copy())
+    assert (w < 1).all()
+"""
+DRAW_AN_AVERAGE = f"""
+import onepass as op
+op.ema.picture([1.0, 2.0, 3.0], beta=0.9, path="{OUT}/ema.png")
+"""
+
+JOBS = {
+    "": [("onepass", "info")],
+    "formats": [("python", "-W", "error", "-c", STEP_IN_BFLOAT16)],
+    "plot": [("python", "-W", "error", "-c", DRAW_AN_AVERAGE)],
+    "surface": [
+        ("onepass", "surface", "--surface", "ravine", "--steps", "10", "--out", f"{OUT}/surface")
+    ],
+    "compare": [("onepass", "compare", "--seeds", "1", "--steps", "20", "--out", f"{OUT}/compare")],
+    "tune": [("onepass", "tune", "--trials", "3", "--epochs", "1", "--out", f"{OUT}/tune")],
+    "docs": DOCS,
+    "test": [("python", "-m", "pytest", "-q", "tests/test_docs.py", "tests/test_extras.py")],
+    "bench": [
+        ("python", "bench/run.py", "--quick", "--rule", "sgd", "--workload", "1e3", "128x1024")
+    ],
+    "dev": [*LINT, ("nox", "--list"), ("python", "-m", "build", "--version")],
+}
+"""What each extra is for, in the smallest form; "" is the package alone."""
 
 
 @nox.session
@@ -24,9 +62,7 @@ def tests(session: nox.Session) -> None:
 def lint(session: nox.Session) -> None:
     """Check style and types."""
     session.install(".[dev]")
-    session.run("ruff", "check", ".")
-    session.run("ruff", "format", "--check", ".")
-    session.run("mypy")
+    _run_all(session, LINT)
 
 
 @nox.session
@@ -62,7 +98,28 @@ def _check_kernels(session: nox.Session, build: Path) -> None:
 def docs(session: nox.Session) -> None:
     """Build the site into build/docs; a warning is an error."""
     session.install(".[docs]")
-    session.run("python", "-m", "sphinx", "-q", "-W", "--keep-going", "docs", "build/docs")
+    _run_all(session, DOCS)
+
+
+@nox.session
+def distributions(session: nox.Session) -> None:
+    """Build the source distribution, and the wheel from that: it holds all that it needs."""
+    session.install("build")
+    shutil.rmtree(DISTRIBUTIONS, ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(DISTRIBUTIONS), ".", silent=True)
+
+
+@nox.session(reuse_venv=False, requires=["distributions"])
+@nox.parametrize("extra", ["", *EXTRAS])
+def extras(session: nox.Session, extra: str) -> None:
+    """Install the wheel with one extra alone, in a fresh environment, and do what that is for."""
+    if extra not in JOBS:
+        session.error(f"the extra {extra!r} has no job: what is it for?")
+    (wheel,) = DISTRIBUTIONS.glob("*.whl")
+    session.install(f"{wheel}[{extra}]" if extra else str(wheel))
+    shutil.rmtree(OUT, ignore_errors=True)
+    OUT.mkdir(parents=True)
+    _run_all(session, JOBS[extra])
 
 
 @nox.session
@@ -71,6 +128,11 @@ def bench(session: nox.Session) -> None:
     session.install("torch==2.13.0")
     session.install(".[bench]", "bitsandbytes")  # with torch: alone it would bring another one
     session.run("python", "bench/run.py", *session.posargs)
+
+
+def _run_all(session: nox.Session, commands: Iterable[tuple[str, ...]]) -> None:
+    for command in commands:
+        session.run(*command)
 
 
 def _output(*command: str) -> list[str]:

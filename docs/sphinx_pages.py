@@ -1,11 +1,12 @@
 """Pages and pictures that the package itself makes, in `generated/`, before Sphinx reads the rest.
 
-The pages' own code runs there too: ```` ```python ```` blocks, one after the other, and the
-commands in ```` ```bash ```` blocks, whose output goes to `<page>.txt`. So a picture on a page is
-what the code above it has drawn.
+The pages' own code runs there too, that of included texts as well: ```` ```python ```` blocks, one
+after the other, and the commands in ```` ```bash ```` blocks, whose output goes to `<page>.txt`. So
+a picture on a page is what the code above it has drawn.
 """
 
 import argparse
+import ast
 import inspect
 import os
 import re
@@ -13,7 +14,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from contextlib import chdir
+from contextlib import chdir, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -29,6 +31,9 @@ HERE = Path(__file__).parent
 GENERATED = HERE / "generated"
 TO_ROOT = "../../.."  # from an optimizer's page
 COLUMNS = "92"  # of what commands print
+
+INCLUDE = re.compile(r"^```\{include\} (\S+)\n(.*?)^```\n?", re.M | re.S)
+OPTION = re.compile(r"^:([\w-]+): (.*)$", re.M)
 
 REGISTRY = onepass.optim.registry
 
@@ -61,7 +66,8 @@ def _is_stale() -> bool:
     if not GENERATED.exists():
         return True
     package = Path(onepass.__file__).parent
-    sources = [*HERE.glob("*.md"), *HERE.glob("*.py"), *package.rglob("*.py")]
+    written = [*HERE.parent.glob("*.md"), *HERE.glob("*.md"), *HERE.glob("*.py")]
+    sources = [*written, *package.rglob("*.py")]
     return max(path.stat().st_mtime for path in sources) > GENERATED.stat().st_mtime
 
 
@@ -150,15 +156,42 @@ def commands() -> dict[str, argparse.ArgumentParser]:
     return dict(found)
 
 
+def rendered(page: Path) -> str:
+    """Return a page's text as its reader sees it: with what it includes."""
+
+    def included(directive: re.Match[str]) -> str:
+        path, options = directive.groups()
+        source = page.parent / path
+        if GENERATED in source.parents:
+            return pages()[str(source.relative_to(GENERATED))]
+        text = rendered(source)
+        marks = {name: ast.literal_eval(mark) for name, mark in OPTION.findall(options)}
+        if after := marks.get("start-after"):
+            _, found, text = text.partition(after)
+            assert found, f"{page}: {path} has no {after!r}"
+        if before := marks.get("end-before"):
+            text, found, _ = text.partition(before)
+            assert found, f"{page}: {path} has no {before!r}"
+        return text
+
+    return INCLUDE.sub(included, page.read_text())
+
+
 def code_blocks(page: Path, language: str) -> list[str]:
-    """Return what stands in a page's blocks of this language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.M | re.S)
+    """Return what stands in a page's blocks of this language, in those that it includes too."""
+    return blocks(rendered(page), language)
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """Return what stands in the blocks of this language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
 
 
 def _run(page: Path) -> None:
     scope: dict[str, object] = {}
-    for block in code_blocks(page, "python"):
-        exec(compile(block, page.name, "exec"), scope)
+    with redirect_stdout(StringIO()):  # a test compares what is printed with what the page shows
+        for block in code_blocks(page, "python"):
+            exec(compile(block, page.name, "exec"), scope)
     for line in "".join(code_blocks(page, "bash")).splitlines():
         command = [sys.executable, "-m", *shlex.split(line)]
         printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout

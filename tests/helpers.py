@@ -1,12 +1,16 @@
 """What the tests share: the cases they iterate, and equality of bits."""
 
 import hashlib
+import importlib
+import inspect
+import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+import onepass
 from onepass import optim
 from onepass.optim import Optimizer
 
@@ -25,6 +29,19 @@ FORMATS = (np.float32, np.float64)
 RICHEST = max(optim.registry.values(), key=lambda cls: len(cls.state_names()))
 """A class with much state, for tests of what all classes share and that take long."""
 SMALL_FORMATS = (np.float16, ml_dtypes.bfloat16)
+
+MODULES = ["onepass"] + [
+    module.name
+    for module in pkgutil.walk_packages(onepass.__path__, "onepass.")
+    if not module.name.endswith("__main__")
+]
+PUBLIC = [
+    f"{module}.{name}"
+    for module in MODULES
+    if "._" not in module
+    for name in getattr(importlib.import_module(module), "__all__", ())
+    if not inspect.ismodule(getattr(importlib.import_module(module), name))  # its names are there
+]
 
 
 def assert_same_bits(actual: Any, expected: Any) -> None:

@@ -2,35 +2,32 @@
 
 import doctest
 import importlib
-import inspect
-import pkgutil
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
+from pkgutil import resolve_name
 
+import numpy as np
 import pytest
 
 import onepass
+import pictures
+import sphinx_pages
+from helpers import MODULES, PUBLIC
+from onepass import cli
+from onepass.line_search import backtracking, best_of
+from onepass.surface import SURFACES
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-sys.path.append(str(DOCS))  # for what makes the site's pages
-import pictures  # noqa: E402
-import sphinx_pages  # noqa: E402
-
-MODULES = ["onepass"] + [
-    module.name
-    for module in pkgutil.walk_packages(onepass.__path__, "onepass.")
-    if not module.name.endswith("__main__")
-]
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_doctests(name):
-    failed, _ = doctest.testmod(importlib.import_module(name))
+    """An example imports what it uses, as its reader has to."""
+    failed, _ = doctest.testmod(importlib.import_module(name), globs={})
     assert failed == 0
 
 
@@ -40,24 +37,72 @@ def test_doctests_are_found():
         assert any(test.examples for test in finder.find(cls)), cls
 
 
-PAGES = {
-    str(page.relative_to(ROOT)): blocks
-    for page in [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
-    if (blocks := sphinx_pages.code_blocks(page, "python"))
+def with_code(texts):
+    return {name: text for name, text in texts.items() if sphinx_pages.blocks(text, "python")}
+
+
+README = (ROOT / "README.md").read_text()
+TEXTS = {"README.md": README} | {
+    str(page.relative_to(ROOT)): sphinx_pages.rendered(page)
+    for page in sorted(DOCS.rglob("*.md"))
+    if sphinx_pages.GENERATED not in page.parents
 }
+PAGES = with_code(TEXTS)
+SECTIONS = with_code(
+    {text.partition("\n")[0]: text for text in re.split(r"^## ", README, flags=re.M)[1:]}
+)
+EXAMPLE = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", re.M | re.S)
+
+
+@pytest.mark.parametrize("text", [*PAGES.values(), *SECTIONS.values()], ids=[*PAGES, *SECTIONS])
+def test_code_runs_on_its_own_and_prints_what_stands_below_it(text, tmp_path, monkeypatch, capsys):
+    """On each page as its reader sees it, with what it includes, and in each section of README."""
+    monkeypatch.chdir(tmp_path)  # it may save something
+    scope: dict[str, object] = {}
+    for code, printed in EXAMPLE.findall(text):
+        exec(compile(code, "example", "exec"), scope)
+        assert capsys.readouterr().out == printed
+
+
+def test_all_code_is_found():
+    """Whatever the fence of a block, and whatever the page includes."""
+    assert set(PAGES) >= {"README.md", "docs/first-steps.md", "docs/batchnorm.md"}
+    for text in TEXTS.values():
+        fences = re.findall(r"^ *(?:```|~~~)+ *(?:py\w*|\{code[^}]*\} *py\w*)$", text, re.M)
+        assert len(fences) == len(EXAMPLE.findall(text))
+    first = sphinx_pages.blocks(README, "python")[0]
+    assert first in PAGES["docs/first-steps.md"]
+
+
+def test_names_in_the_text_exist():
+    spans = "\n".join(re.findall(r"`[^`\n]+`", f"{README}\n{site()}"))
+    named = set(re.findall(r"\b(?:op|onepass)\.([a-zA-Z_][\w.]*\w)", spans))
+    assert "schedules.cosine" in named
+    for name in named:
+        resolve_name(f"onepass.{name}")
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_the_code_of_a_page_runs(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # it may save something
-    scope: dict[str, object] = {}
-    for block in PAGES[name]:
-        exec(compile(block, name, "exec"), scope)
+def test_code_is_no_wider_than_the_page_shows(name):
+    for code, _ in EXAMPLE.findall(PAGES[name]):
+        assert max(map(len, code.splitlines())) <= 90
+
+
+DRAWS = re.search(r"^## What `onepass compare` draws\n(.*?)^## ", README, re.M | re.S)[1]
+
+
+@pytest.mark.parametrize("options", re.findall(r"`(--[\w-]+ [^`]+)`", DRAWS))
+def test_compare_accepts_the_options_that_the_readme_suggests(options, tmp_path, monkeypatch):
+    def run(*_):
+        raise NotImplementedError("accepted")
+
+    monkeypatch.setattr("onepass.compare.Experiment.run", run)
+    with pytest.raises(NotImplementedError, match="accepted"):
+        cli.main(["compare", *shlex.split(options), "--out", str(tmp_path)])
 
 
 def test_every_promise_of_the_readme_names_a_test_that_exists():
-    readme = (ROOT / "README.md").read_text()
-    promises = re.search(r"## Promises\n(.*?)\n## ", readme, re.S).group(1)
+    promises = re.search(r"## Promises\n(.*?)\n## ", README, re.S).group(1)
     named = re.findall(r"`tests/(test_\w+\.py)(?:::(\w+))?`", promises)
     rows = [line for line in promises.splitlines() if line.startswith("| ")][2:]
     assert len(rows) >= 8
@@ -77,33 +122,22 @@ def site():
 def documented():
     """Return all that a directive of some page documents, by its dotted name."""
     directives = re.findall(r"^\.\. (automodule|auto\w+|py:data):: (\S+)$", site(), re.M)
-    found = {name: resolve(name) for kind, name in directives if kind != "automodule"}
+    found = {name: resolve_name(name) for kind, name in directives if kind != "automodule"}
     for module in (name for kind, name in directives if kind == "automodule"):
         found |= {
             f"{module}.{name}": thing
-            for name in getattr(resolve(module), "__all__", ())
-            if callable(thing := getattr(resolve(module), name))  # data has no docstring to show
+            for name in getattr(resolve_name(module), "__all__", ())
+            if callable(
+                thing := getattr(resolve_name(module), name)
+            )  # data has no docstring to show
         }
     return found
-
-
-def resolve(dotted):
-    return pkgutil.resolve_name(dotted)
-
-
-PUBLIC = [
-    f"{module}.{name}"
-    for module in MODULES
-    if "._" not in module
-    for name in getattr(importlib.import_module(module), "__all__", ())
-    if not inspect.ismodule(getattr(importlib.import_module(module), name))  # its names are there
-]
 
 
 def test_every_public_name_is_on_the_site():
     """Under this name or another one."""
     shown = {id(thing) for thing in documented().values()}
-    assert [name for name in PUBLIC if id(resolve(name)) not in shown] == []
+    assert [name for name in PUBLIC if id(resolve_name(name)) not in shown] == []
 
 
 def test_every_optimizer_has_a_page_with_its_picture():
@@ -132,6 +166,16 @@ def test_every_schedule_is_in_the_picture():
     assert sorted(named) == sorted(onepass.schedules.__all__)
 
 
+def test_what_the_line_searches_on_their_page_cost():
+    ravine = SURFACES["ravine"]
+    for search, cost in ((best_of((0.01, 0.1, 1)), {4}), (backtracking(), {6, 7})):
+        w = np.array(ravine.start)
+        taken = [
+            search(w, ravine.gradient(w), lambda w=w: float(ravine.loss(w))) for _ in range(40)
+        ]
+        assert {info.evaluations for info in taken} == cost
+
+
 @pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
 def test_the_c_plus_plus_program_of_the_site(tmp_path):
     """As the page says, it gives the bits of the Python above it."""
@@ -145,5 +189,5 @@ def test_the_c_plus_plus_program_of_the_site(tmp_path):
     subprocess.run(shlex.split(command), check=True, cwd=tmp_path)
     printed = subprocess.run([tmp_path / "adam"], check=True, capture_output=True, text=True).stdout
     scope: dict[str, object] = {}
-    exec("".join(PAGES["docs/embedding.md"]), scope)
+    exec("".join(sphinx_pages.code_blocks(page, "python")), scope)
     assert [float.fromhex(line) for line in printed.split()] == scope["param"].tolist()

@@ -48,6 +48,7 @@ def guesses() -> list[Guess]:
 
     Examples
     --------
+    >>> from onepass.surface.claims import guesses
     >>> for guess in guesses():
     ...     print(f"{guess.w:5} {guess.b:5} {guess.printed} {guess.loss:.4f} {guess.holds}")
       0.5   0.0 0.0730 0.0731 False
@@ -72,6 +73,7 @@ def steps_across_the_plateau(
 
     Examples
     --------
+    >>> from onepass.surface.claims import steps_across_the_plateau
     >>> steps_across_the_plateau()
     {'SGD': 113, 'Momentum': 32, 'Nesterov': 29}
     >>> steps_across_the_plateau(start=(0, -4), goal=0.001)
@@ -109,6 +111,7 @@ def u_turns(start: npt.ArrayLike = _NEURON.start, lr: float = _NEURON.lr) -> dic
 
     Examples
     --------
+    >>> from onepass.surface.claims import u_turns
     >>> for name, turn in u_turns().items():
     ...     print(f"{name}: past {turn.overshoot:.2f}, length {turn.length:.2f}")
     Momentum: past 3.64, length 12.29
@@ -153,6 +156,7 @@ def first_steps_on_sparse(
 
     Examples
     --------
+    >>> from onepass.surface.claims import first_steps_on_sparse
     >>> for name, moved in first_steps_on_sparse().items():
     ...     print(f"{name}: w {moved.w:.2f}, b {moved.b:.2f}, ratio {moved.ratio:.2f}")
     SGD: w 0.39, b 2.75, ratio 0.14
@@ -181,6 +185,7 @@ def effective_rates(
 
     Examples
     --------
+    >>> from onepass.surface.claims import effective_rates
     >>> for name, rates in effective_rates().items():
     ...     w, b = rates[-1] / rates[0]
     ...     print(f"{name}: times {w:.1g} along w, {b:.1g} along b")

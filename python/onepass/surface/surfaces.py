@@ -141,6 +141,7 @@ def sparse_neuron(seed: int = 0) -> Surface:
 
     Examples
     --------
+    >>> from onepass.surface import sparse_neuron
     >>> float(sparse_neuron(seed=3).loss((2, 1)))
     0.0
     """
