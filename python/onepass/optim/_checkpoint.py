@@ -2,20 +2,20 @@
 
 import json
 import os
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from onepass._extras import MissingExtraError
-from onepass._files import write_atomically
+from onepass._files import Place, read_from, write_atomically
+from onepass._npz import read_npz, write_npz
 from onepass.optim._storage import bfloat16
 
 _FORMAT = 1
 _BFLOAT16 = "bfloat16"
 
 
-def write(path: str | os.PathLike[str], kind: str, state_dict: dict[str, Any]) -> None:
+def write(path: Place, kind: str, state_dict: dict[str, Any]) -> None:
     """Write `state_dict` so that `path` is at any time the old file or the whole new one."""
     arrays: dict[str, Any] = {}
     entries = []
@@ -36,36 +36,42 @@ def write(path: str | os.PathLike[str], kind: str, state_dict: dict[str, Any]) -
     }
     arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
 
-    write_atomically(path, lambda file: np.savez(file, **arrays))
+    write_atomically(path, lambda file: write_npz(file, arrays))
 
 
-def read(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
+def read(path: Place, kind: str) -> dict[str, Any]:
     """Return the state dictionary in the file of an optimizer of this kind."""
-    with Path(path).open("rb") as file:
-        try:
-            with np.load(file, allow_pickle=False) as archive:
-                header = json.loads(archive["header"].tobytes())
-                if header["format"] != _FORMAT:
-                    raise ValueError(f"format {header['format']}")
-                state = {
-                    entry.pop("key"): _entry(archive, number, entry)
-                    for number, entry in enumerate(header["state"])
-                }
-                saved_kind = header["optimizer"]
-                rest = {k: header[k] for k in ("param_groups", "step_options") if k in header}
-        except MissingExtraError:
-            raise
-        except Exception as error:  # damage makes zipfile raise a dozen kinds
-            raise ValueError(
-                f"path: expected a checkpoint that save wrote, got {os.fspath(path)!r} ({error})"
-            ) from error
+    return read_from(path, partial(_read, path, kind))
+
+
+def _read(path: Place, kind: str, file: BinaryIO) -> dict[str, Any]:
+    try:
+        saved_kind, state_dict = _parsed(read_npz(file))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # not what write makes
+        name = os.fspath(path) if isinstance(path, str | os.PathLike) else path
+        raise ValueError(
+            f"path: expected a checkpoint that save wrote, got {name!r} ({error})"
+        ) from error
     if saved_kind != kind:
         raise ValueError(f"path: expected a checkpoint of {kind}, got one of {saved_kind}")
-    return {"state": state, **rest}
+    return state_dict
 
 
-def _entry(archive: Any, number: int, entry: dict[str, Any]) -> dict[str, Any]:
-    arrays = {name: archive[f"{number}.{name}"] for name in entry.pop("arrays")}
+def _parsed(arrays: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return whose state it is, and the state."""
+    header = json.loads(arrays["header"].tobytes())
+    if header["format"] != _FORMAT:
+        raise ValueError(f"format {header['format']}")
+    state = {
+        entry.pop("key"): _entry(arrays, number, entry)
+        for number, entry in enumerate(header["state"])
+    }
+    rest = {k: header[k] for k in ("param_groups", "step_options") if k in header}
+    return header["optimizer"], {"state": state, **rest}
+
+
+def _entry(saved: dict[str, Any], number: int, entry: dict[str, Any]) -> dict[str, Any]:
+    arrays = {name: saved[f"{number}.{name}"] for name in entry.pop("arrays")}
     for name in entry.pop(_BFLOAT16, ()):
         arrays[name] = arrays[name].view(bfloat16())
     return {**arrays, **entry}  # what is left are counts
