@@ -185,5 +185,5 @@ class LossScaler:
 
 
 def _in_range(scale: float) -> float:
-    """Return the number of float32 that a scale becomes, as PyTorch's, none too small for a step."""
+    """Return what a scale becomes: a number of float32, as PyTorch's, that a step can divide by."""
     return float(np.float32(max(scale, SMALLEST)))
