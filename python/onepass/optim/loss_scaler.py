@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from onepass._hyperparameters import Checks, Number, Whole
+from onepass._quiet import quiet
 from onepass._typing import Grads
 from onepass.optim._base import Optimizer, StepInfo
 from onepass.optim._stages import GRAD_SCALE
@@ -107,6 +108,7 @@ class LossScaler:
         scale: float = self._settings["scale"]
         return scale
 
+    @quiet
     def scale(self, outputs: Any) -> Any:
         """Return a loss, or its derivative, times the scale."""
         return outputs * self.get_scale()
