@@ -19,6 +19,7 @@ from onepass.optim import _storage
 from onepass.optim._group import Group
 from onepass.optim._stages import CHECKS, averages
 from onepass.optim._table import COMPLETED, ROWS, SKIPPED, options_of, states_of
+from onepass.optim._tree import keys_before_paths
 from onepass.schedules._base import Remembering, remembering
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ def load_state_dict(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
     gathers: list[Array | None] = [None] * len(optimizer._params)
     known_groups = []
     known = set()
+    keys_before = keys_before_paths(optimizer._shape)
     for number, (saved_group, live) in enumerate(
         zip(saved_groups, optimizer.param_groups, strict=True)
     ):
@@ -132,7 +134,8 @@ def load_state_dict(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
         known_groups.append(
             Group(members, options=option, averages=averages(groups[-1]), formats=kept)
         )
-        keys = _matching_keys(saved_group, [optimizer._keys[i] for i in members], label)
+        named = [(optimizer._keys[index], keys_before[index]) for index in members]
+        keys = _matching_keys(saved_group, named, label)
         known.update(keys)
         for key, index in zip(keys, members, strict=True):
             param, label = optimizer._params[index], f"state[{key!r}]"
@@ -254,14 +257,21 @@ def _remembered(
     return [(vars(schedule), vars(twin)) for schedule, twin, _ in loaded.values()]
 
 
-def _matching_keys(saved_group: Mapping[str, Any], own: list[Any], label: str) -> list[Any]:
-    """Return the saved keys in the order of the group's parameters: by name, else by position."""
+def _matching_keys(
+    saved_group: Mapping[str, Any], own: list[tuple[Any, Any]], label: str
+) -> list[Any]:
+    """Return the saved keys in the order of the group's parameters: by name, else by position.
+
+    `own` are their keys, and those that they had before names were paths.
+    """
     keys = list(saved_group["params"])
-    if set(keys) == set(own):
-        return own
+    now = [key for key, _ in own]
     alike = len(keys) == len(own) == len(set(keys))
+    for names in (now, [before for _, before in own]):
+        if alike and set(keys) == set(names):
+            return names
     if not alike or not all(isinstance(key, int) for key in keys):
-        raise ValueError(f"{label}: expected the parameters {own}, got {keys}")
+        raise ValueError(f"{label}: expected the parameters {now}, got {keys}")
     return keys
 
 
