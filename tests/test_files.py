@@ -54,6 +54,23 @@ def path(tmp_path):
     return tmp_path / "run.npz"
 
 
+@pytest.fixture
+def device(tmp_path):
+    """Makes a device of Linux's memory driver of its own: a test may destroy it, none of /dev."""
+
+    def make(name, minor):
+        try:
+            os.mknod(tmp_path / name, 0o666 | stat.S_IFCHR, os.makedev(1, minor))
+            (tmp_path / name).open("wb").close()
+        except PermissionError:
+            pytest.skip("making a device takes more rights")
+        return tmp_path / name
+
+    if sys.platform != "linux":
+        pytest.skip("Linux's numbers of devices")
+    return make
+
+
 def names(folder):
     return sorted(path.name for path in Path(folder).iterdir())
 
@@ -140,16 +157,22 @@ def test_interrupted_at_every_instruction_of_a_write(path, durable):
     check_interrupts(write, path, "opcode")
 
 
-def test_interrupted_at_every_instruction_of_a_stream_and_of_a_read(path):
+def check_descriptors(call):
     before = descriptors()
-    calls = (
-        lambda: write_atomically(os.devnull, lambda file: file.write(b"new")),
-        lambda: read_from(path, lambda file: file.read()),
-    )
-    for call in calls:
-        for where, came_out in interrupted_everywhere(call, "opcode"):
-            assert type(came_out) is KeyboardInterrupt, where
-            assert descriptors() == before, where
+    for where, came_out in interrupted_everywhere(call, "opcode"):
+        assert type(came_out) is KeyboardInterrupt, where
+        assert descriptors() == before, where
+
+
+def test_interrupted_at_every_instruction_of_a_read(path):
+    check_descriptors(lambda: read_from(path, lambda file: file.read()))
+
+
+def test_interrupted_at_every_instruction_of_a_stream(device):
+    null = device("null", 3)
+    check_descriptors(lambda: write_atomically(null, lambda file: file.write(b"new")))
+    assert stat.S_ISCHR(null.stat().st_mode)
+    assert names(null.parent) == ["null"]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -342,23 +365,13 @@ def test_a_link_that_leads_nowhere(path, tmp_path):
     assert loop.is_symlink()
 
 
-def test_a_device_is_written_to(tmp_path):
-    null = tmp_path / "null"
-    try:
-        os.mknod(null, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
-        null.write_bytes(b"")
-    except PermissionError:
-        pytest.skip("making a device takes more rights")
+def test_a_device_is_written_to(device):
+    null, full = device("null", 3), device("full", 7)
     stepped(1).save(null)
-    assert stat.S_ISCHR(null.stat().st_mode)
-    assert names(tmp_path) == ["null"]
-
-
-def test_a_device_that_fails(path):
-    if not Path("/dev/full").exists():
-        pytest.skip("Linux's /dev/full")
     with pytest.raises(OSError, match="No space left"):
-        stepped(1).save("/dev/full")
+        stepped(1).save(full)
+    assert names(null.parent) == ["full", "null"]
+    assert all(stat.S_ISCHR(each.stat().st_mode) for each in (null, full))
 
 
 def test_neither_fifo_nor_socket_is_replaced(tmp_path):
