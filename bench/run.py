@@ -7,7 +7,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -189,7 +188,7 @@ def machine() -> dict[str, Any]:
     """What the figures depend on."""
     info = op.runtime.info()
     return {
-        "machine": f"{cpu_model()}, {os.cpu_count()} cores",
+        "machine": f"{info['cpu']}, {os.cpu_count()} cores",
         "isa": f"{info['isa']} ({info['isa_reason']})",
         "threads": f"{info['num_threads']} ({info['num_threads_reason']})",
         "load": f"{os.getloadavg()[0]:.2f} (what else runs; more than a little spoils the figures)",
@@ -204,15 +203,6 @@ def installed(distribution: str) -> str:
         return f"{distribution} {version(distribution)}"
     except PackageNotFoundError:
         return f"no {distribution} (not installed: column left out)"
-
-
-def cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

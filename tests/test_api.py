@@ -36,7 +36,7 @@ def test_structures_share_one_path(optimizer, rng):
         "tuple": [0, 1, 2],
         "mapping": ["a", "b", "c"],
         "nested": ["layer.w", "layer.b", "rest.0"],
-        "nested list": [0, 1, "c"],
+        "nested list": ["0.0", "0.1", "1.c"],
         "groups": [0, 1, "c"],
         "generator": [0, 1, 2],
     }

@@ -804,6 +804,7 @@ sys.exit(main(["info"]))
         lines = dict(line.split("  ", 1) for line in done.stdout.splitlines())
         rows = {name: value.strip() for name, value in lines.items()}
         assert rows["onepass"] == cli.__version__
+        assert rows["cpu"] == cli.runtime.info()["cpu"]
         assert "baseline" in rows["isas built"]
         assert rows["isa in use"].split(" (")[0] in rows["isas built"]
         assert rows["threads"] in (

@@ -1,9 +1,11 @@
-"""The scale's rule by hand, and its errors. (test_torch_step.py: PyTorch's GradScaler.)"""
+"""The scale's rule by hand and PyTorch's, and its errors. (test_torch_step.py: whole steps.)"""
 
 import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import onepass as op
 
@@ -43,6 +45,65 @@ def test_the_scale_stays_a_float32():
     assert scaler.get_scale() == 2.0**127
 
 
+@pytest.mark.parametrize("backoff", [0.5, 0.1, 0.999, 1e-30])
+def test_it_recovers_from_any_number_of_overflows(backoff):
+    scaler, w = op.LossScaler(backoff_factor=backoff, growth_interval=1), np.ones(3, np.float32)
+    opt = op.SGD(w, lr=1.0, nonfinite="skip")
+    for _ in range(200):
+        assert scaler.step(opt, np.full(3, np.inf, np.float32)).skipped
+        scaler.update()
+        assert scaler.get_scale() >= 2.0**-126
+    assert scaler.get_scale() == 2.0**-126 or backoff == 0.999
+    assert not scaler.step(opt, scaler.scale(np.ones(3, np.float32))).skipped
+    np.testing.assert_allclose(w, 0, atol=1e-6)
+    before = scaler.get_scale()
+    scaler.update()
+    assert scaler.get_scale() == 2 * before
+
+
+def test_the_smallest_scale_is_one_that_a_step_takes():
+    scaler, w = op.LossScaler(2.0**-126), np.ones(3, np.float32)
+    scaler.step(op.SGD(w, lr=1.0, nonfinite="skip"), scaler.scale(np.ones(3, np.float32)))
+    assert (w == 0).all()
+
+
+def test_a_scale_that_no_step_takes_is_loaded_as_one_that_it_does():
+    """PyTorch's becomes 0 in the end."""
+    scaler = op.LossScaler()
+    for scale in (0.0, 1e-45, 2.0**-127):
+        scaler.load_state_dict({**scaler.state_dict(), "scale": scale})
+        assert scaler.get_scale() == 2.0**-126
+
+
+@settings(deadline=None)
+@given(
+    growth=st.floats(1, 100, exclude_min=True),
+    backoff=st.floats(1e-3, 1, exclude_max=True),
+    interval=st.integers(1, 3),
+    scale=st.floats(2.0**-126, 2.0**127),
+    finite=st.lists(st.booleans(), max_size=50),
+)
+def test_any_sequence_is_pytorchs(growth, backoff, interval, scale, finite):
+    """As long as PyTorch's scale has an inverse in float32."""
+    torch = pytest.importorskip("torch")
+    factors = {"growth_factor": growth, "backoff_factor": backoff, "growth_interval": interval}
+    ours, theirs = op.LossScaler(scale, **factors), torch.amp.GradScaler("cpu", scale, **factors)
+    theirs.scale(torch.ones(()))  # makes the scale
+    opt, tensor = op.SGD(np.zeros(1), nonfinite="skip"), torch.zeros(1, requires_grad=True)
+    their_opt = torch.optim.SGD([tensor])
+    for is_finite in finite:
+        grad = 0.0 if is_finite else np.inf
+        ours.step(opt, np.array([grad]))
+        tensor.grad = torch.tensor([grad])
+        theirs.step(their_opt)
+        ours.update()
+        theirs.update()
+        if theirs.get_scale() < 2.0**-126:
+            assert ours.get_scale() == 2.0**-126
+            return
+        assert ours.state_dict() == theirs.state_dict()
+
+
 def test_misuse():
     scaler = op.LossScaler()
     with pytest.raises(ValueError, match="^update: expected a step since the last update"):
@@ -60,6 +121,7 @@ def test_misuse():
     [
         ({"init_scale": 0.0}, "init_scale: expected a number in"),
         ({"init_scale": 1e39}, "init_scale: expected a number in"),
+        ({"init_scale": 2.0**-127}, "init_scale: expected a number in"),
         ({"growth_factor": 1.0}, "growth_factor: expected a finite number > 1"),
         ({"backoff_factor": 1.0}, r"backoff_factor: expected a number in \(0, 1\)"),
         ({"growth_interval": 0}, "growth_interval: expected an integer >= 1"),

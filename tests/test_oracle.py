@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import onepass as op
 from helpers import assert_same_bits, fresh_state, run_reference, state_names
+from onepass._hyperparameters import Choice, Flag, Maybe, Number, Pair, Whole
 from onepass._memory import aligned_zeros
 
 # Around every vector width and a tile, and one that is many tiles and a remainder.
@@ -197,29 +198,39 @@ def test_float32_is_as_accurate_as_float32_can_be(case, rng):
     assert (np.abs(param - exact) <= 4 * np.finfo(np.float32).eps * scale).all()
 
 
-numbers = {
-    "lr": st.floats(0, 10),
-    "weight_decay": st.floats(0, 1),
-    "momentum": st.floats(0, 0.999),
-    "alpha": st.floats(0, 0.9999),
-    "betas": st.tuples(st.floats(0, 0.999), st.floats(0, 0.9999)),
-    "eps": st.floats(0, 1e-2),
-    "eps_root": st.floats(0, 1e-2),
-    "lr_decay": st.floats(0, 1),
-    "initial_accumulator_value": st.floats(0, 1),
-}
+def values_of(check):
+    """Any value that a hyperparameter may have, up to 10."""
+    match check:
+        case Flag():
+            return st.booleans()
+        case Choice(names):
+            return st.sampled_from(names)
+        case Whole(low, below):
+            return st.integers(low, int(min(below - 1, low + 3)))
+        case Pair(kind):
+            return st.tuples(values_of(kind), values_of(kind))
+        case Number(low, above, high, below):
+            return st.floats(
+                max(low, above),
+                min(high, below, 10),
+                exclude_min=above >= low,
+                exclude_max=below <= min(high, 10),
+            )
+        case Maybe(kind):
+            return st.none() | values_of(kind)
 
 
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_any_arrays_and_hyperparameters(optimizer, data):
     options = {
-        name: data.draw(st.booleans() if isinstance(value, bool) else numbers[name], name)
-        for name, value in optimizer.defaults.items()
-        if name in numbers or isinstance(value, bool)
+        name: data.draw(st.just(default) | values_of(optimizer.checks[name]), name)
+        for name, default in optimizer.defaults.items()
     }
-    if options.get("nesterov"):
-        options["momentum"] = max(options["momentum"], 0.1)
+    try:
+        optimizer.check_together(options)
+    except ValueError:
+        reject()
     dtype = data.draw(st.sampled_from([np.float32, np.float64]), "dtype")
     shape = data.draw(hnp.array_shapes(min_dims=0, max_side=20), "shape")
     arrays = hnp.arrays(dtype, shape, elements=st.floats(-1e6, 1e6, width=32))

@@ -6,7 +6,7 @@ import re
 import pytest
 
 import onepass as op
-from helpers import state_names
+from helpers import SHARED, state_names
 from onepass import _core
 from onepass.optim import Optimizer
 from onepass.optim._stages import GROUP_DEFAULTS, StepOptions
@@ -61,7 +61,7 @@ def test_cases_reach_every_combination_of_options(optimizer):
 def test_cases_change_every_hyperparameter(optimizer):
     """No branch of a rule is untried (lr, decay and sign are tried by every test)."""
     changed = {name for case in optimizer.cases for name in case}
-    everywhere = {"lr", "weight_decay", "maximize", "alpha"}
+    everywhere = {"lr", *(name for shared in SHARED for name in shared)}
     assert set(optimizer.checks) - everywhere <= changed
 
 

@@ -98,6 +98,31 @@ def test_info_says_what_runs():
     assert not {"-ffast-math", "-Ofast"} & set(info["flags"].split())
 
 
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (
+            "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 17\n"
+            "model name\t: AMD EPYC\n\nprocessor\t: 1\nmodel\t\t: 18\n",
+            "AMD EPYC (AuthenticAMD, family 25, model 17)",
+        ),
+        (
+            "processor\t: 0\nCPU implementer\t: 0x41\nCPU architecture: 8\nCPU part\t: 0xd0c\n",
+            " (implementer 0x41, part 0xd0c)",
+        ),
+        ("", ""),
+        (None, ""),
+    ],
+)
+def test_processor_by_vendor_family_and_model(lines, expected, tmp_path):
+    """Where the system does not say, the architecture."""
+    if lines is not None:
+        (tmp_path / "cpuinfo").write_text(lines)
+    machine = "" if "AMD" in expected else platform.processor() or platform.machine()
+    assert runtime._cpu(tmp_path / "cpuinfo") == machine + expected
+    assert op.runtime.info()["cpu"]
+
+
 @posix
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_forked_child_steps_serial_and_finishes(optimizer):

@@ -132,7 +132,8 @@ def test_steps_are_integers_from_zero(schedule, step, error):
         (lambda: s.step_decay(0.1, 5, factor=1.5), "factor: expected a number in"),
         (lambda: s.exponential(0.1, rate=-1), "rate: expected a finite number >= 0"),
         (lambda: s.inverse_time(math.nan, rate=1), "initial: expected a finite number >= 0"),
-        (lambda: s.polynomial(0.1, steps=0), "steps: expected an integer >= 1"),
+        (lambda: s.polynomial(0.1, steps=-1), "steps: expected an integer >= 0"),
+        (lambda: s.cosine_restarts(0.1, steps=0), "steps: expected an integer >= 1"),
         (lambda: s.polynomial(0.1, 9, power=0), "power: expected a finite number > 0"),
         (lambda: s.cosine(0.1, 9, final=-1), "final: expected a finite number >= 0"),
         (lambda: s.cosine_restarts(0.1, 9, multiplier=0), "multiplier: expected an integer >= 1"),
@@ -142,8 +143,8 @@ def test_steps_are_integers_from_zero(schedule, step, error):
         (lambda: s.warmup(4, then=0.1), "then: expected a schedule, got 0.1"),
         (lambda: s.warmup_stable_decay(1, 9, 5, 5), "steps: expected at least warmup + decay = 10"),
         (lambda: s.piecewise(1, 5, values=(1,)), "boundaries: expected a sequence, got 5"),
-        (lambda: s.piecewise(1, (0,), values=(1,)), "boundaries[0]: expected an integer >= 1"),
-        (lambda: s.piecewise(1, (5, 5), (1, 1)), "boundaries: expected steps in increasing order"),
+        (lambda: s.piecewise(1, (-1,), values=(1,)), "boundaries[0]: expected an integer >= 0"),
+        (lambda: s.piecewise(1, (5, 4), (1, 1)), "boundaries: expected steps in increasing order"),
         (lambda: s.piecewise(1, (5,)), "values: expected them or factors, got neither"),
         (lambda: s.piecewise(1, (5,), (1,), (1,)), "values: expected them or factors, got both"),
         (lambda: s.piecewise(1, (5,), (1, 2)), "values: expected 1 for these boundaries, got 2"),
@@ -225,6 +226,64 @@ def test_phases_of_warmup_stable_decay():
     expected = [0, 0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 0.875, 0.75, 0.625, 0.5, 0.5]
     assert values(schedule, 14) == expected
     assert s.warmup_stable_decay(1.0, steps=4, warmup=0, decay=4)(0) == 1
+
+
+OTHER = s.cosine(1.0, 7, final=0.5)
+NO_STEPS = {  # a schedule with a phase of 0 steps: what is left of it
+    "warmup": (s.warmup(0, OTHER, initial=9.0), OTHER),
+    "warmup, stable": (
+        s.warmup_stable_decay(1.0, 9, 0, 4),
+        s.join([s.constant(1.0), s.polynomial(1.0, 4)], [5]),
+    ),
+    "stable": (s.warmup_stable_decay(1.0, 9, 5, 4), s.warmup(5, s.polynomial(1.0, 4))),
+    "decay": (
+        s.warmup_stable_decay(1.0, 9, 4, 0),
+        s.join([s.warmup(4, s.constant(1.0)), s.constant(0.0)], [9]),
+    ),
+    "stable, decay": (
+        s.warmup_stable_decay(1.0, 4, 4, 0, 0.5),
+        s.join([s.warmup(4, s.constant(1.0)), s.constant(0.5)], [4]),
+    ),
+    "cosine": (s.cosine(1.0, 0, final=0.5), s.constant(1.0)),
+    "polynomial": (s.polynomial(1.0, 0, final=0.5, power=2.0), s.constant(1.0)),
+    "warmup, then no decay": (s.warmup(3, s.cosine(1.0, 0)), s.warmup(3, s.constant(1.0))),
+    "first": (s.join([s.constant(9.0), OTHER], [0]), OTHER),
+    "one between": (
+        s.join([s.constant(1.0), s.constant(9.0), OTHER], [5, 5]),
+        s.join([s.constant(1.0), OTHER], [5]),
+    ),
+    "first value": (s.piecewise(9.0, (0,), (1.0,)), s.constant(1.0)),
+    "value between": (s.piecewise(1.0, (5, 5), (9.0, 0.5)), s.piecewise(1.0, (5,), (0.5,))),
+    "factors": (s.piecewise(1.0, (5, 5), factors=(0.5, 0.5)), s.piecewise(1.0, (5,), (0.25,))),
+}
+
+
+@pytest.mark.parametrize("name", NO_STEPS)
+def test_a_phase_of_no_steps_is_left_out(name):
+    schedule, rest = NO_STEPS[name]
+    assert values(schedule) == values(rest)
+
+
+def test_phases_of_no_steps_are_optaxs(optax):
+    """Where it takes them: a warning says that the value stays."""
+    polynomial = optax.polynomial_schedule(1.0, 0.5, 2.0, 0)
+    constant = optax.constant_schedule
+    join = optax.join_schedules([constant(1.0), constant(9.0), constant(0.5)], [5, 5])
+    pairs = (NO_STEPS["polynomial"][0], polynomial), (NO_STEPS["value between"][0], join)
+    for schedule, theirs in pairs:
+        assert values(schedule) == [float(theirs(step)) for step in range(60)]
+
+
+def test_phases_of_no_steps_are_pytorchs(torch):
+    def polynomial(module, opt):
+        return module.PolynomialLR(opt, total_iters=0, power=2.0)
+
+    def stairs(module, opt):
+        return module.MultiStepLR(opt, [5, 5], gamma=0.5)
+
+    for name, make in (("polynomial", polynomial), ("factors", stairs)):
+        expected, _ = torch_values(torch, make, 60)
+        assert values(NO_STEPS[name][0]) == list(expected)
 
 
 def test_piecewise_by_values_and_by_factors():

@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     tune.add_command(
         add("tune", "search for the best optimizer, lr, momentum, batch size and width")
     )
-    summary = "version, compiler, instruction sets and threads, and why these"
+    summary = "version, compiler, processor, instruction sets and threads, and why these"
     add("info", summary).set_defaults(run=_info)
     return parser
 
@@ -66,6 +66,7 @@ def _info(_: argparse.Namespace) -> int:
         "numpy": info["numpy"],
         "compiler": info["compiler"],
         "flags": info["flags"],
+        "cpu": info["cpu"],
         "isas built": ", ".join(isas),
         "isa in use": f"{info['isa']} ({info['isa_reason']})",
         "threads": f"{info['num_threads']} ({info['num_threads_reason']})",

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from onepass._hyperparameters import DECAY_RATE, Flag, Whole
 from onepass._picture import COLOURS, new_figure
+from onepass._quiet import quiet
 from onepass._typing import Array
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ __all__ = ["average", "expanded", "picture", "simple", "weights", "window"]
 _SHARE = 0.95  # of all weight; how much of it the picture looks for
 
 
+@quiet
 def average(
     series: npt.ArrayLike,
     beta: float,
@@ -104,6 +106,7 @@ def average(
     return averages
 
 
+@quiet
 def weights(beta: float, n: int) -> Array:
     r"""Return the weights of the newest n values in the average, the newest first.
 
@@ -197,6 +200,7 @@ def expanded(beta: float, n: int) -> str:
     return f"m_{n} = {' + '.join(terms)}"
 
 
+@quiet
 def simple(series: npt.ArrayLike, window: int) -> Array:
     r"""Return the simple moving average of a series.
 
@@ -235,6 +239,7 @@ def simple(series: npt.ArrayLike, window: int) -> Array:
     return averages
 
 
+@quiet
 def picture(series: npt.ArrayLike, beta: float, path: str | os.PathLike[str]) -> None:
     r"""Draw what an exponential average makes of a series, in four panels.
 

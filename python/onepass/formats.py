@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onepass._memory import aligned_zeros
+from onepass._quiet import quiet
 from onepass._typing import Array
 
 Bits = npt.NDArray[np.uint32]
@@ -82,6 +83,7 @@ def _split_mix(state: npt.NDArray[np.uint64], index: Any) -> npt.NDArray[np.uint
     return np.asarray(z ^ (z >> np.uint64(31)))
 
 
+@quiet
 def narrow(values: Array, dtype: npt.DTypeLike, bits: Bits | None = None) -> Array:
     r"""Return float32 numbers in float16 or bfloat16.
 
@@ -109,14 +111,12 @@ def narrow(values: Array, dtype: npt.DTypeLike, bits: Bits | None = None) -> Arr
     0.1
     """
     if bits is None:
-        with np.errstate(over="ignore", invalid="ignore"):
-            return np.asarray(values.astype(dtype))
+        return np.asarray(values.astype(dtype))
     unsigned = values.view(np.uint32)
     magnitude, sign = unsigned & 0x7FFFFFFF, unsigned >> 16 & 0x8000
     if np.dtype(dtype) == np.float16:
         # Adding 2^-14 puts a subnormal number's last bit where a normal one has it.
-        with np.errstate(invalid="ignore"):  # a NaN that signals
-            shifted = (magnitude.view(np.float32) + np.float32(2**-14)).view(np.uint32)
+        shifted = (magnitude.view(np.float32) + np.float32(2**-14)).view(np.uint32)
         is_small = magnitude < 113 << 23
         exact = np.where(is_small, shifted - (113 << 23), magnitude - (112 << 23))
         rounded = (exact + (bits & 0x1FFF)) >> 13
@@ -128,6 +128,7 @@ def narrow(values: Array, dtype: npt.DTypeLike, bits: Bits | None = None) -> Arr
     return np.asarray((found | sign).astype(np.uint16).view(dtype))
 
 
+@quiet
 def q8_encode(values: Array, *, signed: bool, bits: Bits | None = None) -> Codes:
     r"""Return numbers in 8 bits each and a scale of 8 bits for each block of 256.
 
@@ -196,8 +197,7 @@ def q8_encode(values: Array, *, signed: bool, bits: Bits | None = None) -> Codes
     scales = np.maximum(np.where(finite, exponents, 0), _LOWEST[signed]) - _LOWEST[signed]
     first = _first(scales.astype(np.uint8), signed)
     if signed:
-        with np.errstate(over="ignore", invalid="ignore"):
-            shifted = magnitude.view(np.float32) + first.view(np.float32)
+        shifted = magnitude.view(np.float32) + first.view(np.float32)
         codes = ((shifted.view(np.uint32) + rounding) >> 20) - (first >> 20)
         codes |= unsigned >> 24 & 0x80
     else:
@@ -209,6 +209,7 @@ def q8_encode(values: Array, *, signed: bool, bits: Bits | None = None) -> Codes
     return encoded
 
 
+@quiet
 def q8_decode(codes: Codes, size: int, *, signed: bool) -> Array:
     """Return the numbers that `q8_encode` has encoded, as a vector of float32.
 
@@ -225,8 +226,7 @@ def q8_decode(codes: Codes, size: int, *, signed: bool) -> Array:
     first = _first(scales, signed)
     if not signed:
         return ((elements << 20) + first).view(np.float32).reshape(-1)[:size]
-    with np.errstate(invalid="ignore"):
-        found = (((elements & 0x7F) << 20) + first).view(np.float32) - first.view(np.float32)
+    found = (((elements & 0x7F) << 20) + first).view(np.float32) - first.view(np.float32)
     return (found.view(np.uint32) | (elements & 0x80) << 24).view(np.float32).reshape(-1)[:size]
 
 

@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onepass._hyperparameters import Choice, Number, Whole, check_dtype
+from onepass._quiet import quiet
 from onepass._typing import Array
 
 __all__ = ["Fans", "fans", "he_normal", "he_uniform", "xavier_normal", "xavier_uniform"]
@@ -373,6 +374,7 @@ def _he_std(shape: Sequence[int], gain: float, mode: Mode, layout: Layout) -> fl
     return _GAIN("gain", gain) / math.sqrt(fan)
 
 
+@quiet
 def _uniform(
     shape: Sequence[int], rng: np.random.Generator, std: float, dtype: npt.DTypeLike
 ) -> Array:
@@ -381,6 +383,7 @@ def _uniform(
     return rng.uniform(-bound, bound, tuple(shape)).astype(found)
 
 
+@quiet
 def _normal(
     shape: Sequence[int], rng: np.random.Generator, std: float, dtype: npt.DTypeLike
 ) -> Array:

@@ -20,6 +20,7 @@ import numpy as np
 from onepass import _core
 from onepass._hyperparameters import Number, Whole
 from onepass._loss import to_loss
+from onepass._quiet import quiet
 from onepass._typing import Grads, Tree
 from onepass.optim import SGD
 from onepass.optim._tree import Leaves, Node, flatten, mirror
@@ -305,15 +306,15 @@ class _Line:
         labels = [f"[{i}]" for i in range(len(self._kept))]
         return _core.Shown(labels, self._kept, self._kept)
 
+    @quiet
     def slope(self) -> float:
         """Return the derivative of the loss along the line at its start, which must not rise."""
-        with np.errstate(over="ignore", invalid="ignore"):  # seen below
-            products = (
-                float(np.multiply(grad, along, dtype=np.float64).sum())
-                for grad, along in zip(self._grads, self._along, strict=True)
-                if grad is not None and along is not None
-            )
-            slope = sum(products) if self._up else -sum(products)
+        products = (
+            float(np.multiply(grad, along, dtype=np.float64).sum())
+            for grad, along in zip(self._grads, self._along, strict=True)
+            if grad is not None and along is not None
+        )
+        slope = sum(products) if self._up else -sum(products)
         if not math.isfinite(slope):
             raise ValueError(f"grads: expected a finite slope along the direction, got {slope}")
         if self._up and slope >= 0:

@@ -1,11 +1,11 @@
-"""What runs and why: instruction set, threads, build.
+"""What runs and why: processor, instruction set, threads, build.
 
 Functions
 ---------
 set_num_threads, get_num_threads
     How many threads a step may use.
 info
-    Version, compiler, instruction sets and threads of this process.
+    Version, compiler, processor, instruction sets and threads of this process.
 """
 
 import os
@@ -58,12 +58,13 @@ def get_num_threads() -> int:
 
 
 def info() -> dict[str, Any]:
-    """Return what this process runs: version, build, instruction sets, threads and why.
+    """Return what this process runs: version, build, processor, instruction sets, threads and why.
 
     Returns
     -------
     dict
-        ``version``, ``python``, ``numpy``, ``compiler``, ``flags``, ``isa`` (in use),
+        ``version``, ``python``, ``numpy``, ``compiler``, ``flags``, ``cpu`` (its name, vendor,
+        family and model, as far as the system tells them), ``isa`` (in use),
         ``isa_reason``, ``isas`` (those built: name -> whether this machine runs it),
         ``num_threads``, ``num_threads_reason``.
 
@@ -81,12 +82,33 @@ def info() -> dict[str, Any]:
         "numpy": np.__version__,
         "compiler": _core.compiler,
         "flags": _core.flags,
+        "cpu": _cpu(Path("/proc/cpuinfo")),
         "isa": _core.isa,
         "isa_reason": f"ONEPASS_ISA={forced}" if forced else "the best that this machine runs",
         "isas": dict(_core.isas),
         "num_threads": threads,
         "num_threads_reason": reason,
     }
+
+
+def _cpu(cpuinfo: Path) -> str:
+    """Return what processor this is: names are shared by many, families and models by few."""
+    try:
+        lines = cpuinfo.read_text(errors="replace").split("\n\n")[0].splitlines()
+    except OSError:
+        lines = []
+    facts = {name.strip(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    said = [facts["vendor_id"]] if "vendor_id" in facts else []
+    for label, fact in {
+        "family": "cpu family",
+        "model": "model",
+        "implementer": "CPU implementer",  # of ARM's, who have no names here
+        "part": "CPU part",
+    }.items():
+        if fact in facts:
+            said.append(f"{label} {facts[fact]}")
+    return f"{name} ({', '.join(said)})" if said else name
 
 
 def resolve_num_threads(num_threads: int | None) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 
 from onepass._files import write_atomically, write_text
 from onepass._json import finite, write_json
+from onepass._npz import write_npz
 from onepass.compare.training import Measurement, Recipe, Run, Training
 
 SECONDS_BETWEEN_CHECKPOINTS = 1.0
@@ -75,7 +76,7 @@ class Journal:
             "step": last.step,
             **training.network.state_dict(),
         }
-        write_atomically(self._checkpoint, lambda file: np.savez(file, **arrays))
+        write_atomically(self._checkpoint, lambda file: write_npz(file, arrays))
         for other in self._folder.glob("checkpoint-*.npz"):
             if other != optimizer:
                 other.unlink()

@@ -1,6 +1,5 @@
 """What every optimizer shares: parameters, groups, state, the step, the checkpoint."""
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
@@ -9,8 +8,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from onepass import _core, runtime
+from onepass._files import Place
 from onepass._hyperparameters import check_setting, resolve_one
 from onepass._memory import state_like
+from onepass._quiet import quiet
 from onepass._typing import Array, Grads, Params, Schedule
 from onepass.optim import _checkpoint, _foreign, _stages, _state, _storage
 from onepass.optim._rule import Rule
@@ -492,7 +493,7 @@ class Optimizer(Rule):
             raise ValueError("ema_decay: expected it, or swa_start, for averaged, got None")
         return self._show(chosen, [averages[index] for index in chosen])
 
-    @np.errstate(all="ignore")
+    @quiet
     def _show(self, indices: list[int], values: list[Any]) -> AbstractContextManager[None]:
         labels = [self._labels[index] for index in indices]
         params = [self._params[index] for index in indices]
@@ -567,8 +568,8 @@ class Optimizer(Rule):
             "step_options": {...}}``, PyTorch's layout and names, but for the last: `max_grad_norm`,
             `nonfinite`, `clear_grads`, `seed` and `skipped_steps`. Beside the rule's arrays, which
             stand as they are kept, are ``"average"``, with ``"averaged"``, its steps, ``"master"``
-            and ``"accumulated"``. A key is the
-            parameter's name in a mapping (dotted where nested), else its index. A group holds its
+            and ``"accumulated"``. A key is the parameter's dotted path (``"0.w"``) where a
+            mapping is anywhere in the structure, else its index. A group holds its
             hyperparameters, the keys of its parameters and ``"step"``, the steps completed. A
             schedule is code and stands there as None, or as the list of the memories in it (see
             `onepass.schedules`).
@@ -596,21 +597,38 @@ class Optimizer(Rule):
         self._check_not_shown("load_state_dict")
         self._commit(*_state.loaded(self, state_dict))
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: Place) -> None:
         """Write `state_dict()` to a file, atomically: the path holds the old file or the new one.
 
         The file is NumPy's ``.npz``, with no pickle in it. The parameters are not part of it.
+
+        Parameters
+        ----------
+        path : str, path or binary file
+            What a symbolic link points to is replaced, not the link; a device is written to; a FIFO
+            or a socket is an error. A file that is open already (as `numpy.save` takes it) is
+            written to where it stands, and nothing is promised about it where that fails.
+
+        Raises
+        ------
+        OSError, TypeError, ValueError
+            If it cannot be written. Then the path holds what it held.
         """
         _checkpoint.write(path, self.rule, self.state_dict())
 
-    def load(self, path: str | os.PathLike[str]) -> None:
+    def load(self, path: Place) -> None:
         """Continue from a file that `save` wrote; bit for bit the run that wrote it.
+
+        Parameters
+        ----------
+        path : str, path or binary file
+            A file that is open already must be able to seek.
 
         Raises
         ------
         ValueError, TypeError
-            If the file is damaged, no checkpoint, or not of such an optimizer. Then nothing has
-            changed.
+            If the file is damaged, no checkpoint, or not of such an optimizer. Then, and where it
+            cannot be read (OSError) or memory is short (MemoryError), nothing has changed.
         """
         self.load_state_dict(_checkpoint.read(path, self.rule))
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from onepass import formats
 from onepass._hyperparameters import SCHEDULED, Checks, Flag, check_setting, resolve
+from onepass._quiet import quiet
 from onepass._typing import Array
 from onepass.optim import _stages
 from onepass.optim._storage import closed, opened
@@ -103,7 +104,7 @@ class Rule:
         return states_of(cls, options_of(cls, values, values))
 
     @classmethod
-    @np.errstate(all="ignore")
+    @quiet
     def reference_step(
         cls,
         param: Array,

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from onepass._hyperparameters import resolve_one
 from onepass._memory import state_like
+from onepass._quiet import quiet
 from onepass._typing import Array
 from onepass.optim import _stages, _storage
 from onepass.optim._table import ROWS, options_of, states_of
@@ -185,7 +184,7 @@ def _needs(optimizer: Optimizer, settings: Mapping[str, Any], values: Mapping[st
     )
 
 
-@np.errstate(all="ignore")
+@quiet
 def _allocate(
     optimizer: Optimizer,
     group: Group,

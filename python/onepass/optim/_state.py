@@ -12,11 +12,13 @@ import numpy as np
 from onepass import formats
 from onepass._hyperparameters import Check, Checks, Maybe, check_setting
 from onepass._memory import compute_dtype, state_like
+from onepass._quiet import quiet
 from onepass._typing import Array
 from onepass.optim import _storage
 from onepass.optim._settled import Settled, allocated, unsettled
 from onepass.optim._stages import CHECKS
 from onepass.optim._table import COMPLETED, ROWS, SKIPPED, options_of, states_of
+from onepass.optim._tree import keys_before_paths
 from onepass.schedules._base import Remembering, remembering
 
 if TYPE_CHECKING:
@@ -91,7 +93,7 @@ def _arrays(optimizer: Optimizer, index: int, settled: Settled) -> dict[str, Any
     return {name: array for name, array in named if array is not None}
 
 
-@np.errstate(all="ignore")
+@quiet
 def _saved_arrays(
     optimizer: Optimizer, index: int, settled: Settled, arrays: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -119,7 +121,7 @@ def _saved(check: Check, name: str, value: Any) -> Any:
     return check(name, value)
 
 
-@np.errstate(all="ignore")
+@quiet
 def loaded(optimizer: Optimizer, saved: Mapping[str, Any]) -> Iterable[Update]:
     """Return what becomes of attributes where `saved` is loaded, or raise where it does not fit."""
     # PyTorch's dictionaries have no step options, nor had ours at first.
@@ -141,6 +143,7 @@ def loaded(optimizer: Optimizer, saved: Mapping[str, Any]) -> Iterable[Update]:
     arrays: list[tuple[Array | None, ...]] = [()] * len(optimizer._params)
     gathers: list[Array | None] = [None] * len(optimizer._params)
     known = set()
+    keys_before = keys_before_paths(optimizer._shape)
     for number, (saved_group, live) in enumerate(
         zip(saved_groups, optimizer.param_groups, strict=True)
     ):
@@ -149,7 +152,8 @@ def loaded(optimizer: Optimizer, saved: Mapping[str, Any]) -> Iterable[Update]:
         groups.append(_settings(cls, saved_group, live, label))
         params = [optimizer._params[index] for index in members]
         _storage.check_format(groups[-1]["state_format"], params)
-        keys = _matching_keys(saved_group, [optimizer._keys[i] for i in members], label)
+        named = [(optimizer._keys[index], keys_before[index]) for index in members]
+        keys = _matching_keys(saved_group, named, label)
         known.update(keys)
         for key, index in zip(keys, members, strict=True):
             param, label = optimizer._params[index], f"state[{key!r}]"
@@ -271,14 +275,21 @@ def _remembered(optimizer: Optimizer, saved: Mapping[str, Any]) -> list[Update]:
     return [(vars(schedule), vars(twin)) for schedule, twin, _ in loaded.values()]
 
 
-def _matching_keys(saved_group: Mapping[str, Any], own: list[Any], label: str) -> list[Any]:
-    """Return the saved keys in the order of the group's parameters: by name, else by position."""
+def _matching_keys(
+    saved_group: Mapping[str, Any], own: list[tuple[Any, Any]], label: str
+) -> list[Any]:
+    """Return the saved keys in the order of the group's parameters: by name, else by position.
+
+    `own` are their keys, and those that they had before names were paths.
+    """
     keys = list(saved_group["params"])
-    if set(keys) == set(own):
-        return own
+    now = [key for key, _ in own]
     alike = len(keys) == len(own) == len(set(keys))
+    for names in (now, [before for _, before in own]):
+        if alike and set(keys) == set(names):
+            return names
     if not alike or not all(isinstance(key, int) for key in keys):
-        raise ValueError(f"{label}: expected the parameters {own}, got {keys}")
+        raise ValueError(f"{label}: expected the parameters {now}, got {keys}")
     return keys
 
 

@@ -7,6 +7,9 @@ from typing import Any
 Node = None | list[Any] | dict[str, Any]
 """None for an array, else the nodes of a sequence or a mapping."""
 
+_Path = tuple[str | int, ...]
+"""The names and indices on the way to an array."""
+
 
 @dataclass
 class Leaves:
@@ -22,34 +25,62 @@ def is_sequence(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
-def flatten(tree: Any, leaves: Leaves, label: str = "", path: str | None = None) -> Node:
+def flatten(tree: Any, leaves: Leaves, label: str = "") -> Node:
     """Append the arrays of `tree` to `leaves` and return its shape.
 
-    `path` is the dotted name once a mapping has been entered; before that a parameter's key is
-    its index.
+    An array's key is its dotted path, names and indices, where there is a mapping anywhere in the
+    tree; else it is the array's index among all.
     """
+    found: list[tuple[_Path, Any]] = []
+    shape = _walk(tree, (), found, label)
+    has_names = any(isinstance(step, str) for path, _ in found for step in path)
+    for path, array in found:
+        key = ".".join(map(str, path)) if has_names else len(leaves.arrays)
+        own_label = label + "".join(f"[{step!r}]" for step in path)
+        if key in leaves.keys:
+            raise ValueError(f"params{own_label}: expected a name of its own, got {key!r} again")
+        leaves.keys[key] = None
+        leaves.arrays.append(array)
+        leaves.labels.append(own_label)
+    return shape
+
+
+def _walk(tree: Any, path: _Path, found: list[tuple[_Path, Any]], label: str) -> Node:
+    """Append the arrays of `tree`, each with its path, to `found`, and return its shape."""
     if isinstance(tree, Mapping):
-        shape: dict[str, Any] = {}
-        for key, child in tree.items():
-            if not isinstance(key, str):
-                raise TypeError(f"params{label}: expected names that are strings, got {key!r}")
-            name = key if path is None else f"{path}.{key}"
-            shape[key] = flatten(child, leaves, f"{label}[{key!r}]", name)
-        return shape
+        for name in tree:
+            if not isinstance(name, str):
+                where = label + "".join(f"[{step!r}]" for step in path)
+                raise TypeError(f"params{where}: expected names that are strings, got {name!r}")
+        return {name: _walk(child, (*path, name), found, label) for name, child in tree.items()}
     if isinstance(tree, Iterator):
         tree = list(tree)
     if is_sequence(tree):
-        return [
-            flatten(child, leaves, f"{label}[{i}]", None if path is None else f"{path}.{i}")
-            for i, child in enumerate(tree)
-        ]
-    key = len(leaves.arrays) if path is None else path
-    if key in leaves.keys:
-        raise ValueError(f"params{label}: expected a name of its own, got {key!r} again")
-    leaves.keys[key] = None
-    leaves.arrays.append(tree)
-    leaves.labels.append(label)
+        return [_walk(child, (*path, i), found, label) for i, child in enumerate(tree)]
+    found.append((path, tree))
     return None
+
+
+def keys_before_paths(shape: Node) -> list[str | int]:
+    """Return the keys that the arrays of such a structure had when names were no paths yet.
+
+    What stood before the first mapping on the way was left out; without one the key was the
+    array's index among all. Checkpoints of that time have them.
+    """
+    keys: list[str | int] = []
+
+    def walk(node: Node, path: str | None) -> None:
+        if node is None:
+            keys.append(len(keys) if path is None else path)
+        elif isinstance(node, dict):
+            for name, child in node.items():
+                walk(child, name if path is None else f"{path}.{name}")
+        else:
+            for i, child in enumerate(node):
+                walk(child, None if path is None else f"{path}.{i}")
+
+    walk(shape, None)
+    return keys
 
 
 def mirror(shape: Node, tree: Any, out: list[Any], label: str = "") -> None:

@@ -6,13 +6,16 @@ from typing import Any
 import numpy as np
 
 from onepass._hyperparameters import Checks, Number, Whole
+from onepass._quiet import quiet
 from onepass._typing import Grads
 from onepass.optim._base import Optimizer, StepInfo
+from onepass.optim._stages import GRAD_SCALE
 
-LARGEST = float(np.finfo(np.float32).max)
+SMALLEST, LARGEST = GRAD_SCALE.low, GRAD_SCALE.high
+"""What a step can divide by."""
 
 _CHECKS: Checks = {
-    "scale": Number(above=0.0, high=LARGEST),
+    "scale": Number(high=LARGEST),
     "growth_factor": Number(above=1.0),
     "backoff_factor": Number(above=0.0, below=1.0),
     "growth_interval": Whole(low=1),
@@ -33,9 +36,11 @@ class LossScaler:
         s &\leftarrow s \cdot \mathrm{growth\_factor}
             \quad \text{after growth\_interval updates in a row without that.}
 
+    It is a number of float32, and stays between :math:`2^{-126}` and the largest of them.
+
     Parameters
     ----------
-    init_scale : float > 0
+    init_scale : float in [2**-126, 2**128)
         The first scale.
     growth_factor : float > 1
     backoff_factor : float in (0, 1)
@@ -51,9 +56,11 @@ class LossScaler:
     -----
     Differs from
 
-    * PyTorch's ``torch.amp.GradScaler``: nothing in the rule, names or defaults. There
-      ``unscale_`` is a pass of its own, before clipping; here `step` unscales as it goes. The
-      optimizer must have ``nonfinite="skip"``, and counts the steps that were skipped.
+    * PyTorch's ``torch.amp.GradScaler``: nothing in names and defaults, nor in the rule but at its
+      end. There many overflows in a row take the scale below :math:`2^{-127}`, whose inverse
+      float32 does not have, and then to 0: the next finite gradients make the weights infinite.
+      ``unscale_`` is a pass of its own there, before clipping; here `step` unscales as it goes.
+      The optimizer must have ``nonfinite="skip"``, and counts the steps that were skipped.
 
     References
     ----------
@@ -86,13 +93,14 @@ class LossScaler:
         growth_interval: int = 2000,
     ) -> None:
         given = {
-            "scale": ("init_scale", init_scale),
-            "growth_factor": ("growth_factor", growth_factor),
-            "backoff_factor": ("backoff_factor", backoff_factor),
-            "growth_interval": ("growth_interval", growth_interval),
-            "_growth_tracker": ("", 0),
+            "growth_factor": growth_factor,
+            "backoff_factor": backoff_factor,
+            "growth_interval": growth_interval,
+            "_growth_tracker": 0,
         }
-        self._settings = {key: _CHECKS[key](*argument) for key, argument in given.items()}
+        scale = _in_range(GRAD_SCALE("init_scale", init_scale))
+        checked = {name: _CHECKS[name](name, value) for name, value in given.items()}
+        self._settings = {"scale": scale, **checked}
         self._found_nonfinite: bool | None = None  # None: no step since the last update
 
     def get_scale(self) -> float:
@@ -100,6 +108,7 @@ class LossScaler:
         scale: float = self._settings["scale"]
         return scale
 
+    @quiet
     def scale(self, outputs: Any) -> Any:
         """Return a loss, or its derivative, times the scale."""
         return outputs * self.get_scale()
@@ -144,14 +153,14 @@ class LossScaler:
             raise ValueError("update: expected a step since the last update, got none")
         own = self._settings
         if self._found_nonfinite:
-            own["scale"] = own["scale"] * own["backoff_factor"] or own["scale"]  # never 0
+            own["scale"] = _in_range(own["scale"] * own["backoff_factor"])
             own["_growth_tracker"] = 0
         else:
             own["_growth_tracker"] += 1
             if own["_growth_tracker"] >= own["growth_interval"]:
                 grown = own["scale"] * own["growth_factor"]
                 if grown <= LARGEST:
-                    own["scale"] = grown
+                    own["scale"] = _in_range(grown)
                 own["_growth_tracker"] = 0
         self._found_nonfinite = None
 
@@ -162,6 +171,8 @@ class LossScaler:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` returned here, or in PyTorch.
 
+        A scale that no step could divide by, as PyTorch's may become, is the smallest that one can.
+
         Raises
         ------
         TypeError, ValueError
@@ -170,5 +181,11 @@ class LossScaler:
         if not isinstance(state_dict, Mapping) or state_dict.keys() != _CHECKS.keys():
             got = list(state_dict) if isinstance(state_dict, Mapping) else state_dict
             raise ValueError(f"state_dict: expected the keys {list(_CHECKS)}, got {got!r}")
-        self._settings = {name: check(name, state_dict[name]) for name, check in _CHECKS.items()}
+        checked = {name: check(name, state_dict[name]) for name, check in _CHECKS.items()}
+        self._settings = {**checked, "scale": _in_range(checked["scale"])}
         self._found_nonfinite = None
+
+
+def _in_range(scale: float) -> float:
+    """Return what a scale becomes: a number of float32, as PyTorch's, that a step can divide by."""
+    return float(np.float32(max(scale, SMALLEST)))

@@ -99,7 +99,7 @@ class RMSprop(Optimizer, rule="rmsprop"):
         {},
         {"momentum": 0.9},
         {"centered": True},
-        {"momentum": 0.9, "centered": True, "eps": 0.0, "eps_root": 1e-4},
+        {"momentum": 0.9, "alpha": 0.9, "centered": True, "eps": 0.0, "eps_root": 1e-4},
     )
 
     def __init__(

@@ -57,6 +57,11 @@ def between(start: float, end: float, progress: float) -> float:
     return (1 - progress) * start + progress * end
 
 
+def progress(step: int, steps: int) -> float:
+    """Return how much of a way of so many steps is behind; nothing where there is no way."""
+    return min(step, steps) / steps if steps else 0.0
+
+
 @dataclass(frozen=True)
 class AnySchedule:
     """A schedule."""
@@ -90,8 +95,8 @@ class Boundaries:
     schedulable: bool = False
 
     def __call__(self, name: str, value: Any) -> tuple[int, ...]:
-        steps = Several(Whole(1))(name, value)
-        if any(a >= b for a, b in pairwise(steps)):
+        steps = Several(Whole())(name, value)
+        if any(a > b for a, b in pairwise(steps)):
             raise ValueError(f"{name}: expected steps in increasing order, got {value!r}")
         return steps
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onepass._hyperparameters import NON_NEGATIVE, Number, Whole
-from onepass.schedules._base import BaseSchedule, between
+from onepass.schedules._base import BaseSchedule, between, progress
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class cosine(BaseSchedule):
     ----------
     initial : float >= 0
         :math:`\eta_{\max}`, the value at step 0.
-    steps : int >= 1
-        :math:`T`; later the value stays.
+    steps : int >= 0
+        :math:`T`; later the value stays. With 0 there is no way to go, and it stays `initial`.
     final : float >= 0
         :math:`\eta_{\min}`, the value from step :math:`T` on. It may be the larger one.
 
@@ -37,6 +37,7 @@ class cosine(BaseSchedule):
 
     * PyTorch: ``CosineAnnealingLR(T_max, eta_min)`` rises again after ``T_max``.
     * optax: ``cosine_decay_schedule(alpha)`` with ``alpha`` the final value over the initial one.
+    * Both take no decay of 0 steps.
 
     References
     ----------
@@ -55,10 +56,10 @@ class cosine(BaseSchedule):
     steps: int
     final: float = 0.0
 
-    checks: ClassVar = {"initial": NON_NEGATIVE, "steps": Whole(1), "final": NON_NEGATIVE}
+    checks: ClassVar = {"initial": NON_NEGATIVE, "steps": Whole(), "final": NON_NEGATIVE}
 
     def _value(self, step: int) -> float:
-        return _half_wave(self.initial, self.final, min(step, self.steps) / self.steps)
+        return _half_wave(self.initial, self.final, progress(step, self.steps))
 
 
 @dataclass(frozen=True)
@@ -223,6 +224,6 @@ class one_cycle(BaseSchedule):
         return _half_wave(self.peak, initial / self.final_div_factor, (step - top) / (last - top))
 
 
-def _half_wave(start: float, end: float, progress: float) -> float:
+def _half_wave(start: float, end: float, share: float) -> float:
     """Return the value on half a wave of the cosine from `start` to `end`, exact at both."""
-    return between(start, end, 0.5 * (1 - math.cos(math.pi * progress)))
+    return between(start, end, 0.5 * (1 - math.cos(math.pi * share)))

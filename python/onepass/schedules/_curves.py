@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onepass._hyperparameters import DECAY_RATE, NON_NEGATIVE, Number, Whole
-from onepass.schedules._base import BaseSchedule, between
+from onepass.schedules._base import BaseSchedule, between, progress
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,8 @@ class polynomial(BaseSchedule):
     ----------
     initial : float >= 0
         :math:`\eta_0`.
-    steps : int >= 1
-        :math:`T`; later the value stays.
+    steps : int >= 0
+        :math:`T`; later the value stays. With 0 there is no way to go, and it stays `initial`.
     final : float >= 0
         :math:`\eta_T`; it may be the larger one.
     power : float > 0
@@ -144,13 +144,13 @@ class polynomial(BaseSchedule):
 
     checks: ClassVar = {
         "initial": NON_NEGATIVE,
-        "steps": Whole(1),
+        "steps": Whole(),
         "final": NON_NEGATIVE,
         "power": Number(above=0.0),
     }
 
     def _value(self, step: int) -> float:
-        left = 1 - min(step, self.steps) / self.steps
+        left = 1 - progress(step, self.steps)
         return between(self.final, self.initial, left**self.power)
 
 

@@ -30,8 +30,8 @@ class warmup(BaseSchedule):
 
     Parameters
     ----------
-    steps : int >= 1
-        :math:`n`, how long it rises.
+    steps : int >= 0
+        :math:`n`, how long it rises; with 0 it is the other schedule.
     then : schedule
         :math:`s`; its steps count from where the warm-up ends.
     initial : float >= 0
@@ -66,7 +66,7 @@ class warmup(BaseSchedule):
     then: Schedule
     initial: float = 0.0
 
-    checks: ClassVar = {"steps": Whole(1), "then": AnySchedule(), "initial": NON_NEGATIVE}
+    checks: ClassVar = {"steps": Whole(), "then": AnySchedule(), "initial": NON_NEGATIVE}
 
     def _value(self, step: int) -> float:
         if step < self.steps:
@@ -89,9 +89,9 @@ class join(BaseSchedule):
     ----------
     schedules : sequence of schedules
         :math:`s_0, s_1, \ldots`
-    boundaries : sequence of int >= 1
+    boundaries : sequence of int >= 0
         The steps :math:`b_1, b_2, \ldots` at which the next one takes over, in increasing order:
-        one fewer than schedules.
+        one fewer than schedules. Where two are equal, the schedule between them has no step.
 
     Raises
     ------
@@ -154,8 +154,8 @@ class warmup_stable_decay(BaseSchedule):
         :math:`T`, of all three phases together.
     warmup : int >= 0
         :math:`w`, steps of the first phase.
-    decay : int >= 1
-        :math:`d`, steps of the last one.
+    decay : int >= 0
+        :math:`d`, steps of the last one; with 0 it is level until :math:`T`.
     final : float >= 0
         :math:`\eta_T`.
 
@@ -199,7 +199,7 @@ class warmup_stable_decay(BaseSchedule):
         "peak": NON_NEGATIVE,
         "steps": Whole(1),
         "warmup": Whole(),
-        "decay": Whole(1),
+        "decay": Whole(),
         "final": NON_NEGATIVE,
     }
 
@@ -214,5 +214,9 @@ class warmup_stable_decay(BaseSchedule):
     def _value(self, step: int) -> float:
         if step < self.warmup:
             return self.peak * step / self.warmup
-        left = min(max(self.steps - step, 0), self.decay)
-        return between(self.final, self.peak, left / self.decay)
+        left = self.steps - step
+        if left <= 0:
+            return self.final
+        return (
+            self.peak if left >= self.decay else between(self.final, self.peak, left / self.decay)
+        )

@@ -106,8 +106,8 @@ class piecewise(BaseSchedule):
     ----------
     initial : float >= 0
         The value before the first boundary, :math:`v_0 = \eta_0`.
-    boundaries : sequence of int >= 1
-        The steps :math:`b_i`, in increasing order.
+    boundaries : sequence of int >= 0
+        The steps :math:`b_i`, in increasing order. Where two are equal, both have been passed.
     values : sequence of float >= 0
         The value :math:`v_i` from each boundary on; either these or `factors`.
     factors : sequence of float >= 0

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from onepass._picture import COLOURS, new_figure
+from onepass._quiet import quiet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 CURVE, CHOSEN, SECOND, *_ = COLOURS
 
 
+@quiet
 def draw_grid(found: LearningRates, path: str | os.PathLike[str]) -> None:
     """Draw each trial, joined in order, and which one is best."""
     figure, axes = _new_axes()
@@ -36,6 +38,7 @@ def draw_grid(found: LearningRates, path: str | os.PathLike[str]) -> None:
     _finish(figure, axes, [trial.loss for trial in finite], path)
 
 
+@quiet
 def draw_ramp(curve: RangeTest, path: str | os.PathLike[str]) -> None:
     """Draw the loss, its average, and the two suggestions."""
     figure, axes = _new_axes()

@@ -11,6 +11,7 @@ import numpy as np
 from onepass import _core
 from onepass._hyperparameters import DECAY_RATE, Number, Whole
 from onepass._loss import to_loss
+from onepass._quiet import quiet
 from onepass._typing import Array, Grads
 from onepass.ema import average
 from onepass.optim import Optimizer
@@ -39,6 +40,7 @@ class RangeTest:
     diverged: bool
 
     @property
+    @quiet
     def steep(self) -> float:
         """The rate at which the smoothed loss falls most steeply against the rate's logarithm.
 
@@ -51,6 +53,7 @@ class RangeTest:
         return float(self.lrs[begin + falls.argmin()])
 
     @property
+    @quiet
     def minimum(self) -> float:
         """A tenth of the rate at which the smoothed loss is smallest."""
         return float(self.lrs[self.smoothed.argmin()] / 10)
@@ -144,7 +147,7 @@ def range_test(
     high = Number(above=low)("high", high)
     diverge = Number(above=1.0)("diverge", diverge)
     beta = DECAY_RATE("beta", beta)
-    lrs = np.geomspace(low, high, steps)
+    lrs = _rates(low, high, steps)
     params = optimizer._params
     # It runs on copies of the state and the groups; the end of the block puts the originals back,
     # and what the parameters and their copies hold now.
@@ -158,6 +161,11 @@ def range_test(
     with _core.Shown(labels, arrays, arrays, restored=[(optimizer.__dict__, own)]):
         optimizer.__dict__.update(trial)
         return _ramp(optimizer, loss_and_grads, lrs, diverge, beta)
+
+
+@quiet
+def _rates(low: float, high: float, steps: int) -> Array:
+    return np.geomspace(low, high, steps)
 
 
 def _ramp(
@@ -181,8 +189,8 @@ def _ramp(
             break
         losses.append(loss)
         smoothed = average(losses, beta, bias_correction=True)
-        best = smoothed.min()
-        if smoothed[-1] > best + (diverge - 1) * abs(best):
+        best, now = smoothed.min().item(), smoothed[-1].item()
+        if now > best + (diverge - 1) * abs(best):
             break
         optimizer.step(grads)
     else:
