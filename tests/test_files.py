@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -528,6 +528,7 @@ layouts = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         st.text("ab.ö0", min_size=1), st.tuples(arrays, layouts), min_size=1, max_size=4

@@ -50,7 +50,8 @@ def write_atomically(
             temporary.chmod(mode & 0o777)
         temporary.replace(target)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise
     if durable and os.name == "posix":
         _sync_directory(target.parent)
@@ -127,4 +128,5 @@ def _sync_directory(directory: Path) -> None:
 
 def _close(descriptors: list[int]) -> None:
     """Close and forget them in one native call, so that no interrupt closes one twice."""
-    deque(map(os.close, map(descriptors.pop, [-1] * len(descriptors))), maxlen=0)
+    with suppress(OSError):
+        deque(map(os.close, map(descriptors.pop, [-1] * len(descriptors))), maxlen=0)

@@ -36,7 +36,7 @@ def flatten(tree: Any, leaves: Leaves, label: str = "") -> Node:
     has_names = any(isinstance(step, str) for path, _ in found for step in path)
     for path, array in found:
         key = ".".join(map(str, path)) if has_names else len(leaves.arrays)
-        own_label = label + "".join(f"[{step!r}]" for step in path)
+        own_label = _label(label, path)
         if key in leaves.keys:
             raise ValueError(f"params{own_label}: expected a name of its own, got {key!r} again")
         leaves.keys[key] = None
@@ -50,7 +50,7 @@ def _walk(tree: Any, path: _Path, found: list[tuple[_Path, Any]], label: str) ->
     if isinstance(tree, Mapping):
         for name in tree:
             if not isinstance(name, str):
-                where = label + "".join(f"[{step!r}]" for step in path)
+                where = _label(label, path)
                 raise TypeError(f"params{where}: expected names that are strings, got {name!r}")
         return {name: _walk(child, (*path, name), found, label) for name, child in tree.items()}
     if isinstance(tree, Iterator):
@@ -59,6 +59,11 @@ def _walk(tree: Any, path: _Path, found: list[tuple[_Path, Any]], label: str) ->
         return [_walk(child, (*path, i), found, label) for i, child in enumerate(tree)]
     found.append((path, tree))
     return None
+
+
+def _label(label: str, path: _Path) -> str:
+    """Return how a message calls what is at the end of a path."""
+    return label + "".join(f"[{step!r}]" for step in path)
 
 
 def keys_before_paths(shape: Node) -> list[str | int]:
