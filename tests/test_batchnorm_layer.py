@@ -29,7 +29,12 @@ def test_keras_and_onnx_track_the_biased_variance(rng):
     """Keras: moving = 0.99 * moving + 0.01 * batch, with the biased variance."""
     x, mean, var = rng.normal(size=(10, 4)), np.zeros(4), np.ones(4)
     op.batch_norm_train(
-        x, None, None, mean, var, momentum=1 - 0.99, eps=1e-3, unbiased_running_var=False
+        x,
+        running_mean=mean,
+        running_var=var,
+        momentum=1 - 0.99,
+        eps=1e-3,
+        unbiased_running_var=False,
     )
     np.testing.assert_allclose(mean, 0.01 * x.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(var, 0.99 + 0.01 * x.var(axis=0), rtol=1e-14)
@@ -105,7 +110,7 @@ def test_parameters_may_lie_in_one_vector(rng):
     bn = op.BatchNorm(4)
     bn.weight, bn.bias, bn.weight_grad, bn.bias_grad = params[:4], params[4:], grads[:4], grads[4:]
     x = arrays(rng)["x"]
-    assert_same_bits(bn.forward(x), op.batch_norm_train(x, params[:4], params[4:])[0])
+    assert_same_bits(bn.forward(x), op.batch_norm_train(x, weight=params[:4], bias=params[4:])[0])
     bn.backward(x)
     assert grads.all()
 

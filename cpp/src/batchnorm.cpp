@@ -26,8 +26,8 @@ constexpr std::size_t elements_together = 256 * 256;  // in a row of one channel
 // lose digits. What is left is in functional.py, under batch_norm_train.
 constexpr double max_off_center = 49;
 constexpr int max_tries = 3;  // as it comes, in other units, about a better center
-// Where the squares of a double would be infinite, x is summed in units of 2^600; and where products
-// with dy would be, that is as well.
+// Where the squares of a double would be infinite, x is summed in units of 2^600; and where
+// products with dy would be, that is as well.
 constexpr double small_magnitude = 0x1p-600;
 constexpr double min_ordinary_invstd = 0x1p-500;
 // A product with dy stays finite about such a center. A float's mean is smaller, unless it was made
@@ -299,8 +299,7 @@ void BatchNorm<T>::set_backward_sums(std::size_t tile, const Statistics& statist
   const auto [begin, n] = channels_of(tile);
   for (std::size_t c = begin; c < begin + n; ++c) {
     if constexpr (std::is_same_v<T, double>) {
-      channels_.magnitude[c] =
-          statistics.invstd[c] < min_ordinary_invstd ? small_magnitude : 1.0;
+      channels_.magnitude[c] = statistics.invstd[c] < min_ordinary_invstd ? small_magnitude : 1.0;
       channels_.center[c] = statistics.mean[c] * channels_.magnitude[c];
     } else {
       const double mean = statistics.mean[c];

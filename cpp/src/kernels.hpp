@@ -45,7 +45,7 @@ struct Variant {
 
 struct RuleRow {
   const char* name;
-  std::span<const char*const> states, scalars, options;
+  std::span<const char* const> states, scalars, options;
   std::span<const bool> has_sign;     // of each state
   std::span<const Variant> variants;  // index: bit 0 coupled weight decay, bit 1 + k option k
 };

@@ -22,9 +22,9 @@ T narrow(double value) noexcept {
   return static_cast<T>(within<T>(value));
 }
 
-// mean = high + low, both made smaller as x is; high so small that x less high is finite, if the mean
-// is. Where that makes them subnormal, x is rounded just as high is, and a low part would set apart
-// what is equal.
+// mean = high + low, both made smaller as x is; high so small that x less high is finite, if the
+// mean is. Where that makes them subnormal, x is rounded just as high is, and a low part would set
+// apart what is equal.
 template <class T>
 struct Split {
   explicit Split(double mean) noexcept : low(0) {
