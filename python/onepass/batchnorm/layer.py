@@ -1,5 +1,6 @@
 """Batch normalisation as a layer: parameters, running statistics, forward and backward."""
 
+import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ MOST_BATCHES = 2**53
 NONE_YET = "none"
 OVERWROTE = "one that wrote over what it was given"
 DONE = "one that has had its backward"
+INTERRUPTED = "one that was interrupted, or its backward was"
 
 
 @dataclass(frozen=True)
@@ -217,26 +219,36 @@ class BatchNorm:
         TypeError, ValueError
             ``<argument>: expected ..., got ...``. Nothing has changed then.
         """
-        self._check_input(x)
-        (axis,) = check_options(axis=self.axis)
-        eps, relu, unbiased, nonfinite = check_options(
+        kept, self._forward = self._forward, INTERRUPTED
+        try:
+            y, self._forward = self._normalize(x, training, out, residual)
+        except Exception:
+            self._forward = kept
+            raise
+        return y
+
+    def _normalize(
+        self, x: Array, training: bool, out: Array | None, residual: Array | None
+    ) -> tuple[Array, "_Forward | str"]:
+        """Return y, and what `backward` will need or why there is none."""
+        eps, axis, relu, unbiased, nonfinite = check_options(
             eps=self.eps,
+            axis=self.axis,
             relu=self.relu,
             unbiased_running_var=self.unbiased_running_var,
             nonfinite=self.nonfinite,
         )
+        self._check_input(x)
         num_threads = runtime.resolve_num_threads(self.num_threads)
+        y: Array
         if not Flag()("training", training) and self.track_running_stats:
             mean, var = np.array(self.running_mean), np.array(self.running_var)
-            y: Array = _core.batch_norm_infer(
+            y = _core.batch_norm_infer(
                 x, mean, var, self.weight, self.bias, eps, axis, relu, residual, out, num_threads
             )
-            kept = _Forward(x, residual, mean, var, eps, axis, relu)
-            overwritten = any(
-                np.may_share_memory(array, y) for array in (x, residual) if array is not None
-            )
-            self._forward = OVERWROTE if overwritten else kept
-            return y
+            if any(np.may_share_memory(y, read) for read in (x, residual) if read is not None):
+                return y, OVERWROTE
+            return y, _Forward(x, residual, mean, var, eps, axis, relu)
         y, mean, invstd = _core.batch_norm_train(
             x,
             self.weight,
@@ -254,8 +266,7 @@ class BatchNorm:
             out,
             num_threads,
         )
-        self._forward = _Forward(x, residual, mean, invstd, None, axis, relu)
-        return y
+        return y, _Forward(x, residual, mean, invstd, None, axis, relu)
 
     def backward(self, dy: Array, out: Array | None = None) -> Any:
         """Return the gradient with respect to `x`, and fill `weight_grad` and `bias_grad`.
@@ -315,22 +326,27 @@ class BatchNorm:
                 "backward: expected a forward before it whose input is still there and that has "
                 f"had no backward yet, got {kept}"
             )
-        dx, _, _, *dresidual = _core.batch_norm_backward(
-            dy,
-            kept.x,
-            kept.mean,
-            kept.scale,
-            self.weight,
-            self.bias,
-            kept.eps,
-            kept.axis,
-            kept.relu,
-            kept.residual,
-            out,
-            self.weight_grad,
-            self.bias_grad,
-            runtime.resolve_num_threads(self.num_threads),
-        )
+        self._forward = INTERRUPTED
+        try:
+            dx, _, _, *dresidual = _core.batch_norm_backward(
+                dy,
+                kept.x,
+                kept.mean,
+                kept.scale,
+                self.weight,
+                self.bias,
+                kept.eps,
+                kept.axis,
+                kept.relu,
+                kept.residual,
+                out,
+                self.weight_grad,
+                self.bias_grad,
+                runtime.resolve_num_threads(self.num_threads),
+            )
+        except Exception:
+            self._forward = kept
+            raise
         self._forward = DONE
         return (dx, *dresidual) if dresidual else dx
 
@@ -443,8 +459,13 @@ class BatchNorm:
         Raises
         ------
         KeyError, TypeError, ValueError
-            If a key is missing or unknown, or an array does not fit: in dtype, in shape, or because
-            a finite value would be infinite in the layer's dtype. Nothing has changed then.
+            If a key is missing or unknown, or an array does not fit. Nothing has changed then.
+
+        Warns
+        -----
+        RuntimeWarning
+            Where a finite float64 value is infinite in float32, as in NumPy, but whatever
+            `np.errstate` says. Where warnings are errors, nothing has changed.
         """
         own = self._state()
         if not isinstance(state, Mapping):
@@ -454,8 +475,15 @@ class BatchNorm:
             given.setdefault("num_batches_tracked", np.zeros((), np.int64))
         if given.keys() != own.keys():
             raise KeyError(f"state: expected the keys {sorted(own)}, got {sorted(state)}")
+        values = []
         with np.errstate(all="ignore"):
-            values = [_fitting(name, given[name], array) for name, array in own.items()]
+            for name, array in own.items():
+                value = np.asarray(given[name])
+                _check_fits(name, value, array)
+                values.append(np.array(value, array.dtype))
+                if (np.isfinite(value) & ~np.isfinite(values[-1])).any():
+                    lost = f"values beyond the range of {array.dtype} become infinite"
+                    warnings.warn(f"state['{name}']: {lost}", RuntimeWarning, stacklevel=2)
         _write(own.values(), values)
 
     def _state(self) -> dict[str, npt.NDArray[Any]]:
@@ -481,9 +509,9 @@ def _is_floating(array: Any) -> bool:
     return isinstance(array, np.ndarray) and np.issubdtype(array.dtype, np.floating)
 
 
-def _fitting(name: str, given: Any, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return a copy of what is given in the array's dtype, or raise why it does not fit."""
-    label, value = f"state['{name}']", np.asarray(given)
+def _check_fits(name: str, value: npt.NDArray[Any], array: npt.NDArray[Any]) -> None:
+    """Raise what copying the value into the array would raise, or worse."""
+    label = f"state['{name}']"
     if not np.can_cast(value.dtype, array.dtype, "same_kind"):
         raise TypeError(f"{label}: expected dtype {array.dtype}, got {value.dtype}")
     if value.shape != array.shape:
@@ -494,13 +522,6 @@ def _fitting(name: str, given: Any, array: npt.NDArray[Any]) -> npt.NDArray[Any]
         raise ValueError(f"{label}: expected values >= 0, got {value}")
     if name == "num_batches_tracked" and value >= MOST_BATCHES:
         raise ValueError(f"{label}: expected a number of batches below 2**53, got {value}")
-    copy = np.array(value, array.dtype)
-    lost = np.isfinite(value) & ~np.isfinite(copy)
-    if lost.any():
-        raise ValueError(
-            f"{label}: expected values in the range of {array.dtype}, got {value[lost][0]}"
-        )
-    return copy
 
 
 def _write(arrays: Iterable[npt.NDArray[Any]], values: Iterable[Any]) -> None:
