@@ -26,22 +26,44 @@ class Onepass:
 
     def __init__(self, operation: Operation, arrays: BatchArrays) -> None:
         self.arrays, self.axis = arrays, arrays.axis
-        self.running = (self.arrays.running_mean, self.arrays.running_var)
-        _, *self.saved = self.train()
+        _, self.mean, self.invstd = self.train()
         self.step: Step = getattr(self, operation.name)
 
     def train(self) -> tuple[Array, ...]:
         a = self.arrays
-        return op.batch_norm_train(a.x, a.weight, a.bias, *self.running, axis=self.axis, out=a.out)
+        return op.batch_norm_train(
+            a.x,
+            weight=a.weight,
+            bias=a.bias,
+            running_mean=a.running_mean,
+            running_var=a.running_var,
+            axis=self.axis,
+            out=a.out,
+        )
 
     def infer(self) -> Array:
         a = self.arrays
-        return op.batch_norm_infer(a.x, *self.running, a.weight, a.bias, axis=self.axis, out=a.out)
+        return op.batch_norm_infer(
+            a.x,
+            mean=a.running_mean,
+            var=a.running_var,
+            weight=a.weight,
+            bias=a.bias,
+            axis=self.axis,
+            out=a.out,
+        )
 
     def backward(self) -> tuple[Array, ...]:
         a = self.arrays
         return op.batch_norm_backward(
-            a.dy, a.x, *self.saved, a.weight, a.bias, axis=self.axis, out=a.out
+            a.dy,
+            a.x,
+            saved_mean=self.mean,
+            saved_invstd=self.invstd,
+            weight=a.weight,
+            bias=a.bias,
+            axis=self.axis,
+            out=a.out,
         )
 
 

@@ -3,20 +3,28 @@
 import numpy as np
 
 import onepass as op
+from helpers import assert_same_bits
 from onepass.batchnorm import reference
+
+
+def affine(p):
+    return {"weight": p["weight"], "bias": p["bias"]}
+
+
+def statistics(p, *names):
+    return {**affine(p), **dict(zip(names, (p["mean"], p["var"]), strict=True))}
+
 
 FUNCTIONS = {
     "train": lambda p, **o: op.batch_norm_train(
-        p["x"], p["weight"], p["bias"], **{**p.get("running", {}), **o}
+        p["x"], **{**affine(p), **p.get("running", {}), **o}
     ),
-    "infer": lambda p, **o: op.batch_norm_infer(
-        p["x"], p["mean"], p["var"], p["weight"], p["bias"], **o
-    ),
+    "infer": lambda p, **o: op.batch_norm_infer(p["x"], **statistics(p, "mean", "var"), **o),
     "backward": lambda p, **o: op.batch_norm_backward(
-        p["dy"], p["x"], p["mean"], p["var"], p["weight"], p["bias"], **o
+        p["dy"], p["x"], **statistics(p, "saved_mean", "saved_invstd"), **o
     ),
     "infer_backward": lambda p, **o: op.batch_norm_infer_backward(
-        p["dy"], p["x"], p["mean"], p["var"], p["weight"], p["bias"], **o
+        p["dy"], p["x"], **statistics(p, "mean", "var"), **o
     ),
 }
 
@@ -113,4 +121,42 @@ class Problem:
         found = [np.moveaxis(dx, -1, self.axis), dweight, dbias]
         if self.residual is not None:
             found.append(np.moveaxis(dresidual, -1, self.axis))
-        return [array.astype(self.x.dtype) for array in found]
+        with np.errstate(all="ignore"):
+            return [array.astype(self.x.dtype) for array in found]
+
+
+def assert_gradients(problem, mean, var, *, relu, frozen, eps=1e-5, num_threads=None):
+    """The reference's to the bit, where the sums are exact."""
+    with np.errstate(all="ignore"):
+        invstd = 1 / np.sqrt(var + eps)
+    backward = op.batch_norm_infer_backward if frozen else op.batch_norm_backward
+    given = {"mean": mean, "var": var, "eps": eps}
+    found = backward(
+        problem.dy,
+        problem.x,
+        **(given if frozen else {"saved_mean": mean, "saved_invstd": invstd}),
+        weight=problem.weight,
+        bias=problem.bias,
+        axis=problem.axis,
+        relu=relu,
+        residual=problem.residual,
+        num_threads=num_threads,
+    )
+    for array, expected in zip(
+        found, problem.expected_gradients(mean, invstd, relu, frozen), strict=True
+    ):
+        assert_same_bits(array, expected)
+
+
+def mean_and_variance(x, axis=1):
+    n = x.shape[axis]
+    mean, var = np.zeros(n), np.zeros(n)
+    op.batch_norm_train(
+        x,
+        running_mean=mean,
+        running_var=var,
+        momentum=1.0,
+        unbiased_running_var=False,
+        axis=axis,
+    )
+    return mean, var

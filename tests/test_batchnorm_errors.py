@@ -180,7 +180,7 @@ def test_a_batch_without_a_variance(rng, shape, reason):
     before = digest(running)
     message = f"^x: expected more than one value per channel, because {reason}, got shape"
     with pytest.raises(ValueError, match=message):
-        op.batch_norm_train(np.zeros(shape), None, None, *running)
+        op.batch_norm_train(np.zeros(shape), running_mean=running[0], running_var=running[1])
     bn = op.BatchNorm(4, dtype=np.float64)
     fresh = digest(bn.state_dict())
     with pytest.raises(ValueError, match=message):
@@ -190,9 +190,9 @@ def test_a_batch_without_a_variance(rng, shape, reason):
 
 
 def test_an_empty_batch_may_be_inferred():
-    y = op.batch_norm_infer(np.zeros((0, 4, 3)), np.zeros(4), np.ones(4))
+    y = op.batch_norm_infer(np.zeros((0, 4, 3)), mean=np.zeros(4), var=np.ones(4))
     assert y.shape == (0, 4, 3)
-    dx, dweight, dbias = op.batch_norm_infer_backward(y, y, np.zeros(4), np.ones(4))
+    dx, dweight, dbias = op.batch_norm_infer_backward(y, y, mean=np.zeros(4), var=np.ones(4))
     assert dx.shape == (0, 4, 3)
     assert (dweight == 0).all()
     assert (dbias == 0).all()

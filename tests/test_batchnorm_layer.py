@@ -29,7 +29,12 @@ def test_keras_and_onnx_track_the_biased_variance(rng):
     """Keras: moving = 0.99 * moving + 0.01 * batch, with the biased variance."""
     x, mean, var = rng.normal(size=(10, 4)), np.zeros(4), np.ones(4)
     op.batch_norm_train(
-        x, None, None, mean, var, momentum=1 - 0.99, eps=1e-3, unbiased_running_var=False
+        x,
+        running_mean=mean,
+        running_var=var,
+        momentum=1 - 0.99,
+        eps=1e-3,
+        unbiased_running_var=False,
     )
     np.testing.assert_allclose(mean, 0.01 * x.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(var, 0.99 + 0.01 * x.var(axis=0), rtol=1e-14)
@@ -105,7 +110,7 @@ def test_parameters_may_lie_in_one_vector(rng):
     bn = op.BatchNorm(4)
     bn.weight, bn.bias, bn.weight_grad, bn.bias_grad = params[:4], params[4:], grads[:4], grads[4:]
     x = arrays(rng)["x"]
-    assert_same_bits(bn.forward(x), op.batch_norm_train(x, params[:4], params[4:])[0])
+    assert_same_bits(bn.forward(x), op.batch_norm_train(x, weight=params[:4], bias=params[4:])[0])
     bn.backward(x)
     assert grads.all()
 
@@ -128,16 +133,168 @@ def test_backward_needs_a_forward_whose_input_is_there(rng):
     x = arrays(rng)["x"]
     bn = op.BatchNorm(4)
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="^backward: expected a forward before it"):
+        with pytest.raises(RuntimeError, match="^backward: expected a forward before it .*, got"):
             bn.backward(x)
         bn.forward(x.copy())
         bn.forward(x, training=False, out=x[:])
+    residual = x.copy()
+    bn.forward(x, training=False, out=residual, residual=residual)
+    with pytest.raises(RuntimeError, match="got one that wrote over what it was given$"):
+        bn.backward(x)
     with pytest.raises(ValueError, match="^out: .* because the backward pass needs x"):
         bn.forward(x, out=x)
     bn.forward(x)
     bn.backward(x.copy(), out=x)
     with pytest.raises(RuntimeError, match="^backward: expected a forward before it"):
         bn.backward(x)
+
+
+def test_a_forward_has_one_backward(rng):
+    """A second one would be meant for another forward, which is forgotten."""
+    p, grads = arrays(rng), np.zeros((2, 4), np.float32)
+    bn = op.BatchNorm(4)
+    bn.forward(p["dy"])
+    bn.forward(p["x"])
+    with pytest.raises(ValueError, match="^dy: "):  # one that fails does not count
+        bn.backward(p["dy"][:2])
+    _, mean, invstd = op.batch_norm_train(p["x"])
+    expected = op.batch_norm_backward(p["dy"], p["x"], saved_mean=mean, saved_invstd=invstd)
+    assert_same_bits(bn.backward(p["dy"]), expected[0])
+    bn.weight_grad, bn.bias_grad = grads
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no backward yet, got one that has had its backwar"):
+            bn.backward(p["dy"])
+    assert not grads.any()
+    bn.forward(p["x"])
+    assert_same_bits(bn.backward(p["dy"]), expected[0])
+
+
+def test_a_layer_in_two_places(rng):
+    """As `backward` documents it: a copy shares all but what the gradients are written to."""
+    p = arrays(rng, (6, 4, 5), np.float64)
+    bn = op.BatchNorm(4, dtype=np.float64)
+    bn.weight[:], bn.bias[:] = p["weight"], p["bias"]
+    twin = copy.copy(bn)
+    twin.weight_grad, twin.bias_grad = np.zeros((2, 4))
+    y = twin.forward(bn.forward(p["x"]))
+    dx = bn.backward(twin.backward(p["dy"]))
+    affine = {"weight": p["weight"], "bias": p["bias"]}
+    first, mean, invstd = op.batch_norm_train(p["x"], **affine)
+    expected, *saved = op.batch_norm_train(first, **affine)
+    upstream, *outer = op.batch_norm_backward(
+        p["dy"], first, saved_mean=saved[0], saved_invstd=saved[1], **affine
+    )
+    inner_dx, *inner = op.batch_norm_backward(
+        upstream, p["x"], saved_mean=mean, saved_invstd=invstd, **affine
+    )
+    assert_same_bits(y, expected)
+    assert_same_bits(dx, inner_dx)
+    for own, other, one, two in zip(
+        (bn.weight_grad, bn.bias_grad),
+        (twin.weight_grad, twin.bias_grad),
+        inner,
+        outer,
+        strict=True,
+    ):
+        assert_same_bits(own + other, one + two)
+    assert bn.num_batches_tracked == 2
+    assert twin.running_mean is bn.running_mean
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("relu", [True, False])
+def test_a_residual_and_its_gradient(rng, training, relu):
+    p = arrays(rng)
+    residual = rng.normal(size=(6, 4, 5)).astype(np.float32)
+    bn = op.BatchNorm(4, relu=relu)
+    bn.weight[:], bn.bias[:] = p["weight"], p["bias"]
+    bn.running_mean[:], bn.running_var[:] = p["mean"], p["var"]
+    options = {"relu": relu, "residual": residual}
+    if training:
+        expected_y, mean, invstd = FUNCTIONS["train"](p, **options)
+        expected = FUNCTIONS["backward"]({**p, "mean": mean, "var": invstd}, **options)
+    else:
+        p["mean"], p["var"] = bn.running_mean.copy(), bn.running_var.copy()
+        expected_y = FUNCTIONS["infer"](p, **options)
+        expected = FUNCTIONS["infer_backward"](p, **options)
+    assert_same_bits(bn.forward(p["x"], training, residual=residual), expected_y)
+    dx, dresidual = bn.backward(p["dy"])
+    for found, other in zip((dx, bn.weight_grad, bn.bias_grad, dresidual), expected, strict=True):
+        assert_same_bits(found, other)
+    bn.forward(p["x"], training)
+    assert isinstance(bn.backward(p["dy"]), np.ndarray)
+
+
+def test_backward_uses_what_forward_did(rng):
+    """Settings may have been changed in between."""
+    p = arrays(rng, (4, 4, 4))
+    bn, other = op.BatchNorm(4, relu=True), op.BatchNorm(4, relu=True)
+    for layer in (bn, other):
+        layer.forward(p["x"])
+    bn.relu, bn.axis, bn.eps = False, 2, 1.0
+    assert_same_bits(bn.backward(p["dy"]), other.backward(p["dy"]))
+
+
+def test_the_biased_running_variance(rng):
+    """ONNX' and Keras': then a layer infers what it has trained on."""
+    x = rng.normal(size=(10, 4))
+    bn = op.BatchNorm(4, momentum=1.0, unbiased_running_var=False, dtype=np.float64)
+    y = bn.forward(x)
+    np.testing.assert_allclose(bn.running_var, x.var(axis=0), rtol=1e-14)
+    np.testing.assert_allclose(bn.forward(x, training=False), y, rtol=1e-13, atol=1e-15)
+
+
+def test_a_layers_own_number_of_threads(rng):
+    x = rng.normal(size=(64, 4, 40, 40)).astype(np.float32)
+    expected = op.BatchNorm(4).forward(x)
+    bn = op.BatchNorm(4, num_threads=3)
+    assert_same_bits(bn.forward(x), expected)
+    bn.num_threads = 0
+    for call in (bn.forward, bn.backward):
+        with pytest.raises(ValueError, match="^num_threads: expected an integer >= 1, got 0"):
+            call(x)
+    bn.num_threads = None
+    bn.backward(x)
+
+
+BAD_BATCHES = {
+    "a NaN": lambda x: x[0].fill(np.nan),
+    "an infinity": lambda x: x[1:2, 3].fill(np.inf),
+    "beyond the dtype's squares": lambda x: x[:3, 2].fill(np.finfo(x.dtype).max / 4),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_BATCHES)
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_a_batch_that_is_not_finite_may_be_skipped(rng, dtype, bad, momentum):
+    """Its statistics would stay in the running ones for good."""
+    batches = [rng.normal(size=(10, 4)).astype(dtype) for _ in range(3)]
+    BAD_BATCHES[bad](batches[1])
+    given = {"momentum": momentum, "dtype": dtype}
+    bn, ruined = op.BatchNorm(4, nonfinite="skip", **given), op.BatchNorm(4, **given)
+    results = [(bn.forward(x), ruined.forward(x)) for x in batches]
+    for y, other in results:
+        assert_same_bits(y, other)
+    assert not np.isfinite(ruined.running_var).all()
+    assert ruined.num_batches_tracked == 3
+    other = op.BatchNorm(4, **given)
+    for x in batches[::2]:
+        other.forward(x)
+    assert digest(bn.state_dict()) == digest(other.state_dict())
+
+
+def test_the_function_skips_as_the_layer_does(rng):
+    x = rng.normal(size=(10, 4))
+    x[3, 2] = np.inf
+    mean, var = np.zeros(4), np.ones(4)
+    options = {"running_mean": mean, "running_var": var}
+    op.batch_norm_train(x, nonfinite="skip", **options)
+    assert (mean == 0).all()
+    assert (var == 1).all()
+    op.batch_norm_train(x, nonfinite="propagate", **options)
+    assert np.isfinite(mean).tolist() == [True, True, False, True]
+    with pytest.raises(ValueError, match="^nonfinite: expected one of 'propagate', 'skip', got"):
+        op.batch_norm_train(x, nonfinite="raise")
 
 
 def test_the_layer_checks_its_input(rng):
@@ -164,6 +321,9 @@ def test_the_layer_checks_its_input(rng):
         ({"num_features": 2.0}, TypeError, r"num_features: expected an integer >= 1, got 2\.0"),
         ({"eps": 0}, ValueError, "eps: expected a finite number > 0, got 0"),
         ({"momentum": 2.0}, ValueError, r"momentum: expected a number in \[0, 1\], got 2\.0"),
+        ({"unbiased_running_var": 1}, TypeError, "unbiased_running_var: expected True or False"),
+        ({"nonfinite": "raise"}, ValueError, "nonfinite: expected one of 'propagate', 'skip'"),
+        ({"num_threads": 0}, ValueError, "num_threads: expected an integer >= 1, got 0"),
         ({"affine": None}, TypeError, "affine: expected True or False"),
         ({"relu": "yes"}, TypeError, "relu: expected True or False"),
         ({"axis": 0.5}, TypeError, r"axis: expected an integer, got 0\.5"),
@@ -198,6 +358,21 @@ def test_a_loaded_state_continues_to_the_bit(rng):
     state = bn.state_dict()
     state["weight"][:] = 0
     assert (bn.weight == 3).all()
+
+
+def test_loading_reads_before_it_writes(rng):
+    """What is given may be the layer's own arrays."""
+    bn = op.BatchNorm(4)
+    bn.weight[:], bn.bias[:] = 1, 2
+    own = {**bn.state_dict(), "weight": bn.bias, "bias": bn.weight, "running_mean": bn.weight}
+    bn.load_state_dict(own)
+    assert (bn.weight == 2).all()
+    assert (bn.bias == 1).all()
+    assert (bn.running_mean == 1).all()
+    both = np.arange(8, dtype=np.float32)
+    bn.weight, bn.bias = both[:4], both[4:]
+    bn.load_state_dict({**bn.state_dict(), "weight": both[2:6], "bias": both[:4][::-1]})
+    assert both.tolist() == [2, 3, 4, 5, 3, 2, 1, 0]
 
 
 def test_loading_fills_the_arrays_that_are_there():
@@ -256,6 +431,13 @@ def test_an_old_state_has_no_count(rng):
         ),
         ({"num_batches_tracked": np.array(-1)}, ValueError, r"state\['num_batches_tracked'\]: "),
         ({"num_batches_tracked": np.array(1.5)}, TypeError, r"state\['num_batches_tracked'\]: "),
+        ({"num_batches_tracked": np.uint64(2**63 + 5)}, ValueError, r"state\['num_batches_tr"),
+        ({"num_batches_tracked": np.array(2**53)}, ValueError, r"state\['num_batches_tracked'\]: "),
+        (
+            {"bias": np.full(4, 1e300)},
+            RuntimeWarning,
+            r"state\['bias'\]: values beyond the range of float32 become infinite",
+        ),
         ({"bias": np.array(["a"] * 4)}, TypeError, r"state\['bias'\]: expected dtype float32"),
     ],
 )
@@ -264,7 +446,7 @@ def test_a_bad_state_changes_nothing(change, error, message):
     with pytest.raises(TypeError, match="^state: expected a mapping, got list"):
         bn.load_state_dict([1])
     before = digest(bn.state_dict())
-    state = {**bn.state_dict(), "running_mean": np.full(4, 9), **change}
+    state = {"weight": np.full(4, 7.0), **bn.state_dict(), "running_mean": np.full(4, 9), **change}
     with pytest.raises(error, match=message):
         bn.load_state_dict({name: value for name, value in state.items() if value is not None})
     assert digest(bn.state_dict()) == before
@@ -314,6 +496,17 @@ def test_folding_needs_statistics_and_matching_shapes():
 
 
 def test_repr_makes_the_layer():
-    bn = op.BatchNorm(4, axis=-1, eps=1.23456789e-5, relu=True, dtype=np.float64)
+    bn = op.BatchNorm(
+        4,
+        axis=-1,
+        eps=1.23456789e-5,
+        unbiased_running_var=False,
+        relu=True,
+        nonfinite="skip",
+        num_threads=3,
+        dtype=np.float64,
+    )
+    for twin in (eval(repr(bn), {"BatchNorm": op.BatchNorm}), pickle.loads(pickle.dumps(bn))):
+        assert (twin.unbiased_running_var, twin.nonfinite, twin.num_threads) == (False, "skip", 3)
     assert repr(eval(repr(bn), {"BatchNorm": op.BatchNorm})) == repr(bn)
     assert repr(bn).startswith("BatchNorm(4, axis=-1, eps=1.23456789e-05, momentum=0.1, ")

@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import onepass as op
-from batchnorm_cases import SHAPE_IDS, SHAPES, Problem, exact
+from batchnorm_cases import (
+    SHAPE_IDS,
+    SHAPES,
+    Problem,
+    assert_gradients,
+    exact,
+    mean_and_variance,
+)
 from helpers import FORMATS, assert_same_bits
 from onepass.batchnorm import reference
 
@@ -37,9 +44,10 @@ def test_forward_on_exact_data(rng, shape, dtype, relu, residual, threads):
     )
     y, mean, invstd = op.batch_norm_train(
         problem.x,
-        problem.weight,
-        problem.bias,
-        *running,
+        weight=problem.weight,
+        bias=problem.bias,
+        running_mean=running[0],
+        running_var=running[1],
         axis=problem.axis,
         relu=relu,
         residual=problem.residual,
@@ -52,9 +60,10 @@ def test_forward_on_exact_data(rng, shape, dtype, relu, residual, threads):
         assert_same_bits(found, expected)
     y = op.batch_norm_infer(
         problem.x,
-        *running,
-        problem.weight,
-        problem.bias,
+        mean=running[0],
+        var=running[1],
+        weight=problem.weight,
+        bias=problem.bias,
         eps=30.0,
         axis=problem.axis,
         relu=relu,
@@ -72,24 +81,7 @@ def test_backward_on_exact_data(rng, shape, dtype, relu, residual, frozen, threa
     problem = Problem(rng, *shape, dtype, exact, residual)
     n = len(problem.weight)
     mean, var = exact(rng, n, np.float64), rng.uniform(0.5, 2, n)
-    invstd = 1 / np.sqrt(var + 1e-5)
-    backward = op.batch_norm_infer_backward if frozen else op.batch_norm_backward
-    found = backward(
-        problem.dy,
-        problem.x,
-        mean,
-        var if frozen else invstd,
-        problem.weight,
-        problem.bias,
-        axis=problem.axis,
-        relu=relu,
-        residual=problem.residual,
-        num_threads=threads,
-    )
-    for array, expected in zip(
-        found, problem.expected_gradients(mean, invstd, relu, frozen), strict=True
-    ):
-        assert_same_bits(array, expected)
+    assert_gradients(problem, mean, var, relu=relu, frozen=frozen, num_threads=threads)
 
 
 def normal(rng, shape, dtype):
@@ -100,17 +92,15 @@ def normal(rng, shape, dtype):
 def test_any_data_gives_the_same_bits_for_any_number_of_threads(rng, shape, dtype, relu, residual):
     problem = Problem(rng, *shape, dtype, normal, residual)
     options = {"axis": problem.axis, "relu": relu, "residual": problem.residual}
+    options |= {"weight": problem.weight, "bias": problem.bias}
     results = []
     for threads in (1, 2, 3, 7):
-        affine = (problem.weight, problem.bias)
-        y, mean, invstd = op.batch_norm_train(problem.x, *affine, **options, num_threads=threads)
+        options["num_threads"] = threads
+        y, mean, invstd = op.batch_norm_train(problem.x, **options)
+        both = problem.dy, problem.x
         gradients = [
-            *op.batch_norm_backward(
-                problem.dy, problem.x, mean, invstd, *affine, **options, num_threads=threads
-            ),
-            *op.batch_norm_infer_backward(
-                problem.dy, problem.x, mean, invstd, *affine, **options, num_threads=threads
-            ),
+            *op.batch_norm_backward(*both, saved_mean=mean, saved_invstd=invstd, **options),
+            *op.batch_norm_infer_backward(*both, mean=mean, var=invstd, **options),
         ]
         assert_same_bits(y, problem.expected_y(mean, invstd, relu))
         results.append([y, mean, invstd, *gradients])
@@ -123,7 +113,12 @@ def test_gradients_on_any_data(rng, shape, dtype):
     problem = Problem(rng, *shape, dtype, normal, residual=False)
     _, mean, invstd = op.batch_norm_train(problem.x, axis=problem.axis)
     found = op.batch_norm_backward(
-        problem.dy, problem.x, mean, invstd, problem.weight, axis=problem.axis
+        problem.dy,
+        problem.x,
+        saved_mean=mean,
+        saved_invstd=invstd,
+        weight=problem.weight,
+        axis=problem.axis,
     )
     expected = problem.expected_gradients(mean, invstd, relu=False, frozen=False)
     # A few roundings of the result, and float64 sums in another order.
@@ -159,12 +154,9 @@ def test_variance_whatever_the_mean(rng, dtype, kind, shape):
     x = np.empty(shape, dtype)
     x[:, 0] = HARD[kind](rng.normal(size=n)).reshape(x[:, 0].shape)
     x[:, 1] = rng.normal(size=x[:, 1].shape)
-    running = np.zeros(2), np.zeros(2)
-    _, mean, _ = op.batch_norm_train(
-        x, None, None, *running, momentum=1.0, unbiased_running_var=False
-    )
+    mean, var = mean_and_variance(x)
     expected_mean, expected_var = exact_moments(x[:, 0].ravel())
-    assert abs(Fraction(running[1][0]) - expected_var) <= expected_var * Fraction(1e-12)
+    assert abs(Fraction(var[0]) - expected_var) <= expected_var * Fraction(1e-12)
     spread = Fraction(np.sqrt(float(expected_var)))
     error = abs(Fraction(mean[0]) - expected_mean)
     assert error <= abs(expected_mean) * Fraction(2e-16) + spread * Fraction(1e-12)
@@ -175,23 +167,26 @@ def test_variance_where_the_first_samples_are_far_off(rng):
     n = 2_000_000
     x = rng.normal(size=(n, 1)).astype(np.float32)
     x[:16] = 3 * np.sqrt(n)
-    running = np.zeros(1), np.zeros(1)
-    op.batch_norm_train(x, None, None, *running, momentum=1.0, unbiased_running_var=False)
+    _, var = mean_and_variance(x)
     exactly = x.astype(np.longdouble)
     expected = ((exactly - exactly.mean()) ** 2).mean()
-    assert abs(running[1][0] - expected) < 1e-12 * expected
+    assert abs(var[0] - expected) < 1e-12 * expected
 
 
 def test_float64_beyond_the_range_of_its_squares(rng):
     small = rng.normal(size=(40, 3))
     _, mean, invstd = op.batch_norm_train(small, eps=1e-300)
-    dx, dweight, dbias = op.batch_norm_backward(small[::-1].copy(), small, mean, invstd)
+    dx, dweight, dbias = op.batch_norm_backward(
+        small[::-1].copy(), small, saved_mean=mean, saved_invstd=invstd
+    )
     for scale in (1e200, 1e307):
         x = small * scale
         _, wide_mean, wide_invstd = op.batch_norm_train(x, eps=1e-300)
         np.testing.assert_allclose(wide_mean, mean * scale, rtol=1e-12)
         np.testing.assert_allclose(wide_invstd, invstd / scale, rtol=1e-12)
-        found = op.batch_norm_backward(small[::-1].copy(), x, wide_mean, wide_invstd)
+        found = op.batch_norm_backward(
+            small[::-1].copy(), x, saved_mean=wide_mean, saved_invstd=wide_invstd
+        )
         np.testing.assert_allclose(found[0], dx / scale, rtol=1e-9)
         np.testing.assert_allclose(found[1], dweight, rtol=1e-12)
         assert_same_bits(found[2], dbias)
@@ -200,12 +195,13 @@ def test_float64_beyond_the_range_of_its_squares(rng):
 @pytest.mark.parametrize("momentum", [0.0, 1.0])
 def test_what_has_no_weight_makes_no_nan(dtype, momentum):
     x = np.array([[1e30], [-1e30]]) if dtype == np.float32 else np.array([[1e200], [-1e200]])
-    running = np.zeros(1, dtype), np.full(1, np.inf, dtype)
-    op.batch_norm_train(x.astype(dtype), None, None, *running, momentum=momentum)
-    assert running[1] == np.inf
+    mean, var = np.zeros(1, dtype), np.full(1, np.inf, dtype)
+    options = {"running_mean": mean, "running_var": var, "momentum": momentum}
+    op.batch_norm_train(x.astype(dtype), **options)
+    assert var == np.inf
     ordinary = np.array([[1.0], [3.0]], dtype)
-    op.batch_norm_train(ordinary, None, None, *running, momentum=momentum)
-    assert running[1] == (2.0 if momentum else np.inf)
+    op.batch_norm_train(ordinary, **options)
+    assert var == (2.0 if momentum else np.inf)
 
 
 def test_weights_near_the_end_of_the_range(dtype):
@@ -214,25 +210,27 @@ def test_weights_near_the_end_of_the_range(dtype):
     weight, bias = np.array([most / 4, 1.0], dtype), np.array([0.5, 2.0], dtype)
     x = np.array([[0.25, 1.0], [0.25, 3.0]], dtype)
     for eps in (1e-5, 1e-300):
-        y, *_ = op.batch_norm_train(x, weight, bias, eps=eps)
+        y, *_ = op.batch_norm_train(x, weight=weight, bias=bias, eps=eps)
         assert (y[:, 0] == 0.5).all()
         np.testing.assert_allclose(y[:, 1], [1, 3], rtol=1e-5)
 
 
 def test_a_constant_statistic_keeps_x_out_of_its_gradient(dtype):
     x = np.array([[np.inf], [np.nan], [3.0]], dtype)
-    dx, *_ = op.batch_norm_infer_backward(np.ones_like(x), x, np.zeros(1), np.array([3.0]), eps=1.0)
+    dx, *_ = op.batch_norm_infer_backward(
+        np.ones_like(x), x, mean=np.zeros(1), var=np.array([3.0]), eps=1.0
+    )
     assert (dx == 0.5).all()
 
 
 def test_relu_passes_a_nan_and_its_gradient(dtype):
     x = np.array([[np.nan, 1.0], [1.0, 3.0]], dtype)
     nan = np.array([[0.0, np.nan], [0.0, 0.0]], dtype)
-    statistics = np.zeros(2), np.ones(2)
-    y = op.batch_norm_infer(x, *statistics, relu=True, residual=nan)
+    options = {"mean": np.zeros(2), "var": np.ones(2), "relu": True, "residual": nan}
+    y = op.batch_norm_infer(x, **options)
     assert np.isnan(y).tolist() == [[True, True], [False, False]]
     dy = np.full((2, 2), 2, dtype)
-    *_, dresidual = op.batch_norm_infer_backward(dy, x, *statistics, relu=True, residual=nan)
+    *_, dresidual = op.batch_norm_infer_backward(dy, x, **options)
     assert_same_bits(dresidual, dy)
 
 
@@ -257,7 +255,7 @@ def test_a_constant_channel_gives_exactly_the_bias(shape, dtype, value, eps):
     x = np.full(dimensions, constant)
     bias = np.linspace(-3, 3, dimensions[axis]).astype(dtype)
     weight = np.full_like(bias, 1e3)
-    y, mean, _ = op.batch_norm_train(x, weight, bias, axis=axis, eps=eps)
+    y, mean, _ = op.batch_norm_train(x, weight=weight, bias=bias, axis=axis, eps=eps)
     assert (mean == constant).all()
     expected = np.broadcast_to(bias, np.moveaxis(x, axis, -1).shape)
     assert_same_bits(np.moveaxis(y, axis, -1), expected)
@@ -272,7 +270,7 @@ def test_no_nan_from_finite_values(data, dtype, axis):
     x = data.draw(hnp.arrays(dtype, dimensions, elements=finite))
     small = hnp.arrays(dtype, dimensions[axis], elements=st.floats(-4, 4, width=32))
     affine = [data.draw(small), data.draw(small)]
-    y, mean, invstd = op.batch_norm_train(x, *affine, axis=axis)
+    y, mean, invstd = op.batch_norm_train(x, weight=affine[0], bias=affine[1], axis=axis)
     assert np.isfinite(mean).all()
     assert np.isfinite(invstd).all()
     assert np.isfinite(y).all()
@@ -306,7 +304,12 @@ def test_any_shape_and_any_axis(data, dtype, threads):
     problem = Problem(rng, tuple(dimensions), axis, dtype, exact, residual=False)
     statistics = reference.statistics(problem.last(problem.x), 1e-3)
     y, mean, invstd = op.batch_norm_train(
-        problem.x, problem.weight, problem.bias, eps=1e-3, axis=axis, num_threads=threads
+        problem.x,
+        weight=problem.weight,
+        bias=problem.bias,
+        eps=1e-3,
+        axis=axis,
+        num_threads=threads,
     )
     assert_same_bits(mean, statistics.mean)
     assert_same_bits(invstd, statistics.invstd)
@@ -316,9 +319,9 @@ def test_any_shape_and_any_axis(data, dtype, threads):
 def test_layouts_agree_on_exact_data(rng, dtype):
     first = exact(rng, (6, 70, 9, 10), dtype)
     weight, bias = rng.normal(size=(2, 70)).astype(dtype)
-    expected, *statistics = op.batch_norm_train(first, weight, bias)
+    expected, *statistics = op.batch_norm_train(first, weight=weight, bias=bias)
     last = np.ascontiguousarray(np.moveaxis(first, 1, -1))
-    found, *others = op.batch_norm_train(last, weight, bias, axis=-1)
+    found, *others = op.batch_norm_train(last, weight=weight, bias=bias, axis=-1)
     assert_same_bits(np.moveaxis(found, -1, 1).copy(), expected)
     for one, other in zip(statistics, others, strict=True):
         assert_same_bits(one, other)
@@ -335,10 +338,11 @@ def test_streamed_results_are_the_same(rng, dtype, threads):
     for offset in (0, 1, 7, 16):
         out = buffer[16 + offset : 16 + offset + problem.x.size].reshape(shape)
         options = {"residual": problem.residual, "out": out, "num_threads": threads}
-        y, *saved = op.batch_norm_train(problem.x, problem.weight, problem.bias, **options)
+        options |= {"weight": problem.weight, "bias": problem.bias}
+        y, *saved = op.batch_norm_train(problem.x, **options)
         assert_same_bits(y, problem.expected_y(*saved, relu=False))
         dx, *found = op.batch_norm_backward(
-            problem.dy, problem.x, mean, invstd, problem.weight, problem.bias, relu=True, **options
+            problem.dy, problem.x, saved_mean=mean, saved_invstd=invstd, relu=True, **options
         )
         for array, other in zip([dx, *found], [expected, *others], strict=True):
             assert_same_bits(array, other)

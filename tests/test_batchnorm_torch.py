@@ -37,16 +37,18 @@ def test_functions(rng, dtype, shape, training, form):
     options = {"relu": form != "plain"}
     if form == "add and relu":
         options["residual"] = their_residual.detach().numpy()
-    affine = p["weight"], p["bias"]
-    before = [array.copy() for array in running]
+    options |= {"weight": p["weight"], "bias": p["bias"]}
     if training:
-        found, *saved = op.batch_norm_train(p["x"], *affine, *running, eps=1e-3, **options)
-        gradients = op.batch_norm_backward(p["dy"], p["x"], *saved, *affine, **options)
-    else:
-        found = op.batch_norm_infer(p["x"], *running, *affine, eps=1e-3, **options)
-        gradients = op.batch_norm_infer_backward(
-            p["dy"], p["x"], *before, *affine, eps=1e-3, **options
+        found, mean, invstd = op.batch_norm_train(
+            p["x"], running_mean=running[0], running_var=running[1], eps=1e-3, **options
         )
+        gradients = op.batch_norm_backward(
+            p["dy"], p["x"], saved_mean=mean, saved_invstd=invstd, **options
+        )
+    else:
+        options |= {"mean": running[0].copy(), "var": running[1].copy(), "eps": 1e-3}
+        found = op.batch_norm_infer(p["x"], **options)
+        gradients = op.batch_norm_infer_backward(p["dy"], p["x"], **options)
     expected = [y, *(theirs[name].grad for name in ("x", "weight", "bias")), *their_running]
     if form == "add and relu":
         expected.insert(4, their_residual.grad)

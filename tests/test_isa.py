@@ -84,11 +84,15 @@ for shape, axis in SHAPES:
     for dtype in (np.float32, np.float64):
         x, dy, z = rng.normal(3, 2, (3, *shape)).astype(dtype)
         for options in ({}, {"relu": True, "residual": z}):
-            y, *saved = op.batch_norm_train(x, axis=axis, **options)
-            gradients = op.batch_norm_backward(dy, x, *saved, axis=axis, **options)
-            frozen = op.batch_norm_infer_backward(dy, x, *saved, axis=axis, **options)
-            inferred = op.batch_norm_infer(x, *saved, eps=0.1, axis=axis, **options)
-            print(digest(y, saved, gradients, frozen, inferred))
+            options["axis"] = axis
+            y, mean, invstd = op.batch_norm_train(x, **options)
+            gradients = op.batch_norm_backward(
+                dy, x, saved_mean=mean, saved_invstd=invstd, **options
+            )
+            options |= {"mean": mean, "var": invstd, "eps": 0.1}
+            frozen = op.batch_norm_infer_backward(dy, x, **options)
+            inferred = op.batch_norm_infer(x, **options)
+            print(digest(y, mean, invstd, gradients, frozen, inferred))
 """
 
 

@@ -30,16 +30,16 @@ class Call {
  public:
   Call(py::handle x_given, py::handle weight_given, py::handle bias_given, py::ssize_t axis,
        bool relu, py::handle residual_given)
-      : x(check_channels(x_given, Label("x", Role::input), axis, memory)),
+      : x(check_channels(x_given, Label("x", Role::input), axis, arguments)),
         weight_(affine(weight_given, "weight", 1.0)),
         bias_(affine(bias_given, "bias", 0.0)),
         relu_(relu) {
     if (residual_given.is_none()) return;
-    residual = check_like_channels(residual_given, Label("residual", Role::input), x, memory);
+    residual = check_like_channels(residual_given, Label("residual", Role::input), x, arguments);
   }
 
   ChannelVector statistic(py::handle given, const char* name) {
-    return {given, Label(name, Role::input), x, true, memory};
+    return {given, Label(name, Role::input), x, true, arguments};
   }
 
   ChannelVector variance(py::handle given) {
@@ -48,15 +48,14 @@ class Call {
     return found;
   }
 
-  py::array empty() const {
-    return py::module_::import("numpy").attr("empty_like")(x.array, py::arg("subok") = false);
-  }
-
   // Where the result goes; `same` may be overwritten by it. The last check: nothing may overlap.
-  void set_out(py::handle given, std::vector<py::array> same) {
+  // Returns what the caller gets.
+  py::object set_out(py::handle given, std::vector<py::array> same) {
     if (residual) same.push_back(*residual);
-    out = given.is_none() ? empty() : check_out(given, Label("out", Role::output), x, same, memory);
-    memory.check_overlap();
+    const Label label("out", Role::output);
+    out = given.is_none() ? new_like(x) : check_out(given, label, x, same, arguments);
+    arguments.memory.check_overlap();
+    return given.is_none() ? py::object(out) : py::reinterpret_borrow<py::object>(given);
   }
 
   // Calls body(batch_norm), which cannot fail; not for an array without elements.
@@ -80,16 +79,14 @@ class Call {
     });
   }
 
-  // A value per channel, in x's dtype: into `given`, or into a new array.
-  ChannelVector vector_out(py::handle given, const char* name) {
-    const auto channels = static_cast<py::ssize_t>(x.channels);
-    const py::object array = given.is_none()
-                                 ? py::array(x.array.dtype(), py::array::ShapeContainer{channels})
-                                 : py::reinterpret_borrow<py::object>(given);
-    return {array, Label(name, Role::output), x, false, memory};
+  // A value per channel, in x's dtype: what is given, or a new array.
+  py::object vector_out(py::handle given) const {
+    if (!given.is_none()) return py::reinterpret_borrow<py::object>(given);
+    return py::array(x.array.dtype(),
+                     py::array::ShapeContainer{static_cast<py::ssize_t>(x.channels)});
   }
 
-  Memory memory;
+  Arguments arguments;
   ChannelArray x;
   std::optional<py::array> residual, dy, dresidual;
   py::array out;
@@ -97,7 +94,7 @@ class Call {
  private:
   PerChannel affine(py::handle given, const char* name, double absent) {
     if (given.is_none()) return {nullptr, 0, false, absent};
-    kept_.push_back({given, Label(name, Role::input), x, false, memory});
+    kept_.push_back({given, Label(name, Role::input), x, false, arguments});
     return kept_.back().source();
   }
 
@@ -143,8 +140,8 @@ class Call {
 class Running {
  public:
   Running(Call& call, py::handle mean, py::handle var, py::handle batches,
-          std::optional<double> momentum)
-      : momentum_(momentum) {
+          std::optional<double> momentum, bool skip_nonfinite)
+      : momentum_(momentum), skip_nonfinite_(skip_nonfinite) {
     if (mean.is_none() != var.is_none()) {
       const char* missing = mean.is_none() ? "running_mean" : "running_var";
       const char* given = mean.is_none() ? "running_var" : "running_mean";
@@ -153,22 +150,26 @@ class Running {
     }
     if (mean.is_none()) return;
     values_.resize(call.x.channels);
-    mean_.emplace(mean, Label("running_mean", Role::output), call.x, true, call.memory);
-    var_.emplace(var, Label("running_var", Role::output), call.x, true, call.memory);
-    if (!batches.is_none())
-      batches_ = check_counter(batches, Label("num_batches_tracked", Role::output), call.memory);
+    mean_.emplace(mean, Label("running_mean", Role::output), call.x, true, call.arguments);
+    var_.emplace(var, Label("running_var", Role::output), call.x, true, call.arguments);
+    if (!batches.is_none()) {
+      const Label label("num_batches_tracked", Role::output);
+      batches_ = check_counter(batches, label, call.arguments);
+    }
     if (!momentum && !batches_) {
       throw py::type_error("momentum: expected a number, as nothing counts the batches, got None");
     }
   }
 
   // Without a momentum every batch counts alike. `correction`: of the biased variance. With the
-  // GIL, so that no other thread's update is lost.
+  // GIL, so that no other thread's update is lost. A batch may be skipped as a whole: its channels
+  // share the count.
   void update(double correction, std::span<const double> mean,
               std::span<const double> var) noexcept {
     if (!mean_) return;
-    if (batches_) ++*batches_->mutable_data();
-    const double m = momentum_ ? *momentum_ : 1 / static_cast<double>(*batches_->data());
+    if (skip_nonfinite_ && !(mean_->can_hold(mean, 1.0) && var_->can_hold(var, correction))) return;
+    if (batches_) ++*batches_;
+    const double m = momentum_ ? *momentum_ : 1 / static_cast<double>(*batches_);
     update(*mean_, mean, 1.0, m);
     update(*var_, var, correction, m);
   }
@@ -184,25 +185,26 @@ class Running {
   std::vector<double> values_;
   std::optional<ChannelVector> mean_, var_;
   std::optional<double> momentum_;
-  std::optional<py::array_t<std::int64_t>> batches_;
+  bool skip_nonfinite_;
+  std::int64_t* batches_ = nullptr;
 };
 
 py::tuple train(py::handle x, py::handle weight, py::handle bias, py::handle running_mean,
                 py::handle running_var, py::handle num_batches_tracked,
                 std::optional<double> momentum, double eps, py::ssize_t axis,
-                bool unbiased_running_var, bool relu, py::handle residual, py::handle out,
-                int num_threads) {
+                bool unbiased_running_var, bool skip_nonfinite, bool relu, py::handle residual,
+                py::handle out, int num_threads) {
   Call call(x, weight, bias, axis, relu, residual);
-  Running running(call, running_mean, running_var, num_batches_tracked, momentum);
+  Running running(call, running_mean, running_var, num_batches_tracked, momentum, skip_nonfinite);
   check_has_variance(call.x, Label("x", Role::input));
   const Label out_label("out", Role::output);
   check_not_in_place(out, out_label, call.x.array, "x");
   if (call.residual) check_not_in_place(out, out_label, *call.residual, "residual");
-  call.set_out(out, {});
+  const py::object y = call.set_out(out, {});
   const auto channels = static_cast<py::ssize_t>(call.x.channels);
   Vector64 mean(channels), invstd(channels);
   std::vector<double> var(call.x.channels);
-  const py::tuple result = py::make_tuple(call.out, mean, invstd);
+  const py::tuple result = py::make_tuple(y, mean, invstd);
   const auto n = static_cast<double>(call.x.outer * call.x.inner);
   const Statistics batch{mean.mutable_data(), invstd.mutable_data(), var.data()};
   call.run(Operation::train, num_threads,
@@ -211,14 +213,14 @@ py::tuple train(py::handle x, py::handle weight, py::handle bias, py::handle run
   return result;
 }
 
-py::array infer(py::handle x, py::handle mean, py::handle var, py::handle weight, py::handle bias,
-                double eps, py::ssize_t axis, bool relu, py::handle residual, py::handle out,
-                int num_threads) {
+py::object infer(py::handle x, py::handle mean, py::handle var, py::handle weight, py::handle bias,
+                 double eps, py::ssize_t axis, bool relu, py::handle residual, py::handle out,
+                 int num_threads) {
   Call call(x, weight, bias, axis, relu, residual);
   const ChannelVector means = call.statistic(mean, "mean"), vars = call.variance(var);
-  call.set_out(out, {call.x.array});
+  py::object y = call.set_out(out, {call.x.array});
   call.infer(means.source(), vars.source(), eps, num_threads);
-  return call.out;
+  return y;
 }
 
 // `eps`: `scale` is a variance; without it, 1 / standard deviation of the batch.
@@ -227,20 +229,25 @@ py::tuple backward(py::handle dy, py::handle x, py::handle mean, py::handle scal
                    bool relu, py::handle residual, py::handle out, py::handle weight_grad,
                    py::handle bias_grad, int num_threads) {
   Call call(x, weight, bias, axis, relu, residual);
-  call.dy = check_like_channels(dy, Label("dy", Role::input), call.x, call.memory);
+  call.dy = check_like_channels(dy, Label("dy", Role::input), call.x, call.arguments);
   std::vector<double> means = call.statistic(mean, eps ? "mean" : "saved_mean").values();
   std::vector<double> invstds =
       (eps ? call.variance(scale) : call.statistic(scale, "saved_invstd")).values();
   if (eps) kernels_in_use->invert_deviation(invstds.data(), invstds.size(), *eps);
-  ChannelVector dweights = call.vector_out(weight_grad, "weight_grad");
-  ChannelVector dbiases = call.vector_out(bias_grad, "bias_grad");
-  call.set_out(out, {call.x.array, *call.dy});
-  if (call.residual) call.dresidual = call.empty();
+  const py::object weight_result = call.vector_out(weight_grad);
+  const py::object bias_result = call.vector_out(bias_grad);
+  ChannelVector dweights(weight_result, Label("weight_grad", Role::output), call.x, false,
+                         call.arguments);
+  ChannelVector dbiases(bias_result, Label("bias_grad", Role::output), call.x, false,
+                        call.arguments);
   py::list results;
-  results.append(call.out);
-  results.append(dweights.array());
-  results.append(dbiases.array());
-  if (call.dresidual) results.append(*call.dresidual);
+  results.append(call.set_out(out, {call.x.array, *call.dy}));
+  results.append(weight_result);
+  results.append(bias_result);
+  if (call.residual) {
+    call.dresidual = new_like(call.x);
+    results.append(*call.dresidual);
+  }
   const py::tuple result(results);
   std::vector<double> dweight(call.x.channels), dbias(call.x.channels);
   call.run(Operation::backward, num_threads, [&](auto& batch_norm) noexcept {
@@ -264,7 +271,8 @@ void bind_batch_norm(py::module_& m, const KernelTable& kernels) {
   m.def("batch_norm_train", &train, py::arg("x"), py::arg("weight"), py::arg("bias"),
         py::arg("running_mean"), py::arg("running_var"), py::arg("num_batches_tracked"),
         py::arg("momentum"), py::arg("eps"), py::arg("axis"), py::arg("unbiased_running_var"),
-        py::arg("relu"), py::arg("residual"), py::arg("out"), py::arg("num_threads"),
+        py::arg("skip_nonfinite"), py::arg("relu"), py::arg("residual"), py::arg("out"),
+        py::arg("num_threads"),
         "Normalise with the batch's own statistics; return y, mean and 1 / standard deviation.");
   m.def("batch_norm_infer", &infer, py::arg("x"), py::arg("mean"), py::arg("var"),
         py::arg("weight"), py::arg("bias"), py::arg("eps"), py::arg("axis"), py::arg("relu"),

@@ -1,6 +1,7 @@
 #include "channels.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 
 namespace onepass::bindings {
@@ -37,11 +38,34 @@ bool same_layout(const py::array& a, const py::array& b) {
   return true;
 }
 
+// The most batches that are counted: up to here 1 / count is exact in what it is computed from.
+constexpr std::int64_t most_batches = std::int64_t{1} << 53;
+
 }  // namespace
 
+py::array Views::of(py::handle object, const Label& label) {
+  const py::array array = check_array(object, label);
+  hold(array);
+  const auto& api = py::detail::npy_api::get();
+  auto* const plain = reinterpret_cast<PyObject*>(api.PyArray_Type_);
+  auto view = py::reinterpret_steal<py::array>(api.PyArray_View_(array.ptr(), nullptr, plain));
+  if (!view) throw py::error_already_set();
+  return view;
+}
+
+// NumPy resizes no array that has a weak reference, whatever the caller says. And it is the one
+// that owns the memory that must not be.
+void Views::hold(py::handle array) {
+  py::handle owner = array;
+  while (owner && py::isinstance<py::array>(owner)) {
+    held_.push_back(py::weakref(owner));
+    owner = py::detail::array_proxy(owner.ptr())->base;
+  }
+}
+
 ChannelArray check_channels(py::handle object, const Label& label, py::ssize_t axis,
-                            Memory& memory) {
-  py::array array = check_array(object, label);
+                            Arguments& arguments) {
+  py::array array = arguments.views.of(object, label);
   const Dtype dtype = check_dtype(array, label);
   const py::ssize_t rank = array.ndim();
   if (rank < 2) {
@@ -54,7 +78,7 @@ ChannelArray check_channels(py::handle object, const Label& label, py::ssize_t a
                std::to_string(axis));
   }
   if (axis < 0) axis += rank;
-  memory.add(array, label);
+  arguments.memory.add(array, label);
   const auto channels = static_cast<std::size_t>(array.shape(axis));
   if (array.size() == 0) return {array, false, dtype, axis, 0, channels, 0};
   std::vector<py::ssize_t> order = memory_order(array);
@@ -79,20 +103,24 @@ ChannelArray check_channels(py::handle object, const Label& label, py::ssize_t a
   return found;
 }
 
+py::array new_like(const ChannelArray& x) {
+  return numpy().attr("empty_like")(x.array);
+}
+
 py::array check_like_channels(py::handle object, const Label& label, const ChannelArray& x,
-                              Memory& memory) {
-  py::array array = check_array(object, label);
+                              Arguments& arguments) {
+  py::array array = arguments.views.of(object, label);
   check_like(array, label, x.array, "x's");
-  memory.add(array, label);
+  arguments.memory.add(array, label);
   if (same_layout(array, x.array) && is_aligned(array)) return array;
-  const py::array copy = numpy().attr("empty_like")(x.array, py::arg("subok") = false);
+  const py::array copy = new_like(x);
   numpy().attr("copyto")(copy, array);
   return copy;
 }
 
 py::array check_out(py::handle object, const Label& label, const ChannelArray& x,
-                    const std::vector<py::array>& same, Memory& memory) {
-  py::array array = check_array(object, label);
+                    const std::vector<py::array>& same, Arguments& arguments) {
+  py::array array = arguments.views.of(object, label);
   check_like(array, label, x.array, "x's");
   check_written_in_place(array, label);
   if (!same_layout(array, x.array)) {
@@ -104,11 +132,11 @@ py::array check_out(py::handle object, const Label& label, const ChannelArray& x
   }
   for (const py::array& other : same) {
     if (array.data() == other.data()) {
-      memory.overwrite(array, label);
+      arguments.memory.overwrite(array, label);
       return array;
     }
   }
-  memory.add(array, label);
+  arguments.memory.add(array, label);
   return array;
 }
 
@@ -128,20 +156,24 @@ void check_not_in_place(py::handle out, const Label& label, const py::array& oth
              std::string("the same memory as ") + name);
 }
 
-py::array_t<std::int64_t> check_counter(py::handle object, const Label& label, Memory& memory) {
+std::int64_t* check_counter(py::handle object, const Label& label, Arguments& arguments) {
   if (!py::isinstance<py::array_t<std::int64_t>>(object)) {
     fail_type(label, "an int64 array", py::repr(object).cast<std::string>());
   }
-  auto array = py::reinterpret_borrow<py::array_t<std::int64_t>>(object);
+  const py::array array = arguments.views.of(object, label);
   if (array.ndim() != 0) fail_value(label, "no axes", "shape " + shape_name(array));
   check_written_in_place(array, label);
-  memory.add(array, label);
-  return array;
+  arguments.memory.add(array, label);
+  auto* const count = static_cast<std::int64_t*>(const_cast<void*>(array.data()));
+  if (*count < 0 || *count >= most_batches) {
+    fail_value(label, "a number of batches below 2**53", std::to_string(*count));
+  }
+  return count;
 }
 
 ChannelVector::ChannelVector(py::handle object, const Label& label, const ChannelArray& x,
-                             bool any_dtype, Memory& memory) {
-  array_ = check_array(object, label);
+                             bool any_dtype, Arguments& arguments) {
+  array_ = arguments.views.of(object, label);
   dtype_ = check_dtype(array_, label);
   if (!any_dtype && dtype_ != x.dtype) {
     fail_type(label, "x's dtype " + dtype_name(x.array), dtype_name(array_));
@@ -158,7 +190,7 @@ ChannelVector::ChannelVector(py::handle object, const Label& label, const Channe
       fail_value(label, "memory for each channel", "strides (0,)");
     }
   }
-  memory.add(array_, label);
+  arguments.memory.add(array_, label);
   if (!is_aligned(array_)) array_ = numpy().attr("array")(array_, py::arg("copy") = true);
 }
 
@@ -187,6 +219,13 @@ void ChannelVector::check_not_negative(const Label& label) const {
   fail_value(label, "values >= 0",
              py::repr(py::float_(*first)).cast<std::string>() + " in channel " +
                  std::to_string(first - all.begin()));
+}
+
+bool ChannelVector::can_hold(std::span<const double> values, double factor) const noexcept {
+  return std::ranges::all_of(values, [&](double value) {
+    const double kept = value * factor;
+    return std::isfinite(dtype_ == Dtype::f32 ? static_cast<float>(kept) : kept);
+  });
 }
 
 void ChannelVector::write(const std::vector<double>& values) noexcept {

@@ -2,6 +2,7 @@
 
 #include <bit>
 #include <cfloat>
+#include <cmath>
 #include <type_traits>
 
 #include "parallel.hpp"
@@ -16,13 +17,32 @@ constexpr std::size_t min_shared_channels = 4096;  // whose own work is worth a 
 // panel's width where channels share it: that depends on the threads, and the order of a sum would.
 constexpr std::size_t elements_at_once = 4096;  // of one channel
 constexpr std::size_t rows_at_once = 8;         // that channels share
+// Rows whose sum is taken on its own and then added to that of the rows before: a long chain of
+// additions would add up its roundings. By the width of a channel alone, for the reason above.
+constexpr std::size_t rows_together = 1024;           // that channels share
+constexpr std::size_t lane_rows_together = 256;       // of `lanes` elements of one channel
+constexpr std::size_t elements_together = 256 * 256;  // in a row of one channel
 // Where the first samples are so far from the mean of the others, in variances, sums about them
-// lose digits.
-constexpr double max_off_center = 1e4;
+// lose digits. What is left is in functional.py, under batch_norm_train.
+constexpr double max_off_center = 49;
 constexpr int max_tries = 3;  // as it comes, in other units, about a better center
-// Where the squares of a double would be infinite, x is summed in units of 2^600.
+// Where the squares of a double would be infinite, x is summed in units of 2^600; and where
+// products with dy would be, that is as well.
 constexpr double small_magnitude = 0x1p-600;
 constexpr double min_ordinary_invstd = 0x1p-500;
+// A product with dy stays finite about such a center. A float's mean is smaller, unless it was made
+// up.
+constexpr double max_center = 0x1p800;
+
+std::size_t rows_of_part(const Panel& panel, bool one_channel) noexcept {
+  if (!one_channel) return rows_together;
+  return std::max<std::size_t>(lane_rows_together / ((panel.width + lanes - 1) / lanes), 1);
+}
+
+template <class T>
+bool in_place(const Arrays<T>& arrays) noexcept {
+  return arrays.out == arrays.x || arrays.out == arrays.dy || arrays.out == arrays.residual;
+}
 
 }  // namespace
 
@@ -66,7 +86,10 @@ BatchNorm<T>::BatchNorm(const BatchNormTable<T>& table, const Layout& layout, in
   channels_.resize(layout.channels, operation);
   if (!grid_.columns_are_channels()) columns_.resize(grid_.columns(), operation);
   for (auto* sums : {&first_, &second_}) sums->resize(layout.channels);
-  if (tiles_at_once_) partial_.resize(2 * layout.channels * grid_.blocks());
+  if (tiles_at_once_) {
+    partial_.resize(2 * layout.channels * grid_.blocks());
+    finished_.resize(tiles_at_once_);
+  }
 }
 
 template <class T>
@@ -93,23 +116,44 @@ template <class T>
 void BatchNorm<T>::sum(Sum loop, Write write_at_once, std::size_t tile, std::size_t block,
                        double* first, double* second) noexcept {
   Values<T>& values = grid_.columns_are_channels() ? channels_ : columns_;
-  alignas(64) double sums[2][Grid::max_tile_width];
-  for (auto& row : sums) std::fill_n(row, grid_.one_channel() ? lanes : std::size(row), 0.0);
+  const bool one_channel = grid_.one_channel();
+  alignas(64) double sums[2][Grid::max_tile_width], more[2][Grid::max_tile_width];
+  for (auto& row : sums) std::fill_n(row, one_channel ? lanes : std::size(row), 0.0);
+  const auto sum_part = [&](const Arrays<T>& arrays, const Panel& part, const Channels<T>& channels,
+                            double* a, double* b) noexcept {
+    if (!write_at_once) return loop(arrays, part, channels, a, b);
+    const std::size_t rows =
+        one_channel ? std::max<std::size_t>(elements_at_once / part.width, 1) : rows_at_once;
+    for (std::size_t r = 0; r < part.rows; r += rows) {
+      const Panel some{std::min(rows, part.rows - r), part.width, part.stride};
+      const Arrays<T> arrays_here = at(arrays, r * part.stride);
+      loop(arrays_here, some, channels, a, b);
+      write_at_once(arrays_here, some, channels);
+    }
+  };
+  bool begun = false;
   grid_.for_each_panel(
       tile, block, [&](std::size_t offset, std::size_t column, const Panel& panel) noexcept {
         const Channels<T> channels = values.at(column);
-        if (!write_at_once) {
-          loop(at(arrays_, offset), panel, channels, sums[0], sums[1]);
-          return;
-        }
-        const std::size_t rows = grid_.one_channel()
-                                     ? std::max<std::size_t>(elements_at_once / panel.width, 1)
-                                     : rows_at_once;
+        const std::size_t rows = rows_of_part(panel, one_channel);
+        const std::size_t width = one_channel ? elements_together : panel.width;
+        const std::size_t n = one_channel ? lanes : panel.width;
         for (std::size_t r = 0; r < panel.rows; r += rows) {
-          const Panel part{std::min(rows, panel.rows - r), panel.width, panel.stride};
-          const Arrays<T> arrays_here = at(arrays_, offset + r * panel.stride);
-          loop(arrays_here, part, channels, sums[0], sums[1]);
-          write_at_once(arrays_here, part, channels);
+          for (std::size_t j = 0; j < panel.width; j += width) {
+            const Panel part{std::min(rows, panel.rows - r), std::min(width, panel.width - j),
+                             panel.stride};
+            const Arrays<T> arrays_here = at(arrays_, offset + r * panel.stride + j);
+            if (!begun) {
+              sum_part(arrays_here, part, channels, sums[0], sums[1]);
+              begun = true;
+              continue;
+            }
+            for (auto& row : more) std::fill_n(row, n, 0.0);
+            sum_part(arrays_here, part, channels, more[0], more[1]);
+            for (std::size_t k = 0; k < 2; ++k) {
+              for (std::size_t c = 0; c < n; ++c) sums[k][c] += more[k][c];
+            }
+          }
         }
       });
   grid_.fold(tile, sums[0], first);
@@ -126,6 +170,14 @@ void BatchNorm<T>::write(Write loop, std::size_t tile, std::size_t block) noexce
 }
 
 template <class T>
+void BatchNorm<T>::add(std::size_t tile, const double* a, const double* b, double* first,
+                       double* second) const noexcept {
+  const std::size_t width = channels_of(tile).second;
+  for (std::size_t c = 0; c < width; ++c) first[c] += a[c];
+  for (std::size_t c = 0; c < width; ++c) second[c] += b[c];
+}
+
+template <class T>
 template <class Prepare, class Finish>
 void BatchNorm<T>::run(Sum sum_loop, Write write_loop, bool write_at_once, const Prepare& prepare,
                        const Finish& finish) noexcept {
@@ -134,24 +186,24 @@ void BatchNorm<T>::run(Sum sum_loop, Write write_loop, bool write_at_once, const
   const auto start = [&](std::size_t tile) noexcept {
     const auto [c, width] = channels_of(tile);
     for (auto* sums : {&first_, &second_}) std::fill_n(sums->data() + c, width, 0.0);
-    prepare(tile);
   };
-  const auto add = [&](std::size_t tile, const double* a, const double* b) noexcept {
-    const auto [from, width] = channels_of(tile);
-    double *const first = first_.data() + from, *const second = second_.data() + from;
-    for (std::size_t c = 0; c < width; ++c) first[c] += a[c];
-    for (std::size_t c = 0; c < width; ++c) second[c] += b[c];
+  const auto add_to_tile = [&](std::size_t tile, const double* a, const double* b) noexcept {
+    const std::size_t from = grid_.first_channel(tile);
+    add(tile, a, b, first_.data() + from, second_.data() + from);
   };
 
   if (tiles_at_once_ == 0) {
     parallel_for(grid_.tiles(), threads_, [&](std::size_t tile) noexcept {
       double a[Grid::max_tile_width], b[Grid::max_tile_width];
-      start(tile);
-      for (std::size_t block = 0; block < blocks; ++block) {
-        sum(sum_loop, at_once, tile, block, a, b);
-        add(tile, a, b);
+      prepare(tile);
+      for (int tries = max_tries; tries > 0; --tries) {
+        start(tile);
+        for (std::size_t block = 0; block < blocks; ++block) {
+          sum(sum_loop, at_once, tile, block, a, b);
+          add_to_tile(tile, a, b);
+        }
+        if (finish(tile)) break;
       }
-      finish(tile);
       if (write_at_once) return;
       for (std::size_t block = 0; block < blocks; ++block) write(write_loop, tile, block);
     });
@@ -161,19 +213,29 @@ void BatchNorm<T>::run(Sum sum_loop, Write write_loop, bool write_at_once, const
   const int helpful = n < min_shared_channels ? 1 : threads_;
   for (std::size_t from = 0; from < grid_.tiles(); from += tiles_at_once_) {
     const std::size_t tiles = std::min(tiles_at_once_, grid_.tiles() - from);
-    parallel_for(tiles, helpful, [&](std::size_t t) noexcept { start(from + t); });
-    parallel_for(tiles * blocks, threads_, [&](std::size_t i) noexcept {
-      const std::size_t tile = from + i % tiles, block = i / tiles;
-      double* a = partial_.data() + 2 * n * block + grid_.first_channel(tile);
-      sum(sum_loop, at_once, tile, block, a, a + n);
-    });
-    parallel_for(tiles, helpful, [&](std::size_t t) noexcept {
-      for (std::size_t block = 0; block < blocks; ++block) {
-        const double* a = partial_.data() + 2 * n * block + grid_.first_channel(from + t);
-        add(from + t, a, a + n);
+    std::fill(finished_.begin(), finished_.end(), char{0});
+    parallel_for(tiles, helpful, [&](std::size_t t) noexcept { prepare(from + t); });
+    for (int tries = max_tries; tries > 0; --tries) {
+      parallel_for(tiles * blocks, threads_, [&](std::size_t i) noexcept {
+        const std::size_t t = i % tiles, tile = from + t, block = i / tiles;
+        if (finished_[t]) return;
+        double* a = partial_.data() + 2 * n * block + grid_.first_channel(tile);
+        sum(sum_loop, at_once, tile, block, a, a + n);
+      });
+      parallel_for(tiles, helpful, [&](std::size_t t) noexcept {
+        if (finished_[t]) return;
+        start(from + t);
+        for (std::size_t block = 0; block < blocks; ++block) {
+          const double* a = partial_.data() + 2 * n * block + grid_.first_channel(from + t);
+          add_to_tile(from + t, a, a + n);
+        }
+        finished_[t] = finish(from + t);
+      });
+      if (std::all_of(finished_.begin(), finished_.begin() + static_cast<std::ptrdiff_t>(tiles),
+                      [](char finished) { return finished != 0; })) {
+        break;
       }
-      finish(from + t);
-    });
+    }
     if (write_at_once) continue;
     parallel_for(tiles * blocks, threads_,
                  [&](std::size_t i) noexcept { write(write_loop, from + i % tiles, i / tiles); });
@@ -183,10 +245,9 @@ void BatchNorm<T>::run(Sum sum_loop, Write write_loop, bool write_at_once, const
 template <class T>
 void BatchNorm<T>::train(double eps, const Statistics& batch) noexcept {
   const auto count = static_cast<double>(layout_.per_channel());
-  bool first_try = true;
   const auto prepare = [&](std::size_t tile) noexcept {
     const auto [c, n] = channels_of(tile);
-    if (first_try) set_first_means(c, n);
+    set_first_means(c, n);
     spread_center(tile);
   };
   const auto finish = [&](std::size_t tile) noexcept {
@@ -194,12 +255,11 @@ void BatchNorm<T>::train(double eps, const Statistics& batch) noexcept {
     const Sums sums{first_.data() + c, second_.data() + c};
     loops_.set_statistics(sums, channels_.at(c), count, eps, n, at(batch, c));
     set_forward(tile, batch);
+    if (!improve_centers(tile, batch)) return true;
+    spread_center(tile);
+    return false;
   };
-  for (int tries = max_tries; tries > 0; --tries) {
-    run(loops_.moments, loops_.normalize, false, prepare, finish);
-    first_try = false;
-    if (!improve_centers(batch)) break;
-  }
+  run(loops_.moments, loops_.normalize, false, prepare, finish);
 }
 
 template <class T>
@@ -214,9 +274,10 @@ void BatchNorm<T>::set_first_means(std::size_t c, std::size_t n) noexcept {
 }
 
 template <class T>
-bool BatchNorm<T>::improve_centers(const Statistics& batch) noexcept {
+bool BatchNorm<T>::improve_centers(std::size_t tile, const Statistics& batch) noexcept {
   bool improved = false;
-  for (std::size_t c = 0; c < layout_.channels; ++c) {
+  const auto [begin, n] = channels_of(tile);
+  for (std::size_t c = begin; c < begin + n; ++c) {
     double &magnitude = channels_.magnitude[c], &center = channels_.center[c];
     const double mean = batch.mean[c] * magnitude;
     const double off = (mean - center) * (mean - center);
@@ -237,33 +298,71 @@ void BatchNorm<T>::set_backward_sums(std::size_t tile, const Statistics& statist
   set_forward(tile, statistics);
   const auto [begin, n] = channels_of(tile);
   for (std::size_t c = begin; c < begin + n; ++c) {
-    const bool wide = std::is_same_v<T, double> && statistics.invstd[c] < min_ordinary_invstd;
-    channels_.magnitude[c] = wide ? small_magnitude : 1.0;
-    channels_.center[c] = statistics.mean[c] * channels_.magnitude[c];
+    if constexpr (std::is_same_v<T, double>) {
+      channels_.magnitude[c] = statistics.invstd[c] < min_ordinary_invstd ? small_magnitude : 1.0;
+      channels_.center[c] = statistics.mean[c] * channels_.magnitude[c];
+    } else {
+      const double mean = statistics.mean[c];
+      channels_.center[c] = std::isfinite(mean) ? std::clamp(mean, -max_center, max_center) : mean;
+    }
   }
   spread_center(tile);
 }
 
 template <class T>
 void BatchNorm<T>::finish_backward_sums(std::size_t tile, const Statistics& statistics,
-                                        const Gradients& gradients) const noexcept {
+                                        const Gradients& gradients, bool through) noexcept {
   const auto [begin, n] = channels_of(tile);
+  bool finite = true;
   for (std::size_t c = begin; c < begin + n; ++c) {
     gradients.weight[c] = second_[c] * (statistics.invstd[c] / channels_.magnitude[c]);
     gradients.bias[c] = first_[c];
+    finite = finite && std::isfinite(gradients.weight[c]) && std::isfinite(gradients.bias[c]);
   }
+  if (through) {
+    const auto count = static_cast<double>(layout_.per_channel());
+    const Gradients of_tile = at(gradients, begin);
+    loops_.set_input_gradient(at(affine_, begin), at(statistics, begin), &of_tile, count, n,
+                              channels_.at(begin));
+  }
+  if constexpr (std::is_same_v<T, double>) {
+    if (!finite) sum_in_small_units(tile, statistics, gradients, through);
+  }
+  if (through) spread(tile, &Values<T>::gain, &Values<T>::slope, &Values<T>::offset);
 }
 
 template <class T>
-void BatchNorm<T>::set_input_gradient(std::size_t tile, const Statistics& statistics,
-                                      const Gradients* through) noexcept {
+void BatchNorm<T>::sum_in_small_units(std::size_t tile, const Statistics& statistics,
+                                      const Gradients& gradients, bool through) noexcept {
+  const auto [begin, n] = channels_of(tile);
+  for (std::size_t c = begin; c < begin + n; ++c) {
+    channels_.magnitude[c] = small_magnitude;
+    channels_.center[c] = statistics.mean[c] * small_magnitude;
+  }
+  spread_center(tile);
+  double first[Grid::max_tile_width] = {}, second[Grid::max_tile_width] = {};
+  double a[Grid::max_tile_width], b[Grid::max_tile_width];
+  for (std::size_t block = 0; block < grid_.blocks(); ++block) {
+    sum(loops_.small_gradient_sums, nullptr, tile, block, a, b);
+    add(tile, a, b, first, second);
+  }
   const auto count = static_cast<double>(layout_.per_channel());
-  const auto [c, n] = channels_of(tile);
-  const Gradients gradients = through ? at(*through, c) : Gradients{};
-  loops_.set_input_gradient(at(affine_, c), at(statistics, c), through ? &gradients : nullptr,
-                            count, n, channels_.at(c));
-  spread(tile, &Values<T>::gain);
-  if (through) spread(tile, &Values<T>::slope, &Values<T>::offset);
+  for (std::size_t c = begin; c < begin + n; ++c) {
+    double &dweight = gradients.weight[c], &dbias = gradients.bias[c];
+    if (std::isfinite(dweight) && std::isfinite(dbias)) continue;
+    // In the order that leaves the range last.
+    const double invstd = statistics.invstd[c], product = second[c - begin];
+    const double small_dweight = std::abs(invstd) < 1 ? product * (invstd / small_magnitude)
+                                                      : product * invstd / small_magnitude;
+    dweight = small_dweight / small_magnitude;
+    dbias = first[c - begin] / small_magnitude;
+    if (!through) continue;
+    // Their means may be finite where they are not.
+    double mean_dweight = small_dweight / count / small_magnitude;
+    double mean_dbias = first[c - begin] / count / small_magnitude;
+    const Gradients means{&mean_dweight, &mean_dbias};
+    loops_.set_input_gradient(at(affine_, c), at(statistics, c), &means, 1, 1, channels_.at(c));
+  }
 }
 
 template <class T>
@@ -272,20 +371,27 @@ void BatchNorm<T>::backward(const Statistics& batch, const Gradients& gradients)
       loops_.gradient_sums, loops_.input_gradient, false,
       [&](std::size_t tile) noexcept { set_backward_sums(tile, batch); },
       [&](std::size_t tile) noexcept {
-        finish_backward_sums(tile, batch, gradients);
-        set_input_gradient(tile, batch, &gradients);
+        finish_backward_sums(tile, batch, gradients, true);
+        return true;
       });
 }
 
 template <class T>
 void BatchNorm<T>::infer_backward(const Statistics& given, const Gradients& gradients) noexcept {
+  // Where it is written at once over what is summed, a sum that overflows cannot be taken again.
+  const bool write_at_once = std::is_same_v<T, float> || !in_place(arrays_);
   run(
-      loops_.gradient_sums, loops_.frozen_gradient, true,
+      loops_.gradient_sums, loops_.frozen_gradient, write_at_once,
       [&](std::size_t tile) noexcept {
         set_backward_sums(tile, given);
-        set_input_gradient(tile, given, nullptr);
+        const auto [c, n] = channels_of(tile);
+        loops_.set_input_gradient(at(affine_, c), at(given, c), nullptr, 1, n, channels_.at(c));
+        spread(tile, &Values<T>::gain);
       },
-      [&](std::size_t tile) noexcept { finish_backward_sums(tile, given, gradients); });
+      [&](std::size_t tile) noexcept {
+        finish_backward_sums(tile, given, gradients, false);
+        return true;
+      });
 }
 
 template class BatchNorm<float>;

@@ -4,6 +4,7 @@
 
 #include <span>
 #include <utility>
+#include <vector>
 
 #include "grid.hpp"
 #include "kernels.hpp"
@@ -39,17 +40,20 @@ class BatchNorm {
     return {first, grid_.first_channel(tile + 1) - first};
   }
 
-  // What the sums are taken about; and whether some channels needed a better one, and got it.
+  // What the sums are taken about; and whether some of a tile's channels needed a better one, and
+  // got it.
   void set_first_means(std::size_t first, std::size_t n) noexcept;
-  bool improve_centers(const Statistics& batch) noexcept;
+  bool improve_centers(std::size_t tile, const Statistics& batch) noexcept;
 
   // Each of these sets what a loop needs to know of a tile's channels.
   void set_forward(std::size_t tile, const Statistics& statistics) noexcept;
   void set_backward_sums(std::size_t tile, const Statistics& statistics) noexcept;
-  void set_input_gradient(std::size_t tile, const Statistics& statistics,
-                          const Gradients* through) noexcept;
+  // `through`: dx goes through the statistics.
   void finish_backward_sums(std::size_t tile, const Statistics& statistics,
-                            const Gradients& gradients) const noexcept;
+                            const Gradients& gradients, bool through) noexcept;
+  // Once more, for the channels whose sums of finite terms were not finite.
+  void sum_in_small_units(std::size_t tile, const Statistics& statistics,
+                          const Gradients& gradients, bool through) noexcept;
   // And hands it on from the channels to their columns.
   void spread_center(std::size_t tile) noexcept;
   template <class... Members>
@@ -57,9 +61,12 @@ class BatchNorm {
 
   void sum(Sum loop, Write write_at_once, std::size_t tile, std::size_t block, double* first,
            double* second) noexcept;
+  void add(std::size_t tile, const double* a, const double* b, double* first,
+           double* second) const noexcept;
   void write(Write loop, std::size_t tile, std::size_t block) noexcept;
 
-  // Prepares each tile, sums it, finishes it with the sums known, and then writes it.
+  // Prepares each tile, sums it, finishes it with the sums known, and then writes it. Where it
+  // could not be finished, it is summed again.
   template <class Prepare, class Finish>
   void run(Sum sum_loop, Write write_loop, bool write_at_once, const Prepare& prepare,
            const Finish& finish) noexcept;
@@ -74,6 +81,7 @@ class BatchNorm {
   Values<T> channels_, columns_;
   Vector<double> first_, second_;  // sums per channel
   Vector<double> partial_;         // of the blocks
+  std::vector<char> finished_;     // of the tiles that are shared out at once
 };
 
 extern template class BatchNorm<float>;

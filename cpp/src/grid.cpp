@@ -75,7 +75,7 @@ void Grid::cut_rows(int threads, bool summed) noexcept {
     const bool few_blocks = blocks_ < static_cast<std::size_t>(threads);
     const std::size_t share = row_width_ / static_cast<std::size_t>(threads);
     const std::size_t width = few_blocks ? std::max(share, min_tile_width) : max_tile_width;
-    tile_channels_ = std::min(width, max_tile_width) / layout_.inner;
+    tile_channels_ = std::max<std::size_t>(std::min(width, max_tile_width) / layout_.inner, 1);
   }
   tiles_ = divide_up(layout_.channels, tile_channels_);
   row_width_ *= repeat_;

@@ -122,12 +122,15 @@ constexpr RuleRow rows[] = {
 
 template <template <class> class Each, bool relu, bool residual, class T>
 constexpr BatchNormLoops<T> make_loops() {
+  typename BatchNormLoops<T>::Sum small = nullptr;
+  if constexpr (std::is_same_v<T, double>) small = small_gradient_sums<Each, relu, residual, T>;
   return {set_first_means<T>,
           set_statistics<T>,
           set_forward<T>,
           set_input_gradient<T>,
           moments<Each, T>,
           gradient_sums<Each, relu, residual, T>,
+          small,
           normalize<Each, relu, residual, T>,
           input_gradient<Each, relu, residual, false, T>,
           input_gradient<Each, relu, residual, true, T>};

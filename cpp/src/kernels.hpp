@@ -45,7 +45,7 @@ struct Variant {
 
 struct RuleRow {
   const char* name;
-  std::span<const char*const> states, scalars, options;
+  std::span<const char* const> states, scalars, options;
   std::span<const bool> has_sign;     // of each state
   std::span<const Variant> variants;  // index: bit 0 coupled weight decay, bit 1 + k option k
 };
@@ -63,7 +63,7 @@ struct BatchNormLoops {
   void (*set_forward)(const Affine&, const Statistics&, std::size_t n, const Channels<T>&) noexcept;
   void (*set_input_gradient)(const Affine&, const Statistics&, const Gradients* through,
                              double count, std::size_t n, const Channels<T>&) noexcept;
-  Sum moments, gradient_sums;
+  Sum moments, gradient_sums, small_gradient_sums;  // the last one for double only
   Write normalize, input_gradient, frozen_gradient;
 };
 

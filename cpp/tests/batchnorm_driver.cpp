@@ -1,5 +1,8 @@
 // Runs batch normalisation on every build that this machine can run and on several threads, for the
 // sanitizers to watch: each array is a heap block of its exact size.
+#include <algorithm>
+#include <cstdlib>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -7,6 +10,39 @@
 #include "checks.hpp"
 #include "dispatch.hpp"
 #include "inference.hpp"
+
+namespace {
+
+// Memory that runs out at an allocation of this thread's, the first being 1. 0: never.
+thread_local std::size_t allocations = 0, failing_allocation = 0;
+
+void* allocate(std::size_t n, std::size_t line) {
+  if (++allocations == failing_allocation) throw std::bad_alloc();
+  void* const p = std::aligned_alloc(line, (n + line - 1) / line * line + line);
+  if (!p) throw std::bad_alloc();
+  return p;
+}
+
+}  // namespace
+
+void* operator new(std::size_t n) {
+  return allocate(n, alignof(std::max_align_t));
+}
+void* operator new(std::size_t n, std::align_val_t line) {
+  return allocate(n, static_cast<std::size_t>(line));
+}
+void operator delete(void* p) noexcept {
+  std::free(p);
+}
+void operator delete(void* p, std::size_t) noexcept {
+  std::free(p);
+}
+void operator delete(void* p, std::align_val_t) noexcept {
+  std::free(p);
+}
+void operator delete(void* p, std::size_t, std::align_val_t) noexcept {
+  std::free(p);
+}
 
 namespace {
 
@@ -94,6 +130,147 @@ void check_same_bits(const onepass::Layout& layout, bool relu) {
   }
 }
 
+// With more threads than there are channels, blocks or cores: shapes that users have.
+constexpr onepass::Layout shared_layouts[] = {
+    {128, 4, 196},  {128, 3, 250},  {64, 8, 240},    {200, 2, 253},     {100, 5, 128},
+    {1024, 4, 256}, {4100, 256, 1}, {40, 2, 13'000}, {1'050'000, 1, 1}, {3, 350, 1000},
+};
+
+std::string name_of(const onepass::Layout& layout, int threads) {
+  return std::to_string(layout.outer) + "x" + std::to_string(layout.channels) + "x" +
+         std::to_string(layout.inner) + ", " + std::to_string(threads) + " threads";
+}
+
+void check_many_threads() {
+  const onepass::Isa& isa = onepass::choose_isa(nullptr);
+  for (const onepass::Layout& layout : shared_layouts) {
+    const Run<float> first(isa, layout, true, 1, 0);
+    for (const int threads : {2, 5, 6, 16, 64}) {
+      const Run<float> other(isa, layout, true, threads, 3);
+      check(other == first, "the same bits, " + name_of(layout, threads));
+    }
+  }
+}
+
+// A grid visits every element once, in a column of its channel; and what a block of a sum is does
+// not depend on the number of threads.
+void check_grid(const onepass::Layout& layout, int threads, onepass::Grid::Pass pass) {
+  using onepass::Grid;
+  const bool summed = pass == Grid::Pass::sums;
+  const Grid grid(layout, threads, pass), alone(layout, 1, pass);
+  std::vector<char> visits(layout.size(), 0);
+  std::vector<std::size_t> channels(layout.channels), columns(grid.columns());
+  for (std::size_t c = 0; c < layout.channels; ++c) channels[c] = c;
+  bool right = grid.tiles() > 0 && grid.first_channel(0) == 0 &&
+               grid.first_channel(grid.tiles()) == layout.channels;
+  for (std::size_t tile = 0; tile < grid.tiles(); ++tile) {
+    if (grid.columns_are_channels()) {
+      columns = channels;
+    } else {
+      grid.spread(tile, channels.data(), columns.data());
+    }
+    right = right && grid.first_channel(tile) < grid.first_channel(tile + 1);
+    for (std::size_t block = 0; block < grid.blocks(); ++block) {
+      grid.for_each_panel(
+          tile, block,
+          [&](std::size_t offset, std::size_t column, const onepass::Panel& panel) noexcept {
+            right = right && (!summed || grid.one_channel() || panel.width <= Grid::max_tile_width);
+            for (std::size_t r = 0; r < panel.rows; ++r) {
+              for (std::size_t j = 0; j < panel.width; ++j) {
+                const std::size_t i = offset + r * panel.stride + j;
+                const std::size_t at =
+                    grid.one_channel() ? column + r * panel.channel_step : column + j;
+                right = right && i < layout.size() && visits[i]++ == 0 &&
+                        columns[at] == i / layout.inner % layout.channels;
+              }
+            }
+          });
+    }
+  }
+  right = right && std::all_of(visits.begin(), visits.end(), [](char n) { return n == 1; });
+  right = right && (!summed || grid.blocks() == alone.blocks());
+  check(right, "a grid of " + name_of(layout, threads));
+}
+
+void check_grids() {
+  std::uint32_t seed = 7;
+  const auto draw = [&](std::size_t below) {
+    seed = seed * 1664525u + 1013904223u;
+    return (seed >> 8) % below;
+  };
+  for (int i = 0; i < 1500; ++i) {
+    const std::size_t inner = 1 + draw(draw(3) ? 20 : 600), channels = 1 + draw(draw(3) ? 9 : 700);
+    const std::size_t most = std::max<std::size_t>(60'000 / (inner * channels), 1);
+    const onepass::Layout layout{1 + draw(most), channels, inner};
+    const auto threads = static_cast<int>(1 + draw(64));
+    using Pass = onepass::Grid::Pass;
+    for (const Pass pass : {Pass::sums, Pass::writes, Pass::streams}) {
+      check_grid(layout, threads, pass);
+    }
+  }
+}
+
+// Memory runs out before anything is written, wherever it does; and running takes none.
+template <class Make, class Go>
+void check_allocations(const Block<float>& out, const Make& make, const Go& go) {
+  const Block<float> before(out.size(), 0, 4);
+  bool made = false;
+  for (std::size_t failing = 1; !made && failing < 100; ++failing) {
+    try {
+      allocations = 0;
+      failing_allocation = failing;
+      auto operation = make();
+      failing_allocation = 0;
+      made = true;
+      const std::size_t needed = allocations;
+      go(operation);
+      const bool none = allocations == needed;  // before there is a message, which allocates
+      check(none, "running allocates nothing");
+    } catch (const std::bad_alloc&) {
+      failing_allocation = 0;
+      check(out == before, "no memory, and nothing is written");
+    }
+  }
+  check(made, "enough memory");
+}
+
+void check_allocations() {
+  const auto& isa = onepass::choose_isa(nullptr);
+  const auto& loops = isa.kernels->batch_norm_f32;
+  for (const onepass::Layout& layout : {onepass::Layout{70, 9, 49}, onepass::Layout{3, 40, 100}}) {
+    const Block<float> x(layout.size(), 0, 1), dy(layout.size(), 0, 2);
+    std::vector<double> numbers(7 * layout.channels, 1.0);
+    const auto at = [&](std::size_t i) { return numbers.data() + i * layout.channels; };
+    const onepass::Statistics batch{at(0), at(1), at(2)};
+    const onepass::Affine affine{at(3), at(4)};
+    const onepass::Gradients gradients{at(5), at(6)};
+    const auto with = [&](onepass::Operation operation, const Block<float>& out, const auto& go) {
+      const onepass::Arrays<float> arrays{x.data(), nullptr, dy.data(), out.data(), nullptr, false};
+      check_allocations(
+          out,
+          [&] {
+            return onepass::BatchNorm<float>(loops, layout, 1, arrays, affine, operation, false);
+          },
+          go);
+    };
+    const auto block = [&] { return Block<float>(layout.size(), 0, 4); };
+    with(onepass::Operation::train, block(), [&](auto& bn) { bn.train(1e-5, batch); });
+    with(onepass::Operation::backward, block(), [&](auto& bn) { bn.backward(batch, gradients); });
+    with(onepass::Operation::backward, block(),
+         [&](auto& bn) { bn.infer_backward(batch, gradients); });
+    const Block<float> y(layout.size(), 0, 4);
+    const onepass::Arrays<float> arrays{x.data(), nullptr, nullptr, y.data(), nullptr, false};
+    const onepass::PerChannel one{nullptr, 0, false, 1.0};
+    check_allocations(
+        y,
+        [&] {
+          return onepass::Inference<float>(*isa.kernels, layout, 1, arrays,
+                                           {one, one, one, one, 1e-5}, false);
+        },
+        [](auto& inference) { inference.run(); });
+  }
+}
+
 // What goes past the caches is what goes through them, wherever a row begins and ends.
 template <class T>
 void check_streaming(const onepass::Isa& isa, const onepass::Panel& panel, bool one_channel,
@@ -161,5 +338,8 @@ int main() {
   check_streaming<float>();
   check_streaming<double>();
   check_by_hand();
+  check_many_threads();
+  check_grids();
+  check_allocations();
   return report();
 }

@@ -105,6 +105,7 @@ def batch_norm_train(
     eps: float,
     axis: int,
     unbiased_running_var: bool,
+    skip_nonfinite: bool,
     relu: bool,
     residual: Any,
     out: Any,

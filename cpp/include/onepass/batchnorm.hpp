@@ -1,9 +1,10 @@
-// Batch normalisation: the four loops that a forward and a backward pass are made of. Each runs
+// Batch normalisation: the loops that a forward and a backward pass are made of. Each runs
 // over a panel; which panels there are, and in which order, is the caller's business.
 //
 //   moments          sums of x - shift and of its square      (forward, training)
 //   normalize        y = (x - mean) * invstd * weight + bias
 //   gradient_sums    sums of dy and of dy * (x - mean)        (backward)
+//   small_gradient_sums   where those are too large: dy in units of 2^600
 //   input_gradient   dx
 //
 // What is summed is summed in double, and in an order that the panel alone decides.
@@ -179,7 +180,10 @@ inline T passed(T dy, T centered, T scale, T shift, const T* z, std::size_t i) n
   return normalized<false, residual>(centered, scale, shift, z, i) <= T(0) ? T(0) : dy;
 }
 
-template <template <class> class Each, bool relu, bool residual, class T>
+// `small`: dy times a power of two so small that no product of two finite numbers is infinite.
+inline constexpr double small_dy = 0x1p-600;
+
+template <template <class> class Each, bool relu, bool residual, bool small, class T>
 struct GradientTerms {
   GradientTerms(const Arrays<T>& arrays, const Channels<T>& channels) noexcept
       : x(arrays.x),
@@ -197,6 +201,7 @@ struct GradientTerms {
       g = passed<relu, residual>(g, centered, scale[j], shift[j], z, i);
     }
     a = static_cast<double>(g);
+    if constexpr (small) a *= small_dy;
     b = a * about(x[i], j);
   }
   void prefetch(std::size_t i) const noexcept {
@@ -213,7 +218,15 @@ struct GradientTerms {
 template <template <class> class Each, bool relu, bool residual, class T>
 void gradient_sums(const Arrays<T>& arrays, const Panel& panel, const Channels<T>& channels,
                    double* sum, double* product) noexcept {
-  add_up<Each, T>(panel, sum, product, GradientTerms<Each, relu, residual, T>(arrays, channels));
+  const GradientTerms<Each, relu, residual, false, T> terms(arrays, channels);
+  add_up<Each, T>(panel, sum, product, terms);
+}
+
+template <template <class> class Each, bool relu, bool residual, class T>
+void small_gradient_sums(const Arrays<T>& arrays, const Panel& panel, const Channels<T>& channels,
+                         double* sum, double* product) noexcept {
+  const GradientTerms<Each, relu, residual, true, T> terms(arrays, channels);
+  add_up<Each, T>(panel, sum, product, terms);
 }
 
 // `frozen`: the statistics do not depend on x.

@@ -22,13 +22,22 @@ T narrow(double value) noexcept {
   return static_cast<T>(within<T>(value));
 }
 
-// mean = high + low, both made smaller as x is. Where that makes them subnormal, x is rounded just
-// as high is, and a low part would set apart what is equal.
+// mean = high + low, both made smaller as x is; high so small that x less high is finite, if the
+// mean is. Where that makes them subnormal, x is rounded just as high is, and a low part would set
+// apart what is equal.
 template <class T>
 struct Split {
-  explicit Split(double mean) noexcept : high(static_cast<T>(mean * shrink)), low(0) {
+  explicit Split(double mean) noexcept : low(0) {
+    const double whole = mean * shrink;
+    double nearest = whole;
+    if constexpr (sizeof(T) < sizeof(double)) {  // else it is no larger than that
+      constexpr double most = static_cast<double>(std::numeric_limits<T>::max()) / 2;
+      const bool finite = std::abs(mean) <= std::numeric_limits<double>::max();
+      nearest = !finite ? whole : whole > most ? most : whole < -most ? -most : whole;
+    }
+    high = static_cast<T>(nearest);
     const bool normal = std::abs(high) >= std::numeric_limits<T>::min();
-    if (normal) low = mean * shrink - static_cast<double>(high);
+    if (normal) low = whole - static_cast<double>(high);
   }
   T high;
   double low;
@@ -114,7 +123,7 @@ void set_forward(const Affine& affine, const Statistics& statistics, std::size_t
 #pragma omp simd
   for (std::size_t c = 0; c < n; ++c) {
     const Split<T> split(mean[c]);
-    const double scale = within<T>(weight[c] * (invstd[c] / shrink));
+    const double scale = within<T>(weight[c] * invstd[c] / shrink);
     high[c] = split.high;
     scales[c] = static_cast<T>(scale);
     shifts[c] = narrow<T>(bias[c] - split.low * scale);
@@ -135,11 +144,14 @@ void set_input_gradient(const Affine& affine, const Statistics& statistics,
   const double* const mean = statistics.mean;
   const double *const dweight = through->weight, *const dbias = through->bias;
   T *const slopes = channels.slope, *const offsets = channels.offset;
+  // Where the gain is 0, so is dx, whatever it is multiplied with; but a NaN stays one.
 #pragma omp simd
   for (std::size_t c = 0; c < n; ++c) {
-    const double slope = within<T>(invstd[c] / shrink * (dweight[c] / count));
-    slopes[c] = static_cast<T>(slope);
-    offsets[c] = narrow<T>(dbias[c] / count - Split<T>(mean[c]).low * slope);
+    const double counts = gain[c] == 0 ? 0 : 1;
+    const double slope = within<T>(invstd[c] * (dweight[c] / count) / shrink);
+    const double offset = within<T>(dbias[c] / count - Split<T>(mean[c]).low * slope);
+    slopes[c] = static_cast<T>(slope * counts);
+    offsets[c] = static_cast<T>(offset * counts);
   }
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from onepass import _core, runtime
-from onepass._hyperparameters import Flag, Number
+from onepass._hyperparameters import Choice, Flag, Number
 from onepass._typing import Array
 from onepass.batchnorm.reference import Float64
 
@@ -34,6 +34,7 @@ CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "momentum": Number(high=1.0),
     "axis": _check_axis,
     "unbiased_running_var": Flag(),
+    "nonfinite": Choice(("propagate", "skip")),
     "relu": Flag(),
 }
 
@@ -44,7 +45,7 @@ def _checked(**options: Any) -> tuple[Any, ...]:
     return tuple(CHECKS[name](name, value) for name, value in options.items())
 
 
-def _check(**options: Any) -> tuple[Any, ...]:
+def check_options(**options: Any) -> tuple[Any, ...]:
     """Return the options in their plain types and in the order given."""
     try:
         return _checked(**options)
@@ -54,15 +55,16 @@ def _check(**options: Any) -> tuple[Any, ...]:
 
 def batch_norm_train(
     x: Array,
+    *,
     weight: Array | None = None,
     bias: Array | None = None,
     running_mean: Array | None = None,
     running_var: Array | None = None,
-    *,
     momentum: float = 0.1,
     eps: float = 1e-5,
     axis: int = 1,
     unbiased_running_var: bool = True,
+    nonfinite: str = "propagate",
     relu: bool = False,
     residual: Array | None = None,
     out: Array | None = None,
@@ -97,6 +99,11 @@ def batch_norm_train(
         The channels' axis.
     unbiased_running_var : bool
         Whether `running_var` takes the variance times :math:`n / (n - 1)`. `y` never does.
+    nonfinite : {"propagate", "skip"}
+        What becomes of `running_mean` and `running_var` where the mean or the variance of a channel
+        is infinite or a NaN, or would be in their dtype: they take it, as in PyTorch, and keep it
+        for good; or they stay as they are, those of all channels, because a batch counts as a
+        whole. The results are the same. It goes with the ``nonfinite="skip"`` of an optimizer.
     relu : bool
         Put 0 in the place of what is negative.
     residual : ndarray of x's shape and dtype, optional
@@ -123,16 +130,19 @@ def batch_norm_train(
     -----
     The statistics take one read of `x`: sums of :math:`x - K` and of its square in float64, where
     :math:`K` is the mean of the first (up to 16) values of the channel; where that turns out to be
-    a hundred standard deviations from the mean, they are taken once more, about the mean. The
-    relative error of the variance stays below 1e-11 for any mean, a constant channel gives exactly
-    `bias`, and finite values never give a NaN. The result is the same bits for any number of
-    threads and on every instruction set.
+    more than seven standard deviations from the mean, they are taken once more, about the mean. So
+    the variance is right to 1e-11, relative to itself, for up to ten million values a channel,
+    whatever they are (but for a float64 variance below 1e-300), and to 1e-14 where the first ones
+    are like the others. A constant channel gives exactly `bias`, and finite values never give a
+    NaN. The result is the same bits for any number of threads and on every instruction set.
 
     Differs from
 
-    * PyTorch: for float32 it saves its statistics in float32, and a mean of 1e5 makes `y` wrong in
-      the second or third digit; here they are float64. The rest is PyTorch's, the biased variance
-      for `y` and the unbiased one for `running_var` included.
+    * PyTorch: there the arguments have a position, and in each of its functions another one; here
+      all but `x` have a name. For float32 it saves its statistics in float32, and a mean of 1e5
+      makes `y` wrong in the second or third digit; here they are float64. It has no `nonfinite`.
+      The rest is PyTorch's, the biased variance for `y` and the unbiased one for `running_var`
+      included.
     * Keras: there `momentum` is the weight of the *old* value (0.99, here 0.01), `eps` is 1e-3, and
       the running variance is the biased one (``unbiased_running_var=False``).
     * ONNX: `momentum` is the weight of the old value (0.9, here 0.1), and the running variance is
@@ -158,11 +168,12 @@ def batch_norm_train(
     >>> mean
     array([ 2., 10.])
     """
-    momentum, eps, axis, unbiased_running_var, relu = _check(
+    momentum, eps, axis, unbiased_running_var, nonfinite, relu = check_options(
         momentum=momentum,
         eps=eps,
         axis=axis,
         unbiased_running_var=unbiased_running_var,
+        nonfinite=nonfinite,
         relu=relu,
     )
     return _core.batch_norm_train(
@@ -176,6 +187,7 @@ def batch_norm_train(
         eps,
         axis,
         unbiased_running_var,
+        nonfinite == "skip",
         relu,
         residual,
         out,
@@ -185,11 +197,11 @@ def batch_norm_train(
 
 def batch_norm_infer(
     x: Array,
+    *,
     mean: Array,
     var: Array,
     weight: Array | None = None,
     bias: Array | None = None,
-    *,
     eps: float = 1e-5,
     axis: int = 1,
     relu: bool = False,
@@ -239,11 +251,13 @@ def batch_norm_infer(
     >>> import numpy as np
     >>> import onepass as op
     >>> x = np.array([[1.0, 10.0], [3.0, 10.0]])
-    >>> op.batch_norm_infer(x, np.array([1.0, 9.0]), np.array([4.0, 1.0]), out=x).round(4)
+    >>> op.batch_norm_infer(
+    ...     x, mean=np.array([1.0, 9.0]), var=np.array([4.0, 1.0]), out=x
+    ... ).round(4)
     array([[0., 1.],
            [1., 1.]])
     """
-    eps, axis, relu = _check(eps=eps, axis=axis, relu=relu)
+    eps, axis, relu = check_options(eps=eps, axis=axis, relu=relu)
     return _core.batch_norm_infer(
         x,
         mean,
@@ -262,11 +276,11 @@ def batch_norm_infer(
 def batch_norm_backward(
     dy: Array,
     x: Array,
+    *,
     saved_mean: Array,
     saved_invstd: Array,
     weight: Array | None = None,
     bias: Array | None = None,
-    *,
     axis: int = 1,
     relu: bool = False,
     residual: Array | None = None,
@@ -314,6 +328,10 @@ def batch_norm_backward(
 
     Notes
     -----
+    The sums are taken in float64, and where finite values take one out of its range, once more in
+    larger units: finite arguments give no NaN. What is larger than the dtype's largest number, here
+    or on the way to `dx`, is infinite, or that number.
+
     Differs from PyTorch's function of this name in the gradient of the residual, which that knows
     nothing of, and in the float64 statistics.
 
@@ -329,11 +347,13 @@ def batch_norm_backward(
     >>> x = np.array([[1.0], [2.0], [6.0]])
     >>> y, mean, invstd = op.batch_norm_train(x)
     >>> dy = np.array([[1.0], [0.0], [0.0]])
-    >>> dx, dweight, dbias = op.batch_norm_backward(dy, x, mean, invstd)
+    >>> dx, dweight, dbias = op.batch_norm_backward(
+    ...     dy, x, saved_mean=mean, saved_invstd=invstd
+    ... )
     >>> dx.round(4).ravel(), dweight.round(4), dbias
     (array([ 0.1763, -0.2204,  0.0441]), array([-0.9258]), array([1.]))
     """
-    axis, relu = _check(axis=axis, relu=relu)
+    axis, relu = check_options(axis=axis, relu=relu)
     return _core.batch_norm_backward(
         dy,
         x,
@@ -355,11 +375,11 @@ def batch_norm_backward(
 def batch_norm_infer_backward(
     dy: Array,
     x: Array,
+    *,
     mean: Array,
     var: Array,
     weight: Array | None = None,
     bias: Array | None = None,
-    *,
     eps: float = 1e-5,
     axis: int = 1,
     relu: bool = False,
@@ -393,6 +413,8 @@ def batch_norm_infer_backward(
 
     Notes
     -----
+    Finite arguments give no NaN, as in `batch_norm_backward`.
+
     Differs from PyTorch's ``native_batch_norm_backward(train=False)`` in the gradient of the
     residual, which that knows nothing of.
 
@@ -406,11 +428,13 @@ def batch_norm_infer_backward(
     >>> import numpy as np
     >>> import onepass as op
     >>> x, one = np.array([[1.0], [2.0], [6.0]]), np.ones(1)
-    >>> dx, dweight, dbias = op.batch_norm_infer_backward(np.ones((3, 1)), x, one, 4 * one)
+    >>> dx, dweight, dbias = op.batch_norm_infer_backward(
+    ...     np.ones((3, 1)), x, mean=one, var=4 * one
+    ... )
     >>> dx.round(4).ravel(), dweight.round(4), dbias
     (array([0.5, 0.5, 0.5]), array([3.]), array([3.]))
     """
-    eps, axis, relu = _check(eps=eps, axis=axis, relu=relu)
+    eps, axis, relu = check_options(eps=eps, axis=axis, relu=relu)
     return _core.batch_norm_backward(
         dy,
         x,

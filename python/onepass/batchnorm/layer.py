@@ -1,6 +1,8 @@
 """Batch normalisation as a layer: parameters, running statistics, forward and backward."""
 
-from collections.abc import Mapping
+import warnings
+from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +12,17 @@ import numpy.typing as npt
 from onepass import _core, runtime
 from onepass._hyperparameters import Flag, check_dtype
 from onepass._typing import Array
-from onepass.batchnorm.functional import CHECKS
+from onepass.batchnorm.functional import CHECKS, check_options
 
 NEVER_NEGATIVE = ("running_var", "num_batches_tracked")
+MOST_BATCHES = 2**53
+"""That are counted: up to here the float64 1 / count is exact in the count."""
+
+# Why there is no forward to go back through.
+NONE_YET = "none"
+OVERWROTE = "one that wrote over what it was given"
+DONE = "one that has had its backward"
+INTERRUPTED = "one that was interrupted, or its backward was"
 
 
 @dataclass(frozen=True)
@@ -20,10 +30,13 @@ class _Forward:
     """What a forward pass leaves for the backward pass."""
 
     x: Array
+    residual: Array | None
     mean: Array
     scale: Array
     eps: float | None
     """With it `scale` is a variance that was given, else the batch's 1 / standard deviation."""
+    axis: int
+    relu: bool
 
 
 class BatchNorm:
@@ -48,8 +61,16 @@ class BatchNorm:
         Whether there are :math:`\gamma` (`weight`, from 1) and :math:`\beta` (`bias`, from 0).
     track_running_stats : bool
         Without, the statistics of the batch are used always.
+    unbiased_running_var : bool
+        Whether `running_var` takes the variance times :math:`n / (n - 1)`, as in PyTorch, or the
+        biased one, as in Keras and ONNX.
     relu : bool
         Put 0 in the place of what is negative, in the same pass.
+    nonfinite : {"propagate", "skip"}
+        Whether a batch whose statistics are not finite, in any channel and in `dtype`, goes into
+        the running ones, and stays there, or is skipped and not counted. See `batch_norm_train`.
+    num_threads : int, optional
+        The default is `onepass.get_num_threads()`, at each call.
     dtype : float32 or float64
         Of the parameters, the running statistics, and `x`.
 
@@ -61,7 +82,7 @@ class BatchNorm:
     weight_grad, bias_grad : ndarray of shape (num_features,), or None
         Their gradients; `backward` overwrites them in place.
     running_mean, running_var : ndarray of shape (num_features,), or None
-        From 0 and 1; the variance is the unbiased one.
+        From 0 and 1.
     num_batches_tracked : ndarray of int64, without axes, or None
         Forward passes that updated the running statistics.
 
@@ -74,10 +95,11 @@ class BatchNorm:
     -----
     Differs from
 
-    * PyTorch: nothing in names and defaults. A gradient is overwritten, not added to; the batch's
-      statistics are float64; and a batch that is refused is not counted.
+    * PyTorch: nothing in the names and defaults that it has (not `axis`, `relu`, `residual`,
+      `unbiased_running_var`, `nonfinite`). A gradient is overwritten, not added to; a forward has
+      one backward; the batch's statistics are float64; and a batch that is refused is not counted.
     * Keras: `axis` is -1, `momentum` is the weight of the *old* value (0.99, here 0.01), `eps` is
-      1e-3, and the running variance is the biased one.
+      1e-3, and the running variance is the biased one (``unbiased_running_var=False``).
     * ONNX: `momentum` is the weight of the old value (0.9, here 0.1), and the running variance is
       the biased one.
 
@@ -122,7 +144,10 @@ class BatchNorm:
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
+        unbiased_running_var: bool = True,
         relu: bool = False,
+        nonfinite: str = "propagate",
+        num_threads: int | None = None,
         dtype: npt.DTypeLike = np.float32,
     ) -> None:
         self.num_features = _check_num_features(num_features)
@@ -133,9 +158,12 @@ class BatchNorm:
         )
         self.affine = Flag()("affine", affine)
         self.track_running_stats = Flag()("track_running_stats", track_running_stats)
-        self.relu = Flag()("relu", relu)
+        self.unbiased_running_var: bool = Flag()("unbiased_running_var", unbiased_running_var)
+        self.relu: bool = Flag()("relu", relu)
+        self.nonfinite: str = CHECKS["nonfinite"]("nonfinite", nonfinite)
+        self.num_threads = None if num_threads is None else runtime.check_num_threads(num_threads)
         self.dtype = check_dtype(dtype)
-        self._forward: _Forward | None = None
+        self._forward: _Forward | str = NONE_YET
         if self.affine:
             self.weight, self.bias = self._vector(1), self._vector(0)
             self.weight_grad, self.bias_grad = self._vector(0), self._vector(0)
@@ -148,15 +176,23 @@ class BatchNorm:
         return (
             f"BatchNorm({self.num_features}, axis={self.axis}, eps={self.eps!r}, "
             f"momentum={self.momentum}, affine={self.affine}, "
-            f"track_running_stats={self.track_running_stats}, relu={self.relu}, "
-            f"dtype='{self.dtype}')"
+            f"track_running_stats={self.track_running_stats}, "
+            f"unbiased_running_var={self.unbiased_running_var}, relu={self.relu}, "
+            f"nonfinite={self.nonfinite!r}, num_threads={self.num_threads}, dtype='{self.dtype}')"
         )
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy or a file keeps: not the last input, which may be large."""
-        return {**self.__dict__, "_forward": None}
+        return {**self.__dict__, "_forward": NONE_YET}
 
-    def forward(self, x: Array, training: bool = True, out: Array | None = None) -> Array:
+    def forward(
+        self,
+        x: Array,
+        training: bool = True,
+        out: Array | None = None,
+        *,
+        residual: Array | None = None,
+    ) -> Array:
         """Normalise; while training, also update the running statistics.
 
         Parameters
@@ -167,8 +203,11 @@ class BatchNorm:
         training : bool
             Whether to use the statistics of the batch, and not the running ones.
         out : ndarray like `x`, in the same memory layout, optional
-            Takes the result. It may be `x` itself if ``training=False``; there is no `backward`
-            then.
+            Takes the result. It may be `x` or `residual` itself if ``training=False``; there is no
+            `backward` then.
+        residual : ndarray of x's shape and dtype, optional
+            Added before ReLU, for ``relu(batch_norm(x) + residual)``. Kept like `x`; `backward`
+            returns its gradient too.
 
         Returns
         -------
@@ -180,9 +219,36 @@ class BatchNorm:
         TypeError, ValueError
             ``<argument>: expected ..., got ...``. Nothing has changed then.
         """
+        kept, self._forward = self._forward, INTERRUPTED
+        try:
+            y, self._forward = self._normalize(x, training, out, residual)
+        except Exception:
+            self._forward = kept
+            raise
+        return y
+
+    def _normalize(
+        self, x: Array, training: bool, out: Array | None, residual: Array | None
+    ) -> tuple[Array, "_Forward | str"]:
+        """Return y, and what `backward` will need or why there is none."""
+        eps, axis, relu, unbiased, nonfinite = check_options(
+            eps=self.eps,
+            axis=self.axis,
+            relu=self.relu,
+            unbiased_running_var=self.unbiased_running_var,
+            nonfinite=self.nonfinite,
+        )
         self._check_input(x)
+        num_threads = runtime.resolve_num_threads(self.num_threads)
+        y: Array
         if not Flag()("training", training) and self.track_running_stats:
-            return self._infer(x, out)
+            mean, var = np.array(self.running_mean), np.array(self.running_var)
+            y = _core.batch_norm_infer(
+                x, mean, var, self.weight, self.bias, eps, axis, relu, residual, out, num_threads
+            )
+            if any(np.may_share_memory(y, read) for read in (x, residual) if read is not None):
+                return y, OVERWROTE
+            return y, _Forward(x, residual, mean, var, eps, axis, relu)
         y, mean, invstd = _core.batch_norm_train(
             x,
             self.weight,
@@ -191,36 +257,18 @@ class BatchNorm:
             self.running_var,
             self.num_batches_tracked,
             None if self.momentum is None else CHECKS["momentum"]("momentum", self.momentum),
-            CHECKS["eps"]("eps", self.eps),
-            self.axis,
-            True,
-            self.relu,
-            None,
+            eps,
+            axis,
+            unbiased,
+            nonfinite == "skip",
+            relu,
+            residual,
             out,
-            runtime.get_num_threads(),
+            num_threads,
         )
-        self._forward = _Forward(x, mean, invstd, None)
-        return y
+        return y, _Forward(x, residual, mean, invstd, None, axis, relu)
 
-    def _infer(self, x: Array, out: Array | None) -> Array:
-        mean, var = np.array(self.running_mean), np.array(self.running_var)
-        y = _core.batch_norm_infer(
-            x,
-            mean,
-            var,
-            self.weight,
-            self.bias,
-            CHECKS["eps"]("eps", self.eps),
-            self.axis,
-            self.relu,
-            None,
-            out,
-            runtime.get_num_threads(),
-        )
-        self._forward = None if np.may_share_memory(x, y) else _Forward(x, mean, var, self.eps)
-        return y
-
-    def backward(self, dy: Array, out: Array | None = None) -> Array:
+    def backward(self, dy: Array, out: Array | None = None) -> Any:
         """Return the gradient with respect to `x`, and fill `weight_grad` and `bias_grad`.
 
         It is the gradient of the last `forward`: through the statistics of the batch where that
@@ -231,53 +279,83 @@ class BatchNorm:
         dy : ndarray
             Gradient of the loss with respect to the result of `forward`.
         out : ndarray like `x`, in the same memory layout, optional
-            Takes the result; it may be `dy` or `x` itself. After `x` there is no second `backward`.
+            Takes the result; it may be `dy`, `x` or `residual` itself.
 
         Returns
         -------
-        ndarray
+        dx : ndarray
             `out`, or a new array in `x`'s memory layout.
+        dresidual : ndarray
+            Only after a `forward` with `residual`; then a tuple of both.
 
         Raises
         ------
         RuntimeError
-            Before any `forward`, or after one that overwrote its own input.
+            Before any `forward`, after one that overwrote its own input, and where the last one has
+            had its backward.
         TypeError, ValueError
             ``<argument>: expected ..., got ...``. Nothing has changed then.
+
+        Notes
+        -----
+        A forward has one backward, because a second one is nearly always meant for another forward,
+        which the layer no longer knows. If a network applies one layer twice, a `copy.copy` of the
+        layer for each further place shares parameters and running statistics. Give it gradients of
+        its own, and add them:
+
+        >>> import copy
+        >>> import numpy as np
+        >>> import onepass as op
+        >>> bn = op.BatchNorm(2, dtype=np.float64)
+        >>> twin = copy.copy(bn)
+        >>> twin.weight_grad, twin.bias_grad = np.zeros(2), np.zeros(2)
+        >>> z = twin.forward(bn.forward(np.array([[1.0, 2.0], [3.0, 5.0]])))
+        >>> dx = bn.backward(twin.backward(np.array([[1.0, 0.0], [0.0, 0.0]])))
+        >>> bn.bias_grad += twin.bias_grad
+        >>> bn.weight_grad += twin.weight_grad
+        >>> int(bn.num_batches_tracked)
+        2
+
+        For several gradients of one forward (a Jacobian), or to check a gradient by finite
+        differences, `batch_norm_train` and `batch_norm_backward` keep nothing and count nothing;
+        with the layer, call `forward` again before each `backward`.
         """
         kept = self._forward
-        if kept is None:
+        if isinstance(kept, str):
             raise RuntimeError(
-                "backward: expected a forward before it whose input is still there, got none"
+                "backward: expected a forward before it whose input is still there and that has "
+                f"had no backward yet, got {kept}"
             )
-        dx, *_ = _core.batch_norm_backward(
-            dy,
-            kept.x,
-            kept.mean,
-            kept.scale,
-            self.weight,
-            self.bias,
-            kept.eps,
-            self.axis,
-            self.relu,
-            None,
-            out,
-            self.weight_grad,
-            self.bias_grad,
-            runtime.get_num_threads(),
-        )
-        if np.may_share_memory(dx, kept.x):
-            self._forward = None
-        return dx
+        self._forward = INTERRUPTED
+        try:
+            dx, _, _, *dresidual = _core.batch_norm_backward(
+                dy,
+                kept.x,
+                kept.mean,
+                kept.scale,
+                self.weight,
+                self.bias,
+                kept.eps,
+                kept.axis,
+                kept.relu,
+                kept.residual,
+                out,
+                self.weight_grad,
+                self.bias_grad,
+                runtime.resolve_num_threads(self.num_threads),
+            )
+        except Exception:
+            self._forward = kept
+            raise
+        self._forward = DONE
+        return (dx, *dresidual) if dresidual else dx
 
     def reset_running_stats(self) -> None:
         """Set the running statistics to what they were at first: 0, 1, and no batches."""
         if self.running_mean is None or self.running_var is None:
             return
         assert self.num_batches_tracked is not None
-        self.running_mean.fill(0)
-        self.running_var.fill(1)
-        self.num_batches_tracked.fill(0)
+        _write((self.running_mean, self.running_var, self.num_batches_tracked), (0, 1, 0))
 
     def fold_into(
         self, weight: Array, bias: Array | None = None, *, axis: int = 0
@@ -345,16 +423,18 @@ class BatchNorm:
             )
         if bias is not None and np.shape(bias) != (channels,):
             raise ValueError(f"bias: expected shape ({channels},), got shape {np.shape(bias)}")
-        scale = 1 / np.sqrt(self.running_var.astype(np.float64) + self.eps)
-        if self.weight is not None:
-            scale = scale * self.weight
-        shift = (np.zeros(channels) if bias is None else bias) - self.running_mean.astype(
-            np.float64
-        )
-        shift = shift * scale + (0 if self.bias is None else self.bias)
         along = [1] * weight.ndim
         along[axis] = channels
-        return (weight * scale.reshape(along)).astype(weight.dtype), shift.astype(weight.dtype)
+        with np.errstate(all="ignore"):
+            scale = 1 / np.sqrt(self.running_var.astype(np.float64) + self.eps)
+            if self.weight is not None:
+                scale = scale * self.weight
+            shift = (np.zeros(channels) if bias is None else bias) - self.running_mean.astype(
+                np.float64
+            )
+            shift = shift * scale + (0 if self.bias is None else self.bias)
+            folded = weight * scale.reshape(along)
+            return folded.astype(weight.dtype), shift.astype(weight.dtype)
 
     def state_dict(self) -> dict[str, npt.NDArray[Any]]:
         """Return copies of all arrays that a run continues from, under PyTorch's names.
@@ -380,21 +460,31 @@ class BatchNorm:
         ------
         KeyError, TypeError, ValueError
             If a key is missing or unknown, or an array does not fit. Nothing has changed then.
+
+        Warns
+        -----
+        RuntimeWarning
+            Where a finite float64 value is infinite in float32, as in NumPy, but whatever
+            `np.errstate` says. Where warnings are errors, nothing has changed.
         """
         own = self._state()
         if not isinstance(state, Mapping):
             raise TypeError(f"state: expected a mapping, got {type(state).__name__}")
-        given = {name: np.asarray(value) for name, value in state.items()}
+        given = dict(state)
         if "num_batches_tracked" in own:
             given.setdefault("num_batches_tracked", np.zeros((), np.int64))
         if given.keys() != own.keys():
             raise KeyError(f"state: expected the keys {sorted(own)}, got {sorted(state)}")
-        for name, array in own.items():
-            _check_fits(f"state['{name}']", given[name], array)
-            if name in NEVER_NEGATIVE and (given[name] < 0).any():
-                raise ValueError(f"state['{name}']: expected values >= 0, got {given[name]}")
-        for name, array in own.items():
-            array[...] = given[name]
+        values = []
+        with np.errstate(all="ignore"):
+            for name, array in own.items():
+                value = np.asarray(given[name])
+                _check_fits(name, value, array)
+                values.append(np.array(value, array.dtype))
+                if (np.isfinite(value) & ~np.isfinite(values[-1])).any():
+                    lost = f"values beyond the range of {array.dtype} become infinite"
+                    warnings.warn(f"state['{name}']: {lost}", RuntimeWarning, stacklevel=2)
+        _write(own.values(), values)
 
     def _state(self) -> dict[str, npt.NDArray[Any]]:
         names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -421,12 +511,23 @@ def _is_floating(array: Any) -> bool:
 
 def _check_fits(name: str, value: npt.NDArray[Any], array: npt.NDArray[Any]) -> None:
     """Raise what copying the value into the array would raise, or worse."""
+    label = f"state['{name}']"
     if not np.can_cast(value.dtype, array.dtype, "same_kind"):
-        raise TypeError(f"{name}: expected dtype {array.dtype}, got {value.dtype}")
+        raise TypeError(f"{label}: expected dtype {array.dtype}, got {value.dtype}")
     if value.shape != array.shape:
-        raise ValueError(f"{name}: expected shape {array.shape}, got {value.shape}")
+        raise ValueError(f"{label}: expected shape {array.shape}, got {value.shape}")
     if not array.flags.writeable:
-        raise ValueError(f"{name}: expected a writable array to load into, got a read-only one")
+        raise ValueError(f"{label}: expected a writable array to load into, got a read-only one")
+    if name in NEVER_NEGATIVE and (value < 0).any():
+        raise ValueError(f"{label}: expected values >= 0, got {value}")
+    if name == "num_batches_tracked" and value >= MOST_BATCHES:
+        raise ValueError(f"{label}: expected a number of batches below 2**53, got {value}")
+
+
+def _write(arrays: Iterable[npt.NDArray[Any]], values: Iterable[Any]) -> None:
+    """Write what fits into each array, in one call: Ctrl-C comes before all or after all."""
+    plain = [np.asarray(array) for array in arrays]  # or a subclass would run code of its own
+    deque(map(np.copyto, plain, values), maxlen=0)
 
 
 def _check_num_features(num_features: int) -> int:

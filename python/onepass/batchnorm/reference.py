@@ -21,11 +21,13 @@ MOST_SAMPLES = 16
 SHRINK = 2.0**-4
 """x is made smaller, so that it stays finite when the mean is taken off."""
 SMALL_MAGNITUDE = 2.0**-600
-"""For float64 values whose squares would be infinite."""
+"""For float64 values whose squares, or products with another's, would be infinite."""
 MAX_TRIES = 3
 """As it comes, in other units, about a better center."""
-MAX_OFF_CENTER = 1e4
+MAX_OFF_CENTER = 49
 """In variances; where the first samples are farther from the mean, it takes their place."""
+MAX_CENTER = 2.0**800
+"""About which a float32 value's product with another is finite."""
 
 
 class Statistics(NamedTuple):
@@ -75,6 +77,7 @@ def _first_mean(x: Float64) -> Float64:
     return mean
 
 
+@np.errstate(all="ignore")
 def normalize(
     x: Array,
     mean: Float64,
@@ -95,12 +98,13 @@ def _normalize(
 ) -> tuple[Array, Array]:
     """Return x without the mean's high part, shrunk, and y before ReLU."""
     high, low = _split(mean, x.dtype)
-    scale = _within(weight.astype(np.float64) * (invstd / SHRINK), x.dtype)
+    scale = _within(weight.astype(np.float64) * invstd / SHRINK, x.dtype)
     centered = x * x.dtype.type(SHRINK) - high
     y = centered * scale.astype(x.dtype) + _narrow(bias - low * scale, x.dtype)
     return centered, y if residual is None else y + residual
 
 
+@np.errstate(all="ignore")
 def backward(
     dy: Array,
     x: Array,
@@ -116,22 +120,60 @@ def backward(
     """Return dx, dweight, dbias and dresidual; `frozen`: the statistics are constants."""
     centered, y = _normalize(x, mean, invstd, weight, bias, residual)
     g = np.where(y <= 0, 0, dy).astype(x.dtype) if relu else dy
-    magnitude = np.where((x.dtype == np.float64) & (invstd < 2.0**-500), SMALL_MAGNITUDE, 1.0)
-    axes = tuple(range(x.ndim - 1))
-    g64 = g.astype(np.float64)
-    dbias = g64.sum(axis=axes)
-    product = (g64 * (x.astype(np.float64) * magnitude - mean * magnitude)).sum(axis=axes)
-    dweight = product * (invstd / magnitude)
+    sums = _gradients(g, x, mean, invstd)
     gain = _narrow(weight.astype(np.float64) * invstd, x.dtype)
     if frozen:
-        return g * gain, dweight, dbias, g
+        return g * gain, sums.weight, sums.bias, g
+    slope = _within(invstd * sums.mean_weight / SHRINK, x.dtype)
+    offset = _within(sums.mean_bias - _split(mean, x.dtype)[1] * slope, x.dtype)
+    counts = np.where(gain == 0, 0.0, 1.0)  # 0 times infinity would be a NaN
+    slope, offset = (slope * counts).astype(x.dtype), (offset * counts).astype(x.dtype)
+    dx = (g - (centered * slope + offset)) * gain
+    return dx, sums.weight, sums.bias, g
+
+
+class _Gradients(NamedTuple):
+    """Of weight and bias, and divided by the number of elements of a channel."""
+
+    weight: Float64
+    bias: Float64
+    mean_weight: Float64
+    mean_bias: Float64
+
+
+def _gradients(g: Array, x: Array, mean: Float64, invstd: Float64) -> _Gradients:
+    is_double = x.dtype == np.float64
+    magnitude = np.where(is_double & (invstd < 2.0**-500), SMALL_MAGNITUDE, 1.0)
+    center = mean
+    if not is_double:
+        center = np.where(np.isfinite(mean), np.clip(mean, -MAX_CENTER, MAX_CENTER), mean)
+    found = _gradients_in_units(g, x, center, invstd, magnitude, 1.0)
+    finite = np.isfinite(found.weight) & np.isfinite(found.bias)
+    if finite.all() or not is_double:
+        return found
+    small = np.full_like(magnitude, SMALL_MAGNITUDE)
+    again = _gradients_in_units(g, x, mean, invstd, small, SMALL_MAGNITUDE)
+    return _Gradients(*(np.where(finite, *pair) for pair in zip(found, again, strict=True)))
+
+
+def _gradients_in_units(
+    g: Array, x: Array, center: Float64, invstd: Float64, magnitude: Float64, unit: float
+) -> _Gradients:
+    """Sum the gradients, x times `magnitude` and g times `unit`."""
+    axes = tuple(range(x.ndim - 1))
     count = x.size // x.shape[-1]
-    slope = _within(invstd / SHRINK * (dweight / count), x.dtype)
-    offset = dbias / count - _split(mean, x.dtype)[1] * slope
-    dx = (g - (centered * slope.astype(x.dtype) + _narrow(offset, x.dtype))) * gain
-    return dx, dweight, dbias, g
+    upstream = g.astype(np.float64) * unit
+    bias = upstream.sum(axis=axes)
+    product = (upstream * (x.astype(np.float64) * magnitude - center * magnitude)).sum(axis=axes)
+    weight = np.where(
+        (unit == 1) | (abs(invstd) < 1),
+        product * (invstd / magnitude),
+        product * invstd / magnitude,  # in the order that leaves the range last
+    )
+    return _Gradients(weight / unit, bias / unit, weight / count / unit, bias / count / unit)
 
 
+@np.errstate(all="ignore")
 def running(old: Array, new: Float64, momentum: float) -> Array:
     """Return the running statistic after a batch; what has no weight does not count."""
     terms = [
@@ -146,9 +188,11 @@ def _split(mean: Float64, dtype: np.dtype[Any]) -> tuple[Array, Float64]:
 
     No rest where the high part is subnormal: x is rounded just so.
     """
-    high = (mean * SHRINK).astype(dtype)
+    whole = np.asarray(mean * SHRINK)
+    most = float(np.finfo(dtype).max) / 2  # so that x less it is finite
+    high = np.where(np.isfinite(mean), np.clip(whole, -most, most), whole).astype(dtype)
     normal = np.abs(high) >= np.finfo(dtype).smallest_normal
-    return high, np.where(normal, mean * SHRINK - high.astype(np.float64), 0)
+    return high, np.where(normal, whole - high.astype(np.float64), 0)
 
 
 def _within(values: Float64, dtype: np.dtype[Any]) -> Float64:
