@@ -129,7 +129,7 @@ class Optimizer(Rule):
         kept as state, and the parameter is that, rounded to nearest (where somebody has changed an
         element in place, the master follows); or the parameter is all there is, rounded
         stochastically, so that small steps count on average, or to nearest, so that they are lost.
-        The average of the weights is float32, and of the weights before they are rounded.
+        The average is one of the weights before they are rounded.
 
     Attributes
     ----------
@@ -561,7 +561,7 @@ class Optimizer(Rule):
             if not averages:
                 average = None
             elif begins:
-                average = state_like(param)  # the first step writes it
+                average = state_like(param, dtype=np.float64)  # the first step writes it
                 self._average_from[index] = self._counters.item(index)
             if not _storage.needs_master(param, group):
                 master = None
