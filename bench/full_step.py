@@ -23,8 +23,9 @@ STAGES: dict[str, dict[str, Any]] = {
     "zeros": {"clear_grads": True},
 }
 ALL = STAGES["norm"] | STAGES["average"] | STAGES["zeros"]
-EXTRA_ARRAYS = 4
-"""What `ALL` moves beside the bare step: gradients for the norm, zeros, the average twice."""
+EXTRA_ARRAYS = 6
+"""What `ALL` moves beside the bare step, in arrays of float32: gradients for the norm, zeros, the
+average, which is of float64, there and back."""
 
 
 class Onepass:

@@ -1,5 +1,6 @@
 """The kernels equal the NumPy reference bit for bit. test_isa.py repeats this file on each ISA."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, reject, settings
@@ -11,6 +12,7 @@ from helpers import assert_same_bits, fresh_state, run_reference, state_names
 from onepass._hyperparameters import Choice, Flag, Maybe, Number, Pair, Whole
 from onepass._memory import aligned_zeros
 
+BF16 = ml_dtypes.bfloat16
 # Around every vector width and a tile, and one that is many tiles and a remainder.
 LENGTHS = [0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 1000, 1023, 1024, 1025, 100_003]
 
@@ -168,6 +170,53 @@ def test_special_values_spread_as_in_numpy(case, dtype):
     for grad in grads:
         opt.step(grad)
     assert_step_by_step(opt, param, run_reference(cls, options, start, grads))
+
+
+STATE_KINDS = [(np.float32, None), (np.float64, None), (np.float32, BF16), (np.float32, np.uint8)]
+
+
+@pytest.mark.parametrize(("dtype", "kept"), STATE_KINDS)
+def test_state_about_the_smallest_normal_number(case, dtype, kept, rng):
+    """In every 64th step what is subnormal becomes zero; in every step the bits are NumPy's."""
+    cls, options = case
+    info, n = np.finfo(dtype), 700
+    special = [info.smallest_subnormal, info.tiny, np.nextafter(info.tiny, dtype(0)), 0, np.nan, 1]
+    values = rng.uniform(0, 4, (3, n)).astype(dtype) * info.tiny
+    values[:, : 6 * 20] = np.repeat(np.array(special, dtype), 20)
+    arrays = [
+        kept_as(values[k] * (rng.choice([-1, 1], n).astype(dtype) if sign else 1), kept, sign)
+        if name
+        else None
+        for k, (name, sign) in enumerate(
+            zip(cls.state_names(**options), signs_of(cls), strict=True)
+        )
+    ]
+    grad = dtype(1e-25) * rng.normal(size=n).astype(dtype) * (rng.random(n) < 0.5)
+    for step in (1, 63, 64, 65, 128):
+        param, state = np.zeros(n, dtype), [a if a is None else a.copy() for a in arrays]
+        with np.errstate(all="ignore"):
+            expected = cls.reference_step(param, grad, *state, step=step, **options)
+        getattr(op.kernels, cls.rule)(param, grad, *state, step=step, **options)
+        for actual, wanted, sign in zip(
+            [param, *state], expected, (1, *signs_of(cls)), strict=True
+        ):
+            if wanted is None:
+                continue
+            assert_same_bits(actual, wanted)
+            if step % 64 == 0 and actual is not param:
+                left = op.formats.q8_decode(actual, n, signed=sign) if kept == np.uint8 else actual
+                left = abs(left.astype(dtype))
+                assert not ((left > 0) & (left < info.tiny)).any()
+
+
+def signs_of(cls):
+    return op._core.rules()[cls.rule]["has_sign"]
+
+
+def kept_as(values, kept, has_sign):
+    if kept == np.uint8:
+        return op.formats.q8_encode(np.nan_to_num(values), signed=has_sign)
+    return values if kept is None else values.astype(kept)
 
 
 def test_free_function_is_the_class(case, dtype, rng):

@@ -295,6 +295,12 @@ void* check_state(py::handle object, const Label& label, const Param& param, Mem
   return written_beside(array, label, param, memory);
 }
 
+double* check_average(py::handle object, const Label& label, const Param& param, Memory& memory) {
+  const py::array array = check_array(object, label);
+  if (array.dtype().num() != float64_num) fail_type(label, "dtype float64", dtype_name(array));
+  return static_cast<double*>(written_beside(array, label, param, memory));
+}
+
 CheckedState check_rule_state(py::handle object, const Label& label, const Param& param,
                               Memory& memory) {
   const py::array array = check_array(object, label);

@@ -103,6 +103,9 @@ Checked check_copy(py::handle object, const Label& label, const Param& param, Me
 // Like its parameter in everything, but of the dtype that the rule computes with.
 void* check_state(py::handle object, const Label& label, const Param& param, Memory& memory);
 
+// The average of the weights: like its parameter, but of float64.
+double* check_average(py::handle object, const Label& label, const Param& param, Memory& memory);
+
 // A rule's state, that or in fewer bits: bfloat16, or 8-bit codes with their scales behind them.
 struct CheckedState {
   void* data;

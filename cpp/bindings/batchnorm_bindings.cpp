@@ -272,16 +272,16 @@ void bind_batch_norm(py::module_& m, const KernelTable& kernels) {
         py::arg("running_mean"), py::arg("running_var"), py::arg("num_batches_tracked"),
         py::arg("momentum"), py::arg("eps"), py::arg("axis"), py::arg("unbiased_running_var"),
         py::arg("skip_nonfinite"), py::arg("relu"), py::arg("residual"), py::arg("out"),
-        py::arg("num_threads"),
+        py::arg("num_threads"), py::call_guard<InCall>(),
         "Normalise with the batch's own statistics; return y, mean and 1 / standard deviation.");
   m.def("batch_norm_infer", &infer, py::arg("x"), py::arg("mean"), py::arg("var"),
         py::arg("weight"), py::arg("bias"), py::arg("eps"), py::arg("axis"), py::arg("relu"),
-        py::arg("residual"), py::arg("out"), py::arg("num_threads"),
+        py::arg("residual"), py::arg("out"), py::arg("num_threads"), py::call_guard<InCall>(),
         "Normalise with given statistics; return y.");
   m.def("batch_norm_backward", &backward, py::arg("dy"), py::arg("x"), py::arg("mean"),
         py::arg("scale"), py::arg("weight"), py::arg("bias"), py::arg("eps"), py::arg("axis"),
         py::arg("relu"), py::arg("residual"), py::arg("out"), py::arg("weight_grad"),
-        py::arg("bias_grad"), py::arg("num_threads"),
+        py::arg("bias_grad"), py::arg("num_threads"), py::call_guard<InCall>(),
         "Return dx, dweight, dbias and, with a residual, its gradient.");
 }
 

@@ -166,7 +166,7 @@ StateFormat Plan::add_state(Job& job, std::size_t index, const Param& param, Str
   const py::object average = find(n_states), master = find(n_states + 1), copy = find(n_states + 2);
   if (!average.is_none()) {
     const Label label(given_.names, index, Role::state, "average");
-    streams.average.data = check_state(average, label, param, memory);
+    streams.average = check_average(average, label, param, memory);
   }
   if (!copy.is_none()) {
     const Label label(given_.names, index, Role::copy);

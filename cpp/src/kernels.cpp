@@ -30,10 +30,12 @@ Rule make_rule(const double* scalars, std::index_sequence<I...>) noexcept {
 template <class Rule, class T, bool decay, template <bool> class State>
 void run(const Streams& streams, std::size_t begin, std::size_t end,
          const double* scalars) noexcept {
-  const Stages<T> stages{static_cast<T>(scalars[grad_scale]), static_cast<T>(scalars[weight_decay]),
+  const Stages<T> stages{static_cast<T>(scalars[grad_scale]),
+                         static_cast<T>(scalars[weight_decay]),
                          static_cast<T>(scalars[max_grad_value]),
-                         static_cast<T>(scalars[average_weight]),
-                         static_cast<T>(1 - scalars[average_weight])};
+                         scalars[average_weight],
+                         1 - scalars[average_weight],
+                         static_cast<std::uint64_t>(scalars[step_number]) % flush_every == 0};
   const auto rule = make_rule<Rule, T>(scalars + shared_scalars,
                                        std::make_index_sequence<std::size(Rule::scalars)>{});
   update<decay, State>(streams, begin, end, rule, stages);

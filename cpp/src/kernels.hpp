@@ -22,7 +22,7 @@ enum SharedScalar : std::size_t {
   max_grad_value,  // infinite: none
   average_weight,  // of the new weights in their average
   random_seed,     // which the random bits depend on, and on ...
-  step_number,     // ... from 1
+  step_number,     // ... from 1; what is kept loses its subnormal numbers in some
   shared_scalars
 };
 inline constexpr std::size_t max_scalars = 16;  // those included

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 #include "checks.hpp"
 #include "dispatch.hpp"
@@ -40,6 +41,15 @@ struct StoredBlock {
     if (bits == 16) return {halves.data(), nullptr, codec};
     return {numbers.data()};
   }
+  // Here and there; positive, as some are squares.
+  void add_subnormals() const {
+    for (std::size_t i = 0; i < numbers.size(); i += 5) {
+      numbers.data()[i] = std::numeric_limits<T>::denorm_min() * static_cast<T>(1 + i % 3);
+    }
+    for (std::size_t i = 0; i < halves.size(); i += 5) {
+      halves.data()[i] = static_cast<std::uint16_t>(1 + i % 3);
+    }
+  }
   bool operator==(const StoredBlock& other) const {
     return numbers == other.numbers && halves == other.halves && codes == other.codes &&
            scales == other.scales;
@@ -57,8 +67,8 @@ struct Formats {
 };
 
 // Scalars that suit any rule: all in (0, 1), none round in binary. Before them the stages': the
-// gradient is clipped, and the average is near the new weights.
-inline constexpr double scalars[onepass::max_scalars] = {-1.0, 0.1, 0.7, 0.6, 0.0,  0.0,  0.9, 0.05,
+// gradient is clipped, the average is near the new weights, and subnormal numbers are flushed.
+inline constexpr double scalars[onepass::max_scalars] = {-1.0, 0.1, 0.7, 0.6, 0.0,  64.0, 0.9, 0.05,
                                                          0.3,  0.7, 0.2, 0.6, 1e-3, 1e-4, 0.4, 0.8};
 
 inline const onepass::StepBits step_bits = [] {
@@ -77,7 +87,9 @@ template <class T>
 struct Arrays {
   std::size_t size;
   Formats formats;
-  StoredBlock<T> param, grad, state[onepass::max_states], average, copy;
+  StoredBlock<T> param, grad, state[onepass::max_states];
+  Block<double> average;
+  StoredBlock<T> copy;
 
   Arrays(std::size_t n, std::size_t offset, const Formats& f = {})
       : size(n),
@@ -87,8 +99,10 @@ struct Arrays {
         state{{state_bits(f), n, offset, 3},
               {state_bits(f), n, offset, 4},
               {state_bits(f), n, offset, 5}},
-        average(bits(onepass::plain), n, offset, 6),
-        copy(bits(f.copy), n, offset, 7) {}
+        average(n, offset, 6),
+        copy(bits(f.copy), n, offset, 7) {
+    for (StoredBlock<T>& each : state) each.add_subnormals();
+  }
 
   static std::size_t bits(onepass::Format format) {
     return format == onepass::plain ? 8 * sizeof(T) : 16;
@@ -109,7 +123,7 @@ struct Arrays {
         .param = param.stored(codec(formats.param)),
         .grad = grad.stored(codec(formats.grad)),
         .state = {state[0].stored(), state[1].stored(), state[2].stored()},
-        .average = average.stored(),
+        .average = average.data(),
         .copy = codec(formats.copy) ? copy.stored(codec(formats.copy)) : onepass::Stored{},
         .zero_grad = true,
         .follows = formats.follows,

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <random>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -107,6 +108,51 @@ void check_threads() {
   }
 }
 
+// Generated shapes and formats, with 1 to 64 threads: the norm and the step are those of one
+// thread, however pieces, blocks and threads meet.
+void check_generated() {
+  constexpr int most_threads = 64;
+  constexpr std::size_t piece = 16384;
+  const onepass::KernelTable* kernels = onepass::choose_isa(nullptr).kernels;
+  const std::vector<Formats> all = all_formats();
+  std::mt19937 random(1);
+  const auto draw = [&](std::size_t below) { return random() % below; };
+  for (int threads = 1; threads <= most_threads; ++threads) {
+    struct Made {
+      std::vector<std::unique_ptr<Arrays<float>>> arrays;
+      std::vector<onepass::Tensor> tensors;
+    } made[2];
+    // Enough pieces for all threads, in one tensor or in many, some of them empty or of one
+    // element.
+    std::size_t wanted = piece * static_cast<std::size_t>(threads + 1);
+    for (std::size_t number = 0; wanted > 0; ++number) {
+      const std::size_t sizes[] = {draw(3), draw(300), piece - 1 + draw(3), draw(4 * piece),
+                                   std::min(wanted, draw(40 * piece))};
+      const std::size_t n = sizes[draw(std::size(sizes))], offset = draw(16);
+      const std::size_t row = draw(kernels->rules.size());
+      const Choice choice{kernels, row, draw(kernels->rules[row].variants.size())};
+      const Formats& formats = all[draw(all.size())];
+      for (Made& each : made) {
+        each.arrays.push_back(std::make_unique<Arrays<float>>(n, offset, formats));
+        each.tensors.push_back(each.arrays.back()->tensor(choice, number));
+      }
+      wanted -= std::min(wanted, std::max<std::size_t>(n, 1000));
+    }
+    double norms[2];
+    for (const int of : {0, 1}) {
+      std::vector<double> sums(onepass::norm_blocks(made[of].tensors));
+      norms[of] = onepass::norm(made[of].tensors, sums, of ? threads : 1).value;
+      onepass::step(made[of].tensors, of ? threads : 1);
+    }
+    const std::string what = std::to_string(threads) + " threads, generated";
+    check(norms[0] == norms[1], "the norm, " + what);
+    for (std::size_t i = 0; i < made[0].arrays.size(); ++i) {
+      const Arrays<float>& one = *made[0].arrays[i];
+      check(one == *made[1].arrays[i], what + describe(one.formats));
+    }
+  }
+}
+
 // The norm is the same bits for any number of threads and every build, and tells whose gradient is
 // the first that is not finite.
 template <class T>
@@ -182,6 +228,7 @@ int main() {
     }
   }
   check_threads();
+  check_generated();
   check_norm<double>();
   for (const Format grad : {plain, onepass::bf16, onepass::f16}) check_norm<float>(grad);
   check_concurrent_callers();

@@ -1,8 +1,10 @@
 // Single steps by hand, in numbers that are exact in binary: what surrounds the rule, and the
 // formats.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <string>
 
 #include "checks.hpp"
@@ -30,11 +32,11 @@ void check_stages() {
   constexpr double scalars[] = {1.0, 0.0, HUGE_VAL, 0.5, 0.0, 1.0, 0.0, 1.0, 0.25};
   for_each_isa([&](const onepass::KernelTable& kernels, const std::string& where) {
     float param[] = {1.0f, -2.0f, 8.0f}, grad[] = {4.0f, 2.0f, -16.0f};
-    float average[] = {2.0f, 0.5f, 0.0f};
+    double average[] = {2.0, 0.5, 0.0};
     onepass::Streams streams;
     streams.param = {param};
     streams.grad = {grad};
-    streams.average = {average};
+    streams.average = average;
     streams.zero_grad = true;
     onepass::Tensor tensor = sgd(kernels, streams, 3);
     tensor.scalars = scalars;
@@ -42,7 +44,7 @@ void check_stages() {
     check(onepass::norm({&tensor, 1}, sums, 1).value == std::sqrt(276.0), "the norm" + where);
     onepass::step({&tensor, 1}, 1);
     check(param[0] == 0.0f && param[1] == -2.5f && param[2] == 12.0f, "sgd" + where);
-    check(average[0] == 1.0f && average[1] == -1.0f && average[2] == 6.0f, "the average" + where);
+    check(average[0] == 1.0 && average[1] == -1.0 && average[2] == 6.0, "the average" + where);
     check(grad[0] == 0.0f && grad[1] == 0.0f && grad[2] == 0.0f, "the gradient is zeroed" + where);
   });
 }
@@ -142,10 +144,50 @@ void check_state() {
   });
 }
 
+// What a step keeps of the smallest normal number, of what lies below it, and of a NaN: the 64th
+// nothing that is subnormal, every other all of it. A momentum of 1 and a gradient of 0 keep it.
+void check_flush() {
+  constexpr std::size_t n = 6;
+  constexpr float smallest = std::numeric_limits<float>::min();
+  constexpr float largest_below = smallest - std::numeric_limits<float>::denorm_min();
+  constexpr float values[n] = {smallest,       -smallest, largest_below,
+                               -largest_below, 0x1p-149f, std::numeric_limits<float>::quiet_NaN()};
+  for_each_isa([&](const onepass::KernelTable& kernels, const std::string& where) {
+    for (const double step : {1.0, 63.0, 64.0, 65.0, 128.0}) {
+      // Weights of 0 leave a quarter of the average.
+      const double scalars[] = {1.0, 0.0, HUGE_VAL, 0.75, 0.0, step, 1.0, 1.0, 0.0};
+      float param[n] = {}, grad[n] = {}, momentum[n];
+      std::copy(values, values + n, momentum);
+      double average[n] = {0x1p-1020, -0x1p-1020, 0x1p-1021, -0x1p-1021, 0x1p-1072, 0.0};
+      onepass::Streams streams;
+      streams.param = {param};
+      streams.grad = {grad};
+      streams.state[0] = {momentum};
+      streams.average = average;
+      onepass::Tensor tensor = sgd(kernels, streams, n);
+      tensor.kernel = kernels.rules[0].variants[2].f32[onepass::plain_state];
+      tensor.scalars = scalars;
+      onepass::step({&tensor, 1}, 1);
+      const bool flushes = std::fmod(step, 64.0) == 0;
+      const std::string what = ", step " + std::to_string(step) + where;
+      check(momentum[0] == smallest && momentum[1] == -smallest, "normal numbers stay" + what);
+      check(std::isnan(momentum[5]), "NaN stays" + what);
+      check(average[0] == 0x1p-1022 && average[1] == -0x1p-1022, "the average stays" + what);
+      for (const std::size_t i : {2u, 3u, 4u}) {
+        const bool is_zero = momentum[i] == 0 && average[i] == 0;
+        const bool has_sign = std::signbit(momentum[i]) || std::signbit(average[i]);
+        check(flushes ? is_zero && !has_sign : momentum[i] == values[i] && average[i] != 0,
+              "subnormal numbers are flushed" + what);
+      }
+    }
+  });
+}
+
 }  // namespace
 
 int main() {
   check_stages();
+  check_flush();
   check_gradient();
   check_follow();
   check_state();

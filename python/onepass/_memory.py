@@ -35,14 +35,16 @@ def compute_dtype(param: Array) -> np.dtype[Any]:
 
 
 def state_like(param: Array, value: float = 0.0, dtype: npt.DTypeLike | None = None) -> Array:
-    """Return a state array for a parameter: of its shape, order and offset from a cache line.
+    """Return a state array for a parameter: of its shape and order, by default of `compute_dtype`.
 
-    With the same offset, one short first tile aligns every array of a step at once. The dtype is
-    that which the step computes in.
+    It lies as many elements past a cache line as the parameter, so that one short first tile aligns
+    every array of a step at once; but in 16 bits nothing is taken in tiles that begin there.
     """
     order = "C" if param.flags.c_contiguous else "F"
-    dtype = compute_dtype(param) if dtype is None else dtype
-    offset = address(param) % CACHE_LINE if dtype == param.dtype else 0
+    dtype = compute_dtype(param) if dtype is None else np.dtype(dtype)
+    in_step = min(dtype.itemsize, param.dtype.itemsize) > 2
+    past = address(param) * dtype.itemsize // param.dtype.itemsize % CACHE_LINE
+    offset = past if in_step else 0
     flat = aligned_zeros(param.size, dtype, offset=offset)
     if value:
         flat.fill(value)

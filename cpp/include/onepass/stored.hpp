@@ -47,7 +47,7 @@ inline constexpr std::size_t max_states = 3;
 // One tensor's arrays. What is not there is null.
 struct Streams {
   Stored param, grad, state[max_states];
-  Stored average;               // of the weights
+  double* average = nullptr;    // of the weights
   Stored copy;                  // of the parameter, in fewer bits
   bool zero_grad = false;       // afterwards
   bool follows = false;         // the copy, where somebody has changed it

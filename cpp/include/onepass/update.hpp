@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <iterator>
@@ -20,6 +21,9 @@ inline constexpr std::size_t tile_size = 64;
 inline constexpr std::size_t prefetch_bytes = 1024;
 inline constexpr std::size_t min_elements_to_align = 512;
 inline constexpr std::size_t cache_line = 64;
+// What is kept loses its subnormal numbers in every so many steps: in each, it would cost a
+// step of Adam 12 to 35 % (bench/NOTES.md).
+inline constexpr std::uint64_t flush_every = 64;
 
 // What surrounds the rule in a step, whichever it is, in this order: the gradient is scaled and
 // clipped, the weights decay, the rule; then the average of the weights moves.
@@ -28,7 +32,8 @@ struct Stages {
   T scale;            // of the gradient: 1 / loss scale, the norm's clipping, -1 to maximize
   T weight_decay{0};  // coupled: grad += weight_decay * param
   T max_value = std::numeric_limits<T>::infinity();  // of the gradient's elements
-  T average_weight{0}, average_rest{1};              // which add up to 1
+  double average_weight = 0, average_rest = 1;       // which add up to 1
+  bool flushes = false;                              // what is kept, of subnormal numbers
 };
 
 // The number of elements before `p` reaches a cache line, at most n.
@@ -47,6 +52,17 @@ inline void prefetch(const char* p, std::size_t bytes) noexcept {
   (void)p;
   (void)bytes;
 #endif
+}
+
+// Subnormal numbers become zero. An average that shrinks towards zero would stay among them for
+// ever, and a processor takes many times as long over them. A function of its own, and not in the
+// loop of the rule, which the compiler would make slower for it.
+template <class T>
+[[gnu::noinline]] void flush(T* values, std::size_t n) noexcept {
+#pragma omp simd
+  for (std::size_t i = 0; i < n; ++i) {  // NaN stays NaN
+    values[i] = std::fabs(values[i]) < std::numeric_limits<T>::min() ? T(0) : values[i];
+  }
 }
 
 // NaN stays NaN.
@@ -107,13 +123,14 @@ inline void update_tile(T* param, const T* grad, [[maybe_unused]] T* const* stat
 }
 
 // Interpolates from the end that is nearer. Where nothing of the old average stays, not even a NaN.
+// In double, for float32 would lose what a long average gains in a step: a part in 10^4 of a small
+// difference.
 template <class T>
-inline void average_tile(T* average, const T* param, std::size_t n, T weight, T rest) noexcept {
-  if (rest == T(0)) {
+inline void average_tile(double* average, const T* param, std::size_t n, double weight,
+                         double rest) noexcept {
+  if (rest == 0) {
     std::copy_n(param, n, average);
-    return;
-  }
-  if (weight < rest) {
+  } else if (weight < rest) {
 #pragma omp simd
     for (std::size_t i = 0; i < n; ++i) average[i] += weight * (param[i] - average[i]);
   } else {
@@ -126,7 +143,7 @@ inline void average_tile(T* average, const T* param, std::size_t n, T weight, T 
 // A largest number is a chain of waits: all are looked for side by side, and the parameter is
 // written meanwhile.
 template <class Rule, template <bool> class State, class T, std::size_t... K>
-inline void close_block(const Streams& streams, std::size_t begin, std::size_t n,
+inline void close_block(const Streams& streams, std::size_t begin, std::size_t n, bool flushes,
                         T (*values)[block_size], const std::uint64_t* keys,
                         std::index_sequence<K...>) noexcept {
   constexpr std::size_t n_states = sizeof...(K);
@@ -136,6 +153,7 @@ inline void close_block(const Streams& streams, std::size_t begin, std::size_t n
   const auto measure = [&]<std::size_t k>() {
     using Codec = Kept<Rule, State, k>;
     if constexpr (!Codec::in_place) {
+      if (flushes) flush(values[k], n);
       std::fill(values[k] + n, values[k] + block_size, T(0));
       Codec::measure(values[k], streams.state[k], begin);
     }
@@ -155,7 +173,7 @@ void update(const Streams& streams, std::size_t begin, std::size_t end, const Ru
   constexpr std::size_t n_states = sizeof...(K);
   alignas(cache_line) T scratch[n_states + 1][block_size];
   alignas(cache_line) T opened[block_size], clipped[block_size];
-  T* averages = stages.average_weight == T(0) ? nullptr : static_cast<T*>(streams.average.data);
+  double* averages = stages.average_weight == 0 ? nullptr : streams.average;
   const bool clips = stages.max_value < std::numeric_limits<T>::infinity();
   const bool ahead = streams.prefetch_ahead;
   std::uint64_t keys[n_states + 1] = {};  // of the random bits of state and parameter
@@ -200,16 +218,31 @@ void update(const Streams& streams, std::size_t begin, std::size_t end, const Ru
                        Kept<Rule, State, K>::reader(streams.state[K], begin)...);
     ask_for(streams.param);  // not before, where it would be one of too many at once
     if (averages) {
-      ask(averages, sizeof(T));
+      ask(averages, sizeof(double));
       average_tile(averages + begin, param, n, stages.average_weight, stages.average_rest);
     }
     if (streams.copy.data) close(param, n, streams.copy, begin, {});
-    if (streams.random) close_block<Rule, State>(streams, begin, n, scratch, keys, all);
+    if (streams.random) {
+      close_block<Rule, State>(streams, begin, n, stages.flushes, scratch, keys, all);
+    }
     if (streams.zero_grad) {
       const std::size_t size = item_size<T>(streams.grad);
       std::memset(static_cast<char*>(streams.grad.data) + begin * size, 0, n * size);
     }
   }
+}
+
+// What is kept in place.
+template <template <bool> class State, class Rule, std::size_t... K>
+void flush_state(const Streams& streams, std::size_t begin, std::size_t n,
+                 std::index_sequence<K...>) noexcept {
+  const auto flush_one = [&]<std::size_t k>() {
+    using Codec = Kept<Rule, State, k>;
+    if constexpr (Rule::states[k].used && Codec::in_place) {
+      flush(static_cast<typename Codec::Value*>(streams.state[k].data) + begin, n);
+    }
+  };
+  (flush_one.template operator()<K>(), ...);
 }
 
 // Elements [begin, end). An average in which the weights have no weight stays as it is.
@@ -218,7 +251,14 @@ void update(const Streams& streams, std::size_t begin, std::size_t end, const Ru
             const Stages<typename State<true>::Value>& stages) noexcept {
   constexpr std::size_t n_states = std::size(Rule::states);
   static_assert(n_states <= max_states);
-  update<decay, State>(streams, begin, end, rule, stages, std::make_index_sequence<n_states>{});
+  constexpr auto all = std::make_index_sequence<n_states>{};
+  update<decay, State>(streams, begin, end, rule, stages, all);
+  if (!stages.flushes) return;
+  flush_state<State, Rule>(streams, begin, end - begin, all);
+  const bool averages = streams.average && stages.average_weight != 0;
+  if (averages && stages.average_rest != 0) {  // not a copy of the weights
+    flush(streams.average + begin, end - begin);
+  }
 }
 
 }  // namespace onepass::inline ONEPASS_ISA

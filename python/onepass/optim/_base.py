@@ -116,13 +116,16 @@ class Optimizer(Rule):
         what follows.
     ema_decay : float in [0, 1), or schedule, optional
         The :math:`\beta` of an exponential moving average of the weights, which `averaged` shows.
-        It begins as the weights after its first step, as in PyTorch.
+        It begins as the weights after its first step, as in PyTorch. It is kept in float64, 8 bytes
+        a parameter, and rounded when it is shown: of a small difference a decay of 0.9999 adds a
+        part in 10,000 in a step, for which float32 has no bits.
     ema_warmup : bool
         Let the decay begin small: :math:`\beta_t = \min(\beta, (1 + t) / (10 + t))` in the
         :math:`t`-th step of the average.
     swa_start : int >= 1, optional
         Stochastic weight averaging: the plain mean of the weights after this step and all later
-        ones, :math:`\beta_t = 1 - 1 / (t - t_0 + 1)`; before it, the weights themselves.
+        ones, :math:`\beta_t = 1 - 1 / (t - t_0 + 1)`; before it, the weights themselves. Kept in
+        float64 too, so that it is the mean of however many steps.
     state_format : {None, "bf16", "q8"}
         How the rule's arrays are kept between steps: as the rule computes with them, or in
         bfloat16, or in 8 bits (`onepass.formats.q8_encode`), rounded stochastically, since to the
@@ -133,7 +136,7 @@ class Optimizer(Rule):
         kept as state, and the parameter is that, rounded to nearest (where somebody has changed an
         element in place, the master follows); or the parameter is all there is, rounded
         stochastically, so that small steps count on average, or to nearest, so that they are lost.
-        The average of the weights is float32, and of the weights before they are rounded.
+        The average of the weights is of those before they are rounded.
 
     Attributes
     ----------
@@ -159,7 +162,14 @@ class Optimizer(Rule):
 
     * PyTorch: there each of these is a call of its own and another pass over memory. The norm is
       taken in double here. ``torch.optim.swa_utils.AveragedModel`` averages parameters without a
-      gradient too.
+      gradient too, and in the weights' own dtype: called in every step, its mean of float32 weights
+      stops moving after some 10,000.
+    * PyTorch and others, where gradients have vanished: averages that shrink towards zero stay
+      among the subnormal numbers there, over which processors take many times as long. Here, in every
+      64th step of a parameter, what the rule keeps, and the average of the weights, becomes zero
+      where it is smaller than the smallest normal number (float32 :math:`2^{-126}`, float64
+      :math:`2^{-1022}`); the step itself still takes what was there. With no epsilon at all, Adam
+      and RMSprop then divide 0 by 0, as they do where the first gradient is 0.
     * PyTorch, in fewer bits: state has the parameter's dtype, there is no master (that is
       ``torch.amp``'s, which keeps the parameters in float32), and rounding is to nearest.
     * bitsandbytes: see `onepass.formats.q8_encode`.

@@ -127,7 +127,7 @@ class Rule:
         param, grad, *state : ndarray
             As for `onepass.kernels`, the gradient of float32 or float64; None for state that the
             options do not use. Last of all, the average of the weights, where the settings keep
-            one. A parameter with a master stands for itself: give the master.
+            one, in float64. A parameter with a master stands for itself: give the master.
         step : int
             Counted from 1.
         grad_factor : float
@@ -173,17 +173,21 @@ class Rule:
         if decay:
             grad = grad + decay * param
         flags = {name: values[name] for name in row["options"] if isinstance(values[name], bool)}
-        new = cls.reference(param, grad, *padded, **cls.scalars(step, values), **flags)
+        weights, *kept = cls.reference(param, grad, *padded, **cls.scalars(step, values), **flags)
         moved = []
         if averages:
             assert average is not None
             weight = _stages.average_weight(step, averaged or step, values)
-            moved = [_stages.moved_average(average, new[0], weight)]
+            moved = [_stages.moved_average(average, weights, weight)]
         first, n = index * (len(given) + 1), len(given)
         bits = [partial(formats.random_bits, seed, step, first + k) for k in range(n + 1)]
+        if step % _stages.FLUSH_EVERY == 0:
+            kept = [array if array is None else _stages.flushed(array) for array in kept]
+            if averages and weight != 1:  # not a copy of the weights
+                moved = [_stages.flushed(moved[0])]
         kept = [
             array if before is None else closed(array, before, bits[k], row["has_sign"][k])
-            for k, (array, before) in enumerate(zip(new[1:], given, strict=True))
+            for k, (array, before) in enumerate(zip(kept, given, strict=True))
         ]
         random = None if values["rounding"] == "nearest" else bits[n]
-        return (closed(new[0], stored, random), *kept, *moved)
+        return (closed(weights, stored, random), *kept, *moved)

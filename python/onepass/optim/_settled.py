@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from onepass._hyperparameters import resolve_one
 from onepass._memory import state_like
 from onepass._quiet import quiet
@@ -206,7 +208,7 @@ def _allocate(
         if not needs.averages:
             average = None
         elif average is None:
-            average = state_like(param)  # the first step writes it
+            average = state_like(param, dtype=np.float64)  # the first step writes it
             average_from[index] = steps
         if needs.rounding != "master" or param.dtype.itemsize > 2:
             master = None

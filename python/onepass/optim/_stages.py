@@ -73,6 +73,9 @@ class StepOptions(TypedDict, total=False):
     copy_to: Grads
 
 
+FLUSH_EVERY = 64
+"""In every so many steps, what is kept loses its subnormal numbers (update.hpp has it again)."""
+
 PLAIN = (1.0, 0.0, np.inf, 0.0, 0, 1)
 """The scalars of a step that does nothing but its rule."""
 
@@ -157,10 +160,14 @@ def clip_coefficient(norm: float, max_norm: float) -> float:
 
 
 def moved_average(average: Array, param: Array, weight: float) -> Array:
-    """Return the average after the parameters have entered it."""
+    """Return the average, in float64, after the parameters have entered it."""
     if weight == 1:
-        return param
+        return param.astype(np.float64)
     way = param - average
     rest = 1 - weight
-    near_average = param.dtype.type(weight) < param.dtype.type(rest)
-    return average + weight * way if near_average else param - rest * way
+    return average + weight * way if weight < rest else param - rest * way
+
+
+def flushed(values: Array) -> Array:
+    """Return what is kept: zero where a number is subnormal."""
+    return np.where(np.abs(values) < np.finfo(values.dtype).smallest_normal, 0, values)

@@ -328,15 +328,22 @@ def _entry(
     began = step - _count(averaged, f"{label}[{AVERAGED!r}]")
     if began < 0:
         raise ValueError(f"{label}[{AVERAGED!r}]: expected at most {step}, got {averaged}")
-    return step, began, (*state, _array(average, param, f"{label}[{AVERAGE!r}]"), master)
+    return step, began, (*state, _average(average, param, f"{label}[{AVERAGE!r}]"), master)
 
 
-def _array(saved: Any, param: Array, label: str) -> Array:
+def _average(saved: Any, param: Array, label: str) -> Array:
     source = np.asarray(saved)
-    if source.dtype != compute_dtype(param):
-        raise TypeError(f"{label}: expected dtype {compute_dtype(param)}, got {source.dtype}")
+    if source.dtype == compute_dtype(param):  # as it was once saved; nothing is lost
+        source = source.astype(np.float64)
+    return _array(source, param, label, np.dtype(np.float64))
+
+
+def _array(saved: Any, param: Array, label: str, dtype: np.dtype[Any] | None = None) -> Array:
+    source, dtype = np.asarray(saved), dtype or compute_dtype(param)
+    if source.dtype != dtype:
+        raise TypeError(f"{label}: expected dtype {dtype}, got {source.dtype}")
     _check_shape(source, param.shape, label)
-    array = state_like(param)
+    array = state_like(param, dtype=dtype)
     array[...] = source
     return array
 

@@ -117,10 +117,16 @@ def same_bits(a: Array, b: Array) -> npt.NDArray[np.bool]:
 
 
 def shown(values: Sequence[Array], params: Sequence[Array]) -> list[Array]:
-    """Return values as the parameters can hold them."""
+    """Return values as the parameters can hold them, rounded to nearest.
+
+    To 16 bits by way of float32: where float64 lies within a part in 2**25 of the middle between
+    two neighbours, the farther of them may be taken.
+    """
+    with np.errstate(all="ignore"):
+        wide = [np.asarray(v, compute_dtype(p)) for v, p in zip(values, params, strict=True)]
     return [
         value if value.dtype == param.dtype else formats.narrow(value, param.dtype)
-        for value, param in zip(values, params, strict=True)
+        for value, param in zip(wide, params, strict=True)
     ]
 
 
