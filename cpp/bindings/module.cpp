@@ -60,6 +60,7 @@ void commit(py::handle updates, const py::list& names, const py::list& params,
   if (!std::all_of(seen.begin(), seen.end(), [](const Unchanged& a) { return a.still(); })) {
     throw py::value_error("copy_to: expected arrays that stay as they are meanwhile, got a change");
   }
+  checked.make_room();
   checked.apply();
   for (const auto& [param, copy] : pairs) {
     const Stored stored{const_cast<void*>(copy.array.data())};

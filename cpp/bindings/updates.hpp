@@ -7,11 +7,14 @@ namespace onepass::bindings {
 
 namespace py = pybind11;
 
-// Dictionaries, and what becomes of keys that they have; in Python a sequence of pairs, or None.
+// Dictionaries, and what becomes of some of their keys; in Python a sequence of pairs, or None.
 class Updates {
  public:
   explicit Updates(py::handle pairs);
-  // No key is new, so no dictionary grows and nothing is allocated: it cannot fail.
+  // Gives new keys their places, so that `apply` allocates nothing. Where memory is short it raises,
+  // and no key is new.
+  void make_room() const;
+  // Cannot fail where no key is new.
   void apply() const noexcept;
 
  private:
