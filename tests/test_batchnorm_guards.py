@@ -379,20 +379,20 @@ def test_code_that_runs_in_the_checks_cannot_move_what_an_array_is_a_part_of():
 def test_another_thread_cannot_move_memory():
     """While a large call runs without the GIL."""
     out = survives("""
-        import sys, threading
+        import threading, time
         import numpy as np
         import onepass as op
 
-        sys.setswitchinterval(1e-5)
-        lengths = 40_000, 1_000_000  # a freed array of either is gone
+        lengths = 900_000, 1_000_000  # what is cut off is gone
         arrays = [np.ones((lengths[0], 4), np.float32) for _ in range(3)]
         moved, going = 0, True
 
         def move():
             global moved
             while going:
-                for array in arrays:
-                    for length in reversed(lengths):
+                for length in lengths:
+                    time.sleep(0.001)
+                    for array in arrays:
                         try:
                             array.resize((length, 4), refcheck=False)
                             moved += 1

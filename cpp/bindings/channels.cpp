@@ -56,6 +56,8 @@ py::array Views::of(py::handle object, const Label& label) {
 // NumPy resizes no array that has a weak reference, whatever the caller says. And it is the one
 // that owns the memory that must not be.
 void Views::hold(py::handle array) {
+  constexpr std::size_t usual = 16;  // arrays of a call, and what they are parts of
+  if (held_.empty()) held_.reserve(usual);
   py::handle owner = array;
   while (owner && py::isinstance<py::array>(owner)) {
     held_.push_back(py::weakref(owner));

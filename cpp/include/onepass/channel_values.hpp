@@ -32,12 +32,12 @@ struct Split {
     double nearest = whole;
     if constexpr (sizeof(T) < sizeof(double)) {  // else it is no larger than that
       constexpr double most = static_cast<double>(std::numeric_limits<T>::max()) / 2;
-      const bool finite = std::abs(mean) <= std::numeric_limits<double>::max();
-      nearest = !finite ? whole : whole > most ? most : whole < -most ? -most : whole;
+      nearest = whole > most ? most : whole < -most ? -most : whole;
     }
     high = static_cast<T>(nearest);
     const bool normal = std::abs(high) >= std::numeric_limits<T>::min();
-    if (normal) low = whole - static_cast<double>(high);
+    // An infinite mean shows: less itself it is a NaN.
+    if (normal) low = (whole - static_cast<double>(high)) + (mean - mean);
   }
   T high;
   double low;

@@ -132,9 +132,9 @@ def batch_norm_train(
     :math:`K` is the mean of the first (up to 16) values of the channel; where that turns out to be
     more than seven standard deviations from the mean, they are taken once more, about the mean. So
     the variance is right to 1e-11, relative to itself, for up to ten million values a channel,
-    whatever they are (but for a float64 variance below 1e-300), and to 1e-14 where the first ones
-    are like the others. A constant channel gives exactly `bias`, and finite values never give a
-    NaN. The result is the same bits for any number of threads and on every instruction set.
+    whatever they are (but for a float64 variance below 1e-300). A constant channel gives exactly
+    `bias`, and finite values never give a NaN. The result is the same bits for any number of
+    threads and on every instruction set.
 
     Differs from
 

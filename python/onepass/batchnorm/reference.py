@@ -190,9 +190,10 @@ def _split(mean: Float64, dtype: np.dtype[Any]) -> tuple[Array, Float64]:
     """
     whole = np.asarray(mean * SHRINK)
     most = float(np.finfo(dtype).max) / 2  # so that x less it is finite
-    high = np.where(np.isfinite(mean), np.clip(whole, -most, most), whole).astype(dtype)
+    high = np.clip(whole, -most, most).astype(dtype)
     normal = np.abs(high) >= np.finfo(dtype).smallest_normal
-    return high, np.where(normal, whole - high.astype(np.float64), 0)
+    rest = (whole - high.astype(np.float64)) + (mean - mean)  # an infinite mean shows
+    return high, np.where(normal, rest, 0)
 
 
 def _within(values: Float64, dtype: np.dtype[Any]) -> Float64:
