@@ -152,6 +152,34 @@ def test_files_from_before_the_step_options_still_load(path, average):
                 np.testing.assert_allclose(param, (first[name] + params[name]) / 2, rtol=1e-6)
 
 
+def test_a_file_with_an_average_in_float32_still_loads():
+    """Written when averages had the dtype that a step computes in; all numbers are exact there."""
+
+    def run(opt, steps):
+        for t in steps:
+            opt.step({k: np.full(p.shape, t, p.dtype) for k, p in params_of(opt).items()})
+
+    def params_of(opt):
+        return dict(zip("wbh", opt.param_groups[0]["params"], strict=True))
+
+    whole = op.SGD(
+        {
+            "w": np.arange(-3, 3, dtype=np.float32).reshape(2, 3) / 8,
+            "b": np.ones(2),
+            "h": np.ones(3, np.float16),
+        },
+        lr=0.25,
+        ema_decay=0.5,
+    )
+    run(whole, (1, 2, 3))
+    resumed = op.SGD({k: p.copy() for k, p in params_of(whole).items()})
+    resumed.load(DATA / "average-in-float32.npz")
+    assert digest(resumed) == digest(whole)
+    run(whole, (4, 5))
+    run(resumed, (4, 5))
+    assert digest(resumed) == digest(whole)
+
+
 def resumed_params(opt):
     return dict(zip("wb", opt.param_groups[0]["params"], strict=True))
 
@@ -288,6 +316,7 @@ def test_a_bad_dictionary_changes_nothing(case, rng):
     ("name", "value", "words"),
     [
         ("average", np.ones(6, np.float32), r"\['average'\]: expected shape"),
+        ("average", np.ones(6), r"\['average'\]: expected shape"),
         ("averaged", 7, r"\['averaged'\]: expected at most 2, got 7"),
         ("averaged", None, r"\['averaged'\]: expected a number of steps"),
     ],

@@ -134,7 +134,8 @@ grad : ndarray
     shape (257 * ceil(size / 256),), see `onepass.formats.q8_encode`.
 step : int
     The number of this step, from 1. May be left out where the options do not depend on it and no
-    array has fewer bits than float32.
+    array has fewer bits than float32. In every 64th step subnormal state becomes zero, see
+    `onepass.Optimizer`; where it is left out, in none.
 rounding : {{"stochastic", "nearest"}}
     Of a parameter of 16 bits. State in fewer bits is rounded stochastically.
 seed : int in [0, 2**53)
