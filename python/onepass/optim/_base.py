@@ -160,10 +160,10 @@ class Optimizer(Rule):
       taken in double here. ``torch.optim.swa_utils.AveragedModel`` averages parameters without a
       gradient too, and in the weights' own dtype: called in every step, its mean of float32 weights
       stops moving after some 10,000. `zero_grad` is a setting, not a method.
-    * PyTorch and others, where gradients have vanished: averages that shrink towards zero stay among
-      the subnormal numbers there, over which processors take many times as long. Here, in every
-      64th step of a parameter, what the rule keeps, and the average of the weights, becomes zero
-      where it is smaller than the smallest normal number (float32 :math:`2^{-126}`, float64
+    * PyTorch and others, where gradients have vanished: averages that shrink towards zero stay
+      among the subnormal numbers there, over which processors take many times as long. Here, in
+      every 64th step of a parameter, what the rule keeps, and the average of the weights, becomes
+      zero where it is smaller than the smallest normal number (float32 :math:`2^{-126}`, float64
       :math:`2^{-1022}`); the step itself still takes what was there. With no epsilon at all, Adam
       and RMSprop then divide 0 by 0, as they do where the first gradient is 0.
     * PyTorch, in fewer bits: state has the parameter's dtype, there is no master (that is
