@@ -81,8 +81,13 @@ def draw_rates(comparison: Comparison) -> "Figure":
     panels = figure.subplots(1, len(comparison.variants), sharex=True, sharey=True, squeeze=False)
     tried = [each for entry in comparison.entries for each in entry.tried]
     begins = [entry.results[0].curve[0].validation_loss for entry in comparison.entries]
-    losses = [each.loss for each in tried if each.loss is not None]
-    scale = LogScale(losses, top=GROWTH * max(begins, default=math.inf))
+    # The bars too, but not one that makes the rest small.
+    shown = [
+        (each.loss, max(each.loss - each.standard_error, each.loss / 10))
+        for each in tried
+        if each.loss is not None
+    ]
+    scale = LogScale(shown, top=GROWTH * max(begins, default=math.inf))
     for axes, variant in zip(panels[0], comparison.variants, strict=True):
         entries = [entry for entry in comparison.entries if entry.batch_norm == variant]
         for entry, style in zip(entries, styles(), strict=False):

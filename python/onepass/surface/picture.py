@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -90,8 +91,8 @@ class Picture:
             handles += self._curves.plot([], [], "X", color="grey", mec="white", ms=9)
             labels.append("leaves the picture")
         columns = min(5, 130 // (max(map(len, labels)) + 6))
-        place = {"loc": "outside lower center", "ncols": columns}
-        self.figure.legend(handles, labels, frameon=False, **place)
+        legend = partial(self.figure.legend, handles, labels, ncols=columns, frameon=False)
+        legend(loc="outside lower center")
         self.figure.suptitle(f"{surface.title}:  {surface.equation}", fontsize=11)
         self.show(self.steps)
 
