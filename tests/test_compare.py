@@ -310,10 +310,11 @@ class TestTraining:
     def test_each_learns(self, name, batch_norm):
         result = train(contenders()[name], Recipe(), batch_norm=batch_norm)
         assert result.diverged_at is None
-        assert result.final.score > 0.9
-        assert result.final.train_loss < 0.1 * result.curve[0].train_loss
         assert result.final.validation_loss < result.curve[0].validation_loss
-        assert result.steps_to(0.9) is not None
+        if "lr" in contenders()[name].settings:  # chosen for this, not its class's default
+            assert result.final.score > 0.9
+            assert result.final.train_loss < 0.1 * result.curve[0].train_loss
+            assert result.steps_to(0.9) is not None
         assert [point.epoch for point in result.curve] == list(range(21))
         assert [point.step for point in result.curve] == list(range(0, 461, 23))
         assert 0 < result.final.update_seconds < result.final.seconds
@@ -478,10 +479,18 @@ class TestTuning:
         assert chosen.standard_error == pytest.approx(0.1 / math.sqrt(3))
 
     def test_within_one_standard_error_the_smaller_rate(self):
-        """The best mean is 1, its standard error 0.0577."""
+        """The best mean is 1, its standard error 0.0577; seed by seed the others differ by more."""
         for mean, expected in ((1.057, 1), (1.058, 3)):
-            tried = self.tried(a=[mean] * 3, b=[2.0] * 3, c=[0.9, 1.0, 1.1])
+            other = [mean + 0.3, mean, mean - 0.3]
+            tried = self.tried(a=other, b=[2.0] * 3, c=[0.9, 1.0, 1.1])
             assert choose(tried).lr == expected
+
+    def test_what_all_seeds_agree_on_is_no_noise(self):
+        """Splits differ by much, with a standard error of 0.58, and the rates by 0.1 on each."""
+        best = [1.0, 2.0, 3.0]
+        for worse, expected in (([1.1, 2.1, 3.1], 2), ([0.9, 2.3, 3.1], 1)):
+            # the second is worse by 0.1 on average, give or take 0.12
+            assert choose(self.tried(a=worse, b=best, c=[9.0] * 3)).lr == expected
 
     def test_a_rate_that_diverges_on_one_seed_is_none(self):
         tried = self.tried(a=[0.1, math.nan], b=[3.0, 3.0, 3.0])
@@ -501,7 +510,7 @@ class TestTuning:
 
     def test_the_edge_of_who_ties_with_it(self):
         """A smaller rate was chosen, but the best may lie beyond the highest."""
-        tried = self.tried(a=[9.0] * 3, b=[1.01] * 3, c=[0.9, 1.0, 1.1])
+        tried = self.tried(a=[9.0] * 3, b=[1.11, 1.01, 0.91], c=[0.9, 1.0, 1.1])
         assert choose(tried).lr == 2
         assert Entry(contenders()["SGD"].with_lr(2.0), False, [], tried).is_at_the_edge
 

@@ -29,7 +29,7 @@ def add_command(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help=f"let each find its learning rate first, from {RATES[0]:g} to {RATES[-1]:g} and then "
         f"about the best: by the mean loss over {SEEDS_A_RATE} other seeds, with the same budget "
-        "for each, the smallest rate within a standard error of the best",
+        "for each, and within noise (one standard error) the smallest rate",
     )
     option(
         "--seed",

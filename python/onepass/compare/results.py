@@ -82,8 +82,23 @@ class Tried:
     @property
     def standard_error(self) -> float:
         """The mean's, over the seeds."""
-        losses = self.losses or []
-        return stdev(losses) / sqrt(len(losses)) if len(losses) > 1 else 0.0
+        return _standard_error(self.losses or [])
+
+    def is_as_good_as(self, best: "Tried") -> bool:
+        """Whether it is no worse than the best rate within noise.
+
+        By how much its mean is larger is within one standard error of the best one's mean, and
+        within one of that difference itself: rates have their seeds in common, so a difference
+        that all seeds agree on is no noise, however much the seeds differ.
+        """
+        if self.losses is None or best.losses is None:
+            return False
+        excess = [mine - other for mine, other in zip(self.losses, best.losses, strict=True)]
+        return mean(excess) <= min(best.standard_error, _standard_error(excess))
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    return stdev(values) / sqrt(len(values)) if len(values) > 1 else 0.0
 
 
 def best_of(tried: Iterable[Tried]) -> Tried | None:
@@ -95,17 +110,13 @@ def best_of(tried: Iterable[Tried]) -> Tried | None:
 def choose(tried: Sequence[Tried]) -> Tried | None:
     """Return the smallest rate that is as good as the best one within noise, None if all diverged.
 
-    Within noise is the one-standard-error rule: the mean loss is no more than one standard error
-    of the best one's mean above it. L. Breiman, J. Friedman, R. Olshen and C. Stone,
+    That is the one-standard-error rule, of L. Breiman, J. Friedman, R. Olshen and C. Stone,
     "Classification and Regression Trees", 1984, section 3.4.3; T. Hastie, R. Tibshirani and
     J. Friedman, "The Elements of Statistical Learning", 2nd edition, 2009, section 7.10.
     """
-    best = best_of(tried)
-    if best is None or best.loss is None:
+    if (best := best_of(tried)) is None:
         return None
-    limit = best.loss + best.standard_error
-    within = [each for each in tried if each.loss is not None and each.loss <= limit]
-    return min(within, key=lambda each: each.lr)
+    return min((each for each in tried if each.is_as_good_as(best)), key=lambda each: each.lr)
 
 
 @dataclass
