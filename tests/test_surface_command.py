@@ -15,7 +15,7 @@ from PIL import Image
 
 from commands import run, start
 from onepass import _extras, cli
-from onepass.surface import SURFACES, report, walkers
+from onepass.surface import SURFACES, Trajectory, report, walkers
 from onepass.surface import picture as pictures
 from onepass.surface.picture import Picture
 
@@ -146,7 +146,7 @@ def test_the_picture_shows_the_paths():
             assert not shown[~inside].any()
     best = {line.get_label(): line.get_ydata()[0] for line in curves.lines}
     for label, tried in contest.searches.items():
-        assert best[label] == tried.losses.min()
+        assert best[label] == tried.losses.min()  # none is 0 here
     assert curves.get_yscale() == "log"
 
 
@@ -160,15 +160,109 @@ def test_every_surface_can_be_drawn(tmp_path, monkeypatch):
         assert path.read_bytes()[:8] == PNG
 
 
+def drawn(surface, names, start=None, steps=20, lr=None):
+    contest = report.contest(SURFACES[surface], names, start, steps, lr)
+    return contest, Picture(contest.surface, contest.labels, contest.searches)
+
+
+def marks(axes):
+    """Where paths leave a panel, by their colours."""
+    shown = [line for line in axes.lines if line.get_marker() == "X" and line.get_visible()]
+    return {line.get_color(): line.get_xydata()[0] for line in shown if len(line.get_xdata())}
+
+
+@pytest.mark.parametrize("name", SURFACES)
+@pytest.mark.parametrize("start", [(0.0, 0.0), (-9.0, 50.0), (30.0, 1.0), (1e4, -1e4)])
+def test_the_window_grows_for_the_start(name, start, monkeypatch):
+    """And shows the minima as before, and nothing beyond either."""
+    monkeypatch.setattr(pictures, "GRID", 31)
+    _, picture = drawn(name, ["SGD", "Adam"], start, 2)
+    the_map, *_ = picture.figure.axes
+    limits = np.array([the_map.get_xlim(), the_map.get_ylim()])
+    for point in (start, *SURFACES[name].minima):
+        assert (limits[:, 0] < point).all()
+        assert (point < limits[:, 1]).all()
+    for (low, high), old, at in zip(limits, SURFACES[name].window, start, strict=True):
+        assert (low == old[0]) == (old[0] <= at)
+        assert (high == old[1]) == (at <= old[1])
+        size = max(old[1], at) - min(old[0], at)
+        assert high - low <= 1.1 * size
+    picture.figure.draw_without_rendering()
+
+
 def test_a_start_outside_the_window_or_in_the_minimum_can_be_drawn(tmp_path, capsys):
     for point in (("0", "0"), ("-9", "50")):
         options = ["--surface", "ravine", "--start", *point, "--steps", "5"]
         assert cli.main(["surface", *options, "--out", str(tmp_path)]) == 0
 
 
-def test_a_path_that_diverges_can_be_drawn(tmp_path):
-    contest = report.contest(SURFACES["beale"], ["SGD", "Nesterov"], None, 100, 1.0)
-    Picture(contest.surface, contest.labels, contest.searches).save(tmp_path / "beale.png")
+def test_a_path_that_diverges_leaves_the_others_as_they_are():
+    """Down the ravine at rate 1 plain descent goes from (-5, 1) to (0, -49), and on."""
+    _, alone = drawn("ravine", ["Adam"], lr=1.0)
+    _, picture = drawn("ravine", ["SGD", "Adam"], lr=1.0)
+    the_map, _, curves = picture.figure.axes
+    assert curves.get_ylim()[0] == pytest.approx(alone.figure.axes[2].get_ylim()[0])
+    top = curves.get_ylim()[1]
+    assert top == pytest.approx(alone.figure.axes[2].get_ylim()[1])
+    assert [text.get_text() for text in curves.texts] == [f"cut above {top:.1g}"]
+    (legend,) = picture.figure.legends
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert labels[2:] == ["SGD, lr 1: diverges", "Adam, lr 1", "leaves the picture"]
+    assert marks(the_map) == {pictures.COLOURS[0]: pytest.approx((-4.7, -2))}
+    first, second = (np.log((x**2 + 50 * y**2) / 2) for x, y in ((-5, 1), (0, -49)))
+    when = (np.log(top) - first) / (second - first)
+    assert marks(curves) == {pictures.COLOURS[0]: pytest.approx((when, top))}
+    picture.show(0)  # as the animation does: it has not left yet
+    assert marks(the_map) == marks(curves) == {}
+
+
+def test_a_path_that_only_passes_is_whole():
+    """It is far out for a while, and comes back."""
+    there_and_back = Trajectory(
+        np.array([(-5.0, 1.0), (0.0, 1e3), (0.0, 0.1)]), np.array([37.5, 2.5e7, 0.25])
+    )
+    searches = report.contest(SURFACES["ravine"], ["SGD"], None, 2, None).searches
+    picture = Picture(SURFACES["ravine"], {"it": there_and_back}, searches)
+    the_map, _, curves = picture.figure.axes
+    assert marks(the_map) == marks(curves) == {}
+    (line,) = (line for line in the_map.lines if line.get_label() == "it")
+    np.testing.assert_array_equal(line.get_xydata(), there_and_back.points)
+    (legend,) = picture.figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [*searches, "it"]
+
+
+def test_a_path_that_ends_outside_says_so_but_does_not_diverge():
+    """The neuron's loss has a bound: on a plateau far away it is no larger."""
+    _, picture = drawn("neuron", ["SGD"], steps=3, lr=1e4)
+    the_map, _, curves = picture.figure.axes
+    assert list(marks(the_map)) == [pictures.COLOURS[0]]
+    assert marks(curves) == {}
+
+
+def test_losses_that_are_cut_or_zero_are_shown_and_said():
+    _, picture = drawn("ravine", ["SGD", "Momentum"], steps=600)
+    *_, curves = picture.figure.axes
+    assert [text.get_text() for text in curves.texts] == ["< 1e-12"]
+    low, _ = curves.get_ylim()
+    assert 1e-14 < low < 1e-12
+    for line in curves.lines:
+        assert (np.array(line.get_ydata()) > low).all()
+    _, picture = drawn("ravine", ["SGD"], (0.0, 0.0), 5)
+    *_, curves = picture.figure.axes
+    (line,) = (line for line in curves.lines if line.get_label() == "SGD, lr 0.025")
+    assert [text.get_text() for text in curves.texts] == ["0"]
+    assert (line.get_ydata() > curves.get_ylim()[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "lr"),
+    [("sparse", None, 1e307), ("ravine", (1e150, -1e150), None), ("beale", (1e38, 1e38), None)],
+)
+def test_numbers_near_the_end_of_the_range(name, start, lr, tmp_path, monkeypatch):
+    """Dashes along a line of 1e300 would take for ever."""
+    monkeypatch.setattr(pictures, "GRID", 31)
+    _, picture = drawn(name, list(walkers()), start, 20, lr)
+    picture.save(tmp_path / "picture.png")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")

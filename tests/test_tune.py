@@ -77,11 +77,12 @@ class TestSearchSpace:
         values = {"optimizer": name, "lr": 0.25, "momentum": 0.75, "batch_size": 16, "width": 32}
         trial = FixedTrial(values)
         run, recipe = Settings("wine", 3, (name,), seed=5).suggest(trial)
-        known = contenders()[name].settings
-        expected = {**known, "lr": 0.25, **({"momentum": 0.75} if "momentum" in known else {})}
+        known = contenders()[name]
+        has_momentum = bool(known.hyperparameters.get("momentum"))
+        expected = {**known.settings, "lr": 0.25, **({"momentum": 0.75} if has_momentum else {})}
         assert run.contender.settings == expected
         assert run.contender.optimizer is contenders()[name].optimizer
-        assert ("momentum" in trial.params) == (name in ("Momentum", "Nesterov"))
+        assert ("momentum" in trial.params) == has_momentum
         assert (run.seed, run.batch_norm) == (5, True)
         assert (recipe.data, recipe.epochs, recipe.batch_size) == ("wine", 3, 16)
         assert recipe.hidden == (32, 32)
@@ -249,6 +250,31 @@ class TestPictures:
         assert [path.name for path in paths] == (PICTURES if trials > 1 else [])
         for path in paths:
             assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+    def test_a_loss_of_zero_is_in_the_pictures(self, tmp_path, monkeypatch):
+        """-0 too; and the best so far with it."""
+        losses = [0.5, 0.0, 1e-3, -0.0]
+        scripted(monkeypatch, *[[1.0, loss] for loss in losses])
+        study = done(tmp_path, 4, Settings("wine", 1, ("SGD", "Adam"), seed=0)).study
+        figures = []
+        monkeypatch.setattr(plt, "close", figures.append)
+        picture.draw(study, tmp_path)
+        monkeypatch.undo()
+        history, _, slices, parallel = figures
+        for axes in (*history.axes, *slices.axes[:-1]):
+            low, _ = axes.get_ylim()
+            for points in axes.collections:
+                at = {*points.get_offsets()[:, 1]}
+                assert not at or low < min(at) < 1e-3
+                assert at <= {min(at, default=0), 1e-3, 0.5}
+            assert {1e-3, 0.5} < {*axes.collections[0].get_offsets()[:, 1]}
+            for line in axes.lines:
+                assert (np.array(line.get_ydata()) > low).all()
+            assert "0" in [text.get_text() for text in axes.texts]
+        (lines,) = parallel.axes[0].collections
+        assert all(np.isfinite(segment).all() for segment in lines.get_segments())
+        for figure in figures:
+            plt.close(figure)
 
     def test_pyplot_is_as_it_was(self, tmp_path):
         study = done(tmp_path, 2).study

@@ -25,15 +25,15 @@ def add_out(parser: ArgumentParser, default: str, what: str) -> None:
     """Give a parser the option of the folder it writes to."""
     parser.add_argument(
         "--out",
-        type=Path,
+        type=_folder,
         default=Path(default),
         metavar="FOLDER",
         help=f"where {what} go (default: %(default)s)",
     )
 
 
-def integer(low: int) -> Callable[[str], int]:
-    """Return the type of integers from `low` on."""
+def integer(low: int, high: int = 10**9) -> Callable[[str], int]:
+    """Return the type of integers in a range; what nobody means is no reason for a traceback."""
 
     def convert(text: str) -> int:
         try:
@@ -42,6 +42,8 @@ def integer(low: int) -> Callable[[str], int]:
             number = low - 1
         if number < low:
             raise ArgumentTypeError(f"expected an integer >= {low}, got {text!r}")
+        if number > high:
+            raise ArgumentTypeError(f"expected an integer <= {high}, got {text!r}")
         return number
 
     return convert
@@ -81,6 +83,12 @@ def one_of(names: Iterable[str]) -> Callable[[str], str]:
         return known[text.lower()]
 
     return convert
+
+
+def _folder(text: str) -> Path:
+    if not text:  # as of a shell's variable that is not set; it would be the current folder
+        raise ArgumentTypeError(f"expected a folder, got {text!r}")
+    return Path(text)
 
 
 def _number(text: str) -> float:

@@ -1,11 +1,14 @@
 """The command line: `onepass compare`, `surface`, `tune` and `info`."""
 
 import argparse
+import os
+import re
 import sys
 from collections.abc import Sequence
 
 from onepass import __version__, compare, runtime, surface, tune
 from onepass._extras import MissingExtraError
+from onepass._terminal import any_encoding
 
 INTERRUPTED = 130  # as a shell reports a process that Ctrl-C ended
 
@@ -15,6 +18,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Arguments that make no sense end the process with code 2, as argparse does it.
     """
+    try:
+        with any_encoding():
+            code = _run(argv)
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, where an error can be told
+        return code
+    except KeyboardInterrupt:
+        print("onepass: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # `onepass ... | head`: who reads has read enough
+        _drop_output()
+        return 1
+    except (OSError, MissingExtraError) as error:  # a folder that cannot be written, a full disk
+        print(f"onepass: {error}", file=sys.stderr)
+        _drop_output()
+        return 1
+    except MemoryError as error:
+        print(f"onepass: out of memory: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
     given = sys.argv[1:] if argv is None else argv
@@ -22,26 +47,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command is None:
         parser.print_help()
         return 0
-    try:
-        code: int = args.run(args)
-    except KeyboardInterrupt:
-        print("onepass: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except (OSError, MissingExtraError) as error:  # a folder that cannot be written, a full disk
-        print(f"onepass: {error}", file=sys.stderr)
-        return 1
+    code: int = args.run(args)
     return code
+
+
+def _drop_output() -> None:
+    """Where the standard output cannot be written, let what it still holds go nowhere."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="onepass", description="Fast, exact, in-place optimizers for NumPy arrays on the CPU."
+        prog="onepass",
+        description="Fast, exact, in-place optimizers for NumPy arrays on the CPU.",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"onepass {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command")
 
     def add(name: str, summary: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
+        command = commands.add_parser(
+            name, help=summary, description=f"{summary.capitalize()}.", allow_abbrev=False
+        )
+        # argparse takes -1e-3 for an option: its own pattern has no exponents.
+        command._negative_number_matcher = re.compile(r"-\.?\d")
+        return command
 
     compare.add_command(add("compare", "train one network with every optimizer and report"))
     surface.add_command(

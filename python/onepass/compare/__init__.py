@@ -11,7 +11,7 @@ from onepass._progress import progress
 from onepass.compare import report
 from onepass.compare.contenders import FIRST_SEED, contenders
 from onepass.compare.data import DATA
-from onepass.compare.experiment import Experiment
+from onepass.compare.experiment import RATES, SEEDS_A_RATE, Experiment
 from onepass.compare.journal import Journal
 from onepass.compare.schedules import SCHEDULES
 from onepass.compare.training import Recipe
@@ -27,18 +27,19 @@ def add_command(parser: argparse.ArgumentParser) -> None:
     rate(
         "--tune",
         action="store_true",
-        help="let each find its learning rate first, from 1e-4 to 1 and then about the best, "
-        "with the same budget for each trial",
+        help=f"let each find its learning rate first, from {RATES[0]:g} to {RATES[-1]:g} and then "
+        f"about the best: by the mean loss over {SEEDS_A_RATE} other seeds, with the same budget "
+        "for each, and within noise (one standard error) the smallest rate",
     )
     option(
         "--seed",
-        type=integer(0),
+        type=integer(0, 2**64 - 1),
         default=FIRST_SEED,
         help="the first seed, of the split, the weights and the batches (default: %(default)s)",
     )
     option(
         "--seeds",
-        type=integer(1),
+        type=integer(1, 10**6),
         default=3,
         metavar="N",
         help="how many seeds to train with, from the first on (default: %(default)s)",
@@ -55,7 +56,7 @@ def add_command(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="go on with what was interrupted; the other options must be as they were",
     )
-    parser.set_defaults(run=run, refuse=parser.error)  # for what takes two arguments to see
+    parser.set_defaults(run=run, refuse=parser.error)  # for what takes the folder to see
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +65,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     option(
         "--hidden",
         nargs="+",
-        type=integer(1),
+        type=integer(1, 10**6),
         default=default.hidden,
         metavar="UNITS",
         help=f"units of each hidden layer (default: {' '.join(map(str, default.hidden))})",
@@ -82,7 +83,8 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         "--batch-size",
         type=_batch_size,
         default=default.batch_size,
-        help="rows a step, or all (default: %(default)s)",
+        help="rows a step, or all; 1 leaves out the runs with BatchNorm, which needs 2 "
+        "(default: %(default)s)",
     )
     option(
         "--schedule",
@@ -113,11 +115,6 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, print the table, write the report; return the exit code."""
-    if args.batch_norm and args.batch_size == 1:
-        args.refuse(
-            "argument --batch-size: expected an integer >= 2 with batch norm "
-            "(--no-batch-norm allows 1), got 1"
-        )
     require(
         "compare",
         sklearn="scikit-learn",
@@ -165,7 +162,8 @@ def _experiment(args: argparse.Namespace) -> Experiment:
     return Experiment(
         recipe,
         chosen,
-        variants=(True, False) if args.batch_norm else (False,),
+        # One row has no variance to normalise with.
+        variants=(True, False) if args.batch_norm and recipe.batch_size != 1 else (False,),
         seeds=range(args.seed, args.seed + args.seeds),
         tune=args.tune,
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onepass.compare.picture import draw_rates, draw_times
-from onepass.compare.results import Comparison
+from onepass.compare.results import Comparison, choose
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,7 +31,7 @@ def render(
     """Return the page."""
     from jinja2 import Environment, StrictUndefined
 
-    tuned = any(result.final for entry in comparison.entries for result in entry.tried)
+    tuned = any(choose(entry.tried) for entry in comparison.entries)
     template = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     html: str = environment.from_string(template).render(

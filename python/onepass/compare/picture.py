@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from onepass._picture import COLOURS, new_figure, styles
+from onepass._picture import COLOURS, DASHES, LogScale, new_figure, styles
 from onepass.compare.losses import loss_of
 from onepass.compare.results import Comparison, Entry
 from onepass.compare.training import Measurement, Recipe
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAMES = {True: "with batch norm", False: "without batch norm"}
+
+GROWTH = 1e3
+"""How many times its first value a number may be for the curves to show it."""
+SMALLEST = 1e-12
+"""The same for small ones."""
 
 Quantity = Callable[[Measurement], float | None]
 Table = npt.NDArray[np.float64]
@@ -35,10 +40,13 @@ def draw_curves(comparison: Comparison) -> "Figure":
         squeeze=False,
         height_ratios=[height for _, height, _ in rows],
     )
+    scales = [_scale(comparison, quantity) for *_, quantity in rows]
     for column, variant in zip(panels.T, comparison.variants, strict=True):
-        _draw_column(column, comparison, variant)
-    for axes, (label, *_) in zip(panels[:, 0], rows, strict=True):
-        axes.set_ylabel(label)
+        _draw_column(column, comparison, variant, scales)
+    for row, (label, *_), scale in zip(panels, rows, scales, strict=True):
+        row[0].set_ylabel(label)
+        for axes in row:
+            scale.draw(axes)
     norms = panels[2, 0]  # has every line that the legend explains
     if any(entry.diverged for entry in comparison.entries):
         norms.plot([], [], "kx", label="diverged")
@@ -68,27 +76,46 @@ def draw_times(comparison: Comparison) -> "Figure":
 
 
 def draw_rates(comparison: Comparison) -> "Figure":
-    """Draw what each learning rate that was tried came to."""
+    """Draw what each learning rate that was tried came to, and which one was chosen."""
     figure = new_figure(5.5 * len(comparison.variants), 4.5)
     panels = figure.subplots(1, len(comparison.variants), sharex=True, sharey=True, squeeze=False)
+    tried = [each for entry in comparison.entries for each in entry.tried]
+    begins = [entry.results[0].curve[0].validation_loss for entry in comparison.entries]
+    # The bars too, but not one that makes the rest small.
+    shown = [
+        (each.loss, max(each.loss - each.standard_error, each.loss / 10))
+        for each in tried
+        if each.loss is not None
+    ]
+    scale = LogScale(shown, top=GROWTH * max(begins, default=math.inf))
     for axes, variant in zip(panels[0], comparison.variants, strict=True):
         entries = [entry for entry in comparison.entries if entry.batch_norm == variant]
-        for entry, (colour, dashes) in zip(entries, styles(), strict=False):
-            ends = {result.run.contender.lr: result.final for result in entry.tried}
-            tried = sorted((lr, end.validation_loss) for lr, end in ends.items() if end is not None)
-            rates = [lr for lr, _ in tried]
-            losses = [loss for _, loss in tried]
-            name = entry.contender.name
-            axes.plot(rates, losses, color=colour, linestyle=dashes, marker=".", label=name)
+        for entry, style in zip(entries, styles(), strict=False):
+            _draw_tried(axes, entry, scale, *style)
+        scale.draw(axes)
         axes.set_xscale("log")
-        axes.set_yscale("log")
         axes.grid(alpha=0.3)
         axes.set_title(f"{comparison.recipe.data} {NAMES[variant]}")
         axes.set_xlabel("learning rate")
     panels[0, 0].set_ylabel("validation loss")
+    panels[0, 0].plot([], [], "ko", ms=9, mfc="none", label="chosen")
     handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=7, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=8, frameon=False)
     return figure
+
+
+def _draw_tried(axes: "Axes", entry: Entry, scale: LogScale, colour: str, dashes: str) -> None:
+    """Draw the mean loss against the rate, with a standard error to each side."""
+    tried = sorted(
+        (each.lr, each.loss, each.standard_error) for each in entry.tried if each.loss is not None
+    )
+    rates, losses, errors = np.reshape(np.array(tried, dtype=float), (-1, 3)).T
+    shown = scale.fit(losses)
+    axes.plot(rates, shown, color=colour, linestyle=dashes, marker=".", label=entry.contender.name)
+    ends = scale.fit(losses - errors), scale.fit(losses + errors)
+    axes.vlines(rates, *ends, color=colour, lw=1, alpha=0.6)
+    chosen = rates == entry.contender.lr
+    axes.plot(rates[chosen], shown[chosen], "o", ms=9, mfc="none", color=colour)
 
 
 def _microseconds_a_step(entry: Entry, name: str) -> float:
@@ -108,13 +135,25 @@ def _rows(recipe: Recipe) -> list[tuple[str, float, Quantity]]:
     ]
 
 
-def _draw_column(column: Sequence["Axes"], comparison: Comparison, variant: bool) -> None:
+def _scale(comparison: Comparison, quantity: Quantity) -> LogScale:
+    """Return the scale of a row of panels; who diverges leaves it at the top."""
+    tables = [_table(entry, quantity) for entry in comparison.entries]
+    firsts = [row[np.isfinite(row)][:1] for table in tables for row in table]
+    begin = float(np.median(np.concatenate(firsts))) if any(map(len, firsts)) else math.inf
+    # Bands, from the lowest seed on, are cut where they would make the lines small.
+    means = np.concatenate([_mean(table) for table in tables])
+    lowest = np.min(means[means > 0], initial=begin)
+    return LogScale(tables, top=GROWTH * begin, bottom=max(lowest / 10, SMALLEST * begin))
+
+
+def _draw_column(
+    column: Sequence["Axes"], comparison: Comparison, variant: bool, scales: Sequence[LogScale]
+) -> None:
     recipe = comparison.recipe
     entries = [entry for entry in comparison.entries if entry.batch_norm == variant]
-    for axes, (_, _, quantity) in zip(column, _rows(recipe), strict=True):
+    for axes, (_, _, quantity), scale in zip(column, _rows(recipe), scales, strict=True):
         for entry, style in zip(entries, styles(), strict=False):
-            _draw_curve(axes, entry, quantity, comparison, *style)
-        axes.set_yscale("log")
+            _draw_curve(axes, entry, quantity, comparison, scale, *style)
         axes.grid(alpha=0.3)
     if math.isfinite(limit := recipe.max_grad_norm):
         column[2].axhline(limit, color="grey", ls="--", lw=1, label=f"clipped to {limit:g}")
@@ -123,7 +162,13 @@ def _draw_column(column: Sequence["Axes"], comparison: Comparison, variant: bool
 
 
 def _draw_curve(
-    axes: "Axes", entry: Entry, quantity: Quantity, comparison: Comparison, colour: str, dashes: str
+    axes: "Axes",
+    entry: Entry,
+    quantity: Quantity,
+    comparison: Comparison,
+    scale: LogScale,
+    colour: str,
+    dashes: str,
 ) -> None:
     """Draw the mean over the seeds, and from the least to the most as a band."""
     seconds = comparison.recipe.seconds
@@ -132,26 +177,31 @@ def _draw_curve(
     for x, row, result in zip(at, values, entry.results, strict=True):
         if result.diverged_at is not None:
             last = len(result.curve) - 1
-            axes.plot(x[last], row[last], "x", color=colour)
+            end = np.minimum(scale.fit(row[last]), scale.top)
+            axes.plot(x[last], end, "x", color=colour, clip_on=False)
     x = np.nanmax(at, axis=0)
     if seconds:
         x, values = _on_one_axis(at, values, seconds)
     drawn = np.isfinite(values).any(axis=0)
     x, values = x[drawn], values[:, drawn]
-    on_top = 3 if dashes == "--" else 2
     axes.plot(
         x,
-        np.nanmean(values, axis=0),
+        scale.fit(_mean(values)),
         label=_label(entry, comparison),
         linestyle=dashes,
         color=colour,
-        zorder=on_top,
+        zorder=2 if dashes == DASHES[0] else 3,
     )
     if len(values) > 1 and drawn.any():
-        # A score of 1 leaves no error, which has no place on a log scale.
-        least = np.nanmin(values[values > 0]) / 2
-        low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
-        axes.fill_between(x, np.maximum(low, least), high, color=colour, alpha=0.15, linewidth=0)
+        low, high = scale.fit(np.nanmin(values, axis=0)), scale.fit(np.nanmax(values, axis=0))
+        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _mean(values: Table) -> Table:
+    """Return the mean over the seeds, infinite where the sum of finite values is."""
+    with np.errstate(over="ignore"):
+        mean: Table = np.nanmean(values[:, np.isfinite(values).any(axis=0)], axis=0)
+    return mean
 
 
 def _label(entry: Entry, comparison: Comparison) -> str:

@@ -12,12 +12,14 @@ from onepass import runtime
 from onepass._files import write_text
 from onepass._json import finite, write_json
 from onepass._picture import save_png
-from onepass._tables import new_table
+from onepass._tables import Column
+from onepass._tables import print_table as print_rows
 from onepass.compare import page
+from onepass.compare.experiment import SEEDS_A_RATE
 from onepass.compare.losses import loss_of
 from onepass.compare.network import count_parameters
 from onepass.compare.picture import NAMES, draw_curves
-from onepass.compare.results import Comparison, Entry, Result, Spread
+from onepass.compare.results import Comparison, Entry, Result, Spread, choose
 from onepass.compare.training import Measurement, Recipe
 
 PACKAGES = ("numpy", "scikit-learn", "matplotlib")
@@ -25,21 +27,14 @@ PACKAGES = ("numpy", "scikit-learn", "matplotlib")
 
 def print_table(comparison: Comparison) -> None:
     """Print one row an entry."""
-    from rich.console import Console
-
-    # Its padding is collapsed for 80 columns.
-    table = new_table(describe(comparison), page.CAPTION, collapse_padding=True)
-    for number, (heading, _) in enumerate(columns(comparison)):
-        table.add_column(heading, justify="left" if number < 2 else "right", no_wrap=True)
-    for row in rows(comparison):
-        table.add_row(*row)
-    Console().print(table)
+    headings: list[Column] = [
+        (heading, "left" if number < 2 else "right")
+        for number, (heading, _) in enumerate(columns(comparison))
+    ]
+    print_rows(describe(comparison), headings, [rows(comparison)], page.CAPTION)
 
 
-Column = tuple[str, Callable[[Entry], str]]
-
-
-def columns(comparison: Comparison) -> list[Column]:
+def columns(comparison: Comparison) -> list[tuple[str, Callable[[Entry], str]]]:
     """Return the headings of the table, and what stands below them."""
     goal, loss = comparison.recipe.table.goal, loss_of(comparison.recipe.table)
     return [
@@ -75,15 +70,37 @@ def describe(comparison: Comparison) -> list[str]:
     size = f"batch size {min(recipe.batch_size or train, train):,}: {steps:,} steps an epoch"
     rates = f"learning rate {recipe.schedule}"
     if any(entry.tried for entry in comparison.entries):
-        rates += ", its peak chosen on another seed"
+        rates += f", its peak chosen on {SEEDS_A_RATE} other seeds"
     interrupted = [f"interrupted: {comparison.done} of {comparison.planned} runs"]
     return [
         f"{recipe.data}: {train:,} {recipe.table.rows} to train on, {validation:,} to validate",
         *networks,
         f"{_budget(recipe)} each, {size}, {_seeds(seeds)}",
         f"{rates}, gradient norm {_clipping(recipe.max_grad_norm)}",
+        *_remarks(comparison),
         *(interrupted if comparison.done < comparison.planned else []),
     ]
+
+
+def _remarks(comparison: Comparison) -> list[str]:
+    """Return what one should know that is not as one may expect it."""
+    tuned = [entry for entry in comparison.entries if entry.tried]
+    edge = [entry for entry in tuned if entry.is_at_the_edge]
+    lost = [entry for entry in tuned if choose(entry.tried) is None]
+    remarks = []
+    if comparison.recipe.batch_size == 1:
+        remarks.append("no runs with batch norm: a batch of one row has no variance")
+    for words, entries in (
+        ("at the edge of the learning rates tried, so others may be better", edge),
+        ("diverged at every learning rate tried, so trained at its own", lost),
+    ):
+        if entries:
+            remarks.append(f"warning: {words}: {', '.join(map(_name, entries))}")
+    return remarks
+
+
+def _name(entry: Entry) -> str:
+    return f"{entry.contender.name} {NAMES[entry.batch_norm]} ({entry.contender.lr:g})"
 
 
 def write(comparison: Comparison, folder: Path, command: Sequence[str]) -> list[Path]:
@@ -142,11 +159,14 @@ def _entry_as_dict(entry: Entry, recipe: Recipe, sizes: Sequence[int]) -> dict[s
         "lr": contender.lr,
         "tried": [
             {
-                "lr": result.run.contender.lr,
-                "validation_loss": result.final and result.final.validation_loss,
+                "lr": each.lr,
+                "validation_loss": each.loss,
+                "standard_error": None if each.loss is None else each.standard_error,
+                "seeds": [result.run.seed for result in each.results],
             }
-            for result in entry.tried
+            for each in entry.tried
         ],
+        "lr_at_the_edge": entry.is_at_the_edge,
         "diverged": entry.diverged,
         "train_loss": _spread(entry.final(lambda m: m.train_loss)),
         "score": _spread(entry.final(_score)),
@@ -213,8 +233,8 @@ def _loss(entry: Entry) -> str:
     if spread is None:
         return "diverged"
     if entry.diverged:
-        return f"{spread.mean:.2g} ({entry.diverged} div.)"
-    return f"{spread.mean:.2g}"
+        return f"{spread.mean:z.2g} ({entry.diverged} div.)"
+    return f"{spread.mean:z.2g}"
 
 
 def _percent(spread: Spread | None, digits: int = 0) -> str:
@@ -225,7 +245,7 @@ def _percent(spread: Spread | None, digits: int = 0) -> str:
     deviation = ""
     if digits and spread.deviation is not None:
         deviation = f" ±{100 * spread.deviation:.{digits}f}"
-    return f"{spread.mean:.{digits}%}{deviation}"
+    return f"{spread.mean:z.{digits}%}{deviation}"
 
 
 def _number(spread: Spread | None, digits: int = 0) -> str:

@@ -1,7 +1,8 @@
 """What came out of the runs, and what seeds have in common."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from math import sqrt
 from statistics import mean, stdev
 
 from onepass.compare.contenders import Contender
@@ -57,6 +58,67 @@ class Spread:
         return cls(mean(values), stdev(values) if len(values) > 1 else None)
 
 
+@dataclass(frozen=True, eq=False)
+class Tried:
+    """A learning rate that a contender tried."""
+
+    lr: float
+    results: Sequence[Result]
+    """One a seed; fewer where one diverged, after which no other is run."""
+
+    @property
+    def losses(self) -> list[float] | None:
+        """The validation loss that each run ends with, None where one diverged."""
+        finals = [result.final for result in self.results]
+        if not finals or None in finals:
+            return None
+        return [final.validation_loss for final in finals if final is not None]
+
+    @property
+    def loss(self) -> float | None:
+        """Their mean."""
+        return None if self.losses is None else mean(self.losses)
+
+    @property
+    def standard_error(self) -> float:
+        """The mean's, over the seeds."""
+        return _standard_error(self.losses or [])
+
+    def is_as_good_as(self, best: "Tried") -> bool:
+        """Whether it is no worse than the best rate within noise.
+
+        By how much its mean is larger is within one standard error of the best one's mean, and
+        within one of that difference itself: rates have their seeds in common, so a difference
+        that all seeds agree on is no noise, however much the seeds differ.
+        """
+        if self.losses is None or best.losses is None:
+            return False
+        excess = [mine - other for mine, other in zip(self.losses, best.losses, strict=True)]
+        return mean(excess) <= min(best.standard_error, _standard_error(excess))
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    return stdev(values) / sqrt(len(values)) if len(values) > 1 else 0.0
+
+
+def best_of(tried: Iterable[Tried]) -> Tried | None:
+    """Return the rate with the smallest mean loss, None where all diverged."""
+    ranked = [(each.loss, each.lr, each) for each in tried if each.loss is not None]
+    return min(ranked, default=(None, None, None))[-1]
+
+
+def choose(tried: Sequence[Tried]) -> Tried | None:
+    """Return the smallest rate that is as good as the best one within noise, None if all diverged.
+
+    That is the one-standard-error rule, of L. Breiman, J. Friedman, R. Olshen and C. Stone,
+    "Classification and Regression Trees", 1984, section 3.4.3; T. Hastie, R. Tibshirani and
+    J. Friedman, "The Elements of Statistical Learning", 2nd edition, 2009, section 7.10.
+    """
+    if (best := best_of(tried)) is None:
+        return None
+    return min((each for each in tried if each.is_as_good_as(best)), key=lambda each: each.lr)
+
+
 @dataclass
 class Entry:
     """A contender with BatchNorm or without, and its results."""
@@ -65,8 +127,17 @@ class Entry:
     batch_norm: bool
     results: list[Result] = field(default_factory=list)
     """One a seed."""
-    tried: list[Result] = field(default_factory=list)
-    """The runs that chose its learning rate."""
+    tried: list[Tried] = field(default_factory=list)
+    """The learning rates that it chose its own from."""
+
+    @property
+    def is_at_the_edge(self) -> bool:
+        """Whether its rate, or the best one, is the lowest or the highest that it tried."""
+        rates = [each.lr for each in self.tried]
+        best = best_of(self.tried)
+        return best is not None and not {best.lr, self.contender.lr}.isdisjoint(
+            (min(rates), max(rates))
+        )
 
     @property
     def diverged(self) -> int:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from onepass._picture import COLOURS, new_figure
+import numpy as np
+import numpy.typing as npt
+
+from onepass._picture import COLOURS, LogScale, new_figure
 from onepass._quiet import quiet
+from onepass._typing import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,31 +29,34 @@ def draw_grid(found: LearningRates, path: str | os.PathLike[str]) -> None:
     """Draw each trial, joined in order, and which one is best."""
     figure, axes = _new_axes()
     finite = [trial for trial in found.trials if math.isfinite(trial.loss)]
-    axes.plot([t.lr for t in finite], [t.loss for t in finite], color=CURVE, lw=1)
+    fit = _scaled(axes, [trial.loss for trial in finite])
+    axes.plot([t.lr for t in finite], fit([t.loss for t in finite]), color=CURVE, lw=1)
     for grid, face in (("coarse", CURVE), ("fine", "white")):
         rates, losses = [[t[i] for t in finite if t.grid == grid] for i in (0, 1)]
-        axes.scatter(rates, losses, color=CURVE, facecolor=face, zorder=3, label=f"{grid} grid")
+        dots = axes.scatter(rates, fit(losses), color=CURVE, zorder=3, label=f"{grid} grid")
+        dots.set_facecolor(face)
     lr, loss, _ = found.best
-    ring = axes.scatter([lr], [loss], s=160, color=CHOSEN, label=f"best: {lr:g}")
+    ring = axes.scatter([lr], fit([loss]), s=160, color=CHOSEN, label=f"best: {lr:g}")
     ring.set_facecolor("none")
     if diverged := [t.lr for t in found.trials if not math.isfinite(t.loss)]:
         top = axes.get_xaxis_transform()
         axes.plot(diverged, [0.96] * len(diverged), "kx", transform=top, label="diverged")
-    _finish(figure, axes, [trial.loss for trial in finite], path)
+    _finish(figure, path)
 
 
 @quiet
 def draw_ramp(curve: RangeTest, path: str | os.PathLike[str]) -> None:
     """Draw the loss, its average, and the two suggestions."""
     figure, axes = _new_axes()
-    axes.plot(curve.lrs, curve.losses, color=CURVE, lw=0.7, alpha=0.5, label="loss")
-    axes.plot(curve.lrs, curve.smoothed, color=CURVE, lw=2, label="smoothed")
+    fit = _scaled(axes, [*curve.losses, *curve.smoothed])
+    axes.plot(curve.lrs, fit(curve.losses), color=CURVE, lw=0.7, alpha=0.5, label="loss")
+    axes.plot(curve.lrs, fit(curve.smoothed), color=CURVE, lw=2, label="smoothed")
     for name, lr, colour, dashes in (
         ("steepest", curve.steep, CHOSEN, "-"),
         ("minimum / 10", curve.minimum, SECOND, "--"),
     ):
         axes.axvline(lr, color=colour, ls=dashes, label=f"{name}: {lr:.2g}")
-    _finish(figure, axes, curve.losses, path)
+    _finish(figure, path)
 
 
 def _new_axes() -> tuple[Figure, Axes]:
@@ -62,10 +69,15 @@ def _new_axes() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _finish(
-    figure: Figure, axes: Axes, losses: Iterable[float], path: str | os.PathLike[str]
-) -> None:
-    if min(losses) > 0:  # one that rose far leaves the others visible
-        axes.set_yscale("log")
+def _scaled(axes: Axes, losses: Sequence[float]) -> Callable[[npt.ArrayLike], Array]:
+    """Make the axis logarithmic where no loss is negative, and return what fits losses to it."""
+    if min(losses) < 0:
+        return np.asarray
+    scale = LogScale(losses)  # so that one that rose far leaves the others visible
+    scale.draw(axes)
+    return scale.fit
+
+
+def _finish(figure: Figure, path: str | os.PathLike[str]) -> None:
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(path)

@@ -50,7 +50,7 @@ def add_command(parser: argparse.ArgumentParser) -> None:
         nargs=2,
         type=finite,
         metavar=("X", "Y"),
-        help="where all begin; by default each surface has its own",
+        help="where all begin, which the picture then shows; by default each surface has its own",
     )
     option("--lr", type=positive, help="for all of them; by default each surface has its own")
     option(
@@ -77,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         _draw_all(args, surfaces, contests, written)
     finally:
-        report.print_table(contests)
+        if contests:
+            report.print_table(contests)
         for path in written:
             print(path)
     return 0

@@ -65,7 +65,7 @@ def descend(
     Returns
     -------
     Trajectory
-        Of ``steps + 1`` points; of fewer if the loss stopped being finite.
+        Of ``steps + 1`` points; of fewer if the loss or the point stopped being finite.
 
     Raises
     ------
@@ -96,7 +96,7 @@ def descend(
                 gradient = surface.gradient(w)
             optimizer.step(gradient)
             loss = surface.loss(w)
-            if not np.isfinite(loss):
+            if not (np.isfinite(loss) and np.isfinite(w).all()):
                 break
             points.append(w.copy())
             losses.append(loss)
@@ -154,10 +154,21 @@ class Walker:
 
     make: Callable[..., Optimizer]
     """Called with the parameters and ``lr=``."""
-    adaptive: bool = True
-    """Whether a step is about as long as the rate, whatever the gradient."""
     lookahead: bool = False
     """Whether gradients are taken where momentum leads."""
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether steps are about as long as the rate: twice the gradient makes none twice as long.
+
+        Tried out, so that no rule has to say so.
+        """
+        lengths = []
+        for gradient in (1.0, 2.0):
+            w = np.ones(2)
+            self.make(w, lr=1e-3).step(np.full(2, gradient))
+            lengths.append(float(np.linalg.norm(w - 1)))
+        return lengths[1] < 1.5 * lengths[0]
 
     def lr(self, surface: Surface) -> float:
         """Return the surface's rate for it."""
@@ -180,9 +191,9 @@ _momentum = partial(SGD, momentum=0.9)
 # As the lecture has them: Nesterov's gradient is the one at the look-ahead point, and RMSProp
 # remembers about ten steps.
 _LECTURE = {
-    "SGD": Walker(SGD, adaptive=False),
-    "Momentum": Walker(_momentum, adaptive=False),
-    "Nesterov": Walker(_momentum, adaptive=False, lookahead=True),
+    "SGD": Walker(SGD),
+    "Momentum": Walker(_momentum),
+    "Nesterov": Walker(_momentum, lookahead=True),
     "RMSprop": Walker(partial(RMSprop, alpha=0.9)),
 }
 

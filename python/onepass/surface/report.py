@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onepass._tables import new_table
+from onepass._tables import Column
+from onepass._tables import print_table as print_rows
 from onepass.surface.descent import Trajectory, grid_search, random_search, walkers
 from onepass.surface.surfaces import Point, Surface
 
@@ -59,18 +60,18 @@ def contest(
 
 def print_table(contests: Sequence[Contest]) -> None:
     """Print one row for each path and search."""
-    from rich.console import Console
-
-    table = new_table((), CAPTION)
-    table.add_column("\nsurface")
-    table.add_column("\noptimizer")
-    for heading in ("\nlr", f"steps to {SHARE:.1%}\nof the first loss", "last\nloss"):
-        table.add_column(heading, justify="right")
-    for each in contests:
-        for number, row in enumerate(_rows(each)):
-            table.add_row(each.surface.name if number == 0 else "", *row)
-        table.add_section()
-    Console().print(table)
+    columns: list[Column] = [
+        ("\nsurface", "left"),
+        ("\noptimizer", "left"),
+        ("\nlr", "right"),
+        (f"steps to {SHARE:.1%}\nof the first loss", "right"),
+        ("last\nloss", "right"),
+    ]
+    sections = [
+        [(each.surface.name if number == 0 else "", *row) for number, row in enumerate(_rows(each))]
+        for each in contests
+    ]
+    print_rows((), columns, sections, CAPTION)
 
 
 def _rows(contest: Contest) -> list[tuple[str, ...]]:

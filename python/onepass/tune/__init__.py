@@ -35,7 +35,7 @@ def add_command(parser: argparse.ArgumentParser) -> None:
     add_names(parser, "--optimizer", contenders(), "which to choose from")
     option(
         "--seed",
-        type=integer(0),
+        type=integer(0, 2**64 - 1),
         default=0,
         help="of the search, the split, the weights and the batches (default: %(default)s)",
     )

@@ -12,7 +12,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import matplotlib as plots
 
-from onepass._picture import save_png
+from onepass._picture import LogScale, save_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,7 +58,7 @@ def _history(study: optuna.Study, _params: Sequence[str]) -> "Figure":
     from matplotlib.ticker import MaxNLocator
 
     axes = plots.plot_optimization_history(study, target_name=LOSS)
-    axes.set_yscale("log")
+    _rescale(axes, _scale(study))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(["complete trial", "best so far"])
     return _tidy([axes], "loss of each trial", 7, 4)
@@ -76,7 +76,7 @@ def _slices(study: optuna.Study, params: Sequence[str]) -> "Figure":
     drawn = plots.plot_slice(study, list(params), target_name=LOSS)
     panels = list(drawn) if isinstance(drawn, np.ndarray) else [drawn]
     for axes in panels:
-        axes.set_yscale("log")
+        _rescale(axes, _scale(study))
         if axes.get_xlabel() == "optimizer":
             names = [text.get_text().strip("'") for text in axes.get_xticklabels()]
             axes.set_xticks(axes.get_xticks(), names, rotation=60, ha="right")
@@ -85,9 +85,10 @@ def _slices(study: optuna.Study, params: Sequence[str]) -> "Figure":
 
 def _parallel(study: optuna.Study, params: Sequence[str]) -> "Figure":
     """Draw each trial as a line through its parameters."""
+    drawn = _scale(study)
 
     def log_loss(trial: FrozenTrial) -> float:
-        return math.log10(trial.value or math.nan)
+        return math.log10(drawn.fit(math.nan if trial.value is None else trial.value))
 
     axes = plots.plot_parallel_coordinate(
         study, list(params), target=log_loss, target_name=f"log10 {LOSS}"
@@ -108,6 +109,21 @@ _PLOTS: Mapping[str, Callable[[optuna.Study, Sequence[str]], "Figure"]] = {
     "slices": _slices,
     "parallel": _parallel,
 }
+
+
+def _scale(study: optuna.Study) -> LogScale:
+    trials = study.get_trials(states=(TrialState.COMPLETE,))
+    return LogScale([trial.value for trial in trials if trial.value is not None])
+
+
+def _rescale(axes: "Axes", scale: LogScale) -> None:
+    """Make the axis of the losses logarithmic, and move to it what has no place there."""
+    for line in axes.lines:
+        line.set_ydata(scale.fit(line.get_ydata()))
+    for points in axes.collections:
+        x, y = np.ma.filled(points.get_offsets(), np.nan).T
+        points.set_offsets(np.stack((x, scale.fit(y)), axis=-1))
+    scale.draw(axes)
 
 
 def _varied(study: optuna.Study) -> list[str]:

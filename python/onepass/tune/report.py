@@ -9,7 +9,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from onepass._json import finite, write_json
-from onepass._tables import new_table
+from onepass._tables import Column, print_table
 from onepass.compare.losses import loss_of
 from onepass.compare.report import versions
 from onepass.tune.picture import draw
@@ -24,24 +24,18 @@ CAPTION = (
 
 def print_best(search: Search) -> None:
     """Print the best trials, and what to write to train as in the first of them."""
-    from rich.console import Console
-
-    table = new_table(describe(search), CAPTION)
     score = loss_of(search.settings.recipe.table).score_name
-    table.add_column("\ntrial", justify="right")
-    table.add_column("\noptimizer")
-    for heading in (
-        "\nlr",
-        "\nmomentum",
-        "batch\nsize",
-        "\nwidth",
-        "validation\nloss",
-        f"\n{score}",
-    ):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for trial in search.ranking[:ROWS]:
-        table.add_row(*_row(trial))
-    Console().print(table)
+    columns: list[Column] = [
+        ("\ntrial", "right"),
+        ("\noptimizer", "left"),
+        ("\nlr", "right"),
+        ("\nmomentum", "right"),
+        ("batch\nsize", "right"),
+        ("\nwidth", "right"),
+        ("validation\nloss", "right"),
+        (f"\n{score}", "right"),
+    ]
+    print_table(describe(search), columns, [map(_row, search.ranking[:ROWS])], CAPTION)
     if search.ranking:
         best = search.ranking[0]
         print(f"\nthe best in Python:\n  {python_line(search, best)}")
