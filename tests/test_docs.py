@@ -16,7 +16,6 @@ import onepass
 import pictures
 import sphinx_pages
 from helpers import MODULES, PUBLIC
-from onepass import cli
 from onepass.line_search import backtracking, best_of
 from onepass.surface import SURFACES
 
@@ -89,16 +88,6 @@ def test_code_is_no_wider_than_the_page_shows(name):
 
 
 DRAWS = re.search(r"^## What `onepass compare` draws\n(.*?)^## ", README, re.M | re.S)[1]
-
-
-@pytest.mark.parametrize("options", re.findall(r"`(--[\w-]+ [^`]+)`", DRAWS))
-def test_compare_accepts_the_options_that_the_readme_suggests(options, tmp_path, monkeypatch):
-    def run(*_):
-        raise NotImplementedError("accepted")
-
-    monkeypatch.setattr("onepass.compare.Experiment.run", run)
-    with pytest.raises(NotImplementedError, match="accepted"):
-        cli.main(["compare", *shlex.split(options), "--out", str(tmp_path)])
 
 
 def test_every_promise_of_the_readme_names_a_test_that_exists():
