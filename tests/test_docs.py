@@ -87,7 +87,6 @@ def test_code_is_no_wider_than_the_page_shows(name):
         assert max(map(len, code.splitlines())) <= 90
 
 
-DRAWS = re.search(r"^## What `onepass compare` draws\n(.*?)^## ", README, re.M | re.S)[1]
 
 
 def test_every_promise_of_the_readme_names_a_test_that_exists():

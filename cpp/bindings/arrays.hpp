@@ -65,8 +65,8 @@ class Memory {
 };
 
 // An array as it was when it was checked. Python code that has run since (a copy by NumPy, a
-// gradient's __array__, another thread) may have resized it, or made another dtype of it: so whoever
-// keeps an address asks again before it is used.
+// gradient's __array__, another thread) may have resized it, or made another dtype of it: so
+// whoever keeps an address asks again before it is used.
 class Unchanged {
  public:
   explicit Unchanged(py::array array);

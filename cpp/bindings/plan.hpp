@@ -27,8 +27,8 @@ enum class GradientUse { any, bound, zeroed };
 
 using Counters = py::array_t<std::int64_t>;
 
-// What a plan is made from; in Python a tuple of these, in this order. The lists are copied: whatever
-// other code does to those that it holds, the arrays of a step stay alive while it runs.
+// What a plan is made from; in Python a tuple of these, in this order. The lists are copied:
+// whatever other code does to those that it holds, the arrays of a step stay alive while it runs.
 struct Given {
   explicit Given(const py::tuple& fields);
   py::object names;  // what messages call the parameters; None for a free function
@@ -79,7 +79,7 @@ class Plan {
   Given given_;
   std::unique_ptr<std::atomic<bool>> busy_ = std::make_unique<std::atomic<bool>>(false);
   std::vector<Tensor> tensors_;  // in the parameters' order
-  std::deque<Job> jobs_;  // the tensors point into it
+  std::deque<Job> jobs_;         // the tensors point into it
   std::vector<double> sums_;
   std::vector<Unchanged> seen_;  // all arrays, and copies of gradients, which live in it
 };

@@ -90,9 +90,7 @@ class Shown {
     void* data;
     std::vector<char> saved;
     // It may have been locked since, but not moved.
-    bool is_where_it_was() const {
-      return param.data() == data && nbytes(param) == saved.size();
-    }
+    bool is_where_it_was() const { return param.data() == data && nbytes(param) == saved.size(); }
   };
 
   [[noreturn]] void fail(std::size_t i) const {

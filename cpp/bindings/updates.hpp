@@ -11,8 +11,8 @@ namespace py = pybind11;
 class Updates {
  public:
   explicit Updates(py::handle pairs);
-  // Gives new keys their places, so that `apply` allocates nothing. Where memory is short it raises,
-  // and no key is new.
+  // Gives new keys their places, so that `apply` allocates nothing. Where memory is short it
+  // raises, and no key is new.
   void make_room() const;
   // Cannot fail where no key is new.
   void apply() const noexcept;
