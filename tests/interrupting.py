@@ -1,48 +1,64 @@
-"""Raises an exception at a chosen Python line of the package, so that a test can try them all."""
+"""Raises an exception at a chosen place of the package, so that a test can try them all."""
 
 import dis
 import itertools
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 
+import onepass
 
-def at_each_line(
-    attempt: Callable[[], Callable[[], object]], error: type[BaseException]
-) -> Iterator[tuple[str, object]]:
-    """Run what `attempt` returns, again and again, and raise `error` at its next line each time.
+PACKAGE = str(Path(onepass.__file__).parent)
 
-    Yields where it was raised and what the call returned, None where the error came out. Ends with
-    the first run that has no such line.
+
+def at_each_place(
+    attempt: Callable[[], Callable[[], object]],
+    error: type[BaseException] = KeyboardInterrupt,
+    *,
+    event: str = "line",
+    within: str = PACKAGE,
+) -> Iterator[tuple[str, BaseException | None]]:
+    """Run what `attempt` returns, again and again, and raise `error` at its next place each time.
+
+    A place is a line or an instruction (`event` "line" or "opcode") of the files whose path begins
+    with `within`. Yields where it was and what came out of the call, and ends with the first call
+    that has no such place.
     """
     for target in itertools.count():
         call = attempt()
-        lines: Iterator[int] = itertools.count()
+        count: Iterator[int] = itertools.count()
         places: list[str] = []
+        raised: list[BaseException] = []
+        came_out: BaseException | None = None
 
-        def trace_line(frame, event, _, target=target, lines=lines, places=places):
-            if event == "line" and next(lines) == target:
+        def trace_place(frame, what, _, target=target, count=count, places=places, raised=raised):
+            if what == event and next(count) == target:
                 sys.settrace(None)
                 places.append(f"{frame.f_code.co_filename}:{frame.f_lineno}")
                 if not _leaves_a_block(frame):
-                    raise error
-            return trace_line
+                    raised.append(error())
+                    raise raised[0]
+            return trace_place
 
-        def trace_call(frame, *_, trace_line=trace_line):
-            return trace_line if "/onepass/" in frame.f_code.co_filename else None
+        def trace_call(frame, *_, trace_place=trace_place):
+            frame.f_trace_opcodes = event == "opcode"
+            return trace_place if frame.f_code.co_filename.startswith(within) else None
 
         before = sys.gettrace()
-        result = None
         sys.settrace(trace_call)
         try:
-            result = call()
-        except error:
-            pass
+            call()
+        except BaseException as something:
+            came_out = something
         finally:
             sys.settrace(before)
+        if came_out is not None and not raised:
+            raise came_out
         if not places:
             return
-        yield places[0], result
+        if raised:
+            yield places[0], came_out
 
 
 def _leaves_a_block(frame: FrameType) -> bool:

@@ -2,12 +2,10 @@
 
 import copy
 import inspect
-import itertools
 import pickle
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +13,8 @@ import pytest
 import onepass as op
 from batchnorm_cases import FUNCTIONS, Problem, arrays, read_only
 from helpers import digest
-from onepass.batchnorm import functional, layer, reference
+from interrupting import at_each_place
+from onepass.batchnorm import functional, reference
 
 # Arguments by keyword
 
@@ -196,29 +195,6 @@ def test_reading_leaves_no_trace(rng):
 # Interrupts
 
 
-def interrupted(work, stop):
-    """Raise KeyboardInterrupt at a line of ours, counted from 0; return where, or None."""
-    lines, hit = itertools.count(), []
-
-    def local(frame, event, _):
-        if event == "line" and next(lines) == stop:
-            hit.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}")
-            sys.settrace(None)
-            raise KeyboardInterrupt
-        return local
-
-    ours = str(Path(layer.__file__).parent.parent)
-    before = sys.gettrace()
-    sys.settrace(lambda frame, *_: local if frame.f_code.co_filename.startswith(ours) else None)
-    try:
-        work()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        sys.settrace(before)
-    return hit[0] if hit else None
-
-
 def load(bn, p):
     state = {name: np.full_like(array, 3) for name, array in bn.state_dict().items()}
     bn.load_state_dict(state)
@@ -253,13 +229,16 @@ def test_an_interrupt_anywhere_leaves_all_or_nothing(rng, name):
     gradients = {before: {digest(fresh().backward(p["dy"]))}}
     if name in ("forward", "evaluation"):
         gradients.setdefault(after, set()).add(digest(done.backward(p["dy"])))
-    for stop in itertools.count():
-        bn = fresh()
-        where = interrupted(lambda bn=bn: CALLS[name](bn, p), stop)
+    tried = []
+
+    def attempt():
+        tried.append(fresh())
+        return lambda: CALLS[name](tried[-1], p)
+
+    for where, _ in at_each_place(attempt):
+        bn = tried[-1]
         found = seen(bn)
         assert found in (before, after), where
-        if where is None:
-            break
         try:
             dx = digest(bn.backward(p["dy"]))
         except RuntimeError:
@@ -268,7 +247,8 @@ def test_an_interrupt_anywhere_leaves_all_or_nothing(rng, name):
             assert name in ("load", "reset") or dx in gradients[found], where
         bn.forward(p["x"])
         bn.backward(p["dy"])
-    assert stop > 3
+    assert seen(tried[-1]) == after
+    assert len(tried) > 3
 
 
 # Memory that moves

@@ -87,8 +87,6 @@ def test_code_is_no_wider_than_the_page_shows(name):
         assert max(map(len, code.splitlines())) <= 90
 
 
-
-
 def test_every_promise_of_the_readme_names_a_test_that_exists():
     promises = re.search(r"## Promises\n(.*?)\n## ", README, re.S).group(1)
     named = re.findall(r"`tests/(test_\w+\.py)(?:::(\w+))?`", promises)

@@ -1,7 +1,6 @@
 """What a save leaves where it fails, is interrupted or killed, and what it can be written to."""
 
 import io
-import itertools
 import os
 import signal
 import socket
@@ -22,6 +21,7 @@ from hypothesis.extra import numpy as hnp
 
 import onepass as op
 from helpers import digest
+from interrupting import at_each_place
 from onepass._files import read_from, write_atomically, write_text
 from onepass._npz import write_npz
 
@@ -82,46 +82,6 @@ def descriptors():
 # Interrupted
 
 
-def interrupted_everywhere(call, event, *, within="/onepass/"):
-    """Call again and again, with a KeyboardInterrupt at one place after the other.
-
-    A place is a line or an instruction (`event` "line" or "opcode") of the files whose path has
-    `within` in it. Yields where it was and what came out, until the call has come through.
-    """
-    for place in itertools.count():
-        hit, outcome = interrupted(call, event, within, place)
-        if not hit:
-            assert not outcome
-            return
-        yield hit[0], *outcome
-
-
-def interrupted(call, event, within, place):
-    """Return where a call was interrupted and what came out of it; nothing if it came through."""
-    places, hit, outcome = itertools.count(), [], []
-
-    def local(frame, what, _):
-        if what == event and next(places) == place:
-            hit.append(f"{frame.f_code.co_filename}:{frame.f_lineno}")
-            sys.settrace(None)
-            raise KeyboardInterrupt
-        return local
-
-    def entered(frame, *_):
-        frame.f_trace_opcodes = event == "opcode"
-        return local if within in frame.f_code.co_filename else None
-
-    outer = sys.gettrace()
-    sys.settrace(entered)
-    try:
-        call()
-    except BaseException as error:
-        outcome.append(error)
-    finally:
-        sys.settrace(outer)
-    return hit, outcome
-
-
 def check_interrupts(write, path, event, **options):
     """Check that the file is the old or the new one, what else is left, and what comes out."""
     old = path.read_bytes()
@@ -130,7 +90,7 @@ def check_interrupts(write, path, event, **options):
     assert new != old
     path.write_bytes(old)
     before, seen = descriptors(), set()
-    for where, came_out in interrupted_everywhere(write, event, **options):
+    for where, came_out in at_each_place(lambda: write, event=event, **options):
         assert type(came_out) is KeyboardInterrupt, where
         assert descriptors() == before, where
         assert names(path.parent) == [path.name], where
@@ -159,7 +119,7 @@ def test_interrupted_at_every_instruction_of_a_write(path, durable):
 
 def check_descriptors(call):
     before = descriptors()
-    for where, came_out in interrupted_everywhere(call, "opcode"):
+    for where, came_out in at_each_place(lambda: call, event="opcode"):
         assert type(came_out) is KeyboardInterrupt, where
         assert descriptors() == before, where
 
@@ -180,7 +140,7 @@ def test_interrupted_at_every_line_of_a_load(path):
     """(A ZipFile that was interrupted while it was made complains when it is destroyed.)"""
     opt, before = stepped(2), descriptors()
     one, two = digest(stepped(1).state_dict()), digest(opt.state_dict())
-    for where, came_out in interrupted_everywhere(lambda: opt.load(path), "line"):
+    for where, came_out in at_each_place(lambda: lambda: opt.load(path)):
         assert type(came_out) is KeyboardInterrupt, where
         assert descriptors() == before, where
         assert digest(opt.state_dict()) in (one, two), where

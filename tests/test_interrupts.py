@@ -6,7 +6,7 @@ import pytest
 
 import onepass as op
 from helpers import RICHEST, digest
-from interrupting import at_each_line
+from interrupting import at_each_place
 
 N = 4100  # large enough for 8-bit state
 
@@ -67,7 +67,7 @@ def test_a_step(way, groups, change):
         runs.append(Run(RICHEST, way, groups, change))
         return runs[-1].step
 
-    for where, _ in at_each_line(attempt, KeyboardInterrupt):
+    for where, _ in at_each_place(attempt):
         run = runs.pop()
         run.opt.discard_accumulated()
         info = run.step()  # the third, or the fourth where the interrupted one had happened
@@ -103,7 +103,7 @@ def test_loading():
         runs.append((run, run.whole()))
         return lambda: run.opt.load_state_dict(saved)
 
-    for where, _ in at_each_line(attempt, KeyboardInterrupt):
+    for where, _ in at_each_place(attempt):
         run, before = runs.pop()
         assert before != loaded
         assert run.whole() in (before, loaded), where
@@ -138,7 +138,7 @@ def test_other_calls_that_change_nothing_else(error):
     }
     before = run.whole(), digest(opt.param_groups)
     for name, call in calls.items():
-        for where, _ in at_each_line(lambda call=call: call, error):
+        for where, _ in at_each_place(lambda call=call: call, error):
             assert (run.whole(), digest(opt.param_groups)) == before, (name, where)
     assert run.step().step == 3
 
@@ -159,7 +159,7 @@ def test_binding():
         new = [2 * grad for grad in runs[-1].grads]
         return lambda: runs[-1].opt.bind(new)
 
-    for where, _ in at_each_line(attempt, KeyboardInterrupt):
+    for where, _ in at_each_place(attempt):
         run = runs.pop()
         run.step()
         assert digest(run.params) in steps.values(), where
