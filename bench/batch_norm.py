@@ -26,6 +26,7 @@ class Onepass:
 
     def __init__(self, operation: Operation, arrays: BatchArrays) -> None:
         self.arrays, self.axis = arrays, arrays.axis
+        self.running = (self.arrays.running_mean, self.arrays.running_var)
         _, self.mean, self.invstd = self.train()
         self.step: Step = getattr(self, operation.name)
 
@@ -35,8 +36,8 @@ class Onepass:
             a.x,
             weight=a.weight,
             bias=a.bias,
-            running_mean=a.running_mean,
-            running_var=a.running_var,
+            running_mean=self.running[0],
+            running_var=self.running[1],
             axis=self.axis,
             out=a.out,
         )
@@ -45,8 +46,8 @@ class Onepass:
         a = self.arrays
         return op.batch_norm_infer(
             a.x,
-            mean=a.running_mean,
-            var=a.running_var,
+            mean=self.running[0],
+            var=self.running[1],
             weight=a.weight,
             bias=a.bias,
             axis=self.axis,

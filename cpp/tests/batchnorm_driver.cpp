@@ -25,22 +25,23 @@ void* allocate(std::size_t n, std::size_t line) {
 
 }  // namespace
 
-void* operator new(std::size_t n) {
+// Not inlined: the compiler would take malloc and free for a mismatch.
+[[gnu::noinline]] void* operator new(std::size_t n) {
   return allocate(n, alignof(std::max_align_t));
 }
-void* operator new(std::size_t n, std::align_val_t line) {
+[[gnu::noinline]] void* operator new(std::size_t n, std::align_val_t line) {
   return allocate(n, static_cast<std::size_t>(line));
 }
-void operator delete(void* p) noexcept {
+[[gnu::noinline]] void operator delete(void* p) noexcept {
   std::free(p);
 }
-void operator delete(void* p, std::size_t) noexcept {
+[[gnu::noinline]] void operator delete(void* p, std::size_t) noexcept {
   std::free(p);
 }
-void operator delete(void* p, std::align_val_t) noexcept {
+[[gnu::noinline]] void operator delete(void* p, std::align_val_t) noexcept {
   std::free(p);
 }
-void operator delete(void* p, std::size_t, std::align_val_t) noexcept {
+[[gnu::noinline]] void operator delete(void* p, std::size_t, std::align_val_t) noexcept {
   std::free(p);
 }
 

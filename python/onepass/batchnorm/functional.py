@@ -413,7 +413,8 @@ def batch_norm_infer_backward(
 
     Notes
     -----
-    Finite arguments give no NaN, as in `batch_norm_backward`.
+    Finite arguments give no NaN, as in `batch_norm_backward`. For that, float64 in place reads `dy`
+    twice.
 
     Differs from PyTorch's ``native_batch_norm_backward(train=False)`` in the gradient of the
     residual, which that knows nothing of.
