@@ -8,7 +8,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onepass._picture import COLOURS, LogScale, new_figure, styles
@@ -53,6 +53,7 @@ class TestLogScale:
         axes, _ = drawn(LogScale(values))
         axes.figure.draw_without_rendering()
 
+    @settings(max_examples=40)  # each makes a figure
     @given(
         st.lists(st.floats(0, allow_infinity=False)),
         st.floats(1e-20, 1e20),

@@ -187,7 +187,6 @@ def test_the_window_grows_for_the_start(name, start, monkeypatch):
         assert (high == old[1]) == (at <= old[1])
         size = max(old[1], at) - min(old[0], at)
         assert high - low <= 1.1 * size
-    picture.figure.draw_without_rendering()
 
 
 def test_a_start_outside_the_window_or_in_the_minimum_can_be_drawn(tmp_path, capsys):
