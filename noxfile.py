@@ -55,7 +55,7 @@ def tests(session: nox.Session) -> None:
     """Run the test suite against an installed package, PyTorch as the second oracle included."""
     session.install("torch==2.13.0")
     session.install(".[test]")
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run("python", "-m", "pytest", "-n", "auto", *session.posargs)
 
 
 @nox.session

@@ -17,7 +17,7 @@ def at_each_place(
     error: type[BaseException] = KeyboardInterrupt,
     *,
     event: str = "line",
-    within: str = PACKAGE,
+    within: str | tuple[str, ...] = PACKAGE,
 ) -> Iterator[tuple[str, BaseException | None]]:
     """Run what `attempt` returns, again and again, and raise `error` at its next place each time.
 

@@ -74,14 +74,14 @@ def test_forward_on_exact_data(rng, shape, dtype, relu, residual, threads):
     assert_same_bits(y, problem.expected_y(running[0], 1 / np.sqrt(running[1] + 30), relu))
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize(("relu", "residual"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("frozen", [False, True])
-def test_backward_on_exact_data(rng, shape, dtype, relu, residual, frozen, threads):
+def test_backward_on_exact_data(rng, shape, dtype, relu, residual, frozen):
     problem = Problem(rng, *shape, dtype, exact, residual)
     n = len(problem.weight)
     mean, var = exact(rng, n, np.float64), rng.uniform(0.5, 2, n)
-    assert_gradients(problem, mean, var, relu=relu, frozen=frozen, num_threads=threads)
+    for threads in (1, 2, 5):
+        assert_gradients(problem, mean, var, relu=relu, frozen=frozen, num_threads=threads)
 
 
 def normal(rng, shape, dtype):
@@ -247,18 +247,18 @@ def test_y_does_not_lose_a_large_mean(rng, offset):
 CONSTANTS = [100.0, 1 / 3, 1e10, -7e-20, "max", "min", "smallest_subnormal", 0.0, -0.0]
 
 
-@pytest.mark.parametrize("value", CONSTANTS)
 @pytest.mark.parametrize("eps", [1e-5, 1e-300])
-def test_a_constant_channel_gives_exactly_the_bias(shape, dtype, value, eps):
+def test_a_constant_channel_gives_exactly_the_bias(shape, dtype, eps):
     (dimensions, axis) = shape
-    constant = getattr(np.finfo(dtype), value) if isinstance(value, str) else dtype(value)
-    x = np.full(dimensions, constant)
     bias = np.linspace(-3, 3, dimensions[axis]).astype(dtype)
     weight = np.full_like(bias, 1e3)
-    y, mean, _ = op.batch_norm_train(x, weight=weight, bias=bias, axis=axis, eps=eps)
-    assert (mean == constant).all()
-    expected = np.broadcast_to(bias, np.moveaxis(x, axis, -1).shape)
-    assert_same_bits(np.moveaxis(y, axis, -1), expected)
+    for value in CONSTANTS:
+        constant = getattr(np.finfo(dtype), value) if isinstance(value, str) else dtype(value)
+        x = np.full(dimensions, constant)
+        y, mean, _ = op.batch_norm_train(x, weight=weight, bias=bias, axis=axis, eps=eps)
+        assert (mean == constant).all(), value
+        expected = np.broadcast_to(bias, np.moveaxis(x, axis, -1).shape)
+        assert_same_bits(np.moveaxis(y, axis, -1), expected)
 
 
 @settings(max_examples=200, deadline=None)
