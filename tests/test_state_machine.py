@@ -6,6 +6,7 @@ run, to the bit.
 """
 
 import copy
+import io
 import pickle
 
 import ml_dtypes
@@ -186,6 +187,17 @@ class Twins(RuleBasedStateMachine):
     @rule()
     def through_a_dictionary(self):
         self.replace(lambda old, new: new.load_state_dict(old.state_dict()))
+
+    @rule()
+    def through_a_file(self):
+        file = io.BytesIO()
+
+        def load(old, new):
+            old.save(file)
+            file.seek(0)
+            new.load(file)
+
+        self.replace(load)
 
     @rule()
     def into_itself(self):

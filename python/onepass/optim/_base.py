@@ -1,8 +1,10 @@
 """What every optimizer shares: parameters, groups, state, the step, the checkpoint."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
+from itertools import repeat
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -423,8 +425,7 @@ class Optimizer(Rule):
         for label, grad in zip(self._labels, self._bound, strict=True):
             if grad is not None and not grad.flags.writeable:
                 raise ValueError(f"grads{label}: expected a writable array, got a read-only one")
-        for grad in grads:
-            grad.fill(0)
+        deque(map(np.ndarray.fill, grads, repeat(0)), maxlen=0)  # all of them, or none
 
     def _plan_step(self, grads: Grads, settled: Settled) -> _Planned:
         if grads is None and (planned := self._planned) and planned[2] is settled.states:
