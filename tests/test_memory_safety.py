@@ -29,6 +29,8 @@ PROGRAMS = {
             block.__enter__()
         except ValueError as error:
             assert "resized" in str(error)
+        else:
+            raise AssertionError("it was entered")
     """,
     "state that another thread drops": """
         n = 3_000_000

@@ -38,7 +38,7 @@ bool same_layout(const py::array& a, const py::array& b) {
   return true;
 }
 
-// The most batches that are counted: up to here 1 / count is exact in what it is computed from.
+// The largest count of batches: a double holds every whole number up to 2**53.
 constexpr std::int64_t most_batches = std::int64_t{1} << 53;
 
 }  // namespace
@@ -53,8 +53,8 @@ py::array Views::of(py::handle object, const Label& label) {
   return view;
 }
 
-// NumPy resizes no array that has a weak reference, whatever the caller says. And it is the one
-// that owns the memory that must not be.
+// NumPy never resizes an array that has a weak reference, not even with refcheck=False. The array
+// that owns the memory may be a base of the given one, so each in the chain gets a weak reference.
 void Views::hold(py::handle array) {
   constexpr std::size_t usual = 16;  // arrays of a call, and what they are parts of
   if (held_.empty()) held_.reserve(usual);

@@ -10,7 +10,8 @@
 namespace onepass::bindings {
 namespace {
 
-// An exit does not wait longer for a call that itself waits for the exit.
+// The longest that Python's exit waits for the calls of other threads: such a call may itself be
+// waiting for the exit.
 constexpr std::chrono::seconds longest_wait{5};
 constexpr std::chrono::milliseconds between_looks{1};
 
@@ -32,13 +33,13 @@ void wait_for_other_threads() {
 }  // namespace
 
 InCall::InCall() {
+  ++calls;  // first, so that an exit either sees it or is seen
+  ++own_calls;
   if (exiting && !exits) {
-    calls -= own_calls;  // it will not leave those that it is in already
+    calls -= own_calls;  // this thread never returns from the calls that it is inside
     PyEval_SaveThread();
     sleep_for_ever();
   }
-  ++calls;
-  ++own_calls;
 }
 
 InCall::~InCall() {

@@ -37,11 +37,12 @@ class WithoutGil {
   PyThreadState* state_;
 };
 
-// Every function that Python calls holds one of these (as a py::call_guard). For Python code that
-// runs meanwhile (a copy by NumPy, a gradient's __array__, a finalizer) may hand the interpreter
-// over, and a daemon thread that then asks for it back while Python exits is ended by unwinding its
-// stack: the destructors of our Python objects would run without the interpreter, and crash. So an
-// exit waits until no other thread is inside, and a thread that comes later sleeps.
+// Every function that may run Python code holds one of these (as a py::call_guard). Python code
+// that runs inside a call (a copy by NumPy, a gradient's __array__, a finalizer) may hand the
+// interpreter over, and a daemon thread that then asks for it back while Python exits is ended by
+// unwinding its stack: the destructors of our Python objects would run without the interpreter, and
+// crash. So Python's exit waits until no other thread is inside a call, and a thread that comes
+// later sleeps.
 class InCall {
  public:
   InCall();
@@ -50,7 +51,7 @@ class InCall {
   ~InCall();
 };
 
-// Lets Python's exit wait as said.
+// Makes Python's exit wait until no other thread is in a call.
 void bind_exit(pybind11::module_& m);
 
 }  // namespace onepass::bindings

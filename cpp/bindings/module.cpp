@@ -58,15 +58,16 @@ void commit(py::handle updates, const py::list& names, const py::list& params,
   }
   memory.check_overlap();
   if (!std::all_of(seen.begin(), seen.end(), [](const Unchanged& a) { return a.still(); })) {
-    throw py::value_error("copy_to: expected arrays that stay as they are meanwhile, got a change");
+    throw py::value_error(
+        "copy_to: expected arrays that do not change during the call, got one that did");
   }
   checked.make_room();
-  checked.apply();
   for (const auto& [param, copy] : pairs) {
     const Stored stored{const_cast<void*>(copy.array.data())};
     const auto* values = static_cast<const float*>(param.array.data());
     isa_in_use->kernels->codecs[copy.format].close(values, param.size, stored, 0, {});
   }
+  checked.apply();  // last: what it replaces may have finalizers, which are Python code
 }
 
 py::list to_list(std::span<const char* const> names) {

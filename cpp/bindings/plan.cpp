@@ -101,7 +101,8 @@ Plan::Plan(Given given) : given_(std::move(given)) {
   sums_.resize(norm_blocks(tensors_));
 }
 
-// Before the first check, which may run Python code.
+// Notes the arrays of one parameter. Called before its first check, because a check may run Python
+// code that changes them.
 void Plan::watch(std::size_t index) {
   const auto add = [&](py::handle array) {
     if (py::isinstance<py::array>(array)) {
@@ -232,13 +233,15 @@ Norm Plan::measure(int num_threads, Nonfinite nonfinite) {
   return found;
 }
 
-// Plans anew where an array has changed since; once, as no other code runs between two steps.
+// Plans the step anew if an array has changed since it was planned. It tries this once: if planning
+// itself runs code that changes an array again, it raises.
 void Plan::check_unchanged() {
   const auto still = [](const Unchanged& array) { return array.still(); };
   if (std::all_of(seen_.begin(), seen_.end(), still)) return;
   Plan checked(given_);
   if (!std::all_of(checked.seen_.begin(), checked.seen_.end(), still)) {
-    throw py::value_error("step: expected arrays that stay as they are meanwhile, got a change");
+    throw py::value_error(
+        "step: expected arrays that do not change during the call, got one that did");
   }
   checked.busy_.swap(busy_);
   *this = std::move(checked);

@@ -27,8 +27,8 @@ enum class GradientUse { any, bound, zeroed };
 
 using Counters = py::array_t<std::int64_t>;
 
-// What a plan is made from; in Python a tuple of these, in this order. The lists are copied:
-// whatever other code does to those that it holds, the arrays of a step stay alive while it runs.
+// What a plan is made from; in Python a tuple of these, in this order. The lists are copied, so
+// that the arrays stay alive during the step even if other code empties the caller's lists.
 struct Given {
   explicit Given(const py::tuple& fields);
   py::object names;  // what messages call the parameters; None for a free function

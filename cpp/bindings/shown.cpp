@@ -33,7 +33,7 @@ class Shown {
     }
   }
 
-  // Once: what was saved and what is to be shown are those of one moment.
+  // A block can be entered once, because the values to show were computed when it was made.
   void enter() {
     if (state_ != State::open) {
       throw py::value_error("block: expected a new one, got one that was used or outdated");
@@ -73,9 +73,12 @@ class Shown {
   // The i-th parameter as it was before the block, in a copy.
   py::array saved(std::size_t i) const {
     const Item& item = items_.at(i);
-    if (!item.is_where_it_was()) fail(i);
-    const py::array copy = item.param.attr("copy")("K");
-    std::memcpy(const_cast<void*>(copy.data()), item.saved.data(), item.saved.size());
+    if (!active() || !item.is_where_it_was()) fail(i);
+    const auto ndim = item.param.ndim();
+    const std::vector<py::ssize_t> shape(item.param.shape(), item.param.shape() + ndim);
+    const std::vector<py::ssize_t> strides(item.param.strides(), item.param.strides() + ndim);
+    py::array copy(item.param.dtype(), shape, strides);  // plain, without the hooks of a subclass
+    std::memcpy(copy.mutable_data(), item.saved.data(), item.saved.size());
     return copy;
   }
 
@@ -95,7 +98,7 @@ class Shown {
 
   [[noreturn]] void fail(std::size_t i) const {
     fail_value(Label(names_, i, Role::param), "the array that the block was made for",
-               "one that was resized or made another of since");
+               "one that has been resized, or given another dtype, since");
   }
   // Not an error, which would hide the one that the block may have ended by.
   void warn(std::size_t i) const {

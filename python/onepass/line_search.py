@@ -23,6 +23,7 @@ from onepass._loss import to_loss
 from onepass._quiet import quiet
 from onepass._typing import Grads, Tree
 from onepass.optim import SGD
+from onepass.optim._storage import labels_with_copies
 from onepass.optim._tree import Leaves, Node, flatten, mirror
 
 __all__ = ["LineSearch", "LineSearchInfo", "backtracking", "best_of"]
@@ -257,6 +258,7 @@ class _Line:
         _core.check_params(self._labels, self._params, copies)
         present = [array for array in copies or () if array is not None]
         self._kept = [*self._params, *present]
+        self._kept_labels = labels_with_copies(self._labels, copies)
         self._grads = self._along = self._like_params("grads", shape, grads)
         self._up = direction is not None  # a direction is added, gradients are subtracted
         if self._up:
@@ -303,8 +305,7 @@ class _Line:
 
     def _restoring(self) -> _core.Shown:
         """Return a block that shows parameters and copies themselves, and so puts them back."""
-        labels = [f"[{i}]" for i in range(len(self._kept))]
-        return _core.Shown(labels, self._kept, self._kept)
+        return _core.Shown(self._kept_labels, self._kept, self._kept)
 
     @quiet
     def slope(self) -> float:

@@ -17,7 +17,7 @@ from onepass._quiet import quiet
 from onepass._typing import Array, Grads, Params, Schedule
 from onepass.optim import _checkpoint, _foreign, _stages, _state, _storage
 from onepass.optim._rule import Rule
-from onepass.optim._settled import AVERAGE, Settled, allocated, settle, unsettled
+from onepass.optim._settled import AVERAGE_PLACE, Settled, allocated, settle, unsettled
 from onepass.optim._table import COMPLETED, INDEX, ROWS, SKIPPED, scalars_of
 from onepass.optim._tree import Leaves, Node, flatten, is_sequence, mirror
 
@@ -403,7 +403,7 @@ class Optimizer(Rule):
             self.__dict__.update(_bound=None, _planned=None)
             return
         bound = self._mirror(grads)
-        settled = self._settled  # after loading its arrays may still be in other formats
+        settled = self._settled  # after loading, state may be in other formats than the groups ask
         known = all(group.needs is not None for group in settled.groups)
         planned = self._plan_bound(bound, settled if known else allocated(self))
         gathered = self._gathered.item(COMPLETED)
@@ -425,7 +425,9 @@ class Optimizer(Rule):
         for label, grad in zip(self._labels, self._bound, strict=True):
             if grad is not None and not grad.flags.writeable:
                 raise ValueError(f"grads{label}: expected a writable array, got a read-only one")
-        deque(map(np.ndarray.fill, grads, repeat(0)), maxlen=0)  # all of them, or none
+        deque(
+            map(np.ndarray.fill, grads, repeat(0)), maxlen=0
+        )  # native: no interrupt strikes half way
 
     def _plan_step(self, grads: Grads, settled: Settled) -> _Planned:
         if grads is None and (planned := self._planned) and planned[2] is settled.states:
@@ -452,7 +454,7 @@ class Optimizer(Rule):
         return _core.Plan(given).run, parts, settled.states  # checks everything
 
     def _plan_once(self, grads: list[Any], settled: Settled, kind: _core.Gradients) -> _Planned:
-        # A stored plan takes for granted that its parameters step together.
+        # A stored plan assumes that the bound parameters have done equally many steps.
         self.__dict__["_planned"] = None
         given, parts = self._given(grads, settled, kind)
         run = partial(_core.run, given)  # checks everything when it is called
@@ -494,7 +496,7 @@ class Optimizer(Rule):
         """
         self._check_not_shown("averaged")
         _, states, average_from, _ = self._settled
-        averages = {index: state[AVERAGE] for index, state in enumerate(states)}
+        averages = {index: state[AVERAGE_PLACE] for index, state in enumerate(states)}
         chosen = [
             index
             for index, average in averages.items()
@@ -555,7 +557,7 @@ class Optimizer(Rule):
 
     def __setattr__(self, name: str, value: Any) -> None:
         is_own = name == "param_groups" or name[0] == "_" or hasattr(type(self), name)
-        if not is_own or name in _foreign.NAMES:
+        if not is_own or name == "zero_grad":  # a setting once; now it would hide the method
             raise AttributeError(_foreign.no_attribute(type(self), name))
         object.__setattr__(self, name, value)
 

@@ -22,7 +22,7 @@ from onepass.optim._table import ROWS, options_of, states_of
 if TYPE_CHECKING:
     from onepass.optim._base import Optimizer
 
-AVERAGE = -2
+AVERAGE_PLACE = -2
 """Where in a parameter's state the average of the weights stands; the master follows it."""
 
 
@@ -51,7 +51,7 @@ class Group(NamedTuple):
     constants: tuple[float, ...]
     """What `_stages.constants` makes of them."""
     needs: Needs | None
-    """What its arrays are as; None where that is not known, as after loading."""
+    """The needs that its arrays meet; None where they are unknown, as after loading."""
 
 
 class Settled(NamedTuple):
@@ -62,7 +62,7 @@ class Settled(NamedTuple):
     """Per parameter the rule's arrays in order, the average of the weights, and their master in
     float32; None where no option has asked for one."""
     average_from: list[int]
-    """Per parameter its steps before its average began."""
+    """For each parameter, how many steps it had done when its average began."""
     seen: list[dict[str, Any]] | None = None
     """The settings that this was made of; None: look at them again."""
 
@@ -101,7 +101,7 @@ def settle(optimizer: Optimizer, completed: int) -> Settled:
 
 
 def _seen(settings: Mapping[str, Any], group: Group) -> dict[str, Any]:
-    """Return the settings as they are to be found again: their checked values, and schedules."""
+    """Return what the settings are compared with in the next step: checked values, schedules."""
     return {
         name: value if callable(value) else group.values[name] for name, value in settings.items()
     }
@@ -120,8 +120,8 @@ def allocated(optimizer: Optimizer) -> Settled:
 def _with_arrays(optimizer: Optimizer, groups: list[Group]) -> Settled:
     """Return these groups with the arrays that they need.
 
-    Where no need has changed the list of states is the one in force, by which a planned step knows
-    that it still holds.
+    If no group's needs have changed, the result has the very list of states that is in force. A
+    planned step compares that list by identity to know that it is still valid.
     """
     now = optimizer._settled
     changed = [new for new, old in zip(groups, now.groups, strict=True) if new.needs != old.needs]
@@ -195,22 +195,22 @@ def _allocate(
 ) -> None:
     """Give a group's parameters the arrays that it needs, in new tuples.
 
-    What they become depends on the arrays, the settings and the steps done, and on nothing else:
-    so a run that is loaded before this comes to the same as the one that was saved.
+    The new arrays depend only on the old ones, the settings and the steps done. So a run that was
+    saved and loaded before this call gets the same arrays as one that was not.
     """
     needs = group.needs
     assert needs is not None
     for index in group.members:
         param, (*state, average, master) = optimizer._params[index], states[index]
         steps = optimizer._counters.item(index)
-        if not steps:  # what it starts from is decided by its first step
+        if not steps:  # there is nothing to keep; the settings of its first step say how it begins
             state = [None] * len(state)
         if not needs.averages:
             average = None
         elif average is None:
             average = state_like(param, dtype=np.float64)  # the first step writes it
             average_from[index] = steps
-        if needs.rounding != "master" or param.dtype.itemsize > 2:
+        if not _storage.needs_master(param, needs.rounding):
             master = None
         elif master is None:
             master = _storage.master_of(optimizer._of_the_run(index))

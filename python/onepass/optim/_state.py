@@ -29,8 +29,8 @@ AVERAGE, AVERAGED, MASTER, GATHERED = "average", "averaged", "master", "accumula
 16 bits in float32, the sum of gradients."""
 
 UNSETTLED = "unsettled"
-"""Where settings were changed since the last step: the state before the next step changes it too.
-They may still be taken back."""
+"""The key of the arrays as they are, where settings were changed since the last step so that the next
+one replaces them. The change may still be taken back."""
 
 SHAPE, ORDER = "shape", "order"
 """Of the parameter, beside 8-bit codes: they have none that would tell."""
@@ -81,7 +81,7 @@ def state_dict(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def _arrays(optimizer: Optimizer, index: int, settled: Settled) -> dict[str, Any]:
-    """Return a parameter's arrays by name, but for those that its first step begins."""
+    """Return a parameter's arrays by name: none before its first step, and no empty average."""
     *arrays, average, master = settled.states[index]
     steps = optimizer._counters.item(index)
     if not steps:
@@ -302,7 +302,7 @@ def _entry(
 ) -> tuple[int, int, tuple[Array | None, ...]]:
     """Return the step of one parameter, that at which its average began, and its state.
 
-    Which arrays there must be, the settings say, if they are given.
+    The settings, if given, say which arrays there must be.
     """
     names, signs = ROWS[cls.rule]["states"], ROWS[cls.rule]["has_sign"]
     options = 0 if settings is None else options_of(cls, settings, settings)
@@ -374,7 +374,7 @@ def _master(
 ) -> Array | None:
     if saved is None:
         return None
-    if param.dtype.itemsize > 2 or (settings is not None and settings["rounding"] != "master"):
+    if not _storage.needs_master(param, "master" if settings is None else settings["rounding"]):
         expected = "none beside this parameter and its rounding"
         raise ValueError(f"{label}: expected {expected}, got an array")
     master = _array(saved, param, label)

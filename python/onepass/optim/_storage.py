@@ -94,6 +94,11 @@ def is_kept_as(array: Any, param: Array, state_format: str | None) -> bool:
     return bool(array.dtype.itemsize == itemsizes[_format_of(param, state_format)])
 
 
+def needs_master(param: Array, rounding: str) -> bool:
+    """Return whether a parameter has a master in float32."""
+    return rounding == "master" and param.dtype.itemsize == 2
+
+
 def master_of(param: Array) -> Array:
     """Return a master that begins with the parameter."""
     return np.asarray(keep(param, param, None, has_sign=True))
@@ -128,6 +133,12 @@ def shown(values: Sequence[Array], params: Sequence[Array]) -> list[Array]:
         value if value.dtype == param.dtype else formats.narrow(value, param.dtype)
         for value, param in zip(wide, params, strict=True)
     ]
+
+
+def labels_with_copies(labels: Sequence[str], copies: Sequence[Any] | None) -> list[str]:
+    """Return what messages call the parameters, and then those copies of them that there are."""
+    pairs = zip(labels, copies or [None] * len(labels), strict=True)
+    return [*labels, *(f"{label} (copy_to)" for label, copy in pairs if copy is not None)]
 
 
 def bfloat16() -> np.dtype[Any]:

@@ -14,7 +14,7 @@ from onepass._loss import to_loss
 from onepass._quiet import quiet
 from onepass._typing import Array, Grads
 from onepass.ema import average
-from onepass.optim import Optimizer
+from onepass.optim import Optimizer, _storage
 from onepass.search.picture import draw_ramp
 
 
@@ -149,15 +149,15 @@ def range_test(
     beta = DECAY_RATE("beta", beta)
     lrs = _rates(low, high, steps)
     params = optimizer._params
-    # It runs on copies of the state and the groups; the end of the block puts the originals back,
-    # and what the parameters and their copies hold now.
+    # The test runs on a copy of the optimizer's state and groups. The end of the block puts the
+    # originals back, and what the parameters and the arrays of `copy_to` hold now.
     optimizer._check_not_shown("range_test")
     own = dict(optimizer.__dict__)
     copies = [array for array in optimizer._copies or () if array is not None]
     kept = {id(array): array for array in [*params, *copies, *(optimizer._bound or ())]}
     trial = copy.deepcopy(optimizer.__getstate__(), kept)
-    labels = [*optimizer._labels, *(f"'s copy_to[{i}]" for i in range(len(copies)))]
     arrays = [*params, *copies]
+    labels = _storage.labels_with_copies(optimizer._labels, optimizer._copies)
     with _core.Shown(labels, arrays, arrays, restored=[(optimizer.__dict__, own)]):
         optimizer.__dict__.update(trial)
         return _ramp(optimizer, loss_and_grads, lrs, diverge, beta)
