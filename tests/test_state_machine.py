@@ -1,4 +1,4 @@
-"""A run that is saved, loaded, copied and read at any moment is, to the bit, one that is left alone.
+"""A run that is saved, loaded, copied and read at any moment is the run that is left alone.
 
 Hypothesis drives two optimizers of each class through the same public calls. One of them is also
 read, saved and loaded in between, into fresh objects; the other is left alone. They stay the same

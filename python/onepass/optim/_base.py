@@ -425,9 +425,8 @@ class Optimizer(Rule):
         for label, grad in zip(self._labels, self._bound, strict=True):
             if grad is not None and not grad.flags.writeable:
                 raise ValueError(f"grads{label}: expected a writable array, got a read-only one")
-        deque(
-            map(np.ndarray.fill, grads, repeat(0)), maxlen=0
-        )  # native: no interrupt strikes half way
+        # A native loop, which no interrupt leaves half way.
+        deque(map(np.ndarray.fill, grads, repeat(0)), maxlen=0)
 
     def _plan_step(self, grads: Grads, settled: Settled) -> _Planned:
         if grads is None and (planned := self._planned) and planned[2] is settled.states:

@@ -29,8 +29,8 @@ AVERAGE, AVERAGED, MASTER, GATHERED = "average", "averaged", "master", "accumula
 16 bits in float32, the sum of gradients."""
 
 UNSETTLED = "unsettled"
-"""The key of the arrays as they are, where settings were changed since the last step so that the next
-one replaces them. The change may still be taken back."""
+"""The key of the arrays as they are, where settings were changed since the last step so that the
+next one replaces them. The change may still be taken back."""
 
 SHAPE, ORDER = "shape", "order"
 """Of the parameter, beside 8-bit codes: they have none that would tell."""
