@@ -119,8 +119,9 @@ class Optimizer(Rule):
     ema_decay : float in [0, 1), or schedule, optional
         The :math:`\beta` of an exponential moving average of the weights, which `averaged` shows.
         It begins as the weights after its first step, as in PyTorch. It is kept in float64, 8 bytes
-        a parameter, and rounded when it is shown: of a small difference a decay of 0.9999 adds a
-        part in 10,000 in a step, for which float32 has no bits.
+        a parameter, and rounded when it is shown: with a decay of 0.9999 a step adds a
+        ten-thousandth of the difference between weight and average, which float32 often rounds
+        away.
     ema_warmup : bool
         Let the decay begin small: :math:`\beta_t = \min(\beta, (1 + t) / (10 + t))` in the
         :math:`t`-th step of the average.
@@ -453,7 +454,7 @@ class Optimizer(Rule):
         return _core.Plan(given).run, parts, settled.states  # checks everything
 
     def _plan_once(self, grads: list[Any], settled: Settled, kind: _core.Gradients) -> _Planned:
-        # A stored plan assumes that the bound parameters have done equally many steps.
+        # After it the parameters may have unequal step counts; a stored plan assumes the old ones.
         self.__dict__["_planned"] = None
         given, parts = self._given(grads, settled, kind)
         run = partial(_core.run, given)  # checks everything when it is called
