@@ -17,6 +17,7 @@
 #include "channels.hpp"
 #include "gil.hpp"
 #include "inference.hpp"
+#include "threads.hpp"
 
 namespace onepass::bindings {
 namespace {
@@ -193,7 +194,8 @@ py::tuple train(py::handle x, py::handle weight, py::handle bias, py::handle run
                 py::handle running_var, py::handle num_batches_tracked,
                 std::optional<double> momentum, double eps, py::ssize_t axis,
                 bool unbiased_running_var, bool skip_nonfinite, bool relu, py::handle residual,
-                py::handle out, int num_threads) {
+                py::handle out, py::handle num_threads) {
+  const int threads = resolve_num_threads(num_threads.ptr());
   Call call(x, weight, bias, axis, relu, residual);
   Running running(call, running_mean, running_var, num_batches_tracked, momentum, skip_nonfinite);
   check_has_variance(call.x, Label("x", Role::input));
@@ -207,7 +209,7 @@ py::tuple train(py::handle x, py::handle weight, py::handle bias, py::handle run
   const py::tuple result = py::make_tuple(y, mean, invstd);
   const auto n = static_cast<double>(call.x.outer * call.x.inner);
   const Statistics batch{mean.mutable_data(), invstd.mutable_data(), var.data()};
-  call.run(Operation::train, num_threads,
+  call.run(Operation::train, threads,
            [&](auto& batch_norm) noexcept { batch_norm.train(eps, batch); });
   running.update(unbiased_running_var ? n / (n - 1) : 1.0, {batch.mean, var.size()}, var);
   return result;
@@ -215,11 +217,12 @@ py::tuple train(py::handle x, py::handle weight, py::handle bias, py::handle run
 
 py::object infer(py::handle x, py::handle mean, py::handle var, py::handle weight, py::handle bias,
                  double eps, py::ssize_t axis, bool relu, py::handle residual, py::handle out,
-                 int num_threads) {
+                 py::handle num_threads) {
+  const int threads = resolve_num_threads(num_threads.ptr());
   Call call(x, weight, bias, axis, relu, residual);
   const ChannelVector means = call.statistic(mean, "mean"), vars = call.variance(var);
   py::object y = call.set_out(out, {call.x.array});
-  call.infer(means.source(), vars.source(), eps, num_threads);
+  call.infer(means.source(), vars.source(), eps, threads);
   return y;
 }
 
@@ -227,7 +230,8 @@ py::object infer(py::handle x, py::handle mean, py::handle var, py::handle weigh
 py::tuple backward(py::handle dy, py::handle x, py::handle mean, py::handle scale,
                    py::handle weight, py::handle bias, std::optional<double> eps, py::ssize_t axis,
                    bool relu, py::handle residual, py::handle out, py::handle weight_grad,
-                   py::handle bias_grad, int num_threads) {
+                   py::handle bias_grad, py::handle num_threads) {
+  const int threads = resolve_num_threads(num_threads.ptr());
   Call call(x, weight, bias, axis, relu, residual);
   call.dy = check_like_channels(dy, Label("dy", Role::input), call.x, call.arguments);
   std::vector<double> means = call.statistic(mean, eps ? "mean" : "saved_mean").values();
@@ -250,7 +254,7 @@ py::tuple backward(py::handle dy, py::handle x, py::handle mean, py::handle scal
   }
   const py::tuple result(results);
   std::vector<double> dweight(call.x.channels), dbias(call.x.channels);
-  call.run(Operation::backward, num_threads, [&](auto& batch_norm) noexcept {
+  call.run(Operation::backward, threads, [&](auto& batch_norm) noexcept {
     const Statistics statistics{means.data(), invstds.data()};
     const Gradients gradients{dweight.data(), dbias.data()};
     if (eps) {

@@ -15,10 +15,11 @@
 #include "arrays.hpp"
 #include "batchnorm_bindings.hpp"
 #include "dispatch.hpp"
+#include "function.hpp"
 #include "gil.hpp"
-#include "parallel.hpp"
 #include "plan.hpp"
 #include "shown.hpp"
+#include "threads.hpp"
 #include "updates.hpp"
 
 namespace onepass::bindings {
@@ -109,14 +110,14 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
         py::arg("params") = py::list(), py::arg("copies") = py::none(), py::call_guard<InCall>(),
         "Change attributes, and write the copies of parameters, in one call.");
   m.def("rules", &rules, "The rows of rules.def: states, scalars and options of each rule.");
-  m.def("in_forked_child", &in_forked_child, "Whether steps run serial because of a fork.");
 
   bind_exit(m);
+  bind_function(m);
+  bind_threads(m);
   bind_shown(m);
   bind_plan(m, *isa_in_use->kernels);
   bind_batch_norm(m, *isa_in_use->kernels);
 
-  m.attr("max_threads") = max_threads;
   m.attr("isa") = isa_in_use->name;
   py::dict isas;
   for (const Isa& isa : compiled_isas()) isas[isa.name] = isa.supported;

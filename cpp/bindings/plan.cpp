@@ -9,6 +9,7 @@
 
 #include "gil.hpp"
 #include "onepass/random.hpp"
+#include "threads.hpp"
 
 namespace onepass::bindings {
 namespace {
@@ -300,9 +301,10 @@ void bind_plan(py::module_& m, const KernelTable& kernels) {
            py::call_guard<InCall>())
       .def(
           "run",
-          [](Plan& plan, const py::list& scalars, int num_threads, double grad_scale,
+          [](Plan& plan, const py::list& scalars, py::handle num_threads, double grad_scale,
              std::optional<double> max_norm, Nonfinite nonfinite, py::handle commit) {
-            return plan.run(scalars, num_threads, grad_scale, max_norm, nonfinite, Updates(commit));
+            return plan.run(scalars, resolve_num_threads(num_threads.ptr()), grad_scale, max_norm,
+                            nonfinite, Updates(commit));
           },
           py::arg("scalars"), py::arg("num_threads"), py::arg("grad_scale") = 1.0,
           py::arg("max_norm") = py::none(), py::arg("nonfinite") = Nonfinite::propagate,
@@ -310,10 +312,11 @@ void bind_plan(py::module_& m, const KernelTable& kernels) {
           "Update parameters, state, averages and counters in place, or skip it all.");
   m.def(
       "run",
-      [](const py::tuple& given, const py::list& scalars, int num_threads, double grad_scale,
+      [](const py::tuple& given, const py::list& scalars, py::handle num_threads, double grad_scale,
          std::optional<double> max_norm, Nonfinite nonfinite, py::handle commit) {
         return Plan(Given(given))
-            .run(scalars, num_threads, grad_scale, max_norm, nonfinite, Updates(commit));
+            .run(scalars, resolve_num_threads(num_threads.ptr()), grad_scale, max_norm, nonfinite,
+                 Updates(commit));
       },
       py::arg("given"), py::arg("scalars"), py::arg("num_threads"), py::arg("grad_scale") = 1.0,
       py::arg("max_norm") = py::none(), py::arg("nonfinite") = Nonfinite::propagate,

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from enum import Enum
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+_Declared = TypeVar("_Declared")
 
 class RuleRow(TypedDict):
     states: list[str]
@@ -48,6 +50,9 @@ def commit(
 ) -> None: ...
 def rules() -> dict[str, RuleRow]: ...
 def in_forked_child() -> bool: ...
+def check_num_threads(num_threads: object) -> int: ...
+def use_threads(num_threads: int) -> None: ...
+def native(declaration: _Declared) -> _Declared: ...
 def check_params(
     names: list[str] | None, params: list[Any], copies: list[Any] | None = None
 ) -> None: ...
@@ -78,7 +83,7 @@ class Plan:
     def run(
         self,
         scalars: list[tuple[float, ...]],
-        num_threads: int,
+        num_threads: int | None,
         grad_scale: float = 1.0,
         max_norm: float | None = None,
         nonfinite: Nonfinite = ...,
@@ -88,7 +93,7 @@ class Plan:
 def run(
     given: Given,
     scalars: list[tuple[float, ...]],
-    num_threads: int,
+    num_threads: int | None,
     grad_scale: float = 1.0,
     max_norm: float | None = None,
     nonfinite: Nonfinite = ...,
@@ -109,7 +114,7 @@ def batch_norm_train(
     relu: bool,
     residual: Any,
     out: Any,
-    num_threads: int,
+    num_threads: int | None,
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64], npt.NDArray[np.float64]]: ...
 def batch_norm_infer(
     x: Any,
@@ -122,7 +127,7 @@ def batch_norm_infer(
     relu: bool,
     residual: Any,
     out: Any,
-    num_threads: int,
+    num_threads: int | None,
 ) -> npt.NDArray[Any]: ...
 def batch_norm_backward(
     dy: Any,
@@ -138,5 +143,5 @@ def batch_norm_backward(
     out: Any,
     weight_grad: Any,
     bias_grad: Any,
-    num_threads: int,
+    num_threads: int | None,
 ) -> tuple[npt.NDArray[Any], ...]: ...

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
-from onepass import _core, runtime
+from onepass import _core
 from onepass._hyperparameters import Whole, check_setting
 from onepass._typing import Array
 from onepass.optim import Optimizer, _foreign, _stages, registry
@@ -66,7 +66,7 @@ def _make_kernel(cls: type[Optimizer]) -> Kernel:
         scalars = scalars_of(cls, values, constants, 0.0, seed, step)
         jobs = [(rule, options, (0,), _is_stochastic(rounding))]
         given = (None, [param], [grad], [state], jobs, _core.Gradients.any, None, None)
-        _core.run(given, [scalars], runtime.resolve_num_threads(num_threads))
+        _core.run(given, [scalars], num_threads)
 
     # Mostly the same values come again, and checking them takes longer than a small step.
     @lru_cache(maxsize=64, typed=True)

@@ -45,11 +45,10 @@ def set_num_threads(num_threads: int | None) -> None:
     2
     >>> op.set_num_threads(None)
     """
-    global _in_use  # noqa: PLW0603
     if num_threads is None:
-        _in_use = _DEFAULT
+        _use(*_DEFAULT)
     else:
-        _in_use = check_num_threads(num_threads), "onepass.set_num_threads"
+        _use(_core.check_num_threads(num_threads), "onepass.set_num_threads")
 
 
 def get_num_threads() -> int:
@@ -111,21 +110,10 @@ def _cpu(cpuinfo: Path) -> str:
     return f"{name} ({', '.join(said)})" if said else name
 
 
-def resolve_num_threads(num_threads: int | None) -> int:
-    """Return how many threads to use where a caller may have said a number.
-
-    A forked child runs serial whatever it is (cpp/src/parallel.hpp).
-    """
-    return _in_use[0] if num_threads is None else check_num_threads(num_threads)
-
-
-def check_num_threads(num_threads: int) -> int:
-    """Return the number, or raise what is wrong with it."""
-    if isinstance(num_threads, bool) or not isinstance(num_threads, int | np.integer):
-        raise TypeError(f"num_threads: expected an integer >= 1, got {num_threads!r}")
-    if num_threads < 1:
-        raise ValueError(f"num_threads: expected an integer >= 1, got {num_threads}")
-    return min(int(num_threads), _core.max_threads)
+def _use(num_threads: int, reason: str) -> None:
+    global _in_use  # noqa: PLW0603
+    _in_use = num_threads, reason
+    _core.use_threads(num_threads)
 
 
 def _num_threads() -> tuple[int, str]:
@@ -183,3 +171,4 @@ def _read_quota(directory: Path) -> float | None:
 
 
 _DEFAULT = _in_use = _default_num_threads()
+_use(*_DEFAULT)

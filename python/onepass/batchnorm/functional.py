@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from onepass import _core, runtime
+from onepass import _core
 from onepass._hyperparameters import Choice, Flag, Number
 from onepass._typing import Array
 from onepass.batchnorm.reference import Float64
@@ -191,7 +191,7 @@ def batch_norm_train(
         relu,
         residual,
         out,
-        runtime.resolve_num_threads(num_threads),
+        num_threads,
     )
 
 
@@ -269,7 +269,7 @@ def batch_norm_infer(
         relu,
         residual,
         out,
-        runtime.resolve_num_threads(num_threads),
+        num_threads,
     )
 
 
@@ -368,7 +368,7 @@ def batch_norm_backward(
         out,
         None,
         None,
-        runtime.resolve_num_threads(num_threads),
+        num_threads,
     )
 
 
@@ -450,5 +450,5 @@ def batch_norm_infer_backward(
         out,
         None,
         None,
-        runtime.resolve_num_threads(num_threads),
+        num_threads,
     )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onepass import _core, runtime
+from onepass import _core
 from onepass._hyperparameters import Flag, check_dtype
 from onepass._typing import Array
 from onepass.batchnorm.functional import CHECKS, check_options
@@ -161,7 +161,7 @@ class BatchNorm:
         self.unbiased_running_var: bool = Flag()("unbiased_running_var", unbiased_running_var)
         self.relu: bool = Flag()("relu", relu)
         self.nonfinite: str = CHECKS["nonfinite"]("nonfinite", nonfinite)
-        self.num_threads = None if num_threads is None else runtime.check_num_threads(num_threads)
+        self.num_threads = None if num_threads is None else _core.check_num_threads(num_threads)
         self.dtype = check_dtype(dtype)
         self._forward: _Forward | str = NONE_YET
         if self.affine:
@@ -239,12 +239,21 @@ class BatchNorm:
             nonfinite=self.nonfinite,
         )
         self._check_input(x)
-        num_threads = runtime.resolve_num_threads(self.num_threads)
         y: Array
         if not Flag()("training", training) and self.track_running_stats:
             mean, var = np.array(self.running_mean), np.array(self.running_var)
             y = _core.batch_norm_infer(
-                x, mean, var, self.weight, self.bias, eps, axis, relu, residual, out, num_threads
+                x,
+                mean,
+                var,
+                self.weight,
+                self.bias,
+                eps,
+                axis,
+                relu,
+                residual,
+                out,
+                self.num_threads,
             )
             if any(np.may_share_memory(y, read) for read in (x, residual) if read is not None):
                 return y, OVERWROTE
@@ -264,7 +273,7 @@ class BatchNorm:
             relu,
             residual,
             out,
-            num_threads,
+            self.num_threads,
         )
         return y, _Forward(x, residual, mean, invstd, None, axis, relu)
 
@@ -342,7 +351,7 @@ class BatchNorm:
                 out,
                 self.weight_grad,
                 self.bias_grad,
-                runtime.resolve_num_threads(self.num_threads),
+                self.num_threads,
             )
         except Exception:
             self._forward = kept

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from onepass import _core, runtime
+from onepass import _core
 from onepass._files import Place
 from onepass._hyperparameters import check_setting, resolve_one
 from onepass._memory import state_like
@@ -311,7 +311,6 @@ class Optimizer(Rule):
         """
         if self._shown is not None:
             self._check_not_shown("step")
-        threads = runtime.resolve_num_threads(num_threads)
         if type(grad_scale) is not float or grad_scale != 1.0:
             grad_scale = _stages.GRAD_SCALE("grad_scale", grad_scale)
         completed = self._counters.item(COMPLETED)
@@ -335,7 +334,9 @@ class Optimizer(Rule):
             commit = [(self.__dict__, {"_settled": settled})]
         # Moves parameters, state, averages and counters and puts the settings in force in one call,
         # or raises before it does.
-        norm, coefficient, skipped = run(scalars, threads, grad_scale, max_norm, nonfinite, commit)
+        norm, coefficient, skipped = run(
+            scalars, num_threads, grad_scale, max_norm, nonfinite, commit
+        )
         lr, clipped = groups[0].values["lr"], coefficient < 1 and not skipped
         # Calling the class takes twice as long.
         return tuple.__new__(StepInfo, (completed + (not skipped), lr, norm, clipped, skipped))
@@ -358,7 +359,6 @@ class Optimizer(Rule):
         """
         if grads is None and self._bound is None:
             raise ValueError("grads: expected gradients, as none are bound, got none")
-        threads = runtime.resolve_num_threads(num_threads)
         leaves = self._bound if grads is None else self._mirror(grads)
         assert leaves is not None
         taking = [index for index, leaf in enumerate(leaves) if leaf is not None]
@@ -375,7 +375,7 @@ class Optimizer(Rule):
         kind = _ZEROED if self.clear_grads else _ANY
         given = (self._labels, sums, leaves, states, jobs, kind, counters, None)
         commit = [(self.__dict__, {"_sums": sums, "_planned": None})]
-        _core.run(given, [_stages.PLAIN], threads, commit=commit)
+        _core.run(given, [_stages.PLAIN], num_threads, commit=commit)
 
     def discard_accumulated(self) -> None:
         """Forget the gradients that `accumulate` has summed."""
