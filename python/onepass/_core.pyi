@@ -11,7 +11,10 @@ class RuleRow(TypedDict):
     states: list[str]
     scalars: list[str]
     options: list[str]
+    hyper: list[str]
+    defaults: list[float]
     has_sign: list[bool]
+    start: list[str | None]
     uses_state: list[tuple[bool, ...]]
 
 Job = tuple[int, int, Sequence[int], bool]
@@ -20,6 +23,7 @@ isa: str
 isas: dict[str, bool]
 compiler: str
 flags: str
+add: int
 copy_limit: int
 max_threads: int
 
@@ -47,6 +51,7 @@ def commit(
     copies: list[Any] | None = None,
 ) -> None: ...
 def rules() -> dict[str, RuleRow]: ...
+def at(rule: str, step: float, hyper: list[float]) -> list[float]: ...
 def in_forked_child() -> bool: ...
 def check_params(
     names: list[str] | None, params: list[Any], copies: list[Any] | None = None
