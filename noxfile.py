@@ -16,6 +16,9 @@ EXTRAS = nox.project.load_toml("pyproject.toml")["project"]["optional-dependenci
 DISTRIBUTIONS = Path("build", "distributions")
 OUT = Path("build", "extras")
 
+MOST_SECONDS = 8.0
+"""CPU seconds that a rule may take to compile for one instruction set: of 25 rules, two minutes."""
+
 LINT = (("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",))
 DOCS = (("python", "-m", "sphinx", "-q", "-W", "--keep-going", "docs", "build/docs"),)
 
@@ -67,7 +70,10 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def cpp(session: nox.Session) -> None:
-    """Run the driver, plain and sanitized, built by Clang too where it is; keep builds apart."""
+    """Run the drivers, plain and sanitized, built by Clang too where it is; keep builds apart.
+
+    Print what the rules cost: CPU seconds to compile, kernels, bytes of the module.
+    """
     session.install("cmake>=3.25", "pybind11>=3")
     session.env["CMAKE_BUILD_PARALLEL_LEVEL"] = str(os.cpu_count())
     compilers = ["driver", *(["clang"] if shutil.which("clang++") else [])]
@@ -75,23 +81,55 @@ def cpp(session: nox.Session) -> None:
         session.run("cmake", "--workflow", "--preset", preset)
     for preset in compilers:
         _check_kernels(session, Path("build", preset))
+        _check_seconds(session, Path("build", preset))
+    for module in Path("build", "module").glob("_core*.so"):
+        stripped = module.with_suffix(".stripped")
+        session.run("strip", "-o", str(stripped), str(module), external=True)
+        sizes = [path.stat().st_size / 1e6 for path in (module, stripped)]
+        session.log(f"{module}: {sizes[0]:.2f} MB, stripped {sizes[1]:.2f} MB")
+
+
+def _isa_of(path: Path) -> str:
+    """Return the instruction set that an object of the kernels was compiled for."""
+    (found,) = re.findall(r"onepass_kernels_(\w+)\.dir", str(path))
+    return str(found)
 
 
 def _check_kernels(session: nox.Session, build: Path) -> None:
     objects = list(build.glob("CMakeFiles/onepass_kernels_*.dir/**/*.o"))
     weak: dict[str, Path] = {}
+    kernels: dict[str, int] = {}
     for path in objects:
         for line in _output("nm", str(path)):
             *_, kind, name = line.split()
+            # A unit's own functions; a clone of one has a dot in its name.
+            if kind == "t" and "run_kernel" in name and "." not in name:
+                kernels[_isa_of(path)] = kernels.get(_isa_of(path), 0) + 1
             # DW.ref.*: where to find the run-time library's own personality routine; no code.
             is_weak = kind in "WVu" and not name.startswith("DW.ref.")
-            if is_weak and weak.setdefault(name, path) != path:
+            # Units of one instruction set may share: whichever the linker takes is compiled alike.
+            if is_weak and _isa_of(weak.setdefault(name, path)) != _isa_of(path):
                 session.error(f"{path} shares the weak symbol {name} with {weak[name]}")
         if re.search(r"\bvf(n)?m(add|sub)", "\n".join(_output("objdump", "-d", str(path)))):
             session.error(f"{path} contracts to FMA, so its bits would differ")
     if not objects:
         session.error(f"found no kernels in {build}")
-    session.log(f"{len(objects)} kernels in {build} share no weak symbol and use no FMA")
+    session.log(f"{len(objects)} objects in {build} use no FMA, and share no weak symbol across")
+    session.log("instruction sets. Kernels: " + ", ".join(f"{k} {n}" for k, n in kernels.items()))
+
+
+def _check_seconds(session: nox.Session, build: Path) -> None:
+    """Print what each unit of the kernels took to compile (cpp/tests/cpu_seconds.py)."""
+    slow = []
+    found = sorted(build.glob("CMakeFiles/onepass_kernels_*.dir/**/*.o.seconds"))
+    for path in found:
+        seconds, unit = float(path.read_text()), path.name.partition(".")[0]
+        session.log(f"{seconds:5.1f} s of CPU: {unit}, {_isa_of(path)}")
+        if path.parent.name == "rules" and seconds > MOST_SECONDS:
+            slow.append(unit)
+    if slow or not found:
+        got = ", ".join(slow) or "no times"
+        session.error(f"{build}: expected at most {MOST_SECONDS} s a rule, got more for {got}")
 
 
 @nox.session

@@ -66,9 +66,9 @@ def copy_limit(
     params: Sequence[Array], grads: Sequence[Array], states: Sequence[tuple[Array | None, ...]]
 ) -> Step:
     """Read all and write all but the gradients; with gradients of zero the values stay."""
-    options = sum(2 << k for k, state in enumerate(states[0]) if state is not None)
-    job = (_core.copy_limit, options, range(len(params)), False)
-    arrays = (list(params), list(grads), list(states))
+    kept = [tuple(array for array in own if array is not None) for own in states]
+    job = (_core.copy_limit, len(kept[0]), range(len(params)), False)  # a variant for each number
+    arrays = (list(params), list(grads), kept)
     plan = _core.Plan((None, *arrays, [job], _core.Gradients.bound, None, None))
     return partial(plan.run, [PLAIN], runtime.get_num_threads())
 

@@ -7,7 +7,7 @@ from sphinx.application import Sphinx
 
 BEFORE_NAPOLEON = 400
 STATED = {
-    *("rule", "decoupled", "checks", "defaults", "cases", "group_checks", "step_if_missing"),
+    *("rule", "row", "checks", "defaults", "cases", "group_checks", "step_if_missing"),
     *("check_together", "initial_state", "parts", "reference", "scalars"),
 }
 """What a subclass states and nobody calls."""

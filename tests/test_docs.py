@@ -147,6 +147,17 @@ def test_every_command_is_on_the_site():
             assert all(option in page for option in action.option_strings)
 
 
+def test_an_optimizers_page_includes_what_is_there(optimizer):
+    page = sphinx_pages.optimizer_page(optimizer)
+    included = re.findall(r"literalinclude:: (\S+)\n   :(?:language|pyobject): (\S+)", page)
+    assert len(included) == 3
+    for path, name in included:
+        source = (DOCS / path.replace(sphinx_pages.TO_ROOT, "..")).read_text()
+        owner, _, function = name.partition(".")
+        assert not function or f"class {owner}(" in source
+        assert not function or f"    def {function}(" in source
+
+
 def test_every_schedule_is_in_the_picture():
     named = [code.partition("(")[0] for code in pictures.SCHEDULES]
     assert sorted(named) == sorted(onepass.schedules.__all__)

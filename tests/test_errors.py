@@ -141,7 +141,7 @@ def test_bad_array_of_a_free_function(case, make, error, words):
     kernel = getattr(op.kernels, cls.rule)
     state = fresh_state(cls, options, good())
     arrays = {"param": good(), "grad": good()}
-    arrays |= dict(zip(op._core.rules()[cls.rule]["states"], state, strict=True))
+    arrays |= dict(zip(op._core.rules()[cls.row]["states"], state, strict=True))
     for name, array in arrays.items():
         is_like_param = make in [v[0] for k, v in BAD_GRADS.items() if k not in NEVER]
         is_written = make in [v[0] for v in NEVER_WRITTEN.values()]
@@ -179,7 +179,7 @@ def test_state_in_another_order_than_its_parameter(case):
 
 def test_state_that_the_options_do_not_use(case):
     cls, options = case
-    names = op._core.rules()[cls.rule]["states"]
+    names = op._core.rules()[cls.row]["states"]
     state = fresh_state(cls, options, good())
     for i, array in enumerate(state):
         if array is None:

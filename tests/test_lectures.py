@@ -251,7 +251,7 @@ def test_weight_decay_is_coupled_and_maximize_climbs_in_every_class(optimizer):
         optimizer(v, 0.01, weight_decay=0.25, maximize=True),
     )
     for _ in range(STEPS):
-        if optimizer.decoupled:
+        if optimizer.defaults.get("decoupled_weight_decay"):
             w *= 1 - 0.01 * 0.25
             plain.step(-gradient(v))
         else:

@@ -108,7 +108,7 @@ def test_no_state_stays_subnormal_without_gradients(case, dtype, state_format, r
     opt.step()
     saved = opt.state_dict()
     entry = saved["state"][0]
-    row = op._core.rules()[cls.rule]
+    row = op._core.rules()[cls.row]
     signs = dict(zip(row["states"], row["has_sign"], strict=True))
     signs = {name: signs[name] for name in state_names(cls, options)}
     for name, has_sign in signs.items():

@@ -9,8 +9,9 @@ from hypothesis.extra import numpy as hnp
 
 import onepass as op
 from helpers import assert_same_bits, fresh_state, run_reference, state_names
-from onepass._hyperparameters import Choice, Flag, Maybe, Number, Pair, Whole
+from onepass._hyperparameters import Choice, Fixed, Flag, Maybe, Number, Pair, Whole
 from onepass._memory import aligned_zeros
+from onepass.optim._table import hyper_of
 
 BF16 = ml_dtypes.bfloat16
 # Around every vector width and a tile, and one that is many tiles and a remainder.
@@ -211,13 +212,29 @@ def test_state_about_the_smallest_normal_number(case, dtype, kept, rng):
 
 
 def signs_of(cls):
-    return op._core.rules()[cls.rule]["has_sign"]
+    return op._core.rules()[cls.row]["has_sign"]
 
 
 def kept_as(values, kept, has_sign):
     if kept == np.uint8:
         return op.formats.q8_encode(np.nan_to_num(values), signed=has_sign)
     return values if kept is None else values.astype(kept)
+
+
+@pytest.mark.parametrize(("dtype", "kept"), STATE_KINDS)
+def test_a_decay_that_float32_rounds_to_zero(optimizer, dtype, kept):
+    """It counts as a decay: -0.0 + 0.0 is 0.0, and 0 times infinity is NaN."""
+    param = np.array([1, 1, np.inf, -0.0], dtype)
+    grad = np.array([-0.0, 2, 2, -0.0], dtype)
+    arrays = [
+        kept_as(np.zeros(4, dtype), kept, sign) if name else None
+        for name, sign in zip(optimizer.state_names(), signs_of(optimizer), strict=True)
+    ]
+    expected = optimizer.reference_step(param, grad, *arrays, weight_decay=1e-60)
+    getattr(op.kernels, optimizer.rule)(param, grad, *arrays, step=1, weight_decay=1e-60)
+    for actual, wanted in zip([param, *arrays], expected, strict=True):
+        if wanted is not None:
+            assert_same_bits(actual, wanted)
 
 
 def test_free_function_is_the_class(case, dtype, rng):
@@ -270,13 +287,30 @@ def values_of(check):
             return st.none() | values_of(kind)
 
 
+def draw_settings(optimizer, data):
+    return {
+        name: default
+        if isinstance(optimizer.checks[name], Fixed)
+        else data.draw(st.just(default) | values_of(optimizer.checks[name]), name)
+        for name, default in optimizer.defaults.items()
+    }
+
+
+@given(data=st.data(), step=st.integers(1, 10) | st.integers(1, 10**9))
+@settings(max_examples=200, deadline=None)
+def test_the_numbers_of_a_step_are_the_references(optimizer, data, step):
+    """The rule's header computes in double what the class does, in the same order."""
+    values = draw_settings(optimizer, data)
+    expected = optimizer.scalars(step, values)
+    found = op._core.at(optimizer.row, step, hyper_of(optimizer, values))
+    assert list(expected) == op._core.rules()[optimizer.row]["scalars"]
+    assert_same_bits(found, list(expected.values()))
+
+
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_any_arrays_and_hyperparameters(optimizer, data):
-    options = {
-        name: data.draw(st.just(default) | values_of(optimizer.checks[name]), name)
-        for name, default in optimizer.defaults.items()
-    }
+    options = draw_settings(optimizer, data)
     try:
         optimizer.check_together(options)
     except ValueError:

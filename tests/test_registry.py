@@ -8,13 +8,16 @@ import pytest
 import onepass as op
 from helpers import SHARED, state_names
 from onepass import _core
+from onepass._hyperparameters import Choice, Fixed, Flag, Number, Pair, Whole, as_numbers
 from onepass.optim import Optimizer
 from onepass.optim._stages import GROUP_DEFAULTS, StepOptions
 
 
 def test_every_row_has_a_class_and_every_class_a_row():
-    assert set(op.optim.registry) == set(_core.rules())
+    rows = set(_core.rules())
+    assert {cls.row for cls in op.optim.registry.values()} == rows
     for rule, cls in op.optim.registry.items():
+        assert cls.row == rule if rule in rows else cls.row in {base.row for base in cls.__bases__}
         assert cls.rule == rule
         assert getattr(op, cls.__name__) is cls
         assert cls.__name__ in op.__all__
@@ -24,7 +27,8 @@ def test_every_row_has_a_class_and_every_class_a_row():
 def test_every_class_has_a_reference_of_its_own(optimizer):
     for name in ("reference", "scalars"):
         assert getattr(optimizer, name) is not getattr(Optimizer, name)
-        assert name in optimizer.__dict__
+        assert name in op.optim.registry[optimizer.row].__dict__
+        assert (name in optimizer.__dict__) == (optimizer.row == optimizer.rule)
     with pytest.raises(NotImplementedError):
         Optimizer.reference(None, None)
 
@@ -32,17 +36,52 @@ def test_every_class_has_a_reference_of_its_own(optimizer):
 def test_scalars_are_the_kernels_in_their_order(case):
     cls, settings = case
     scalars = cls.scalars(3, {**cls.defaults, **settings})
-    assert list(scalars) == _core.rules()[cls.rule]["scalars"]
+    assert list(scalars) == _core.rules()[cls.row]["scalars"]
     assert all(type(value) is float for value in scalars.values())
 
 
-def test_options_are_hyperparameters(optimizer):
-    assert set(_core.rules()[optimizer.rule]["options"]) <= set(optimizer.checks)
+STAGES = {"weight_decay", "maximize", "decoupled_weight_decay"}
+"""Hyperparameters that are no rule's own."""
+
+
+def test_hyperparameters_are_the_headers_options_or_stages(optimizer):
+    row, numbers = _core.rules()[optimizer.row], as_numbers(optimizer.checks, optimizer.defaults)
+    assert set(row["options"]) <= set(optimizer.checks)
+    assert not set(row["hyper"]) & STAGES
+    assert set(numbers) - STAGES == {*row["hyper"], *row["options"]}
+
+
+def test_defaults_of_the_header_are_the_classs(optimizer):
+    row, numbers = _core.rules()[optimizer.row], as_numbers(optimizer.checks, optimizer.defaults)
+    assert row["defaults"] == [numbers[name] for name in row["hyper"]]
+
+
+def test_state_starts_as_the_header_says(case):
+    cls, settings = case
+    row, values = _core.rules()[cls.row], {**cls.defaults, **settings}
+    numbers = as_numbers(cls.checks, values)
+    starts = {numbers[name] if name else 0.0 for name in row["start"]}
+    assert starts <= {cls.initial_state(values)}
+
+
+def test_numbers_of_settings():
+    checks = {"betas": Pair(Number()), "hat": Flag(), "form": Choice(("a", "b")), "n": Whole()}
+    values = {"betas": (0.5, 0.25), "hat": True, "form": "b", "n": 3}
+    expected = {"beta1": 0.5, "beta2": 0.25, "hat": 1.0, "form": 1.0, "n": 3.0}
+    assert as_numbers(checks, values) == expected
+
+
+def test_at_checks_what_it_is_given(optimizer):
+    hyper = _core.rules()[optimizer.row]["defaults"]
+    with pytest.raises(ValueError, match=rf"^hyper: expected {len(hyper)} numbers, got 0"):
+        _core.at(optimizer.row, 1, [])
+    with pytest.raises(ValueError, match=r"^rule: expected one of rules\(\), got 'none'"):
+        _core.at("none", 1, hyper)
 
 
 def test_cases_reach_every_combination_of_options(optimizer):
     """But for those that the class refuses."""
-    options = _core.rules()[optimizer.rule]["options"]
+    options = _core.rules()[optimizer.row]["options"]
     reached = {
         tuple(bool({**optimizer.defaults, **case}[name]) for name in options)
         for case in optimizer.cases
@@ -62,7 +101,8 @@ def test_cases_change_every_hyperparameter(optimizer):
     """No branch of a rule is untried (lr, decay and sign are tried by every test)."""
     changed = {name for case in optimizer.cases for name in case}
     everywhere = {"lr", *(name for shared in SHARED for name in shared)}
-    assert set(optimizer.checks) - everywhere <= changed
+    fixed = {name for name, check in optimizer.checks.items() if isinstance(check, Fixed)}
+    assert set(optimizer.checks) - everywhere - fixed <= changed
 
 
 def test_defaults_are_valid_and_every_hyperparameter_is_documented(optimizer):

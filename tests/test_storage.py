@@ -57,7 +57,7 @@ class Reference:
         self.has_master = param.dtype.itemsize == 2 and full["rounding"] == "master"
         wide = param.astype(np.float32, order="K") if param.itemsize == 2 else param.copy(order="K")
         self.weights = wide if self.has_master else param.copy(order="K")
-        signs = op._core.rules()[cls.rule]["has_sign"]
+        signs = op._core.rules()[cls.row]["has_sign"]
         self.state = [
             stored(array, param.size, full["state_format"], signed)
             for array, signed in zip(fresh_state(cls, rule_of(options), wide), signs, strict=True)
@@ -350,7 +350,7 @@ def test_free_functions(case, n, rng):
     """State in any format, also of few elements; parameters in any, which have no master."""
     cls, options = case
     kernel = getattr(op.kernels, cls.rule)
-    signs = op._core.rules()[cls.rule]["has_sign"]
+    signs = op._core.rules()[cls.row]["has_sign"]
     for dtype, rounding, kept in itertools.product(
         (np.float32, *SMALL_FORMATS), ROUNDINGS[1:], ("f4", BF16, "q8")
     ):

@@ -138,10 +138,32 @@ def test_the_defaults_are_theirs(optimizer):
             assert value == theirs[name].default, name
 
 
-def test_their_adamw_is_not_taken_for_adam(rng):
+@pytest.mark.parametrize("cls", [op.Adam, op.AdamW])
+def test_their_adamw_continues_in_either_class(cls, dtype, rng):
+    both = twins(op.AdamW, {"weight_decay": 0.3}, dtype, rng)
+    for _ in range(5):
+        step_both(*both, rng)
+    _, tensors, _, torch_opt = both
+    params = [t.detach().numpy().copy() for t in tensors]
+    opt = cls(params)
+    opt.load_state_dict(as_numpy(torch_opt.state_dict()))
+    assert opt.param_groups[0]["decoupled_weight_decay"] is True
+    assert_same_path(params, tensors, opt, torch_opt, rng, steps=5)
+
+
+def test_their_adam_is_not_taken_for_adamw(rng):
+    """Its decay is coupled; in PyTorch the same call turns it into the decoupled one."""
     tensor = torch.nn.Parameter(torch.ones(3))
     tensor.grad = torch.ones(3)
-    torch_opt = torch.optim.AdamW([tensor])
+    torch_opt = torch.optim.Adam([tensor])
     torch_opt.step()
-    with pytest.raises(ValueError, match="coupled"):
-        op.Adam([np.ones(3, np.float32)]).load_state_dict(as_numpy(torch_opt.state_dict()))
+    with pytest.raises(ValueError, match="^decoupled_weight_decay: expected True"):
+        op.AdamW([np.ones(3, np.float32)]).load_state_dict(as_numpy(torch_opt.state_dict()))
+
+
+def test_groups_hold_what_theirs_hold():
+    """Which decay it is stands in the groups of both classes, as in PyTorch's."""
+    for name in ("Adam", "AdamW"):
+        (theirs,) = getattr(torch.optim, name)([torch.ones(3)]).param_groups
+        (ours,) = getattr(op, name)([np.ones(3)]).param_groups
+        assert ours["decoupled_weight_decay"] is theirs["decoupled_weight_decay"]

@@ -22,7 +22,7 @@
 namespace onepass::bindings {
 namespace {
 
-const KernelTable* kernels_in_use = nullptr;  // set once, at import
+const KernelTable* batch_norm_kernels = nullptr;  // set once, at import
 
 using Vector64 = py::array_t<double>;
 
@@ -74,7 +74,7 @@ class Call {
   void infer(const PerChannel& mean, const PerChannel& var, double eps, int num_threads) {
     with_arrays([&](const auto& arrays, const auto&) {
       using T = std::remove_pointer_t<decltype(arrays.out)>;
-      Inference<T> inference(*kernels_in_use, layout(), num_threads, arrays,
+      Inference<T> inference(*batch_norm_kernels, layout(), num_threads, arrays,
                              {mean, var, weight_, bias_, eps}, relu_);
       without_gil([&]() noexcept { inference.run(); });
     });
@@ -111,9 +111,9 @@ class Call {
   void with_arrays(const Body& body) {
     if (x.size() == 0) return;
     if (x.dtype == Dtype::f32) {
-      body(arrays<float>(), kernels_in_use->batch_norm_f32);
+      body(arrays<float>(), batch_norm_kernels->batch_norm_f32);
     } else {
-      body(arrays<double>(), kernels_in_use->batch_norm_f64);
+      body(arrays<double>(), batch_norm_kernels->batch_norm_f64);
     }
   }
 
@@ -237,7 +237,7 @@ py::tuple backward(py::handle dy, py::handle x, py::handle mean, py::handle scal
   std::vector<double> means = call.statistic(mean, eps ? "mean" : "saved_mean").values();
   std::vector<double> invstds =
       (eps ? call.variance(scale) : call.statistic(scale, "saved_invstd")).values();
-  if (eps) kernels_in_use->invert_deviation(invstds.data(), invstds.size(), *eps);
+  if (eps) batch_norm_kernels->invert_deviation(invstds.data(), invstds.size(), *eps);
   const py::object weight_result = call.vector_out(weight_grad);
   const py::object bias_result = call.vector_out(bias_grad);
   ChannelVector dweights(weight_result, Label("weight_grad", Role::output), call.x, false,
@@ -271,7 +271,7 @@ py::tuple backward(py::handle dy, py::handle x, py::handle mean, py::handle scal
 }  // namespace
 
 void bind_batch_norm(py::module_& m, const KernelTable& kernels) {
-  kernels_in_use = &kernels;
+  batch_norm_kernels = &kernels;
   m.def("batch_norm_train", &train, py::arg("x"), py::arg("weight"), py::arg("bias"),
         py::arg("running_mean"), py::arg("running_var"), py::arg("num_batches_tracked"),
         py::arg("momentum"), py::arg("eps"), py::arg("axis"), py::arg("unbiased_running_var"),

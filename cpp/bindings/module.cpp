@@ -79,7 +79,8 @@ py::list to_list(std::span<const char* const> names) {
 
 py::dict rules() {
   py::dict rules;
-  for (const RuleRow& row : isa_in_use->kernels->rules) {
+  for (const RuleRow* found : isa_in_use->kernels->rules) {
+    const RuleRow& row = *found;
     py::list variants;  // per combination of options: which state it uses
     for (const Variant& variant : row.variants) {
       py::list used;
@@ -91,10 +92,31 @@ py::dict rules() {
     rule["scalars"] = to_list(row.scalars);
     rule["options"] = to_list(row.options);
     rule["has_sign"] = py::cast(std::vector<bool>(row.has_sign.begin(), row.has_sign.end()));
+    rule["hyper"] = to_list(row.hyper);
+    rule["defaults"] = py::cast(std::vector<double>(row.defaults.begin(), row.defaults.end()));
+    rule["start"] = py::list();
+    for (const int place : row.start) {
+      rule["start"].cast<py::list>().append(
+          place < 0 ? py::object(py::none()) : py::str(row.hyper[static_cast<std::size_t>(place)]));
+    }
     rule["uses_state"] = variants;
     rules[row.name] = rule;
   }
   return rules;
+}
+
+std::vector<double> at(const std::string& name, double step, const std::vector<double>& hyper) {
+  for (const RuleRow* row : isa_in_use->kernels->rules) {
+    if (row->name != name) continue;
+    if (hyper.size() != row->hyper.size()) {
+      throw py::value_error("hyper: expected " + std::to_string(row->hyper.size()) +
+                            " numbers, got " + std::to_string(hyper.size()));
+    }
+    std::vector<double> scalars(row->scalars.size());
+    row->at(step, hyper.data(), scalars.data());
+    return scalars;
+  }
+  throw py::value_error("rule: expected one of rules(), got '" + name + "'");
 }
 
 }  // namespace
@@ -109,7 +131,9 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("commit", &commit, py::arg("updates"), py::arg("names") = py::list(),
         py::arg("params") = py::list(), py::arg("copies") = py::none(), py::call_guard<InCall>(),
         "Change attributes, and write the copies of parameters, in one call.");
-  m.def("rules", &rules, "The rows of rules.def: states, scalars and options of each rule.");
+  m.def("rules", &rules, "The rows of rules.def, and what each rule's header says.");
+  m.def("at", &at, py::arg("rule"), py::arg("step"), py::arg("hyper"),
+        "The numbers of a step that a rule makes of its hyperparameters, in double.");
 
   bind_exit(m);
   bind_function(m);
@@ -124,7 +148,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.attr("isas") = isas;
   m.attr("compiler") = ONEPASS_COMPILER;
   m.attr("flags") = ONEPASS_FLAGS;
-  m.attr("copy_limit") = isa_in_use->kernels->rules.size();
+  m.attr("add") = isa_in_use->kernels->rules.size();
+  m.attr("copy_limit") = isa_in_use->kernels->rules.size() + 1;
 }
 
 }  // namespace onepass::bindings

@@ -16,10 +16,15 @@ namespace {
 
 const KernelTable* kernels_in_use = nullptr;  // set once, at import
 
+// After the rules' rows come the one that adds gradients up, and the benchmarks' ruler.
 const RuleRow& find_rule(std::size_t index) {
+  static const Variant add{{kernels_in_use->add_f32}, nullptr, kernels_in_use->add_f64, {}};
+  static const RuleRow add_row{"add", {}, {}, {}, {}, {}, {}, {}, {&add, 1}, nullptr};
   const auto rules = kernels_in_use->rules;
-  if (index > rules.size()) throw py::index_error("rule: no such row");
-  return index == rules.size() ? kernels_in_use->copy_limit : rules[index];
+  if (index < rules.size()) return *rules[index];
+  if (index == rules.size()) return add_row;
+  if (index == rules.size() + 1) return *kernels_in_use->copy_limit;
+  throw py::index_error("rule: no such row");
 }
 
 const Variant& find_variant(const RuleRow& rule, std::size_t options) {
@@ -78,6 +83,7 @@ Plan::Plan(Given given) : given_(std::move(given)) {
     }
   }
   tensors_.reserve(given_.params.size());
+  choices_.resize(given_.params.size());
   Memory memory;
   memory.reserve(given_.params.size() * (4 + max_states));
   seen_.reserve(given_.params.size() * (2 + max_states));
@@ -135,8 +141,8 @@ void Plan::add(Job& job, std::size_t index, Memory& memory) {
   if (!grad.array.is(given_grad)) seen_.emplace_back(grad.array);
   const bool is_float = p.dtype == Dtype::f32;
   const auto& kernels = *kernels_in_use;
-  tensors_.push_back({streams, p.size, p.item_size,
-                      is_float ? job.variant->f32[format] : job.variant->f64,
+  choices_[index] = {&job, format};
+  tensors_.push_back({streams, p.size, p.item_size, nullptr,
                       is_float ? kernels.squares_f32 : kernels.squares_f64, job.scalars.data()});
 }
 
@@ -213,6 +219,12 @@ void Plan::set_scalars(const py::list& scalars, double factor) {
       draw(*job.bits, static_cast<std::uint64_t>(job.scalars[SharedScalar::random_seed]),
            static_cast<std::uint64_t>(job.scalars[SharedScalar::step_number]));
     }
+  }
+  for (Tensor& tensor : tensors_) {
+    const auto& [job, format] = choices_[tensor.streams.tensor];
+    const bool decays = job->scalars[SharedScalar::weight_decay] != 0 ||
+                        job->scalars[SharedScalar::shrink] != 1;
+    tensor.kernel = find_kernel(*job->variant, tensor.item_size == sizeof(double), format, decays);
   }
 }
 

@@ -80,6 +80,11 @@ class Plan {
   std::unique_ptr<std::atomic<bool>> busy_ = std::make_unique<std::atomic<bool>>(false);
   std::vector<Tensor> tensors_;  // in the parameters' order
   std::deque<Job> jobs_;         // the tensors point into it
+  struct Choice {
+    const Job* job;
+    StateFormat format;
+  };
+  std::vector<Choice> choices_;  // each parameter's, which decide about its kernel
   std::vector<double> sums_;
   std::vector<Unchanged> seen_;  // all arrays, and copies of gradients, which live in it
 };

@@ -1,4 +1,4 @@
-// The table that every instruction set's build of kernels.cpp fills.
+// The table that every instruction set's build of the kernels fills.
 #pragma once
 
 #include <array>
@@ -19,13 +19,15 @@ using Kernel = void (*)(const Streams&, std::size_t begin, std::size_t end,
 enum SharedScalar : std::size_t {
   grad_scale,
   weight_decay,    // coupled
+  shrink,          // 1 - lr * decay of the decoupled one, 1 without
   max_grad_value,  // infinite: none
   average_weight,  // of the new weights in their average
   random_seed,     // which the random bits depend on, and on ...
   step_number,     // ... from 1; what is kept loses its subnormal numbers in some
   shared_scalars
 };
-inline constexpr std::size_t max_scalars = 16;  // those included
+inline constexpr std::size_t max_scalars = 24;  // those included
+inline constexpr std::size_t max_hyper = 16;    // hyperparameters of a rule
 
 // The sum of the squares of x * unit (reduce.hpp).
 using SumOfSquares = double (*)(const Stored& x, std::size_t begin, std::size_t end, double unit,
@@ -36,18 +38,32 @@ enum Format : std::size_t { plain, bf16, f16, bf16_random, f16_random, formats }
 // Formats of state; rounded at random where not plain.
 enum StateFormat : std::size_t { plain_state, bf16_state, q8_state, state_formats };
 
-// One choice of a rule's options.
+// One choice of a rule's options. Every kernel does both weight decays, to the same bits; f32_decay
+// is the fastest one for float32 weights with plain state that have either of them.
 struct Variant {
   std::array<Kernel, state_formats> f32;
+  Kernel f32_decay;  // with plain state
   Kernel f64;
   bool uses_state[max_states];
 };
 
+// The kernel of a parameter; `decays`: by either weight decay.
+inline Kernel find_kernel(const Variant& variant, bool is_double, StateFormat format,
+                          bool decays) noexcept {
+  if (is_double) return variant.f64;
+  return decays && format == plain_state ? variant.f32_decay : variant.f32[format];
+}
+
+// A row of rules.def, and what the rule's header says.
 struct RuleRow {
   const char* name;
-  std::span<const char* const> states, scalars, options;
+  std::span<const char* const> states, scalars, options, hyper;
+  std::span<const double> defaults;   // of each hyperparameter
   std::span<const bool> has_sign;     // of each state
-  std::span<const Variant> variants;  // index: bit 0 coupled weight decay, bit 1 + k option k
+  std::span<const int> start;         // of each state: the hyperparameter it starts from, -1: zero
+  std::span<const Variant> variants;  // index: bit k option k
+  // The numbers of a step (from 1): the rule's own scalars, not those that all rules share.
+  void (*at)(double step, const double* hyper, double* scalars) noexcept;
 };
 
 // The loops of batch normalisation (batchnorm.hpp, channel_values.hpp) for one choice of what an
@@ -72,8 +88,11 @@ template <class T>
 using BatchNormTable = std::array<BatchNormLoops<T>, 8>;
 
 struct KernelTable {
-  std::span<const RuleRow> rules;
-  RuleRow copy_limit;  // not a rule: the benchmarks' ruler
+  std::span<const RuleRow* const> rules;
+  // sum += gradient in any format; no state.
+  Kernel add_f32, add_f64;
+  // Not a rule: what a rule with k states moves at least is variants[k], the benchmarks' ruler.
+  const RuleRow* copy_limit;
   SumOfSquares squares_f32, squares_f64;
   std::array<Codec, formats> codecs;
   BatchNormTable<float> batch_norm_f32;

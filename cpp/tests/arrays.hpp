@@ -1,6 +1,7 @@
 // The arrays of a tensor in whichever formats, each in heap blocks of its exact size.
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -67,9 +68,20 @@ struct Formats {
 };
 
 // Scalars that suit any rule: all in (0, 1), none round in binary. Before them the stages': the
-// gradient is clipped, the average is near the new weights, and subnormal numbers are flushed.
-inline constexpr double scalars[onepass::max_scalars] = {-1.0, 0.1, 0.7, 0.6, 0.0,  64.0, 0.9, 0.05,
-                                                         0.3,  0.7, 0.2, 0.6, 1e-3, 1e-4, 0.4, 0.8};
+// weights decay in both ways, the gradient is clipped, the average is near the new weights, and
+// subnormal numbers are flushed.
+using Scalars = std::array<double, onepass::max_scalars>;
+inline constexpr Scalars decaying = {-1.0, 0.1, 0.95, 0.7, 0.6,  0.0,  64.0, 0.9, 0.05,
+                                     0.3,  0.7, 0.2,  0.6, 1e-3, 1e-4, 0.4,  0.8};
+// The same but for some of the decay.
+constexpr Scalars scalars_with(double weight_decay, double shrink) {
+  Scalars scalars = decaying;
+  scalars[onepass::weight_decay] = weight_decay;
+  scalars[onepass::shrink] = shrink;
+  return scalars;
+}
+inline constexpr Scalars coupled = scalars_with(0.1, 1.0), decoupled = scalars_with(0.0, 0.95),
+                         undecayed = scalars_with(0.0, 1.0);
 
 inline const onepass::StepBits step_bits = [] {
   onepass::StepBits bits;
@@ -77,10 +89,15 @@ inline const onepass::StepBits step_bits = [] {
   return bits;
 }();
 
-// One variant of one rule, in the build for one instruction set.
+// One variant of one rule, in the build for one instruction set, and the numbers of a step.
 struct Choice {
   const onepass::KernelTable* kernels;
   std::size_t row, variant;
+  const Scalars* scalars = &decaying;
+
+  bool decays() const {
+    return (*scalars)[onepass::weight_decay] != 0 || (*scalars)[onepass::shrink] != 1;
+  }
 };
 
 template <class T>
@@ -98,9 +115,10 @@ struct Arrays {
         grad(bits(f.grad), n, offset, 2),
         state{{state_bits(f), n, offset, 3},
               {state_bits(f), n, offset, 4},
-              {state_bits(f), n, offset, 5}},
-        average(n, offset, 6),
-        copy(bits(f.copy), n, offset, 7) {
+              {state_bits(f), n, offset, 5},
+              {state_bits(f), n, offset, 6}},
+        average(n, offset, 7),
+        copy(bits(f.copy), n, offset, 8) {
     for (StoredBlock<T>& each : state) each.add_subnormals();
   }
 
@@ -114,7 +132,7 @@ struct Arrays {
   // `number`: the tensor's among all.
   onepass::Tensor tensor(const Choice& choice, std::uint64_t number = 0) const {
     const onepass::KernelTable& kernels = *choice.kernels;
-    const onepass::Variant& variant = kernels.rules[choice.row].variants[choice.variant];
+    const onepass::Variant& variant = kernels.rules[choice.row]->variants[choice.variant];
     constexpr bool is_float = sizeof(T) == sizeof(float);
     const auto codec = [&](onepass::Format format) {
       return format == onepass::plain ? nullptr : &kernels.codecs[format];
@@ -122,7 +140,7 @@ struct Arrays {
     const onepass::Streams streams{
         .param = param.stored(codec(formats.param)),
         .grad = grad.stored(codec(formats.grad)),
-        .state = {state[0].stored(), state[1].stored(), state[2].stored()},
+        .state = {state[0].stored(), state[1].stored(), state[2].stored(), state[3].stored()},
         .average = average.data(),
         .copy = codec(formats.copy) ? copy.stored(codec(formats.copy)) : onepass::Stored{},
         .zero_grad = true,
@@ -133,9 +151,9 @@ struct Arrays {
     return {streams,
             size,
             sizeof(T),
-            is_float ? variant.f32[formats.state] : variant.f64,
+            onepass::find_kernel(variant, !is_float, formats.state, choice.decays()),
             is_float ? kernels.squares_f32 : kernels.squares_f64,
-            scalars};
+            choice.scalars->data()};
   }
 
   // The last element of the gradient.
@@ -149,7 +167,7 @@ struct Arrays {
 
   bool operator==(const Arrays& other) const {
     return param == other.param && grad == other.grad && state[0] == other.state[0] &&
-           state[1] == other.state[1] && state[2] == other.state[2] && average == other.average &&
-           copy == other.copy;
+           state[1] == other.state[1] && state[2] == other.state[2] && state[3] == other.state[3] &&
+           average == other.average && copy == other.copy;
   }
 };

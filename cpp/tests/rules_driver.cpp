@@ -55,7 +55,8 @@ constexpr std::size_t offsets[] = {0, 1, 3, 15};
 // The loop over the whole against one element at a time, or one block where it is rounded, and
 // every build against the first.
 template <class T>
-void check_variant(std::size_t row, std::size_t variant, const Formats& formats = {}) {
+void check_variant(std::size_t row, std::size_t variant, const Scalars& scalars,
+                   const Formats& formats = {}) {
   for (const std::size_t n : lengths) {
     for (const std::size_t offset : offsets) {
       if (formats.rounds() && offset > 1) continue;  // no loop is aligned there
@@ -63,19 +64,19 @@ void check_variant(std::size_t row, std::size_t variant, const Formats& formats 
       bool first = true;
       for (const onepass::Isa& isa : onepass::compiled_isas()) {
         if (!isa.supported) continue;
-        const Choice choice{isa.kernels, row, variant};
+        const Choice choice{isa.kernels, row, variant, &scalars};
         if (first) {
           const onepass::Tensor cut = expected.tensor(choice);
           const std::size_t length = formats.rounds() ? onepass::block_size : 1;
           for (std::size_t i = 0; i < n; i += length) {
-            cut.kernel(cut.streams, i, std::min(i + length, n), scalars);
+            cut.kernel(cut.streams, i, std::min(i + length, n), cut.scalars);
           }
           first = false;
         }
         Arrays<T> whole(n, offset, formats);
         onepass::Tensor tensor = whole.tensor(choice);
         onepass::step({&tensor, 1}, 1);
-        check(whole == expected, isa.kernels->rules[row].name + (" on " + std::string(isa.name)) +
+        check(whole == expected, isa.kernels->rules[row]->name + (" on " + std::string(isa.name)) +
                                      ", n = " + std::to_string(n) + describe(formats));
       }
     }
@@ -96,7 +97,7 @@ void check_threads() {
       const std::size_t n = i % 2 ? i : i % 4 ? 2 * piece + 257 + i : piece - 1 + i % 3;
       const std::size_t row = i % kernels->rules.size();
       arrays.push_back(std::make_unique<Arrays<float>>(n, i % 16, all[i % all.size()]));
-      const Choice choice{kernels, row, kernels->rules[row].variants.size() - 1};
+      const Choice choice{kernels, row, kernels->rules[row]->variants.size() - 1};
       tensors.push_back(arrays.back()->tensor(choice, i));
     }
     onepass::step(tensors, threads);
@@ -130,7 +131,7 @@ void check_generated() {
                                    std::min(wanted, draw(40 * piece))};
       const std::size_t n = sizes[draw(std::size(sizes))], offset = draw(16);
       const std::size_t row = draw(kernels->rules.size());
-      const Choice choice{kernels, row, draw(kernels->rules[row].variants.size())};
+      const Choice choice{kernels, row, draw(kernels->rules[row]->variants.size())};
       const Formats& formats = all[draw(all.size())];
       for (Made& each : made) {
         each.arrays.push_back(std::make_unique<Arrays<float>>(n, offset, formats));
@@ -185,7 +186,7 @@ void check_norm(Format grad = plain) {
 // Several callers at once, each with small steps in quick succession: whoever finds the helpers
 // taken works alone, and nobody sees another's arrays.
 void check_concurrent_callers() {
-  const Choice choice{onepass::choose_isa(nullptr).kernels, 0, 2};
+  const Choice choice{onepass::choose_isa(nullptr).kernels, 0, 1};
   constexpr std::size_t n = 50000;
   constexpr int steps = 200;
   Arrays<float> expected(n, 4);
@@ -222,9 +223,12 @@ int main() {
   const auto rules = onepass::compiled_isas()[0].kernels->rules;
   const std::vector<Formats> all = all_formats();
   for (std::size_t row = 0; row < rules.size(); ++row) {
-    for (std::size_t variant = 0; variant < rules[row].variants.size(); ++variant) {
-      check_variant<double>(row, variant);
-      for (const Formats& formats : all) check_variant<float>(row, variant, formats);
+    for (std::size_t variant = 0; variant < rules[row]->variants.size(); ++variant) {
+      for (const Scalars* scalars : {&undecayed, &coupled, &decoupled}) {
+        check_variant<double>(row, variant, *scalars);
+        check_variant<float>(row, variant, *scalars);
+      }
+      for (const Formats& formats : all) check_variant<float>(row, variant, decaying, formats);
     }
   }
   check_threads();

@@ -4,12 +4,14 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <limits>
 #include <string>
 
 #include "checks.hpp"
 #include "dispatch.hpp"
 #include "onepass/random.hpp"
+#include "onepass/rules.def"
 #include "step.hpp"
 
 namespace {
@@ -17,19 +19,23 @@ namespace {
 // The first row, SGD, at a learning rate of 1; with a momentum of 0.5 where `state` is not plain.
 onepass::Tensor sgd(const onepass::KernelTable& kernels, const onepass::Streams& streams,
                     std::size_t n, onepass::StateFormat state = onepass::plain_state) {
-  // Scale, decay, no clipping, no average, seed and step; momentum, gain, step_size.
-  static constexpr double scalars[] = {1.0, 0.0, HUGE_VAL, 0.0, 0.0, 1.0, 0.5, 1.0, 1.0};
-  check(std::string(kernels.rules[0].name) == "sgd", "the first row is sgd");
-  const std::size_t variant = state == onepass::plain_state ? 0 : 2;
-  return {
-      streams, n, sizeof(float), kernels.rules[0].variants[variant].f32[state], kernels.squares_f32,
-      scalars};
+  // Scale, decays, no clipping, no average, seed and step; momentum, gain, step_size.
+  static constexpr double scalars[] = {1.0, 0.0, 1.0, HUGE_VAL, 0.0, 0.0, 1.0, 0.5, 1.0, 1.0};
+  const onepass::RuleRow& row = *kernels.rules[0];
+  check(std::string(row.name) == "sgd", "the first row is sgd");
+  const std::size_t variant = state == onepass::plain_state ? 0 : 1;
+  return {streams,
+          n,
+          sizeof(float),
+          onepass::find_kernel(row.variants[variant], false, state, false),
+          kernels.squares_f32,
+          scalars};
 }
 
 // p - lr * g, and what surrounds it.
 void check_stages() {
-  // Scale, decay, no clipping, the average's weight, seed and step; momentum, gain, step_size.
-  constexpr double scalars[] = {1.0, 0.0, HUGE_VAL, 0.5, 0.0, 1.0, 0.0, 1.0, 0.25};
+  // Scale, decays, no clipping, the average's weight, seed and step; momentum, gain, step_size.
+  constexpr double scalars[] = {1.0, 0.0, 1.0, HUGE_VAL, 0.5, 0.0, 1.0, 0.0, 1.0, 0.25};
   for_each_isa([&](const onepass::KernelTable& kernels, const std::string& where) {
     float param[] = {1.0f, -2.0f, 8.0f}, grad[] = {4.0f, 2.0f, -16.0f};
     double average[] = {2.0, 0.5, 0.0};
@@ -46,6 +52,73 @@ void check_stages() {
     check(param[0] == 0.0f && param[1] == -2.5f && param[2] == 12.0f, "sgd" + where);
     check(average[0] == 1.0 && average[1] == -1.0 && average[2] == 6.0, "the average" + where);
     check(grad[0] == 0.0f && grad[1] == 0.0f && grad[2] == 0.0f, "the gradient is zeroed" + where);
+  });
+}
+
+// From (2, -1) with gradients of (1, 4), a rate of 0.25, a coupled decay of 0.5 and weights that
+// shrink to 0.75: gradients of 2 and 3.5, weights of 1.5 and -0.75, and then the step. In double
+// and in float32, by each of its kernels; and where the gradient is clipped to 2, before the decay.
+template <class T>
+void check_decay() {
+  constexpr double largest[] = {HUGE_VAL, 2.0};
+  constexpr T expected[][2] = {{T(1), T(-1.625)}, {T(1), T(-1.125)}};
+  for_each_isa([&](const onepass::KernelTable& kernels, const std::string& where) {
+    for (const std::size_t i : {0u, 1u}) {
+      const double scalars[] = {1.0, 0.5, 0.75, largest[i], 0.0, 0.0, 1.0, 0.0, 1.0, 0.25};
+      for (const bool decays : {false, true}) {
+        T param[] = {T(2), T(-1)}, grad[] = {T(1), T(4)};
+        onepass::Streams streams;
+        streams.param = {param};
+        streams.grad = {grad};
+        const bool is_double = sizeof(T) == sizeof(double);
+        onepass::find_kernel(kernels.rules[0]->variants[0], is_double, onepass::plain_state,
+                             decays)(streams, 0, 2, scalars);
+        check(param[0] == expected[i][0] && param[1] == expected[i][1], "both decays" + where);
+      }
+    }
+  });
+}
+
+// The numbers of a step: Adam's for betas of 0.5 and 0.75, in the second step, by hand; by the row
+// and by the header, which knows their names.
+void check_numbers() {
+  constexpr double expected[] = {0.5, 0.5, 0.75, 0.25, 0.125 / 0.75, 1 / 0.4375, 0.0, 0.0};
+  const auto rule =
+      onepass::Adam<double, false>::at(2, {.lr = 0.125, .beta1 = 0.5, .beta2 = 0.75, .eps = 0.0});
+  check(rule.step_size == expected[4] && rule.inv_bias2 == expected[5], "the numbers of a step");
+  const auto rounded = onepass::Adam<float, false>::at(2, {.lr = 0.125, .beta1 = 0.5});
+  check(rounded.step_size == static_cast<float>(expected[4]), "rounded at the end");
+  const double hyper[] = {0.125, 0.5, 0.75, 0.0, 0.0, 1.0, 0.0};
+  for_each_isa([&](const onepass::KernelTable& kernels, const std::string& where) {
+    for (const onepass::RuleRow* row : kernels.rules) {
+      if (row->name != std::string("adam")) continue;
+      double found[onepass::max_scalars] = {};
+      check(row->hyper.size() == std::size(hyper), "the hyperparameters" + where);
+      row->at(2, hyper, found);
+      check(std::equal(std::begin(expected), std::end(expected), found),
+            "the numbers of a step" + where);
+    }
+  });
+}
+
+// Gradients of 16 bits are added to a sum, and zeroed.
+void check_add() {
+  for_each_isa([](const onepass::KernelTable& kernels, const std::string& where) {
+    constexpr double scalars[] = {1.0, 0.0, 1.0, HUGE_VAL, 0.0, 0.0, 1.0};
+    float sum[] = {1.0f, -2.0f};
+    std::uint16_t grad[] = {0x3fc0, 0xc000};
+    onepass::Streams streams;
+    streams.param = {sum};
+    streams.grad = {grad, nullptr, &kernels.codecs[onepass::bf16]};
+    streams.zero_grad = true;
+    kernels.add_f32(streams, 0, 2, scalars);
+    check(sum[0] == 2.5f && sum[1] == -4.0f && grad[0] == 0 && grad[1] == 0, "a sum" + where);
+    double sum64[] = {1.0}, grad64[] = {0x1p-52};
+    streams = {};
+    streams.param = {sum64};
+    streams.grad = {grad64};
+    kernels.add_f64(streams, 0, 1, scalars);
+    check(sum64[0] == 1.0 + 0x1p-52 && grad64[0] == 0x1p-52, "a sum in double" + where);
   });
 }
 
@@ -155,7 +228,7 @@ void check_flush() {
   for_each_isa([&](const onepass::KernelTable& kernels, const std::string& where) {
     for (const double step : {1.0, 63.0, 64.0, 65.0, 128.0}) {
       // Weights of 0 leave a quarter of the average.
-      const double scalars[] = {1.0, 0.0, HUGE_VAL, 0.75, 0.0, step, 1.0, 1.0, 0.0};
+      const double scalars[] = {1.0, 0.0, 1.0, HUGE_VAL, 0.75, 0.0, step, 1.0, 1.0, 0.0};
       float param[n] = {}, grad[n] = {}, momentum[n];
       std::copy(values, values + n, momentum);
       double average[n] = {0x1p-1020, -0x1p-1020, 0x1p-1021, -0x1p-1021, 0x1p-1072, 0.0};
@@ -165,7 +238,7 @@ void check_flush() {
       streams.state[0] = {momentum};
       streams.average = average;
       onepass::Tensor tensor = sgd(kernels, streams, n);
-      tensor.kernel = kernels.rules[0].variants[2].f32[onepass::plain_state];
+      tensor.kernel = kernels.rules[0]->variants[1].f32[onepass::plain_state];
       tensor.scalars = scalars;
       onepass::step({&tensor, 1}, 1);
       const bool flushes = std::fmod(step, 64.0) == 0;
@@ -187,6 +260,10 @@ void check_flush() {
 
 int main() {
   check_stages();
+  check_decay<float>();
+  check_decay<double>();
+  check_numbers();
+  check_add();
   check_flush();
   check_gradient();
   check_follow();

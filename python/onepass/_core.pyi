@@ -13,7 +13,10 @@ class RuleRow(TypedDict):
     states: list[str]
     scalars: list[str]
     options: list[str]
+    hyper: list[str]
+    defaults: list[float]
     has_sign: list[bool]
+    start: list[str | None]
     uses_state: list[tuple[bool, ...]]
 
 Job = tuple[int, int, Sequence[int], bool]
@@ -22,6 +25,7 @@ isa: str
 isas: dict[str, bool]
 compiler: str
 flags: str
+add: int
 copy_limit: int
 max_threads: int
 
@@ -49,6 +53,7 @@ def commit(
     copies: list[Any] | None = None,
 ) -> None: ...
 def rules() -> dict[str, RuleRow]: ...
+def at(rule: str, step: float, hyper: list[float]) -> list[float]: ...
 def in_forked_child() -> bool: ...
 def check_num_threads(num_threads: object) -> int: ...
 def use_threads(num_threads: int) -> None: ...

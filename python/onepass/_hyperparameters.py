@@ -137,6 +137,20 @@ class Maybe:
         return None if value is None else self.kind(name, value)
 
 
+@dataclass(frozen=True)
+class Fixed:
+    """The only value of one kind that a class allows, because it makes the class what it is."""
+
+    kind: Check
+    value: Any
+    schedulable: bool = False
+
+    def __call__(self, name: str, value: Any) -> Any:
+        if self.kind(name, value) != self.value:
+            raise ValueError(f"{name}: expected {self.value} in this class, got {value!r}")
+        return self.value
+
+
 NON_NEGATIVE = Number()
 SCHEDULED = Number(schedulable=True)
 DECAY_RATE = Number(below=1.0)
@@ -165,6 +179,24 @@ def resolve_one(checks: Checks, name: str, value: Any, completed: int) -> Any:
     if callable(value):
         value = check_setting(checks, name, value)(completed)
     return checks[name](name, value)
+
+
+def as_numbers(checks: Checks, values: Mapping[str, Any]) -> dict[str, float]:
+    """Return checked values as the rules in C++ take them: numbers by name.
+
+    A pair called `betas` becomes `beta1` and `beta2`, True and False 1 and 0, and one of several
+    names the number of its place among them.
+    """
+    numbers: dict[str, float] = {}
+    for name, check in checks.items():
+        match check:
+            case Pair():
+                numbers |= {f"{name[:-1]}{i}": number for i, number in enumerate(values[name], 1)}
+            case Choice(names):
+                numbers[name] = float(names.index(values[name]))
+            case _:
+                numbers[name] = float(values[name])
+    return numbers
 
 
 def check_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from onepass import _core
-from onepass._hyperparameters import Whole, check_setting
+from onepass._hyperparameters import Fixed, Whole, check_setting
 from onepass._typing import Array
 from onepass.optim import Optimizer, _foreign, _stages, registry
 from onepass.optim._table import INDEX, ROWS, options_of, scalars_of
@@ -39,8 +39,8 @@ class Kernel(Protocol):
 
 
 def _make_kernel(cls: type[Optimizer]) -> Kernel:
-    states = ROWS[cls.rule]["states"]
-    n_states, rule = len(states), INDEX[cls.rule]
+    states = ROWS[cls.row]["states"]
+    n_states, rule = len(states), INDEX[cls.row]
 
     def kernel(
         param: Array,
@@ -78,8 +78,7 @@ def _make_kernel(cls: type[Optimizer]) -> Kernel:
             if callable(value):
                 raise TypeError(f"{name}: expected a value (evaluate the schedule), got {value!r}")
         cls.check_together(values)
-        constants = _stages.constants(values, decoupled=cls.decoupled)
-        return values, constants, options_of(cls, values, values)
+        return values, _stages.constants(values), options_of(cls, values)
 
     kernel.__name__ = kernel.__qualname__ = cls.rule
     kernel.__doc__ = _DOC.format(cls=cls.__name__, states=", ".join(states), rule=cls.rule)
@@ -107,13 +106,14 @@ def _is_stochastic(rounding: str) -> bool:
 
 def _signature(cls: type[Optimizer], states: list[str]) -> inspect.Signature:
     kinds = inspect.Parameter
-    always = ROWS[cls.rule]["uses_state"][0]
+    always = ROWS[cls.row]["uses_state"][0]
     arrays = [
         kinds(name, kinds.POSITIONAL_ONLY, default=kinds.empty if used else None)
         for name, used in zip(["param", "grad", *states], [True, True, *always], strict=True)
     ]
     rest = {"rounding": "stochastic", "seed": 0, "num_threads": None}
-    keywords = {"step": None, **cls.defaults, **rest}
+    own = {n: v for n, v in cls.defaults.items() if not isinstance(cls.checks[n], Fixed)}
+    keywords = {"step": None, **own, **rest}
     named = [kinds(name, kinds.KEYWORD_ONLY, default=value) for name, value in keywords.items()]
     return inspect.Signature([*arrays, *named])
 

@@ -164,7 +164,7 @@ inline T normalized(T centered, T scale, T shift, const T* z, std::size_t i) noe
 template <template <class> class Each, bool relu, bool residual, class T>
 void normalize(const Arrays<T>& arrays, const Panel& panel, const Channels<T>& channels) noexcept {
   const T *x = arrays.x, *z = arrays.residual;
-  const T small = static_cast<T>(shrink);
+  const T small = static_cast<T>(downscale);
   write_rows(arrays.out, panel, arrays.stream, [=](std::size_t c) {
     return [=, mean = Each<T>(channels.mean + c), scale = Each<T>(channels.scale + c),
             shift = Each<T>(channels.shift + c)](std::size_t i, std::size_t j) {
@@ -197,7 +197,7 @@ struct GradientTerms {
   void operator()(std::size_t i, std::size_t j, double& a, double& b) const noexcept {
     T g = dy[i];
     if constexpr (relu) {
-      const T centered = x[i] * static_cast<T>(shrink) - mean[j];
+      const T centered = x[i] * static_cast<T>(downscale) - mean[j];
       g = passed<relu, residual>(g, centered, scale[j], shift[j], z, i);
     }
     a = static_cast<double>(g);
@@ -235,7 +235,7 @@ void input_gradient(const Arrays<T>& arrays, const Panel& panel,
                     const Channels<T>& channels) noexcept {
   const T *x = arrays.x, *dy = arrays.dy, *z = arrays.residual;
   T* dz = arrays.dresidual;
-  const T small = static_cast<T>(shrink);
+  const T small = static_cast<T>(downscale);
   write_rows(arrays.out, panel, arrays.stream, [=](std::size_t c) {
     return [=, mean = Each<T>(channels.mean + c), scale = Each<T>(channels.scale + c),
             shift = Each<T>(channels.shift + c), slope = Each<T>(channels.slope + c),

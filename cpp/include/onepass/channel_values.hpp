@@ -28,7 +28,7 @@ T narrow(double value) noexcept {
 template <class T>
 struct Split {
   explicit Split(double mean) noexcept : low(0) {
-    const double whole = mean * shrink;
+    const double whole = mean * downscale;
     double nearest = whole;
     if constexpr (sizeof(T) < sizeof(double)) {  // else it is no larger than that
       constexpr double most = static_cast<double>(std::numeric_limits<T>::max()) / 2;
@@ -123,7 +123,7 @@ void set_forward(const Affine& affine, const Statistics& statistics, std::size_t
 #pragma omp simd
   for (std::size_t c = 0; c < n; ++c) {
     const Split<T> split(mean[c]);
-    const double scale = within<T>(weight[c] * invstd[c] / shrink);
+    const double scale = within<T>(weight[c] * invstd[c] / downscale);
     high[c] = split.high;
     scales[c] = static_cast<T>(scale);
     shifts[c] = narrow<T>(bias[c] - split.low * scale);
@@ -148,7 +148,7 @@ void set_input_gradient(const Affine& affine, const Statistics& statistics,
 #pragma omp simd
   for (std::size_t c = 0; c < n; ++c) {
     const double counts = gain[c] == 0 ? 0 : 1;
-    const double slope = within<T>(invstd[c] * (dweight[c] / count) / shrink);
+    const double slope = within<T>(invstd[c] * (dweight[c] / count) / downscale);
     const double offset = within<T>(dbias[c] / count - Split<T>(mean[c]).low * slope);
     slopes[c] = static_cast<T>(slope * counts);
     offsets[c] = static_cast<T>(offset * counts);

@@ -37,8 +37,8 @@ struct Samples {
 // What the loops know of a channel; pointers to one value per column of a panel, or to the one that
 // all of its elements share. As
 //
-//   y  = ((x * shrink - mean) * scale + shift) [+ residual] [relu]
-//   dx = ((dy [where y > 0]) - ((x * shrink - mean) * slope + offset)) * gain
+//   y  = ((x * downscale - mean) * scale + shift) [+ residual] [relu]
+//   dx = ((dy [where y > 0]) - ((x * downscale - mean) * slope + offset)) * gain
 //
 // where mean is the high part of the true one, and `shift` and `offset` account for the low part:
 // a mean rounded to float would spoil the result where it is far larger than the deviation.
@@ -62,7 +62,7 @@ struct Arrays {
 
 // Before the mean is taken off, x is made smaller by a power of two, or the difference of two
 // finite numbers might not be one. That rounds only what is subnormal, or becomes so.
-inline constexpr double shrink = 0.0625;
+inline constexpr double downscale = 0.0625;
 
 // Accumulators of a panel whose elements all belong to one channel.
 inline constexpr std::size_t lanes = 64;

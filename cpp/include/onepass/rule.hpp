@@ -1,12 +1,22 @@
-// What every update rule is made of. A rule is an aggregate of scalars and one inline function:
+// What every update rule is made of. A rule is an aggregate of the numbers of one step, how these
+// follow from the hyperparameters, and one inline function:
 //
 //   template <class T, bool... options>
 //   struct Rule {
 //     static constexpr State states[];        // the arrays it keeps per parameter
-//     static constexpr const char* scalars[]; // its members, in order: computed once per step
+//     struct Hyper { double ...; };           // its hyperparameters, with PyTorch's defaults
+//     static constexpr const char* hyper[];   // their names, in order
+//     static Rule at(double step, const Hyper&) noexcept;  // the numbers of a step, from 1
+//     static constexpr const char* scalars[]; // the names of its own members, in order
 //     T ...;
 //     void operator()(T& param, T grad, T&... state) const noexcept;
 //   };
+//
+// `at` computes in double, in the order of the Python class's `scalars`, and rounds to T at the
+// end. A flag is 0 or 1, one of several names the number of its place among them. The learning rate
+// is `lr`. Weight decay and the direction (`maximize`) are no part of a rule: Stages has them
+// (update.hpp). An option that adds state or work is a template parameter instead of a member of
+// Hyper; rules.def names it.
 //
 // Only + - * / and sqrt, in the order the NumPy reference writes them: that is what makes the
 // results the same bits on every instruction set and in NumPy. Compile with -ffp-contract=off, or
@@ -26,8 +36,9 @@ namespace onepass::inline ONEPASS_ISA {
 
 struct State {
   const char* name;
-  bool used = true;      // false where an option of the rule leaves the array out
-  bool has_sign = true;  // false for what is never negative
+  bool used = true;             // false where an option of the rule leaves the array out
+  bool has_sign = true;         // false for what is never negative
+  const char* start = nullptr;  // the member of Hyper that its elements start from; null: zero
 };
 
 // NumPy's maximum: a NaN on either side wins, so that it is never hidden.

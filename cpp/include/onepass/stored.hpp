@@ -42,7 +42,7 @@ struct Codec {
   void (*follow)(const Stored&, std::size_t begin, std::size_t n, float* values) noexcept;
 };
 
-inline constexpr std::size_t max_states = 3;
+inline constexpr std::size_t max_states = 4;
 
 // One tensor's arrays. What is not there is null.
 struct Streams {

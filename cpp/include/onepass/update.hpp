@@ -29,8 +29,9 @@ inline constexpr std::uint64_t flush_every = 64;
 // clipped, the weights decay, the rule; then the average of the weights moves.
 template <class T>
 struct Stages {
-  T scale;            // of the gradient: 1 / loss scale, the norm's clipping, -1 to maximize
-  T weight_decay{0};  // coupled: grad += weight_decay * param
+  T scale{1};               // the gradient's factor: 1 / loss scale, clipping, -1 to maximize
+  double weight_decay = 0;  // coupled: grad += weight_decay * param, rounded to T
+  T shrink{1};              // decoupled: param *= shrink, which is 1 - lr * decay
   T max_value = std::numeric_limits<T>::infinity();  // of the gradient's elements
   double average_weight = 0, average_rest = 1;       // which add up to 1
   bool flushes = false;                              // what is kept, of subnormal numbers
@@ -65,14 +66,45 @@ template <class T>
   }
 }
 
-// NaN stays NaN.
-template <class T>
-inline void clip_tile(T* clipped, const T* grad, std::size_t n, T scale, T max_value) noexcept {
+// The weight decay that a rule's own loop does. One that it does not do comes before it.
+enum class Decay { none, coupled, decoupled };
+
+// What comes before the loop of a rule that does this decay: the gradient scaled, clipped and
+// decayed, and the weights shrunk. NaN stays NaN.
+template <Decay in_loop, class T>
+inline void prepare_tile(T* prepared, const T* grad, T* param, std::size_t n,
+                         const Stages<T>& stages) noexcept {
+  const T max_value = stages.max_value, shrink = stages.shrink;
+  const T weight_decay = static_cast<T>(stages.weight_decay);
+  T scale = stages.scale;
+  if (max_value < std::numeric_limits<T>::infinity()) {
 #pragma omp simd
-  for (std::size_t i = 0; i < n; ++i) {
-    const T g = scale * grad[i];
-    clipped[i] = g > max_value ? max_value : g < -max_value ? -max_value : g;
+    for (std::size_t i = 0; i < n; ++i) {
+      const T g = scale * grad[i];
+      prepared[i] = g > max_value ? max_value : g < -max_value ? -max_value : g;
+    }
+    grad = prepared;
+    scale = 1;
   }
+  if (in_loop != Decay::coupled && stages.weight_decay != 0) {
+#pragma omp simd
+    for (std::size_t i = 0; i < n; ++i) prepared[i] = scale * grad[i] + weight_decay * param[i];
+  } else if (grad != prepared) {
+#pragma omp simd
+    for (std::size_t i = 0; i < n; ++i) prepared[i] = scale * grad[i];
+  }
+  if (in_loop != Decay::decoupled && shrink != 1) {
+#pragma omp simd
+    for (std::size_t i = 0; i < n; ++i) param[i] *= shrink;
+  }
+}
+
+// Whether anything does.
+template <Decay in_loop, class T>
+inline bool must_prepare(const Stages<T>& stages) noexcept {
+  return stages.max_value < std::numeric_limits<T>::infinity() ||
+         (in_loop != Decay::coupled && stages.weight_decay != 0) ||
+         (in_loop != Decay::decoupled && stages.shrink != 1);
 }
 
 // How the k-th state of a rule is kept, or that it is not there.
@@ -84,10 +116,12 @@ template <class Reader>
 concept InWords = Reader::in_words;
 
 // Reads state by `readers`, and writes it to `state`.
-template <bool decay, class Rule, class T, std::size_t... K, class... Reader>
+template <Decay decay, class Rule, class T, std::size_t... K, class... Reader>
 inline void update_tile(T* param, const T* grad, [[maybe_unused]] T* const* state, std::size_t n,
-                        const Rule rule, const T scale, const T weight_decay,
+                        const Rule rule, const T scale, const Stages<T>& stages,
                         std::index_sequence<K...>, const Reader... readers) noexcept {
+  [[maybe_unused]] const T weight_decay = static_cast<T>(stages.weight_decay);
+  [[maybe_unused]] const T shrink = stages.shrink;
   const auto write = [&]<std::size_t k>([[maybe_unused]] std::size_t i, [[maybe_unused]] T value) {
     if constexpr (Rule::states[k].used) state[k][i] = value;
   };
@@ -95,8 +129,9 @@ inline void update_tile(T* param, const T* grad, [[maybe_unused]] T* const* stat
   const auto step = [&](std::size_t row, std::size_t column) __attribute__((always_inline)) {
     const std::size_t i = row * row_size + column;
     T g = scale * grad[i];
-    if constexpr (decay) g += weight_decay * param[i];
+    if constexpr (decay == Decay::coupled) g += weight_decay * param[i];
     [&](auto... values) {
+      if constexpr (decay == Decay::decoupled) param[i] *= shrink;
       rule(param[i], g, values...);
       (write.template operator()<K>(i, values), ...);
     }(T(readers(row, column))...);
@@ -167,14 +202,14 @@ inline void close_block(const Streams& streams, std::size_t begin, std::size_t n
   (close_state.template operator()<K>(), ...);
 }
 
-template <bool decay, template <bool> class State, class T, class Rule, std::size_t... K>
+template <template <bool> class State, Decay decay, class T, class Rule, std::size_t... K>
 void update(const Streams& streams, std::size_t begin, std::size_t end, const Rule& rule,
             const Stages<T>& stages, std::index_sequence<K...> all) noexcept {
   constexpr std::size_t n_states = sizeof...(K);
   alignas(cache_line) T scratch[n_states + 1][block_size];
-  alignas(cache_line) T opened[block_size], clipped[block_size];
+  alignas(cache_line) T opened[block_size], prepared[block_size];
   double* averages = stages.average_weight == 0 ? nullptr : streams.average;
-  const bool clips = stages.max_value < std::numeric_limits<T>::infinity();
+  const bool prepares = must_prepare<decay>(stages);
   const bool ahead = streams.prefetch_ahead;
   std::uint64_t keys[n_states + 1] = {};  // of the random bits of state and parameter
   for (std::size_t k = 0; streams.random && k <= n_states; ++k) {
@@ -212,9 +247,9 @@ void update(const Streams& streams, std::size_t begin, std::size_t end, const Ru
     }
     ask_for(streams.grad);
     const T* grad = open(streams.grad, begin, n, opened);
-    if (clips) clip_tile(clipped, grad, n, stages.scale, stages.max_value);
-    update_tile<decay>(param, clips ? clipped : grad, state, n, rule, clips ? T{1} : stages.scale,
-                       stages.weight_decay, all,
+    if (prepares) prepare_tile<decay>(prepared, grad, param, n, stages);
+    update_tile<decay>(param, prepares ? prepared : grad, state, n, rule,
+                       prepares ? T{1} : stages.scale, stages, all,
                        Kept<Rule, State, K>::reader(streams.state[K], begin)...);
     ask_for(streams.param);  // not before, where it would be one of too many at once
     if (averages) {
@@ -245,14 +280,16 @@ void flush_state(const Streams& streams, std::size_t begin, std::size_t n,
   (flush_one.template operator()<K>(), ...);
 }
 
-// Elements [begin, end). An average in which the weights have no weight stays as it is.
-template <bool decay, template <bool> class State, class Rule>
+// Elements [begin, end). An average in which the weights have no weight stays as it is. `decay`
+// says which weight decay is part of the rule's loop, and so costs the least time; it decides about
+// no bit, but the coupled one is for weights that have it.
+template <template <bool> class State, Decay decay = Decay::decoupled, class Rule>
 void update(const Streams& streams, std::size_t begin, std::size_t end, const Rule& rule,
             const Stages<typename State<true>::Value>& stages) noexcept {
   constexpr std::size_t n_states = std::size(Rule::states);
   static_assert(n_states <= max_states);
   constexpr auto all = std::make_index_sequence<n_states>{};
-  update<decay, State>(streams, begin, end, rule, stages, all);
+  update<State, decay>(streams, begin, end, rule, stages, all);
   if (!stages.flushes) return;
   flush_state<State, Rule>(streams, begin, end - begin, all);
   const bool averages = streams.average && stages.average_weight != 0;

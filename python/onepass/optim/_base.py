@@ -253,7 +253,7 @@ class Optimizer(Rule):
         self._counters = np.zeros(len(self._params) + 2, np.int64)
         self._gathered = np.zeros_like(self._counters)
         self._sums: list[Array | None] = [None] * len(self._params)  # the sums of them
-        empty = (None,) * (len(ROWS[self.rule]["states"]) + 2)
+        empty = (None,) * (len(ROWS[self.row]["states"]) + 2)
         zeros = [0] * len(self._params)
         self._settled = unsettled(members, [empty] * len(self._params), zeros)
         self._bound: list[Any] | None = None
@@ -368,8 +368,7 @@ class Optimizer(Rule):
         for index in taking:
             if sums[index] is None:
                 sums[index] = state_like(self._params[index])
-        # The rule that adds the gradient to the parameter, on the sums.
-        jobs: list[_core.Job] = [(_core.copy_limit, 0, taking, False)]
+        jobs: list[_core.Job] = [(_core.add, 0, taking, False)]
         states: list[tuple[Any, ...]] = [()] * len(leaves)
         counters = self._gathered
         kind = _ZEROED if self.clear_grads else _ANY
@@ -472,7 +471,7 @@ class Optimizer(Rule):
             taking = [i for i in members if grads[i] is not None]
             for alike in _alike(taking, steps, settled.average_from):
                 stochastic = needs.rounding == "stochastic"
-                jobs.append((INDEX[self.rule], needs.options, alike, stochastic))
+                jobs.append((INDEX[self.row], needs.options, alike, stochastic))
                 first = alike[0]
                 parts.append((number, completed - steps[first], settled.average_from[first]))
         counters = (self._counters, self._gathered)
@@ -523,7 +522,7 @@ class Optimizer(Rule):
     def _opened(self, index: int, settled: Settled) -> list[Any]:
         """Return a parameter and its state in the dtype that the rule computes with."""
         param, (*state, _, master) = self._params[index], settled.states[index]
-        has_sign = ROWS[self.rule]["has_sign"]
+        has_sign = ROWS[self.row]["has_sign"]
         return [
             _storage.weights(param, master),
             *(_storage.opened(a, param, sign) for a, sign in zip(state, has_sign, strict=True)),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import numpy as np
 
 from onepass import formats
-from onepass._hyperparameters import SCHEDULED, Checks, Flag, check_setting, resolve
+from onepass._hyperparameters import SCHEDULED, Checks, Fixed, Flag, check_setting, resolve
 from onepass._quiet import quiet
 from onepass._typing import Array
 from onepass.optim import _stages
@@ -28,8 +28,8 @@ class Rule:
     """The part of an optimizer that needs no parameters: what a subclass states and defines."""
 
     rule: ClassVar[str]
-    decoupled: ClassVar[bool] = False
-    """Whether the rule itself applies the weight decay, instead of adding it to the gradient."""
+    row: ClassVar[str]
+    """Its row in rules.def: the rule's own, else that of the class it derives from."""
     checks: ClassVar[Checks]
     """What values each hyperparameter may take."""
     defaults: ClassVar[Mapping[str, Any]]
@@ -46,10 +46,14 @@ class Rule:
         if rule is None:  # somebody's subclass of a rule's class
             return
         cls.rule = rule
+        cls.row = rule if rule in ROWS else cls.row
         cls.checks = {**cls.checks, "weight_decay": SCHEDULED, "maximize": Flag()}
         cls.group_checks = {**cls.checks, **_stages.GROUP_CHECKS}
         signature = inspect.signature(cls.__init__).parameters
-        cls.defaults = {name: signature[name].default for name in cls.checks}
+        cls.defaults = {
+            name: check.value if isinstance(check, Fixed) else signature[name].default
+            for name, check in cls.checks.items()
+        }
         registry[rule] = cast("type[Optimizer]", cls)
 
     # What a subclass defines
@@ -101,7 +105,7 @@ class Rule:
         ['square_avg', None, 'grad_avg']
         """
         values = {**cls.defaults, **settings}
-        return states_of(cls, options_of(cls, values, values))
+        return states_of(cls, options_of(cls, values))
 
     @classmethod
     @quiet
@@ -150,17 +154,17 @@ class Rule:
             values[name] = check_setting(cls.group_checks, name, value)
         values = resolve(cls.group_checks, values, step - 1)
         cls._check_together(values)
-        row = ROWS[cls.rule]
+        row = ROWS[cls.row]
         average: Array | None = None
         if averages := _stages.averages(values):
             *state, average = state  # type: ignore[assignment]
         padded = (*state, *[None] * (len(row["states"]) - len(state)))
-        used = states_of(cls, options_of(cls, values, values))
+        used = states_of(cls, options_of(cls, values))
         for name, use, array in zip(row["states"], used, padded, strict=True):
             if (use is None) != (array is None):
                 expected = "None (these options do not use it)" if use is None else "an array"
                 raise ValueError(f"{name}: expected {expected}, got {type(array).__name__}")
-        sign, decay, max_value = _stages.constants(values, decoupled=cls.decoupled)
+        sign, decay, shrink, max_value = _stages.constants(values)
         stored, given = param, padded
         param = param if param.dtype.itemsize > 2 else param.astype(np.float32)
         padded = tuple(
@@ -172,6 +176,7 @@ class Rule:
             grad = np.clip(grad, -max_value, max_value)
         if decay:
             grad = grad + decay * param
+        param = param * shrink
         flags = {name: values[name] for name in row["options"] if isinstance(values[name], bool)}
         weights, *kept = cls.reference(param, grad, *padded, **cls.scalars(step, values), **flags)
         moved = []

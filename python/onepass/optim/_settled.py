@@ -160,7 +160,7 @@ def _check_group(
 
 def _resolved(optimizer: Optimizer, names: Iterable[Iterable[str]], completed: int) -> list[Group]:
     """Return the groups with the values that these settings have in the coming step."""
-    checks, decoupled = optimizer.group_checks, optimizer.decoupled
+    checks = optimizer.group_checks
     groups = []
     given = zip(optimizer.param_groups, optimizer._settled.groups, names, strict=True)
     for settings, known, own in given:
@@ -168,9 +168,9 @@ def _resolved(optimizer: Optimizer, names: Iterable[Iterable[str]], completed: i
         values = {"params": settings["params"], **known.values, **new}
         schedules = {name: value for name, value in settings.items() if callable(value)}
         optimizer._check_together({**values, **schedules})
-        constants = _stages.constants(values, decoupled=decoupled)
+        constants = _stages.constants(values)
         needs = known.needs
-        if needs is None or "weight_decay" in new:  # no other schedule decides about arrays
+        if needs is None or "rounding" in new:  # no schedule decides about arrays
             needs = _needs(optimizer, settings, values)
         groups.append(Group(known.members, list(schedules), values, constants, needs))
     return groups
@@ -178,7 +178,7 @@ def _resolved(optimizer: Optimizer, names: Iterable[Iterable[str]], completed: i
 
 def _needs(optimizer: Optimizer, settings: Mapping[str, Any], values: Mapping[str, Any]) -> Needs:
     return Needs(
-        options_of(type(optimizer), settings, values),
+        options_of(type(optimizer), settings),
         optimizer.initial_state(values),
         _stages.averages(settings),
         settings["state_format"],
@@ -223,7 +223,7 @@ def _allocate(
 def _kept(cls: type[Optimizer], param: Array, state: Sequence[Any], needs: Needs) -> Iterator[Any]:
     """Yield the rule's arrays in the format that they need, new ones where some are missing."""
     names = states_of(cls, needs.options)
-    for array, name, has_sign in zip(state, names, ROWS[cls.rule]["has_sign"], strict=True):
+    for array, name, has_sign in zip(state, names, ROWS[cls.row]["has_sign"], strict=True):
         if array is not None and not _storage.is_kept_as(array, param, needs.state_format):
             now = _storage.opened(array, param, has_sign)
             yield _storage.keep(now, param, needs.state_format, has_sign)

@@ -76,7 +76,7 @@ class StepOptions(TypedDict, total=False):
 FLUSH_EVERY = 64
 """In every so many steps, what is kept loses its subnormal numbers (update.hpp has it again)."""
 
-PLAIN = (1.0, 0.0, np.inf, 0.0, 0, 1)
+PLAIN = (1.0, 0.0, 1.0, np.inf, 0.0, 0, 1)
 """The scalars of a step that does nothing but its rule."""
 
 
@@ -95,12 +95,18 @@ def averages(settings: Mapping[str, Any]) -> bool:
     return settings["ema_decay"] is not None or settings["swa_start"] is not None
 
 
-def constants(values: Mapping[str, Any], *, decoupled: bool) -> tuple[float, float, float]:
-    """Return sign, decay and largest value of the gradient: the same until a value changes."""
-    max_value = values["max_grad_value"]
+def constants(values: Mapping[str, Any]) -> tuple[float, float, float, float]:
+    """Return the numbers of the stages that stay the same until a value changes.
+
+    They are the sign of the gradient, the coupled weight decay, what the weights shrink to by the
+    decoupled one, and the largest value of the gradient.
+    """
+    decay, max_value = values["weight_decay"], values["max_grad_value"]
+    decoupled = values.get("decoupled_weight_decay", False)
     return (
         -1.0 if values["maximize"] else 1.0,
-        0.0 if decoupled else values["weight_decay"],
+        0.0 if decoupled else decay,
+        1 - values["lr"] * decay if decoupled else 1.0,
         np.inf if max_value is None else max_value,
     )
 

@@ -88,7 +88,7 @@ def _arrays(optimizer: Optimizer, index: int, settled: Settled) -> dict[str, Any
         return {}
     if steps == settled.average_from[index]:
         average = None  # nothing is in it yet
-    names = (*ROWS[optimizer.rule]["states"], AVERAGE, MASTER)
+    names = (*ROWS[optimizer.row]["states"], AVERAGE, MASTER)
     named = zip(names, (*arrays, average, master), strict=True)
     return {name: array for name, array in named if array is not None}
 
@@ -214,11 +214,6 @@ def _settings(
     for name, value in saved.items():
         if name in {"params", "step"} or name in _TORCH_ONLY:
             continue
-        if name == "decoupled_weight_decay":  # how PyTorch tells its AdamW from its Adam
-            if bool(value) != cls.decoupled:
-                expected = "AdamW's decoupled" if cls.decoupled else "a coupled"
-                raise ValueError(f"{label}: expected {expected} weight decay, got {name}={value}")
-            continue
         settings[name] = _setting(cls.group_checks, name, value, live, label)
     cls._check_together(settings)
     return settings
@@ -304,8 +299,8 @@ def _entry(
 
     The settings, if given, say which arrays there must be.
     """
-    names, signs = ROWS[cls.rule]["states"], ROWS[cls.rule]["has_sign"]
-    options = 0 if settings is None else options_of(cls, settings, settings)
+    names, signs = ROWS[cls.row]["states"], ROWS[cls.row]["has_sign"]
+    options = 0 if settings is None else options_of(cls, settings)
     used = [] if settings is None else [name for name in states_of(cls, options) if name]
     average = entry.pop(AVERAGE, None)
     averaged = entry.pop(AVERAGED, None)

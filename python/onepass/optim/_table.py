@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from onepass import _core
+from onepass._hyperparameters import as_numbers
 
 if TYPE_CHECKING:
     from onepass.optim._rule import Rule
@@ -16,7 +17,7 @@ COMPLETED, SKIPPED = -2, -1
 ROWS = _core.rules()
 INDEX = {rule: index for index, rule in enumerate(ROWS)}
 _OPTION_BITS = {
-    rule: [(1 << bit, name) for bit, name in enumerate(row["options"], start=1)]
+    rule: [(1 << bit, name) for bit, name in enumerate(row["options"])]
     for rule, row in ROWS.items()
 }
 _STATES = {
@@ -28,21 +29,23 @@ _STATES = {
 }
 
 
-def options_of(cls: type[Rule], settings: Mapping[str, Any], values: Mapping[str, Any]) -> int:
+def options_of(cls: type[Rule], settings: Mapping[str, Any]) -> int:
     """Return which of the rule's options are on, as the kernels number them.
 
     An option is on where its hyperparameter is a schedule: the state must not come and go.
     """
-    options = 1 if values["weight_decay"] and not cls.decoupled else 0
-    for bit, name in _OPTION_BITS[cls.rule]:
-        if settings[name]:
-            options |= bit
-    return options
+    return sum(bit for bit, name in _OPTION_BITS[cls.row] if settings[name])
 
 
 def states_of(cls: type[Rule], options: int) -> list[str | None]:
     """Return the names of the state arrays in order, None where the options leave one out."""
-    return _STATES[cls.rule][options]
+    return _STATES[cls.row][options]
+
+
+def hyper_of(cls: type[Rule], values: Mapping[str, Any]) -> list[float]:
+    """Return the hyperparameters of the rule's header, in its order."""
+    numbers = as_numbers(cls.checks, values)
+    return [numbers[name] for name in ROWS[cls.row]["hyper"]]
 
 
 def scalars_of(

@@ -1,7 +1,7 @@
 """Adam, with every bias correction in use, and AMSGrad."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Unpack
 
 import numpy as np
@@ -45,8 +45,7 @@ class Adam(Optimizer, rule="adam"):
     eps : float >= 0
         Outside the root.
     weight_decay : float >= 0, or schedule
-        Coupled (L2): the gradient becomes :math:`g + \lambda w`. For the decoupled one see
-        `AdamW`.
+        Coupled (L2): the gradient becomes :math:`g + \lambda w`; unless the next one is on.
     amsgrad : bool
     bias_correction : bool
     eps_hat : bool
@@ -54,6 +53,9 @@ class Adam(Optimizer, rule="adam"):
         Inside the root.
     maximize : bool
         Ascend instead of descend.
+    decoupled_weight_decay : bool
+        The weights shrink before the step instead,
+        :math:`w \leftarrow (1 - \eta \lambda)\, w`, as in `AdamW`.
     **options
         `max_grad_norm`, `max_grad_value`, `nonfinite`, `clear_grads`, `ema_decay`, `ema_warmup`,
         `swa_start`, `state_format`, `rounding`, `seed`, `grads` and `copy_to`: see
@@ -104,14 +106,16 @@ class Adam(Optimizer, rule="adam"):
         "bias_correction": Flag(),
         "eps_hat": Flag(),
         "eps_root": NON_NEGATIVE,
+        "decoupled_weight_decay": Flag(),
     }
-    cases: ClassVar = (
+    cases: ClassVar[Sequence[Mapping[str, Any]]] = (
         {},
         {"amsgrad": True},
         {"bias_correction": False},
         {"eps_hat": True, "eps": 1e-4},
         {"eps": 0.0, "eps_root": 1e-6},
         {"amsgrad": True, "eps_hat": True, "eps_root": 1e-4, "betas": (0.8, 0.9)},
+        {"decoupled_weight_decay": True},
     )
 
     def __init__(
@@ -127,6 +131,7 @@ class Adam(Optimizer, rule="adam"):
         eps_hat: bool = False,
         eps_root: float = 0.0,
         maximize: bool = False,
+        decoupled_weight_decay: bool = False,
         **options: Unpack[StepOptions],
     ) -> None:
         super().__init__(
@@ -140,6 +145,7 @@ class Adam(Optimizer, rule="adam"):
             eps_hat=eps_hat,
             eps_root=eps_root,
             maximize=maximize,
+            decoupled_weight_decay=decoupled_weight_decay,
             **options,
         )
 

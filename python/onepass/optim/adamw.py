@@ -1,9 +1,9 @@
 """AdamW: Adam with decoupled weight decay."""
 
-from collections.abc import Mapping
-from typing import Any, Unpack
+from typing import ClassVar, Unpack
 
-from onepass._typing import Array, Params, Schedule
+from onepass._hyperparameters import Fixed, Flag
+from onepass._typing import Params, Schedule
 from onepass.optim._stages import StepOptions
 from onepass.optim.adam import Adam
 
@@ -11,8 +11,9 @@ from onepass.optim.adam import Adam
 class AdamW(Adam, rule="adamw"):
     r"""Adam with decoupled weight decay.
 
-    The parameter shrinks first, then `Adam` steps, with the same options; the decay :math:`\lambda`
-    never enters the averages:
+    It is `Adam` with ``decoupled_weight_decay=True`` and a default of 0.01 for the decay. The
+    parameter shrinks first, then Adam steps, with the same options; the decay :math:`\lambda` never
+    enters the averages:
 
     .. math:: w \leftarrow (1 - \eta \lambda)\, w, \qquad \text{then Adam's step}
 
@@ -75,7 +76,8 @@ class AdamW(Adam, rule="adamw"):
     array([0.85, 0.85])
     """
 
-    decoupled = True
+    checks: ClassVar = {**Adam.checks, "decoupled_weight_decay": Fixed(Flag(), True)}
+    cases: ClassVar = tuple(case for case in Adam.cases if "decoupled_weight_decay" not in case)
 
     def __init__(
         self,
@@ -103,19 +105,5 @@ class AdamW(Adam, rule="adamw"):
             eps_hat=eps_hat,
             eps_root=eps_root,
             maximize=maximize,
-            **options,
+            **{"decoupled_weight_decay": True, **options},  # type: ignore[arg-type]
         )
-
-    @staticmethod
-    def scalars(step: int, values: Mapping[str, Any]) -> dict[str, float]:
-        """Return Adam's, and by how much the parameter shrinks."""
-        scalars = Adam.scalars(step, values)
-        scalars["shrink"] = 1 - values["lr"] * values["weight_decay"]
-        return scalars
-
-    @staticmethod
-    def reference(  # type: ignore[override]
-        param: Array, grad: Array, *state: Any, shrink: float, **scalars: Any
-    ) -> tuple[Any, ...]:
-        """Return the new parameter and state: decay, then Adam."""
-        return Adam.reference(param * shrink, grad, *state, **scalars)

@@ -8,7 +8,20 @@ namespace onepass::inline ONEPASS_ISA {
 
 template <class T>
 struct Adagrad {
-  static constexpr State states[] = {{"sum", true, false}};
+  static constexpr State states[] = {{"sum", true, false, "initial_accumulator_value"}};
+
+  struct Hyper {
+    double lr = 1e-2, lr_decay = 0, initial_accumulator_value = 0, eps = 1e-10, eps_root = 0;
+  };
+  static constexpr const char* hyper[] = {"lr", "lr_decay", "initial_accumulator_value", "eps",
+                                          "eps_root"};
+
+  static Adagrad at(double step, const Hyper& h) noexcept {
+    return {.step_size = T(h.lr / (1 + (step - 1) * h.lr_decay)),
+            .eps = T(h.eps),
+            .eps_root = T(h.eps_root)};
+  }
+
   static constexpr const char* scalars[] = {"step_size", "eps", "eps_root"};
   T step_size, eps, eps_root;
 

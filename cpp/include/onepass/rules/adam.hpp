@@ -1,4 +1,5 @@
-// Adam (Kingma and Ba, 2015), AMSGrad (Reddi, Kale and Kumar, 2018) as PyTorch has it.
+// Adam (Kingma and Ba, 2015), AMSGrad (Reddi, Kale and Kumar, 2018) as PyTorch has it. With the
+// decoupled weight decay, which is a stage, it is AdamW (Loshchilov and Hutter, 2019).
 // Every form of the bias correction is a choice of step_size and inv_bias2 (1 where there is none).
 // The same algorithm in NumPy: python/onepass/optim/adam.py
 #pragma once
@@ -11,6 +12,31 @@ template <class T, bool amsgrad>
 struct Adam {
   static constexpr State states[] = {
       {"exp_avg"}, {"exp_avg_sq", true, false}, {"max_exp_avg_sq", amsgrad, false}};
+
+  struct Hyper {
+    double lr = 1e-3, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, eps_root = 0;
+    double bias_correction = 1, eps_hat = 0;  // flags
+  };
+  static constexpr const char* hyper[] = {"lr",       "beta1",           "beta2",  "eps",
+                                          "eps_root", "bias_correction", "eps_hat"};
+
+  static Adam at(double step, const Hyper& h) noexcept {
+    double bias1 = 1, bias2 = 1;
+    if (h.bias_correction != 0) {
+      bias1 = 1 - std::pow(h.beta1, step);
+      bias2 = 1 - std::pow(h.beta2, step);
+    }
+    const bool hat = h.eps_hat != 0;
+    return {.beta1 = T(h.beta1),
+            .one_minus_beta1 = T(1 - h.beta1),
+            .beta2 = T(h.beta2),
+            .one_minus_beta2 = T(1 - h.beta2),
+            .step_size = T(hat ? h.lr * std::sqrt(bias2) / bias1 : h.lr / bias1),
+            .inv_bias2 = T(hat ? 1 : 1 / bias2),
+            .eps = T(h.eps),
+            .eps_root = T(h.eps_root)};
+  }
+
   static constexpr const char* scalars[] = {
       "beta1",     "one_minus_beta1", "beta2", "one_minus_beta2",
       "step_size", "inv_bias2",       "eps",   "eps_root"};

@@ -10,6 +10,21 @@ template <class T, bool with_momentum, bool centered>
 struct RMSprop {
   static constexpr State states[] = {
       {"square_avg", true, false}, {"momentum_buffer", with_momentum}, {"grad_avg", centered}};
+
+  struct Hyper {
+    double lr = 1e-2, alpha = 0.99, eps = 1e-8, momentum = 0, eps_root = 0;
+  };
+  static constexpr const char* hyper[] = {"lr", "alpha", "eps", "momentum", "eps_root"};
+
+  static RMSprop at(double, const Hyper& h) noexcept {
+    return {.alpha = T(h.alpha),
+            .one_minus_alpha = T(1 - h.alpha),
+            .momentum = T(h.momentum),
+            .lr = T(h.lr),
+            .eps = T(h.eps),
+            .eps_root = T(h.eps_root)};
+  }
+
   static constexpr const char* scalars[] = {"alpha", "one_minus_alpha", "momentum", "lr",
                                             "eps",   "eps_root"};
   T alpha, one_minus_alpha, momentum, lr, eps, eps_root;

@@ -1,0 +1,154 @@
+// A rule's header -> its row of kernels, for the instruction set that includes this.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cfloat>
+#include <cstdint>
+#include <iterator>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+
+#include "kernels.hpp"
+#include "onepass/q8.hpp"
+#include "onepass/update.hpp"
+
+static_assert(FLT_EVAL_METHOD == 0, "x87 computes wider than it stores: other bits");
+
+namespace onepass::inline ONEPASS_ISA {
+namespace {
+
+// The rule's scalars, rounded from double to the type it computes in, as NumPy rounds them.
+template <class Rule, class T, std::size_t... I>
+Rule make_rule(const double* scalars, std::index_sequence<I...>) noexcept {
+  return Rule{static_cast<T>(scalars[I])...};
+}
+
+// Has a loop for one decay, which runs where that is all the decay there is, and one for the rest.
+template <class Rule, class T, template <bool> class State, Decay decay, Decay rest = decay>
+void run_kernel(const Streams& streams, std::size_t begin, std::size_t end,
+                const double* scalars) noexcept {
+  const Stages<T> stages{static_cast<T>(scalars[grad_scale]),
+                         scalars[weight_decay],
+                         static_cast<T>(scalars[shrink]),
+                         static_cast<T>(scalars[max_grad_value]),
+                         scalars[average_weight],
+                         1 - scalars[average_weight],
+                         static_cast<std::uint64_t>(scalars[step_number]) % flush_every == 0};
+  const auto rule = make_rule<Rule, T>(scalars + shared_scalars,
+                                       std::make_index_sequence<std::size(Rule::scalars)>{});
+  const Decay found = stages.shrink != 1         ? Decay::decoupled
+                      : stages.weight_decay != 0 ? Decay::coupled
+                                                 : Decay::none;
+  if (decay == rest || decay == found) {
+    update<State, decay>(streams, begin, end, rule, stages);
+  } else {
+    update<State, rest>(streams, begin, end, rule, stages);
+  }
+}
+
+template <class Rule>
+constexpr auto uses_state() {
+  std::array<bool, std::size(Rule::states)> used{};
+  for (std::size_t k = 0; k < used.size(); ++k) used[k] = Rule::states[k].used;
+  return used;
+}
+
+template <class Rule>
+constexpr auto state_names() {
+  std::array<const char*, std::size(Rule::states)> names{};
+  for (std::size_t k = 0; k < names.size(); ++k) names[k] = Rule::states[k].name;
+  return names;
+}
+
+template <template <class> class Rule>
+constexpr Variant make_variant() {
+  using R = Rule<float>;
+  // Measured in bench/NOTES.md: which loops pay for the time that they take to compile.
+  Variant variant{{run_kernel<R, float, FloatState, Decay::none>,
+                   run_kernel<R, float, BFloat16State, Decay::decoupled>,
+                   run_kernel<R, float, Q8State, Decay::decoupled>},
+                  run_kernel<R, float, FloatState, Decay::coupled, Decay::decoupled>,
+                  run_kernel<Rule<double>, double, DoubleState, Decay::none, Decay::decoupled>,
+                  {}};
+  std::ranges::copy(uses_state<R>(), variant.uses_state);
+  return variant;
+}
+
+template <template <class, bool...> class Rule, unsigned mask, class Options>
+struct Bound;
+template <template <class, bool...> class Rule, unsigned mask, std::size_t... I>
+struct Bound<Rule, mask, std::index_sequence<I...>> {
+  template <class T>
+  using Type = Rule<T, (mask >> I & 1u)...>;
+};
+
+template <template <class, bool...> class Rule, std::size_t n_options, std::size_t... mask>
+constexpr auto make_variants(std::index_sequence<mask...>) {
+  return std::array<Variant, sizeof...(mask)>{
+      make_variant<Bound<Rule, mask, std::make_index_sequence<n_options>>::template Type>()...};
+}
+
+// What a rule's header says, in arrays.
+template <class Rule>
+struct Said {
+  static constexpr std::size_t n_states = std::size(Rule::states);
+  static constexpr std::size_t n_hyper = std::size(Rule::hyper);
+  static_assert(n_states <= max_states);
+  static_assert(shared_scalars + std::size(Rule::scalars) <= max_scalars);
+  static_assert(n_hyper <= max_hyper);
+  static_assert(sizeof(Rule) == std::size(Rule::scalars) * sizeof(double), "name every scalar");
+  static_assert(sizeof(typename Rule::Hyper) == n_hyper * sizeof(double), "name every member");
+
+  static constexpr auto states = state_names<Rule>();
+  static constexpr auto has_sign = [] {
+    std::array<bool, n_states> found{};
+    for (std::size_t k = 0; k < n_states; ++k) found[k] = Rule::states[k].has_sign;
+    return found;
+  }();
+  static constexpr auto start = [] {
+    std::array<int, n_states> found{};
+    for (std::size_t k = 0; k < n_states; ++k) {
+      const char* name = Rule::states[k].start;
+      std::size_t place = 0;
+      while (name && std::string_view(Rule::hyper[place]) != name)
+        ++place;  // ends, or is no constant
+      found[k] = name ? static_cast<int>(place) : -1;
+    }
+    return found;
+  }();
+  static constexpr auto defaults =
+      std::bit_cast<std::array<double, n_hyper>>(typename Rule::Hyper{});
+
+  static void at(double step, const double* hyper, double* scalars) noexcept {
+    std::array<double, n_hyper> given;
+    std::copy_n(hyper, n_hyper, given.begin());
+    const Rule rule = Rule::at(step, std::bit_cast<typename Rule::Hyper>(given));
+    std::ranges::copy(std::bit_cast<std::array<double, std::size(Rule::scalars)>>(rule), scalars);
+  }
+};
+
+template <template <class, bool...> class Rule, std::size_t n_options>
+constexpr auto variants =
+    make_variants<Rule, n_options>(std::make_index_sequence<(1u << n_options)>{});
+
+template <template <class, bool...> class Rule, std::size_t n_options>
+constexpr RuleRow make_row(const char* name, const char* const* options) {
+  // Options decide about no name and no number, so any choice of them tells.
+  using R = typename Bound<Rule, 0, std::make_index_sequence<n_options>>::template Type<double>;
+  return {name,
+          Said<R>::states,
+          R::scalars,
+          std::span(options, n_options),
+          R::hyper,
+          Said<R>::defaults,
+          Said<R>::has_sign,
+          Said<R>::start,
+          variants<Rule, n_options>,
+          Said<R>::at};
+}
+
+}  // namespace
+}  // namespace onepass::inline ONEPASS_ISA
