@@ -18,6 +18,7 @@ Job = tuple[int, int, Sequence[int], bool]
 
 isa: str
 isas: dict[str, bool]
+version: str
 compiler: str
 flags: str
 copy_limit: int

@@ -1,7 +1,6 @@
 """Files that are at any time the old one or the whole new one; nothing is left of a failed call."""
 
 import os
-import secrets
 import stat
 from collections import deque
 from collections.abc import Callable
@@ -43,7 +42,7 @@ def write_atomically(
     if target.is_symlink():
         target = Path(os.path.realpath(target))
     # It is named before it is made, so that whatever happens then knows what to remove.
-    temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}")
+    temporary = target.with_name(f".{target.name[:40]}.{os.urandom(8).hex()}")
     try:
         _with_file(temporary, "xb", fill)
         if mode is not None:
