@@ -68,15 +68,15 @@ def write_npz(file: BinaryIO, arrays: Mapping[str, Any]) -> None:
 def read_npz(file: BinaryIO) -> dict[str, Array]:
     """Return the arrays of such a file, which must be able to seek.
 
-    Raises ValueError where the file is damaged, and only there: a lack of memory and a disk that
-    fails come out as they are.
+    Raises ValueError where the file is damaged, and only there: a lack of memory, a disk that
+    fails, and a zipfile that cannot be imported (`numpy.load` does so) come out as they are.
     """
     watched = _Watched(file)
     try:
         with np.load(watched, allow_pickle=False) as archive:
             _check_lengths(archive.zip)
             return {name: archive[name] for name in archive.files}
-    except MemoryError:
+    except (ImportError, MemoryError):
         raise
     except Exception as error:  # of damage zipfile makes a dozen kinds
         if watched.error is not None:
