@@ -33,7 +33,7 @@ def add_out(parser: ArgumentParser, default: str, what: str) -> None:
 
 
 def integer(low: int, high: int = 10**9) -> Callable[[str], int]:
-    """Return the type of integers in a range; what nobody means is no reason for a traceback."""
+    """Return the type of integers in a range, whose bounds keep absurd numbers out of the code."""
 
     def convert(text: str) -> int:
         try:
@@ -86,7 +86,7 @@ def one_of(names: Iterable[str]) -> Callable[[str], str]:
 
 
 def _folder(text: str) -> Path:
-    if not text:  # as of a shell's variable that is not set; it would be the current folder
+    if not text:  # a shell variable that is not set; it would be the current folder
         raise ArgumentTypeError(f"expected a folder, got {text!r}")
     return Path(text)
 

@@ -1,4 +1,4 @@
-"""Numbers as JSON knows them, which has neither infinity nor NaN."""
+"""Numbers in JSON, which has neither infinity nor NaN."""
 
 import json
 import math

@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which the colour-blind can tell apart, but for the yellow, too light for
-# lines on white.
+# Okabe and Ito's colours, which the colour-blind can tell apart, without the yellow, which is too
+# light for lines on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 DASHES = ("-", "--")  # in turn, so that one of two lines that coincide shows the other
 _MORE_DASHES = (":", "-.")  # once each colour has had both
 
 _TINY, _HUGE = 1e-250, 1e250
-"""Ticks on an axis much longer than that are beyond what floats hold."""
+"""Floats do not hold the ticks of an axis that is much longer than from one to the other."""
 _GAP = 0.07
-"""Of what is shown, from its lowest value to the line that stands for what is lower."""
+"""The share of the axis between its lowest value and the line for values that are lower."""
 _MARGIN = 0.05
-"""Of what is shown, beyond it at both ends."""
+"""The share of the axis that is added at both ends."""
 
 
 def styles() -> Iterator[tuple[str, str]]:
@@ -46,8 +46,8 @@ _BACKGROUND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1
 class LogScale:
     """Which numbers a logarithmic axis shows, and where it shows those that have no place on it.
 
-    What is too low, zero too, lies on a line of its own at the bottom; what is too high leaves
-    through the top. The picture says where it is cut.
+    Numbers that are too low, zero among them, lie on a line of their own at the bottom; those that
+    are too high leave through the top. The picture says where it is cut.
 
     Parameters
     ----------
@@ -71,11 +71,11 @@ class LogScale:
         cuts = bool((numbers[numbers > 0] < bottom).any())
         self.low = bottom if cuts else float(shown.min())
         self.below = f"< {self.low:.1g}" if cuts else "0" if (numbers <= 0).any() else None
-        """What lies at the bottom, in words; None where nothing does."""
+        """What the line at the bottom stands for, in words; None if there is none."""
         self._is_cut_above = bool((numbers > high).any())
         span = max(math.log10(high) - math.log10(self.low), 0.5)
         self.floor = self.low * 10 ** (-_GAP * span)
-        """What stands for all that is too low."""
+        """Where the line for all that is too low lies."""
         margin = 10 ** (_MARGIN * span)
         self.top = high * margin
         """Where the axis ends."""

@@ -8,7 +8,7 @@ from typing import TypeAlias
 SECONDS_BETWEEN_FRAMES = 0.1
 
 Show: TypeAlias = Callable[[float, str], object]
-"""Told how much is done, of the bar's total, and what is going on."""
+"""A function that is told how much of the bar's total is done, and what is going on."""
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def progress(total: float, unit: str) -> Iterator[Show]:
         TextColumn(unit),
         TimeElapsedColumn(),
     )
-    # Drawn by whoever works: a thread of its own would take time from what is being timed.
+    # The thread that works draws it: another one would take time from what is being timed.
     bar = Progress(*columns, console=console, auto_refresh=False, disable=not console.is_terminal)
     task = bar.add_task("", total=total)
     drawn = 0.0

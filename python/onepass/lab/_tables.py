@@ -10,7 +10,7 @@ Column: TypeAlias = tuple[str, Literal["left", "right"]]
 """A heading, and how what stands below it is justified."""
 
 NARROWEST_TEXT = 72
-"""A text beside a table that is narrower still fills as much of the terminal."""
+"""The width that a text beside a table takes even if the table is narrower."""
 
 
 def print_table(
@@ -21,7 +21,7 @@ def print_table(
 ) -> None:
     """Print a table below these lines and above a caption.
 
-    It loses nothing where it is wider than the terminal, which then breaks its lines.
+    A table that is wider than the terminal loses nothing: the terminal breaks its lines.
     """
     from rich.box import SIMPLE_HEAD
     from rich.console import Console

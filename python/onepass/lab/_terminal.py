@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 SPELT = {"±": "+-", "²": "2", "…": "..."}
-"""What our own texts have beside ASCII, in ASCII."""
+"""The characters of our own texts that are not ASCII, spelt in ASCII."""
 
 _HANDLER = "onepass.spelt"
 
@@ -27,7 +27,7 @@ codecs.register_error(_HANDLER, _spell)
 
 @contextmanager
 def any_encoding() -> Iterator[None]:
-    """Let both standard streams spell out, while the block runs, what they would raise for."""
+    """Let both standard streams spell out, in the block, what they cannot encode."""
     strict = [
         stream
         for stream in (sys.stdout, sys.stderr)

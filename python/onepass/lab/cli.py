@@ -23,12 +23,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         with any_encoding():
             code = _run(argv)
             if sys.stdout is not None:
-                sys.stdout.flush()  # here, where an error can be told
+                sys.stdout.flush()  # now, while an error can still be reported
         return code
     except KeyboardInterrupt:
         print("onepass: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # `onepass ... | head`: who reads has read enough
+    except BrokenPipeError:  # `onepass ... | head`: the reader has read enough
         _drop_output()
         return 1
     except (OSError, MissingExtraError) as error:  # a folder that cannot be written, a full disk
@@ -53,7 +53,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _drop_output() -> None:
-    """Where the standard output cannot be written, let what it still holds go nowhere."""
+    """Drop what the standard output still holds if it cannot be written."""
     try:
         sys.stdout.flush()
     except OSError:

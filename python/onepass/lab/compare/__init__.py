@@ -56,7 +56,7 @@ def add_command(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="go on with what was interrupted; the other options must be as they were",
     )
-    parser.set_defaults(run=run, refuse=parser.error)  # for what takes the folder to see
+    parser.set_defaults(run=run, refuse=parser.error)  # for errors that only the folder shows
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
         print("repeat the command with --resume to go on", file=sys.stderr)
         raise
     written = report.write(experiment.comparison, args.out, args.command_line)
-    journal.finish()  # only now: until the report is there, --resume can write it
+    journal.finish()  # until the report is there, --resume can write it
     report.print_table(experiment.comparison)
     for path in written:
         print(path)
@@ -170,7 +170,7 @@ def _experiment(args: argparse.Namespace) -> Experiment:
 
 
 def _settings(experiment: Experiment) -> dict[str, object]:
-    """Return what makes two comparisons the same."""
+    """Return the settings that two comparisons must share for one to go on from the other."""
     return {
         **asdict(experiment.recipe),
         "max_grad_norm": finite(experiment.recipe.max_grad_norm),

@@ -14,11 +14,11 @@ class Contender:
     name: str
     optimizer: type[Optimizer]
     settings: Mapping[str, Any]
-    """Where it differs from the class's defaults."""
+    """The settings that differ from the class's defaults."""
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
-        """All of them, defaults included."""
+        """All hyperparameters, defaults included."""
         return {**self.optimizer.defaults, **self.settings}
 
     @property
@@ -32,12 +32,12 @@ class Contender:
 
 
 FIRST_SEED = 5
-"""Not one of those that chose the learning rates."""
+"""The first seed of a comparison: seeds 1 to 4 chose the learning rates."""
 
 # Each learning rate is the one of 1, 2 and 5 times a power of ten that reaches 95 % validation
-# accuracy on the digits in the fewest steps, on average over the seeds 1 to 4. That was without
-# BatchNorm, clipping or a schedule; with them, and on other data, they stay, so that runs differ in
-# nothing else.
+# accuracy on the digits in the fewest steps, on average over the seeds 1 to 4, without BatchNorm,
+# clipping or a schedule. The rates are the same with these, and on other data, so that runs differ
+# in nothing else.
 _CONTENDERS = (
     Contender("SGD", SGD, {"lr": 0.5}),
     Contender("Momentum", SGD, {"lr": 0.05, "momentum": 0.9}),

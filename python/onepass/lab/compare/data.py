@@ -18,7 +18,7 @@ Targets = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of inputs, standardised, with what is to be found from them."""
+    """Rows of inputs, standardised, with their targets, for training and for validation."""
 
     train_inputs: Array
     train_targets: Targets
@@ -31,11 +31,11 @@ class Data:
     """A data set."""
 
     name: str
-    """scikit-learn's ``load_<name>`` returns it."""
+    """The name of the data set: scikit-learn's ``load_<name>`` returns it."""
     rows: str
     """What its rows are."""
     classes: int | None
-    """None for a regression."""
+    """The number of classes, None for a regression."""
     goal: float
     """A validation score worth reaching; the report says when it was."""
 
@@ -67,7 +67,7 @@ def _table(name: str) -> tuple[Array, Targets]:
 def split(
     inputs: Array, targets: Targets, rng: np.random.Generator, *, regression: bool = False
 ) -> Split:
-    """Split at random, and standardise with what the training rows alone tell."""
+    """Split at random, and standardise by the mean and deviation of the training rows alone."""
     order = rng.permutation(len(inputs))
     validation, train = np.split(order, [round(VALIDATION_SHARE * len(inputs))])
     inputs = _standardised(inputs, train)

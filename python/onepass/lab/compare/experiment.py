@@ -15,11 +15,11 @@ from onepass.lab.compare.training import Recipe, Run
 RATES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """The learning rates that `tune` tries."""
 FACTORS = (0.5, 2.0, 3.0)
-"""The multiples of the best of them that it tries then."""
+"""The multiples of the best of these rates that `tune` tries next."""
 SEEDS_A_RATE = 3
-"""How many seeds each of them is trained with, none of them reported.
+"""With how many seeds `tune` trains each rate. These seeds are not reported.
 
-A seed's split leaves few validation rows (36 of the wines), and one alone chooses by luck.
+A seed's split leaves few validation rows (36 of the wines), so a single seed chooses by luck.
 """
 
 
@@ -30,7 +30,7 @@ class Experiment:
     recipe: Recipe
     contenders: Sequence[Contender]
     variants: Sequence[bool]
-    """With BatchNorm, without, or both."""
+    """Whether there is BatchNorm, for each of one or two variants."""
     seeds: Sequence[int]
     tune: bool
     """Whether each contender first looks for its learning rate, with a run's budget a seed."""
@@ -56,7 +56,7 @@ class Experiment:
 
     def run(self, journal: Journal, show: Show) -> None:
         """Do all runs that the journal does not know."""
-        # Seed by seed, so that one that is interrupted has something of everybody.
+        # Seed by seed, so that an interrupted comparison has some runs of every contender.
         for seed in self.seeds:
             for entry in self.entries:
                 if self.tune and seed == self.seeds[0]:

@@ -26,7 +26,7 @@ class Journal:
     ----------
     folder : Path
     settings : mapping
-        What the comparison was asked for. One with other settings cannot go on from it.
+        What the comparison was asked for. A comparison with other settings cannot go on from it.
     resume : bool
         Go on from what the folder holds; else it must hold no unfinished comparison.
     """
@@ -49,7 +49,7 @@ class Journal:
         self._settings.unlink()
 
     def measurements(self, run: Run) -> list[Measurement] | None:
-        """Return those of a run that is over, None for any other."""
+        """Return the measurements of a run that is over, None for any other run."""
         lines = self._lines.get(_key(run), [])
         return [_measurement(line) for line in lines] if lines and lines[-1]["done"] else None
 
@@ -87,11 +87,11 @@ class Journal:
         training, lines = Training(run, recipe), self._lines.get(_key(run), [])
         try:
             kept = self._restore(training, len(lines))
-        except Exception:  # the files are damaged, or gone: it begins anew
+        except Exception:  # the files are damaged, or gone: the run begins anew
             training, kept = Training(run, recipe), 0
         if kept:
             training.go_on_from(_measurement(lines[kept - 1]))
-        if kept < len(lines):  # what will be trained again
+        if kept < len(lines):  # these epochs will be trained again
             self._lines[_key(run)] = lines[:kept]
             self._rewrite()
         return training, [_measurement(line) for line in lines[:kept]]
@@ -137,7 +137,7 @@ class Journal:
         write_text(self._log, "".join(lines))
 
     def _drop_checkpoint(self) -> None:
-        for pattern in ("checkpoint*.npz", ".checkpoint*"):  # and what was being written
+        for pattern in ("checkpoint*.npz", ".checkpoint*"):  # whole files and half-written ones
             for path in self._folder.glob(pattern):
                 path.unlink()
 
@@ -167,7 +167,7 @@ def _identity(run: Run) -> Line:
 
 
 def _plain(measurement: Measurement) -> Line:
-    """Return it as JSON knows it: what is not finite is None."""
+    """Return a measurement for JSON, which has no numbers that are not finite: these are None."""
     values = measurement._asdict()
     return {
         name: finite(value) if isinstance(value, float) else value for name, value in values.items()

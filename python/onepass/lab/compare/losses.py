@@ -1,4 +1,4 @@
-"""What the network is trained for, and how good it is at it."""
+"""The losses that networks are trained with, and the scores that tell how good they are."""
 
 from typing import Protocol
 
@@ -19,7 +19,7 @@ class Loss(Protocol):
         ...
 
     def value_and_grad(self, outputs: Array, targets: Targets) -> tuple[float, Array]:
-        """Return it, and its gradient with respect to the outputs."""
+        """Return the value, and its gradient with respect to the outputs."""
         ...
 
     def score(self, outputs: Array, targets: Targets) -> float:
@@ -38,7 +38,7 @@ class CrossEntropy:
         return _negative_log_likelihood(_log_softmax(outputs), targets)
 
     def value_and_grad(self, outputs: Array, targets: Targets) -> tuple[float, Array]:
-        """Return it, and the probabilities, less 1 for the right class, over the rows."""
+        """Return the value, and its gradient: (probabilities - one-hot targets) / rows."""
         log_probabilities = _log_softmax(outputs)
         grad: Array = np.exp(log_probabilities)
         grad[np.arange(len(targets)), targets] -= 1
@@ -61,7 +61,7 @@ class SquaredError:
         return float(np.mean(np.square(outputs - targets))) / 2
 
     def value_and_grad(self, outputs: Array, targets: Targets) -> tuple[float, Array]:
-        """Return it, and the errors over their number."""
+        """Return the value, and its gradient: the errors, divided by their number."""
         return self.value(outputs, targets), (outputs - targets) / outputs.size
 
     def score(self, outputs: Array, targets: Targets) -> float:
@@ -81,5 +81,5 @@ def _log_softmax(logits: Array) -> Array:
 
 
 def _negative_log_likelihood(log_probabilities: Array, labels: Targets) -> float:
-    # 0 less it: the negative of a perfect network's 0 would be -0.
+    # 0 - x, because -x would turn a perfect network's 0 into -0.
     return 0.0 - float(log_probabilities[np.arange(len(labels)), labels].mean())

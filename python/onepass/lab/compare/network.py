@@ -24,12 +24,12 @@ class Network:
     sizes : sequence of int
         Inputs, the units of each hidden layer, outputs.
     rng : numpy.random.Generator
-        Draws the weights, He's.
+        Draws the weights by He's rule.
     loss : Loss
     dtype : float32 or float64
     batch_norm : bool
-        Whether there is BatchNorm. A linear layer before it has no bias: the mean that BatchNorm
-        subtracts would take it away.
+        Whether there is BatchNorm. A linear layer before BatchNorm has no bias, which would be
+        subtracted again with the mean.
 
     Attributes
     ----------
@@ -109,7 +109,7 @@ def count_parameters(sizes: Sequence[int], batch_norm: bool) -> int:
 
 
 class _Bias:
-    """What follows the product where BatchNorm does not: a bias, and ReLU in a hidden layer."""
+    """The part of a layer without BatchNorm after its product: a bias, and ReLU if hidden."""
 
     def __init__(self, bias: Array, bias_grad: Array, relu: bool) -> None:
         self._bias, self._bias_grad, self._relu = bias, bias_grad, relu

@@ -53,6 +53,6 @@ def _as_url(figure: "Figure") -> str:
     import matplotlib as mpl
 
     svg = BytesIO()
-    with mpl.rc_context({"svg.hashsalt": "onepass"}):  # the same picture, the same bytes
+    with mpl.rc_context({"svg.hashsalt": "onepass"}):  # equal pictures are equal bytes
         figure.savefig(svg, format="svg", metadata={"Date": None})
     return f"data:image/svg+xml;base64,{b64encode(svg.getvalue()).decode()}"

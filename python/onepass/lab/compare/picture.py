@@ -21,7 +21,7 @@ NAMES = {True: "with batch norm", False: "without batch norm"}
 GROWTH = 1e3
 """How many times its first value a number may be for the curves to show it."""
 SMALLEST = 1e-12
-"""The same for small ones."""
+"""The smallest part of its first value that the curves show."""
 
 Quantity = Callable[[Measurement], float | None]
 Table = npt.NDArray[np.float64]

@@ -83,7 +83,7 @@ def describe(comparison: Comparison) -> list[str]:
 
 
 def _remarks(comparison: Comparison) -> list[str]:
-    """Return what one should know that is not as one may expect it."""
+    """Return remarks on what a reader may not expect."""
     tuned = [entry for entry in comparison.entries if entry.tried]
     edge = [entry for entry in tuned if entry.is_at_the_edge]
     lost = [entry for entry in tuned if choose(entry.tried) is None]
@@ -191,7 +191,7 @@ def _run_as_dict(result: Result) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return what one must know to repeat a measurement."""
+    """Return the versions that one must know to repeat a measurement."""
     info = runtime.info()
     return {
         "onepass": info["version"],
@@ -221,7 +221,7 @@ def _clipped_share(result: Result) -> float | None:
 
 
 def _steps_to(entry: Entry, goal: float) -> str:
-    """Return the mean over the seeds that got there, and how many did where not all."""
+    """Return the mean over the seeds that reached the goal, and how many did if not all."""
     steps = entry.steps_to(goal)
     reached = len(steps) - steps.count(None)
     some = f" ({reached}/{len(steps)})" if 0 < reached < len(steps) else ""

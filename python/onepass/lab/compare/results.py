@@ -1,4 +1,4 @@
-"""What came out of the runs, and what seeds have in common."""
+"""The results of runs, and their statistics over seeds."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ class Result:
 
     run: Run
     curve: Sequence[Measurement]
-    """From the first measurement to the last, or to the last one with a finite loss."""
+    """The measurements, up to the last one with a finite loss."""
     diverged_at: int | None
     """The step at whose measurement a loss was no longer finite."""
 
@@ -45,14 +45,14 @@ class Result:
 
 @dataclass(frozen=True)
 class Spread:
-    """A mean over seeds, and the standard deviation where there are several."""
+    """A mean over seeds, and the standard deviation if there are several."""
 
     mean: float
     deviation: float | None
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread | None":
-        """Return that of these values, None where there are none."""
+        """Return the spread of these values, None if there are none."""
         if not values:
             return None
         return cls(mean(values), stdev(values) if len(values) > 1 else None)
@@ -64,7 +64,7 @@ class Tried:
 
     lr: float
     results: Sequence[Result]
-    """One a seed; fewer where one diverged, after which no other is run."""
+    """One result per seed; fewer if a run diverged, after which no other is run."""
 
     @property
     def losses(self) -> list[float] | None:
@@ -76,20 +76,20 @@ class Tried:
 
     @property
     def loss(self) -> float | None:
-        """Their mean."""
+        """The mean of the losses."""
         return None if self.losses is None else mean(self.losses)
 
     @property
     def standard_error(self) -> float:
-        """The mean's, over the seeds."""
+        """The standard error of the mean over the seeds."""
         return _standard_error(self.losses or [])
 
     def is_as_good_as(self, best: "Tried") -> bool:
         """Whether it is no worse than the best rate within noise.
 
-        By how much its mean is larger is within one standard error of the best one's mean, and
-        within one of that difference itself: rates have their seeds in common, so a difference
-        that all seeds agree on is no noise, however much the seeds differ.
+        Its mean may be larger by one standard error of the best rate's mean, and by one standard
+        error of the difference itself: rates have their seeds in common, so a difference that all
+        seeds agree on is no noise, however much the seeds differ.
         """
         if self.losses is None or best.losses is None:
             return False
@@ -126,9 +126,9 @@ class Entry:
     contender: Contender
     batch_norm: bool
     results: list[Result] = field(default_factory=list)
-    """One a seed."""
+    """One result per seed."""
     tried: list[Tried] = field(default_factory=list)
-    """The learning rates that it chose its own from."""
+    """The learning rates that the contender chose its own from."""
 
     @property
     def is_at_the_edge(self) -> bool:
@@ -141,7 +141,7 @@ class Entry:
 
     @property
     def diverged(self) -> int:
-        """How many runs did."""
+        """How many runs diverged."""
         return sum(result.diverged_at is not None for result in self.results)
 
     def spread(self, value: Callable[[Result], float | None]) -> Spread | None:
@@ -154,7 +154,7 @@ class Entry:
         return [result.steps_to(score) for result in self.results]
 
     def final(self, value: Callable[[Measurement], float]) -> Spread | None:
-        """Return the mean over the runs that did not diverge, of what they end with."""
+        """Return the mean of the final values of the runs that did not diverge."""
         return self.spread(lambda result: None if result.final is None else value(result.final))
 
 
@@ -165,7 +165,7 @@ class Comparison:
     recipe: Recipe
     entries: Sequence[Entry]
     planned: int
-    """How many runs there are when it is whole."""
+    """How many runs there are when the comparison is whole."""
 
     @property
     def done(self) -> int:
@@ -179,6 +179,6 @@ class Comparison:
 
     @property
     def seeds(self) -> list[int]:
-        """Those of the runs."""
+        """The seeds of the runs."""
         seeds = (result.run.seed for entry in self.entries for result in entry.results)
         return list(dict.fromkeys(seeds))

@@ -20,7 +20,7 @@ from onepass.optim import StepInfo
 from onepass.schedules import ReduceOnPlateau
 
 STEPS_OF_A_BUDGET_IN_SECONDS = 10_000
-"""As many steps a schedule has there, and goes through them as time goes by."""
+"""With a budget of seconds, the time is mapped onto this many steps of the schedule."""
 
 
 @dataclass(frozen=True)
@@ -28,21 +28,21 @@ class Recipe:
     """What all runs of a comparison have in common."""
 
     data: str = "digits"
-    """One of `DATA`."""
+    """The name of the data set, one of `DATA`."""
     hidden: tuple[int, ...] = (128, 64)
     """The units of each hidden layer."""
     epochs: int = 20
-    """What a run may use: passes over the training rows."""
+    """A run's budget as passes over the training rows."""
     steps: int | None = None
-    """The same in steps, instead of epochs."""
+    """The budget in steps, instead of epochs."""
     seconds: float | None = None
-    """The same in time, of training alone."""
+    """The budget in seconds of training alone."""
     batch_size: int | None = 64
-    """Rows a step; None for all of them."""
+    """Rows per step; None for all of them."""
     schedule: str = "cosine"
-    """One of `SCHEDULES`."""
+    """The name of the schedule, one of `SCHEDULES`."""
     max_grad_norm: float = 1.0
-    """Infinity measures the norm and clips nothing."""
+    """The norm that gradients are clipped to; infinity measures the norm and clips nothing."""
 
     @property
     def table(self) -> Data:
@@ -54,7 +54,7 @@ class Recipe:
         return split.train_inputs.shape[1], *self.hidden, self.table.classes or 1
 
     def all_steps(self, rows: int) -> int:
-        """Return how many steps a run on so many rows may take, where time does not say it."""
+        """Return how many steps a run on so many rows may take if the budget is not in seconds."""
         return self.steps or self.epochs * self.steps_per_epoch(rows)
 
     def steps_per_epoch(self, rows: int) -> int:
@@ -67,18 +67,18 @@ class Recipe:
 
     def _starts(self, rows: int) -> range:
         size = self.batch_size or rows
-        alone = size > 1 and rows % size == 1  # joins the batch before: BatchNorm needs two rows
+        alone = size > 1 and rows % size == 1  # it joins the batch before: BatchNorm needs two
         return range(0, rows - alone, size)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training: who, at which learning rate, with BatchNorm or not, from which seed."""
+    """One training: the contender with its learning rate, with BatchNorm or not, and the seed."""
 
     contender: Contender
     batch_norm: bool
     seed: int
-    """Of the split, the weights and the batches."""
+    """The seed of the split, the weights and the batches."""
 
 
 class Measurement(NamedTuple):
@@ -86,22 +86,22 @@ class Measurement(NamedTuple):
 
     epoch: int
     step: int
-    """All steps so far."""
+    """The number of steps so far."""
     train_loss: float
-    """On all training rows; not finite where the run has diverged."""
+    """The loss on all training rows; not finite if the run has diverged."""
     validation_loss: float
     score: float
-    """On the validation rows."""
+    """The score on the validation rows."""
     grad_norm: float | None
-    """Median over the epoch's steps, before clipping; None before the first step."""
+    """The median norm over the epoch's steps, before clipping; None before the first step."""
     lr: float | None
-    """Of the last step; None before the first."""
+    """The learning rate of the last step; None before the first."""
     clipped: int
     """How many of the epoch's steps had their gradient clipped."""
     gradient_seconds: float
-    """Spent in all forward and backward passes so far."""
+    """The time spent in all forward and backward passes so far."""
     update_seconds: float
-    """Spent in all optimizer steps so far."""
+    """The time spent in all optimizer steps so far."""
 
     @property
     def diverged(self) -> bool:
@@ -110,12 +110,12 @@ class Measurement(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """Spent in training so far; measuring is not part of it."""
+        """The time spent in training so far; measuring is not part of it."""
         return self.gradient_seconds + self.update_seconds
 
 
 class Training:
-    """A run under way. It can be left after any epoch, and gone on with from its state."""
+    """A run under way, which can stop after any epoch and go on later from its state."""
 
     def __init__(self, run: Run, recipe: Recipe) -> None:
         self.run, self.recipe = run, recipe
@@ -141,7 +141,7 @@ class Training:
         self._gradient_seconds, self._update_seconds = last.gradient_seconds, last.update_seconds
 
     def epochs(self) -> Iterator[Measurement]:
-        """Train epoch by epoch; the first measurement is that of the network as it begins."""
+        """Train epoch by epoch; the first measurement is that of the untrained network."""
         # scikit-learn needs it, so it comes with it
         from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -167,7 +167,7 @@ class Training:
     def _epoch(self, before: Measurement) -> Measurement:
         split, epoch = self._split, before.epoch + 1
         infos: list[StepInfo] = []
-        # A generator of its own for each epoch, so that one can begin with any.
+        # Each epoch has a generator of its own, so that a run can go on from any.
         rng = np.random.default_rng((self.run.seed, epoch))
         for rows in self.recipe.batches(self._rows, rng):
             start = perf_counter()
@@ -190,7 +190,7 @@ class Training:
             train_loss,
             validation_loss,
             score,
-            # One step's norm says little: it is that of a few rows.
+            # The norm of a single step says little, since it is that of a few rows.
             grad_norm=median(norms),
             lr=infos[-1].lr,
             clipped=sum(info.clipped for info in infos),

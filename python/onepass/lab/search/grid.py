@@ -19,9 +19,9 @@ class Trial(NamedTuple):
     Attributes
     ----------
     lr : float
-        Its learning rate.
+        The learning rate.
     loss : float
-        What it came to; infinite or NaN where it diverged.
+        The loss after the training; infinite or NaN if it diverged.
     grid : str
         "coarse" or "fine".
     """
@@ -38,14 +38,14 @@ class LearningRates:
     Attributes
     ----------
     trials : tuple of Trial
-        All that were tried, sorted by learning rate: the curve.
+        All trials, sorted by learning rate: the curve.
     """
 
     trials: tuple[Trial, ...]
 
     @property
     def best(self) -> Trial:
-        """The one with the smallest loss; of equal ones that with the smallest rate."""
+        """The trial with the smallest loss; among equal ones, that with the smallest rate."""
         return min(self.trials, key=_rank)
 
     def picture(self, path: str | os.PathLike[str]) -> None:

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     surfaces = [SURFACES[name] for name in dict.fromkeys(args.surface or SURFACES)]
     _check_start(args, surfaces)
     require("surface", matplotlib="matplotlib", rich="rich")
-    args.out.mkdir(parents=True, exist_ok=True)  # if that fails, then before the work
+    args.out.mkdir(parents=True, exist_ok=True)  # first, so that an error costs no work
     contests: list[report.Contest] = []
     written: list[Path] = []
     try:

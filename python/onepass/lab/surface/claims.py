@@ -150,7 +150,7 @@ class Moved(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """Along w for each unit along b."""
+        """The distance along w per unit along b."""
         return self.w / self.b
 
 

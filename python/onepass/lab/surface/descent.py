@@ -27,8 +27,8 @@ class Trajectory(NamedTuple):
     Attributes
     ----------
     points : ndarray of shape (n, 2)
-        Of a descent the first is the start, and the last, if it diverged, the last one with a
-        finite loss.
+        The first point of a descent is the start. If it diverged, its last point is the last one
+        with a finite loss.
     losses : ndarray of shape (n,)
     """
 
@@ -154,15 +154,15 @@ class Walker:
     """An optimizer with all its settings but the learning rate."""
 
     make: Callable[..., Optimizer]
-    """Called with the parameters and ``lr=``."""
+    """The optimizer's class or another function, called with the parameters and ``lr=``."""
     lookahead: bool = False
     """Whether gradients are taken where momentum leads."""
 
     @property
     def adaptive(self) -> bool:
-        """Whether steps are about as long as the rate: twice the gradient makes none twice as long.
+        """Whether steps are about as long as the rate: twice the gradient does not double them.
 
-        Tried out, so that no rule has to say so.
+        This is found by trying, so that no rule has to say so.
         """
         lengths = []
         for gradient in (1.0, 2.0):
@@ -172,7 +172,7 @@ class Walker:
         return lengths[1] < 1.5 * lengths[0]
 
     def lr(self, surface: Surface) -> float:
-        """Return the surface's rate for it."""
+        """Return the surface's learning rate for this optimizer."""
         return surface.adaptive_lr if self.adaptive else surface.lr
 
     def descend(
@@ -182,7 +182,7 @@ class Walker:
         steps: int = 100,
         lr: float | None = None,
     ) -> Trajectory:
-        """Return the path at this rate, or else the surface's."""
+        """Return the path at this learning rate, by default the surface's."""
         make = partial(self.make, lr=self.lr(surface) if lr is None else lr)
         return descend(surface, make, start, steps, lookahead=self.lookahead)
 
@@ -200,7 +200,7 @@ _LECTURE = {
 
 
 def walkers() -> dict[str, Walker]:
-    """Return who can descend, by name: the lecture's, then the classes that these lack.
+    """Return the walkers by name: the lecture's, then the classes that these lack.
 
     Examples
     --------

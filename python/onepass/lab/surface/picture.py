@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FRAMES = 60
-MILLISECONDS = 80  # from one to the next
+MILLISECONDS = 80  # between two frames
 MILLISECONDS_AT_THE_END = 2500
-DOTS_PER_INCH = 100  # of a frame
+DOTS_PER_INCH = 100  # of an animation's frame
 
 GRID = 181
 LEVELS = 22
 SHADES = ("#8fb4d9", "#cfe0ee", "#f7f5ee", "#f3e3c3", "#e8cc98")  # from the valley up
-LOWEST = 1e-12  # loss that is drawn as such
-HIGHEST = 1e300  # the same
-GROWTH = 1e3  # of the loss at the start, beyond which a path is lost
-REACH = 1e3  # times the window, as far as lines are drawn
-MARGIN = 0.06  # of the window, beside a start that it grows for
+LOWEST = 1e-12  # the smallest loss that is drawn as it is
+HIGHEST = 1e300  # the largest such loss
+GROWTH = 1e3  # times the first loss: a path beyond is lost
+REACH = 1e3  # times the window: lines are drawn up to there
+MARGIN = 0.06  # part of the window beside a start that it grows for
 
 
 class Picture:
@@ -214,7 +214,7 @@ def _is_inside(points: Array, lows: Array, highs: Array) -> Any:
 
 
 def _within_reach(points: Array, lows: Array, highs: Array) -> Array:
-    """Return the points, those that are very far from a box moved towards it.
+    """Return the points, after moving those that are very far from a box towards it.
 
     Dashes on the whole of a line of 1e300 would take for ever.
     """

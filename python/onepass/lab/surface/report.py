@@ -25,18 +25,18 @@ class Contest:
     paths: Mapping[str, Trajectory]
     rates: Mapping[str, float]
     searches: Mapping[str, Trajectory]
-    """Of as many points as the paths have steps."""
+    """The searches by name, each over as many points as the paths have steps."""
     steps: int
 
     @property
     def goal(self) -> float:
-        """The loss to get down to: this share of the first one."""
+        """The loss to get down to, a fixed share of the first one."""
         first = next(iter(self.paths.values())).losses[0]
         return SHARE * float(first)
 
     @property
     def labels(self) -> dict[str, Trajectory]:
-        """The paths by what a legend says."""
+        """The paths by their labels in a legend."""
         return {f"{name}, lr {self.rates[name]:g}": path for name, path in self.paths.items()}
 
 

@@ -46,7 +46,7 @@ def add_command(parser: argparse.ArgumentParser) -> None:
         help="go on with the study in the folder, with more trials if you like; data, epochs, "
         "optimizers and seed must be as they were",
     )
-    parser.set_defaults(run=run, refuse=parser.error)  # for what takes the folder to see
+    parser.set_defaults(run=run, refuse=parser.error)  # for errors that only the folder shows
 
 
 def run(args: argparse.Namespace) -> int:

@@ -25,12 +25,12 @@ BATCH_SIZES = (8, 16, 32, 64, 128)
 WIDTHS = (16, 32, 64, 128, 256)
 
 WARMUP_SHARE = 0.2
-"""Of a trial's epochs, in which it is not pruned: who begins slowly may still win."""
+"""The share of a trial's epochs in which it is not pruned: a slow start may still win."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What makes two studies the same."""
+    """The settings that two studies must share for one to go on from the other."""
 
     data: str
     epochs: int
@@ -40,14 +40,14 @@ class Settings:
 
     @property
     def recipe(self) -> Recipe:
-        """What no trial changes; its batch size and hidden layers are those of none."""
+        """The recipe that trials start from; each sets its own batch size and hidden layers."""
         return Recipe(data=self.data, epochs=self.epochs)
 
     def suggest(self, trial: BaseTrial) -> tuple[Run, Recipe]:
         """Return a trial's training, its values proposed or, for one of the past, as they were."""
         contender = contenders()[trial.suggest_categorical("optimizer", self.optimizers)]
         values = {"lr": trial.suggest_float("lr", *LEARNING_RATES, log=True)}
-        if contender.hyperparameters.get("momentum"):  # not for whom goes without
+        if contender.hyperparameters.get("momentum"):  # only contenders that have it
             values["momentum"] = trial.suggest_float("momentum", *MOMENTA)
         batch_size = trial.suggest_categorical("batch_size", BATCH_SIZES)
         width = trial.suggest_categorical("width", WIDTHS)
@@ -97,12 +97,12 @@ class Search:
 
     @property
     def trials(self) -> list[FrozenTrial]:
-        """All that came to an end, their own or the pruner's."""
+        """All trials that are over, completed or pruned."""
         return self.study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
 
     @property
     def ranking(self) -> list[FrozenTrial]:
-        """Those that came to their own end, the best first."""
+        """The completed trials, the best first."""
         complete = self.study.get_trials(states=(TrialState.COMPLETE,))
         return sorted(complete, key=lambda trial: (trial.value, trial.number))
 
@@ -122,7 +122,7 @@ class Search:
             return measurement.validation_loss
 
         while finished < trials and perf_counter() - start < seconds:
-            # A sampler of its own for each trial: one for all would begin anew with every resume.
+            # Each trial has a sampler of its own: a common one would begin anew with every resume.
             seed = np.random.SeedSequence((self.settings.seed, finished)).generate_state(1).item()
             self.study.sampler = optuna.samplers.TPESampler(seed=seed)
             self.study.optimize(objective, n_trials=1)
@@ -152,7 +152,7 @@ def diverged(trial: FrozenTrial) -> bool:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep Optuna from writing a line a trial."""
+    """Keep Optuna from writing a line per trial."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
@@ -162,7 +162,7 @@ def quiet() -> Iterator[None]:
 
 
 def _report(trial: Trial, measurement: Measurement, last: bool) -> None:
-    """Tell the study about an epoch, and leave the trial where it is not worth another."""
+    """Tell the study about an epoch, and end the trial if it is not worth another."""
     loss = math.nan if measurement.diverged else measurement.validation_loss
     trial.report(loss, measurement.epoch)
     if not math.isfinite(loss) or (not last and trial.should_prune()):
