@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from onepass._typing import Array
-from onepass.compare.data import Targets
-from onepass.compare.losses import CrossEntropy, Loss, SquaredError
+from onepass.lab.compare.data import Targets
+from onepass.lab.compare.losses import CrossEntropy, Loss, SquaredError
 
 Rows = tuple[Array, Targets]
 """Inputs and what is to be found from them."""

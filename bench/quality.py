@@ -17,15 +17,15 @@ import ml_dtypes
 import numpy as np
 
 import onepass as op
-from onepass._arguments import add_names, integer
-from onepass._json import finite, write_json
-from onepass._progress import progress
 from onepass._typing import Array
-from onepass.compare.contenders import FIRST_SEED, Contender, contenders
-from onepass.compare.network import Network
-from onepass.compare.results import Spread
-from onepass.compare.schedules import cosine
-from onepass.compare.training import Recipe, Run, Training
+from onepass.lab._arguments import add_names, integer
+from onepass.lab._json import finite, write_json
+from onepass.lab._progress import progress
+from onepass.lab.compare.contenders import FIRST_SEED, Contender, contenders
+from onepass.lab.compare.network import Network
+from onepass.lab.compare.results import Spread
+from onepass.lab.compare.schedules import cosine
+from onepass.lab.compare.training import Recipe, Run, Training
 from problems import MixedUnits, Problem, Text
 
 SEEDS = 5

@@ -16,7 +16,7 @@ import formats
 import full_step
 import problems
 import quality
-from onepass.compare.contenders import Contender
+from onepass.lab.compare.contenders import Contender
 from timing import alternate
 from workloads import OPERATIONS, WORKLOADS, batches, cases
 

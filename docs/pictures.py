@@ -10,12 +10,12 @@ import numpy as np
 
 import onepass.init
 import onepass.schedules
-from onepass._picture import COLOURS, new_figure
+from onepass.lab._picture import COLOURS, new_figure
+from onepass.lab.surface import SURFACES, Surface, Trajectory, descend, walkers
+from onepass.lab.surface.picture import Picture
+from onepass.lab.surface.report import contest
 from onepass.line_search import LineSearch, backtracking, best_of
 from onepass.optim import SGD, Optimizer
-from onepass.surface import SURFACES, Surface, Trajectory, descend, walkers
-from onepass.surface.picture import Picture
-from onepass.surface.report import contest
 
 STEPS = 300
 

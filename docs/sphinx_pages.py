@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import onepass
-from onepass import cli
+from onepass.lab import cli
 from onepass.optim import Optimizer
 
 if TYPE_CHECKING:

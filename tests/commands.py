@@ -23,7 +23,7 @@ def start(*arguments, **environment):
     """Begin a command that Ctrl-C reaches: what runs in the background may inherit to ignore it."""
     code = """
 import signal, sys
-from onepass.cli import main
+from onepass.lab.cli import main
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.exit(main(sys.argv[1:]))
 """

@@ -7,9 +7,10 @@ import sys
 import pytest
 
 from commands import run, strict_json
-from onepass import cli, optim
-from onepass.compare.contenders import contenders
-from onepass.surface import SURFACES, walkers
+from onepass import optim
+from onepass.lab import cli
+from onepass.lab.compare.contenders import contenders
+from onepass.lab.surface import SURFACES, walkers
 
 SMALL = {
     "compare": ("--data", "diabetes", "--steps", 2, "--seeds", 2, "--hidden", 4),
@@ -120,7 +121,7 @@ def test_too_little_memory(tmp_path, capsys, monkeypatch):
     def fail(*_, **__):
         raise MemoryError("Unable to allocate")
 
-    monkeypatch.setattr("onepass.compare.training.Network", fail)
+    monkeypatch.setattr("onepass.lab.compare.training.Network", fail)
     assert cli.main(options("compare", tmp_path)) == 1
     assert capsys.readouterr().err == "onepass: out of memory: Unable to allocate\n"
 

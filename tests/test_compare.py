@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from onepass import optim
-from onepass.compare.contenders import contenders
-from onepass.compare.data import DATA, split
-from onepass.compare.losses import CrossEntropy, SquaredError, loss_of
-from onepass.compare.network import Network, count_parameters
-from onepass.compare.results import Comparison, Entry, Result, Spread, Tried, choose
-from onepass.compare.schedules import SCHEDULES
-from onepass.compare.training import Measurement, Recipe, Run, Training
+from onepass.lab.compare.contenders import contenders
+from onepass.lab.compare.data import DATA, split
+from onepass.lab.compare.losses import CrossEntropy, SquaredError, loss_of
+from onepass.lab.compare.network import Network, count_parameters
+from onepass.lab.compare.results import Comparison, Entry, Result, Spread, Tried, choose
+from onepass.lab.compare.schedules import SCHEDULES
+from onepass.lab.compare.training import Measurement, Recipe, Run, Training
 
 SIZES = (5, 7, 6, 4)
 BRIEF = Recipe(epochs=2)
@@ -382,7 +382,7 @@ class TestTraining:
     def test_a_budget_of_seconds(self, monkeypatch):
         """With a clock that ticks a second at every look, three looks a step."""
         ticks = iter(range(10**6))
-        monkeypatch.setattr("onepass.compare.training.perf_counter", lambda: next(ticks))
+        monkeypatch.setattr("onepass.lab.compare.training.perf_counter", lambda: next(ticks))
         recipe = Recipe(seconds=100.0)
         result = train(contenders()["SGD"], recipe)
         assert result.final.gradient_seconds == result.final.update_seconds == 50
@@ -394,7 +394,7 @@ class TestTraining:
 
     def test_a_budget_of_seconds_with_a_plateau(self, monkeypatch):
         ticks = iter(range(10**6))
-        monkeypatch.setattr("onepass.compare.training.perf_counter", lambda: next(ticks))
+        monkeypatch.setattr("onepass.lab.compare.training.perf_counter", lambda: next(ticks))
         recipe = Recipe(seconds=2 * 23 * 30, schedule="reduce_on_plateau")
         assert train(contenders()["SGD"], recipe).final.lr < 0.5
 

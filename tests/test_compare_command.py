@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 
 from commands import run, start, strict_json
-from onepass import cli, compare
-from onepass._picture import new_figure
-from onepass.compare import journal, page, report
-from onepass.compare.contenders import contenders
-from onepass.compare.data import DATA
-from onepass.compare.results import Comparison, Entry, Result, Tried
-from onepass.compare.training import Measurement, Recipe, Run, Training
+from onepass.lab import cli, compare
+from onepass.lab._picture import new_figure
+from onepass.lab.compare import journal, page, report
+from onepass.lab.compare.contenders import contenders
+from onepass.lab.compare.data import DATA
+from onepass.lab.compare.results import Comparison, Entry, Result, Tried
+from onepass.lab.compare.training import Measurement, Recipe, Run, Training
 
 
 def log_lines(folder):
@@ -629,7 +629,7 @@ class TestPictures:
     @pytest.mark.parametrize("options", [[], ["--no-batch-norm"]], ids=["both", "no batch norm"])
     def test_curves(self, options):
         """A column of panels each; the mean over the seeds, and a band to the extremes."""
-        from onepass.compare.picture import draw_curves
+        from onepass.lab.compare.picture import draw_curves
 
         done = comparison(
             *options, "--epochs", 3, "--optimizer", "adam", "sgd", "--max-grad-norm", 0.5
@@ -672,7 +672,7 @@ class TestPictures:
 
     def test_curves_over_time(self):
         """Two seeds of three and of five epochs, on one axis; and one that diverged."""
-        from onepass.compare.picture import draw_curves
+        from onepass.lab.compare.picture import draw_curves
 
         contender = contenders()["SGD"]
 
@@ -696,7 +696,7 @@ class TestPictures:
         assert "diverged" in [text.get_text() for text in figure.legends[0].get_texts()]
 
     def test_the_legend_has_a_rate_only_where_all_columns_have_it(self):
-        from onepass.compare.picture import draw_curves
+        from onepass.lab.compare.picture import draw_curves
 
         done = comparison("--epochs", 1, "--seeds", 1, "--optimizer", "adam", "sgd")
         done.entries[0].contender = done.entries[0].contender.with_lr(0.01)
@@ -706,7 +706,7 @@ class TestPictures:
 
     def test_rates(self):
         """Means over the seeds, what diverged left out, zeros shown, a ring about the choice."""
-        from onepass.compare.picture import draw_rates
+        from onepass.lab.compare.picture import draw_rates
 
         contender = contenders()["SGD"]
 
@@ -735,7 +735,7 @@ class TestPictures:
 
     def test_a_perfect_score_and_a_run_that_explodes(self):
         """Neither vanishes, and neither makes the others small."""
-        from onepass.compare.picture import draw_curves
+        from onepass.lab.compare.picture import draw_curves
 
         contender = contenders()["SGD"]
 
@@ -760,7 +760,7 @@ class TestPictures:
         assert [text.get_text() for text in errors.texts] == ["0"]
 
     def test_times(self):
-        from onepass.compare.picture import draw_times
+        from onepass.lab.compare.picture import draw_times
 
         done = comparison("--epochs", 1, "--seeds", 2, "--optimizer", "adam", "sgd")
         (axes,) = draw_times(done).axes
@@ -903,7 +903,7 @@ class TestInfo:
         code = """
 import sys
 sys.modules.update(dict.fromkeys(("sklearn", "matplotlib", "rich", "jinja2", "optuna")))
-from onepass.cli import main
+from onepass.lab.cli import main
 sys.exit(main(["info"]))
 """
         done = subprocess.run(

@@ -16,8 +16,8 @@ import onepass
 import pictures
 import sphinx_pages
 from helpers import MODULES, PUBLIC
+from onepass.lab.surface import SURFACES
 from onepass.line_search import backtracking, best_of
-from onepass.surface import SURFACES
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

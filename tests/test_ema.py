@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from helpers import assert_same_bits
 from onepass import ema
+from onepass.lab import ema_picture
 from test_registry import assert_documented, section
 
 BETAS = st.floats(0, 0.9999)
@@ -205,13 +206,13 @@ def figure(monkeypatch):
     """What `picture` has drawn last."""
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     drawn = []
-    make = ema.new_figure
+    make = ema_picture.new_figure
 
     def new_figure(*size):
         drawn.append(make(*size))
         return drawn[-1]
 
-    monkeypatch.setattr(ema, "new_figure", new_figure)
+    monkeypatch.setattr(ema_picture, "new_figure", new_figure)
     return drawn
 
 

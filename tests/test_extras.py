@@ -21,8 +21,8 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["option
 
 PICTURES = {
     "onepass.ema.picture": "op.ema.picture([1, 2], beta=0.9, path='out')",
-    "onepass.search.LearningRates": "op.search.learning_rate(float).picture('out')",
-    "onepass.search.RangeTest": """
+    "onepass.lab.search.LearningRates": "op.search.learning_rate(float).picture('out')",
+    "onepass.lab.search.RangeTest": """
 opt = op.SGD(np.ones(2), lr=0.1)
 op.search.range_test(opt, lambda: (1.0, np.ones(2)), steps=3).picture('out')""",
 }
@@ -52,7 +52,7 @@ class Bare:
 sys.meta_path.insert(0, Bare())
 import numpy as np
 import onepass as op
-from onepass import cli
+from onepass.lab import cli
 """
 
 

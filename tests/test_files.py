@@ -203,6 +203,7 @@ def test_what_cannot_be_synced(path, which, monkeypatch):
 
 UNREADABLE = """
 import os, sys, numpy as np, onepass as op
+import zipfile  # numpy.load does, and whom this becomes may not read the interpreter's files
 os.chdir(sys.argv[1])
 if os.getuid() == 0:  # who may read everything
     os.chown(".", 65534, 65534)
@@ -429,6 +430,12 @@ def test_what_is_no_damage_comes_out_as_it_is(path, error):
             opt.load(Failing(content, readable, error))
         assert digest(opt) == before
     opt.load(Failing(content, len(content), error))
+
+
+def test_a_module_that_is_missing_is_no_damage(path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "zipfile", None)
+    with pytest.raises(ImportError):
+        stepped(3).load(path)
 
 
 SHORT_OF_MEMORY = """

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onepass._picture import COLOURS, LogScale, new_figure, styles
+from onepass.lab._picture import COLOURS, LogScale, new_figure, styles
 
 
 def drawn(scale):

@@ -7,7 +7,7 @@ import pytest
 
 import onepass as op
 from helpers import assert_same_bits, digest
-from onepass.search import LearningRates, RangeTest, Trial, learning_rate, range_test
+from onepass.lab.search import LearningRates, RangeTest, Trial, learning_rate, range_test
 
 COARSE = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]
 
@@ -375,7 +375,7 @@ def test_pictures(sign, tmp_path):
 def test_a_loss_of_zero_is_in_the_picture(tmp_path, monkeypatch):
     """Below the others, which keep their logarithmic scale; so is the ring about the best."""
     pytest.importorskip("matplotlib")
-    from onepass.search import picture
+    from onepass.lab.search import picture
 
     drawn = []
     monkeypatch.setattr(picture, "_finish", lambda figure, _: drawn.append(figure.axes[0]))

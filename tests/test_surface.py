@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import onepass as op
 from onepass import surface
-from onepass.surface import SURFACES, claims, descend, sparse_neuron, walkers
+from onepass.lab.surface import SURFACES, claims, descend, sparse_neuron, walkers
 
 NEURON, SPARSE = SURFACES["neuron"], SURFACES["sparse"]
 

@@ -14,10 +14,11 @@ import pytest
 from PIL import Image
 
 from commands import run, start
-from onepass import _extras, cli
-from onepass.surface import SURFACES, Trajectory, report, walkers
-from onepass.surface import picture as pictures
-from onepass.surface.picture import Picture
+from onepass import _extras
+from onepass.lab import cli
+from onepass.lab.surface import SURFACES, Trajectory, report, walkers
+from onepass.lab.surface import picture as pictures
+from onepass.lab.surface.picture import Picture
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -312,7 +313,7 @@ def test_says_what_is_missing(tmp_path, monkeypatch, capsys):
 
 def test_importing_it_loads_no_picture_library():
     code = (
-        "import sys, onepass.surface; heavy = {'matplotlib', 'rich', 'PIL'} & set(sys.modules);"
+        "import sys, onepass.lab.surface; heavy = {'matplotlib', 'rich', 'PIL'} & set(sys.modules);"
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -18,11 +18,11 @@ from optuna.trial import FixedTrial, TrialState
 
 import onepass as op
 from commands import run, start, strict_json
-from onepass import cli
-from onepass.compare.contenders import contenders
-from onepass.compare.training import Measurement
-from onepass.tune import picture, report, search
-from onepass.tune.search import Search, Settings, quiet
+from onepass.lab import cli
+from onepass.lab.compare.contenders import contenders
+from onepass.lab.compare.training import Measurement
+from onepass.lab.tune import picture, report, search
+from onepass.lab.tune.search import Search, Settings, quiet
 
 WINE = Settings("wine", 2, ("SGD", "Momentum", "Adam"), seed=0)
 PICTURES = ["history.png", "importances.png", "slices.png", "parallel.png"]
@@ -459,7 +459,7 @@ class TestCommand:
         assert not out.exists()
 
     def test_the_command_line_does_without_optuna(self):
-        code = "import sys, onepass.cli; sys.exit('optuna' in sys.modules)"
+        code = "import sys, onepass.lab.cli; sys.exit('optuna' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
     def test_a_folder_that_cannot_be(self, tmp_path, capsys):

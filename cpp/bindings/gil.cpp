@@ -10,8 +10,8 @@
 namespace onepass::bindings {
 namespace {
 
-// The longest that Python's exit waits for the calls of other threads: such a call may itself be
-// waiting for the exit.
+// The longest time that Python's exit waits for the calls of other threads. It has an end, because
+// such a call may itself wait for the exit.
 constexpr std::chrono::seconds longest_wait{5};
 constexpr std::chrono::milliseconds between_looks{1};
 

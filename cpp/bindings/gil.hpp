@@ -1,4 +1,4 @@
-// When other Python threads may run, and what becomes of ours where the interpreter exits.
+// When other Python threads may run, and what becomes of our threads when the interpreter exits.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -9,17 +9,17 @@
 
 namespace onepass::bindings {
 
-// Other Python threads may run while this many elements are worked on; for fewer it is not worth
-// handing the interpreter over.
+// A call that works on at least this many elements lets other Python threads run meanwhile; for
+// fewer, handing the interpreter over takes too long.
 inline constexpr std::size_t min_elements_without_gil = 32768;
 
 [[noreturn]] inline void sleep_for_ever() {
   for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
 }
 
-// Lets other Python threads run. Where the interpreter is shutting down, Python before 3.14 ends a
-// daemon thread that asks for it back by an exception that no destructor may let through; 3.14 lets
-// the thread hang, and so does this.
+// Lets other Python threads run while it lives. At shutdown, Python before 3.14 ends a daemon
+// thread that asks for the interpreter with an exception, and a destructor must not throw. So the
+// thread hangs instead, as it does in Python 3.14.
 class WithoutGil {
  public:
   WithoutGil() : state_(PyEval_SaveThread()) {}
@@ -37,12 +37,11 @@ class WithoutGil {
   PyThreadState* state_;
 };
 
-// Every function that may run Python code holds one of these (as a py::call_guard). Python code
-// that runs inside a call (a copy by NumPy, a gradient's __array__, a finalizer) may hand the
-// interpreter over, and a daemon thread that then asks for it back while Python exits is ended by
-// unwinding its stack: the destructors of our Python objects would run without the interpreter, and
-// crash. So Python's exit waits until no other thread is inside a call, and a thread that comes
-// later sleeps.
+// Every function that may run Python code holds one of these (as a py::call_guard). Such code (a
+// copy by NumPy, a gradient's __array__, a finalizer) may hand the interpreter over. If a daemon
+// thread then asks for the interpreter while Python exits, Python unwinds the thread's stack: the
+// destructors of our Python objects would run without the interpreter, and crash. So Python's exit
+// waits until no other thread is inside a call, and a thread that calls later sleeps.
 class InCall {
  public:
   InCall();

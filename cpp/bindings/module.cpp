@@ -146,6 +146,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   py::dict isas;
   for (const Isa& isa : compiled_isas()) isas[isa.name] = isa.supported;
   m.attr("isas") = isas;
+  m.attr("version") = ONEPASS_VERSION;
   m.attr("compiler") = ONEPASS_COMPILER;
   m.attr("flags") = ONEPASS_FLAGS;
   m.attr("add") = isa_in_use->kernels->rules.size();

@@ -11,27 +11,30 @@ namespace onepass {
 namespace {
 
 // Measured: bench/NOTES.md.
-constexpr std::size_t max_tile_bytes = 1 << 20;  // that a core's cache holds until it is read again
-constexpr std::size_t min_shared_channels = 4096;  // whose own work is worth a second thread
-// Rows that are summed and written together, at least one, while they are in cache. Not by a
-// panel's width where channels share it: that depends on the threads, and the order of a sum would.
-constexpr std::size_t elements_at_once = 4096;  // of one channel
-constexpr std::size_t rows_at_once = 8;         // that channels share
-// Rows whose sum is taken on its own and then added to that of the rows before: a long chain of
-// additions would add up its roundings. By the width of a channel alone, for the reason above.
-constexpr std::size_t rows_together = 1024;           // that channels share
+constexpr std::size_t max_tile_bytes = 1 << 20;  // a core's cache holds that until it is read again
+constexpr std::size_t min_shared_channels = 4096;  // then work per channel is worth a second thread
+// How many rows are summed and written together while they are in cache, at least one. If channels
+// share a panel this is constant, since the panel's width depends on the number of threads, and the
+// order of a sum must not.
+constexpr std::size_t elements_at_once = 4096;  // if the panel has one channel
+constexpr std::size_t rows_at_once = 8;         // if channels share it
+// How many rows have a sum of their own, which is then added to the sum of the rows before: a long
+// chain of additions would add up its roundings. The number depends on the width of a channel
+// alone, for the reason above.
+constexpr std::size_t rows_together = 1024;           // if channels share the rows
 constexpr std::size_t lane_rows_together = 256;       // of `lanes` elements of one channel
 constexpr std::size_t elements_together = 256 * 256;  // in a row of one channel
-// Where the first samples are so far from the mean of the others, in variances, sums about them
-// lose digits. What is left is in functional.py, under batch_norm_train.
+// If the square of the distance between the first samples' mean and the channel's mean is larger
+// than so many variances, sums about the first samples' mean lose digits. functional.py says under
+// batch_norm_train what error is left.
 constexpr double max_off_center = 49;
-constexpr int max_tries = 3;  // as it comes, in other units, about a better center
-// Where the squares of a double would be infinite, x is summed in units of 2^600; and where
-// products with dy would be, that is as well.
+constexpr int max_tries = 3;  // with x as it is, in small units, about a better center
+// If the squares of doubles would be infinite, x is summed in units of 2^600; if the products of x
+// and dy would be, dy is too.
 constexpr double small_magnitude = 0x1p-600;
 constexpr double min_ordinary_invstd = 0x1p-500;
-// A product with dy stays finite about such a center. A float's mean is smaller, unless it was made
-// up.
+// Centers are clamped to this, so that the product with a float dy stays finite. The mean of
+// floats is smaller; a larger one is the caller's own.
 constexpr double max_center = 0x1p800;
 
 std::size_t rows_of_part(const Panel& panel, bool one_channel) noexcept {
@@ -74,7 +77,7 @@ BatchNorm<T>::BatchNorm(const BatchNormTable<T>& table, const Layout& layout, in
   const std::size_t tiles = grid_.tiles(), tile_bytes = grid_.elements_per_tile() * sizeof(T);
   const bool balanced = tiles >= 4 * n || tiles % n == 0;
   const bool cached = tile_bytes <= max_tile_bytes;
-  // Runs of a tile end where another core's begin, and the prefetcher does not stop there.
+  // A tile's runs end where another core's begin, and the hardware's prefetcher goes on into those.
   const bool by_rows = layout.inner == 1 && grid_.blocks() >= n;
   if (n == 1 || (balanced && cached && !by_rows)) {
     tiles_at_once_ = 0;
@@ -350,14 +353,14 @@ void BatchNorm<T>::sum_in_small_units(std::size_t tile, const Statistics& statis
   for (std::size_t c = begin; c < begin + n; ++c) {
     double &dweight = gradients.weight[c], &dbias = gradients.bias[c];
     if (std::isfinite(dweight) && std::isfinite(dbias)) continue;
-    // In the order that leaves the range last.
+    // The factors are in the order that leaves double's range last.
     const double invstd = statistics.invstd[c], product = second[c - begin];
     const double small_dweight = std::abs(invstd) < 1 ? product * (invstd / small_magnitude)
                                                       : product * invstd / small_magnitude;
     dweight = small_dweight / small_magnitude;
     dbias = first[c - begin] / small_magnitude;
     if (!through) continue;
-    // Their means may be finite where they are not.
+    // The means of the gradients may be finite even if the gradients are not.
     double mean_dweight = small_dweight / count / small_magnitude;
     double mean_dbias = first[c - begin] / count / small_magnitude;
     const Gradients means{&mean_dweight, &mean_dbias};
@@ -378,7 +381,7 @@ void BatchNorm<T>::backward(const Statistics& batch, const Gradients& gradients)
 
 template <class T>
 void BatchNorm<T>::infer_backward(const Statistics& given, const Gradients& gradients) noexcept {
-  // Where it is written at once over what is summed, a sum that overflows cannot be taken again.
+  // If dx is written at once over what is summed, a sum that overflows cannot be taken again.
   const bool write_at_once = std::is_same_v<T, float> || !in_place(arrays_);
   run(
       loops_.gradient_sums, loops_.frozen_gradient, write_at_once,

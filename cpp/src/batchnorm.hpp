@@ -1,5 +1,5 @@
-// Batch normalisation of a whole array with its own statistics, and backward: the loops of
-// onepass/batchnorm.hpp, shared out over threads.
+// Batch normalisation of a whole array with the array's own statistics, and the backward passes:
+// the loops of onepass/batchnorm.hpp, shared out over threads.
 #pragma once
 
 #include <span>
@@ -12,8 +12,8 @@
 
 namespace onepass {
 
-// running = (1 - momentum) * running + momentum * (batch * correction); what has no weight does not
-// count, or 0 times infinity would be a NaN.
+// running = (1 - momentum) * running + momentum * (batch * correction). A momentum of 0 or of 1
+// leaves out the other term, which could be 0 times infinity, a NaN.
 void update_running(std::span<double> running, std::span<const double> batch, double correction,
                     double momentum) noexcept;
 
@@ -24,9 +24,10 @@ class BatchNorm {
   BatchNorm(const BatchNormTable<T>& table, const Layout& layout, int threads,
             const Arrays<T>& arrays, const Affine& affine, Operation operation, bool relu);
 
-  // y and the statistics of the batch.
+  // Computes y and the statistics of the batch.
   void train(double eps, const Statistics& batch) noexcept;
-  // dx and the gradients of weight and bias: through the statistics, if they are the batch's own.
+  // Both compute dx and the gradients of weight and bias. If the statistics are the batch's own, dx
+  // goes through them.
   void backward(const Statistics& batch, const Gradients& gradients) noexcept;
   void infer_backward(const Statistics& given, const Gradients& gradients) noexcept;
 
@@ -34,14 +35,14 @@ class BatchNorm {
   using Sum = typename BatchNormLoops<T>::Sum;
   using Write = typename BatchNormLoops<T>::Write;
 
-  // The first channel of a tile, and how many there are.
+  // Returns the first channel of a tile, and how many channels it has.
   std::pair<std::size_t, std::size_t> channels_of(std::size_t tile) const noexcept {
     const std::size_t first = grid_.first_channel(tile);
     return {first, grid_.first_channel(tile + 1) - first};
   }
 
-  // What the sums are taken about; and whether some of a tile's channels needed a better one, and
-  // got it.
+  // Sets what the sums of n channels are taken about. improve_centers replaces this for the
+  // channels of a tile that need a better one, and returns whether there were any.
   void set_first_means(std::size_t first, std::size_t n) noexcept;
   bool improve_centers(std::size_t tile, const Statistics& batch) noexcept;
 
@@ -51,10 +52,10 @@ class BatchNorm {
   // `through`: dx goes through the statistics.
   void finish_backward_sums(std::size_t tile, const Statistics& statistics,
                             const Gradients& gradients, bool through) noexcept;
-  // Once more, for the channels whose sums of finite terms were not finite.
+  // Sums once more, for the channels whose sums of finite terms were not finite.
   void sum_in_small_units(std::size_t tile, const Statistics& statistics,
                           const Gradients& gradients, bool through) noexcept;
-  // And hands it on from the channels to their columns.
+  // Both copy values from a tile's channels to their columns.
   void spread_center(std::size_t tile) noexcept;
   template <class... Members>
   void spread(std::size_t tile, Members... members) noexcept;
@@ -65,8 +66,8 @@ class BatchNorm {
            double* second) const noexcept;
   void write(Write loop, std::size_t tile, std::size_t block) noexcept;
 
-  // Prepares each tile, sums it, finishes it with the sums known, and then writes it. Where it
-  // could not be finished, it is summed again.
+  // Prepares each tile, sums it, finishes it with the sums known, and then writes it. A tile that
+  // `finish` returns false for is summed again.
   template <class Prepare, class Finish>
   void run(Sum sum_loop, Write write_loop, bool write_at_once, const Prepare& prepare,
            const Finish& finish) noexcept;
@@ -76,12 +77,12 @@ class BatchNorm {
   Grid grid_;
   BatchNormLoops<T> loops_;
   Arrays<T> arrays_;
-  std::size_t tiles_at_once_;  // by all threads together; 0: each thread a tile of its own
+  std::size_t tiles_at_once_;  // by all threads together; 0: each thread has a tile of its own
   Affine affine_;
   Values<T> channels_, columns_;
   Vector<double> first_, second_;  // sums per channel
-  Vector<double> partial_;         // of the blocks
-  std::vector<char> finished_;     // of the tiles that are shared out at once
+  Vector<double> partial_;         // sums per block
+  std::vector<char> finished_;     // whether each of the tiles at once is
 };
 
 extern template class BatchNorm<float>;

@@ -1,4 +1,4 @@
-// CPU features -> kernel table. The only file that knows CPUs.
+// Chooses the kernel table by the features of the CPU. No other file knows about CPUs.
 #include "dispatch.hpp"
 
 #include <algorithm>
@@ -22,8 +22,9 @@ namespace x86_64_v4 {
 const KernelTable& kernel_table() noexcept;
 }
 
-// The features GCC and Clang of any age can ask for; on hardware a level's others come with these.
-// The answers include whether the operating system saves the wide registers.
+// These are the features that every version of GCC and Clang can ask for; a CPU that has them has
+// the rest of the level too. __builtin_cpu_supports also checks whether the operating system saves
+// the wide registers.
 static bool has_v3() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
          __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
@@ -63,7 +64,8 @@ const Isa& choose_isa(const char* forced) {
   return *best;
 }
 
-// Linux first: on AMD glibc has every L3 of the socket, where a core has its own complex' alone.
+// Linux's file is read first: on AMD, glibc's sysconf adds up all L3 caches of the socket, and a
+// core has only that of its own complex.
 std::size_t last_level_cache() noexcept {
   std::size_t kib = 0;
   if (std::FILE* size = std::fopen("/sys/devices/system/cpu/cpu0/cache/index3/size", "r")) {
@@ -78,7 +80,8 @@ std::size_t last_level_cache() noexcept {
 #endif
 }
 
-// Zen's loads reach the last cache early enough, and there a prefetch only takes a load's place.
+// On Zen, a core hides the latency of the last cache; a prefetch from there only uses up a load's
+// slot.
 std::size_t far_for_updates() noexcept {
 #ifdef ONEPASS_X86_64_LEVELS
   if (__builtin_cpu_is("amd")) return std::max(far_for_sums, last_level_cache());

@@ -15,19 +15,20 @@ struct Isa {
   const KernelTable* kernels;
 };
 
-// Every build in this library, least first.
+// All builds of the kernels in this library, the one that needs the fewest CPU features first.
 std::span<const Isa> compiled_isas();
 
-// The best one that runs here, or the one that `forced` names. Throws std::invalid_argument, which
-// lists the choices, when that one is unknown or does not run here.
+// Returns the best build that runs here, or the one that `forced` names. Throws
+// std::invalid_argument, whose message lists the choices, if the named build is unknown or does not
+// run here.
 const Isa& choose_isa(const char* forced);
 
-// Bytes of the last cache before memory, which neighbouring cores share; 0 if nobody says.
+// Returns the bytes of the last cache before memory, which neighbouring cores share; 0 if the
+// system does not tell.
 std::size_t last_level_cache() noexcept;
 
-// Who touches more bytes than these asks for them early: sums more than a core's own cache holds,
-// an update, which computes much and so asks late by itself, what is far on this CPU. Measured:
-// bench/NOTES.md.
+// A loop over more bytes than this prefetches them. For sums this is a core's own cache (L2); for
+// updates, the largest cache whose latency the core hides by itself. Measured: bench/NOTES.md.
 inline constexpr std::size_t far_for_sums = 2 << 20;
 std::size_t far_for_updates() noexcept;
 

@@ -5,7 +5,7 @@
 namespace onepass {
 namespace {
 
-// Measured: bench/NOTES.md. The first four decide about the bits of a sum.
+// Measured: bench/NOTES.md. The first four decide the order of a sum, and so its bits.
 constexpr std::size_t max_blocks = 64;
 constexpr std::size_t min_block_elements = 8192;  // of one channel
 constexpr std::size_t min_block_rows = 64;        // that channels share
@@ -17,14 +17,15 @@ constexpr std::size_t divide_up(std::size_t a, std::size_t b) noexcept {
   return (a + b - 1) / b;
 }
 
-// Side by side a short channel needs no lanes of its own for its sums, and no line is streamed in
-// parts; but handing values on to its columns pays only over many rows.
+// Returns the longest `inner` of channels that lie side by side in a row. Such channels need no
+// lanes of their own for their sums, and no line is streamed in parts; but their values must be
+// copied to every column, which pays only over many rows.
 constexpr std::size_t longest_short_channel(std::size_t rows, Grid::Pass pass) noexcept {
   if (pass == Grid::Pass::writes) return 16;
   return rows < 8 ? 16 : rows < 32 ? 64 : 256;
 }
 
-// Four at a time: one addition would wait for the other.
+// Keeps four sums, because in a single one each addition would wait for the one before.
 double sum(const double* values, std::size_t n) noexcept {
   double sums[4] = {};
   std::size_t i = 0;

@@ -8,41 +8,42 @@
 
 namespace onepass {
 
-// An array in C order: `channels` lie `inner` elements apart, and all that `outer` times.
+// An array in C order, of the shape (outer, channels, inner).
 struct Layout {
   std::size_t outer, channels, inner;
   std::size_t per_channel() const noexcept { return outer * inner; }
   std::size_t size() const noexcept { return channels * per_channel(); }
 };
 
-// Tiles of whole channels in one direction, blocks of rows in the other. A channel is summed block
-// by block, and what a block is depends on the layout alone: so the sums are the same bits for any
-// number of threads.
+// Cuts an array into tiles of whole channels in one direction, and into blocks of rows in the
+// other. A channel is summed block by block, and the blocks depend on the layout alone: so the sums
+// are the same bits for any number of threads.
 //
-// A channel whose `inner` is long is a tile of its own; a row is one run of it. Where it is short,
-// as in a channels-last array, channels lie side by side in a row, each `inner` columns wide; and
-// where all channels together are narrow, a row is `repeat` times as wide as that.
+// If `inner` is long, each channel is a tile of its own, and a row is one run of it. If `inner` is
+// short, as in a channels-last array, channels lie side by side in a row, each `inner` columns
+// wide; and if all channels together are narrow, a row has them all `repeat` times.
 //
-// Where nothing is summed, a tile is as wide as a row; and long channels, which are long from fewer
-// elements on, share one, so that a panel has a channel in each of its rows.
+// If nothing is summed, a tile of short channels is as wide as a row, and long channels share a
+// tile, so that each row of a panel is another channel. With Pass::writes, `inner` also counts as
+// long from fewer elements on.
 class Grid {
  public:
-  enum class Pass { sums, writes, streams };  // the last two: and nothing is summed
+  enum class Pass { sums, writes, streams };  // the last two sum nothing
 
   static constexpr std::size_t max_tile_width = 512;  // of channels that share a row and are summed
 
   Grid(const Layout& layout, int threads, Pass pass) noexcept;
 
-  bool one_channel() const noexcept { return one_channel_; }  // in each row of a panel
+  bool one_channel() const noexcept { return one_channel_; }  // whether each row has one alone
   std::size_t tiles() const noexcept { return tiles_; }
   std::size_t blocks() const noexcept { return blocks_; }
   std::size_t elements_per_tile() const noexcept { return layout_.size() / tiles_; }
 
-  // The channels of a tile: from this one to the next tile's first.
+  // A tile's channels begin with this one and end before the next tile's first.
   std::size_t first_channel(std::size_t tile) const noexcept {
     return std::min(tile * tile_channels_, layout_.channels);
   }
-  // Channels and columns are numbered alike, but where a channel has several columns.
+  // A column has its channel's number, unless channels have several columns.
   std::size_t columns() const noexcept { return one_channel_ ? layout_.channels : row_width_; }
   bool columns_are_channels() const noexcept { return columns() == layout_.channels; }
 
@@ -54,8 +55,8 @@ class Grid {
   template <class T>
   void spread(std::size_t tile, const T* channels, T* columns) const noexcept;
 
-  // The sums of a tile's channels from those of its panels' columns; both arrays are the tile's
-  // own.
+  // Adds up the sums of a tile's columns to those of its channels. Both arrays are the tile's own;
+  // `columns` is overwritten.
   void fold(std::size_t tile, double* columns, double* channels) const noexcept;
 
  private:

@@ -7,9 +7,9 @@ namespace {
 
 // Measured: bench/NOTES.md.
 constexpr std::size_t shares_per_thread = 16;
-constexpr std::size_t min_share_elements = 32768;   // less is quicker waited for than taken over
-constexpr std::size_t channels_at_once = 256;       // that are prepared: small enough for the stack
-constexpr std::size_t min_values_per_channel = 16;  // and thread, for the threads to prepare alone
+constexpr std::size_t min_share_elements = 32768;   // waiting for fewer is quicker
+constexpr std::size_t channels_at_once = 256;       // are prepared together, on the stack
+constexpr std::size_t min_values_per_channel = 16;  // and thread, or one thread prepares for all
 
 template <class T>
 const BatchNormTable<T>& table_of(const KernelTable& kernels) noexcept {
@@ -76,7 +76,7 @@ void Inference<T>::prepare(Own& own) const noexcept {
 
 template <class T>
 void Inference<T>::run() noexcept {
-  // In the order of memory, and some at a time, since they are small.
+  // A share is several pieces, which are small, in the order of memory.
   const std::size_t tiles = grid_.tiles(), pieces = tiles * grid_.blocks();
   const auto n = static_cast<std::size_t>(threads_);
   const std::size_t useful = std::max(layout_.size() / min_share_elements, n);

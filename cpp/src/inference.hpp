@@ -10,8 +10,8 @@
 
 namespace onepass {
 
-// Every thread prepares the channels' values for itself, from what the caller gave: what one core
-// has just written costs another more to read than to compute (bench/NOTES.md).
+// Every thread prepares the channels' values for itself, from what the caller gave: for a core,
+// reading what another one has just written takes longer than computing it (bench/NOTES.md).
 template <class T>
 class Inference {
  public:
@@ -26,7 +26,7 @@ class Inference {
   void run() noexcept;
 
  private:
-  // A thread's own.
+  // The values that a thread has prepared for itself.
   struct Own {
     Own(const LineAllocator<T>& allocator, const Grid& grid, std::size_t n);
     Values<T> channels, columns;

@@ -31,8 +31,8 @@ void relax() noexcept {
 #endif
 }
 
-// Waits until `value` is no longer `old`: awake for some tens of microseconds, since the next step
-// may follow at once, then asleep.
+// Waits until `value` is no longer `old`, and returns the new one. The thread spins for some tens
+// of microseconds, since the next step may follow at once, and then sleeps.
 int wait_for_change(const std::atomic<int>& value, int old) noexcept {
   constexpr int spins = 1000;
   for (int i = 0; i < spins; ++i) {
@@ -44,8 +44,9 @@ int wait_for_change(const std::atomic<int>& value, int old) noexcept {
   return value.load(std::memory_order_acquire);
 }
 
-// New threads inherit the mask: signals stay with the threads that Python knows, but for those that
-// an instruction raises, which must reach their handler where they happen.
+// Blocks signals in the threads that start meanwhile, which inherit the mask, so that the threads
+// that Python knows get them. The signals that an instruction raises are not blocked: the thread
+// that runs the instruction must handle them.
 class BlockedSignals {
  public:
 #ifdef ONEPASS_POSIX
@@ -64,9 +65,9 @@ class BlockedSignals {
 #endif
 };
 
-// Where a helper is. A kernel may wake it on the caller's own core, next to an idle one, and leave
-// it there for seconds, waiting for the caller to be done: Linux does so in virtual machines, whose
-// idle cores it takes for busy. Then the caller moves it.
+// The core that a helper runs on. In a virtual machine, whose idle cores it takes for busy, Linux
+// may wake a helper on the caller's own core and leave it there for seconds, waiting for the caller
+// to be done. Then the caller moves the helper by setting its affinity.
 class Place {
  public:
 #ifdef __linux__
@@ -101,8 +102,8 @@ class Place {
 #endif
 };
 
-// The indices are dealt out in one contiguous share per thread, so that a thread finds the same
-// memory in its cache step after step; who is through with its own share helps with the others.
+// Deals the indices out in one contiguous share per thread, so that a thread finds the same memory
+// in its cache step after step. A thread that is through with its share helps with the others.
 class Pool {
  public:
   void run(std::size_t count, int threads, Task task) noexcept {
@@ -133,7 +134,7 @@ class Pool {
   struct alignas(64) Share {
     std::atomic<std::size_t> next;
     std::size_t end;
-    std::atomic<int> calls;  // its helper sleeps on this, and is called no more than it is needed
+    std::atomic<int> calls;  // the share's helper sleeps on this; only needed helpers are called
   };
 
   void work(int rank) noexcept {
@@ -147,7 +148,8 @@ class Pool {
     }
   }
 
-  // Returns how many there are; the system may refuse some.
+  // Starts helpers until there are `wanted`, and returns how many there are: the system may refuse
+  // some.
   int start_helpers(int wanted) noexcept {
     while (n_helpers_ < wanted) {
       try {
@@ -195,7 +197,7 @@ class Pool {
 
 Pool& pool() noexcept {
   static Pool pool;
-  // Its helpers sleep in it until the process ends.
+  // The helpers sleep in the pool until the process ends.
   static_assert(std::is_trivially_destructible_v<Pool>);
 #ifdef ONEPASS_POSIX
   [[maybe_unused]] static const int registered =

@@ -1,4 +1,4 @@
-// The only files that know threads: this and parallel.cpp.
+// Threads, which only this file and parallel.cpp know.
 #pragma once
 
 #include <cstddef>
@@ -8,18 +8,19 @@ namespace onepass {
 
 inline constexpr int max_threads = 256;
 
-// Calls body(i) once for each i < count, on up to `threads` threads, and returns when all have
-// been. Or body(i, rank), where the rank of the thread is less than `threads`.
+// Calls body(i) once for each i < count, on up to `threads` threads, and returns when all calls
+// have returned. A body with two parameters is called as body(i, rank), where the number of the
+// thread, rank, is less than `threads`.
 //
-// Whoever calls does not wait for helpers to wake up: it takes the work itself until none is left,
-// and waits only for what a helper has begun. So a step is never slower than on one thread for
-// long, also where the other cores are busy with something else (bench/NOTES.md has what the
-// barrier of an OpenMP region costs then). A caller that finds the helpers at work for another
-// thread, and a forked child, which has none, does everything itself.
+// The caller does not wait for helpers to wake up: it takes indices itself until none is left, and
+// then waits only for those that a helper has begun. So a step is never slower than on one thread
+// for long, even if the other cores are busy with something else (bench/NOTES.md has what the
+// barrier of an OpenMP region costs then). The caller does everything itself while the helpers work
+// for another thread, and in a forked child, which has no helpers.
 template <class Body>
 void parallel_for(std::size_t count, int threads, const Body& body) noexcept;
 
-// Whether this process came from a fork and therefore runs serial.
+// Returns whether this process came from a fork and therefore runs serial.
 bool in_forked_child() noexcept;
 
 namespace detail {

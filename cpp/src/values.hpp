@@ -1,5 +1,5 @@
-// What the loops of batch normalisation are told of channels and of columns, and what both of its
-// classes decide alike.
+// The values of channels and of columns that the loops of batch normalisation read, and the
+// decisions that BatchNorm and Inference share.
 #pragma once
 
 #include <algorithm>
@@ -15,8 +15,8 @@
 
 namespace onepass {
 
-// Begins so many bytes past a cache line, because SIMD vectors that straddle two cost two loads;
-// and is not zeroed.
+// Allocates uninitialised storage that begins `past` bytes after the start of a cache line, because
+// a SIMD vector that straddles two lines costs two loads.
 template <class T>
 struct LineAllocator {
   using value_type = T;
@@ -36,7 +36,7 @@ struct LineAllocator {
   bool operator==(const LineAllocator&) const = default;
 };
 
-// For what is read along with a row.
+// Returns an allocator for what is read along with a row: it lies as `row` does in its cache line.
 template <class T>
 LineAllocator<T> like_row(const T* row) noexcept {
   LineAllocator<T> allocator;
@@ -47,14 +47,14 @@ LineAllocator<T> like_row(const T* row) noexcept {
 template <class T>
 using Vector = std::vector<T, LineAllocator<T>>;
 
-// One number per channel, float or double, where the caller has it; or `value` for all of them.
+// One number per channel, float or double, in the caller's array; without one, `value` for all.
 struct PerChannel {
   const void* data = nullptr;
   std::ptrdiff_t stride = 0;  // bytes
   bool is_float = false;
   double value = 0;
 
-  // Those of channels [begin, begin + n).
+  // Writes the numbers of channels [begin, begin + n), as doubles.
   void load(double* to, std::size_t n, std::size_t begin = 0) const noexcept {
     if (!data) {
       std::fill_n(to, n, value);
@@ -83,7 +83,7 @@ struct PerChannel {
 
 enum class Operation { train, infer, backward };
 
-// What Channels points to.
+// The storage that a Channels points into.
 template <class T>
 struct Values {
   explicit Values(const LineAllocator<T>& a) noexcept
@@ -134,7 +134,7 @@ Channels<T> Values<T>::at(std::size_t i) noexcept {
           from(shift),  from(slope),     from(offset), from(gain)};
 }
 
-// Measured: bench/NOTES.md.
+// Returns how many threads an array is worth. Measured: bench/NOTES.md.
 inline int useful_threads(const Layout& layout, int threads) noexcept {
   constexpr std::size_t min_elements_per_thread = 16384;
   const auto useful =
@@ -142,14 +142,15 @@ inline int useful_threads(const Layout& layout, int threads) noexcept {
   return std::max(std::min(threads, useful), 1);
 }
 
-// Whether the output goes past the caches: it does where so much goes through them that nobody
-// would find it there. Measured: bench/NOTES.md.
+// Returns whether the output bypasses the caches, as it does if it would be evicted before anybody
+// reads it. Measured: bench/NOTES.md.
 template <class T>
 bool streams(const Arrays<T>& arrays, const Layout& layout, Operation operation) noexcept {
   constexpr std::size_t min_streamed_bytes = 8 << 20;
-  constexpr std::size_t most_of_a_cache = 128 << 20;  // that others use as well
+  constexpr std::size_t most_of_a_cache = 128 << 20;  // a larger one is shared with others
   static const std::size_t cache = std::min(last_level_cache(), most_of_a_cache);
-  // x and y; x, x and y; dy, x, dy, x and dx.
+  // Inference goes through x and y, training through x, x and y, backward through dy, x, dy, x and
+  // dx.
   const std::size_t passes = operation == Operation::infer   ? 2
                              : operation == Operation::train ? 3
                                                              : 5;

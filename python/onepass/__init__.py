@@ -9,22 +9,11 @@
 array([ 0.9, -2.1])
 """
 
-from importlib.metadata import version
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from onepass import (
-    _core,
-    ema,
-    formats,
-    init,
-    kernels,
-    line_search,
-    optim,
-    runtime,
-    schedules,
-    search,
-    surface,
-)
+from onepass import _core, ema, formats, init, kernels, line_search, optim, runtime, schedules
 from onepass._pack import pack
 from onepass.batchnorm import (
     BatchNorm,
@@ -50,6 +39,7 @@ __all__ = [
     "batch_norm_infer",
     "batch_norm_infer_backward",
     "batch_norm_train",
+    "compare",
     "ema",
     "formats",
     "get_include",
@@ -64,9 +54,25 @@ __all__ = [
     "search",
     "set_num_threads",
     "surface",
+    "tune",
 ]
 
-__version__ = version("onepass")
+__version__ = _core.version
+
+if TYPE_CHECKING:
+    from onepass.lab import compare, search, surface, tune
+else:  # for a type checker, a module with `__getattr__` would have every name
+
+    def __getattr__(name):
+        """Load the parts of `onepass.lab` when they are first used."""
+        if name not in ("compare", "search", "surface", "tune"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        # From now on this function is not called for that name.
+        return globals().setdefault(name, import_module(f"onepass.lab.{name}"))
+
+    def __dir__():
+        """Return the names of what is loaded, and of what would be."""
+        return sorted({*globals(), *__all__})
 
 
 def get_include() -> str:

@@ -2,6 +2,6 @@
 
 import sys
 
-from onepass.cli import main
+from onepass.lab.cli import main
 
 sys.exit(main())

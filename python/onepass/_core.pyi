@@ -23,6 +23,7 @@ Job = tuple[int, int, Sequence[int], bool]
 
 isa: str
 isas: dict[str, bool]
+version: str
 compiler: str
 flags: str
 add: int

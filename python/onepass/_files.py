@@ -1,7 +1,6 @@
 """Files that are at any time the old one or the whole new one; nothing is left of a failed call."""
 
 import os
-import secrets
 import stat
 from collections import deque
 from collections.abc import Callable
@@ -21,9 +20,9 @@ def write_atomically(
 ) -> None:
     """Let `write` fill a file that then takes the place of `path`.
 
-    A durable one survives a power cut once this returns, where the system lets its folder be
-    synced; any survives the end of the process. Of a symbolic link, what it points to is replaced.
-    A device is written to, and so is a file that is open already.
+    A durable file survives a power cut once this returns, if the system lets its folder be synced;
+    any file survives the end of the process. If `path` is a symbolic link, the file that it points
+    to is replaced. A device is written to, and so is a file that is open already.
     """
     if not isinstance(path, str | os.PathLike):
         write(_binary(path))
@@ -42,8 +41,8 @@ def write_atomically(
     target = Path(path)
     if target.is_symlink():
         target = Path(os.path.realpath(target))
-    # It is named before it is made, so that whatever happens then knows what to remove.
-    temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}")
+    # The file has its name before it is made, so that it can be removed whatever happens.
+    temporary = target.with_name(f".{target.name[:40]}.{os.urandom(8).hex()}")
     try:
         _with_file(temporary, "xb", fill)
         if mode is not None:
@@ -72,14 +71,14 @@ def read_from(path: Place, read: Callable[[BinaryIO], _Result]) -> _Result:
 
 
 def _binary(file: BinaryIO) -> BinaryIO:
-    """Return a file that is open, or raise where it is none of bytes."""
+    """Return an open file, or raise TypeError if it is not one of bytes."""
     if isinstance(file, TextIOBase) or not (hasattr(file, "write") or hasattr(file, "read")):
         raise TypeError(f"path: expected a path or a file open in binary mode, got {file!r}")
     return file
 
 
 def _mode(path: str | os.PathLike[str]) -> int | None:
-    """Return what is known of the kind of a file, None where there is none yet."""
+    """Return the mode of a file, None if there is none yet; a FIFO or a socket is an error."""
     try:
         mode = Path(path).stat().st_mode
     except FileNotFoundError:
@@ -92,7 +91,7 @@ def _mode(path: str | os.PathLike[str]) -> int | None:
 
 
 def _with_file(path: Place, mode: str, use: Callable[[BinaryIO], _Result]) -> _Result:
-    """Return what `use` returns for the file, which is closed then, whatever comes out of it.
+    """Return what `use` returns for the file, which is closed in any case.
 
     A `with` statement has gaps, before its block and behind it, in which an interrupt would leave
     the file open.
@@ -104,14 +103,14 @@ def _with_file(path: Place, mode: str, use: Callable[[BinaryIO], _Result]) -> _R
         files[0].close()
     except BaseException:
         for file in files:
-            with suppress(OSError):  # of writing what is still to be written; the first counts
+            with suppress(OSError):  # of flushing; the first error counts
                 file.close()
         raise
     return result
 
 
 def _sync_directory(directory: Path) -> None:
-    """Make a new name in it survive a power cut, where the system lets it be synced.
+    """Make a new name in a folder survive a power cut, if the system lets the folder be synced.
 
     The file is in its place by now, so this raises no error.
     """
@@ -127,6 +126,6 @@ def _sync_directory(directory: Path) -> None:
 
 
 def _close(descriptors: list[int]) -> None:
-    """Close and forget them in one native call, so that no interrupt closes one twice."""
+    """Close and forget descriptors in one native call, so that no interrupt closes one twice."""
     with suppress(OSError):
         deque(map(os.close, map(descriptors.pop, [-1] * len(descriptors))), maxlen=0)

@@ -1,6 +1,6 @@
 """Arrays as NumPy's npz: a zip archive, not compressed, no pickle in it.
 
-Written here and not by `numpy.savez`: interrupted, zipfile raises ValueError in place of
+`numpy.savez` would not do: zipfile, when interrupted, raises ValueError in place of
 KeyboardInterrupt, and writes on when its objects are destroyed.
 """
 
@@ -17,7 +17,7 @@ from numpy.lib import format as npy
 from onepass._typing import Array
 
 _CHUNK = 1 << 24
-"""Bytes that are written at once: no interrupt waits for more."""
+"""How many bytes are written at once, and so the most that an interrupt waits for."""
 
 # The zip format, all of it in its 64-bit form (PKWARE's APPNOTE.TXT, 4.3 and 4.5.3).
 _COMMON = Struct("<5HL2L2H")
@@ -30,9 +30,9 @@ _LOCATOR = Struct("<4sLQL")
 _END = Struct("<4s4H2LH")
 _VERSION, _UTF8, _STORED, _ZIP64 = 45, 0x800, 0, 1
 _DATE = 0x21
-"""1980-01-01, the first there is: equal arrays make equal files."""
+"""1980-01-01, the format's first date: with a fixed date, equal arrays make equal files."""
 _FAR, _MANY = 0xFFFFFFFF, 0xFFFF
-"""What stands in place of a number that stands in 64 bits elsewhere."""
+"""The values of fields whose numbers stand elsewhere, in 64 bits."""
 
 
 def write_npz(file: BinaryIO, arrays: Mapping[str, Any]) -> None:
@@ -68,17 +68,17 @@ def write_npz(file: BinaryIO, arrays: Mapping[str, Any]) -> None:
 def read_npz(file: BinaryIO) -> dict[str, Array]:
     """Return the arrays of such a file, which must be able to seek.
 
-    Raises ValueError where the file is damaged, and only there: a lack of memory and a disk that
-    fails come out as they are.
+    Raises ValueError where the file is damaged, and only there: a lack of memory, a disk that
+    fails, and a zipfile that cannot be imported (`numpy.load` does so) come out as they are.
     """
     watched = _Watched(file)
     try:
         with np.load(watched, allow_pickle=False) as archive:
             _check_lengths(archive.zip)
             return {name: archive[name] for name in archive.files}
-    except MemoryError:
+    except (ImportError, MemoryError):
         raise
-    except Exception as error:  # of damage zipfile makes a dozen kinds
+    except Exception as error:  # zipfile raises a dozen kinds for damage
         if watched.error is not None:
             raise watched.error from None
         raise ValueError(f"{error}") from error
@@ -129,7 +129,7 @@ def _head(array: Array) -> bytes:
 
 def _chunks(array: Array) -> Iterator[bytes]:
     """Yield an array's data in the order that the header of its npy file states."""
-    in_order = array.T if array.flags.f_contiguous else array  # as that header decides
+    in_order = array.T if array.flags.f_contiguous else array  # as the header decides
     octets = np.ascontiguousarray(in_order).reshape(-1).view(np.uint8)
     for begin in range(0, octets.size, _CHUNK):
         yield octets[begin : begin + _CHUNK].tobytes()

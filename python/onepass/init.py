@@ -21,6 +21,8 @@ what `layout` says:
 True
 """
 
+from __future__ import annotations  # so that only a call loads numpy.random
+
 import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias

@@ -10,7 +10,6 @@ info
 
 import os
 import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +75,7 @@ def info() -> dict[str, Any]:
     threads, reason = _num_threads()
     forced = os.environ.get("ONEPASS_ISA")
     return {
-        "version": version("onepass"),
+        "version": _core.version,
         "python": platform.python_version(),
         "numpy": np.__version__,
         "compiler": _core.compiler,

@@ -4,10 +4,10 @@
 //   moments          sums of x - shift and of its square      (forward, training)
 //   normalize        y = (x - mean) * invstd * weight + bias
 //   gradient_sums    sums of dy and of dy * (x - mean)        (backward)
-//   small_gradient_sums   where those are too large: dy in units of 2^600
+//   small_gradient_sums   the same, with dy in units of 2^600, if those overflow
 //   input_gradient   dx
 //
-// What is summed is summed in double, and in an order that the panel alone decides.
+// All sums are taken in double, and in an order that the panel alone decides.
 #pragma once
 
 #include "onepass/panels.hpp"
@@ -16,7 +16,7 @@
 
 namespace onepass::inline ONEPASS_ISA {
 
-// A value per column, or one for all.
+// One value per column (PerColumn), or one for all columns (ForAll).
 template <class T>
 struct PerColumn {
   static constexpr bool one_channel = false;
@@ -32,9 +32,9 @@ struct ForAll {
   T value;
 };
 
-// Adds the terms of four rows, or of one, to the two sums of each column in [begin, end). The terms
-// are passed by value: nothing that is stored can change them then. And inlined, or the loops would
-// not know what is constant.
+// Both functions add terms to the two sums of each column in [begin, end): those of four rows, or
+// of one. `terms` is passed by value, so that no store can change it. The functions are inlined, or
+// their loops would not know what is constant.
 template <class Terms>
 [[gnu::always_inline]] inline void add_four_rows(std::size_t row, std::size_t stride,
                                                  std::size_t begin, std::size_t end, double* first,
@@ -90,7 +90,7 @@ inline void add_lanes(std::size_t begin, std::size_t n, std::size_t ahead, doubl
   std::size_t i = begin;
   const std::size_t end = begin + n;
   for (; i + rows <= end; i += rows) {
-    for (std::size_t j = 0; j < lanes; j += line) {  // asks for line after line, as they lie
+    for (std::size_t j = 0; j < lanes; j += line) {  // prefetches in the order of memory
       for (std::size_t k = 0; k < 4; ++k) terms.prefetch(i + 4 * j + k * line + ahead);
       add_four_rows(i, lanes, j, j + line, first, second, terms);
     }
@@ -105,7 +105,7 @@ inline void add_lanes(std::size_t begin, std::size_t n, std::size_t ahead, doubl
 template <template <class> class Each, class T, class Terms>
 inline void add_up(const Panel& panel, double* first, double* second, const Terms& terms) noexcept {
   if constexpr (Each<T>::one_channel) {
-    // What follows a row is another channel's; where the next row comes soon, that is asked for.
+    // Behind a row lies another channel. If the channel's next row comes soon, that is prefetched.
     constexpr std::size_t soon = 4 * sums_prefetch_bytes / sizeof(T);
     const bool next_row = panel.rows > 1 && panel.width <= soon;
     const std::size_t ahead = next_row ? panel.stride : sums_prefetch_bytes / sizeof(T);
@@ -117,7 +117,7 @@ inline void add_up(const Panel& panel, double* first, double* second, const Term
   }
 }
 
-// x - center, in double.
+// Computes x - center in double.
 template <template <class> class Each, class T>
 struct About {
   explicit About(const Channels<T>& channels) noexcept
@@ -173,14 +173,15 @@ void normalize(const Arrays<T>& arrays, const Panel& panel, const Channels<T>& c
   });
 }
 
-// dy, and 0 where ReLU was.
+// Returns dy, or 0 where ReLU has cut off y.
 template <bool relu, bool residual, class T>
 inline T passed(T dy, T centered, T scale, T shift, const T* z, std::size_t i) noexcept {
   if constexpr (!relu) return dy;
   return normalized<false, residual>(centered, scale, shift, z, i) <= T(0) ? T(0) : dy;
 }
 
-// `small`: dy times a power of two so small that no product of two finite numbers is infinite.
+// The factor of dy if `small`: a power of two that leaves no product of two finite numbers
+// infinite.
 inline constexpr double small_dy = 0x1p-600;
 
 template <template <class> class Each, bool relu, bool residual, bool small, class T>

@@ -1,5 +1,6 @@
-// What the loops of batch normalisation are told of each channel, from its statistics: once per
-// channel and not per element, but for small arrays that is as much again.
+// Computes the values that the loops of batch normalisation read of each channel from its
+// statistics. This is done once per channel and not per element, but on small arrays it takes as
+// long as the loops.
 #pragma once
 
 #include <cmath>
@@ -11,7 +12,7 @@
 
 namespace onepass::inline ONEPASS_ISA {
 
-// As T, within its range: 0 times infinity would make a NaN of a constant channel.
+// Clamps a value to T's range: for a constant channel, 0 times infinity would be a NaN.
 template <class T>
 double within(double value) noexcept {
   constexpr double most = static_cast<double>(std::numeric_limits<T>::max());
@@ -22,9 +23,9 @@ T narrow(double value) noexcept {
   return static_cast<T>(within<T>(value));
 }
 
-// mean = high + low, both made smaller as x is; high so small that x less high is finite, if the
-// mean is. Where that makes them subnormal, x is rounded just as high is, and a low part would set
-// apart what is equal.
+// Splits the mean, made smaller as x is, into `high`, a T, and `low`. If the mean is finite, `high`
+// is so small that x - high is finite. If `high` is subnormal, `low` is dropped: x loses the same
+// bits as `high`, and an x that equals the mean must stay equal to it.
 template <class T>
 struct Split {
   explicit Split(double mean) noexcept : low(0) {
@@ -36,21 +37,21 @@ struct Split {
     }
     high = static_cast<T>(nearest);
     const bool normal = std::abs(high) >= std::numeric_limits<T>::min();
-    // An infinite mean shows: less itself it is a NaN.
+    // mean - mean is a NaN if the mean is infinite, so that the result shows it; else it is 0.
     if (normal) low = (whole - static_cast<double>(high)) + (mean - mean);
   }
   T high;
   double low;
 };
 
-// A power of two that x is multiplied with before it is summed; float's range needs none.
+// Returns the power of two that x is multiplied with before it is summed. Floats need none.
 template <class T>
 inline double unit_of(const Channels<T>& channels, std::size_t c) noexcept {
   if constexpr (sizeof(T) == sizeof(double)) return channels.magnitude[c];
   return 1;
 }
 
-// Equal terms have exactly n times themselves as their sum.
+// Adds n terms up in halves, so that the sum of equal terms is exactly n times one of them.
 template <std::size_t n, class Term>
 inline double pairwise_sum(const Term& term, std::size_t first = 0) noexcept {
   if constexpr (n == 1) {
@@ -60,8 +61,8 @@ inline double pairwise_sum(const Term& term, std::size_t first = 0) noexcept {
   }
 }
 
-// Sets the center of n channels to the mean of a few samples: near enough to the channel's own for
-// the squares of what is left to lose nothing. x: the first channel's.
+// Sets the center of n channels to the mean of a few samples of each, which is near enough to the
+// channel's mean for the squares of the differences to lose nothing. x points to the first channel.
 template <class T, std::size_t count = Samples::most>
 void set_first_means(const T* x, const Samples& samples, std::size_t n,
                      const Channels<T>& channels) noexcept {
@@ -106,7 +107,7 @@ void set_statistics(const Sums& sums, const Channels<T>& channels, double count,
   }
 }
 
-// 1 / the standard deviation, in the place of the variance.
+// Overwrites variances with 1 / the standard deviation.
 inline void invert_deviation(double* variance, std::size_t n, double eps) noexcept {
 #pragma omp simd
   for (std::size_t c = 0; c < n; ++c) variance[c] = 1 / std::sqrt(variance[c] + eps);
@@ -116,7 +117,7 @@ inline void invert_deviation(double* variance, std::size_t n, double eps) noexce
 template <class T>
 void set_forward(const Affine& affine, const Statistics& statistics, std::size_t n,
                  const Channels<T>& channels) noexcept {
-  // Copies, because the compiler would fetch the pointers again for every channel.
+  // The pointers are copied, because the compiler would load them again for every channel.
   const double *const weight = affine.weight, *const bias = affine.bias;
   const double *const mean = statistics.mean, *const invstd = statistics.invstd;
   T *const high = channels.mean, *const scales = channels.scale, *const shifts = channels.shift;
@@ -130,8 +131,8 @@ void set_forward(const Affine& affine, const Statistics& statistics, std::size_t
   }
 }
 
-// Sets gain, slope and offset of n channels. `through`: the gradients, if they go through the
-// statistics, which are those of `count` elements; else null.
+// Sets gain, slope and offset of n channels. If dx goes through the statistics, which are those of
+// `count` elements, `through` has the gradients of weight and bias; else it is null.
 template <class T>
 void set_input_gradient(const Affine& affine, const Statistics& statistics,
                         const Gradients* through, double count, std::size_t n,
@@ -144,7 +145,8 @@ void set_input_gradient(const Affine& affine, const Statistics& statistics,
   const double* const mean = statistics.mean;
   const double *const dweight = through->weight, *const dbias = through->bias;
   T *const slopes = channels.slope, *const offsets = channels.offset;
-  // Where the gain is 0, so is dx, whatever it is multiplied with; but a NaN stays one.
+  // Where the gain is 0, dx is 0: slope and offset are 0 too, because 0 times infinity would be a
+  // NaN. A slope or an offset that is a NaN stays one.
 #pragma omp simd
   for (std::size_t c = 0; c < n; ++c) {
     const double counts = gain[c] == 0 ? 0 : 1;

@@ -1,6 +1,6 @@
-// How numbers are stored. The format of a parameter, a gradient or a copy is known when it runs:
-// such an array lends a tile in the type that the rule computes with (open) and takes it back
-// (close).
+// How numbers are stored. The format of a parameter, a gradient or a copy is known only at run
+// time: open() gives a tile of such an array in the type that the rule computes with, and close()
+// stores the tile again.
 #pragma once
 
 #include <bit>
@@ -19,7 +19,8 @@ std::size_t item_size(const Stored& array) noexcept {
   return array.codec ? array.codec->item_size : sizeof(T);
 }
 
-// A tile in the type that the rule computes with; an array in that type is its own.
+// Returns a tile in the type that the rule computes with: the array's own elements if they have
+// that type, else `scratch`, filled from them.
 template <class T>
 T* open(const Stored& array, std::size_t begin, std::size_t n, T* scratch) noexcept {
   if constexpr (std::is_same_v<T, float>) {
@@ -31,6 +32,7 @@ T* open(const Stored& array, std::size_t begin, std::size_t n, T* scratch) noexc
   return static_cast<T*>(array.data) + begin;
 }
 
+// Stores a tile that open() returned. The array's own elements need no storing.
 template <class T>
 void close(const T* values, std::size_t n, const Stored& array, std::size_t begin,
            BlockBits random) noexcept {
@@ -39,9 +41,10 @@ void close(const T* values, std::size_t n, const Stored& array, std::size_t begi
   }
 }
 
-// Formats of state are known when a kernel is compiled, so that the rule's own loop reads them: by
-// a Reader, from `begin` on, of elements of row 0; one of 8 bits takes a block's four rows. What is
-// not in place is written block by block.
+// The formats of state are template parameters, so that the rule's loop decodes elements inline:
+// with a Reader that begins at element `begin`, and takes a row and an element. The four rows are
+// those of a block of 8-bit numbers; all other formats have row 0 alone. A format that is not
+// `in_place` is encoded block by block after the rule.
 template <class T>
 struct Plain {
   using Value = T;
@@ -64,7 +67,8 @@ struct NotThere {
   static Reader reader(const Stored&, std::size_t) noexcept { return {}; }
 };
 
-// In 16 bits: `Format` widens without rounding, and narrows to nearest or at random.
+// A format of 16 bits. `Format` widens without rounding, and narrows to nearest, or at random if
+// `stochastic`.
 template <class Format, bool stochastic>
 struct Halved {
   using Value = float;
@@ -102,7 +106,7 @@ struct Halved {
   static void follow(const Stored& stored, std::size_t begin, std::size_t n,
                      float* values) noexcept {
     const std::uint16_t* halves = at(stored, begin);
-    std::uint16_t differs = 0;  // mostly nothing does, and to see that takes half the time
+    std::uint16_t differs = 0;  // mostly none differs, and this loop takes half the time
     for (std::size_t i = 0; i < n; ++i) {
       differs = static_cast<std::uint16_t>(differs | (Format::narrow(values[i]) ^ halves[i]));
     }
@@ -120,13 +124,14 @@ struct BFloat16 {
   static float widen(std::uint16_t stored) noexcept {
     return std::bit_cast<float>(static_cast<std::uint32_t>(stored) << 16);
   }
-  // To nearest, ties to even. The NaN that arithmetic makes is one in its upper half.
+  // Rounds to nearest, ties to even. The upper half of a NaN that arithmetic makes is a NaN.
   static std::uint16_t narrow(float value) noexcept {
     const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
     const std::uint32_t rounded = bits + 0x7fffu + (bits >> 16 & 1u);
     return static_cast<std::uint16_t>((value != value ? bits : rounded) >> 16);
   }
-  // Up as often as what is rounded off is large, by as many random bits as that has.
+  // Rounds up with a probability that grows with the part that is rounded off: adds as many random
+  // bits as that part has.
   static std::uint16_t narrow(float value, std::uint32_t random) noexcept {
     const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
     return static_cast<std::uint16_t>((bits + (value != value ? 0 : random & 0xffffu)) >> 16);
@@ -139,8 +144,9 @@ struct Float16 {
     const std::uint32_t bits = stored;
     const std::uint32_t magnitude = (bits & 0x7fffu) << 13;  // at a float's places
     const std::uint32_t normal = magnitude + (112u << 23);   // from a bias of 15 to one of 127
-    // A subnormal number has no leading 1: it is given one that is then taken off. (Multiplying by
-    // 2^112 would do for both, but on subnormal floats, which take a hundred cycles each.)
+    // A subnormal number has no leading 1: one is added and then subtracted. (Multiplying by 2^112
+    // would do for normal numbers too, but its factors are subnormal floats, which take a hundred
+    // cycles each.)
     constexpr std::uint32_t one = 113u << 23;
     const float shifted = std::bit_cast<float>(magnitude + one) - std::bit_cast<float>(one);
     const std::uint32_t small =
@@ -148,7 +154,7 @@ struct Float16 {
     const std::uint32_t found = magnitude >= 31u << 23 ? magnitude | 0x7f800000u : small;
     return std::bit_cast<float>(found | (bits & 0x8000u) << 16);
   }
-  // To nearest, ties to even; what is too large becomes infinite.
+  // Rounds to nearest, ties to even; a number that is too large becomes infinite.
   static std::uint16_t narrow(float value) noexcept {
     const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
     const std::uint32_t magnitude = bits & 0x7fffffffu;
@@ -162,7 +168,8 @@ struct Float16 {
     const std::uint32_t found = magnitude >= 143u << 23 ? special : small;
     return static_cast<std::uint16_t>(found | (bits >> 16 & 0x8000u));
   }
-  // Up as often as what is rounded off is large, by as many random bits as that has.
+  // Rounds up with a probability that grows with the part that is rounded off: adds as many random
+  // bits as that part has.
   static std::uint16_t narrow(float value, std::uint32_t random) noexcept {
     const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
     const std::uint32_t magnitude = bits & 0x7fffffffu;
@@ -178,7 +185,7 @@ struct Float16 {
   }
 };
 
-// How state is kept, by whether it has a sign.
+// The formats of state, by whether the state has a sign.
 template <bool>
 using FloatState = Plain<float>;
 template <bool>

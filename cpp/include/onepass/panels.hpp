@@ -5,8 +5,8 @@
 
 namespace onepass {
 
-// `rows` runs of `width` contiguous elements, which begin `stride` elements apart. Each may belong
-// to the channel after the last one's: then `channel_step` is 1.
+// `rows` runs of `width` contiguous elements, which begin `stride` elements apart. `channel_step`
+// is 1 if each run belongs to the channel after that of the run before, and 0 if all have the same.
 struct Panel {
   std::size_t rows, width, stride;
   std::size_t channel_step = 0;
@@ -18,7 +18,7 @@ struct Affine {
 };
 struct Statistics {
   double *mean, *invstd;
-  double* variance = nullptr;  // where it is wanted: the biased one
+  double* variance = nullptr;  // the biased one; null if it is not wanted
 };
 struct Gradients {
   double *weight, *bias;

@@ -9,9 +9,9 @@
 
 namespace onepass::inline ONEPASS_ISA {
 
-// What will be summed soon is asked for early: the hardware's own prefetching ends at every page.
-// So many bytes on; in a panel of short rows, the next row or four. It may lie beyond the end:
-// a prefetch never faults. Measured: bench/NOTES.md.
+// How many bytes ahead a sum prefetches, because the hardware's own prefetching ends at every page.
+// In a panel of short rows, a sum prefetches the next row, or the next four, instead. The address
+// may lie beyond the end: a prefetch never faults. Measured: bench/NOTES.md.
 inline constexpr std::size_t sums_prefetch_bytes = 4096;
 template <class T>
 inline void prefetch_into_l2(const T* p) noexcept {
@@ -22,7 +22,7 @@ inline void prefetch_into_l2(const T* p) noexcept {
 #endif
 }
 
-// The sum of n sums, in halves; they are used up.
+// Adds n sums up in halves, overwriting them, and returns the total.
 template <std::size_t n = lanes>
 inline double fold_lanes(double* sums) noexcept {
   if constexpr (n > 1) {
@@ -32,8 +32,9 @@ inline double fold_lanes(double* sums) noexcept {
   return sums[0];
 }
 
-// The sum of the squares of x * unit, in double and in an order that n alone decides: `lanes` sums
-// side by side, four rows of elements at a time, folded in halves.
+// Returns the sum of the squares of x * unit. It is taken in double, and in an order that the
+// number of elements alone decides: `lanes` sums side by side, four rows of elements at a time, and
+// then added up in halves.
 template <class T>
 double sum_of_squares(const Stored& array, std::size_t begin, std::size_t end, double unit,
                       bool prefetch_ahead) noexcept {
@@ -41,7 +42,7 @@ double sum_of_squares(const Stored& array, std::size_t begin, std::size_t end, d
   const std::size_t size = item_size<T>(array);
   alignas(cache_line) double sums[lanes] = {};
   alignas(cache_line) T opened[rows];
-  constexpr bool one_by_one = sizeof(T) == sizeof(double);  // a float's square is finite, and no 0
+  constexpr bool one_by_one = sizeof(T) == sizeof(double);  // a float's square fits a double
   const auto square = [=](T x) {
     const double value = one_by_one ? static_cast<double>(x) * unit : static_cast<double>(x);
     return value * value;

@@ -6,19 +6,19 @@
 
 namespace onepass {
 
-// Elements that 8-bit numbers share a scale for, and that random bits are counted by.
+// Elements of a block, which share the scale of 8-bit numbers and a word of random bits.
 inline constexpr std::size_t block_size = 256;
-// A quarter of them: their codes stand four in a word (q8.hpp).
+// Elements of a row, a quarter of a block: the codes of four rows share words (q8.hpp).
 inline constexpr std::size_t row_size = block_size / 4;
 
 // The random bits of one step, 20 for a number (random.hpp).
 struct StepBits {
   std::uint64_t key;
-  alignas(64) std::uint32_t columns[block_size];  // a cache line that is cut in two takes twice
+  alignas(64) std::uint32_t columns[block_size];  // a 64-byte load that is not touches two lines
 };
 
-// Those of one block of an array. Pass them by value: a store of bytes might be one to them, and
-// the loop would not become vectors.
+// The random bits of one block of an array. Pass them by value: behind a pointer, any store of
+// bytes might change them, and the compiler would not vectorise the loop.
 struct BlockBits {
   const std::uint32_t* columns;
   std::uint32_t row;
@@ -28,7 +28,7 @@ struct Codec;
 
 struct Stored {
   void* data = nullptr;
-  std::uint8_t* scales = nullptr;  // of 8-bit numbers, one a block
+  std::uint8_t* scales = nullptr;  // one per block of 8-bit numbers
   const Codec* codec = nullptr;    // null: in the type that the rule computes with
 };
 
@@ -38,7 +38,8 @@ struct Codec {
   void (*open)(const Stored&, std::size_t begin, std::size_t n, float* values) noexcept;
   void (*close)(const float* values, std::size_t n, const Stored&, std::size_t begin,
                 BlockBits) noexcept;
-  // Where `values`, rounded, are not what is stored, they become that: somebody has changed it.
+  // Overwrites values[i] with the stored number where the user has changed that, so that it is no
+  // longer values[i] rounded.
   void (*follow)(const Stored&, std::size_t begin, std::size_t n, float* values) noexcept;
 };
 
@@ -49,11 +50,11 @@ struct Streams {
   Stored param, grad, state[max_states];
   double* average = nullptr;    // of the weights
   Stored copy;                  // of the parameter, in fewer bits
-  bool zero_grad = false;       // afterwards
-  bool follows = false;         // the copy, where somebody has changed it
-  bool prefetch_ahead = false;  // what the loop comes to soon, which is far away
+  bool zero_grad = false;       // whether the loop zeroes the gradient after reading it
+  bool follows = false;         // whether `param` takes over what the user has changed in `copy`
+  bool prefetch_ahead = false;  // whether the loop prefetches, because the data is far away
   const StepBits* random = {};  // where parameter or state is rounded, else null
-  std::uint64_t tensor = 0;     // its number, which its random bits depend on
+  std::uint64_t tensor = 0;     // the tensor's number, which its random bits depend on
 };
 
 }  // namespace onepass

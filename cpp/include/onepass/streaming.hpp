@@ -1,5 +1,5 @@
-// Stores that go past the caches, for an output too large to be found there again: a store that
-// goes through them first reads the line that it overwrites.
+// Stores that bypass the caches, for an output that would be evicted before anybody reads it: an
+// ordinary store first reads the line that it overwrites.
 #pragma once
 
 #include <algorithm>
@@ -31,7 +31,8 @@ inline void stream_lines(T* to, const T* from, std::size_t n) noexcept {
 #endif
 }
 
-// Streamed stores are not ordered with others: before another thread is told, they must be done.
+// Waits for streamed stores, which are not ordered with others: they must be done before another
+// thread is told of them.
 inline void finish_streaming() noexcept {
 #ifdef __SSE2__
   _mm_sfence();
@@ -46,16 +47,16 @@ template <class T, class Element>
   for (std::size_t k = 0; k < n; ++k) to[k] = element(i + k, j + k);
 }
 
-// Two lines at a time, whose values stay in registers: with more at once, stores wait for stores.
-// A line that a row ends in goes to memory when the next row has completed it, if that follows.
-// Measured: bench/NOTES.md.
+// Streams the rows of a panel, two cache lines at a time: their values stay in registers, and with
+// more lines at once stores wait for stores. If rows are contiguous, the line that a row ends in is
+// streamed when the next row has completed it. Measured: bench/NOTES.md.
 template <class T, class ElementsOf>
 inline void stream_rows(T* out, const Panel& panel, const ElementsOf& elements_of) noexcept {
   constexpr std::size_t line = cache_line / sizeof(T), tile = 2 * line;
   const std::size_t width = panel.width;
   const bool contiguous = panel.stride == width && width >= line;
   alignas(cache_line) T shared_line[line];
-  std::size_t begun = 0;  // elements of it
+  std::size_t begun = 0;  // elements of shared_line that are written
   for (std::size_t r = 0; r < panel.rows; ++r) {
     const auto element = elements_of(r * panel.channel_step);
     const std::size_t row = r * panel.stride;
@@ -76,7 +77,7 @@ inline void stream_rows(T* out, const Panel& panel, const ElementsOf& elements_o
   finish_streaming();
 }
 
-// Writes the rows of a panel: elements_of(channel)(i, column) is element i of `out`, the channel
+// Writes the rows of a panel: elements_of(channel)(i, column) is element i of `out`. Channels are
 // counted from the panel's first.
 template <class T, class ElementsOf>
 inline void write_rows(T* out, const Panel& panel, bool stream,

@@ -1,0 +1,98 @@
+"""Types of the command line's arguments, and options that several commands have.
+
+argparse puts the argument's name before the message: ``argument --lr: expected ..., got ...``.
+"""
+
+import math
+from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+
+
+def add_names(parser: ArgumentParser, option: str, names: Collection[str], which: str) -> None:
+    """Give a parser an option that takes some of these names."""
+    parser.add_argument(
+        option,
+        nargs="+",
+        action="extend",
+        type=one_of(names),
+        metavar="NAME",
+        help=f"{which}; all of them by default: {', '.join(names)}",
+    )
+
+
+def add_out(parser: ArgumentParser, default: str, what: str) -> None:
+    """Give a parser the option of the folder it writes to."""
+    parser.add_argument(
+        "--out",
+        type=_folder,
+        default=Path(default),
+        metavar="FOLDER",
+        help=f"where {what} go (default: %(default)s)",
+    )
+
+
+def integer(low: int, high: int = 10**9) -> Callable[[str], int]:
+    """Return the type of integers in a range, whose bounds keep absurd numbers out of the code."""
+
+    def convert(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = low - 1
+        if number < low:
+            raise ArgumentTypeError(f"expected an integer >= {low}, got {text!r}")
+        if number > high:
+            raise ArgumentTypeError(f"expected an integer <= {high}, got {text!r}")
+        return number
+
+    return convert
+
+
+def finite(text: str) -> float:
+    """Return a number that is neither infinite nor NaN."""
+    number = _number(text)
+    if not math.isfinite(number):
+        raise ArgumentTypeError(f"expected a finite number, got {text!r}")
+    return number
+
+
+def positive(text: str) -> float:
+    """Return a finite number above 0."""
+    number = _number(text)
+    if not 0 < number < math.inf:
+        raise ArgumentTypeError(f"expected a finite number > 0, got {text!r}")
+    return number
+
+
+def positive_or_inf(text: str) -> float:
+    """Return a number above 0, perhaps infinite."""
+    number = _number(text)
+    if not number > 0:
+        raise ArgumentTypeError(f"expected a number > 0 or inf, got {text!r}")
+    return number
+
+
+def one_of(names: Iterable[str]) -> Callable[[str], str]:
+    """Return the type of these names, in whatever case they are written."""
+    known = {name.lower(): name for name in names}
+
+    def convert(text: str) -> str:
+        if text.lower() not in known:
+            raise ArgumentTypeError(f"expected one of {', '.join(known.values())}, got {text!r}")
+        return known[text.lower()]
+
+    return convert
+
+
+def _folder(text: str) -> Path:
+    if not text:  # a shell variable that is not set; it would be the current folder
+        raise ArgumentTypeError(f"expected a folder, got {text!r}")
+    return Path(text)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -1,0 +1,122 @@
+"""The toy of the lectures: error surfaces of two parameters, and the optimizers' paths down them.
+
+`onepass surface` draws them. `SURFACES` has the surfaces by name, `descend` runs an optimizer
+down one, `walkers` has those of the lectures, `random_search` and `grid_search` are there to be
+beaten, and `onepass.surface.claims` measures what the lectures say about the paths.
+"""
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from onepass._extras import require
+from onepass.lab._arguments import add_names, add_out, finite, integer, one_of, positive
+from onepass.lab._progress import Show, progress
+from onepass.lab.surface import claims, report
+from onepass.lab.surface.descent import (
+    Trajectory,
+    Walker,
+    check_start,
+    descend,
+    grid_search,
+    random_search,
+    walkers,
+)
+from onepass.lab.surface.picture import ANIMATIONS, FRAMES, Picture
+from onepass.lab.surface.surfaces import SURFACES, Surface, sparse_neuron
+
+__all__ = [
+    "SURFACES",
+    "Surface",
+    "Trajectory",
+    "Walker",
+    "claims",
+    "descend",
+    "grid_search",
+    "random_search",
+    "sparse_neuron",
+    "walkers",
+]
+
+
+def add_command(parser: argparse.ArgumentParser) -> None:
+    """Make a parser this command's: its options, and what it runs."""
+    option = parser.add_argument
+    add_names(parser, "--surface", SURFACES, "which to draw")
+    add_names(parser, "--optimizer", walkers(), "which to run, in this order")
+    option("--steps", type=integer(1), default=500, help="of each (default: %(default)s)")
+    option(
+        "--start",
+        nargs=2,
+        type=finite,
+        metavar=("X", "Y"),
+        help="where all begin, which the picture then shows; by default each surface has its own",
+    )
+    option("--lr", type=positive, help="for all of them; by default each surface has its own")
+    option(
+        "--animate",
+        type=one_of(suffix[1:] for suffix in ANIMATIONS),
+        metavar=f"{{{','.join(suffix[1:] for suffix in ANIMATIONS)}}}",
+        help="write an animation too: a picture file, or a page for the browser",
+    )
+    add_out(parser, "onepass-surface", "the pictures")
+    parser.set_defaults(run=run, refuse=parser.error)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw surface by surface, print the table, and return the exit code.
+
+    When interrupted, what is finished is on disk, and in the table.
+    """
+    surfaces = [SURFACES[name] for name in dict.fromkeys(args.surface or SURFACES)]
+    _check_start(args, surfaces)
+    require("surface", matplotlib="matplotlib", rich="rich")
+    args.out.mkdir(parents=True, exist_ok=True)  # first, so that an error costs no work
+    contests: list[report.Contest] = []
+    written: list[Path] = []
+    try:
+        _draw_all(args, surfaces, contests, written)
+    finally:
+        if contests:
+            report.print_table(contests)
+        for path in written:
+            print(path)
+    return 0
+
+
+def _check_start(args: argparse.Namespace, surfaces: Sequence[Surface]) -> None:
+    for surface in surfaces:
+        try:
+            check_start(surface, args.start or surface.start)
+        except ValueError as error:
+            args.refuse(f"argument --{error}")
+
+
+def _draw_all(
+    args: argparse.Namespace,
+    surfaces: Sequence[Surface],
+    contests: list[report.Contest],
+    written: list[Path],
+) -> None:
+    """Draw each surface, adding to both lists what is done as soon as it is."""
+    optimizers = list(dict.fromkeys(args.optimizer or walkers()))
+    pictures = 1 + (FRAMES if args.animate else 0)
+    with progress(len(surfaces) * pictures, "pictures") as show:
+        for number, surface in enumerate(surfaces):
+            contest = report.contest(surface, optimizers, args.start, args.steps, args.lr)
+            contests.append(contest)
+            picture = Picture(surface, contest.labels, contest.searches)
+            path = args.out / f"{surface.name}.png"
+            picture.save(path)
+            written.append(path)
+            done = number * pictures + 1
+            show(done, surface.name)
+            if args.animate:
+                path = path.with_suffix(f".{args.animate}")
+                picture.animate(path, partial(_show_frame, show, done, surface.name))
+                written.append(path)
+
+
+def _show_frame(show: Show, before: int, name: str, frames: int) -> None:
+    show(before + frames, name)

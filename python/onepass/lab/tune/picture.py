@@ -1,0 +1,151 @@
+"""Optuna's plots of a study, made readable."""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from optuna.visualization import matplotlib as plots
+
+from onepass.lab._picture import LogScale, save_png
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LOSS = "validation loss"
+
+
+def draw(study: optuna.Study, folder: Path) -> list[Path]:
+    """Draw what the complete trials allow, and return where it is."""
+    from matplotlib import pyplot as plt
+
+    params = _varied(study)
+    if not params:  # fewer than two trials
+        return []
+    paths = [folder / f"{name}.png" for name in _PLOTS]
+    for path, plot in zip(paths, _PLOTS.values(), strict=True):
+        with _pyplot():
+            figure = plot(study, params)
+            save_png(figure, path, dpi=150, bbox_inches="tight")
+            plt.close(figure)
+    return paths
+
+
+@contextmanager
+def _pyplot() -> Iterator[None]:
+    """Let Optuna use pyplot without a display, and leave its backend and styles as they were."""
+    import matplotlib as mpl
+    from matplotlib import pyplot as plt
+
+    backend = mpl.get_backend()
+    with warnings.catch_warnings(), mpl.rc_context():
+        warnings.simplefilter("ignore")  # its plots are experimental, few trials tell little
+        plt.switch_backend("agg")
+        try:
+            yield
+        finally:
+            mpl.use(backend, force=False)
+
+
+def _history(study: optuna.Study, _params: Sequence[str]) -> "Figure":
+    """Draw the loss of each trial, and the best so far."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes = plots.plot_optimization_history(study, target_name=LOSS)
+    _rescale(axes, _scale(study))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(["complete trial", "best so far"])
+    return _tidy([axes], "loss of each trial", 7, 4)
+
+
+def _importances(study: optuna.Study, params: Sequence[str]) -> "Figure":
+    """Draw how much it matters which value a parameter has."""
+    axes = plots.plot_param_importances(study, params=list(params), target_name=LOSS)
+    axes.legend().remove()
+    return _tidy([axes], f"importance of each parameter for the {LOSS}", 7, 3.5)
+
+
+def _slices(study: optuna.Study, params: Sequence[str]) -> "Figure":
+    """Draw the loss against each parameter."""
+    drawn = plots.plot_slice(study, list(params), target_name=LOSS)
+    panels = list(drawn) if isinstance(drawn, np.ndarray) else [drawn]
+    for axes in panels:
+        _rescale(axes, _scale(study))
+        if axes.get_xlabel() == "optimizer":
+            names = [text.get_text().strip("'") for text in axes.get_xticklabels()]
+            axes.set_xticks(axes.get_xticks(), names, rotation=60, ha="right")
+    return _tidy(panels, "loss against each parameter", 3 * len(panels), 4)
+
+
+def _parallel(study: optuna.Study, params: Sequence[str]) -> "Figure":
+    """Draw each trial as a line through its parameters."""
+    drawn = _scale(study)
+
+    def log_loss(trial: FrozenTrial) -> float:
+        return math.log10(drawn.fit(math.nan if trial.value is None else trial.value))
+
+    axes = plots.plot_parallel_coordinate(
+        study, list(params), target=log_loss, target_name=f"log10 {LOSS}"
+    )
+    axes.tick_params(axis="x", rotation=0)
+    (lines,) = axes.collections
+    lines.set_cmap("viridis")
+    behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}
+    for scale in axes.figure.axes:
+        for label in scale.get_yticklabels():
+            label.set_bbox(behind)
+    return _tidy([axes], "each trial as a line", 2 + 2 * len(params), 5)
+
+
+_PLOTS: Mapping[str, Callable[[optuna.Study, Sequence[str]], "Figure"]] = {
+    "history": _history,
+    "importances": _importances,
+    "slices": _slices,
+    "parallel": _parallel,
+}
+
+
+def _scale(study: optuna.Study) -> LogScale:
+    trials = study.get_trials(states=(TrialState.COMPLETE,))
+    return LogScale([trial.value for trial in trials if trial.value is not None])
+
+
+def _rescale(axes: "Axes", scale: LogScale) -> None:
+    """Make the axis of the losses logarithmic, and move to it what has no place there."""
+    for line in axes.lines:
+        line.set_ydata(scale.fit(line.get_ydata()))
+    for points in axes.collections:
+        x, y = np.ma.filled(points.get_offsets(), np.nan).T
+        points.set_offsets(np.stack((x, scale.fit(y)), axis=-1))
+    scale.draw(axes)
+
+
+def _varied(study: optuna.Study) -> list[str]:
+    """Return the parameters of which there is more than one value to draw."""
+    values: dict[str, set[object]] = {}
+    for trial in study.get_trials(states=(TrialState.COMPLETE,)):
+        for name, value in trial.params.items():
+            values.setdefault(name, set()).add(value)
+    return [name for name, distinct in values.items() if len(distinct) > 1]
+
+
+def _tidy(panels: Sequence["Axes"], title: str, width: float, height: float) -> "Figure":
+    figure = panels[0].get_figure(root=True)
+    assert figure is not None
+    figure.set_size_inches(width, height)
+    for axes in panels:
+        axes.set_facecolor("white")
+        axes.grid(which="both", color="#e5e5e5")
+        axes.set_title("", loc="left")
+        axes.set_title("")
+    if len(panels) > 1:
+        figure.suptitle(title)
+    else:
+        panels[0].set_title(title)
+    return figure
