@@ -63,17 +63,20 @@ constexpr auto state_names() {
   return names;
 }
 
+// Measured in bench/NOTES.md: which loops are worth the time that they take to compile.
 template <template <class> class Rule>
 constexpr Variant make_variant() {
   using R = Rule<float>;
-  // Measured in bench/NOTES.md: which loops pay for the time that they take to compile.
-  Variant variant{{run_kernel<R, float, FloatState, Decay::none>,
-                   run_kernel<R, float, BFloat16State, Decay::decoupled>,
-                   run_kernel<R, float, Q8State, Decay::decoupled>},
-                  run_kernel<R, float, FloatState, Decay::coupled, Decay::decoupled>,
-                  run_kernel<Rule<double>, double, DoubleState, Decay::none, Decay::decoupled>,
-                  {}};
-  std::ranges::copy(uses_state<R>(), variant.uses_state);
+  constexpr auto used = uses_state<R>();
+  Variant variant{};
+  variant.f32.fill(run_kernel<R, float, FloatState, Decay::none>);  // all there is without state
+  if constexpr (std::ranges::count(used, true) > 0) {
+    variant.f32[bf16_state] = run_kernel<R, float, BFloat16State, Decay::decoupled>;
+    variant.f32[q8_state] = run_kernel<R, float, Q8State, Decay::decoupled>;
+  }
+  variant.f32_decay = run_kernel<R, float, FloatState, Decay::coupled, Decay::decoupled>;
+  variant.f64 = run_kernel<Rule<double>, double, DoubleState, Decay::none, Decay::decoupled>;
+  std::ranges::copy(used, variant.uses_state);
   return variant;
 }
 
