@@ -114,8 +114,8 @@ def _check_kernels(session: nox.Session, build: Path) -> None:
             session.error(f"{path} contracts to FMA, so its bits would differ")
     if not objects:
         session.error(f"found no kernels in {build}")
-    session.log(f"{len(objects)} objects in {build} use no FMA, and share no weak symbol across")
-    session.log("instruction sets. Kernels: " + ", ".join(f"{k} {n}" for k, n in kernels.items()))
+    session.log(f"{len(objects)} objects in {build}: no FMA; instruction sets share no weak symbol")
+    session.log("kernels: " + ", ".join(f"{isa} {n}" for isa, n in sorted(kernels.items())))
 
 
 def _check_seconds(session: nox.Session, build: Path) -> None:

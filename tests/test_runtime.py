@@ -417,5 +417,5 @@ def test_headers_are_shipped():
 
     include = Path(op.get_include()) / "onepass"
     assert (include / "update.hpp").is_file()
-    for rule in op.optim.registry:
+    for rule in op._core.rules():
         assert (include / "rules" / f"{rule}.hpp").is_file()

@@ -6,8 +6,15 @@ import pytest
 import onepass as op
 
 torch = pytest.importorskip("torch", reason="PyTorch, the second oracle, is not installed")
+THEIRS = [cls for cls in op.optim.registry.values() if hasattr(torch.optim, cls.__name__)]
 SHAPES = [(7, 5), (11,), ()]
 STEPS = 12
+
+
+@pytest.fixture(params=THEIRS, ids=lambda cls: cls.__name__)
+def optimizer(request):
+    """A class that PyTorch has too, in place of conftest's of all classes."""
+    return request.param
 
 
 def start(rng):

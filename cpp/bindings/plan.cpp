@@ -222,8 +222,8 @@ void Plan::set_scalars(const py::list& scalars, double factor) {
   }
   for (Tensor& tensor : tensors_) {
     const auto& [job, format] = choices_[tensor.streams.tensor];
-    const bool decays = job->scalars[SharedScalar::weight_decay] != 0 ||
-                        job->scalars[SharedScalar::shrink] != 1;
+    const bool decays =
+        job->scalars[SharedScalar::weight_decay] != 0 || job->scalars[SharedScalar::shrink] != 1;
     tensor.kernel = find_kernel(*job->variant, tensor.item_size == sizeof(double), format, decays);
   }
 }

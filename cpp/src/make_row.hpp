@@ -26,7 +26,8 @@ Rule make_rule(const double* scalars, std::index_sequence<I...>) noexcept {
   return Rule{static_cast<T>(scalars[I])...};
 }
 
-// Has a loop for one decay, which runs where that is all the decay there is, and one for the rest.
+// The kernel has a loop that does one kind of decay, which runs where there is no other kind, and a
+// loop for everything else.
 template <class Rule, class T, template <bool> class State, Decay decay, Decay rest = decay>
 void run_kernel(const Streams& streams, std::size_t begin, std::size_t end,
                 const double* scalars) noexcept {
@@ -63,17 +64,20 @@ constexpr auto state_names() {
   return names;
 }
 
+// Measured in bench/NOTES.md: which loops are worth the time that they take to compile.
 template <template <class> class Rule>
 constexpr Variant make_variant() {
   using R = Rule<float>;
-  // Measured in bench/NOTES.md: which loops pay for the time that they take to compile.
-  Variant variant{{run_kernel<R, float, FloatState, Decay::none>,
-                   run_kernel<R, float, BFloat16State, Decay::decoupled>,
-                   run_kernel<R, float, Q8State, Decay::decoupled>},
-                  run_kernel<R, float, FloatState, Decay::coupled, Decay::decoupled>,
-                  run_kernel<Rule<double>, double, DoubleState, Decay::none, Decay::decoupled>,
-                  {}};
-  std::ranges::copy(uses_state<R>(), variant.uses_state);
+  constexpr auto used = uses_state<R>();
+  Variant variant{};
+  variant.f32.fill(run_kernel<R, float, FloatState, Decay::none>);  // all there is without state
+  if constexpr (std::ranges::count(used, true) > 0) {
+    variant.f32[bf16_state] = run_kernel<R, float, BFloat16State, Decay::decoupled>;
+    variant.f32[q8_state] = run_kernel<R, float, Q8State, Decay::decoupled>;
+  }
+  variant.f32_decay = run_kernel<R, float, FloatState, Decay::coupled, Decay::decoupled>;
+  variant.f64 = run_kernel<Rule<double>, double, DoubleState, Decay::none, Decay::decoupled>;
+  std::ranges::copy(used, variant.uses_state);
   return variant;
 }
 
@@ -112,10 +116,9 @@ struct Said {
     std::array<int, n_states> found{};
     for (std::size_t k = 0; k < n_states; ++k) {
       const char* name = Rule::states[k].start;
-      std::size_t place = 0;
-      while (name && std::string_view(Rule::hyper[place]) != name)
-        ++place;  // ends, or is no constant
-      found[k] = name ? static_cast<int>(place) : -1;
+      const auto* place = std::ranges::find(Rule::hyper, std::string_view(name ? name : ""));
+      if (name && place == std::end(Rule::hyper)) throw "start: no such hyperparameter";
+      found[k] = name ? static_cast<int>(place - Rule::hyper) : -1;
     }
     return found;
   }();
