@@ -12,7 +12,6 @@ import numpy as np
 from onepass import _core, kernels, runtime
 from onepass._memory import state_like
 from onepass._typing import Array
-from onepass.optim._stages import PLAIN
 from workloads import Case, Workload
 
 try:
@@ -25,8 +24,11 @@ Step = Callable[[], Any]
 
 def fresh_state(case: Case, param: Array) -> list[Array | None]:
     """The rule's state before the first step, where the optimizer would put it."""
-    value = case.cls.initial_state({**case.cls.defaults, **case.settings})
-    return [state_like(param, value) if name else None for name in case.states]
+    starts = case.cls.row.start_values({**case.cls.defaults, **case.settings})
+    return [
+        state_like(param, start) if name else None
+        for name, start in zip(case.states, starts, strict=True)
+    ]
 
 
 class Onepass:
@@ -66,11 +68,9 @@ def copy_limit(
     params: Sequence[Array], grads: Sequence[Array], states: Sequence[tuple[Array | None, ...]]
 ) -> Step:
     """Read all and write all but the gradients; with gradients of zero the values stay."""
-    kept = [tuple(array for array in own if array is not None) for own in states]
-    job = (_core.copy_limit, len(kept[0]), range(len(params)), False)  # a variant for each number
-    arrays = (list(params), list(grads), kept)
-    plan = _core.Plan((None, *arrays, [job], _core.Gradients.bound, None, None))
-    return partial(plan.run, [PLAIN], runtime.get_num_threads())
+    kept = [[array for array in state if array is not None] for state in states]
+    ruler = _core.CopyLimit(list(params), list(grads), kept)
+    return partial(ruler.run, runtime.get_num_threads())
 
 
 class NumPy:

@@ -84,7 +84,7 @@ def pages() -> dict[str, str]:
 
 def optimizer_page(cls: type[Optimizer]) -> str:
     """Return a class's page: picture, docstring, and its rule in NumPy and in C++."""
-    name, owner = cls.__name__, REGISTRY[cls.row]  # AdamW's rule is Adam's
+    name, owner = cls.__name__, REGISTRY[cls.row.name]  # AdamW's rule is Adam's
     source = f"{TO_ROOT}/python/{owner.__module__.replace('.', '/')}.py"
     rule = f".. literalinclude:: {source}\n   :pyobject: {owner.__name__}"
     return f"""{name}
@@ -120,7 +120,7 @@ equal the kernel's bit for bit.
 The rule in C++
 ---------------
 
-.. literalinclude:: {TO_ROOT}/cpp/include/onepass/rules/{cls.row}.hpp
+.. literalinclude:: {TO_ROOT}/cpp/include/onepass/rules/{cls.row.name}.hpp
    :language: cpp
 """
 

@@ -12,6 +12,7 @@ import numpy as np
 
 import onepass
 from onepass import optim
+from onepass._hyperparameters import Checks, Choice, Pair
 from onepass.optim import Optimizer
 
 # Every class with each of its own cases, alone and with what all classes share.
@@ -64,8 +65,12 @@ def state_names(cls: type[Optimizer], settings: Mapping[str, Any]) -> list[str]:
 
 def fresh_state(cls: type[Optimizer], settings: Mapping[str, Any], param: np.ndarray) -> list[Any]:
     """State as before the first step, None where the settings use none."""
-    start = cls.initial_state({**cls.defaults, **settings})
-    return [np.full_like(param, start) if name else None for name in cls.state_names(**settings)]
+    starts = cls.row.start_values({**cls.defaults, **settings})
+    names = cls.state_names(**settings)
+    return [
+        np.full_like(param, start) if name else None
+        for name, start in zip(names, starts, strict=True)
+    ]
 
 
 def run_reference(
@@ -101,3 +106,21 @@ def digest(*things: Any) -> str:
 
     add(things)
     return hasher.hexdigest()
+
+
+def as_numbers(checks: Checks, values: Mapping[str, Any]) -> dict[str, float]:
+    """Return checked values as the rules in C++ take them: numbers by name.
+
+    A pair called `betas` becomes `beta1` and `beta2`, True and False 1 and 0, and one of several
+    names the number of its place among them.
+    """
+    numbers: dict[str, float] = {}
+    for name, check in checks.items():
+        match check:
+            case Pair():
+                numbers |= {f"{name[:-1]}{i}": number for i, number in enumerate(values[name], 1)}
+            case Choice(names):
+                numbers[name] = float(names.index(values[name]))
+            case _:
+                numbers[name] = float(values[name])
+    return numbers

@@ -9,7 +9,7 @@ from helpers import SMALL_FORMATS
 
 BF16 = ml_dtypes.bfloat16
 N = 5000
-SIGNS = {rule: op._core.rules()[cls.row]["has_sign"] for rule, cls in op.optim.registry.items()}
+SIGNS = {rule: cls.row.has_sign for rule, cls in op.optim.registry.items()}
 
 dtypes = pytest.mark.parametrize("small", SMALL_FORMATS, ids=lambda dtype: np.dtype(dtype).name)
 in_small_formats = pytest.mark.parametrize("state_format", ["bf16", "q8"])

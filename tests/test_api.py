@@ -152,7 +152,7 @@ def test_settings_changed_in_the_middle_of_a_run(case, rng):
     opt.param_groups[0].update(settings)
     for grad in grads:
         opt.step(grad)
-    if cls.initial_state({**cls.defaults, **settings}) == 0:
+    if not any(cls.row.start_values({**cls.defaults, **settings})):
         assert_same_bits(param, run_reference(cls, settings, start, grads)[0])
     names = [n for n in opt.state_dict()["state"][0] if n != "step"]
     assert names == state_names(cls, settings)
@@ -226,7 +226,7 @@ def test_state_lies_at_the_parameters_own_offset(case):
     room = np.zeros(1000, np.float32)
     for start in range(16):
         opt = cls(room[start : start + 100], **settings)
-        for array in opt._settled.states[0]:
+        for array in opt._coming()[0]:
             if array is not None:
                 assert address(array) % 64 == address(room[start:]) % 64
 
@@ -262,9 +262,14 @@ def test_signatures_of_the_free_functions(optimizer):
     kernel = getattr(op.kernels, optimizer.rule)
     signature = inspect.signature(kernel).parameters
     positional = [n for n, p in signature.items() if p.kind is p.POSITIONAL_ONLY]
-    assert positional == ["param", "grad", *op._core.rules()[optimizer.row]["states"]]
+    assert positional == ["param", "grad", *optimizer.row.states]
     keywords = {n: p.default for n, p in signature.items() if p.kind is p.KEYWORD_ONLY}
-    shared = {"step": None, "rounding": "stochastic", "seed": 0, "num_threads": None}
+    shared = {
+        **{"step": None, "rounding": "stochastic", "seed": 0, "num_threads": None},
+        **{"grad_scale": 1.0, "max_grad_norm": None, "nonfinite": "propagate"},
+        **{"max_grad_value": None, "clear_grads": False, "average": None, "averaged": None},
+        **{"ema_decay": None, "ema_warmup": False, "swa_start": None},
+    }
     taken = inspect.signature(optimizer).parameters
     own = {name: value for name, value in optimizer.defaults.items() if name in taken}
     assert keywords == {**shared, **own}

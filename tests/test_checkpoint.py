@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import onepass as op
 from helpers import assert_same_bits, digest, run_reference, state_names
-from onepass.optim._stages import DEFAULTS, GROUP_DEFAULTS
+from onepass.optim._settings import DEFAULTS, GROUP_DEFAULTS
 
 DATA = Path(__file__).parent / "data"
 

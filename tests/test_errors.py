@@ -141,7 +141,7 @@ def test_bad_array_of_a_free_function(case, make, error, words):
     kernel = getattr(op.kernels, cls.rule)
     state = fresh_state(cls, options, good())
     arrays = {"param": good(), "grad": good()}
-    arrays |= dict(zip(op._core.rules()[cls.row]["states"], state, strict=True))
+    arrays |= dict(zip(cls.row.states, state, strict=True))
     for name, array in arrays.items():
         is_like_param = make in [v[0] for k, v in BAD_GRADS.items() if k not in NEVER]
         is_written = make in [v[0] for v in NEVER_WRITTEN.values()]
@@ -179,7 +179,7 @@ def test_state_in_another_order_than_its_parameter(case):
 
 def test_state_that_the_options_do_not_use(case):
     cls, options = case
-    names = op._core.rules()[cls.row]["states"]
+    names = cls.row.states
     state = fresh_state(cls, options, good())
     for i, array in enumerate(state):
         if array is None:
@@ -330,12 +330,17 @@ class TestHyperparameters:
                 continue  # 0 set where False stood says nothing new
             opt = optimizer(params)  # set in the middle of a run
             opt.step([good()])
-            before = digest(params, opt.state_dict()["state"])
-            opt.param_groups[0][name] = value
-            with pytest.raises((ValueError, TypeError), match=message):
-                opt.step([good()])
-            opt.param_groups[0][name] = optimizer.defaults[name]
-            assert digest(params, opt.state_dict()["state"]) == before
+            before = digest(params, opt.state_dict())
+            group = opt.param_groups[0]
+            lr = 0.5 * group["lr"]
+            for change in (
+                lambda group=group, name=name, value=value: group.__setitem__(name, value),
+                lambda group=group, both={"lr": lr, name: value}: group.update(both),
+                lambda group=group, both={"lr": lr, name: value}: group.__ior__(both),
+            ):
+                with pytest.raises((ValueError, TypeError), match=message):
+                    change()
+            assert digest(params, opt.state_dict()) == before
         assert tried > 20
 
     def test_unknown_names(self, optimizer):
@@ -347,21 +352,32 @@ class TestHyperparameters:
             getattr(op.kernels, optimizer.rule)(good(), good(), step=1, lrr=0.1)
 
     def test_groups_stay_what_they_were_made_of(self, optimizer):
-        def changed(**change):
-            opt = optimizer([good()])
-            opt.param_groups[0].update(change)
-            return opt
-
-        missing = optimizer([good()])
-        del missing.param_groups[0]["lr"]
-        longer = optimizer([good()])
-        longer.param_groups.append({})
-        for opt, words in (
-            (changed(learning_rate=5), r"param_groups\[0\]: .* unknown \['learning_rate'\]"),
-            (missing, r"param_groups\[0\]: .* no \['lr'\]"),
-            (changed(params=(good(),)), r"param_groups\[0\]: expected the parameters"),
-            (longer, "param_groups: expected 1 groups, got 2"),
+        opt = optimizer([good()])
+        (group,) = opt.param_groups
+        before = dict(group)
+        for change, error, words in (
+            (lambda: group.update(learning_rate=5), TypeError, "learning_rate: .* unknown name"),
+            (lambda: group.setdefault("learning_rate", 5), TypeError, "learning_rate: .* unknown"),
+            (lambda: group.update(params=(good(),)), ValueError, "params: expected those it was"),
+            (lambda: group.__delitem__("lr"), TypeError, "lr: expected to stay"),
+            (lambda: group.pop("lr"), TypeError, "settings: expected to stay"),
+            (group.popitem, TypeError, "settings: expected to stay"),
+            (group.clear, TypeError, "settings: expected to stay"),
         ):
+            with pytest.raises(error, match=f"^{words}"):
+                change()
+            assert dict(group) == before
+        group.update(group)
+        assert group.setdefault("lr", 5) == group["lr"] == before["lr"]
+        for change, words in (
+            (lambda groups: groups.append({}), "param_groups: expected 1 groups, got 2"),
+            (
+                lambda groups: groups.__setitem__(0, dict(groups[0])),
+                r"param_groups\[0\]: expected the mapping it was made with",
+            ),
+        ):
+            opt = optimizer([good()])
+            change(opt.param_groups)
             with pytest.raises(ValueError, match=words):
                 opt.step([good()])
             with pytest.raises(ValueError, match=words):

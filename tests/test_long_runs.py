@@ -8,7 +8,7 @@ import pytest
 
 import onepass as op
 from helpers import FORMATS, state_names
-from onepass.optim import _stages
+from onepass.optim import _reference
 
 # Half a unit in the last place of numbers in [1, 2): what showing an average in float32 may cost.
 HALF_UNIT = 2.0**-24
@@ -108,14 +108,14 @@ def test_no_state_stays_subnormal_without_gradients(case, dtype, state_format, r
     opt.step()
     saved = opt.state_dict()
     entry = saved["state"][0]
-    row = op._core.rules()[cls.row]
-    signs = dict(zip(row["states"], row["has_sign"], strict=True))
+    row = cls.row
+    signs = dict(zip(row.states, row.has_sign, strict=True))
     signs = {name: signs[name] for name in state_names(cls, options)}
     for name, has_sign in signs.items():
         entry[name] = near_the_smallest(rng, shape, dtype, has_sign)
     entry["average"] = near_the_smallest(rng, shape, np.float64, has_sign=True)
     opt.load_state_dict(saved)
-    for last in (5, 24 * _stages.FLUSH_EVERY):
+    for last in (5, 24 * _reference.FLUSH_EVERY):
         while opt.step().step < last:
             pass
         entry = opt.state_dict()["state"][0]

@@ -6,7 +6,7 @@ import pytest
 import onepass as op
 from helpers import digest
 from onepass import optim
-from onepass.optim import _foreign, _stages
+from onepass.optim import _foreign, _settings
 
 HYPERPARAMETERS = {name for cls in optim.registry.values() for name in cls.checks}
 
@@ -14,7 +14,11 @@ HYPERPARAMETERS = {name for cls in optim.registry.values() for name in cls.check
 class TestAttributes:
     def test_those_of_the_optimizer_can_be_set(self, optimizer):
         opt = optimizer(np.ones(3))
-        for name, value in {**_stages.DEFAULTS, "max_grad_norm": 2.0, "nonfinite": "skip"}.items():
+        for name, value in {
+            **_settings.DEFAULTS,
+            "max_grad_norm": 2.0,
+            "nonfinite": "skip",
+        }.items():
             setattr(opt, name, value)
             assert getattr(opt, name) == value
 
@@ -48,7 +52,7 @@ class TestKeywords:
     def test_the_message_lists_all_that_are_known(self, optimizer):
         with pytest.raises(TypeError, match="^lrr: expected one of the hyperparameters") as caught:
             optimizer(np.ones(3), lrr=0.1)
-        known = {*optimizer.checks, *optim._stages.StepOptions.__annotations__}
+        known = {*optimizer.checks, *optim._settings.StepOptions.__annotations__}
         listed = str(caught.value).split("hyperparameters ")[1].split(", got")[0]
         assert known == set(listed.split(", "))
 
@@ -76,7 +80,7 @@ class TestKeywords:
 
     def test_what_they_are_called_here_exists(self):
         """The first word of each is a setting, a class, an argument, a method, or "nothing"."""
-        known = {*HYPERPARAMETERS, *optim._stages.StepOptions.__annotations__}
+        known = {*HYPERPARAMETERS, *optim._settings.StepOptions.__annotations__}
         known |= {cls.__name__ for cls in optim.registry.values()}
         known |= {"grad_scale", "accumulate", "nothing:"}
         for name, here in _foreign.NAMES.items():

@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import onepass as op
-from helpers import assert_same_bits, fresh_state, run_reference, state_names
+from helpers import as_numbers, assert_same_bits, fresh_state, run_reference, state_names
 from onepass._hyperparameters import Choice, Fixed, Flag, Maybe, Number, Pair, Whole
 from onepass._memory import aligned_zeros
-from onepass.optim._table import hyper_of
 
 BF16 = ml_dtypes.bfloat16
 # Around every vector width and a tile, and one that is many tiles and a remainder.
@@ -212,7 +211,7 @@ def test_state_about_the_smallest_normal_number(case, dtype, kept, rng):
 
 
 def signs_of(cls):
-    return op._core.rules()[cls.row]["has_sign"]
+    return cls.row.has_sign
 
 
 def kept_as(values, kept, has_sign):
@@ -244,7 +243,9 @@ def test_free_function_is_the_class(case, dtype, rng):
     param, state = start.copy(), fresh_state(cls, options, start)
     kernel = getattr(op.kernels, cls.rule)
     for t, grad in enumerate(grads, start=1):
-        assert kernel(param, grad, *state, step=t, **options) is None
+        info = kernel(param, grad, *state, step=t, **options)
+        lr = {**cls.defaults, **options}["lr"]
+        assert info == op.StepInfo(t, lr, grad_norm=None, clipped=False, skipped=False)
     for actual, expected in zip(
         [param, *state], run_reference(cls, options, start, grads), strict=True
     ):
@@ -302,8 +303,9 @@ def test_the_numbers_of_a_step_are_the_references(optimizer, data, step):
     """The rule's header computes in double what the class does, in the same order."""
     values = draw_settings(optimizer, data)
     expected = optimizer.scalars(step, values)
-    found = op._core.at(optimizer.row, step, hyper_of(optimizer, values))
-    assert list(expected) == op._core.rules()[optimizer.row]["scalars"]
+    numbers = as_numbers(optimizer.checks, values)
+    found = op._core.at(optimizer.row.name, step, [numbers[name] for name in optimizer.row.hyper])
+    assert tuple(expected) == optimizer.row.scalars
     assert_same_bits(found, list(expected.values()))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import onepass as op
-from helpers import RICHEST, digest
+from helpers import RICHEST, digest, fresh_state
 from onepass import optim
 
 N = 4200  # large enough for 8-bit state
@@ -33,14 +33,14 @@ OPTIONS = {
 
 
 def test_every_option_is_in_the_table():
-    assert set(OPTIONS) == set(optim._stages.StepOptions.__annotations__)
+    assert set(OPTIONS) == set(optim._settings.StepOptions.__annotations__)
 
 
 def together(first, second):
     """Both, where they go together."""
     options = {**first, **second}
     try:
-        optim._stages.check_together({**optim._stages.GROUP_DEFAULTS, **options})
+        optim._settings.check_together({**optim._settings.GROUP_DEFAULTS, **options})
     except ValueError:
         return None
     return options
@@ -161,7 +161,7 @@ class TestPairs:
 
 
 def options_average(opt):
-    return optim._stages.averages(opt.param_groups[0])
+    return optim._settings.averages(opt.param_groups[0])
 
 
 @pytest.mark.parametrize("options", PAIRS, ids=lambda pair: "-".join(map(str, pair.items())))
@@ -193,7 +193,6 @@ def test_the_oracle_does_not_see_the_callers_error_state(case):
     results = []
     for state in ("ignore", "raise"):
         with np.errstate(all=state):
-            start = cls.initial_state({**cls.defaults, **settings})
-            kept = [np.full_like(values, start) if n else None for n in cls.state_names(**settings)]
+            kept = fresh_state(cls, settings, values)
             results.append(digest(cls.reference_step(values, values[::-1], *kept, **settings)))
     assert results[0] == results[1]

@@ -6,18 +6,18 @@ import re
 import pytest
 
 import onepass as op
-from helpers import SHARED, state_names
+from helpers import SHARED, as_numbers, state_names
 from onepass import _core
-from onepass._hyperparameters import Choice, Fixed, Flag, Number, Pair, Whole, as_numbers
+from onepass._hyperparameters import Choice, Fixed, Flag, Number, Pair, Whole
 from onepass.optim import Optimizer
-from onepass.optim._stages import GROUP_DEFAULTS, StepOptions
+from onepass.optim._settings import GROUP_DEFAULTS, StepOptions
 
 
 def test_every_row_has_a_class_and_every_class_a_row():
     rows = set(_core.rules())
-    assert {cls.row for cls in op.optim.registry.values()} == rows
+    assert {cls.row.name for cls in op.optim.registry.values()} == rows
     for rule, cls in op.optim.registry.items():
-        assert cls.row == rule if rule in rows else cls.row in {base.row for base in cls.__bases__}
+        assert cls.row.name == rule if rule in rows else cls.row is cls.__base__.row
         assert cls.rule == rule
         assert getattr(op, cls.__name__) is cls
         assert cls.__name__ in op.__all__
@@ -27,8 +27,8 @@ def test_every_row_has_a_class_and_every_class_a_row():
 def test_every_class_has_a_reference_of_its_own(optimizer):
     for name in ("reference", "scalars"):
         assert getattr(optimizer, name) is not getattr(Optimizer, name)
-        assert name in op.optim.registry[optimizer.row].__dict__
-        assert (name in optimizer.__dict__) == (optimizer.row == optimizer.rule)
+        assert name in op.optim.registry[optimizer.row.name].__dict__
+        assert (name in optimizer.__dict__) == (optimizer.row.name == optimizer.rule)
     with pytest.raises(NotImplementedError):
         Optimizer.reference(None, None)
 
@@ -36,7 +36,7 @@ def test_every_class_has_a_reference_of_its_own(optimizer):
 def test_scalars_are_the_kernels_in_their_order(case):
     cls, settings = case
     scalars = cls.scalars(3, {**cls.defaults, **settings})
-    assert list(scalars) == _core.rules()[cls.row]["scalars"]
+    assert tuple(scalars) == cls.row.scalars
     assert all(type(value) is float for value in scalars.values())
 
 
@@ -45,23 +45,15 @@ STAGES = {"weight_decay", "maximize", "decoupled_weight_decay"}
 
 
 def test_hyperparameters_are_the_headers_options_or_stages(optimizer):
-    row, numbers = _core.rules()[optimizer.row], as_numbers(optimizer.checks, optimizer.defaults)
-    assert set(row["options"]) <= set(optimizer.checks)
-    assert not set(row["hyper"]) & STAGES
-    assert set(numbers) - STAGES == {*row["hyper"], *row["options"]}
+    row, numbers = optimizer.row, as_numbers(optimizer.checks, optimizer.defaults)
+    assert set(row.options) <= set(optimizer.checks)
+    assert not set(row.hyper) & STAGES
+    assert set(numbers) - STAGES == {*row.hyper, *row.options}
 
 
 def test_defaults_of_the_header_are_the_classs(optimizer):
-    row, numbers = _core.rules()[optimizer.row], as_numbers(optimizer.checks, optimizer.defaults)
-    assert row["defaults"] == [numbers[name] for name in row["hyper"]]
-
-
-def test_state_starts_as_the_header_says(case):
-    cls, settings = case
-    row, values = _core.rules()[cls.row], {**cls.defaults, **settings}
-    numbers = as_numbers(cls.checks, values)
-    starts = {numbers[name] if name else 0.0 for name in row["start"]}
-    assert starts <= {cls.initial_state(values)}
+    row, numbers = optimizer.row, as_numbers(optimizer.checks, optimizer.defaults)
+    assert row.defaults == tuple(numbers[name] for name in row.hyper)
 
 
 def test_numbers_of_settings():
@@ -72,16 +64,16 @@ def test_numbers_of_settings():
 
 
 def test_at_checks_what_it_is_given(optimizer):
-    hyper = _core.rules()[optimizer.row]["defaults"]
+    hyper = optimizer.row.defaults
     with pytest.raises(ValueError, match=rf"^hyper: expected {len(hyper)} numbers, got 0"):
-        _core.at(optimizer.row, 1, [])
+        _core.at(optimizer.row.name, 1, [])
     with pytest.raises(ValueError, match=r"^rule: expected one of rules\(\), got 'none'"):
         _core.at("none", 1, hyper)
 
 
 def test_cases_reach_every_combination_of_options(optimizer):
     """But for those that the class refuses."""
-    options = _core.rules()[optimizer.row]["options"]
+    options = optimizer.row.options
     reached = {
         tuple(bool({**optimizer.defaults, **case}[name]) for name in options)
         for case in optimizer.cases

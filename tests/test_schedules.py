@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import onepass as op
 from helpers import digest
 from onepass import schedules as s
-from onepass.optim._stages import GROUP_DEFAULTS
+from onepass.optim._settings import GROUP_DEFAULTS
 from test_registry import assert_documented, section
 
 PURE = {

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import onepass as op
 from helpers import SMALL_FORMATS, assert_same_bits, fresh_state
-from onepass.optim import _stages
+from onepass.optim import _reference, _settings
 
 # More than a block of the norm, a part of one, parts of its rows; orders and empty ones.
 SHAPES = [(40_000,), (3, 5), (257,), (0,), (), (300, 70)]
@@ -44,18 +44,18 @@ def make(rng, dtype, shapes=SHAPES):
 
 def reference_run(cls, options, params, steps, grad_scale=1.0):
     """Parameters, states and averages after whole steps in NumPy, and each step's norm."""
-    own = {name: value for name, value in options.items() if name not in _stages.CHECKS}
-    averages = _stages.averages({**_stages.GROUP_DEFAULTS, **own})
-    rule = {name: value for name, value in own.items() if name not in _stages.GROUP_CHECKS}
+    own = {name: value for name, value in options.items() if name not in _settings.CHECKS}
+    averages = _settings.averages({**_settings.GROUP_DEFAULTS, **own})
+    rule = {name: value for name, value in own.items() if name not in _settings.GROUP_CHECKS}
     arrays = [
         (param.copy(order="K"), *fresh_state(cls, rule, param), *[param.copy()] * averages)
         for param in params
     ]
     norms = []
     for t, grads in enumerate(steps, start=1):
-        norms.append(_stages.grad_norm(grads, grad_scale))
+        norms.append(_reference.grad_norm(grads, grad_scale))
         max_norm = options.get("max_grad_norm")
-        coefficient = _stages.clip_coefficient(norms[-1], max_norm) if max_norm else 1.0
+        coefficient = _reference.clip_coefficient(norms[-1], max_norm) if max_norm else 1.0
         factor = coefficient / grad_scale
         arrays = [
             cls.reference_step(own_[0], grad, *own_[1:], step=t, grad_factor=factor, **own)
@@ -94,7 +94,9 @@ def check_run(cls, options, params, steps, grad_scale=1.0, threads=None):
 
 
 def rule_of(options):
-    return {k: v for k, v in options.items() if k not in (*_stages.CHECKS, *_stages.GROUP_CHECKS)}
+    return {
+        k: v for k, v in options.items() if k not in (*_settings.CHECKS, *_settings.GROUP_CHECKS)
+    }
 
 
 def test_every_stage(case, dtype, rng):
@@ -135,7 +137,7 @@ def test_every_number_of_threads(optimizer, dtype, threads, rng):
 def test_norm_of_every_length(dtype, n, rng):
     grad = rng.normal(size=n).astype(dtype)
     info = op.SGD(np.zeros(n, dtype), max_grad_norm=math.inf).step(grad)
-    assert info.grad_norm == _stages.grad_norm([grad])
+    assert info.grad_norm == _reference.grad_norm([grad])
     exact = math.sqrt(math.fsum(float(g) ** 2 for g in grad))
     assert info.grad_norm == pytest.approx(exact, rel=1e-13)
     assert not info.clipped
@@ -173,7 +175,7 @@ def test_gradients_of_any_strides_have_one_norm(optimizer, rng):
     grad = rng.normal(size=(60, 70))
     for layout in (grad, np.asfortranarray(grad), np.repeat(grad, 2, axis=1)[:, ::2]):
         info = optimizer(np.ones((60, 70)), max_grad_norm=1.0).step(layout)
-        assert info.grad_norm == _stages.grad_norm([grad])
+        assert info.grad_norm == _reference.grad_norm([grad])
 
 
 def test_special_values_spread_through_every_stage(optimizer, dtype):

@@ -490,15 +490,13 @@ class TestSettingsThatChange:
         assert_same_bits(a, b)
 
     @pytest.mark.parametrize("kind", [list, np.array])
-    def test_a_pair_changed_in_place(self, kind):
-        a, b = np.ones(3), np.ones(3)
-        opt, twin = op.Adam(a), op.Adam(b, betas=(0.0, 0.5))
-        opt.param_groups[0]["betas"] = betas = kind([0.5, 0.5])
-        for which in (opt, twin):
-            which.step(np.ones(3))
-            betas[0] = 0.0
-            which.param_groups[0].setdefault("betas", betas)
+    def test_a_pair_is_taken_when_it_is_assigned(self, kind):
+        """What becomes of the list or array afterwards is none of the optimizer's business."""
+        opt = op.Adam(np.ones(3))
+        opt.param_groups[0]["betas"] = betas = kind([0.0, 0.5])
+        betas[0] = 0.9
         opt.step(np.array([1.0, -2.0, 3.0]))
+        assert opt.param_groups[0]["betas"] == (0.0, 0.5)
         assert opt.state_dict()["param_groups"][0]["betas"] == (0.0, 0.5)
         np.testing.assert_array_equal(opt.state_dict()["state"][0]["exp_avg"], [1.0, -2.0, 3.0])
 
@@ -640,9 +638,9 @@ def test_options_that_make_no_sense(optimizer, options, error, words):
     if name in ("max_grad_norm", "nonfinite", "clear_grads"):
         with pytest.raises(error, match=f"^{words}"):
             setattr(opt, name, value)
-    elif name != "clip":
-        opt.param_groups[0].update(options)
+    elif name != "clip":  # by the assignment, or where it is about two of them by the step
         with pytest.raises(error, match=f"^{words}"):
+            opt.param_groups[0].update(options)
             opt.step(np.ones(3))
 
 

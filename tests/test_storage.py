@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 import onepass as op
 from helpers import SMALL_FORMATS, assert_same_bits, fresh_state
 from onepass import formats
-from onepass.optim import _stages
+from onepass.optim import _reference, _settings
 from storage_cases import blocks_of
 from test_stages import EVERYTHING, rule_of
 
@@ -53,16 +53,16 @@ class Reference:
     def __init__(self, cls, options, param, index=0, seed=0):
         self.cls, self.options, self.dtype = cls, options, param.dtype
         self.index, self.seed, self.steps = index, seed, 0
-        full = {**_stages.GROUP_DEFAULTS, **options}
+        full = {**_settings.GROUP_DEFAULTS, **options}
         self.has_master = param.dtype.itemsize == 2 and full["rounding"] == "master"
         wide = param.astype(np.float32, order="K") if param.itemsize == 2 else param.copy(order="K")
         self.weights = wide if self.has_master else param.copy(order="K")
-        signs = op._core.rules()[cls.row]["has_sign"]
+        signs = cls.row.has_sign
         self.state = [
             stored(array, param.size, full["state_format"], signed)
             for array, signed in zip(fresh_state(cls, rule_of(options), wide), signs, strict=True)
         ]
-        self.state += [wide.copy(order="K")] * _stages.averages(full)
+        self.state += [wide.copy(order="K")] * _settings.averages(full)
 
     def step(self, grad, factor=1.0):
         self.steps += 1
@@ -115,9 +115,9 @@ def check_run(
         opt.bind([[buffer] for buffer in buffers])
     for grads in steps:
         wide = [g.astype(np.float32, order="K") if g.itemsize == 2 else g for g in grads]
-        norm = _stages.grad_norm(wide, grad_scale)
+        norm = _reference.grad_norm(wide, grad_scale)
         max_norm = own.get("max_grad_norm")
-        clipping = _stages.clip_coefficient(norm, max_norm) if max_norm else 1.0
+        clipping = _reference.clip_coefficient(norm, max_norm) if max_norm else 1.0
         for reference, grad in zip(references, grads, strict=True):
             # A sum begins with 0, and 0 + -0.0 is 0.
             reference.step(
@@ -194,7 +194,7 @@ def test_many_tensors_of_all_formats(optimizer, threads, bound, rng):
 @pytest.mark.parametrize("stages", EVERYTHING.values(), ids=EVERYTHING)
 def test_every_stage(optimizer, state_format, stages, rng):
     """With gradients of each dtype."""
-    own = {name: value for name, value in stages.items() if name in _stages.CHECKS}
+    own = {name: value for name, value in stages.items() if name in _settings.CHECKS}
     options = {name: value for name, value in stages.items() if name not in own}
     options["state_format"] = state_format
     groups = [
@@ -350,7 +350,7 @@ def test_free_functions(case, n, rng):
     """State in any format, also of few elements; parameters in any, which have no master."""
     cls, options = case
     kernel = getattr(op.kernels, cls.rule)
-    signs = op._core.rules()[cls.row]["has_sign"]
+    signs = cls.row.has_sign
     for dtype, rounding, kept in itertools.product(
         (np.float32, *SMALL_FORMATS), ROUNDINGS[1:], ("f4", BF16, "q8")
     ):

@@ -25,19 +25,19 @@ void check_same_order(const py::array& array, const Label& label, const Param& p
              is_aligned(array) ? "strides " + strides_name(array) : "misaligned data");
 }
 
+constexpr char native_order = std::endian::native == std::endian::little ? '<' : '>';
 bool is_native(const py::dtype& dtype) {
-  constexpr char native_order = std::endian::native == std::endian::little ? '<' : '>';
   return dtype.byteorder() == '=' || dtype.byteorder() == native_order;
 }
 
 // A dtype that ml_dtypes has registered; NumPy numbers those from 256 on. Its name is asked for
 // once: that takes longer than the step of a small tensor.
+std::atomic<int> known_bfloat16_num = -1;
 bool is_bfloat16(const py::dtype& dtype) {
-  static std::atomic<int> known_num = -1;
   const int num = dtype.num();
-  if (num < 256 || num == known_num) return num >= 256;
+  if (num < 256 || num == known_bfloat16_num) return num >= 256;
   if (py::str(dtype).cast<std::string>() != "bfloat16") return false;
-  known_num = num;
+  known_bfloat16_num = num;
   return true;
 }
 
@@ -144,33 +144,42 @@ void check_written_in_place(const py::array& array, const Label& label) {
 }
 
 std::string Label::str() const {
-  const bool named = !names_.is_none();
-  const std::string suffix =
-      named ? py::cast<std::string>(py::list(py::reinterpret_borrow<py::list>(names_))[tensor_])
-            : std::string();
+  if (names_.is_none()) {
+    const std::string name = role_ == Role::param                                ? "param"
+                             : role_ == Role::grad || role_ == Role::zeroed_grad ? "grad"
+                             : role_ == Role::copy                               ? "copy_to"
+                                                                                 : name_;
+    const bool is_alone = static_cast<std::ptrdiff_t>(tensor_) == alone;
+    return is_alone ? name : name + "[" + std::to_string(tensor_) + "]";
+  }
+  const auto suffix =
+      py::cast<std::string>(py::list(py::reinterpret_borrow<py::list>(names_))[tensor_]);
   switch (role_) {
     case Role::param:
-      return named ? "params" + suffix : "param";
+      return "params" + suffix;
     case Role::grad:
     case Role::zeroed_grad:
-      return named ? "grads" + suffix : "grad";
+      return "grads" + suffix;
     case Role::copy:
       return "copy_to" + suffix;
     default:
-      return named ? "state" + suffix + "['" + name_ + "']" : std::string(name_);
+      return "state" + suffix + "['" + name_ + "']";
   }
 }
 
-Unchanged::Unchanged(py::array array)
-    : array_(std::move(array)),
-      data_(array_.data()),
-      dtype_(array_.dtype()),
-      flags_(array_.flags()),
-      size_(array_.size()) {}
+Unchanged::Unchanged(const py::array& array)
+    : array_(array),
+      data_(array.data()),
+      dtype_(array.dtype()),
+      flags_(array.flags()),
+      size_(array.size()) {}
 
 bool Unchanged::still() const {
-  return array_.data() == data_ && py::detail::array_proxy(array_.ptr())->descr == dtype_.ptr() &&
-         array_.flags() == flags_ && array_.size() == size_;
+  const auto* array = py::detail::array_proxy(array_.ptr());
+  py::ssize_t size = 1;
+  for (int axis = 0; axis < array->nd; ++axis) size *= array->dimensions[axis];
+  return array->data == data_ && array->descr == dtype_.ptr() && array->flags == flags_ &&
+         size == size_;
 }
 
 void Memory::add(const py::array& array, const Label& label) {
@@ -260,6 +269,35 @@ Checked check_grad(py::handle object, const Label& label, const Param& param, Me
         array, py::arg("copy") = true, py::arg("order") = param.order == Order::c ? "C" : "F");
   }
   return {std::move(array), format};
+}
+
+bool is_plain_array(PyObject* object) noexcept {
+  static const PyTypeObject* const array_type = py::detail::npy_api::get().PyArray_Type_;
+  return Py_TYPE(object) == array_type;
+}
+
+bool lies_like(PyObject* object, const Param& param, Format& format) noexcept {
+  const auto* array = py::detail::array_proxy(object);
+  const auto* like = py::detail::array_proxy(param.array.ptr());
+  if (array->descr == like->descr) {
+    format = param.format;
+  } else {
+    const auto* dtype = py::detail::array_descriptor_proxy(array->descr);
+    const int num = dtype->type_num;
+    const bool is_float = param.dtype == Dtype::f32;
+    if (dtype->byteorder != '=' && dtype->byteorder != native_order) return false;
+    if (num == (is_float ? float32_num : float64_num)) {
+      format = plain;
+    } else if (is_float && (num == float16_num || num == known_bfloat16_num)) {
+      format = num == float16_num ? f16 : bf16;
+    } else {
+      return false;
+    }
+  }
+  const int order = param.order == Order::c ? py::array::c_style : py::array::f_style;
+  const int needed = order | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+  return (array->flags & needed) == needed && array->nd == like->nd &&
+         std::equal(array->dimensions, array->dimensions + array->nd, like->dimensions);
 }
 
 Checked check_grad_in_place(py::handle object, const Label& label, const Param& param,

@@ -24,7 +24,10 @@ class Label {
  public:
   Label(py::handle names, std::size_t tensor, Role role, const char* name = "")
       : names_(names), tensor_(tensor), role_(role), name_(name) {}
-  Label(const char* name, Role role) : Label(py::none(), 0, role, name) {}
+  static constexpr std::ptrdiff_t alone = -1;
+  // A free function's; `item`: its place in a list of them.
+  Label(const char* name, Role role, std::ptrdiff_t item = alone)
+      : Label(py::none(), static_cast<std::size_t>(item), role, name) {}
   std::string str() const;
   Role role() const { return role_; }
   bool written() const { return role_ != Role::grad && role_ != Role::input; }
@@ -66,14 +69,14 @@ class Memory {
 
 // An array as it was when it was checked. Python code that has run since (a copy by NumPy, a
 // gradient's __array__, another thread) may have resized it, or made another dtype of it: so
-// whoever keeps an address asks again before it is used.
+// whoever keeps an address asks again before it is used. The array itself somebody else keeps.
 class Unchanged {
  public:
-  explicit Unchanged(py::array array);
+  explicit Unchanged(const py::array& array);
   bool still() const;  // runs no Python code
 
  private:
-  py::array array_;
+  py::handle array_;
   const void* data_;
   py::object dtype_;  // kept, so that no other comes to lie where it was
   int flags_;
@@ -96,6 +99,12 @@ Checked check_grad(py::handle object, const Label& label, const Param& param, Me
 // In its parameter's layout too, because the step writes it, or reads it again and again.
 Checked check_grad_in_place(py::handle object, const Label& label, const Param& param,
                             Memory& memory);
+
+// NumPy's own, of no subclass.
+bool is_plain_array(PyObject* object) noexcept;
+
+// Whether a step can read an array as its parameter's gradient where it lies. Runs no Python code.
+bool lies_like(PyObject* array, const Param& param, Format& format) noexcept;
 
 // A copy of a float32 parameter in float16 or bfloat16, in its layout.
 Checked check_copy(py::handle object, const Label& label, const Param& param, Memory& memory);

@@ -17,6 +17,11 @@ Check::Check(py::object check) : check_(std::move(check)) {
   may_be_none_ = name_of(own) == "Maybe";
   if (may_be_none_) own = own.attr("kind");
   std::string kind = name_of(own);
+  if (kind == "Fixed") {
+    only_ = own.attr("value");
+    own = own.attr("kind");
+    kind = name_of(own);
+  }
   if (kind == "Pair") {
     kind_ = Kind::pair;
     own = own.attr("kind");
@@ -70,7 +75,7 @@ bool Check::quick(PyObject* value, double* to) const noexcept {
       return contains(to[0]) && contains(to[1]);
     case Kind::flag:
       to[0] = value == Py_True;
-      return value == Py_True || value == Py_False;
+      return only_ ? value == only_.ptr() : value == Py_True || value == Py_False;
     case Kind::choice:
       for (std::size_t i = 0; i < names_.size(); ++i) {
         to[0] = static_cast<double>(i);

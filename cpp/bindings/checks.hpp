@@ -7,12 +7,11 @@
 #include <limits>
 #include <vector>
 
+#include "optimizer.hpp"
+
 namespace onepass::bindings {
 
 namespace py = pybind11;
-
-// None, among numbers.
-inline constexpr double none = std::numeric_limits<double>::quiet_NaN();
 
 // One setting: a number, two of them, a flag (0 or 1), one of several names (its place among them),
 // or None. Each as a double.
@@ -40,7 +39,7 @@ class Check {
   }
   static constexpr double infinity = std::numeric_limits<double>::infinity();
 
-  py::object check_;
+  py::object check_, only_;  // `only_`: the one value of a flag that is fixed
   Kind kind_ = Kind::number;
   bool may_be_none_ = false, schedulable_ = false, infinite_ = false;
   double low_ = 0, above_ = -infinity, high_ = infinity, below_ = infinity;

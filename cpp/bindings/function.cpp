@@ -9,6 +9,8 @@
 #include <string>
 #include <utility>
 
+#include "slots.hpp"
+
 namespace onepass::bindings {
 namespace {
 
@@ -97,7 +99,8 @@ Function* function(PyObject* self) {
   return reinterpret_cast<Function*>(self);
 }
 
-PyObject* call(PyObject* self, PyObject* const* args, std::size_t flagged, PyObject* keywords) {
+PyObject* call_function(PyObject* self, PyObject* const* args, std::size_t flagged,
+                        PyObject* keywords) {
   return guarded([&]() -> PyObject* {
     PyObject* found = function(self)->body->call(args, PyVectorcall_NARGS(flagged), keywords);
     if (found || PyErr_Occurred()) return found;
@@ -109,28 +112,28 @@ PyObject* call(PyObject* self, PyObject* const* args, std::size_t flagged, PyObj
   });
 }
 
-int traverse(PyObject* self, visitproc visit, void* arg) {
+int traverse_function(PyObject* self, visitproc visit, void* arg) {
   Py_VISIT(Py_TYPE(self));
   Py_VISIT(function(self)->declaration);
   return 0;
 }
 
-int clear(PyObject* self) {
+int clear_function(PyObject* self) {
   Py_CLEAR(function(self)->declaration);
   return 0;
 }
 
-void dealloc(PyObject* self) {
+void dealloc_function(PyObject* self) {
   PyTypeObject* type = Py_TYPE(self);
   PyObject_GC_UnTrack(self);
-  clear(self);
+  clear_function(self);
   delete function(self)->body;
   type->tp_free(self);
   Py_DECREF(type);
 }
 
 // In a class it is a method.
-PyObject* get(PyObject* self, PyObject* instance, PyObject*) {
+PyObject* get_method(PyObject* self, PyObject* instance, PyObject*) {
   if (!instance || instance == Py_None) return Py_NewRef(self);
   return PyMethod_New(self, instance);
 }
@@ -143,7 +146,7 @@ PyObject* get_attribute(PyObject* self, PyObject* name) {
   return PyObject_GetAttr(function(self)->declaration, name);
 }
 
-PyObject* repr(PyObject* self) {
+PyObject* repr_function(PyObject* self) {
   PyObject* declaration = function(self)->declaration;
   PyObject* name = PyObject_GetAttrString(declaration, "__qualname__");
   if (!name) return nullptr;
@@ -159,35 +162,30 @@ PyObject* get_declaration(PyObject* self, void*) {
   return Py_NewRef(function(self)->declaration);
 }
 // Pickled and copied by name, as Python's own functions are.
-PyObject* reduce(PyObject* self, PyObject*) {
+PyObject* reduce_function(PyObject* self, PyObject*) {
   return PyObject_GetAttrString(function(self)->declaration, "__qualname__");
 }
 
 char doc_name[] = "__doc__", module_name[] = "__module__";
-PyGetSetDef attributes[] = {{"__doc__", get_declared, nullptr, nullptr, doc_name},
-                            {"__module__", get_declared, nullptr, nullptr, module_name},
-                            {"__wrapped__", get_declaration, nullptr, nullptr, nullptr},
-                            {}};
-PyMethodDef methods[] = {{"__reduce__", reduce, METH_NOARGS, nullptr}, {}};
-PyMemberDef members[] = {
+PyGetSetDef function_attributes[] = {{"__doc__", get_declared, nullptr, nullptr, doc_name},
+                                     {"__module__", get_declared, nullptr, nullptr, module_name},
+                                     {"__wrapped__", get_declaration, nullptr, nullptr, nullptr},
+                                     {}};
+PyMethodDef function_methods[] = {{"__reduce__", reduce_function, METH_NOARGS, nullptr}, {}};
+PyMemberDef function_members[] = {
     {"__vectorcalloffset__", T_PYSSIZET, offsetof(Function, vectorcall), READONLY, nullptr}, {}};
 
-template <class Slot>
-void* slot(Slot* slot) {
-  return reinterpret_cast<void*>(slot);
-}
-
-PyObject* make_type() {
-  PyType_Slot slots[] = {{Py_tp_dealloc, slot(dealloc)},
-                         {Py_tp_traverse, slot(traverse)},
-                         {Py_tp_clear, slot(clear)},
+PyObject* make_function_type() {
+  PyType_Slot slots[] = {{Py_tp_dealloc, slot(dealloc_function)},
+                         {Py_tp_traverse, slot(traverse_function)},
+                         {Py_tp_clear, slot(clear_function)},
                          {Py_tp_call, slot(PyVectorcall_Call)},
-                         {Py_tp_descr_get, slot(get)},
+                         {Py_tp_descr_get, slot(get_method)},
                          {Py_tp_getattro, slot(get_attribute)},
-                         {Py_tp_repr, slot(repr)},
-                         {Py_tp_getset, attributes},
-                         {Py_tp_methods, methods},
-                         {Py_tp_members, members},
+                         {Py_tp_repr, slot(repr_function)},
+                         {Py_tp_getset, function_attributes},
+                         {Py_tp_methods, function_methods},
+                         {Py_tp_members, function_members},
                          {0, nullptr}};
   constexpr unsigned flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL |
                              Py_TPFLAGS_METHOD_DESCRIPTOR | Py_TPFLAGS_DISALLOW_INSTANTIATION;
@@ -206,7 +204,7 @@ void implement(Implementation implementation) {
 py::object make_function(py::handle declaration, std::unique_ptr<Body> body) {
   auto* made = PyObject_GC_New(Function, function_type);
   if (!made) throw py::error_already_set();
-  made->vectorcall = call;
+  made->vectorcall = call_function;
   made->declaration = Py_NewRef(declaration.ptr());
   made->body = body.release();
   PyObject_GC_Track(made);
@@ -214,7 +212,7 @@ py::object make_function(py::handle declaration, std::unique_ptr<Body> body) {
 }
 
 void bind_function(py::module_& m) {
-  const auto type = py::reinterpret_steal<py::object>(make_type());
+  const auto type = py::reinterpret_steal<py::object>(make_function_type());
   if (!type) throw py::error_already_set();
   m.attr("Function") = type;
   function_type = reinterpret_cast<PyTypeObject*>(type.ptr());  // the module keeps it alive

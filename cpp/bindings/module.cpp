@@ -15,9 +15,12 @@
 #include "arrays.hpp"
 #include "batchnorm_bindings.hpp"
 #include "dispatch.hpp"
+#include "engine.hpp"
 #include "function.hpp"
 #include "gil.hpp"
-#include "plan.hpp"
+#include "kernel_functions.hpp"
+#include "ruler.hpp"
+#include "settings.hpp"
 #include "shown.hpp"
 #include "threads.hpp"
 #include "updates.hpp"
@@ -139,7 +142,10 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   bind_function(m);
   bind_threads(m);
   bind_shown(m);
-  bind_plan(m, *isa_in_use->kernels);
+  bind_settings(m, *isa_in_use->kernels);
+  bind_engine(m, *isa_in_use->kernels);
+  bind_kernel_functions(m);
+  bind_ruler(m);
   bind_batch_norm(m, *isa_in_use->kernels);
 
   m.attr("isa") = isa_in_use->name;
@@ -149,8 +155,6 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.attr("version") = ONEPASS_VERSION;
   m.attr("compiler") = ONEPASS_COMPILER;
   m.attr("flags") = ONEPASS_FLAGS;
-  m.attr("add") = isa_in_use->kernels->rules.size();
-  m.attr("copy_limit") = isa_in_use->kernels->rules.size() + 1;
 }
 
 }  // namespace onepass::bindings

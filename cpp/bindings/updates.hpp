@@ -7,7 +7,8 @@ namespace onepass::bindings {
 
 namespace py = pybind11;
 
-// Dictionaries, and what becomes of some of their keys; in Python a sequence of pairs, or None.
+// Dictionaries, and what becomes of some of their keys; optimizers, and their new engines. In
+// Python a sequence of pairs, or None.
 class Updates {
  public:
   explicit Updates(py::handle pairs);

@@ -85,7 +85,9 @@ void for_each_piece(std::span<Tensor> tensors, int threads, const Count& count,
 template <class Body>
 void for_each_range(std::span<Tensor> tensors, int threads, const Body& body) noexcept {
   if (threads <= 1 || total_elements(tensors) < 2 * min_elements_per_thread) {
-    for (const Tensor& tensor : tensors) body(tensor, Range{0, tensor.size});
+    for (const Tensor& tensor : tensors) {
+      if (tensor.size) body(tensor, Range{0, tensor.size});
+    }
     return;
   }
   for_each_piece(

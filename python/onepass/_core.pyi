@@ -1,8 +1,7 @@
 """Types of the extension module; cpp/bindings/module.cpp is the source."""
 
-from collections.abc import Sequence
-from enum import Enum
-from typing import Any, TypedDict, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypedDict, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -19,18 +18,70 @@ class RuleRow(TypedDict):
     start: list[str | None]
     uses_state: list[tuple[bool, ...]]
 
-Job = tuple[int, int, Sequence[int], bool]
-
 isa: str
 isas: dict[str, bool]
 version: str
 compiler: str
 flags: str
-add: int
-copy_limit: int
 max_threads: int
 
-Updates = Sequence[tuple[dict[str, Any], dict[str, Any]]]
+class Settings(dict[str, Any]):
+    """Settings, checked when they are assigned."""
+
+class Fields:
+    @overload
+    def __init__(
+        self,
+        rule: str,
+        checks: dict[str, Any],
+        check_setting: Callable[[Any, str, Any], Any],
+        check_together: Callable[[Any], None],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self, checks: dict[str, Any], check_setting: Callable[[Any, str, Any], Any]
+    ) -> None: ...
+    def settings(self, values: dict[str, Any]) -> Settings: ...
+
+class Engine:
+    shown: tuple[Shown, list[int]] | None
+    def __init__(self, contents: dict[str, Any]) -> None: ...
+    def contents(self) -> dict[str, Any]: ...
+    def bind(self, grads: Any) -> None: ...
+    def check_block(self, name: str) -> None: ...
+    def discard_accumulated(self) -> None: ...
+    def values_of_coming_step(self) -> list[dict[str, Any]]: ...
+    @property
+    def groups(self) -> list[Settings]: ...
+    @property
+    def own(self) -> Settings: ...
+
+class Base:
+    _engine: Engine
+
+def set_callbacks(
+    *,
+    step_info: type,
+    mirror: Callable[..., list[Any]],
+    arrange: Callable[..., tuple[Any, ...]],
+    new_sum: Callable[[Any], Any],
+    grad_scale: Any,
+) -> None: ...
+def make_kernel(
+    *,
+    declaration: _Declared,
+    fields: Fields,
+    defaults: dict[str, Any],
+    options: dict[str, Any],
+    check_setting: Callable[[Any, str, Any], Any],
+    fail: Callable[[str], None],
+) -> _Declared: ...
+
+class CopyLimit:
+    def __init__(self, params: list[Any], grads: list[Any], states: list[list[Any]]) -> None: ...
+    def run(self, num_threads: int | None) -> None: ...
+
+Updates = Sequence[tuple[dict[str, Any], dict[str, Any]] | tuple[Base, Engine]]
 
 class Shown:
     def __init__(
@@ -62,49 +113,6 @@ def native(declaration: _Declared) -> _Declared: ...
 def check_params(
     names: list[str] | None, params: list[Any], copies: list[Any] | None = None
 ) -> None: ...
-
-class Nonfinite(Enum):
-    propagate = ...
-    skip = ...
-    raise_ = ...
-
-class Gradients(Enum):
-    any = ...
-    bound = ...
-    zeroed = ...
-
-Given = tuple[
-    list[str] | None,  # names
-    list[Any],  # parameters
-    list[Any],  # gradients
-    list[tuple[Any, ...]],  # states
-    Sequence[Job],
-    Gradients,
-    npt.NDArray[np.int64] | None,  # counters
-    npt.NDArray[np.int64] | None,  # gathered
-]
-
-class Plan:
-    def __init__(self, given: Given) -> None: ...
-    def run(
-        self,
-        scalars: list[tuple[float, ...]],
-        num_threads: int | None,
-        grad_scale: float = 1.0,
-        max_norm: float | None = None,
-        nonfinite: Nonfinite = ...,
-        commit: Updates | None = None,
-    ) -> tuple[float | None, float, bool]: ...
-
-def run(
-    given: Given,
-    scalars: list[tuple[float, ...]],
-    num_threads: int | None,
-    grad_scale: float = 1.0,
-    max_norm: float | None = None,
-    nonfinite: Nonfinite = ...,
-    commit: Updates | None = None,
-) -> tuple[float | None, float, bool]: ...
 def batch_norm_train(
     x: Any,
     weight: Any,

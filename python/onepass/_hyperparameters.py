@@ -181,24 +181,6 @@ def resolve_one(checks: Checks, name: str, value: Any, completed: int) -> Any:
     return checks[name](name, value)
 
 
-def as_numbers(checks: Checks, values: Mapping[str, Any]) -> dict[str, float]:
-    """Return checked values as the rules in C++ take them: numbers by name.
-
-    A pair called `betas` becomes `beta1` and `beta2`, True and False 1 and 0, and one of several
-    names the number of its place among them.
-    """
-    numbers: dict[str, float] = {}
-    for name, check in checks.items():
-        match check:
-            case Pair():
-                numbers |= {f"{name[:-1]}{i}": number for i, number in enumerate(values[name], 1)}
-            case Choice(names):
-                numbers[name] = float(names.index(values[name]))
-            case _:
-                numbers[name] = float(values[name])
-    return numbers
-
-
 def check_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
     """Return the dtype, or raise where the kernels do not compute in it."""
     try:

@@ -1,119 +1,90 @@
 """The rules as free functions on raw arrays, in place, for embedding in other code.
 
 There is one function a rule: `sgd`, `adagrad`, `rmsprop`, `adam`, `adamw`. Each takes the
-parameter, the gradient and the rule's state as positional arrays, and the hyperparameters of the
-class of that name as keywords. The caller keeps the state and counts the steps.
+parameter, the gradient and the rule's state as positional arrays, or lists of arrays, and the
+hyperparameters of the class of that name as keywords. The caller keeps the state and counts the
+steps.
 """
 
 import inspect
-from collections.abc import Mapping
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from onepass import _core
-from onepass._hyperparameters import Fixed, Whole, check_setting
+from onepass._hyperparameters import Choice, Fixed, Maybe, Whole, check_setting
 from onepass._typing import Array
-from onepass.optim import Optimizer, _foreign, _stages, registry
-from onepass.optim._table import INDEX, ROWS, options_of, scalars_of
+from onepass.optim import Optimizer, StepInfo, _foreign, registry
+from onepass.optim._settings import CHECKS, GRAD_SCALE, GROUP_CHECKS, GROUP_DEFAULTS
 
 __all__ = list(registry)
 
-_OPTIONS = ("step", "rounding", "seed", "num_threads")
-"""What every function takes besides the hyperparameters."""
+_OPTIONS = {
+    "step": Maybe(Whole(low=1)),
+    "averaged": Maybe(Whole(low=1)),
+    "grad_scale": GRAD_SCALE,
+    "rounding": Choice(("stochastic", "nearest")),
+    **CHECKS,
+}
+"""What a call takes besides settings of a group, arrays and threads."""
+
+_STAGES = ("max_grad_value", "ema_decay", "ema_warmup", "swa_start")
+"""The settings of a group that every rule has. The arrays say what the others would."""
+
+_KEYWORDS = {
+    "grad_scale": 1.0,
+    "max_grad_norm": None,
+    **{name: GROUP_DEFAULTS[name] for name in _STAGES},
+    "average": None,
+    "averaged": None,
+    "nonfinite": "propagate",
+    "clear_grads": False,
+    "rounding": "stochastic",
+    "seed": 0,
+    "num_threads": None,
+}
+
+_Arrays = Array | list[Array] | tuple[Array, ...]
 
 
 class Kernel(Protocol):
-    """One step of a rule on one parameter, in place."""
+    """One step of a rule on one parameter, or on several, in place."""
 
     def __call__(
-        self,
-        param: Array,
-        grad: Array,
-        *state: Array | None,
-        step: int | None = None,
-        rounding: str = "stochastic",
-        seed: int = 0,
-        num_threads: int | None = None,
-        **hyperparameters: Any,
-    ) -> None: ...
+        self, param: _Arrays, grad: Any, *state: _Arrays | None, **keywords: Any
+    ) -> StepInfo: ...
 
 
 def _make_kernel(cls: type[Optimizer]) -> Kernel:
-    states = ROWS[cls.row]["states"]
-    n_states, rule = len(states), INDEX[cls.row]
+    def kernel(param: _Arrays, grad: Any, *state: _Arrays | None, **keywords: Any) -> StepInfo:
+        raise NotImplementedError
 
-    def kernel(
-        param: Array,
-        grad: Array,
-        *state: Array | None,
-        step: int | None = None,
-        rounding: str = "stochastic",
-        seed: int = 0,
-        num_threads: int | None = None,
-        **hyperparameters: Any,
-    ) -> None:
-        try:
-            found = checked(**hyperparameters)
-        except TypeError:  # not hashable, or not valid: then the next line says how
-            found = None
-        values, constants, options = found or checked.__wrapped__(**hyperparameters)
-        if len(state) > n_states:
-            raise TypeError(f"state: expected at most {n_states} arrays, got {len(state)}")
-        if type(step) is not int or step < 1:
-            step = _check_step(cls, step, values, (param, *state))
-        if type(seed) is not int or seed:
-            seed = _stages.CHECKS["seed"]("seed", seed)
-        scalars = scalars_of(cls, values, constants, 0.0, seed, step)
-        jobs = [(rule, options, (0,), _is_stochastic(rounding))]
-        given = (None, [param], [grad], [state], jobs, _core.Gradients.any, None, None)
-        _core.run(given, [scalars], num_threads)
-
-    # Mostly the same values come again, and checking them takes longer than a small step.
-    @lru_cache(maxsize=64, typed=True)
-    def checked(**given: Any) -> tuple[dict[str, Any], tuple[float, ...], int]:
-        values = {**cls.defaults, **_stages.GROUP_DEFAULTS}
-        _foreign.check_names(cls, given, _OPTIONS)
-        for name, value in given.items():
-            values[name] = check_setting(cls.checks, name, value)
-            if callable(value):
-                raise TypeError(f"{name}: expected a value (evaluate the schedule), got {value!r}")
-        cls.check_together(values)
-        return values, _stages.constants(values), options_of(cls, values)
+    def fail(name: str) -> None:
+        _foreign.check_names(cls, [name], _KEYWORDS)
 
     kernel.__name__ = kernel.__qualname__ = cls.rule
-    kernel.__doc__ = _DOC.format(cls=cls.__name__, states=", ".join(states), rule=cls.rule)
-    kernel.__signature__ = _signature(cls, states)  # type: ignore[attr-defined]
-    return kernel
+    kernel.__doc__ = _DOC.format(cls=cls.__name__, states=", ".join(cls.row.states), rule=cls.rule)
+    kernel.__signature__ = _signature(cls)  # type: ignore[attr-defined]
+    checks = {**cls.checks, **{name: GROUP_CHECKS[name] for name in _STAGES}}
+    return _core.make_kernel(
+        declaration=kernel,
+        fields=_core.Fields(cls.row.name, checks, check_setting, cls._check_together),
+        defaults={**cls.defaults, **{name: GROUP_DEFAULTS[name] for name in _STAGES}},
+        options=_OPTIONS,
+        check_setting=check_setting,
+        fail=fail,
+    )
 
 
-def _check_step(
-    cls: type[Optimizer], step: int | None, values: Mapping[str, Any], arrays: tuple[Any, ...]
-) -> int:
-    if step is None:
-        rounds = any(getattr(array, "itemsize", 4) < 4 for array in arrays)
-        if rounds or cls.scalars(1, values) != cls.scalars(2, values):
-            raise TypeError("step: expected the number of this step, from 1, got none")
-        return 1
-    return Whole(low=1)("step", step)
-
-
-def _is_stochastic(rounding: str) -> bool:
-    if rounding not in ("stochastic", "nearest"):
-        expected = "'stochastic' or 'nearest' (a function keeps no master)"
-        raise ValueError(f"rounding: expected {expected}, got {rounding!r}")
-    return rounding == "stochastic"
-
-
-def _signature(cls: type[Optimizer], states: list[str]) -> inspect.Signature:
+def _signature(cls: type[Optimizer]) -> inspect.Signature:
     kinds = inspect.Parameter
-    always = ROWS[cls.row]["uses_state"][0]
+    always = cls.row.uses_state[0]
     arrays = [
         kinds(name, kinds.POSITIONAL_ONLY, default=kinds.empty if used else None)
-        for name, used in zip(["param", "grad", *states], [True, True, *always], strict=True)
+        for name, used in zip(
+            ["param", "grad", *cls.row.states], [True, True, *always], strict=True
+        )
     ]
-    rest = {"rounding": "stochastic", "seed": 0, "num_threads": None}
     own = {n: v for n, v in cls.defaults.items() if not isinstance(cls.checks[n], Fixed)}
-    keywords = {"step": None, **own, **rest}
+    keywords = {"step": None, **own, **_KEYWORDS}
     named = [kinds(name, kinds.KEYWORD_ONLY, default=value) for name, value in keywords.items()]
     return inspect.Signature([*arrays, *named])
 

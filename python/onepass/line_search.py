@@ -297,7 +297,7 @@ class _Line:
 
     def _evaluate(self, eta: float) -> float:
         with self._restoring():
-            self._sgd._commit()
+            self._sgd._commit(self._sgd._engine)
             if eta:
                 self.move(eta)
             self.evaluations += 1

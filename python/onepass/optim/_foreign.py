@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from onepass.optim import _stages
 from onepass.optim._rule import Rule, registry
+from onepass.optim._settings import CHECKS
 
 NAMES = {
     "learning_rate": "lr",
@@ -63,7 +63,7 @@ def no_attribute(cls: type[Rule], name: str) -> str:
     if name in cls.group_checks:
         expected = f"it to be set in a group, opt.param_groups[0][{name!r}] = ..."
         return f"{name}: expected {expected}, got an assignment to the optimizer"
-    known = ", ".join(("param_groups", *_stages.CHECKS))
+    known = ", ".join(("param_groups", *CHECKS))
     return f"{name}: expected one of the attributes {known}, got an unknown name{hint(name)}"
 
 

@@ -9,26 +9,31 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
-from onepass import formats
+from onepass import _core, formats
 from onepass._hyperparameters import SCHEDULED, Checks, Fixed, Flag, check_setting, resolve
 from onepass._quiet import quiet
 from onepass._typing import Array
-from onepass.optim import _stages
+from onepass.optim import _reference
+from onepass.optim._row import ROWS, Row
+from onepass.optim._settings import GROUP_CHECKS, GROUP_DEFAULTS, averages, check_together
 from onepass.optim._storage import closed, opened
-from onepass.optim._table import ROWS, options_of, states_of
 
 if TYPE_CHECKING:
-    from onepass.optim._base import Optimizer
+    from onepass.optim.optimizer import Optimizer
 
 registry: dict[str, type[Optimizer]] = {}
 """Every optimizer class, by the name of its rule."""
+
+
+_OF_THE_RULE = {"checks", "check_together", "scalars", "reference"}
+"""What a class that is no rule of its own cannot define anew."""
 
 
 class Rule:
     """The part of an optimizer that needs no parameters: what a subclass states and defines."""
 
     rule: ClassVar[str]
-    row: ClassVar[str]
+    row: ClassVar[Row]
     """Its row in rules.def: the rule's own, else that of the class it derives from."""
     checks: ClassVar[Checks]
     """What values each hyperparameter may take."""
@@ -41,14 +46,22 @@ class Rule:
 
     group_checks: ClassVar[Checks]
     """Those of `checks`, and of what else may differ from group to group."""
+    _fields: ClassVar[_core.Fields]
+    """The same for the engine."""
 
     def __init_subclass__(cls, *, rule: str | None = None) -> None:
         if rule is None:  # somebody's subclass of a rule's class
+            for name in _OF_THE_RULE & vars(cls).keys():
+                expected = f"that of {cls.rule}, since its kernels know no other"
+                raise TypeError(f"{name}: expected {expected}, got one of {cls.__name__}'s own")
             return
         cls.rule = rule
-        cls.row = rule if rule in ROWS else cls.row
+        cls.row = ROWS.get(rule) or cls.row
         cls.checks = {**cls.checks, "weight_decay": SCHEDULED, "maximize": Flag()}
-        cls.group_checks = {**cls.checks, **_stages.GROUP_CHECKS}
+        cls.group_checks = {**cls.checks, **GROUP_CHECKS}
+        cls._fields = _core.Fields(
+            cls.row.name, dict(cls.group_checks), check_setting, cls._check_together
+        )
         signature = inspect.signature(cls.__init__).parameters
         cls.defaults = {
             name: check.value if isinstance(check, Fixed) else signature[name].default
@@ -82,15 +95,10 @@ class Rule:
         """
         raise NotImplementedError
 
-    @staticmethod
-    def initial_state(settings: Mapping[str, Any]) -> float:  # noqa: ARG004
-        """Return the value that state arrays start from."""
-        return 0.0
-
     @classmethod
     def _check_together(cls, settings: Mapping[str, Any]) -> None:
         cls.check_together(settings)
-        _stages.check_together(settings)
+        check_together(settings)
 
     @classmethod
     def state_names(cls, **settings: Any) -> list[str | None]:
@@ -105,7 +113,7 @@ class Rule:
         ['square_avg', None, 'grad_avg']
         """
         values = {**cls.defaults, **settings}
-        return states_of(cls, options_of(cls, values))
+        return cls.row.used_states(values)
 
     @classmethod
     @quiet
@@ -149,27 +157,27 @@ class Rule:
         tuple
             The new parameter and the new state, None where there is none, in the order given.
         """
-        values = {**cls.defaults, **_stages.GROUP_DEFAULTS}
+        values = {**cls.defaults, **GROUP_DEFAULTS}
         for name, value in settings.items():
             values[name] = check_setting(cls.group_checks, name, value)
         values = resolve(cls.group_checks, values, step - 1)
         cls._check_together(values)
-        row = ROWS[cls.row]
+        row = cls.row
         average: Array | None = None
-        if averages := _stages.averages(values):
+        if keeps_average := averages(values):
             *state, average = state  # type: ignore[assignment]
-        padded = (*state, *[None] * (len(row["states"]) - len(state)))
-        used = states_of(cls, options_of(cls, values))
-        for name, use, array in zip(row["states"], used, padded, strict=True):
+        padded = (*state, *[None] * (len(row.states) - len(state)))
+        used = row.used_states(values)
+        for name, use, array in zip(row.states, used, padded, strict=True):
             if (use is None) != (array is None):
                 expected = "None (these options do not use it)" if use is None else "an array"
                 raise ValueError(f"{name}: expected {expected}, got {type(array).__name__}")
-        sign, decay, shrink, max_value = _stages.constants(values)
+        sign, decay, shrink, max_value = _reference.constants(values)
         stored, given = param, padded
         param = param if param.dtype.itemsize > 2 else param.astype(np.float32)
         padded = tuple(
             array if array is None else opened(array, param, has_sign)
-            for array, has_sign in zip(given, row["has_sign"], strict=True)
+            for array, has_sign in zip(given, row.has_sign, strict=True)
         )
         grad = sign * grad_factor * grad
         if values["max_grad_value"] is not None:
@@ -177,21 +185,21 @@ class Rule:
         if decay:
             grad = grad + decay * param
         param = param * shrink
-        flags = {name: values[name] for name in row["options"] if isinstance(values[name], bool)}
+        flags = {name: values[name] for name in row.options if isinstance(values[name], bool)}
         weights, *kept = cls.reference(param, grad, *padded, **cls.scalars(step, values), **flags)
         moved = []
-        if averages:
+        if keeps_average:
             assert average is not None
-            weight = _stages.average_weight(step, averaged or step, values)
-            moved = [_stages.moved_average(average, weights, weight)]
+            weight = _reference.average_weight(step, averaged or step, values)
+            moved = [_reference.moved_average(average, weights, weight)]
         first, n = index * (len(given) + 1), len(given)
         bits = [partial(formats.random_bits, seed, step, first + k) for k in range(n + 1)]
-        if step % _stages.FLUSH_EVERY == 0:
-            kept = [array if array is None else _stages.flushed(array) for array in kept]
-            if averages and weight != 1:  # not a copy of the weights
-                moved = [_stages.flushed(moved[0])]
+        if step % _reference.FLUSH_EVERY == 0:
+            kept = [array if array is None else _reference.flushed(array) for array in kept]
+            if keeps_average and weight != 1:  # not a copy of the weights
+                moved = [_reference.flushed(moved[0])]
         kept = [
-            array if before is None else closed(array, before, bits[k], row["has_sign"][k])
+            array if before is None else closed(array, before, bits[k], row.has_sign[k])
             for k, (array, before) in enumerate(zip(kept, given, strict=True))
         ]
         random = None if values["rounding"] == "nearest" else bits[n]

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
+from itertools import islice
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onepass import formats
+from onepass import _core, formats
 from onepass._hyperparameters import Check, Checks, Maybe, check_setting
 from onepass._memory import compute_dtype, state_like
 from onepass._quiet import quiet
 from onepass._typing import Array
 from onepass.optim import _storage
-from onepass.optim._settled import Settled, allocated, unsettled
-from onepass.optim._stages import CHECKS
-from onepass.optim._table import COMPLETED, ROWS, SKIPPED, options_of, states_of
+from onepass.optim._arrays import Kept
+from onepass.optim._row import Row
+from onepass.optim._settings import CHECKS, OWN_FIELDS
 from onepass.optim._tree import keys_before_paths
 from onepass.schedules._base import Remembering, remembering
 
 if TYPE_CHECKING:
-    from onepass.optim._base import Optimizer
+    from onepass.optim.optimizer import Optimizer
 
 AVERAGE, AVERAGED, MASTER, GATHERED = "average", "averaged", "master", "accumulated"
 """State beside the rule's own: the average of the weights, its steps, the weights of a parameter of
@@ -48,65 +49,72 @@ _TORCH_ONLY = {"foreach", "fused", "capturable", "differentiable", "initial_lr",
 
 def state_dict(optimizer: Optimizer) -> dict[str, Any]:
     """See `Optimizer.state_dict`."""
-    *steps, completed, skipped = optimizer._counters.tolist()
-    now, coming = optimizer._settled, allocated(optimizer)
+    now = optimizer._engine.contents()
+    progress, keys = now["progress"], iter(now["keys"])
+    params, coming = optimizer._of_the_run(), optimizer._coming()
     state, unsettled = {}, {}
     groups = []
-    for group, known in zip(optimizer.param_groups, now.groups, strict=True):
+    index = 0
+    for group in optimizer.param_groups:
         settings = {
             name: _saved(check, name, group[name]) for name, check in optimizer.group_checks.items()
         }
-        keys = [optimizer._keys[index] for index in known.members]
-        groups.append({**settings, "step": completed, "params": keys})
-        for key, index in zip(keys, known.members, strict=True):
-            there, kept = (_arrays(optimizer, index, which) for which in (now, coming))
-            entry = _saved_arrays(optimizer, index, coming, kept)
-            sums = optimizer._sums[index]
-            if sums is not None and optimizer._gathered.item(index):
-                entry[GATHERED] = sums.copy(order="K")
-            if steps[index] or entry:
-                state[key] = {"step": steps[index], **entry}
-            if there.keys() != kept.keys() or any(there[k] is not kept[k] for k in kept):
-                entry = _saved_arrays(optimizer, index, now, there)
-                unsettled[key] = {"step": steps[index], **entry}
-    options = {
-        name: _saved(check, name, optimizer.__dict__[name]) for name, check in CHECKS.items()
-    }
+        own_keys = list(islice(keys, len(group["params"])))
+        groups.append({**settings, "step": progress["completed"], "params": own_keys})
+        for key in own_keys:
+            there, kept = (
+                _Entry(optimizer.row, params[index], progress, index, arrays)
+                for arrays in (progress["kept"][index], coming[index])
+            )
+            entry = kept.saved()
+            if progress["accumulated"][index]:
+                entry[GATHERED] = progress["sums"][index].copy(order="K")
+            if there.steps or entry:
+                state[key] = {"step": there.steps, **entry}
+            if not there.same(kept):
+                unsettled[key] = {"step": there.steps, **there.saved()}
+            index += 1
+    own = optimizer._engine.own
+    options = {name: _saved(check, name, own[name]) for name, check in CHECKS.items()}
     saved = {
         "state": state,
         "param_groups": groups,
-        "step_options": {**options, "skipped_steps": skipped},
+        "step_options": {**options, "skipped_steps": progress["skipped"]},
     }
     return {**saved, UNSETTLED: unsettled} if unsettled else saved
 
 
-def _arrays(optimizer: Optimizer, index: int, settled: Settled) -> dict[str, Any]:
-    """Return a parameter's arrays by name: none before its first step, and no empty average."""
-    *arrays, average, master = settled.states[index]
-    steps = optimizer._counters.item(index)
-    if not steps:
-        return {}
-    if steps == settled.average_from[index]:
-        average = None  # nothing is in it yet
-    names = (*ROWS[optimizer.row]["states"], AVERAGE, MASTER)
-    named = zip(names, (*arrays, average, master), strict=True)
-    return {name: array for name, array in named if array is not None}
+class _Entry:
+    """A parameter's arrays by name: none before its first step, and no empty average."""
 
+    def __init__(
+        self, row: Row, param: Array, progress: Mapping[str, Any], index: int, kept: Kept
+    ) -> None:
+        self.param, self.steps = param, progress["steps"][index]
+        *state, average, master = kept
+        has_begun = progress["kept"][index][-2] is not None
+        self.averaged = self.steps - progress["average_from"][index] if has_begun else 0
+        if not self.averaged:
+            average = None  # nothing is in it yet
+        named = zip((*row.states, AVERAGE, MASTER), (*state, average, master), strict=True)
+        self.arrays = {name: a for name, a in named if a is not None} if self.steps else {}
 
-@quiet
-def _saved_arrays(
-    optimizer: Optimizer, index: int, settled: Settled, arrays: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return copies of these arrays of a parameter, and what has to be known about them."""
-    param = optimizer._params[index]
-    entry = {name: array.copy(order="K") for name, array in arrays.items()}
-    if MASTER in entry:
-        entry[MASTER] = _storage.weights(optimizer._of_the_run(index), entry[MASTER])
-    if any(array.dtype == np.uint8 for array in entry.values()):
-        entry |= {SHAPE: list(param.shape), ORDER: _storage.order_of(param)}
-    if AVERAGE in entry:
-        entry[AVERAGED] = optimizer._counters.item(index) - settled.average_from[index]
-    return entry
+    def same(self, other: _Entry) -> bool:
+        """Return whether these are the very same arrays."""
+        a, b = self.arrays, other.arrays
+        return a.keys() == b.keys() and all(a[name] is b[name] for name in a)
+
+    @quiet
+    def saved(self) -> dict[str, Any]:
+        """Return copies of the arrays, and what has to be known about them."""
+        entry: dict[str, Any] = {name: a.copy(order="K") for name, a in self.arrays.items()}
+        if MASTER in entry:
+            entry[MASTER] = _storage.weights(self.param, entry[MASTER])
+        if any(array.dtype == np.uint8 for array in entry.values()):
+            entry |= {SHAPE: list(self.param.shape), ORDER: _storage.order_of(self.param)}
+        if AVERAGE in entry:
+            entry[AVERAGED] = self.averaged
+        return entry
 
 
 def _saved(check: Check, name: str, value: Any) -> Any:
@@ -122,8 +130,11 @@ def _saved(check: Check, name: str, value: Any) -> Any:
 
 
 @quiet
-def loaded(optimizer: Optimizer, saved: Mapping[str, Any]) -> Iterable[Update]:
-    """Return what becomes of attributes where `saved` is loaded, or raise where it does not fit."""
+def loaded(optimizer: Optimizer, saved: Mapping[str, Any]) -> tuple[_core.Engine, list[Update]]:
+    """Return the engine of the saved run, and what becomes of the attributes of schedules.
+
+    Raises where something does not fit, and changes nothing.
+    """
     # PyTorch's dictionaries have no step options, nor had ours at first.
     required, optional = {"state", "param_groups"}, {"step_options", UNSETTLED}
     if not isinstance(saved, Mapping) or saved.keys() - optional != required:
@@ -135,61 +146,61 @@ def loaded(optimizer: Optimizer, saved: Mapping[str, Any]) -> Iterable[Update]:
         expected = f"{len(optimizer.param_groups)} groups"
         raise ValueError(f"param_groups: expected {expected}, got {len(saved_groups)}")
 
-    cls = type(optimizer)
-    groups: list[dict[str, Any]] = []
-    counters = np.zeros_like(optimizer._counters)
-    gathered = np.zeros_like(counters)
-    average_from = [0] * len(optimizer._params)
-    arrays: list[tuple[Array | None, ...]] = [()] * len(optimizer._params)
-    gathers: list[Array | None] = [None] * len(optimizer._params)
+    cls, now = type(optimizer), optimizer._engine.contents()
+    groups: list[_core.Settings] = []
+    n = len(now["params"])
+    progress: dict[str, Any] = {
+        "steps": [0] * n,
+        "average_from": [0] * n,
+        "kept": [()] * n,
+        "sums": [None] * n,
+        "accumulated": [0] * n,
+        "accumulations": 0,
+    }
     known = set()
-    keys_before = keys_before_paths(optimizer._shape)
+    keys_before = keys_before_paths(now["shape"])
+    index = 0
     for number, (saved_group, live) in enumerate(
         zip(saved_groups, optimizer.param_groups, strict=True)
     ):
         label = f"param_groups[{number}]"
-        members = optimizer._settled.groups[number].members
-        groups.append(_settings(cls, saved_group, live, label))
-        params = [optimizer._params[index] for index in members]
-        _storage.check_format(groups[-1]["state_format"], params)
-        named = [(optimizer._keys[index], keys_before[index]) for index in members]
+        settings = _settings(cls, saved_group, live, label)
+        groups.append(cls._fields.settings(settings))
+        _storage.check_format(settings["state_format"], live["params"])
+        end = index + len(live["params"])
+        named = list(zip(now["keys"][index:end], keys_before[index:end], strict=True))
         keys = _matching_keys(saved_group, named, label)
         known.update(keys)
-        for key, index in zip(keys, members, strict=True):
-            param, label = optimizer._params[index], f"state[{key!r}]"
+        for key in keys:
+            param, label = now["params"][index], f"state[{key!r}]"
             entry = {k: v for k, v in saved["state"].get(key, {}).items() if v is not None}
             if GATHERED in entry:
-                gathers[index] = _array(entry.pop(GATHERED), param, f"{label}[{GATHERED!r}]")
-                gathered[[index, COMPLETED]] = 1
-            found = _entry(cls, groups[-1], param, entry, label)
+                sums = _array(entry.pop(GATHERED), param, f"{label}[{GATHERED!r}]")
+                progress["sums"][index] = sums
+                progress["accumulated"][index] = progress["accumulations"] = 1
+            found = _entry(cls, settings, param, entry, label)
             if key in saved.get(UNSETTLED, {}):
                 entry = {k: v for k, v in saved[UNSETTLED][key].items() if v is not None}
                 found = _entry(cls, None, param, entry, f"{UNSETTLED}[{key!r}]")
-            counters[index], average_from[index], arrays[index] = found
+            for name, value in zip(("steps", "average_from", "kept"), found, strict=True):
+                progress[name][index] = value
+            index += 1
     unknown = [key for key in (*saved["state"], *saved.get(UNSETTLED, ())) if key not in known]
     if unknown:
         raise ValueError(f"state: expected the keys of the groups, got also {unknown}")
     steps = [group.get("step") for group in saved_groups]
-    counters[COMPLETED] = (
-        counters.max()  # PyTorch's groups do not count
+    progress["completed"] = (
+        max(progress["steps"])  # PyTorch's groups do not count
         if None in steps
         else max(_count(step, "param_groups: step") for step in steps)
     )
     own = _step_options(optimizer, saved.get("step_options", {}))
-    counters[SKIPPED] = _count(own.pop("skipped_steps", 0), "step_options: skipped_steps")
+    progress["skipped"] = _count(own.pop("skipped_steps", 0), "step_options: skipped_steps")
     # The next step brings the arrays into the formats of the groups, as it would have without
     # saving and loading.
-    all_members = [group.members for group in optimizer._settled.groups]
-    changes = {
-        **own,
-        "param_groups": groups,
-        "_counters": counters,
-        "_gathered": gathered,
-        "_sums": gathers,
-        "_planned": None,
-        "_settled": unsettled(all_members, arrays, average_from),
-    }
-    return [*_remembered(optimizer, saved), (optimizer.__dict__, changes)]
+    options = OWN_FIELDS.settings({**now["own"], **own})
+    engine = _core.Engine({**now, "groups": groups, "own": options, "progress": progress})
+    return engine, _remembered(optimizer, saved)
 
 
 def _check_kinds(saved: Mapping[str, Any]) -> None:
@@ -226,7 +237,7 @@ def _step_options(optimizer: Optimizer, saved: Any) -> dict[str, Any]:
     return {
         name: value
         if name == "skipped_steps"
-        else _setting(CHECKS, name, value, optimizer.__dict__, "step_options")
+        else _setting(CHECKS, name, value, optimizer._engine.own, "step_options")
         for name, value in options.items()
     }
 
@@ -250,7 +261,7 @@ def _remembered(optimizer: Optimizer, saved: Mapping[str, Any]) -> list[Update]:
     loaded: dict[int, tuple[Remembering, Remembering, Any]] = {}
     places = [
         *zip(saved["param_groups"], optimizer.param_groups, strict=True),
-        (saved.get("step_options", {}), optimizer.__dict__),
+        (saved.get("step_options", {}), optimizer._engine.own),
     ]
     for settings, live in places:
         for name, memories in settings.items():
@@ -299,9 +310,8 @@ def _entry(
 
     The settings, if given, say which arrays there must be.
     """
-    names, signs = ROWS[cls.row]["states"], ROWS[cls.row]["has_sign"]
-    options = 0 if settings is None else options_of(cls, settings)
-    used = [] if settings is None else [name for name in states_of(cls, options) if name]
+    names, signs = cls.row.states, cls.row.has_sign
+    used = [] if settings is None else [name for name in cls.row.used_states(settings) if name]
     average = entry.pop(AVERAGE, None)
     averaged = entry.pop(AVERAGED, None)
     shape, order = entry.pop(SHAPE, list(param.shape)), entry.pop(ORDER, "C")

@@ -88,6 +88,27 @@ def keys_before_paths(shape: Node) -> list[str | int]:
     return keys
 
 
+def is_groups(params: Any) -> bool:
+    """Return whether these are groups: mappings with a structure of their own under "params"."""
+    return (
+        is_sequence(params)
+        and len(params) > 0
+        and all(isinstance(group, Mapping) and "params" in group for group in params)
+    )
+
+
+def leaves_like(shape: Node, grouped: bool, tree: Any) -> list[Any]:
+    """Return the leaves of `tree` in the order in which `flatten` met the parameters.
+
+    Where these stand in groups, the leaves may do so too.
+    """
+    if grouped and is_groups(tree):
+        tree = [group["params"] for group in tree]
+    leaves: list[Any] = []
+    mirror(shape, tree, leaves)
+    return leaves
+
+
 def mirror(shape: Node, tree: Any, out: list[Any], label: str = "") -> None:
     """Append to `out` the leaves of `tree`, in the order in which `flatten` met the parameters."""
     if shape is None:

@@ -7,8 +7,8 @@ import numpy as np
 
 from onepass._hyperparameters import NON_NEGATIVE, SCHEDULED
 from onepass._typing import Array, Params, Schedule
-from onepass.optim._base import Optimizer
-from onepass.optim._stages import StepOptions
+from onepass.optim._settings import StepOptions
+from onepass.optim.optimizer import Optimizer
 
 
 class Adagrad(Optimizer, rule="adagrad"):
@@ -117,12 +117,6 @@ class Adagrad(Optimizer, rule="adagrad"):
             maximize=maximize,
             **options,
         )
-
-    @staticmethod
-    def initial_state(settings: Mapping[str, Any]) -> float:
-        """Return what the sum of squares starts from."""
-        value: float = settings["initial_accumulator_value"]
-        return value
 
     @staticmethod
     def scalars(step: int, values: Mapping[str, Any]) -> dict[str, float]:

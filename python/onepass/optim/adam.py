@@ -8,8 +8,8 @@ import numpy as np
 
 from onepass._hyperparameters import DECAY_RATE, NON_NEGATIVE, SCHEDULED, Flag, Pair
 from onepass._typing import Array, Params, Schedule
-from onepass.optim._base import Optimizer
-from onepass.optim._stages import StepOptions
+from onepass.optim._settings import StepOptions
+from onepass.optim.optimizer import Optimizer
 
 
 class Adam(Optimizer, rule="adam"):

@@ -4,7 +4,7 @@ from typing import ClassVar, Unpack
 
 from onepass._hyperparameters import Fixed, Flag
 from onepass._typing import Params, Schedule
-from onepass.optim._stages import StepOptions
+from onepass.optim._settings import StepOptions
 from onepass.optim.adam import Adam
 
 

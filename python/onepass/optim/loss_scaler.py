@@ -8,8 +8,8 @@ import numpy as np
 from onepass._hyperparameters import Checks, Number, Whole
 from onepass._quiet import quiet
 from onepass._typing import Grads
-from onepass.optim._base import Optimizer, StepInfo
-from onepass.optim._stages import GRAD_SCALE
+from onepass.optim._settings import GRAD_SCALE
+from onepass.optim.optimizer import Optimizer, StepInfo
 
 SMALLEST, LARGEST = GRAD_SCALE.low, GRAD_SCALE.high
 """What a step can divide by."""

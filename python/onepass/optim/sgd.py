@@ -7,11 +7,11 @@ from typing import Any, ClassVar, Unpack
 import numpy as np
 
 from onepass._hyperparameters import SCHEDULED, Choice, Flag, Number
+from onepass._quiet import quiet
 from onepass._typing import Array, Params, Schedule
-from onepass.optim._base import Optimizer
-from onepass.optim._settled import settle
-from onepass.optim._stages import StepOptions
-from onepass.optim._table import COMPLETED
+from onepass.optim._settings import StepOptions
+from onepass.optim._storage import opened, weights
+from onepass.optim.optimizer import Optimizer
 
 
 class SGD(Optimizer, rule="sgd"):
@@ -218,17 +218,26 @@ class SGD(Optimizer, rule="sgd"):
             block is entered twice.
         """
         self._check_not_shown("lookahead")
-        values: list[Array] = []
-        settled = settle(self, self._counters.item(COMPLETED))
-        for group, given in zip(settled.groups, self.param_groups, strict=True):
-            settings = group.values
+        coming = self._engine.values_of_coming_step()
+        for given, settings in zip(self.param_groups, coming, strict=True):
             if not given["momentum"]:
                 raise ValueError("momentum: expected more than 0 for lookahead, got 0")
             if settings["nesterov"]:
                 raise ValueError("nesterov: expected False for lookahead, got True")
-            rate = settings["lr"] if settings["form"] == "heavy_ball" else 1.0
-            for index in group.members:
-                weights, buffer = self._opened(index, settled)
-                with np.errstate(all="ignore"):
-                    values.append(np.asarray(weights - rate * settings["momentum"] * buffer))
-        return self._show([index for group in settled.groups for index in group.members], values)
+        kept = iter(self._coming())
+        values = [
+            _ahead(param, settings, *next(kept))
+            for settings in coming
+            for param in settings["params"]
+        ]
+        return self._show(list(range(len(values))), values)
+
+
+@quiet
+def _ahead(
+    param: Array, settings: Mapping[str, Any], buffer: Any, _: Any, master: Array | None
+) -> Array:
+    """Return a parameter at the look-ahead point."""
+    rate = settings["lr"] if settings["form"] == "heavy_ball" else 1.0
+    buffer = opened(buffer, param, has_sign=True)
+    return np.asarray(weights(param, master) - rate * settings["momentum"] * buffer)

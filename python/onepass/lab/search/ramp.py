@@ -148,18 +148,18 @@ def range_test(
     diverge = Number(above=1.0)("diverge", diverge)
     beta = DECAY_RATE("beta", beta)
     lrs = _rates(low, high, steps)
-    params = optimizer._params
     # The test runs on a copy of the optimizer's state and groups. The end of the block puts the
     # originals back, and what the parameters and the arrays of `copy_to` hold now.
-    optimizer._check_not_shown("range_test")
-    own = dict(optimizer.__dict__)
-    copies = [array for array in optimizer._copies or () if array is not None]
-    kept = {id(array): array for array in [*params, *copies, *(optimizer._bound or ())]}
-    trial = copy.deepcopy(optimizer.__getstate__(), kept)
-    arrays = [*params, *copies]
-    labels = _storage.labels_with_copies(optimizer._labels, optimizer._copies)
-    with _core.Shown(labels, arrays, arrays, restored=[(optimizer.__dict__, own)]):
-        optimizer.__dict__.update(trial)
+    engine = optimizer._engine
+    engine.check_block("range_test")
+    now = engine.contents()
+    copies = [array for array in now["copies"] if array is not None]
+    arrays = [*now["params"], *copies]
+    kept = {id(array): array for array in [*arrays, *(now["bound"] or ())]}
+    trial = copy.deepcopy(optimizer, kept)
+    labels = _storage.labels_with_copies(now["labels"], now["copies"])
+    with _core.Shown(labels, arrays, arrays, restored=[(optimizer, engine)]):
+        optimizer._engine = trial._engine
         return _ramp(optimizer, loss_and_grads, lrs, diverge, beta)
 
 

@@ -1,9 +1,9 @@
 """What every optimizer shares: parameters, groups, state, the step, the checkpoint."""
 
+import copyreg
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from functools import partial
 from itertools import repeat
 from typing import Any, Literal, NamedTuple
 
@@ -11,25 +11,26 @@ import numpy as np
 
 from onepass import _core
 from onepass._files import Place
-from onepass._hyperparameters import check_setting, resolve_one
+from onepass._hyperparameters import check_setting
 from onepass._memory import state_like
 from onepass._quiet import quiet
 from onepass._typing import Array, Grads, Params, Schedule
-from onepass.optim import _checkpoint, _foreign, _stages, _state, _storage
+from onepass.optim import _checkpoint, _foreign, _state, _storage
+from onepass.optim._arrays import Kept, arrange
 from onepass.optim._rule import Rule
-from onepass.optim._settled import AVERAGE_PLACE, Settled, allocated, settle, unsettled
-from onepass.optim._table import COMPLETED, INDEX, ROWS, SKIPPED, scalars_of
-from onepass.optim._tree import Leaves, Node, flatten, is_sequence, mirror
+from onepass.optim._settings import (
+    CHECKS,
+    DEFAULTS,
+    GRAD_SCALE,
+    GROUP_CHECKS,
+    GROUP_DEFAULTS,
+    OWN_FIELDS,
+    averages,
+)
+from onepass.optim._tree import Leaves, Node, flatten, is_groups, leaves_like
 
-_ANY, _BOUND, _ZEROED = _core.Gradients.any, _core.Gradients.bound, _core.Gradients.zeroed
-
-_OPTIONS = (*_stages.CHECKS, *_stages.GROUP_CHECKS, "grads", "copy_to")
+_OPTIONS = (*CHECKS, *GROUP_CHECKS, "grads", "copy_to")
 """What every optimizer takes besides its hyperparameters."""
-
-_Part = tuple[int, int, int]
-"""Of a step: a group, how many steps its parameters have missed, and when their average began."""
-_Planned = tuple[Callable[..., tuple[float | None, float, bool]], list[_Part], list[Any]]
-"""What runs a step, its parts, and the states that it was planned with."""
 
 
 class StepInfo(NamedTuple):
@@ -57,22 +58,20 @@ class StepInfo(NamedTuple):
     skipped: bool = False
 
 
-class _Checked:
-    """An attribute of an optimizer that is checked when it is set."""
+class _OwnSetting:
+    """A setting of the whole optimizer, as an attribute."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
     def __get__(self, instance: "Optimizer | None", owner: type) -> Any:
-        return self if instance is None else instance.__dict__[self.name]
+        return self if instance is None else instance._engine.own[self.name]
 
     def __set__(self, instance: "Optimizer", value: Any) -> None:
-        checked = check_setting(_stages.CHECKS, self.name, value)
-        instance.__dict__["_planned"] = None
-        instance.__dict__[self.name] = checked
+        instance._engine.own[self.name] = value
 
 
-class Optimizer(Rule):
+class Optimizer(Rule, _core.Base):
     r"""Base of the optimizers: gradient in, parameters updated in place.
 
     Every optimizer takes, besides its hyperparameters, what else belongs to a step. All of it
@@ -205,11 +204,10 @@ class Optimizer(Rule):
     [2.4 3.2]
     """
 
-    param_groups: list[dict[str, Any]]
-    max_grad_norm = _Checked()
-    nonfinite = _Checked()
-    clear_grads = _Checked()
-    seed = _Checked()
+    max_grad_norm = _OwnSetting()
+    nonfinite = _OwnSetting()
+    clear_grads = _OwnSetting()
+    seed = _OwnSetting()
 
     def __init__(
         self,
@@ -224,62 +222,68 @@ class Optimizer(Rule):
         **settings: Any,
     ) -> None:
         _foreign.check_names(type(self), settings, _OPTIONS)
-        self.max_grad_norm, self.nonfinite, self.clear_grads = max_grad_norm, nonfinite, clear_grads
-        self.seed = seed
-        for name, default in _stages.GROUP_DEFAULTS.items():
-            settings.setdefault(name, default)
+        own = {
+            "max_grad_norm": max_grad_norm,
+            "nonfinite": nonfinite,
+            "clear_grads": clear_grads,
+            "seed": seed,
+        }
+        own = {name: check_setting(CHECKS, name, value) for name, value in own.items()}
+        settings = self._made_with = {**GROUP_DEFAULTS, **settings}
         leaves = Leaves()
-        members: list[list[int]] = []
-        self._shape: Node
-        self.param_groups = []
-        self._grouped = _is_groups(params)
-        if self._grouped:
-            self._shape = [
-                self._add_group({**settings, **group}, leaves, members, f"[{number}]['params']")
+        groups: list[_core.Settings] = []
+        shape: Node
+        grouped = is_groups(params)
+        if grouped:
+            shape = [
+                self._add_group({**settings, **group}, leaves, groups, f"[{number}]['params']")
                 for number, group in enumerate(params)
             ]
         else:
-            self._shape = self._add_group({**settings, "params": params}, leaves, members, "")
+            shape = self._add_group({**settings, "params": params}, leaves, groups, "")
         if not leaves.arrays:
             raise ValueError("params: expected at least one array, got none")
-        # Per parameter its copy in fewer bits.
-        self._copies = None if copy_to is None else self._mirror(copy_to)
-        _core.check_params(leaves.labels, leaves.arrays, self._copies)
-        self._params: list[Array] = leaves.arrays
-        self._labels = leaves.labels
-        self._keys = list(leaves.keys)
-        # Per parameter its completed steps, then the optimizer's own and those it has skipped; and
-        # how often gradients were accumulated. The native calls move them.
-        self._counters = np.zeros(len(self._params) + 2, np.int64)
-        self._gathered = np.zeros_like(self._counters)
-        self._sums: list[Array | None] = [None] * len(self._params)  # the sums of them
-        empty = (None,) * (len(ROWS[self.row]["states"]) + 2)
-        zeros = [0] * len(self._params)
-        self._settled = unsettled(members, [empty] * len(self._params), zeros)
-        self._bound: list[Any] | None = None
-        self._planned: _Planned | None = None  # the next step, if it takes the bound gradients
-        self._shown: _core.Shown | None = None
-        self._shown_indices: list[int] = []
-        self._settled = allocated(self)
-        if grads is not None:
-            self.bind(grads)
-        self._commit()
+        copies = [None] * len(leaves.arrays)
+        engine = _core.Engine(
+            {
+                "fields": self._fields,
+                "groups": groups,
+                "own": OWN_FIELDS.settings(own),
+                "shape": shape,
+                "grouped": grouped,
+                "labels": leaves.labels,
+                "keys": list(leaves.keys),
+                "params": leaves.arrays,
+                "copies": copies if copy_to is None else leaves_like(shape, grouped, copy_to),
+                "bound": None if grads is None else leaves_like(shape, grouped, grads),
+            }
+        )
+        self._commit(engine)
 
     def _add_group(
-        self, group: Mapping[str, Any], leaves: Leaves, members: list[list[int]], label: str
+        self,
+        group: Mapping[str, Any],
+        leaves: Leaves,
+        groups: list[_core.Settings],
+        label: str,
     ) -> Node:
         settings = {k: v for k, v in group.items() if k != "params"}
-        _foreign.check_names(type(self), settings, _stages.GROUP_CHECKS)
+        _foreign.check_names(type(self), settings, GROUP_CHECKS)
         settings = {k: check_setting(self.group_checks, k, v) for k, v in settings.items()}
-        self._check_together(settings)
         first = len(leaves.arrays)
         shape = flatten(group["params"], leaves, label)
-        members.append(list(range(first, len(leaves.arrays))))
-        self.param_groups.append({"params": tuple(leaves.arrays[first:]), **settings})
+        own = tuple(leaves.arrays[first:])
+        groups.append(self._fields.settings({"params": own, **settings}))
         return shape
+
+    @property
+    def param_groups(self) -> "list[_core.Settings]":
+        """The groups' settings, each with ``"params"``; they may be changed between steps."""
+        return self._engine.groups
 
     # One step
 
+    @_core.native
     def step(
         self, grads: Grads = None, *, grad_scale: float = 1.0, num_threads: int | None = None
     ) -> StepInfo:
@@ -309,38 +313,9 @@ class Optimizer(Rule):
         TypeError, ValueError
             If an array or a hyperparameter is not as it must be. Then nothing has changed.
         """
-        if self._shown is not None:
-            self._check_not_shown("step")
-        if type(grad_scale) is not float or grad_scale != 1.0:
-            grad_scale = _stages.GRAD_SCALE("grad_scale", grad_scale)
-        completed = self._counters.item(COMPLETED)
-        settled = settle(self, completed)
-        groups = settled.groups
-        max_norm = self.__dict__["max_grad_norm"]
-        if callable(max_norm):
-            max_norm = resolve_one(_stages.CHECKS, "max_grad_norm", max_norm, completed)
-        run, parts, _ = self._plan_step(grads, settled)
-        scalars = []
-        for number, missed, begun in parts:
-            step, known, weight = completed + 1 - missed, groups[number], 0.0
-            values = known.values
-            if _stages.averages(values):
-                weight = _stages.average_weight(step, step - begun, values)
-            seed = self.__dict__["seed"]
-            scalars.append(scalars_of(type(self), values, known.constants, weight, seed, step))
-        nonfinite = _stages.NONFINITE[self.__dict__["nonfinite"]]
-        now, commit = self._settled, None
-        if settled.seen is not now.seen or settled.states is not now.states:
-            commit = [(self.__dict__, {"_settled": settled})]
-        # Moves parameters, state, averages and counters and puts the settings in force in one call,
-        # or raises before it does.
-        norm, coefficient, skipped = run(
-            scalars, num_threads, grad_scale, max_norm, nonfinite, commit
-        )
-        lr, clipped = groups[0].values["lr"], coefficient < 1 and not skipped
-        # Calling the class takes twice as long.
-        return tuple.__new__(StepInfo, (completed + (not skipped), lr, norm, clipped, skipped))
+        raise NotImplementedError
 
+    @_core.native
     def accumulate(self, grads: Grads = None, *, num_threads: int | None = None) -> None:
         """Add gradients to a sum, which the next `step()` takes and sets back to zero.
 
@@ -357,30 +332,11 @@ class Optimizer(Rule):
         TypeError, ValueError
             If a gradient is not as it must be. Then nothing has changed.
         """
-        if grads is None and self._bound is None:
-            raise ValueError("grads: expected gradients, as none are bound, got none")
-        leaves = self._bound if grads is None else self._mirror(grads)
-        assert leaves is not None
-        taking = [index for index, leaf in enumerate(leaves) if leaf is not None]
-        if not taking:
-            return
-        sums = list(self._sums)
-        for index in taking:
-            if sums[index] is None:
-                sums[index] = state_like(self._params[index])
-        jobs: list[_core.Job] = [(_core.add, 0, taking, False)]
-        states: list[tuple[Any, ...]] = [()] * len(leaves)
-        counters = self._gathered
-        kind = _ZEROED if self.clear_grads else _ANY
-        given = (self._labels, sums, leaves, states, jobs, kind, counters, None)
-        commit = [(self.__dict__, {"_sums": sums, "_planned": None})]
-        _core.run(given, [_stages.PLAIN], num_threads, commit=commit)
+        raise NotImplementedError
 
     def discard_accumulated(self) -> None:
         """Forget the gradients that `accumulate` has summed."""
-        self.__dict__.update(
-            _sums=[None] * len(self._params), _gathered=np.zeros_like(self._gathered)
-        )
+        self._engine.discard_accumulated()
 
     def bind(self, grads: Grads) -> None:
         """Check gradients once, and take them in every later `step()` that is given none.
@@ -399,15 +355,7 @@ class Optimizer(Rule):
         TypeError, ValueError
             If a gradient is not as it must be. Then those bound before stay.
         """
-        if grads is None:
-            self.__dict__.update(_bound=None, _planned=None)
-            return
-        bound = self._mirror(grads)
-        settled = self._settled  # after loading, state may be in other formats than the groups ask
-        known = all(group.needs is not None for group in settled.groups)
-        planned = self._plan_bound(bound, settled if known else allocated(self))
-        gathered = self._gathered.item(COMPLETED)
-        self.__dict__.update(_bound=bound, _planned=None if gathered else planned)
+        self._engine.bind(grads)
 
     def zero_grad(self) -> None:
         """Put zeros into the bound gradients: PyTorch's method, for a backward pass that adds.
@@ -419,67 +367,69 @@ class Optimizer(Rule):
         TypeError, ValueError
             If none are bound, or one of them cannot be written. Then nothing has changed.
         """
-        if self._bound is None:
+        contents = self._engine.contents()
+        if contents["bound"] is None:
             raise TypeError("zero_grad: expected gradients that are bound (grads=), got none")
-        grads = [grad for grad in self._bound if grad is not None]
-        for label, grad in zip(self._labels, self._bound, strict=True):
+        grads = [grad for grad in contents["bound"] if grad is not None]
+        for label, grad in zip(contents["labels"], contents["bound"], strict=True):
             if grad is not None and not grad.flags.writeable:
                 raise ValueError(f"grads{label}: expected a writable array, got a read-only one")
         # A native loop, which no interrupt leaves half way.
         deque(map(np.ndarray.fill, grads, repeat(0)), maxlen=0)
 
-    def _plan_step(self, grads: Grads, settled: Settled) -> _Planned:
-        if grads is None and (planned := self._planned) and planned[2] is settled.states:
-            return planned
-        gathered = self._gathered.item(COMPLETED)
-        if grads is not None:
-            if gathered:
-                raise ValueError("grads: expected none after accumulate, got some")
-            kind = _ZEROED if self.clear_grads else _ANY
-            return self._plan_once(self._mirror(grads), settled, kind)
-        if gathered:
-            counts = self._gathered[:COMPLETED].tolist()
-            sums = [a if n else None for a, n in zip(self._sums, counts, strict=True)]
-            return self._plan_once(sums, settled, _ZEROED)
-        if self._bound is None:
-            raise ValueError(
-                "grads: expected gradients, as none are bound or accumulated, got none"
-            )
-        planned = self.__dict__["_planned"] = self._plan_bound(self._bound, settled)
-        return planned
+    def add_param_group(self, param_group: Mapping[str, Any]) -> None:
+        """Add parameters, which begin with their first step: PyTorch's method.
 
-    def _plan_bound(self, grads: list[Any], settled: Settled) -> _Planned:
-        given, parts = self._given(grads, settled, _ZEROED if self.clear_grads else _BOUND)
-        return _core.Plan(given).run, parts, settled.states  # checks everything
+        Gradients are given for the groups one after the other from now on, as they are for an
+        optimizer that was made of groups: what was one structure before is the first of a list.
+        Gradients that were bound are bound no longer.
 
-    def _plan_once(self, grads: list[Any], settled: Settled, kind: _core.Gradients) -> _Planned:
-        # After it the parameters may have unequal step counts; a stored plan assumes the old ones.
-        self.__dict__["_planned"] = None
-        given, parts = self._given(grads, settled, kind)
-        run = partial(_core.run, given)  # checks everything when it is called
-        return run, parts, settled.states
+        Parameters
+        ----------
+        param_group : mapping
+            ``"params"``, and the settings in which the group differs from what the optimizer was
+            made with.
 
-    def _given(
-        self, grads: list[Any], settled: Settled, kind: _core.Gradients
-    ) -> "tuple[_core.Given, list[_Part]]":
-        """Return everything that a step with these gradients touches, and its parts."""
-        *steps, completed, _ = self._counters.tolist()
-        jobs: list[_core.Job] = []
-        parts = []
-        for number, (members, _, _, _, needs) in enumerate(settled.groups):
-            assert needs is not None
-            taking = [i for i in members if grads[i] is not None]
-            for alike in _alike(taking, steps, settled.average_from):
-                stochastic = needs.rounding == "stochastic"
-                jobs.append((INDEX[self.row], needs.options, alike, stochastic))
-                first = alike[0]
-                parts.append((number, completed - steps[first], settled.average_from[first]))
-        counters = (self._counters, self._gathered)
-        states = settled.states
-        if self._copies is not None:
-            pairs = zip(states, self._copies, strict=True)
-            states = [(*state, copy) for state, copy in pairs]
-        return (self._labels, self._params, grads, states, jobs, kind, *counters), parts
+        Raises
+        ------
+        TypeError, ValueError
+            If an array or a setting is not as it must be. Then nothing has changed.
+        """
+        self._check_not_shown("add_param_group")
+        if not isinstance(param_group, Mapping) or "params" not in param_group:
+            raise TypeError(f"param_group: expected a mapping with 'params', got {param_group!r}")
+        now = self._engine.contents()
+        groups, progress = list(now["groups"]), now["progress"]
+        leaves = Leaves(list(now["params"]), dict.fromkeys(now["keys"]), list(now["labels"]))
+        label = f"[{len(groups)}]['params']"
+        first = len(leaves.arrays)
+        given = {**self._made_with, **param_group}
+        shape = self._add_group(given, leaves, groups, label)
+        added = len(leaves.arrays) - first
+        if not added:
+            raise ValueError("params: expected at least one array, got none")
+        nothing = (None,) * (len(self.row.states) + 2)
+        for name, value in {
+            "steps": 0,
+            "average_from": 0,
+            "accumulated": 0,
+            "kept": nothing,
+            "sums": None,
+        }.items():
+            progress[name] += [value] * added
+        self._engine = _core.Engine(
+            {
+                **now,
+                "groups": groups,
+                "shape": [*now["shape"], shape] if now["grouped"] else [now["shape"], shape],
+                "grouped": True,
+                "labels": leaves.labels,
+                "keys": list(leaves.keys),
+                "params": leaves.arrays,
+                "copies": [*now["copies"], *[None] * added],
+                "bound": None,
+            }
+        )
 
     def averaged(self) -> AbstractContextManager[None]:
         """Show the average of the weights in the parameters while the block runs.
@@ -494,79 +444,95 @@ class Optimizer(Rule):
             If no group keeps an average, or the block is entered twice.
         """
         self._check_not_shown("averaged")
-        _, states, average_from, _ = self._settled
-        averages = {index: state[AVERAGE_PLACE] for index, state in enumerate(states)}
-        chosen = [
-            index
-            for index, average in averages.items()
-            if average is not None and self._counters.item(index) > average_from[index]
-        ]
-        if not chosen and not any(_stages.averages(group) for group in self.param_groups):
+        progress = self._engine.contents()["progress"]
+        done = zip(progress["kept"], progress["steps"], progress["average_from"], strict=True)
+        shown = {
+            index: average
+            for index, ((*_, average, _), steps, begun) in enumerate(done)
+            if average is not None and steps > begun
+        }
+        if not shown and not any(map(averages, self.param_groups)):
             raise ValueError("ema_decay: expected it, or swa_start, for averaged, got None")
-        return self._show(chosen, [averages[index] for index in chosen])
+        return self._show(list(shown), list(shown.values()))
 
     @quiet
     def _show(self, indices: list[int], values: list[Any]) -> AbstractContextManager[None]:
-        labels = [self._labels[index] for index in indices]
-        params = [self._params[index] for index in indices]
-        self._shown = shown = _core.Shown(labels, params, _storage.shown(values, params))
-        self._shown_indices = indices
+        now = self._engine.contents()
+        labels = [now["labels"][index] for index in indices]
+        params = [now["params"][index] for index in indices]
+        shown = _core.Shown(labels, params, _storage.shown(values, params))
+        self._engine.shown = shown, indices
         return shown
 
-    def _of_the_run(self, index: int) -> Array:
-        """Return a parameter as the run has it, also while other weights are shown."""
-        if self._shown is None or not self._shown.active or index not in self._shown_indices:
-            return self._params[index]
-        return self._shown.saved(self._shown_indices.index(index))
+    def _of_the_run(self) -> list[Array]:
+        """Return the parameters as the run has them, also while other weights are shown."""
+        params: list[Array] = list(self._engine.contents()["params"])
+        shown, indices = self._engine.shown or (None, [])
+        if shown is not None and shown.active:
+            for place, index in enumerate(indices):
+                params[index] = shown.saved(place)
+        return params
 
-    def _opened(self, index: int, settled: Settled) -> list[Any]:
-        """Return a parameter and its state in the dtype that the rule computes with."""
-        param, (*state, _, master) = self._params[index], settled.states[index]
-        has_sign = ROWS[self.row]["has_sign"]
+    def _coming(self) -> list[Kept]:
+        """Return each parameter's arrays as the coming step will arrange them."""
+        now = self._engine.contents()
+        params, progress = iter(self._of_the_run()), now["progress"]
+        kept, steps = iter(progress["kept"]), iter(progress["steps"])
         return [
-            _storage.weights(param, master),
-            *(_storage.opened(a, param, sign) for a, sign in zip(state, has_sign, strict=True)),
+            arrange(self.row.name, group, next(params), next(kept), next(steps))
+            for group in self.param_groups
+            for _ in group["params"]
         ]
 
     def _check_not_shown(self, name: str) -> None:
-        if self._shown is not None:
-            if self._shown.active:
-                expected = "after the block that shows other weights"
-                raise ValueError(f"{name}: expected {expected}, got a call inside it")
-            self._shown.outdate()
-            self._shown = None
+        self._engine.check_block(name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return what copies and pickles take."""
+        return copyreg.__newobj__, (type(self),), self.__getstate__()  # type: ignore[attr-defined]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what copies and pickles take."""
-        if self._shown is not None and self._shown.active:
-            self._check_not_shown("copy")
-        return {**self.__dict__, "_shown": None, "_planned": None}
+        """Return the attributes, and what the engine is made of."""
+        self._check_not_shown("copy")
+        contents = self._engine.contents()
+        del contents["fields"]
+        contents["groups"] = list(map(dict, contents["groups"]))
+        contents["own"] = dict(contents["own"])
+        return {**self.__dict__, "_engine": contents}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore them."""
+        own = dict(state)
+        contents = dict(own.pop("_engine"))
+        contents["fields"] = self._fields
+        contents["groups"] = list(map(self._fields.settings, contents["groups"]))
+        contents["own"] = OWN_FIELDS.settings(contents["own"])
+        self.__dict__.update(own)
+        self._engine = _core.Engine(contents)
 
     @property
     def skipped_steps(self) -> int:
         """How many steps were left out because a gradient was not finite."""
-        return int(self._counters[SKIPPED])
+        skipped: int = self._engine.contents()["progress"]["skipped"]
+        return skipped
 
-    def _commit(self, *updates: tuple[dict[str, Any], dict[str, Any]]) -> None:
-        """Change attributes and write the copies of the parameters, so that they go together.
+    def _commit(
+        self, engine: "_core.Engine", *updates: tuple[dict[str, Any], dict[str, Any]]
+    ) -> None:
+        """Put an engine in force, change attributes and write the copies of the parameters.
 
         One native call, so that not even an interrupt sees a part of it.
         """
-        _core.commit(updates, self._labels, self._params, self._copies)
+        contents = engine.contents()
+        arrays = contents["labels"], contents["params"], contents["copies"]
+        _core.commit([(self, engine), *updates], *arrays)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        is_own = name == "param_groups" or name[0] == "_" or hasattr(type(self), name)
+        """Set an attribute that there is."""
+        is_own = name[0] == "_" or hasattr(type(self), name)
         if not is_own or name == "zero_grad":  # a setting once; now it would hide the method
             raise AttributeError(_foreign.no_attribute(type(self), name))
         object.__setattr__(self, name, value)
-
-    def _mirror(self, grads: Grads) -> list[Any]:
-        leaves: list[Any] = []
-        tree: Any = grads
-        if self._grouped and _is_groups(tree):  # the gradients of groups may stand in groups too
-            tree = [group["params"] for group in tree]
-        mirror(self._shape, tree, leaves)
-        return leaves
 
     # Checkpoints
 
@@ -607,7 +573,8 @@ class Optimizer(Rule):
             If anything in it does not fit this optimizer. Then nothing has changed.
         """
         self._check_not_shown("load_state_dict")
-        self._commit(*_state.loaded(self, state_dict))
+        engine, updates = _state.loaded(self, state_dict)
+        self._commit(engine, *updates)
 
     def save(self, path: Place) -> None:
         """Write `state_dict()` to a file, atomically: the path holds the old file or the new one.
@@ -645,20 +612,21 @@ class Optimizer(Rule):
         self.load_state_dict(_checkpoint.read(path, self.rule))
 
     def __repr__(self) -> str:
+        """Return the groups' sizes and settings, and the settings that differ from the defaults."""
         groups = []
         for group in self.param_groups:
             settings = [
                 f"{name}={_show(value)}"
                 for name, value in group.items()
-                if name in self.checks or value != _stages.GROUP_DEFAULTS.get(name, value)
+                if name in self.checks or value != GROUP_DEFAULTS.get(name, value)
             ]
             size = sum(param.size for param in group["params"])
             params = f"params={len(group['params'])} arrays of {size:,} elements"
             groups.append(", ".join([params, *settings]))
         own = [
-            f"{name}={_show(self.__dict__[name])}"
-            for name, default in _stages.DEFAULTS.items()
-            if self.__dict__[name] != default
+            f"{name}={_show(value)}"
+            for name, value in self._engine.own.items()
+            if value != DEFAULTS[name]
         ]
         if len(groups) == 1:
             return f"{type(self).__name__}({', '.join([*groups, *own])})"
@@ -666,26 +634,14 @@ class Optimizer(Rule):
         return f"{type(self).__name__}(\n{lines})"
 
 
-def _alike(members: list[int], steps: list[int], begun: list[int]) -> Iterable[list[int]]:
-    """Group parameters by the steps they and their averages have done: mostly all the same."""
-    if not members:
-        return []
-    first = members[0]
-    if steps.count(steps[first]) == len(steps) == begun.count(begun[first]):
-        return [members]
-    groups: dict[tuple[int, int], list[int]] = {}
-    for index in members:
-        groups.setdefault((steps[index], begun[index]), []).append(index)
-    return groups.values()
-
-
-def _is_groups(params: Any) -> bool:
-    return (
-        is_sequence(params)
-        and len(params) > 0
-        and all(isinstance(group, Mapping) and "params" in group for group in params)
-    )
-
-
 def _show(value: Any) -> str:
     return getattr(value, "__name__", repr(value)) if callable(value) else repr(value)
+
+
+_core.set_callbacks(
+    step_info=StepInfo,
+    mirror=leaves_like,
+    arrange=arrange,
+    new_sum=state_like,
+    grad_scale=GRAD_SCALE,
+)

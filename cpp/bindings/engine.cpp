@@ -1,0 +1,317 @@
+// What an optimizer's settings come to: numbers, and the arrays that they ask for.
+#include "engine.hpp"
+
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <string>
+
+namespace onepass::bindings {
+namespace {
+
+std::int64_t whole(const py::dict& from, const char* name) {
+  return from[name].cast<std::int64_t>();
+}
+
+py::tuple kept_arrays(const OwnedArrays& arrays) {
+  py::list kept;
+  for (const py::object& array : arrays.state) kept.append(array);
+  kept.append(arrays.average);
+  kept.append(arrays.master);
+  return py::tuple(kept);
+}
+
+void set_kept_arrays(OwnedArrays& arrays, const py::tuple& kept) {
+  const std::size_t n = arrays.state.size();
+  if (kept.size() != n + 2) throw py::value_error("kept: expected an array for each name");
+  for (std::size_t k = 0; k < n; ++k) arrays.state[k] = kept[k];
+  arrays.average = kept[n];
+  arrays.master = kept[n + 1];
+}
+
+Optimizer copied(const Optimizer& from) {
+  Optimizer to;
+  to.groups = from.groups;
+  to.params = from.params;
+  to.tensors = from.tensors;
+  to.completed = from.completed;
+  to.skipped = from.skipped;
+  return to;
+}
+
+}  // namespace
+
+Needs::Needs(const Group& group) noexcept
+    : variant(group.variant_index()),
+      averages(group.averages()),
+      state_format(group.settings.state_format),
+      rounding(group.settings.rounding) {
+  for (std::size_t k = 0; k < group.rule->start.size(); ++k) {
+    const int place = group.rule->start[k];
+    if (place >= 0) start[k] = group.settings.hyper[static_cast<std::size_t>(place)];
+  }
+}
+
+bool Needs::operator==(const Needs& other) const noexcept {
+  const bool same_format =
+      state_format == other.state_format || (is_none(state_format) && is_none(other.state_format));
+  return variant == other.variant && averages == other.averages && same_format &&
+         rounding == other.rounding && start == other.start;
+}
+
+OneAtATime::OneAtATime(std::atomic<bool>& busy, const char* name) : busy_(busy) {
+  if (busy_.exchange(true)) {
+    throw py::value_error(std::string(name) + ": expected one thread at a time, got a second one");
+  }
+}
+
+Engine::Engine(const py::dict& contents)
+    : fields_(contents["fields"].cast<const Fields*>()),
+      groups_(contents["groups"]),
+      own_(contents["own"]),
+      shape_(contents["shape"]),
+      grouped_(contents["grouped"].cast<bool>()),
+      labels_(contents["labels"]),
+      keys_(contents["keys"]) {
+  const py::list params = contents["params"], copies = contents["copies"];
+  Memory memory;
+  for (std::size_t i = 0; i < params.size(); ++i) {
+    const Label label(labels_, i, Role::param);
+    OwnedArrays& arrays = now_.arrays.emplace_back(check_param(params[i], label));
+    memory.add(arrays.param.array, label);
+    arrays.state.resize(fields_->rule()->states.size(), py::none());
+    arrays.copy = copies[i];
+    if (arrays.copy.is_none()) continue;
+    check_copy(arrays.copy, Label(labels_, i, Role::copy), arrays.param, memory);
+    arrays.copy_seen.emplace(py::reinterpret_borrow<py::array>(arrays.copy));
+  }
+  memory.check_overlap();
+  now_.optimizer.params.resize(size());
+  now_.optimizer.tensors.resize(size());
+  accumulated_.resize(size());
+  std::size_t first = 0;
+  for (py::handle settings : groups_) {
+    const std::size_t end = first + py::tuple(settings["params"]).size();
+    for (; first < end; ++first) {
+      now_.optimizer.params[first].group = now_.optimizer.groups.size();
+    }
+    known_groups_.push_back(py::reinterpret_borrow<py::object>(settings));
+    now_.optimizer.groups.emplace_back(*fields_->rule());
+  }
+  numbers_.resize(known_groups_.size());
+  now_.needs.resize(known_groups_.size());
+  read_settings();
+  if (contents.contains("progress")) {
+    read_progress(contents["progress"]);
+  } else if (std::optional<Arrangement> coming = arranged()) {
+    now_ = std::move(*coming);
+  }
+  note_written();
+  const py::object bound = contents["bound"];
+  if (!bound.is_none()) bind_leaves(bound);
+}
+
+// Of a run that goes on. The arrays may be in other formats than the settings ask for.
+void Engine::read_progress(const py::dict& progress) {
+  const auto steps = progress["steps"].cast<std::vector<std::int64_t>>();
+  const auto average_from = progress["average_from"].cast<std::vector<std::int64_t>>();
+  const py::list kept = progress["kept"], sums = progress["sums"];
+  accumulated_ = progress["accumulated"].cast<std::vector<std::int64_t>>();
+  accumulations_ = whole(progress, "accumulations");
+  now_.optimizer.completed = whole(progress, "completed");
+  now_.optimizer.skipped = whole(progress, "skipped");
+  for (std::size_t i = 0; i < size(); ++i) {
+    now_.optimizer.params[i].steps = steps.at(i);
+    now_.optimizer.params[i].average_from = average_from.at(i);
+    set_kept_arrays(now_.arrays[i], kept[i]);
+    now_.arrays[i].sum = sums[i];
+    // Laid out by the first step, which arranges them.
+  }
+}
+
+py::dict Engine::contents() const {
+  check_groups();
+  py::list params, copies, bound, steps, average_from, kept, sums;
+  for (std::size_t i = 0; i < size(); ++i) {
+    const OwnedArrays& arrays = now_.arrays[i];
+    params.append(arrays.param.array);
+    copies.append(arrays.copy);
+    bound.append(arrays.bound);
+    kept.append(kept_arrays(arrays));
+    sums.append(arrays.sum);
+    steps.append(now_.optimizer.params[i].steps);
+    average_from.append(now_.optimizer.params[i].average_from);
+  }
+  py::dict progress;
+  progress["steps"] = steps;
+  progress["average_from"] = average_from;
+  progress["kept"] = kept;
+  progress["sums"] = sums;
+  progress["accumulated"] = py::cast(accumulated_);
+  progress["accumulations"] = accumulations_;
+  progress["completed"] = now_.optimizer.completed;
+  progress["skipped"] = now_.optimizer.skipped;
+  py::dict all;
+  all["fields"] = py::cast(fields_, py::return_value_policy::reference);
+  all["groups"] = groups_;
+  all["own"] = own_;
+  all["shape"] = shape_;
+  all["grouped"] = grouped_;
+  all["labels"] = labels_;
+  all["keys"] = keys_;
+  all["params"] = params;
+  all["copies"] = copies;
+  all["bound"] = has_bound_ ? py::object(bound) : py::none();
+  all["progress"] = progress;
+  return all;
+}
+
+void Engine::check_groups() const {
+  if (groups_.size() != known_groups_.size()) {
+    throw py::value_error("param_groups: expected " + std::to_string(known_groups_.size()) +
+                          " groups, got " + std::to_string(groups_.size()));
+  }
+  for (std::size_t g = 0; g < known_groups_.size(); ++g) {
+    PyObject* const settings = PyList_GET_ITEM(groups_.ptr(), static_cast<py::ssize_t>(g));
+    if (settings != known_groups_[g].ptr()) {
+      throw py::value_error("param_groups[" + std::to_string(g) +
+                            "]: expected the mapping it was made with (change what is in it), got "
+                            "another one");
+    }
+  }
+}
+
+void Engine::read_settings() {
+  check_groups();
+  for (std::size_t g = 0; g < known_groups_.size(); ++g) {
+    SettingsObject& own = *as_settings(known_groups_[g].ptr());
+    if (numbers_[g].outdated(own)) {
+      numbers_[g].read(own, now_.optimizer.groups[g].settings.hyper.data());
+    }
+  }
+  read_own_settings();
+}
+
+void Engine::read_own_settings() {
+  SettingsObject& own = *as_settings(own_.ptr());
+  if (own_numbers_.outdated(own)) own_numbers_.read(own, &own_settings_.max_grad_norm);
+}
+
+void Engine::call_schedules() {
+  const std::int64_t completed = now_.optimizer.completed;
+  for (std::size_t g = 0; g < numbers_.size(); ++g) {
+    numbers_[g].call_schedules(completed, now_.optimizer.groups[g].settings.hyper.data());
+  }
+  own_numbers_.call_schedules(completed, &own_settings_.max_grad_norm);
+}
+
+py::list Engine::values_of_coming_step() {
+  const OneAtATime guard(busy_, "settings");
+  read_settings();
+  call_schedules();
+  py::list all;
+  for (std::size_t g = 0; g < known_groups_.size(); ++g) {
+    py::dict values;
+    const auto* numbers = now_.optimizer.groups[g].settings.hyper.data();
+    for (const Field& field : fields_->fields()) {
+      const py::object given = known_groups_[g][field.name];
+      const bool is_schedule = PyCallable_Check(given.ptr()) && field.place != Field::nowhere;
+      values[field.name] = is_schedule ? py::float_(numbers[field.place]) : given;
+    }
+    values["params"] = known_groups_[g]["params"];
+    all.append(values);
+  }
+  return all;
+}
+
+// The arrays that the settings ask for, where those are not the ones in force.
+std::optional<Arrangement> Engine::arranged() {
+  std::optional<Arrangement> coming;
+  for (std::size_t g = 0; g < known_groups_.size(); ++g) {
+    const Needs needs(now_.optimizer.groups[g]);
+    if (now_.needs[g] && *now_.needs[g] == needs) continue;
+    if (!coming) coming.emplace(Arrangement{now_.arrays, copied(now_.optimizer), now_.needs});
+    coming->needs[g] = needs;
+    for (std::size_t i = 0; i < size(); ++i) {
+      if (now_.optimizer.params[i].group == g) arrange(*coming, i);
+    }
+  }
+  return coming;
+}
+
+void Engine::arrange(Arrangement& arrangement, std::size_t index) const {
+  OwnedArrays& arrays = arrangement.arrays[index];
+  Parameter& param = arrangement.optimizer.params[index];
+  const bool had_average = !arrays.average.is_none();
+  const py::object kept = callbacks->arrange(fields_->rule()->name, known_groups_[param.group],
+                                             arrays.param.array, kept_arrays(arrays), param.steps);
+  set_kept_arrays(arrays, kept.cast<py::tuple>());
+  if (!had_average) param.average_from = param.steps;
+  lay_out(arrangement, index);
+}
+
+// Tells the engine where a parameter's arrays lie, and how.
+void Engine::lay_out(Arrangement& arrangement, std::size_t index) const {
+  const OwnedArrays& arrays = arrangement.arrays[index];
+  const Param& param = arrays.param;
+  Parameter& known = arrangement.optimizer.params[index];
+  const Group& group = arrangement.optimizer.groups[known.group];
+  Tensor& tensor = arrangement.optimizer.tensors[index];
+  Memory memory;  // of our own; nothing else can overlap it
+  start_layout(param, index, tensor, known);
+  for (std::size_t k = 0; k < arrays.state.size(); ++k) {
+    if (!group.variant().uses_state[k]) continue;  // kept, perhaps, for later options
+    const Label label(labels_, index, Role::state, group.rule->states[k]);
+    add_state(group, k, arrays.state[k], label, param, memory, tensor, known);
+  }
+  Streams& streams = tensor.streams;
+  if (!arrays.average.is_none()) {
+    const Label label(labels_, index, Role::state, "average");
+    streams.average = check_average(arrays.average, label, param, memory);
+  }
+  if (!arrays.copy.is_none()) {
+    const Checked copy = check_copy(arrays.copy, Label(labels_, index, Role::copy), param, memory);
+    streams.copy = stored(copy.array.data(), copy.format);
+  }
+  if (!arrays.master.is_none()) {
+    const Label label(labels_, index, Role::state, "master");
+    streams.copy = streams.param;
+    streams.param = {check_state(arrays.master, label, param, memory)};
+    streams.follows = true;
+  }
+  finish_layout(param, static_cast<int>(group.settings.rounding) == round_stochastic, tensor,
+                known);
+}
+
+int Engine::traverse(visitproc visit, void* arg) const {
+  const auto visit_all = [&](const auto& objects) {
+    for (const py::object& object : objects) {
+      if (object) Py_VISIT(object.ptr());
+    }
+    return 0;
+  };
+  for (const py::handle object : {py::handle(groups_), py::handle(own_), py::handle(shape_),
+                                  py::handle(labels_), py::handle(keys_), py::handle(shown)}) {
+    if (object) Py_VISIT(object.ptr());
+  }
+  for (const OwnedArrays& arrays : now_.arrays) {
+    for (const py::handle array :
+         {py::handle(arrays.param.array), py::handle(arrays.average), py::handle(arrays.master),
+          py::handle(arrays.copy), py::handle(arrays.sum), py::handle(arrays.bound)}) {
+      Py_VISIT(array.ptr());
+    }
+    if (const int stop = visit_all(arrays.state)) return stop;
+  }
+  for (const Numbers& numbers : numbers_) {
+    if (const int stop = numbers.traverse(visit, arg)) return stop;
+  }
+  if (const int stop = own_numbers_.traverse(visit, arg)) return stop;
+  return visit_all(known_groups_);
+}
+
+// Breaks a cycle of references: through the schedules among the settings, or a subclass of ndarray.
+void Engine::clear() {
+  groups_.release().dec_ref();
+}
+
+}  // namespace onepass::bindings

@@ -1,0 +1,174 @@
+// The one owner of what an optimizer knows: arrays, counters, settings in force.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "arrays.hpp"
+#include "optimizer.hpp"
+#include "settings.hpp"
+#include "tensors.hpp"
+
+namespace onepass::bindings {
+
+// What the settings of a group say about the arrays of its parameters.
+struct Needs {
+  explicit Needs(const Group& group) noexcept;
+  std::size_t variant;
+  bool averages;
+  double state_format, rounding;
+  std::array<double, max_states> start{};
+  bool operator==(const Needs& other) const noexcept;
+};
+
+// A parameter's arrays. What is not there is None.
+struct OwnedArrays {
+  explicit OwnedArrays(Param checked) : param(std::move(checked)), seen(param.array) {}
+  Param param;
+  Unchanged seen;
+  std::optional<Unchanged> copy_seen;
+  std::vector<py::object> state;  // the rule's
+  py::object average = py::none(), master = py::none(), copy = py::none();
+  py::object sum = py::none();    // of accumulated gradients
+  py::object bound = py::none();  // gradient
+  const void* bound_data = nullptr;
+};
+
+// OwnedArrays, and the engine's view of them.
+struct Arrangement {
+  std::vector<OwnedArrays> arrays;
+  Optimizer optimizer;
+  std::vector<std::optional<Needs>> needs;  // of each group, which the arrays meet
+};
+
+// What is done in Python, and rarely.
+struct Callbacks {
+  py::object mirror;   // (shape, grouped, grads) -> gradients in the parameters' order
+  py::object arrange;  // (rule, settings, param, kept, steps) -> kept
+  py::object new_sum;  // (param) -> zeros
+  Check grad_scale;
+  py::str grad_scale_name{"grad_scale"};
+};
+
+// Where the gradients of a call come from.
+enum class Source { given, bound, sums };
+
+class Engine {
+ public:
+  // `contents`: what `contents()` returns. New parameters have no "progress" yet.
+  explicit Engine(const py::dict& contents);
+
+  py::object step(py::handle grads, double grad_scale, int num_threads);
+  void accumulate(py::handle grads, int num_threads);
+  void discard_accumulated();
+  void bind(py::handle grads);
+  // Raises inside a block that shows other weights; outdates one that was not entered.
+  void check_block(const char* name);
+  py::dict contents() const;
+
+  py::list groups() const { return groups_; }
+  py::object own() const { return own_; }
+  // The numbers of the coming step's settings, schedules evaluated.
+  py::list values_of_coming_step();
+
+  int traverse(visitproc visit, void* arg) const;
+  void clear();
+
+  // The block that shows other weights, if one was made, and which parameters it is about.
+  py::object shown = py::none();
+
+ private:
+  std::size_t size() const { return now_.arrays.size(); }
+  bool clears() const { return own_settings_.clear_grads != 0; }
+
+  // engine.cpp: settings, and the arrays that they ask for.
+  void read_progress(const py::dict& progress);
+  void check_groups() const;
+  void read_settings();
+  void read_own_settings();
+  void call_schedules();
+  std::optional<Arrangement> arranged();
+  void arrange(Arrangement& arrangement, std::size_t index) const;
+  void lay_out(Arrangement& arrangement, std::size_t index) const;
+  void note_written();
+
+  // gradients.cpp: from what a user gives to addresses.
+  bool walk(py::handle shape, py::handle grads);
+  void collect(py::handle grads);
+  bool overlaps_written(PyObject* array, std::size_t item_size) const;
+  bool is_ready(Arrangement& arrangement, std::size_t index, Source source, bool checked) const;
+  bool all_ready(Arrangement& arrangement, Source source, bool checked) const;
+  void check_gradients(Arrangement& arrangement, Source source);
+  void bind_leaves(const py::list& grads);
+  void bind_given();
+  void check_slowly(Arrangement& arrangement, Source source);
+
+  // engine_step.cpp
+  Source gather(py::handle grads);
+  void take_bound(const char* missing);
+
+  struct Range {
+    std::uintptr_t begin, end;
+  };
+
+  const Fields* fields_;
+  py::list groups_;  // `param_groups`
+  std::vector<py::object> known_groups_;
+  py::object own_;
+  py::object shape_;
+  bool grouped_;
+  py::list labels_, keys_;
+  std::vector<Numbers> numbers_;  // of each group
+  Numbers own_numbers_;
+  OwnSettings own_settings_;
+  Arrangement now_;
+  std::vector<std::int64_t> accumulated_;  // how often, for each parameter
+  std::int64_t accumulations_ = 0;
+  bool has_bound_ = false;
+  bool bound_to_be_zeroed_ = false;  // they were checked for that
+  std::vector<Range> written_;       // by every step, in order
+  std::vector<py::object> given_;    // the gradients of a call
+  std::atomic<bool> busy_ = false;
+};
+
+// One call at a time: a second one would find the first one's tensors replaced.
+class OneAtATime {
+ public:
+  OneAtATime(std::atomic<bool>& busy, const char* name);
+  OneAtATime(const OneAtATime&) = delete;
+  OneAtATime& operator=(const OneAtATime&) = delete;
+  ~OneAtATime() { busy_ = false; }
+
+ private:
+  std::atomic<bool>& busy_;
+};
+
+// Lets go of a call's gradients when it ends.
+class Cleared {
+ public:
+  explicit Cleared(std::vector<py::object>& objects) : objects_(objects) { objects.clear(); }
+  Cleared(const Cleared&) = delete;
+  Cleared& operator=(const Cleared&) = delete;
+  ~Cleared() { objects_.clear(); }
+
+ private:
+  std::vector<py::object>& objects_;
+};
+
+inline Callbacks* callbacks = nullptr;  // set once; never destroyed
+
+bool is_optimizer(py::handle object);
+// Puts an engine in the place of an optimizer's.
+void set_engine(PyObject* optimizer, PyObject* engine) noexcept;
+
+// `_core.Base` in Python: what an optimizer's methods find its engine by.
+void bind_engine(py::module_& m, const KernelTable& kernels);
+
+}  // namespace onepass::bindings

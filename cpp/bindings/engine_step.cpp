@@ -1,0 +1,132 @@
+// The calls that move something.
+#include <algorithm>
+#include <string>
+
+#include "engine.hpp"
+#include "gil.hpp"
+
+namespace onepass::bindings {
+void Engine::check_block(const char* name) {
+  if (shown.is_none()) return;
+  const py::object block = shown[py::int_(0)];
+  if (block.attr("active").cast<bool>()) {
+    throw py::value_error(std::string(name) +
+                          ": expected after the block that shows other weights, got a call inside "
+                          "it");
+  }
+  block.attr("outdate")();
+  shown = py::none();
+}
+
+// Fills `given_` with the gradients of a step.
+Source Engine::gather(py::handle grads) {
+  if (!grads.is_none()) {
+    if (accumulations_ > 0) {
+      throw py::value_error("grads: expected none after accumulate, got some");
+    }
+    collect(grads);
+    return Source::given;
+  }
+  if (accumulations_ > 0) {
+    for (std::size_t i = 0; i < size(); ++i) {
+      given_.push_back(accumulated_[i] > 0 ? now_.arrays[i].sum : py::none());
+    }
+    return Source::sums;
+  }
+  take_bound("grads: expected gradients, as none are bound or accumulated, got none");
+  return Source::bound;
+}
+
+void Engine::take_bound(const char* missing) {
+  if (!has_bound_) throw py::value_error(missing);
+  for (const OwnedArrays& arrays : now_.arrays) given_.push_back(arrays.bound);
+}
+
+py::object Engine::step(py::handle grads, double grad_scale, int num_threads) {
+  const OneAtATime guard(busy_, "step");
+  const Cleared cleared(given_);
+  check_block("step");
+  py::object info = new_step_info();
+  read_settings();
+  call_schedules();
+  std::optional<Arrangement> coming = arranged();
+  Arrangement& arrangement = coming ? *coming : now_;
+  Optimizer& optimizer = arrangement.optimizer;
+  const Source source = gather(grads);
+  check_gradients(arrangement, source);
+  StepOptions options;
+  options.grad_scale = grad_scale;
+  options.max_grad_norm = own_settings_.max_grad_norm;
+  options.nonfinite = static_cast<Nonfinite>(own_settings_.nonfinite);
+  options.seed = static_cast<std::uint64_t>(own_settings_.seed);
+  options.num_threads = num_threads;
+  const auto grad_label = [&](std::size_t i) { return Label(labels_, i, Role::grad); };
+  const bool skipped = run_step(optimizer, options, grad_label, optimizer.completed, info);
+  if (coming && skipped) {
+    now_.optimizer.skipped = optimizer.skipped;
+  } else if (coming) {
+    std::swap(now_, *coming);
+  }
+  if (source == Source::sums) {
+    std::fill(accumulated_.begin(), accumulated_.end(), 0);
+    accumulations_ = 0;
+  }
+  return info;
+}
+
+void Engine::accumulate(py::handle grads, int num_threads) {
+  const OneAtATime guard(busy_, "accumulate");
+  const Cleared cleared(given_);
+  read_own_settings();
+  Source source = Source::bound;
+  if (grads.is_none()) {
+    take_bound("grads: expected gradients, as none are bound, got none");
+  } else {
+    source = Source::given;
+    collect(grads);
+  }
+  std::vector<py::object> sums(size());
+  std::vector<Tensor> tensors;
+  for (std::size_t i = 0; i < size(); ++i) {
+    if (given_[i].is_none()) continue;
+    const OwnedArrays& arrays = now_.arrays[i];
+    sums[i] = arrays.sum.is_none() ? callbacks->new_sum(arrays.param.array) : arrays.sum;
+    tensors.emplace_back();
+  }
+  if (tensors.empty()) return;
+  check_gradients(now_, source);
+  Memory memory;  // of our own; nothing else can overlap it
+  std::size_t n = 0;
+  for (std::size_t i = 0; i < size(); ++i) {
+    if (!sums[i]) continue;
+    const Param& param = now_.arrays[i].param;
+    Streams streams = now_.optimizer.tensors[i].streams;
+    const Label label(labels_, i, Role::state, "accumulated");
+    tensors[n].streams.param = {check_state(sums[i], label, param, memory)};
+    tensors[n].streams.grad = streams.grad;
+    tensors[n].streams.zero_grad = streams.zero_grad;
+    tensors[n].size = param.size;
+    tensors[n++].item_size = param.item_size;
+  }
+  const bool is_large = total_elements(tensors) >= min_elements_without_gil;
+  {
+    std::optional<WithoutGil> release;
+    if (is_large) release.emplace();
+    onepass::accumulate(tensors, *kernel_table_in_use, num_threads);
+  }
+  for (std::size_t i = 0; i < size(); ++i) {
+    if (!sums[i]) continue;
+    now_.arrays[i].sum = sums[i];
+    ++accumulated_[i];
+  }
+  ++accumulations_;
+}
+
+void Engine::discard_accumulated() {
+  const OneAtATime guard(busy_, "discard_accumulated");
+  for (OwnedArrays& arrays : now_.arrays) arrays.sum = py::none();
+  std::fill(accumulated_.begin(), accumulated_.end(), 0);
+  accumulations_ = 0;
+}
+
+}  // namespace onepass::bindings

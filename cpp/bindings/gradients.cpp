@@ -1,0 +1,196 @@
+// From what a user gives as gradients to the addresses that a step reads.
+#include <algorithm>
+
+#include "engine.hpp"
+
+namespace onepass::bindings {
+namespace {
+
+// The addresses from the first element to behind the last.
+std::pair<std::uintptr_t, std::uintptr_t> extent(PyObject* object, std::size_t item_size) {
+  const auto* array = py::detail::array_proxy(object);
+  auto begin = reinterpret_cast<std::uintptr_t>(array->data);
+  std::uintptr_t end = begin;
+  for (int axis = 0; axis < array->nd; ++axis) {
+    if (array->dimensions[axis] == 0) return {begin, begin};
+    const py::ssize_t reach = (array->dimensions[axis] - 1) * array->strides[axis];
+    (reach < 0 ? begin : end) += static_cast<std::uintptr_t>(reach);
+  }
+  return {begin, end + item_size};
+}
+
+// Gradients of groups that stand in groups too.
+bool is_group(py::handle tree) {
+  static const py::str* const name = new py::str("params");  // never destroyed
+  return PyDict_CheckExact(tree.ptr()) && PyDict_Contains(tree.ptr(), name->ptr()) == 1;
+}
+
+}  // namespace
+
+void Engine::note_written() {
+  written_.clear();
+  for (const OwnedArrays& arrays : now_.arrays) {
+    for (const py::object& array : {py::object(arrays.param.array), arrays.copy}) {
+      if (array.is_none()) continue;
+      const auto item_size = py::reinterpret_borrow<py::array>(array).itemsize();
+      const auto [begin, end] = extent(array.ptr(), static_cast<std::size_t>(item_size));
+      if (begin != end) written_.push_back({begin, end});
+    }
+  }
+  std::sort(written_.begin(), written_.end(),
+            [](const Range& a, const Range& b) { return a.begin < b.begin; });
+}
+
+bool Engine::overlaps_written(PyObject* array, std::size_t item_size) const {
+  const auto [begin, end] = extent(array, item_size);
+  const auto after = std::upper_bound(
+      written_.begin(), written_.end(), begin,
+      [](std::uintptr_t address, const Range& range) { return address < range.end; });
+  return begin != end && after != written_.end() && after->begin < end;
+}
+
+// Appends the gradients to `given_`, in the parameters' order. Returns false where a container is
+// not one of Python's own, or does not fit: then Python code has a closer look.
+bool Engine::walk(py::handle shape, py::handle grads) {
+  PyObject *const node = shape.ptr(), *const tree = grads.ptr();
+  if (node == Py_None) {
+    given_.push_back(py::reinterpret_borrow<py::object>(grads));
+    return true;
+  }
+  if (PyDict_CheckExact(node)) {
+    if (!PyDict_CheckExact(tree) || PyDict_GET_SIZE(tree) != PyDict_GET_SIZE(node)) return false;
+    PyObject *name = nullptr, *child = nullptr;
+    Py_ssize_t at = 0;
+    while (PyDict_Next(node, &at, &name, &child)) {
+      PyObject* const found = PyDict_GetItemWithError(tree, name);
+      if (!found && PyErr_Occurred()) throw py::error_already_set();
+      if (!found || !walk(child, found)) return false;
+    }
+    return true;
+  }
+  if (!PyList_CheckExact(tree) && !PyTuple_CheckExact(tree)) return false;
+  const Py_ssize_t n = PyList_GET_SIZE(node);
+  if (PySequence_Fast_GET_SIZE(tree) != n) return false;
+  for (Py_ssize_t i = 0; i < n; ++i) {
+    if (!walk(PyList_GET_ITEM(node, i), PySequence_Fast_GET_ITEM(tree, i))) return false;
+  }
+  return true;
+}
+
+void Engine::collect(py::handle grads) {
+  PyObject* const tree = grads.ptr();
+  const bool in_groups = grouped_ && (PyList_CheckExact(tree) || PyTuple_CheckExact(tree)) &&
+                         PySequence_Fast_GET_SIZE(tree) > 0 &&
+                         is_group(PySequence_Fast_GET_ITEM(tree, 0));
+  if (!in_groups && walk(shape_, grads)) return;
+  given_.clear();
+  for (py::handle grad : py::list(callbacks->mirror(shape_, grouped_, grads))) {
+    given_.push_back(py::reinterpret_borrow<py::object>(grad));
+  }
+}
+
+// Whether a gradient and its parameter can be used as they lie. Then the gradient's address is
+// noted. `checked`: check_slowly has looked at them. Runs no Python code.
+bool Engine::is_ready(Arrangement& arrangement, std::size_t index, Source source,
+                      bool checked) const {
+  const OwnedArrays& arrays = arrangement.arrays[index];
+  Streams& streams = arrangement.optimizer.tensors[index].streams;
+  PyObject* const grad = given_[index].ptr();
+  streams.grad = {};
+  if (grad == Py_None) return true;
+  Format format = plain;
+  if (!arrays.seen.still() || (arrays.copy_seen && !arrays.copy_seen->still()) ||
+      !(checked || is_plain_array(grad)) || !lies_like(grad, arrays.param, format)) {
+    return false;
+  }
+  const auto* array = py::detail::array_proxy(grad);
+  const bool zeroed = source == Source::sums || clears();
+  if (zeroed && !(array->flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_)) return false;
+  if (source == Source::bound && array->data != arrays.bound_data) return false;
+  const std::size_t item_size = format == plain ? arrays.param.item_size : sizeof(std::uint16_t);
+  if (source == Source::given && !checked && overlaps_written(grad, item_size)) return false;
+  streams.grad = stored(array->data, format);
+  streams.zero_grad = zeroed;
+  return true;
+}
+
+bool Engine::all_ready(Arrangement& arrangement, Source source, bool checked) const {
+  for (std::size_t i = 0; i < size(); ++i) {
+    if (!is_ready(arrangement, i, source, checked)) return false;
+  }
+  return true;
+}
+
+// What a look at the addresses does not tell: subclasses, copies of what lies otherwise, overlaps,
+// and every error. May run Python code.
+void Engine::check_slowly(Arrangement& arrangement, Source source) {
+  const bool zeroed = clears() || source == Source::sums;
+  const bool in_place = zeroed || source == Source::bound;
+  Memory memory;
+  for (std::size_t i = 0; i < size(); ++i) {
+    if (given_[i].is_none()) continue;
+    OwnedArrays& arrays = arrangement.arrays[i];
+    const Label label(labels_, i, Role::param);
+    const Label grad_label(labels_, i, zeroed ? Role::zeroed_grad : Role::grad);
+    Param param = check_param(arrays.param.array, label);
+    memory.add(param.array, label);
+    const Checked grad = in_place ? check_grad_in_place(given_[i], grad_label, param, memory)
+                                  : check_grad(given_[i], grad_label, param, memory);
+    const bool copy_changed = arrays.copy_seen && !arrays.copy_seen->still();
+    if (!arrays.copy.is_none()) {
+      const Label copy_label(labels_, i, Role::copy);
+      arrays.copy_seen.emplace(check_copy(arrays.copy, copy_label, param, memory).array);
+    }
+    if (!arrays.seen.still() || copy_changed) {
+      arrays.seen = Unchanged(param.array);
+      arrays.param = std::move(param);
+      if (arrangement.needs[0]) lay_out(arrangement, i);
+    }
+    given_[i] = grad.array;
+    if (source == Source::bound) arrays.bound_data = grad.array.data();
+  }
+  memory.check_overlap();
+  note_written();
+}
+
+// Notes the addresses of the gradients in `given_`, or raises.
+void Engine::check_gradients(Arrangement& arrangement, Source source) {
+  // Whether gradients that are zeroed overlap each other is seen by a slow look only.
+  const bool looked_at =
+      source == Source::sums || !clears() || (source == Source::bound && bound_to_be_zeroed_);
+  if (looked_at && all_ready(arrangement, source, false)) return;
+  check_slowly(arrangement, source);
+  if (!all_ready(arrangement, source, true)) {
+    throw py::value_error(
+        "step: expected arrays that do not change during the call, got one that did");
+  }
+  if (source == Source::bound) bound_to_be_zeroed_ = clears();
+}
+
+void Engine::bind(py::handle grads) {
+  const OneAtATime guard(busy_, "bind");
+  if (grads.is_none()) {
+    for (OwnedArrays& arrays : now_.arrays) arrays.bound = py::none();
+    has_bound_ = false;
+    return;
+  }
+  read_own_settings();
+  const Cleared cleared(given_);
+  collect(grads);
+  bind_given();
+}
+
+void Engine::bind_leaves(const py::list& grads) {
+  const Cleared cleared(given_);
+  for (py::handle grad : grads) given_.push_back(py::reinterpret_borrow<py::object>(grad));
+  bind_given();
+}
+
+void Engine::bind_given() {
+  check_slowly(now_, Source::bound);
+  for (std::size_t i = 0; i < size(); ++i) now_.arrays[i].bound = given_[i];
+  has_bound_ = true;
+  bound_to_be_zeroed_ = clears();
+}
+
+}  // namespace onepass::bindings

@@ -1,0 +1,263 @@
+// The rules as free functions on arrays (onepass.kernels): a step of which the caller keeps the
+// state and counts the steps.
+#include "kernel_functions.hpp"
+
+#include <algorithm>
+#include <string>
+
+#include "engine.hpp"
+#include "function.hpp"
+#include "gil.hpp"
+#include "threads.hpp"
+
+namespace onepass::bindings {
+namespace {
+
+// What a call takes besides the rule's settings, as numbers.
+struct CallOptions {
+  double step = none, averaged = none, grad_scale = 1, max_grad_norm = none, nonfinite = 0,
+         clear_grads = 0, rounding = 0, seed = 0;
+};
+constexpr const char* call_options[] = {"step",      "averaged",    "grad_scale", "max_grad_norm",
+                                        "nonfinite", "clear_grads", "rounding",   "seed"};
+static_assert(sizeof(CallOptions) == std::size(call_options) * sizeof(double));
+enum CallRounding : int { call_stochastic, call_nearest };
+
+// One array of each kind, or lists of them.
+class Kind {
+ public:
+  Kind(const char* name, PyObject* given, bool many) : name_(name), given_(given), many_(many) {
+    if (!many_ || !PyList_CheckExact(given)) return;
+    list_ = py::reinterpret_steal<py::object>(PyList_AsTuple(given));  // whatever becomes of that
+    if (!list_) throw py::error_already_set();
+    given_ = list_.ptr();
+  }
+  PyObject* operator[](std::size_t i) const {
+    if (!many_ || given_ == Py_None) return given_;
+    return PyTuple_GET_ITEM(given_, static_cast<Py_ssize_t>(i));
+  }
+  Label label(std::size_t i, Role role) const {
+    return Label(name_, role, many_ ? static_cast<std::ptrdiff_t>(i) : Label::alone);
+  }
+  void check(std::size_t n) const {
+    if (!many_ || given_ == Py_None) return;
+    const std::string expected = "a list of " + std::to_string(n) + ", as param has";
+    const Label label(name_, Role::input);
+    if (!PyTuple_CheckExact(given_)) fail_type(label, expected, Py_TYPE(given_)->tp_name);
+    const auto size = static_cast<std::size_t>(PyTuple_GET_SIZE(given_));
+    if (size != n) fail_value(label, expected, "one of " + std::to_string(size));
+  }
+
+ private:
+  const char* name_;
+  PyObject* given_;
+  bool many_;
+  py::object list_;
+};
+
+class Kernel final : public Body {
+ public:
+  // `fail(name)` raises what is wrong with a keyword that is not known.
+  Kernel(const Fields& fields, const py::dict& defaults, const py::dict& options,
+         const py::object& check_setting, py::object fail)
+      : fields_(fields),
+        rule_(*fields.rule()),
+        options_(call_options, options, check_setting),
+        defaults_(fields.settings(defaults)),
+        default_group_(rule_),
+        fail_(std::move(fail)) {
+    Numbers().read(*as_settings(defaults_.ptr()), default_group_.settings.hyper.data());
+  }
+
+  PyObject* call(PyObject* const* args, Py_ssize_t n_positional, PyObject* keywords) override;
+
+ private:
+  // What the keywords of a call say.
+  struct Given {
+    explicit Given(const Group& defaults) : group(defaults) {}
+    Group group;
+    CallOptions options;
+    PyObject* average = Py_None;
+    int num_threads = 0;
+  };
+  Given read(PyObject* const* values, PyObject* keywords) const;
+  void check_together(const Group& group, PyObject* const* values, PyObject* keywords);
+  void check_step(const Given& given, const Optimizer& optimizer) const;
+
+  const Fields& fields_;
+  const RuleRow& rule_;
+  Fields options_;
+  py::object defaults_;
+  Group default_group_;
+  py::object fail_;
+  std::vector<double> together_;  // settings that were last seen to go together
+};
+
+Kernel::Given Kernel::read(PyObject* const* values, PyObject* keywords) const {
+  static PyObject* const average = PyUnicode_InternFromString("average");
+  static PyObject* const num_threads = PyUnicode_InternFromString("num_threads");
+  Given given(default_group_);
+  PyObject* threads = Py_None;
+  const Py_ssize_t n = keywords ? PyTuple_GET_SIZE(keywords) : 0;
+  for (Py_ssize_t i = 0; i < n; ++i) {
+    PyObject *const name = PyTuple_GET_ITEM(keywords, i), *const value = values[i];
+    if (const Field* field = fields_.find(name)) {
+      if (PyCallable_Check(value)) {
+        throw py::type_error(py::str(name).cast<std::string>() +
+                             ": expected a value (evaluate the schedule), got " +
+                             py::repr(value).cast<std::string>());
+      }
+      field->read(value, given.group.settings.hyper.data());
+    } else if (const Field* option = options_.find(name)) {
+      option->read(value, &given.options.step);
+    } else if (is_name(average, name)) {
+      given.average = value;
+    } else if (is_name(num_threads, name)) {
+      threads = value;
+    } else {
+      fail_(py::handle(name));
+    }
+  }
+  given.num_threads = resolve_num_threads(threads);
+  return given;
+}
+
+void Kernel::check_together(const Group& group, PyObject* const* values, PyObject* keywords) {
+  std::vector<double> together = fields_.together(group.settings.hyper.data());
+  if (together == together_) return;
+  py::dict settings;
+  PyDict_Update(settings.ptr(), defaults_.ptr());
+  const Py_ssize_t n = keywords ? PyTuple_GET_SIZE(keywords) : 0;
+  for (Py_ssize_t i = 0; i < n; ++i) {
+    PyObject* const name = PyTuple_GET_ITEM(keywords, i);
+    if (fields_.find(name)) settings[py::handle(name)] = fields_.checked(name, values[i]);
+  }
+  fields_.check_together(settings);
+  together_ = std::move(together);
+}
+
+// Where nothing depends on the number of the step, it may be left out.
+void Kernel::check_step(const Given& given, const Optimizer& optimizer) const {
+  if (!is_none(given.options.step)) return;
+  double first[max_scalars], second[max_scalars];
+  const double* hyper = given.group.settings.hyper.data();
+  rule_.at(1, hyper, first);
+  rule_.at(2, hyper, second);
+  const bool rounds = std::any_of(optimizer.params.begin(), optimizer.params.end(),
+                                  [](const Parameter& param) { return param.rounds; });
+  if (rounds || given.average != Py_None ||
+      !std::equal(first, first + rule_.scalars.size(), second)) {
+    throw py::type_error("step: expected the number of this step, from 1, got none");
+  }
+}
+
+PyObject* Kernel::call(PyObject* const* args, Py_ssize_t n_positional, PyObject* keywords) {
+  const std::size_t n_states = rule_.states.size();
+  if (n_positional < 2) return nullptr;
+  if (static_cast<std::size_t>(n_positional) > n_states + 2) {
+    throw py::type_error("state: expected at most " + std::to_string(n_states) + " arrays, got " +
+                         std::to_string(n_positional - 2));
+  }
+  py::object info = new_step_info();
+  const Given given = read(args + n_positional, keywords);
+  check_together(given.group, args + n_positional, keywords);
+
+  const bool many = PyList_CheckExact(args[0]) || PyTuple_CheckExact(args[0]);
+  const std::size_t n = many ? static_cast<std::size_t>(PySequence_Fast_GET_SIZE(args[0])) : 1;
+  const Kind params("param", args[0], many), grads("grad", args[1], many),
+      averages("average", given.average, many);
+  std::vector<Kind> states;
+  for (std::size_t k = 0; k < n_states; ++k) {
+    const bool is_given = k + 2 < static_cast<std::size_t>(n_positional);
+    states.emplace_back(rule_.states[k], is_given ? args[k + 2] : Py_None, many);
+  }
+  grads.check(n);
+  averages.check(n);
+  for (const Kind& state : states) state.check(n);
+  if ((given.average != Py_None) != given.group.averages()) {
+    const bool has = given.average != Py_None;
+    fail_type(Label("average", Role::input),
+              has ? "None without ema_decay or swa_start" : "an array for ema_decay or swa_start",
+              has ? Py_TYPE(given.average)->tp_name : "None");
+  }
+
+  Optimizer optimizer;
+  optimizer.groups.push_back(given.group);
+  optimizer.params.resize(n);
+  optimizer.tensors.resize(n);
+  Memory memory;
+  memory.reserve(n * (n_states + 3));
+  Unchanging arrays;
+  for (std::size_t i = 0; i < n; ++i) {
+    arrays.watch(params[i]);
+    arrays.watch(grads[i]);
+    arrays.watch(averages[i]);
+    for (const Kind& state : states) arrays.watch(state[i]);
+  }
+  for (std::size_t i = 0; i < n; ++i) {
+    const Label label = params.label(i, Role::param);
+    const Param param = check_param(params[i], label);
+    memory.add(param.array, label);
+    Tensor& tensor = optimizer.tensors[i];
+    Parameter& known = optimizer.params[i];
+    start_layout(param, i, tensor, known);
+    if (grads[i] != Py_None) {
+      const bool zeroed = given.options.clear_grads != 0;
+      const Label grad_label = grads.label(i, zeroed ? Role::zeroed_grad : Role::grad);
+      const Checked grad = zeroed ? check_grad_in_place(grads[i], grad_label, param, memory)
+                                  : check_grad(grads[i], grad_label, param, memory);
+      if (grad.array.ptr() != grads[i]) arrays.watch(grad.array.ptr());
+      tensor.streams.grad = stored(grad.array.data(), grad.format);
+      tensor.streams.zero_grad = zeroed;
+    } else if (!many) {
+      check_grad(grads[i], grads.label(i, Role::grad), param, memory);
+    }
+    for (std::size_t k = 0; k < n_states; ++k) {
+      add_state(given.group, k, states[k][i], states[k].label(i, Role::state), param, memory,
+                tensor, known);
+    }
+    if (averages[i] != Py_None) {
+      const Label average = averages.label(i, Role::state);
+      tensor.streams.average = check_average(averages[i], average, param, memory);
+    }
+    finish_layout(param, static_cast<int>(given.options.rounding) == call_stochastic, tensor,
+                  known);
+    if (!is_none(given.options.step))
+      known.steps = static_cast<std::int64_t>(given.options.step) - 1;
+    if (!is_none(given.options.averaged)) {
+      known.average_from = known.steps + 1 - static_cast<std::int64_t>(given.options.averaged);
+    }
+  }
+  check_step(given, optimizer);
+  memory.check_overlap();
+  arrays.check();
+
+  StepOptions options;
+  options.grad_scale = given.options.grad_scale;
+  options.max_grad_norm = given.options.max_grad_norm;
+  options.nonfinite = static_cast<Nonfinite>(given.options.nonfinite);
+  options.seed = static_cast<std::uint64_t>(given.options.seed);
+  options.num_threads = given.num_threads;
+  const auto grad_label = [&](std::size_t i) { return grads.label(i, Role::grad); };
+  const bool has_step = !is_none(given.options.step);
+  run_step(optimizer, options, grad_label,
+           has_step ? static_cast<std::int64_t>(given.options.step) - 1 : 0, info);
+  return info.release().ptr();
+}
+
+}  // namespace
+
+void bind_kernel_functions(py::module_& m) {
+  m.def(
+      "make_kernel",
+      [](const py::function& declaration, const Fields& fields, const py::dict& defaults,
+         const py::dict& options, const py::object& check_setting, py::object fail) {
+        return make_function(declaration, std::make_unique<Kernel>(fields, defaults, options,
+                                                                   check_setting, std::move(fail)));
+      },
+      py::kw_only(), py::arg("declaration"), py::arg("fields"), py::arg("defaults"),
+      py::arg("options"), py::arg("check_setting"), py::arg("fail"),
+      "Return a rule as a function of arrays.");
+}
+
+}  // namespace onepass::bindings

@@ -1,0 +1,164 @@
+// What Python sees of an optimizer's engine: the calls of each step by Python's fast protocol, the
+// rest by pybind11's.
+#include <pybind11/stl.h>
+#include <structmember.h>
+
+#include <string>
+
+#include "engine.hpp"
+#include "function.hpp"
+#include "gil.hpp"
+#include "slots.hpp"
+#include "threads.hpp"
+
+namespace onepass::bindings {
+namespace {
+
+// An optimizer as its methods see it. The engine is replaced as a whole where everything changes at
+// once.
+struct Base {
+  PyObject_HEAD PyObject* engine;
+};
+
+PyTypeObject *base_type = nullptr, *engine_type = nullptr;  // set once, at import
+
+Engine& engine_of(PyObject* engine) {
+  return *static_cast<Engine*>(
+      reinterpret_cast<py::detail::instance*>(engine)->simple_value_holder[0]);
+}
+
+// The engine of an optimizer, kept alive during a call.
+class Held {
+ public:
+  explicit Held(PyObject* optimizer) {
+    if (!PyObject_TypeCheck(optimizer, base_type)) {
+      throw py::type_error("self: expected an optimizer, got " +
+                           std::string(Py_TYPE(optimizer)->tp_name));
+    }
+    PyObject* const engine = reinterpret_cast<Base*>(optimizer)->engine;
+    if (!engine || !Py_IS_TYPE(engine, engine_type)) {
+      throw py::type_error("self: expected an optimizer that was set up (__init__), got none");
+    }
+    engine_ = py::reinterpret_borrow<py::object>(engine);
+  }
+  Engine* operator->() const { return &engine_of(engine_.ptr()); }
+
+ private:
+  py::object engine_;
+};
+
+double check_grad_scale(PyObject* value) {
+  double scale = 0;
+  callbacks->grad_scale.read(callbacks->grad_scale_name, value, &scale);
+  return scale;
+}
+
+PyObject* step(PyObject* const* values) {  // self, grads, grad_scale, num_threads
+  const Held engine(values[0]);
+  const int num_threads = resolve_num_threads(values[3]);
+  return engine->step(values[1], check_grad_scale(values[2]), num_threads).release().ptr();
+}
+
+PyObject* accumulate(PyObject* const* values) {  // self, grads, num_threads
+  const Held engine(values[0]);
+  engine->accumulate(values[1], resolve_num_threads(values[2]));
+  return Py_NewRef(Py_None);
+}
+
+// Python's type
+
+int traverse_base(PyObject* self, visitproc visit, void* arg) {
+  Py_VISIT(Py_TYPE(self));
+  Py_VISIT(reinterpret_cast<Base*>(self)->engine);
+  return 0;
+}
+int clear_base(PyObject* self) {
+  Py_CLEAR(reinterpret_cast<Base*>(self)->engine);
+  return 0;
+}
+void dealloc_base(PyObject* self) {
+  PyTypeObject* const type = Py_TYPE(self);
+  PyObject_GC_UnTrack(self);
+  clear_base(self);
+  type->tp_free(self);
+  Py_DECREF(type);
+}
+
+PyObject* make_base_type() {
+  static PyMemberDef members[] = {{"_engine", T_OBJECT_EX, offsetof(Base, engine), 0, nullptr}, {}};
+  PyType_Slot slots[] = {{Py_tp_dealloc, slot(dealloc_base)},
+                         {Py_tp_traverse, slot(traverse_base)},
+                         {Py_tp_clear, slot(clear_base)},
+                         {Py_tp_new, slot(PyType_GenericNew)},
+                         {Py_tp_members, members},
+                         {0, nullptr}};
+  constexpr unsigned flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE;
+  PyType_Spec spec{"onepass._core.Base", sizeof(Base), 0, flags, slots};
+  return PyType_FromSpec(&spec);
+}
+
+void collect_garbage(PyHeapTypeObject* heap_type) {
+  PyTypeObject& type = heap_type->ht_type;
+  type.tp_flags |= Py_TPFLAGS_HAVE_GC;
+  type.tp_traverse = [](PyObject* self, visitproc visit, void* arg) {
+    Py_VISIT(Py_TYPE(self));
+    const auto* instance = reinterpret_cast<py::detail::instance*>(self);
+    return instance->simple_value_holder[0] ? engine_of(self).traverse(visit, arg) : 0;
+  };
+  type.tp_clear = [](PyObject* self) {
+    engine_of(self).clear();
+    return 0;
+  };
+}
+
+}  // namespace
+
+bool is_optimizer(py::handle object) {
+  return PyObject_TypeCheck(object.ptr(), base_type);
+}
+
+void set_engine(PyObject* optimizer, PyObject* engine) noexcept {
+  PyObject* const before =
+      std::exchange(reinterpret_cast<Base*>(optimizer)->engine, Py_NewRef(engine));
+  Py_XDECREF(before);
+}
+
+void bind_engine(py::module_& m, const KernelTable& kernels) {
+  kernel_table_in_use = &kernels;
+  implement({"Optimizer.step", {"self", "grads", "grad_scale", "num_threads"}, step});
+  implement({"Optimizer.accumulate", {"self", "grads", "num_threads"}, accumulate});
+
+  const auto base = py::reinterpret_steal<py::object>(make_base_type());
+  if (!base) throw py::error_already_set();
+  m.attr("Base") = base;
+  base_type = reinterpret_cast<PyTypeObject*>(base.ptr());  // the module keeps it alive
+
+  py::class_<Engine> engine(m, "Engine", py::custom_type_setup(collect_garbage),
+                            "The owner of what an optimizer knows.");
+  engine_type = reinterpret_cast<PyTypeObject*>(engine.ptr());
+  engine.def(py::init<const py::dict&>(), py::arg("contents"), py::call_guard<InCall>())
+      .def("contents", &Engine::contents, py::call_guard<InCall>(),
+           "Return what another one like it is made from; it shares the arrays.")
+      .def("bind", &Engine::bind, py::arg("grads"), py::call_guard<InCall>(),
+           "Check gradients, and take them in each step that is given none.")
+      .def("check_block", &Engine::check_block, py::arg("name"), py::call_guard<InCall>(),
+           "Raise inside a block that shows other weights; outdate one that was not entered.")
+      .def("discard_accumulated", &Engine::discard_accumulated, py::call_guard<InCall>())
+      .def("values_of_coming_step", &Engine::values_of_coming_step, py::call_guard<InCall>(),
+           "Return each group's settings, schedules evaluated.")
+      .def_property_readonly("groups", &Engine::groups)
+      .def_property_readonly("own", &Engine::own)
+      .def_readwrite("shown", &Engine::shown, "The block that shows other weights, if any.");
+  m.def(
+      "set_callbacks",
+      [](py::object step_info, py::object mirror, py::object arrange, py::object new_sum,
+         py::object grad_scale) {
+        set_step_info(std::move(step_info));
+        callbacks = new Callbacks{std::move(mirror), std::move(arrange), std::move(new_sum),
+                                  Check(std::move(grad_scale))};
+      },
+      py::kw_only(), py::arg("step_info"), py::arg("mirror"), py::arg("arrange"),
+      py::arg("new_sum"), py::arg("grad_scale"), "Set what is done in Python.");
+}
+
+}  // namespace onepass::bindings

@@ -1,0 +1,114 @@
+// Settings as a user changes them: checked when they are assigned, and counted, so that a step
+// knows without a look at them that none has changed.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "checks.hpp"
+#include "optimizer.hpp"
+
+namespace onepass::bindings {
+
+namespace py = pybind11;
+
+// An optimizer's own settings, as numbers.
+struct OwnSettings {
+  double max_grad_norm = none;
+  double nonfinite = 0;  // of "propagate", "skip", "raise"
+  double clear_grads = 0;
+  double seed = 0;
+};
+inline constexpr const char* own_settings[] = {"max_grad_norm", "nonfinite", "clear_grads", "seed"};
+static_assert(sizeof(OwnSettings) == std::size(own_settings) * sizeof(double));
+
+// A setting, and where its numbers go.
+struct Field {
+  static constexpr std::ptrdiff_t nowhere = -1;
+
+  py::object name;  // interned
+  Check check;
+  std::ptrdiff_t place = nowhere;   // of its first number
+  std::ptrdiff_t option = nowhere;  // of the rule's option that it turns on
+
+  // Writes the numbers of a value, checked, among `numbers`.
+  void read(PyObject* value, double* numbers) const;
+};
+
+// The settings that mappings of one kind have: those of a rule's groups, or an optimizer's own.
+// Never destroyed: there is one for each class of optimizers, and mappings point to it.
+class Fields {
+ public:
+  // `check_setting(checks, name, value)` converts what is no usual value, or raises;
+  // `check_together(settings)` raises where values do not go together.
+  Fields(const RuleRow& rule, py::dict checks, py::object check_setting, py::object check_together);
+  // Those of no rule: their numbers have their places by these names.
+  Fields(std::span<const char* const> places, py::dict checks, py::object check_setting);
+
+  const RuleRow* rule() const { return rule_; }
+  const std::vector<Field>& fields() const { return fields_; }
+  const Field* find(PyObject* name) const;
+  // Returns a value in its plain type, or raises.
+  py::object checked(PyObject* name, PyObject* value) const;
+  void check_together(py::handle settings) const {
+    if (check_together_) check_together_(settings);
+  }
+  // What the settings that go together may depend on: of a setting that may be a schedule, only
+  // whether it is 0.
+  std::vector<double> together(const double* numbers) const;
+  // A mapping of checked values.
+  py::object settings(const py::dict& values) const;
+
+ private:
+  void add(Field field);
+
+  const RuleRow* rule_ = nullptr;
+  py::dict checks_;
+  py::object check_setting_, check_together_;
+  std::vector<Field> fields_;
+  std::vector<PyObject*> names_;  // the fields', side by side
+};
+
+// A dictionary of settings (`_core.Settings` in Python). Other keys than its fields it keeps as it
+// was made with them.
+struct SettingsObject {
+  PyDictObject dict;
+  const Fields* fields;
+  std::uint64_t changes;
+};
+
+inline PyTypeObject* settings_type = nullptr;  // set once, at import
+
+inline SettingsObject* as_settings(PyObject* object) {
+  return Py_IS_TYPE(object, settings_type) ? reinterpret_cast<SettingsObject*>(object) : nullptr;
+}
+
+// The numbers of settings as they were last read, and the schedules among them.
+class Numbers {
+ public:
+  // Whether the settings have changed since they were read.
+  bool outdated(const SettingsObject& settings) const { return settings.changes != changes_; }
+  // Reads them anew. An option is on where its setting is a schedule: the state must not come and
+  // go. Raises where settings do not go together.
+  void read(SettingsObject& settings, double* numbers);
+  // Calls the schedules with the number of completed steps. May run any Python code.
+  void call_schedules(std::int64_t completed, double* numbers) const;
+  int traverse(visitproc visit, void* arg) const;
+
+ private:
+  struct Scheduled {
+    const Field* field;
+    py::object schedule;
+  };
+  std::uint64_t changes_ = 0;
+  std::vector<Scheduled> scheduled_;
+  std::vector<double> together_;
+};
+
+void bind_settings(py::module_& m, const KernelTable& kernels);
+
+}  // namespace onepass::bindings

@@ -1,0 +1,107 @@
+#include "tensors.hpp"
+
+#include <algorithm>
+#include <optional>
+
+#include "gil.hpp"
+
+namespace onepass::bindings {
+namespace {
+
+PyTypeObject* step_info = nullptr;  // set once, at import
+
+// Other Python threads may run while many elements are worked on.
+template <class Work>
+void without_gil(const Optimizer& optimizer, const Work& work) {
+  std::size_t elements = 0;
+  for (const Parameter& param : optimizer.params) elements += param.size;
+  std::optional<WithoutGil> release;
+  if (elements >= min_elements_without_gil) release.emplace();
+  work();
+}
+
+}  // namespace
+
+void start_layout(const Param& param, std::size_t index, Tensor& tensor, Parameter& known) {
+  const auto& kernels = *kernel_table_in_use;
+  known.size = param.size;
+  known.is_double = param.dtype == Dtype::f64;
+  known.state_format = plain_state;
+  known.rounds = false;
+  tensor = Tensor{};
+  tensor.item_size = param.item_size;
+  tensor.squares = known.is_double ? kernels.squares_f64 : kernels.squares_f32;
+  tensor.streams.param = stored(param.data, param.format);
+  tensor.streams.tensor = index;
+}
+
+void add_state(const Group& group, std::size_t k, py::handle array, const Label& label,
+               const Param& param, Memory& memory, Tensor& tensor, Parameter& known) {
+  if (!group.variant().uses_state[k]) {
+    if (array.is_none()) return;
+    fail_value(label, "None (these options do not use it)", Py_TYPE(array.ptr())->tp_name);
+  }
+  const CheckedState state = check_rule_state(array, label, param, memory);
+  const bool is_first =
+      std::none_of(std::begin(tensor.streams.state), std::end(tensor.streams.state),
+                   [](const Stored& other) { return other.data != nullptr; });
+  if (!is_first && state.format != known.state_format) {
+    fail_type(label, "all state of a parameter in one format",
+              dtype_name(py::reinterpret_borrow<py::array>(array)));
+  }
+  tensor.streams.state[k] = {state.data, state.scales};
+  known.state_format = state.format;
+  known.rounds = state.format != plain_state;
+}
+
+void finish_layout(const Param& param, bool stochastic, Tensor& tensor, Parameter& known) {
+  const bool has_master = tensor.streams.follows;
+  if (param.format == plain || has_master) return;
+  known.rounds = true;
+  if (!stochastic) return;
+  tensor.streams.param = stored(param.data, param.format == bf16 ? bf16_random : f16_random);
+}
+
+py::object new_step_info() {
+  auto info = py::reinterpret_steal<py::object>(step_info->tp_alloc(step_info, 5));
+  if (!info) throw py::error_already_set();
+  for (Py_ssize_t i = 0; i < 5; ++i) PyTuple_SET_ITEM(info.ptr(), i, Py_NewRef(Py_None));
+  return info;
+}
+
+void fill_step_info(const py::object& info, std::int64_t step, double lr, const Ready& ready) {
+  PyObject* const values[] = {PyLong_FromLongLong(step), PyFloat_FromDouble(lr),
+                              ready.norm ? PyFloat_FromDouble(*ready.norm) : Py_NewRef(Py_None),
+                              PyBool_FromLong(ready.clipped), PyBool_FromLong(ready.skipped)};
+  bool complete = true;
+  for (Py_ssize_t i = 0; i < 5; ++i) {
+    complete = complete && values[i];
+    if (!values[i]) continue;
+    PyObject* const before = PyTuple_GET_ITEM(info.ptr(), i);
+    PyTuple_SET_ITEM(info.ptr(), i, values[i]);
+    Py_DECREF(before);
+  }
+  if (!complete) throw py::error_already_set();
+}
+
+Ready prepare_step(Optimizer& optimizer, const StepOptions& options) {
+  std::optional<Ready> ready;
+  without_gil(optimizer, [&] { ready.emplace(optimizer.prepare(options)); });
+  return *ready;
+}
+
+void run_without_gil(Ready& ready) noexcept {
+  without_gil(ready.optimizer(), [&]() noexcept { ready.run(); });
+}
+
+void set_step_info(py::object type) {
+  step_info = reinterpret_cast<PyTypeObject*>(type.release().ptr());
+}
+
+void Unchanging::check() const {
+  if (std::all_of(seen_.begin(), seen_.end(), [](const Unchanged& a) { return a.still(); })) return;
+  throw py::value_error(
+      "step: expected arrays that do not change during the call, got one that did");
+}
+
+}  // namespace onepass::bindings

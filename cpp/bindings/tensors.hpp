@@ -1,0 +1,75 @@
+// From arrays that were checked to the engine's tensors, and the step over these: what an
+// optimizer's step and a free function's have in common.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <functional>
+#include <utility>
+#include <vector>
+
+#include "arrays.hpp"
+#include "optimizer.hpp"
+
+namespace onepass::bindings {
+
+inline const KernelTable* kernel_table_in_use = nullptr;  // set once, at import
+
+inline Stored stored(const void* data, Format format) {
+  const Codec& codec = kernel_table_in_use->codecs[format];
+  return {const_cast<void*>(data), nullptr, format == plain ? nullptr : &codec};
+}
+
+// A parameter that has nothing but itself yet. `index`: its random bits depend on it.
+void start_layout(const Param& param, std::size_t index, Tensor& tensor, Parameter& known);
+// The k-th array of its rule; None where the rule's options use none.
+void add_state(const Group& group, std::size_t k, py::handle array, const Label& label,
+               const Param& param, Memory& memory, Tensor& tensor, Parameter& known);
+// How 16-bit weights without a master are rounded.
+void finish_layout(const Param& param, bool stochastic, Tensor& tensor, Parameter& known);
+
+// A onepass.StepInfo that is still to be filled. It is made before anything is checked, since its
+// making may collect garbage, and that may run any Python code.
+py::object new_step_info();
+
+// One step, or an error where a gradient is not finite and that is one. Fills `info`; `completed`:
+// the steps before this one. Returns whether it was skipped.
+template <class GradLabel>
+bool run_step(Optimizer& optimizer, const StepOptions& options, const GradLabel& grad_label,
+              std::int64_t completed, const py::object& info);
+
+// The arrays of a call, kept alive and looked at once more before they are used.
+class Unchanging {
+ public:
+  void watch(PyObject* object) {
+    if (!py::isinstance<py::array>(object)) return;
+    kept_.push_back(py::reinterpret_borrow<py::array>(object));
+    seen_.emplace_back(kept_.back());
+  }
+  void check() const;
+
+ private:
+  std::vector<py::array> kept_;
+  std::vector<Unchanged> seen_;
+};
+
+Ready prepare_step(Optimizer& optimizer, const StepOptions& options);
+void fill_step_info(const py::object& info, std::int64_t step, double lr, const Ready& ready);
+void run_without_gil(Ready& ready) noexcept;
+
+template <class GradLabel>
+bool run_step(Optimizer& optimizer, const StepOptions& options, const GradLabel& grad_label,
+              std::int64_t completed, const py::object& info) {
+  Ready ready = prepare_step(optimizer, options);
+  if (ready.nonfinite >= 0 && options.nonfinite == Nonfinite::raise) {
+    const auto index = static_cast<std::size_t>(ready.nonfinite);
+    fail_value(grad_label(index), "finite values", "an infinity or NaN");
+  }
+  fill_step_info(info, completed + !ready.skipped, optimizer.groups[0].learning_rate(), ready);
+  run_without_gil(ready);  // from here on nothing fails
+  return ready.skipped;
+}
+
+void set_step_info(py::object type);
+
+}  // namespace onepass::bindings

@@ -1,0 +1,169 @@
+#include "optimizer.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "onepass/random.hpp"
+
+namespace onepass {
+namespace {
+
+// PyTorch's, and in double.
+double clip_coefficient(double norm, double max_norm) noexcept {
+  if (std::isinf(max_norm)) return 1;
+  const double coefficient = max_norm / (norm + 1e-6);
+  return coefficient > 1 ? 1 : coefficient;  // a NaN stays one
+}
+
+// The weight that the parameters of step `step` have in their new average. `averaged` counts the
+// steps since the average began, this one included.
+double average_weight_of(const Settings& settings, double step, double averaged) noexcept {
+  if (!is_none(settings.swa_start)) {
+    return 1 / std::max(1.0, std::min(averaged, step - settings.swa_start + 1));
+  }
+  if (averaged == 1) return 1;
+  const double decay = settings.ema_decay;
+  return 1 - (settings.ema_warmup != 0 ? std::min(decay, (1 + averaged) / (10 + averaged)) : decay);
+}
+
+// All scalars of a step that begins after `param`'s completed ones.
+void fill_scalars(const Group& group, const Parameter& param, std::uint64_t seed, double factor,
+                  double* scalars) noexcept {
+  const Settings& settings = group.settings;
+  const bool decoupled = settings.decoupled_weight_decay != 0;
+  const auto step = static_cast<double>(param.steps + 1);
+  const double decay = settings.weight_decay, sign = settings.maximize != 0 ? -1 : 1;
+  scalars[grad_scale] = sign * factor;
+  scalars[weight_decay] = decoupled ? 0 : decay;
+  scalars[shrink] = decoupled ? 1 - group.learning_rate() * decay : 1;
+  scalars[max_grad_value] = is_none(settings.max_grad_value)
+                                ? std::numeric_limits<double>::infinity()
+                                : settings.max_grad_value;
+  scalars[average_weight] =
+      group.averages()
+          ? average_weight_of(settings, step, step - static_cast<double>(param.average_from))
+          : 0;
+  scalars[random_seed] = static_cast<double>(seed);
+  scalars[step_number] = step;
+  group.rule->at(step, settings.hyper.data(), scalars + shared_scalars);
+}
+
+}  // namespace
+
+Group::Group(const RuleRow& row) noexcept : rule(&row), lr(0) {
+  std::copy(row.defaults.begin(), row.defaults.end(), settings.hyper.begin());
+  while (lr + 1 < row.hyper.size() && std::strcmp(row.hyper[lr], "lr") != 0) ++lr;
+}
+
+std::size_t Group::variant_index() const noexcept {
+  std::size_t index = 0;
+  for (std::size_t k = 0; k < rule->options.size(); ++k) {
+    if (settings.options[k] != 0) index |= std::size_t{1} << k;
+  }
+  return index;
+}
+
+void Ready::run() noexcept {
+  Optimizer& optimizer = *optimizer_;
+  if (skipped) {
+    zero_gradients(optimizer.tensors, num_threads_);
+    ++optimizer.skipped;
+    return;
+  }
+  step(optimizer.tensors, num_threads_);
+  for (std::size_t i = 0; i < optimizer.params.size(); ++i) {
+    if (optimizer.tensors[i].streams.grad.data) ++optimizer.params[i].steps;
+  }
+  ++optimizer.completed;
+}
+
+Ready Optimizer::prepare(const StepOptions& options) {
+  Ready ready(*this, options.num_threads);
+  leave_out();
+  double coefficient = 1;
+  const bool limits = !is_none(options.max_grad_norm);
+  if (limits || options.nonfinite != Nonfinite::propagate) {
+    measure(options, ready);
+    ready.skipped = ready.nonfinite >= 0 && options.nonfinite == Nonfinite::skip;
+    if (limits && !ready.skipped)
+      coefficient = clip_coefficient(*ready.norm, options.max_grad_norm);
+    ready.clipped = coefficient < 1;
+  }
+  if (!ready.skipped) compute(options, coefficient / options.grad_scale);
+  return ready;
+}
+
+// A parameter without a gradient has no elements in this step.
+void Optimizer::leave_out() {
+  for (std::size_t i = 0; i < params.size(); ++i) {
+    tensors[i].size = tensors[i].streams.grad.data ? params[i].size : 0;
+  }
+}
+
+void Optimizer::measure(const StepOptions& options, Ready& ready) {
+  sums_.resize(norm_blocks(tensors));
+  const Norm found = onepass::norm(tensors, sums_, options.num_threads);
+  ready.norm = found.value / options.grad_scale;
+  if (found.nonfinite) ready.nonfinite = found.nonfinite - tensors.data();
+}
+
+// Those before it in the same group, with as many steps, have the same job.
+Optimizer::Job& Optimizer::job_of(Parameter& param, const Parameter* before) {
+  const bool same = before && before->group == param.group && before->steps == param.steps &&
+                    before->average_from == param.average_from;
+  if (same) {
+    param.job = before->job;
+  } else {
+    param.job = n_jobs_++;
+    if (jobs_.size() < n_jobs_) jobs_.emplace_back();
+    jobs_[param.job].scalars[step_number] = 0;
+  }
+  return jobs_[param.job];
+}
+
+void Optimizer::compute(const StepOptions& options, double factor) {
+  n_jobs_ = 0;
+  const Parameter* before = nullptr;
+  for (std::size_t i = 0; i < params.size(); ++i) {
+    if (!tensors[i].streams.grad.data) continue;
+    Parameter& param = params[i];
+    const Group& group = groups[param.group];
+    Job& job = job_of(param, before);
+    if (job.scalars[step_number] == 0) {
+      fill_scalars(group, param, options.seed, factor, job.scalars.data());
+      job.bits.reset();
+    }
+    if (param.rounds && !job.bits) {
+      job.bits = std::make_unique<StepBits>();
+      draw(*job.bits, options.seed, static_cast<std::uint64_t>(param.steps + 1));
+    }
+    before = &param;
+  }
+  for (std::size_t i = 0; i < params.size(); ++i) {  // the jobs have their places now
+    Tensor& tensor = tensors[i];
+    if (!tensor.streams.grad.data) continue;
+    const Parameter& param = params[i];
+    const Job& job = jobs_[param.job];
+    tensor.scalars = job.scalars.data();
+    tensor.streams.random = param.rounds ? job.bits.get() : nullptr;
+    tensor.kernel = find_kernel(groups[param.group].variant(), param.is_double, param.state_format,
+                                job.scalars[weight_decay] != 0 || job.scalars[shrink] != 1);
+  }
+}
+
+void accumulate(std::span<Tensor> tensors, const KernelTable& kernels, int num_threads) noexcept {
+  static constexpr auto scalars = [] {
+    std::array<double, max_scalars> plain{};
+    plain[grad_scale] = plain[shrink] = plain[step_number] = 1;
+    plain[max_grad_value] = std::numeric_limits<double>::infinity();
+    return plain;
+  }();
+  for (Tensor& tensor : tensors) {
+    tensor.scalars = scalars.data();
+    tensor.kernel = tensor.item_size == sizeof(double) ? kernels.add_f64 : kernels.add_f32;
+  }
+  step(tensors, num_threads);
+}
+
+}  // namespace onepass

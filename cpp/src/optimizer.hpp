@@ -1,0 +1,139 @@
+// A step of an optimizer, without Python: what its settings come to as numbers, the gradients'
+// norm, skipping and clipping, the pass over all tensors, and the counting.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "kernels.hpp"
+#include "step.hpp"
+
+namespace onepass {
+
+// Stands for a number that is not there.
+inline constexpr double none = std::numeric_limits<double>::quiet_NaN();
+constexpr bool is_none(double number) noexcept {
+  return number != number;
+}
+
+inline constexpr std::size_t max_options = 4;
+
+// What a group's settings are, as numbers: a flag is 0 or 1, a choice its place among the names.
+// The members after `options` are those that every rule has.
+struct Settings {
+  std::array<double, max_hyper> hyper{};
+  std::array<double, max_options> options{};  // not 0: on
+  double weight_decay = 0;
+  double decoupled_weight_decay = 0;
+  double maximize = 0;
+  double max_grad_value = none;
+  double ema_decay = none;
+  double ema_warmup = 0;
+  double swa_start = none;
+  double state_format = none;  // of "bf16", "q8"
+  double rounding = 0;         // of "master", "stochastic", "nearest"
+};
+inline constexpr const char* common_settings[] = {"weight_decay", "decoupled_weight_decay",
+                                                  "maximize",     "max_grad_value",
+                                                  "ema_decay",    "ema_warmup",
+                                                  "swa_start",    "state_format",
+                                                  "rounding"};
+static_assert(sizeof(Settings) ==
+              (max_hyper + max_options + std::size(common_settings)) * sizeof(double));
+
+enum Rounding : int { round_master, round_stochastic, round_nearest };
+
+// Parameters that share settings.
+struct Group {
+  const RuleRow* rule;
+  std::size_t lr;  // its place among the rule's hyperparameters
+  Settings settings;
+
+  explicit Group(const RuleRow& row) noexcept;
+  std::size_t variant_index() const noexcept;
+  const Variant& variant() const noexcept { return rule->variants[variant_index()]; }
+  bool averages() const noexcept {
+    return !is_none(settings.ema_decay) || !is_none(settings.swa_start);
+  }
+  double learning_rate() const noexcept { return settings.hyper[lr]; }
+};
+
+// What is known of a parameter besides its arrays.
+struct Parameter {
+  std::size_t group = 0;
+  std::size_t size = 0;
+  bool is_double = false, rounds = false;
+  StateFormat state_format = plain_state;
+  std::int64_t steps = 0;         // completed
+  std::int64_t average_from = 0;  // steps it had completed when its average began
+  std::size_t job = 0;            // in the coming step
+};
+
+enum class Nonfinite : int { propagate, skip, raise };
+
+struct StepOptions {
+  double grad_scale = 1;
+  double max_grad_norm = none;  // infinite: measured only
+  Nonfinite nonfinite = Nonfinite::propagate;
+  std::uint64_t seed = 0;
+  int num_threads = 1;
+};
+
+class Optimizer;
+
+// A step that has been checked and computed as far as it can be without writing.
+class Ready {
+ public:
+  std::optional<double> norm;     // of all gradients together, unscaled, where it was asked for
+  bool clipped = false;           // by their norm
+  bool skipped = false;           // because a gradient is not finite
+  std::ptrdiff_t nonfinite = -1;  // the first parameter whose gradient is not
+  // Moves everything, or counts a skipped step. No failure is possible any more.
+  void run() noexcept;
+  const Optimizer& optimizer() const noexcept { return *optimizer_; }
+
+ private:
+  friend class Optimizer;
+  Ready(Optimizer& optimizer, int num_threads) noexcept
+      : optimizer_(&optimizer), num_threads_(num_threads) {}
+  Optimizer* optimizer_;
+  int num_threads_;
+};
+
+// The memory is the caller's, who keeps it alive.
+class Optimizer {
+ public:
+  std::vector<Group> groups;
+  std::vector<Parameter> params;
+  std::vector<Tensor> tensors;  // one a parameter; without gradient data it is left alone
+  std::int64_t completed = 0, skipped = 0;
+
+  // May throw std::bad_alloc.
+  Ready prepare(const StepOptions& options);
+
+ private:
+  friend class Ready;
+  // What parameters share that have one group and have done as many steps.
+  struct Job {
+    std::array<double, max_scalars> scalars;
+    std::unique_ptr<StepBits> bits;  // where something is rounded
+  };
+  void leave_out();
+  void measure(const StepOptions& options, Ready& ready);
+  void compute(const StepOptions& options, double factor);
+  Job& job_of(Parameter& param, const Parameter* before);
+  std::vector<Job> jobs_;
+  std::size_t n_jobs_ = 0;
+  std::vector<double> sums_;
+};
+
+// Adds each tensor's gradient to its `param`.
+void accumulate(std::span<Tensor> tensors, const KernelTable& kernels, int num_threads) noexcept;
+
+}  // namespace onepass

@@ -1,0 +1,60 @@
+"""The arrays that a parameter's settings ask for."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from onepass._memory import state_like
+from onepass._quiet import quiet
+from onepass._typing import Array
+from onepass.optim import _storage
+from onepass.optim._row import ROWS, Row
+from onepass.optim._settings import averages
+
+Kept = tuple[Any, ...]
+"""A parameter's arrays: the rule's in order, the average of the weights, and their master in
+float32; None where no setting has asked for one."""
+
+
+@quiet
+def arrange(rule: str, settings: Mapping[str, Any], param: Array, kept: Kept, steps: int) -> Kept:
+    """Return the arrays that the settings ask for, those that are there already among them.
+
+    The new arrays depend only on the old ones, the settings and the steps done. So a run that was
+    saved and loaded before this call gets the same arrays as one that was not.
+    """
+    row = ROWS[rule]
+    _storage.check_format(settings["state_format"], [param])
+    *state, average, master = kept
+    if not steps:  # there is nothing to keep; the settings of its first step say how it begins
+        state = [None] * len(state)
+    if not averages(settings):
+        average = None
+    elif average is None:
+        average = state_like(param, dtype=np.float64)  # the first step writes it
+    if not _storage.needs_master(param, settings["rounding"]):
+        master = None
+    elif master is None:
+        master = _storage.master_of(param)
+    used = row.used_states(settings)
+    new = [
+        _of_rule(row, k, param, array, settings, is_used=used[k] is not None)
+        for k, array in enumerate(state)
+    ]
+    return (*new, average, master)
+
+
+def _of_rule(
+    row: Row, k: int, param: Array, array: Any, settings: Mapping[str, Any], *, is_used: bool
+) -> Any:
+    """Return the k-th array of the rule in the format that the settings ask for."""
+    has_sign, state_format = row.has_sign[k], settings["state_format"]
+    if array is None:
+        if not is_used:
+            return None
+        start = row.start_values(settings)[k]
+        return _storage.fresh(param, start, state_format, has_sign)
+    if _storage.is_kept_as(array, param, state_format):
+        return array
+    return _storage.keep(_storage.opened(array, param, has_sign), param, state_format, has_sign)

@@ -1,0 +1,51 @@
+"""The kernels' table of rules."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from onepass import _core
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the kernels of a rule take and keep."""
+
+    name: str
+    states: tuple[str, ...]
+    """The arrays of its state, in order."""
+    has_sign: tuple[bool, ...]
+    """Whether each of them may be negative."""
+    start: tuple[str | None, ...]
+    """The hyperparameter that each of them starts from; None: zero."""
+    options: tuple[str, ...]
+    """The settings that turn on a part of the rule where they are not 0."""
+    hyper: tuple[str, ...]
+    """The hyperparameters, as numbers."""
+    defaults: tuple[float, ...]
+    scalars: tuple[str, ...]
+    """The numbers of a step."""
+    uses_state: tuple[tuple[bool, ...], ...]
+    """For each variant, which of the arrays it keeps."""
+
+    def variant(self, settings: Mapping[str, Any]) -> int:
+        """Return the number of the kernels that go with these settings.
+
+        An option is on where its setting is a schedule: the state must not come and go.
+        """
+        return sum(1 << k for k, name in enumerate(self.options) if settings[name])
+
+    def start_values(self, settings: Mapping[str, Any]) -> list[float]:
+        """Return what each of the arrays starts from."""
+        return [settings[name] if name else 0.0 for name in self.start]
+
+    def used_states(self, settings: Mapping[str, Any]) -> list[str | None]:
+        """Return the names of the arrays in order, None where the settings leave one out."""
+        uses = self.uses_state[self.variant(settings)]
+        return [name if used else None for name, used in zip(self.states, uses, strict=True)]
+
+
+ROWS = {
+    name: Row(name, **{key: tuple(value) for key, value in row.items()})  # type: ignore[arg-type]
+    for name, row in _core.rules().items()
+}

@@ -1,0 +1,81 @@
+"""The settings of a step that every optimizer has: one table for checks, defaults and types."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+
+from onepass import _core
+from onepass._hyperparameters import Check, Choice, Flag, Maybe, Number, Whole, check_setting
+from onepass._typing import Grads, Schedule
+
+GROUP_CHECKS: Mapping[str, Check] = {
+    "max_grad_value": Maybe(Number(above=0.0, schedulable=True)),
+    "ema_decay": Maybe(Number(below=1.0, schedulable=True)),
+    "ema_warmup": Flag(),
+    "swa_start": Maybe(Whole(low=1)),
+    "state_format": Maybe(Choice(("bf16", "q8"))),
+    "rounding": Choice(("master", "stochastic", "nearest")),
+}
+"""What may differ from group to group."""
+
+GROUP_DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {
+        "max_grad_value": None,
+        "ema_decay": None,
+        "ema_warmup": False,
+        "swa_start": None,
+        "state_format": None,
+        "rounding": "master",
+    }
+)
+
+CHECKS: Mapping[str, Check] = {
+    "max_grad_norm": Maybe(Number(above=0.0, infinite=True, schedulable=True)),
+    "nonfinite": Choice(("propagate", "skip", "raise")),
+    "clear_grads": Flag(),
+    "seed": Whole(below=2**53),
+}
+"""What belongs to the whole optimizer."""
+
+DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {"max_grad_norm": None, "nonfinite": "propagate", "clear_grads": False, "seed": 0}
+)
+
+OWN_FIELDS = _core.Fields(dict(CHECKS), check_setting)
+
+GRAD_SCALE = Number(low=2.0**-126, high=float(np.finfo(np.float32).max))
+"""Neither it nor its inverse is infinite in float32."""
+
+
+class StepOptions(TypedDict, total=False):
+    """What every optimizer takes besides its hyperparameters; see `onepass.Optimizer`."""
+
+    max_grad_norm: float | Schedule | None
+    max_grad_value: float | Schedule | None
+    nonfinite: Literal["propagate", "skip", "raise"]
+    clear_grads: bool
+    ema_decay: float | Schedule | None
+    ema_warmup: bool
+    swa_start: int | None
+    state_format: Literal["bf16", "q8"] | None
+    rounding: Literal["master", "stochastic", "nearest"]
+    seed: int
+    grads: Grads
+    copy_to: Grads
+
+
+def check_together(settings: Mapping[str, Any]) -> None:
+    """Raise ValueError where settings that are valid alone do not go together."""
+    if settings["ema_decay"] is not None and settings["swa_start"] is not None:
+        raise ValueError(
+            f"swa_start: expected None with ema_decay (one average), got {settings['swa_start']}"
+        )
+    if settings["ema_warmup"] and settings["ema_decay"] is None:
+        raise ValueError("ema_warmup: expected False without ema_decay, got True")
+
+
+def averages(settings: Mapping[str, Any]) -> bool:
+    """Return whether these settings keep an average of the weights."""
+    return settings["ema_decay"] is not None or settings["swa_start"] is not None
