@@ -174,28 +174,29 @@ bool Unchanged::still() const {
 }
 
 void Memory::add(const py::array& array, const Label& label) {
-  if (array.size() == 0) return;
-  std::uintptr_t begin = reinterpret_cast<std::uintptr_t>(array.data());
-  std::uintptr_t end = begin + static_cast<std::uintptr_t>(array.itemsize());
-  for (py::ssize_t axis = 0; axis < array.ndim(); ++axis) {
-    const py::ssize_t reach = (array.shape(axis) - 1) * array.strides(axis);
+  add(array.data(), array.itemsize(), array.ndim(), array.shape(), array.strides(), label);
+}
+
+void Memory::add(const void* data, py::ssize_t item_size, py::ssize_t rank,
+                 const py::ssize_t* shape, const py::ssize_t* strides, const Label& label,
+                 bool overwritten) {
+  std::uintptr_t begin = reinterpret_cast<std::uintptr_t>(data);
+  std::uintptr_t end = begin + static_cast<std::uintptr_t>(item_size);
+  for (py::ssize_t axis = 0; axis < rank; ++axis) {
+    if (shape[axis] == 0) return;
+    const py::ssize_t reach = (shape[axis] - 1) * strides[axis];
     if (reach < 0) {
       begin -= static_cast<std::uintptr_t>(-reach);
     } else {
       end += static_cast<std::uintptr_t>(reach);
     }
   }
+  if (overwritten) {
+    std::erase_if(ranges_, [&](const Range& range) {
+      return range.begin == begin && range.end == end && !range.label.written();
+    });
+  }
   ranges_.push_back({begin, end, label});
-}
-
-void Memory::overwrite(const py::array& array, const Label& label) {
-  add(array, label);
-  const Range written = ranges_.back();
-  ranges_.pop_back();
-  std::erase_if(ranges_, [&](const Range& range) {
-    return range.begin == written.begin && range.end == written.end && !range.label.written();
-  });
-  ranges_.push_back(written);
 }
 
 void Memory::check_overlap() {

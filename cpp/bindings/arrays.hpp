@@ -53,7 +53,9 @@ class Memory {
  public:
   void reserve(std::size_t arrays) { ranges_.reserve(arrays); }
   void add(const py::array& array, const Label& label);
-  void overwrite(const py::array& array, const Label& label);  // one that was added, in place
+  // `overwritten`: an array that was added as one that is read lies there too, and is written.
+  void add(const void* data, py::ssize_t item_size, py::ssize_t rank, const py::ssize_t* shape,
+           const py::ssize_t* strides, const Label& label, bool overwritten = false);
   void check_overlap();  // sorts; throws ValueError where a written array meets another
 
  private:

@@ -76,6 +76,10 @@ class Named final : public Body {
   }
 
   std::size_t find(PyObject* name) const {
+    // First by identity, which touches no string: mostly both names are interned.
+    for (std::size_t i = only_positional_; i < names_.size(); ++i) {
+      if (names_[i].ptr() == name) return i;
+    }
     std::size_t i = only_positional_;
     while (i < names_.size() && !is_name(names_[i].ptr(), name)) ++i;
     return i;

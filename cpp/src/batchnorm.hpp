@@ -3,8 +3,8 @@
 #pragma once
 
 #include <span>
+#include <type_traits>
 #include <utility>
-#include <vector>
 
 #include "grid.hpp"
 #include "kernels.hpp"
@@ -33,6 +33,8 @@ class BatchNorm {
  private:
   using Sum = typename BatchNormLoops<T>::Sum;
   using Write = typename BatchNormLoops<T>::Write;
+  // Whether x may have to be summed in other units: a float's squares are within double's range.
+  static constexpr bool in_units = std::is_same_v<T, double>;
 
   // The first channel of a tile, and how many there are.
   std::pair<std::size_t, std::size_t> channels_of(std::size_t tile) const noexcept {
@@ -78,10 +80,11 @@ class BatchNorm {
   Arrays<T> arrays_;
   std::size_t tiles_at_once_;  // by all threads together; 0: each thread a tile of its own
   Affine affine_;
-  Values<T> channels_, columns_;
-  Vector<double> first_, second_;  // sums per channel
-  Vector<double> partial_;         // of the blocks
-  std::vector<char> finished_;     // of the tiles that are shared out at once
+  Channels<T> channels_, columns_;   // perhaps the same
+  double *first_, *second_;          // sums per channel
+  double* partial_ = nullptr;        // of the blocks
+  std::span<char> finished_;         // of the tiles that are shared out at once
+  Workspace workspace_;
 };
 
 extern template class BatchNorm<float>;

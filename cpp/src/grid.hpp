@@ -46,6 +46,12 @@ class Grid {
   std::size_t columns() const noexcept { return one_channel_ ? layout_.channels : row_width_; }
   bool columns_are_channels() const noexcept { return columns() == layout_.channels; }
 
+  // How many sums a panel of a tile has, before they are folded into those of its channels.
+  std::size_t columns_of(std::size_t tile) const noexcept {
+    if (one_channel_) return lanes;
+    return (first_channel(tile + 1) - first_channel(tile)) * repeat_ * layout_.inner;
+  }
+
   // Calls visit(offset of its first element, column of its first element, panel) for each panel.
   template <class Visit>
   void for_each_panel(std::size_t tile, std::size_t block, const Visit& visit) const noexcept;

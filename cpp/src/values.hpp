@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <new>
+#include <type_traits>
 #include <vector>
 
 #include "dispatch.hpp"
@@ -15,37 +17,56 @@
 
 namespace onepass {
 
-// Begins so many bytes past a cache line, because SIMD vectors that straddle two cost two loads;
-// and is not zeroed.
-template <class T>
-struct LineAllocator {
-  using value_type = T;
-  static constexpr std::align_val_t line{64};
-  std::size_t past = 0;
-  T* allocate(std::size_t n) {
-    auto* begin = static_cast<char*>(::operator new(past + n * sizeof(T), line));
-    return reinterpret_cast<T*>(begin + past);
+// Memory for what an operation knows of its channels, not zeroed. A small operation's lies within,
+// so that it touches few cache lines and allocates nothing.
+class Workspace {
+ public:
+  Workspace() noexcept {}  // leaves `within_` as it is
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+
+  // n elements, the first of them `past` bytes past the start of a cache line. Throws bad_alloc.
+  template <class T>
+  T* take(std::size_t n, std::size_t past = 0) {
+    static_assert(std::is_trivially_destructible_v<T>);
+    return static_cast<T*>(take_bytes(past + n * sizeof(T), past));
   }
-  void deallocate(T* p, std::size_t) noexcept {
-    ::operator delete(reinterpret_cast<char*>(p) - past, line);
+
+ private:
+  static constexpr std::size_t line = 64, most_within = 16384, min_block = 32768;
+  struct Free {
+    void operator()(std::byte* block) const noexcept {
+      ::operator delete(block, std::align_val_t{line});
+    }
+  };
+
+  void* take_bytes(std::size_t bytes, std::size_t past) {
+    bytes = (bytes + line - 1) / line * line;
+    if (bytes > left_) {
+      const std::size_t size = std::max(bytes, min_block);
+      blocks_.emplace_back();
+      blocks_.back().reset(static_cast<std::byte*>(::operator new(size, std::align_val_t{line})));
+      next_ = blocks_.back().get();
+      left_ = size;
+    }
+    std::byte* const taken = next_;
+    next_ += bytes;
+    left_ -= bytes;
+    return taken + past;
   }
-  void construct(T* p) noexcept { ::new (static_cast<void*>(p)) T; }
-  LineAllocator() = default;
-  template <class U>
-  LineAllocator(const LineAllocator<U>& other) noexcept : past(other.past) {}
-  bool operator==(const LineAllocator&) const = default;
+
+  std::byte* next_ = within_;
+  std::size_t left_ = most_within;
+  std::vector<std::unique_ptr<std::byte, Free>> blocks_;
+  alignas(line) std::byte within_[most_within];
 };
 
-// For what is read along with a row.
+// Where what is read along with a row begins, past the start of a cache line: where the row does,
+// because a SIMD vector that straddles two lines costs two loads.
 template <class T>
-LineAllocator<T> like_row(const T* row) noexcept {
-  LineAllocator<T> allocator;
-  allocator.past = reinterpret_cast<std::uintptr_t>(row) % 64;
-  return allocator;
+std::size_t like_row(const T* row) noexcept {
+  return reinterpret_cast<std::uintptr_t>(row) % 64;
 }
-
-template <class T>
-using Vector = std::vector<T, LineAllocator<T>>;
 
 // One number per channel, float or double, where the caller has it; or `value` for all of them.
 struct PerChannel {
@@ -83,18 +104,6 @@ struct PerChannel {
 
 enum class Operation { train, infer, backward };
 
-// What Channels points to.
-template <class T>
-struct Values {
-  explicit Values(const LineAllocator<T>& a) noexcept
-      : mean(a), scale(a), shift(a), slope(a), offset(a), gain(a) {}
-  void resize(std::size_t n, Operation operation);
-  Channels<T> at(std::size_t i) noexcept;
-
-  Vector<double> center, magnitude;
-  Vector<T> mean, scale, shift, slope, offset, gain;
-};
-
 template <class P>
 P advance(P pointer, std::size_t n) noexcept {
   return pointer ? pointer + n : nullptr;
@@ -118,20 +127,31 @@ inline Gradients at(const Gradients& g, std::size_t c) noexcept {
 }
 
 template <class T>
-void Values<T>::resize(std::size_t n, Operation operation) {
-  for (auto* values : {&mean, &scale, &shift}) values->resize(n);
-  if (operation == Operation::infer) return;
-  for (auto* values : {&center, &magnitude}) values->resize(n);
-  std::fill(magnitude.begin(), magnitude.end(), 1.0);
-  if (operation == Operation::train) return;
-  for (auto* values : {&slope, &offset, &gain}) values->resize(n);
+Channels<T> at(const Channels<T>& c, std::size_t i) noexcept {
+  return {advance(c.center, i), advance(c.magnitude, i), advance(c.mean, i),   advance(c.scale, i),
+          advance(c.shift, i),  advance(c.slope, i),     advance(c.offset, i), advance(c.gain, i)};
 }
 
+// Memory for what the loops are told of n channels or columns, as far as an operation needs it.
+// `in_units`: with the magnitudes, 1 at first.
 template <class T>
-Channels<T> Values<T>::at(std::size_t i) noexcept {
-  const auto from = [&](auto& values) noexcept { return advance(values.data(), i); };
-  return {from(center), from(magnitude), from(mean),   from(scale),
-          from(shift),  from(slope),     from(offset), from(gain)};
+Channels<T> take_values(Workspace& workspace, std::size_t n, std::size_t past, Operation operation,
+                        bool in_units) {
+  Channels<T> values{};
+  for (auto* value : {&values.mean, &values.scale, &values.shift}) {
+    *value = workspace.take<T>(n, past);
+  }
+  if (operation == Operation::infer) return values;
+  values.center = workspace.take<double>(n);
+  if (in_units) {
+    values.magnitude = workspace.take<double>(n);
+    std::fill_n(values.magnitude, n, 1.0);
+  }
+  if (operation == Operation::train) return values;
+  for (auto* value : {&values.slope, &values.offset, &values.gain}) {
+    *value = workspace.take<T>(n, past);
+  }
+  return values;
 }
 
 // Measured: bench/NOTES.md.

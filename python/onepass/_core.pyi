@@ -1,6 +1,6 @@
 """Types of the extension module; cpp/bindings/module.cpp is the source."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any, TypedDict, TypeVar
 
@@ -99,49 +99,4 @@ def run(
     nonfinite: Nonfinite = ...,
     commit: Updates | None = None,
 ) -> tuple[float | None, float, bool]: ...
-def batch_norm_train(
-    x: Any,
-    weight: Any,
-    bias: Any,
-    running_mean: Any,
-    running_var: Any,
-    num_batches_tracked: npt.NDArray[np.int64] | None,
-    momentum: float | None,
-    eps: float,
-    axis: int,
-    unbiased_running_var: bool,
-    skip_nonfinite: bool,
-    relu: bool,
-    residual: Any,
-    out: Any,
-    num_threads: int | None,
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64], npt.NDArray[np.float64]]: ...
-def batch_norm_infer(
-    x: Any,
-    mean: Any,
-    var: Any,
-    weight: Any,
-    bias: Any,
-    eps: float,
-    axis: int,
-    relu: bool,
-    residual: Any,
-    out: Any,
-    num_threads: int | None,
-) -> npt.NDArray[Any]: ...
-def batch_norm_backward(
-    dy: Any,
-    x: Any,
-    mean: Any,
-    scale: Any,
-    weight: Any,
-    bias: Any,
-    eps: float | None,
-    axis: int,
-    relu: bool,
-    residual: Any,
-    out: Any,
-    weight_grad: Any,
-    bias_grad: Any,
-    num_threads: int | None,
-) -> tuple[npt.NDArray[Any], ...]: ...
+def check_batch_norm(checks: Mapping[str, Callable[[str, Any], Any]]) -> None: ...
