@@ -173,30 +173,24 @@ bool Unchanged::still() const {
          array_.flags() == flags_ && array_.size() == size_;
 }
 
-void Memory::add(const py::array& array, const Label& label) {
-  add(array.data(), array.itemsize(), array.ndim(), array.shape(), array.strides(), label);
-}
-
-void Memory::add(const void* data, py::ssize_t item_size, py::ssize_t rank,
-                 const py::ssize_t* shape, const py::ssize_t* strides, const Label& label,
-                 bool overwritten) {
-  std::uintptr_t begin = reinterpret_cast<std::uintptr_t>(data);
-  std::uintptr_t end = begin + static_cast<std::uintptr_t>(item_size);
+Extent extent_of(const void* data, py::ssize_t item_size, py::ssize_t rank,
+                 const py::ssize_t* shape, const py::ssize_t* strides) {
+  const auto first = reinterpret_cast<std::uintptr_t>(data);
+  Extent extent{first, first + static_cast<std::uintptr_t>(item_size)};
   for (py::ssize_t axis = 0; axis < rank; ++axis) {
-    if (shape[axis] == 0) return;
+    if (shape[axis] == 0) return {first, first};
     const py::ssize_t reach = (shape[axis] - 1) * strides[axis];
     if (reach < 0) {
-      begin -= static_cast<std::uintptr_t>(-reach);
+      extent.begin -= static_cast<std::uintptr_t>(-reach);
     } else {
-      end += static_cast<std::uintptr_t>(reach);
+      extent.end += static_cast<std::uintptr_t>(reach);
     }
   }
-  if (overwritten) {
-    std::erase_if(ranges_, [&](const Range& range) {
-      return range.begin == begin && range.end == end && !range.label.written();
-    });
-  }
-  ranges_.push_back({begin, end, label});
+  return extent;
+}
+
+void Memory::add(const py::array& array, const Label& label) {
+  add(extent_of(array.data(), array.itemsize(), array.ndim(), array.shape(), array.strides()), label);
 }
 
 void Memory::check_overlap() {

@@ -24,9 +24,10 @@ class Label {
  public:
   Label(py::handle names, std::size_t tensor, Role role, const char* name = "")
       : names_(names), tensor_(tensor), role_(role), name_(name) {}
-  Label(const char* name, Role role) : Label(py::none(), 0, role, name) {}
+  Label(const char* name, Role role) : Label(py::handle(Py_None), 0, role, name) {}
   std::string str() const;
   Role role() const { return role_; }
+  const char* name() const { return name_; }
   bool written() const { return role_ != Role::grad && role_ != Role::input; }
 
  private:
@@ -48,14 +49,21 @@ struct Param {
   py::array array;
 };
 
+// Where the elements of an array lie, from the first byte to behind the last; empty without any.
+struct Extent {
+  std::uintptr_t begin, end;
+};
+Extent extent_of(const void* data, py::ssize_t item_size, py::ssize_t rank,
+                 const py::ssize_t* shape, const py::ssize_t* strides);
+
 // Collects the memory that a step touches and finds out whether any of it overlaps.
 class Memory {
  public:
   void reserve(std::size_t arrays) { ranges_.reserve(arrays); }
   void add(const py::array& array, const Label& label);
-  // `overwritten`: an array that was added as one that is read lies there too, and is written.
-  void add(const void* data, py::ssize_t item_size, py::ssize_t rank, const py::ssize_t* shape,
-           const py::ssize_t* strides, const Label& label, bool overwritten = false);
+  void add(const Extent& extent, const Label& label) {
+    if (extent.begin < extent.end) ranges_.push_back({extent.begin, extent.end, label});
+  }
   void check_overlap();  // sorts; throws ValueError where a written array meets another
 
  private:

@@ -47,6 +47,11 @@ double read(const Check& check, const char* name, PyObject* value) {
   return number;
 }
 
+bool read_flag(const Check& check, const char* name, PyObject* value) {
+  if (value == Py_False || value == Py_True) return value == Py_True;
+  return read(check, name, value) != 0;
+}
+
 py::ssize_t read_axis(PyObject* value) {
   constexpr long most = 64;  // NumPy's limit
   if (PyLong_CheckExact(value)) {
@@ -67,7 +72,7 @@ struct How {
   explicit How(const Common& given)
       : num_threads(resolve_num_threads(given.num_threads)),
         axis(read_axis(given.axis)),
-        relu(read(settings->relu, "relu", given.relu) != 0) {}
+        relu(read_flag(settings->relu, "relu", given.relu)) {}
   int num_threads;
   py::ssize_t axis;
   bool relu;
@@ -109,7 +114,7 @@ class Call {
       const void* over_x = may_be_x ? x.view.data : nullptr;
       out = check_out(given, label, x, {over_x, dy, residual}, arguments);
     }
-    arguments.memory.check_overlap();
+    arguments.check_overlap();
     return result;
   }
 
@@ -265,8 +270,8 @@ struct Train : Common {
 
 PyObject* train(const Train& given) {
   const double eps = read(settings->eps, "eps", given.eps);
-  const bool unbiased =
-      read(settings->unbiased_running_var, "unbiased_running_var", given.unbiased_running_var) != 0;
+  const bool unbiased = read_flag(settings->unbiased_running_var, "unbiased_running_var",
+                                  given.unbiased_running_var);
   const bool skip_nonfinite = read(settings->nonfinite, "nonfinite", given.nonfinite) != 0;
   py::tuple result(3);
   Call call(given, {given.x, given.weight, given.bias, given.running_mean, given.running_var,

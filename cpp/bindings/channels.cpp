@@ -20,7 +20,8 @@ py::module_ numpy() {
 }
 
 bool is_exact(py::handle object) {
-  return Py_TYPE(object.ptr()) == py::detail::npy_api::get().PyArray_Type_;
+  static PyTypeObject* const type = py::detail::npy_api::get().PyArray_Type_;
+  return Py_TYPE(object.ptr()) == type;
 }
 
 // Whether no Python code can run until the call ends: no array has hooks, none is copied, and other
@@ -97,10 +98,8 @@ constexpr std::int64_t most_batches = std::int64_t{1} << 53;
 }  // namespace
 
 Arguments::Arguments(std::initializer_list<PyObject*> arrays) {
-  constexpr std::size_t usual = 12;  // the most that a call is given
-  memory.reserve(usual);
   if (is_quiet(arrays)) return;
-  kept_.reserve(2 * usual);
+  kept_.reserve(2 * most_arrays);
   for (PyObject* array : arrays) hold(array);
 }
 
@@ -111,6 +110,34 @@ void Arguments::hold(py::handle array) {
     keep(py::weakref(array));
     array = py::detail::array_proxy(array.ptr())->base;
   }
+}
+
+void Arguments::add(const Extent& extent, const Label& label, bool overwrites) {
+  if (extent.begin == extent.end) return;
+  for (std::size_t i = 0; overwrites && i < n_ranges_; ++i) {
+    Range& range = ranges_[i];
+    const bool same = range.extent.begin == extent.begin && range.extent.end == extent.end;
+    if (same && !range.written) range.extent.end = extent.begin;  // it meets nothing now
+  }
+  ranges_[n_ranges_++] = {extent, label.name(), label.written()};
+}
+
+void Arguments::check_overlap() const {
+  bool any = false;
+  for (std::size_t i = 0; i < n_ranges_; ++i) {
+    for (std::size_t k = 0; k < i; ++k) {
+      const Range &a = ranges_[i], &b = ranges_[k];
+      const bool meet = a.extent.begin < b.extent.end && b.extent.begin < a.extent.end;
+      any |= meet && (a.written || b.written);
+    }
+  }
+  if (!any) return;
+  Memory memory;  // says which
+  for (std::size_t i = 0; i < n_ranges_; ++i) {
+    const Range& range = ranges_[i];
+    memory.add(range.extent, Label(range.name, range.written ? Role::output : Role::input));
+  }
+  memory.check_overlap();
 }
 
 View::View(py::handle given, const Label& label) : object(given) {
@@ -165,7 +192,7 @@ ChannelArray::ChannelArray(py::handle object, const Label& label, py::ssize_t ax
                std::to_string(axis));
   }
   if (axis < 0) axis += rank;
-  view.add_to(arguments.memory, label);
+  arguments.add(view.extent(), label);
   channels = static_cast<std::size_t>(view.shape()[axis]);
   const auto product = [&](py::ssize_t from, py::ssize_t to) {
     std::size_t length = 1;
@@ -218,7 +245,7 @@ void* check_like_channels(py::handle object, const Label& label, const ChannelAr
                           Arguments& arguments) {
   const View view(object, label);
   check_like(view, label, x.view);
-  view.add_to(arguments.memory, label);
+  arguments.add(view.extent(), label);
   if (view.is_aligned() && view.has_layout_of(x.view)) return view.data;
   py::object copy = new_like(x);
   numpy().attr("copyto")(copy, view.plain());
@@ -240,7 +267,7 @@ void* check_out(py::handle object, const Label& label, const ChannelArray& x,
         "strides " + strides_name(view.array()));
   }
   const bool overwrites = std::ranges::find(same, view.data) != same.end();
-  view.add_to(arguments.memory, label, overwrites);
+  arguments.add(view.extent(), label, overwrites);
   return view.data;
 }
 
@@ -266,8 +293,8 @@ std::int64_t* check_counter(py::handle object, const Label& label, Arguments& ar
   const auto array = py::reinterpret_borrow<py::array>(object);
   if (array.ndim() != 0) fail_value(label, "no axes", "shape " + shape_name(array));
   check_written_in_place(array, label);
-  arguments.memory.add(array, label);
   auto* const count = static_cast<std::int64_t*>(data_of(array));
+  arguments.add(extent_of(count, sizeof *count, 0, nullptr, nullptr), label);
   if (*count < 0 || *count >= most_batches) {
     fail_value(label, "a number of batches below 2**53", std::to_string(*count));
   }
@@ -296,7 +323,7 @@ ChannelVector::ChannelVector(py::handle object, const Label& label, const Channe
       fail_value(label, "memory for each channel", "strides (0,)");
     }
   }
-  view.add_to(arguments.memory, label);
+  arguments.add(view.extent(), label);
   if (view.is_aligned()) return;
   py::object copy = numpy().attr("array")(view.plain(), py::arg("copy") = true);
   data_ = static_cast<char*>(data_of(copy));
@@ -305,26 +332,15 @@ ChannelVector::ChannelVector(py::handle object, const Label& label, const Channe
 }
 
 void ChannelVector::check_not_negative(const Label& label) const {
-  std::size_t negative = 0;  // counted, because a loop that stops at the first is no SIMD loop
-  double part[256];
-  const auto load_part = [&](std::size_t c) {
+  double part[64];
+  for (std::size_t c = 0; c < channels_; c += std::size(part)) {
     const std::size_t n = std::min(std::size(part), channels_ - c);
     source().load(part, n, c);
-    return n;
-  };
-  for (std::size_t c = 0; c < channels_; c += std::size(part)) {
-    const std::size_t n = load_part(c);
-    for (std::size_t k = 0; k < n; ++k) negative += part[k] < 0;
-  }
-  if (negative == 0) return;
-  for (std::size_t c = 0; c < channels_; c += std::size(part)) {
-    const std::size_t n = load_part(c);
-    for (std::size_t k = 0; k < n; ++k) {
-      if (!(part[k] < 0)) continue;
-      fail_value(label, "values >= 0",
-                 py::repr(py::float_(part[k])).cast<std::string>() + " in channel " +
-                     std::to_string(c + k));
-    }
+    const auto* const found = std::find_if(part, part + n, [](double value) { return value < 0; });
+    if (found == part + n) continue;
+    fail_value(label, "values >= 0",
+               py::repr(py::float_(*found)).cast<std::string>() + " in channel " +
+                   std::to_string(c + static_cast<std::size_t>(found - part)));
   }
 }
 

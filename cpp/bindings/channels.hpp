@@ -23,10 +23,21 @@ class Arguments {
   explicit Arguments(std::initializer_list<PyObject*> arrays);
   // Keeps an object until the call ends.
   void keep(py::object object) { kept_.push_back(std::move(object)); }
-  Memory memory;
+  // Memory of this call. Where `overwrites`, an array that was added as one that is read lies there
+  // too, and may.
+  void add(const Extent& extent, const Label& label, bool overwrites = false);
+  void check_overlap() const;  // throws ValueError where a written array meets another
 
  private:
+  struct Range {
+    Extent extent;
+    const char* name;
+    bool written;
+  };
   void hold(py::handle array);
+  static constexpr std::size_t most_arrays = 12;
+  Range ranges_[most_arrays];
+  std::size_t n_ranges_ = 0;
   std::vector<py::object> kept_;
 };
 
@@ -47,9 +58,7 @@ class View {
   py::object plain() const;
   // What the caller gave, for the messages of arrays.hpp.
   py::array array() const { return py::reinterpret_borrow<py::array>(object); }
-  void add_to(Memory& memory, const Label& label, bool overwritten = false) const {
-    memory.add(data, item_size(), rank, shape(), strides(), label, overwritten);
-  }
+  Extent extent() const { return extent_of(data, item_size(), rank, shape(), strides()); }
 
   py::handle object;
   char* data;

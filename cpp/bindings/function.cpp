@@ -95,6 +95,7 @@ struct Function {
   PyObject_HEAD vectorcallfunc vectorcall;
   PyObject* declaration;
   Body* body;
+  PyObject* weak_references;
 };
 
 Function* function(PyObject* self) {
@@ -127,6 +128,7 @@ int clear(PyObject* self) {
 void dealloc(PyObject* self) {
   PyTypeObject* type = Py_TYPE(self);
   PyObject_GC_UnTrack(self);
+  if (function(self)->weak_references) PyObject_ClearWeakRefs(self);
   clear(self);
   delete function(self)->body;
   type->tp_free(self);
@@ -174,7 +176,9 @@ PyGetSetDef attributes[] = {{"__doc__", get_declared, nullptr, nullptr, doc_name
                             {}};
 PyMethodDef methods[] = {{"__reduce__", reduce, METH_NOARGS, nullptr}, {}};
 PyMemberDef members[] = {
-    {"__vectorcalloffset__", T_PYSSIZET, offsetof(Function, vectorcall), READONLY, nullptr}, {}};
+    {"__vectorcalloffset__", T_PYSSIZET, offsetof(Function, vectorcall), READONLY, nullptr},
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(Function, weak_references), READONLY, nullptr},
+    {}};
 
 template <class Slot>
 void* slot(Slot* slot) {
@@ -213,6 +217,7 @@ py::object make_function(py::handle declaration, std::unique_ptr<Body> body) {
   made->vectorcall = call;
   made->declaration = Py_NewRef(declaration.ptr());
   made->body = body.release();
+  made->weak_references = nullptr;
   PyObject_GC_Track(made);
   return py::reinterpret_steal<py::object>(reinterpret_cast<PyObject*>(made));
 }

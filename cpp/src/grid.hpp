@@ -101,14 +101,4 @@ void Grid::for_each_panel(std::size_t tile, std::size_t block, const Visit& visi
   }
 }
 
-template <class T>
-void Grid::spread(std::size_t tile, const T* channels, T* columns) const noexcept {
-  const std::size_t begin = first_channel(tile), end = first_channel(tile + 1);
-  for (std::size_t r = 0; r < repeat_; ++r) {
-    for (std::size_t c = begin; c < end; ++c) {
-      std::fill_n(columns + (r * layout_.channels + c) * layout_.inner, layout_.inner, channels[c]);
-    }
-  }
-}
-
 }  // namespace onepass

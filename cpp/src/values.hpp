@@ -40,20 +40,7 @@ class Workspace {
     }
   };
 
-  void* take_bytes(std::size_t bytes, std::size_t past) {
-    bytes = (bytes + line - 1) / line * line;
-    if (bytes > left_) {
-      const std::size_t size = std::max(bytes, min_block);
-      blocks_.emplace_back();
-      blocks_.back().reset(static_cast<std::byte*>(::operator new(size, std::align_val_t{line})));
-      next_ = blocks_.back().get();
-      left_ = size;
-    }
-    std::byte* const taken = next_;
-    next_ += bytes;
-    left_ -= bytes;
-    return taken + past;
-  }
+  void* take_bytes(std::size_t bytes, std::size_t past);
 
   std::byte* next_ = within_;
   std::size_t left_ = most_within;
@@ -76,30 +63,7 @@ struct PerChannel {
   double value = 0;
 
   // Those of channels [begin, begin + n).
-  void load(double* to, std::size_t n, std::size_t begin = 0) const noexcept {
-    if (!data) {
-      std::fill_n(to, n, value);
-    } else if (is_float) {
-      load_as<float>(to, n, begin);
-    } else {
-      load_as<double>(to, n, begin);
-    }
-  }
-
- private:
-  template <class T>
-  void load_as(double* to, std::size_t n, std::size_t begin) const noexcept {
-    const char* first =
-        static_cast<const char*>(data) + static_cast<std::ptrdiff_t>(begin) * stride;
-    if (stride == sizeof(T)) {  // the usual case, and many times as fast
-      std::copy_n(reinterpret_cast<const T*>(first), n, to);
-      return;
-    }
-    for (std::size_t c = 0; c < n; ++c) {
-      const char* at = first + static_cast<std::ptrdiff_t>(c) * stride;
-      to[c] = static_cast<double>(*reinterpret_cast<const T*>(at));
-    }
-  }
+  void load(double* to, std::size_t n, std::size_t begin = 0) const noexcept;
 };
 
 enum class Operation { train, infer, backward };
