@@ -190,7 +190,8 @@ Extent extent_of(const void* data, py::ssize_t item_size, py::ssize_t rank,
 }
 
 void Memory::add(const py::array& array, const Label& label) {
-  add(extent_of(array.data(), array.itemsize(), array.ndim(), array.shape(), array.strides()), label);
+  add(extent_of(array.data(), array.itemsize(), array.ndim(), array.shape(), array.strides()),
+      label);
 }
 
 void Memory::check_overlap() {

@@ -5,7 +5,6 @@
 #include <pybind11/numpy.h>
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
@@ -124,7 +123,8 @@ class Call {
     const Affine affine{load(weight_), load(bias_)};
     with_arrays([&](const auto& arrays, const auto& table) {
       using T = std::remove_pointer_t<decltype(arrays.out)>;
-      BatchNorm<T> batch_norm(table, layout(), how_.num_threads, arrays, affine, operation, how_.relu);
+      BatchNorm<T> batch_norm(table, layout(), how_.num_threads, arrays, affine, operation,
+                              how_.relu);
       without_gil([&]() noexcept { body(batch_norm); });
     });
   }
@@ -270,8 +270,8 @@ struct Train : Common {
 
 PyObject* train(const Train& given) {
   const double eps = read(settings->eps, "eps", given.eps);
-  const bool unbiased = read_flag(settings->unbiased_running_var, "unbiased_running_var",
-                                  given.unbiased_running_var);
+  const bool unbiased =
+      read_flag(settings->unbiased_running_var, "unbiased_running_var", given.unbiased_running_var);
   const bool skip_nonfinite = read(settings->nonfinite, "nonfinite", given.nonfinite) != 0;
   py::tuple result(3);
   Call call(given, {given.x, given.weight, given.bias, given.running_mean, given.running_var,
@@ -305,7 +305,8 @@ PyObject* infer(const Common& given, PyObject* mean, PyObject* var, double eps) 
 
 struct Backward : Common {
   PyObject *dy, *mean, *scale;
-  std::optional<double> eps;  // then `scale` is a variance, else 1 / standard deviation of the batch
+  std::optional<double>
+      eps;  // then `scale` is a variance, else 1 / standard deviation of the batch
   PyObject *weight_grad, *bias_grad;
 };
 
@@ -348,15 +349,15 @@ PyObject* backward(const Backward& given) {
 // The functions as functional.py and layer.py declare them; the values in the order of the names.
 
 template <std::size_t n>
-std::array<PyObject*, n> take(PyObject* const* values) {
-  std::array<PyObject*, n> taken;
-  std::copy_n(values, n, taken.begin());
-  return taken;
+using Values = PyObject* const (&)[n];
+template <std::size_t n>
+Values<n> take(PyObject* const* values) {
+  return reinterpret_cast<Values<n>>(*values);
 }
 
 PyObject* batch_norm_train(PyObject* const* values) {
-  const auto [x, weight, bias, running_mean, running_var, momentum, eps, axis,
-              unbiased_running_var, nonfinite, relu, residual, out, num_threads] =
+  const auto& [x, weight, bias, running_mean, running_var, momentum, eps, axis,
+               unbiased_running_var, nonfinite, relu, residual, out, num_threads] =
       take<14>(values);
   return train({{x, weight, bias, axis, relu, residual, out, num_threads},
                 running_mean,
@@ -369,15 +370,15 @@ PyObject* batch_norm_train(PyObject* const* values) {
 }
 
 PyObject* batch_norm_infer(PyObject* const* values) {
-  const auto [x, mean, var, weight, bias, eps, axis, relu, residual, out, num_threads] =
+  const auto& [x, mean, var, weight, bias, eps, axis, relu, residual, out, num_threads] =
       take<11>(values);
   return infer({x, weight, bias, axis, relu, residual, out, num_threads}, mean, var,
                read(settings->eps, "eps", eps));
 }
 
 PyObject* batch_norm_backward(PyObject* const* values) {
-  const auto [dy, x, saved_mean, saved_invstd, weight, bias, axis, relu, residual, out,
-              num_threads] = take<11>(values);
+  const auto& [dy, x, saved_mean, saved_invstd, weight, bias, axis, relu, residual, out,
+               num_threads] = take<11>(values);
   return backward({{x, weight, bias, axis, relu, residual, out, num_threads},
                    dy,
                    saved_mean,
@@ -388,7 +389,7 @@ PyObject* batch_norm_backward(PyObject* const* values) {
 }
 
 PyObject* batch_norm_infer_backward(PyObject* const* values) {
-  const auto [dy, x, mean, var, weight, bias, eps, axis, relu, residual, out, num_threads] =
+  const auto& [dy, x, mean, var, weight, bias, eps, axis, relu, residual, out, num_threads] =
       take<12>(values);
   return backward({{x, weight, bias, axis, relu, residual, out, num_threads},
                    dy,
@@ -400,8 +401,8 @@ PyObject* batch_norm_infer_backward(PyObject* const* values) {
 }
 
 PyObject* layer_train(PyObject* const* values) {
-  const auto [x, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps, axis,
-              unbiased_running_var, nonfinite, relu, residual, out, num_threads] =
+  const auto& [x, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps, axis,
+               unbiased_running_var, nonfinite, relu, residual, out, num_threads] =
       take<15>(values);
   return train({{x, weight, bias, axis, relu, residual, out, num_threads},
                 running_mean,
@@ -414,8 +415,8 @@ PyObject* layer_train(PyObject* const* values) {
 }
 
 PyObject* layer_backward(PyObject* const* values) {
-  const auto [dy, x, mean, scale, weight, bias, eps, axis, relu, residual, out, weight_grad,
-              bias_grad, num_threads] = take<14>(values);
+  const auto& [dy, x, mean, scale, weight, bias, eps, axis, relu, residual, out, weight_grad,
+               bias_grad, num_threads] = take<14>(values);
   std::optional<double> given_eps;
   if (eps != Py_None) given_eps = read(settings->eps, "eps", eps);
   return backward({{x, weight, bias, axis, relu, residual, out, num_threads},
@@ -443,8 +444,8 @@ void bind_batch_norm(py::module_& m, const KernelTable& kernels) {
               "num_threads"},
              batch_norm_infer});
   implement({"batch_norm_backward",
-             {"dy", "x", "saved_mean", "saved_invstd", "weight", "bias", "axis", "relu",
-              "residual", "out", "num_threads"},
+             {"dy", "x", "saved_mean", "saved_invstd", "weight", "bias", "axis", "relu", "residual",
+              "out", "num_threads"},
              batch_norm_backward});
   implement({"batch_norm_infer_backward",
              {"dy", "x", "mean", "var", "weight", "bias", "eps", "axis", "relu", "residual", "out",

@@ -85,9 +85,8 @@ py::object new_array(Dtype dtype, py::ssize_t rank, const py::ssize_t* shape,
                      const py::ssize_t* strides, void* data = nullptr) {
   const auto& api = py::detail::npy_api::get();
   PyObject* descr = api.PyArray_DescrFromType_(dtype == Dtype::f32 ? float32_num : float64_num);
-  auto array = py::reinterpret_steal<py::object>(
-      api.PyArray_NewFromDescr_(api.PyArray_Type_, descr, static_cast<int>(rank), shape, strides,
-                                data, 0, nullptr));
+  auto array = py::reinterpret_steal<py::object>(api.PyArray_NewFromDescr_(
+      api.PyArray_Type_, descr, static_cast<int>(rank), shape, strides, data, 0, nullptr));
   if (!array) throw py::error_already_set();
   return array;
 }
@@ -146,8 +145,10 @@ View::View(py::handle given, const Label& label) : object(given) {
   data = seen->data;
   rank = seen->nd;
   flags = seen->flags;
-  std::copy_n(seen->dimensions, rank, numbers_);
-  std::copy_n(seen->strides, rank, numbers_ + rank);
+  for (py::ssize_t axis = 0; axis < rank; ++axis) {
+    numbers_[axis] = seen->dimensions[axis];
+    numbers_[rank + axis] = seen->strides[axis];
+  }
   const auto* descr = py::detail::array_descriptor_proxy(seen->descr);
   if (descr->byteorder == '=' && descr->type_num == float32_num) {
     dtype = Dtype::f32;

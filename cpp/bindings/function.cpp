@@ -2,7 +2,6 @@
 
 #include <structmember.h>
 
-#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <map>
@@ -48,8 +47,8 @@ class Named final : public Body {
   PyObject* call(PyObject* const* args, Py_ssize_t n_positional, PyObject* keywords) override {
     const auto given = static_cast<std::size_t>(n_positional);
     if (given > positional_) return nullptr;
-    std::array<PyObject*, max_parameters> values{};
-    std::copy_n(args, given, values.begin());
+    std::array<PyObject*, max_parameters> values;
+    for (std::size_t i = 0; i < names_.size(); ++i) values[i] = i < given ? args[i] : nullptr;
     const Py_ssize_t n_keywords = keywords ? PyTuple_GET_SIZE(keywords) : 0;
     for (Py_ssize_t k = 0; k < n_keywords; ++k) {
       const std::size_t i = find(PyTuple_GET_ITEM(keywords, k));

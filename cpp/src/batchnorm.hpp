@@ -76,14 +76,14 @@ class BatchNorm {
   Layout layout_;
   int threads_;
   Grid grid_;
-  BatchNormLoops<T> loops_;
+  const BatchNormLoops<T>& loops_;
   Arrays<T> arrays_;
   std::size_t tiles_at_once_;  // by all threads together; 0: each thread a tile of its own
   Affine affine_;
-  Channels<T> channels_, columns_;   // perhaps the same
-  double *first_, *second_;          // sums per channel
-  double* partial_ = nullptr;        // of the blocks
-  std::span<char> finished_;         // of the tiles that are shared out at once
+  Channels<T> channels_, columns_;  // perhaps the same
+  double *first_, *second_;         // sums per channel
+  double* partial_ = nullptr;       // of the blocks
+  std::span<char> finished_;        // of the tiles that are shared out at once
   Workspace workspace_;
 };
 

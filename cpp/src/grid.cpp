@@ -12,7 +12,7 @@ constexpr std::size_t min_block_rows = 64;        // that channels share
 constexpr std::size_t min_row_width = 256;
 constexpr std::size_t min_rows_of_columns = 32;  // where nothing is summed
 constexpr std::size_t min_tile_width = 64;
-constexpr std::size_t min_written = 1024;  // elements of a block, where nothing is summed
+constexpr std::size_t min_written = 1024;        // elements of a block, where nothing is summed
 constexpr std::size_t min_tile_elements = 8192;  // of long channels, where nothing is summed
 
 constexpr std::size_t divide_up(std::size_t a, std::size_t b) noexcept {

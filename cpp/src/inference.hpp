@@ -37,7 +37,7 @@ class Inference {
   Layout layout_;
   int threads_;
   Grid grid_;
-  BatchNormLoops<T> loops_;
+  const BatchNormLoops<T>& loops_;
   Arrays<T> arrays_;
   Given given_;
   Workspace workspace_;

@@ -132,14 +132,15 @@ template <class T>
 bool streams(const Arrays<T>& arrays, const Layout& layout, Operation operation) noexcept {
   constexpr std::size_t min_streamed_bytes = 8 << 20;
   constexpr std::size_t most_of_a_cache = 128 << 20;  // that others use as well
-  static const std::size_t cache = std::min(last_level_cache(), most_of_a_cache);
   // x and y; x, x and y; dy, x, dy, x and dx.
   const std::size_t passes = operation == Operation::infer   ? 2
                              : operation == Operation::train ? 3
                                                              : 5;
   const std::size_t bytes = layout.size() * sizeof(T);
   const bool in_place = arrays.out == arrays.x || arrays.out == arrays.dy;
-  return !in_place && bytes >= min_streamed_bytes && passes * bytes >= cache + cache / 2;
+  if (in_place || bytes < min_streamed_bytes) return false;
+  static const std::size_t cache = std::min(last_level_cache(), most_of_a_cache);
+  return passes * bytes >= cache + cache / 2;
 }
 
 }  // namespace onepass

@@ -44,7 +44,7 @@ def layer_train(
     out: Array | None,
     num_threads: int | None,
 ) -> tuple[Array, Float64, Float64]:
-    """Do as `batch_norm_train`, and count the batch; without `momentum` every batch counts alike."""
+    """Do as `batch_norm_train`, and count the batch; without `momentum` all batches weigh alike."""
 
 
 @_core.native
