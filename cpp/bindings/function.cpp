@@ -105,7 +105,7 @@ PyObject* call(PyObject* self, PyObject* const* args, std::size_t flagged, PyObj
   return guarded([&]() -> PyObject* {
     PyObject* found = function(self)->body->call(args, PyVectorcall_NARGS(flagged), keywords);
     if (found || PyErr_Occurred()) return found;
-    // The declaration knows best what does not fit it.
+    // The call does not fit: the declaration raises Python's own error.
     found = PyObject_Vectorcall(function(self)->declaration, args, flagged, keywords);
     if (!found) return nullptr;
     Py_DECREF(found);
@@ -140,7 +140,7 @@ PyObject* get(PyObject* self, PyObject* instance, PyObject*) {
   return PyMethod_New(self, instance);
 }
 
-// What is not known here, the declaration knows.
+// An attribute that this type does not have is the declaration's.
 PyObject* get_attribute(PyObject* self, PyObject* name) {
   PyObject* found = PyObject_GenericGetAttr(self, name);
   if (found || !PyErr_ExceptionMatches(PyExc_AttributeError)) return found;

@@ -17,9 +17,9 @@ inline constexpr std::size_t min_elements_without_gil = 32768;
   for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
 }
 
-// Lets other Python threads run. Where the interpreter is shutting down, Python before 3.14 ends a
-// daemon thread that asks for it back by an exception that no destructor may let through; 3.14 lets
-// the thread hang, and so does this.
+// Lets other Python threads run. While the interpreter shuts down, Python before 3.14 unwinds a
+// daemon thread that asks for the GIL by an exception. A destructor must not throw, so this one
+// hangs, as 3.14 does.
 class WithoutGil {
  public:
   WithoutGil() : state_(PyEval_SaveThread()) {}

@@ -13,12 +13,14 @@ namespace {
 // Measured: bench/NOTES.md.
 constexpr std::size_t max_tile_bytes = 1 << 20;  // that a core's cache holds until it is read again
 constexpr std::size_t min_shared_channels = 4096;  // whose own work is worth a second thread
-// Rows that are summed and written together, at least one, while they are in cache. Not by a
-// panel's width where channels share it: that depends on the threads, and the order of a sum would.
+// Rows that are summed and written together, at least one, while they are in cache. Where channels
+// share a panel it is a constant: the panel's width depends on the number of threads, and the order
+// of a sum must not.
 constexpr std::size_t elements_at_once = 4096;  // of one channel
 constexpr std::size_t rows_at_once = 8;         // that channels share
 // Rows whose sum is taken on its own and then added to that of the rows before: a long chain of
-// additions would add up its roundings. By the width of a channel alone, for the reason above.
+// additions would add up its roundings. It depends on the width of a channel alone, so that the
+// order of a sum does not depend on the number of threads.
 constexpr std::size_t rows_together = 1024;           // that channels share
 constexpr std::size_t lane_rows_together = 256;       // of `lanes` elements of one channel
 constexpr std::size_t elements_together = 256 * 256;  // in a row of one channel

@@ -12,8 +12,8 @@
 
 namespace onepass {
 
-// running = (1 - momentum) * running + momentum * (batch * correction); what has no weight does not
-// count, or 0 times infinity would be a NaN.
+// running = (1 - momentum) * running + momentum * (batch * correction). A momentum of 0 or 1 leaves
+// out the term that it makes 0, because 0 times infinity is a NaN.
 void update_running(std::span<double> running, std::span<const double> batch, double correction,
                     double momentum) noexcept;
 

@@ -19,8 +19,8 @@ constexpr std::size_t divide_up(std::size_t a, std::size_t b) noexcept {
   return (a + b - 1) / b;
 }
 
-// Side by side a short channel needs no lanes of its own for its sums, and no line is streamed in
-// parts; but handing values on to its columns pays only over many rows.
+// Short channels are summed side by side, which needs no lanes for each and streams whole lines, if
+// there are enough rows to pay for the copies of their values.
 constexpr std::size_t longest_short_channel(std::size_t rows, Grid::Pass pass) noexcept {
   if (pass == Grid::Pass::writes) return 16;
   return rows < 8 ? 16 : rows < 32 ? 64 : 256;

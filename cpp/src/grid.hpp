@@ -23,8 +23,8 @@ struct Layout {
 // as in a channels-last array, channels lie side by side in a row, each `inner` columns wide; and
 // where all channels together are narrow, a row is `repeat` times as wide as that.
 //
-// Where nothing is summed, a tile is as wide as a row; and long channels, which are long from fewer
-// elements on, share one, so that a panel has a channel in each of its rows.
+// Where nothing is summed, a tile is as wide as a row, and channels count as long from fewer elements
+// on. Long channels share a tile, so that a panel has a channel in each of its rows.
 class Grid {
  public:
   enum class Pass { sums, writes, streams };  // the last two: and nothing is summed
@@ -42,7 +42,7 @@ class Grid {
   std::size_t first_channel(std::size_t tile) const noexcept {
     return std::min(tile * tile_channels_, layout_.channels);
   }
-  // Channels and columns are numbered alike, but where a channel has several columns.
+  // A column has the number of its channel, unless `inner` > 1 or rows are repeated.
   std::size_t columns() const noexcept { return one_channel_ ? layout_.channels : row_width_; }
   bool columns_are_channels() const noexcept { return columns() == layout_.channels; }
 

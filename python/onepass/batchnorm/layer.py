@@ -407,10 +407,10 @@ class BatchNorm:
     def fold_into(
         self, weight: Array, bias: Array | None = None, *, axis: int = 0
     ) -> tuple[Array, Array]:
-        r"""Return weight and bias of a layer that does the work of the one before and of this.
+        r"""Fold this BatchNorm into the layer before it: return that layer's new weight and bias.
 
-        For inference: what a linear or convolutional layer with weight :math:`W` and bias :math:`b`
-        gives to this one, with the running statistics, is a layer with
+        For inference. A linear or convolutional layer with weight :math:`W` and bias :math:`b`,
+        followed by this one with its running statistics, is the same as one layer with
 
         .. math:: W' = s W, \qquad b' = s (b - \mu) + \beta, \qquad
             s = \gamma / \sqrt{\sigma^2 + \epsilon}
