@@ -168,6 +168,13 @@ def bench(session: nox.Session) -> None:
     session.run("python", "bench/run.py", *session.posargs)
 
 
+@nox.session
+def cold(session: nox.Session) -> None:
+    """Count the cold cache lines of small calls, and hold them to their budgets; needs valgrind."""
+    session.install(".")
+    session.run("python", "bench/cold_lines.py", *session.posargs)
+
+
 def _run_all(session: nox.Session, commands: Iterable[tuple[str, ...]]) -> None:
     for command in commands:
         session.run(*command)

@@ -8,9 +8,6 @@
 namespace onepass::bindings {
 namespace {
 
-constexpr int uint8_num = 2, float32_num = 11, float64_num = 12,
-              float16_num = 23;  // NPY_UBYTE, ...
-
 bool has(const py::array& array, int flag) {
   return (array.flags() & flag) != 0;
 }
@@ -182,29 +179,25 @@ bool Unchanged::still() const {
          size == size_;
 }
 
-void Memory::add(const py::array& array, const Label& label) {
-  if (array.size() == 0) return;
-  std::uintptr_t begin = reinterpret_cast<std::uintptr_t>(array.data());
-  std::uintptr_t end = begin + static_cast<std::uintptr_t>(array.itemsize());
-  for (py::ssize_t axis = 0; axis < array.ndim(); ++axis) {
-    const py::ssize_t reach = (array.shape(axis) - 1) * array.strides(axis);
+Extent extent_of(const void* data, py::ssize_t item_size, py::ssize_t rank,
+                 const py::ssize_t* shape, const py::ssize_t* strides) {
+  const auto first = reinterpret_cast<std::uintptr_t>(data);
+  Extent extent{first, first + static_cast<std::uintptr_t>(item_size)};
+  for (py::ssize_t axis = 0; axis < rank; ++axis) {
+    if (shape[axis] == 0) return {first, first};
+    const py::ssize_t reach = (shape[axis] - 1) * strides[axis];
     if (reach < 0) {
-      begin -= static_cast<std::uintptr_t>(-reach);
+      extent.begin -= static_cast<std::uintptr_t>(-reach);
     } else {
-      end += static_cast<std::uintptr_t>(reach);
+      extent.end += static_cast<std::uintptr_t>(reach);
     }
   }
-  ranges_.push_back({begin, end, label});
+  return extent;
 }
 
-void Memory::overwrite(const py::array& array, const Label& label) {
-  add(array, label);
-  const Range written = ranges_.back();
-  ranges_.pop_back();
-  std::erase_if(ranges_, [&](const Range& range) {
-    return range.begin == written.begin && range.end == written.end && !range.label.written();
-  });
-  ranges_.push_back(written);
+void Memory::add(const py::array& array, const Label& label) {
+  add(extent_of(array.data(), array.itemsize(), array.ndim(), array.shape(), array.strides()),
+      label);
 }
 
 void Memory::check_overlap() {

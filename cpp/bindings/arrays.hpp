@@ -15,6 +15,9 @@ namespace onepass::bindings {
 
 namespace py = pybind11;
 
+// NumPy's numbers of dtypes: NPY_UBYTE, NPY_FLOAT, NPY_DOUBLE, NPY_HALF.
+inline constexpr int uint8_num = 2, float32_num = 11, float64_num = 12, float16_num = 23;
+
 enum class Role { param, grad, zeroed_grad, state, copy, input, output };
 
 // What to call an array in a message. An optimizer's arrays carry the name of their parameter
@@ -27,9 +30,10 @@ class Label {
   static constexpr std::ptrdiff_t alone = -1;
   // A free function's; `item`: its place in a list of them.
   Label(const char* name, Role role, std::ptrdiff_t item = alone)
-      : Label(py::none(), static_cast<std::size_t>(item), role, name) {}
+      : Label(py::handle(Py_None), static_cast<std::size_t>(item), role, name) {}
   std::string str() const;
   Role role() const { return role_; }
+  const char* name() const { return name_; }
   bool written() const { return role_ != Role::grad && role_ != Role::input; }
 
  private:
@@ -51,12 +55,21 @@ struct Param {
   py::array array;
 };
 
+// Where the elements of an array lie, from the first byte to behind the last; empty without any.
+struct Extent {
+  std::uintptr_t begin, end;
+};
+Extent extent_of(const void* data, py::ssize_t item_size, py::ssize_t rank,
+                 const py::ssize_t* shape, const py::ssize_t* strides);
+
 // Collects the memory that a step touches and finds out whether any of it overlaps.
 class Memory {
  public:
   void reserve(std::size_t arrays) { ranges_.reserve(arrays); }
   void add(const py::array& array, const Label& label);
-  void overwrite(const py::array& array, const Label& label);  // one that was added, in place
+  void add(const Extent& extent, const Label& label) {
+    if (extent.begin < extent.end) ranges_.push_back({extent.begin, extent.end, label});
+  }
   void check_overlap();  // sorts; throws ValueError where a written array meets another
 
  private:

@@ -3,18 +3,20 @@
 #include "batchnorm_bindings.hpp"
 
 #include <pybind11/numpy.h>
-#include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
 #include <span>
 #include <string>
 #include <type_traits>
 #include <utility>
-#include <vector>
 
 #include "batchnorm.hpp"
 #include "channels.hpp"
+#include "checks.hpp"
+#include "function.hpp"
 #include "gil.hpp"
 #include "inference.hpp"
 #include "threads.hpp"
@@ -24,85 +26,145 @@ namespace {
 
 const KernelTable* batch_norm_kernels = nullptr;  // set once, at import
 
-using Vector64 = py::array_t<double>;
+// The checks of the settings, from functional.py.
+struct BatchNormChecks {
+  explicit BatchNormChecks(const py::dict& checks)
+      : eps(checks["eps"]),
+        momentum(checks["momentum"]),
+        unbiased_running_var(checks["unbiased_running_var"]),
+        nonfinite(checks["nonfinite"]),
+        relu(checks["relu"]),
+        axis(checks["axis"]) {}
+  Check eps, momentum, unbiased_running_var, nonfinite, relu;
+  py::object axis;
+};
+const BatchNormChecks* batch_norm_checks = nullptr;  // set once, at import; never deleted
 
-// What the four operations have in common: the arrays, checked, and whatever they are run with.
+double read_number(const Check& check, const char* name, PyObject* value) {
+  double number = 0;
+  if (!check.quick(value, &number)) check.convert(py::str(name), value, &number);
+  return number;
+}
+
+bool read_flag(const Check& check, const char* name, PyObject* value) {
+  if (value == Py_False || value == Py_True) return value == Py_True;
+  return read_number(check, name, value) != 0;
+}
+
+py::ssize_t read_axis(PyObject* value) {
+  constexpr long most = 64;  // NumPy's limit
+  if (PyLong_CheckExact(value)) {
+    int overflow = 0;
+    const long axis = PyLong_AsLongAndOverflow(value, &overflow);
+    if (overflow == 0 && -most <= axis && axis <= most) return axis;
+  }
+  return batch_norm_checks->axis("axis", py::handle(value)).cast<py::ssize_t>();
+}
+
+// What all functions are given.
+struct Common {
+  PyObject *x, *weight, *bias, *axis, *relu, *residual, *out, *num_threads;
+};
+
+// Settings that all functions have.
+struct How {
+  explicit How(const Common& given)
+      : num_threads(resolve_num_threads(given.num_threads)),
+        axis(read_axis(given.axis)),
+        relu(read_flag(batch_norm_checks->relu, "relu", given.relu)) {}
+  int num_threads;
+  py::ssize_t axis;
+  bool relu;
+};
+
+// What the functions have in common: the arrays, checked, and whatever the loops are run with. From
+// when `arguments` is there no Python code may run, unless that holds the arrays; so settings are
+// read, and tuples made, before.
 class Call {
  public:
-  Call(py::handle x_given, py::handle weight_given, py::handle bias_given, py::ssize_t axis,
-       bool relu, py::handle residual_given)
-      : x(check_channels(x_given, Label("x", Role::input), axis, arguments)),
-        weight_(affine(weight_given, "weight", 1.0)),
-        bias_(affine(bias_given, "bias", 0.0)),
-        relu_(relu) {
-    if (residual_given.is_none()) return;
-    residual = check_like_channels(residual_given, Label("residual", Role::input), x, arguments);
+  // `arrays`: all that the function is given.
+  Call(const Common& given, std::initializer_list<PyObject*> arrays)
+      : how_(given),
+        arguments(arrays),
+        x(given.x, Label("x", Role::input), how_.axis, arguments),
+        weight_(affine(given.weight, "weight", 1.0)),
+        bias_(affine(given.bias, "bias", 0.0)) {
+    if (given.residual == Py_None) return;
+    residual = check_like_channels(given.residual, Label("residual", Role::input), x, arguments);
   }
 
-  ChannelVector statistic(py::handle given, const char* name) {
+  ChannelVector statistic(PyObject* given, const char* name) {
     return {given, Label(name, Role::input), x, true, arguments};
   }
 
-  ChannelVector variance(py::handle given) {
-    ChannelVector found = statistic(given, "var");
+  ChannelVector variance(PyObject* given) {
+    const ChannelVector found = statistic(given, "var");
     found.check_not_negative(Label("var", Role::input));
     return found;
   }
 
-  // Where the result goes; `same` may be overwritten by it. The last check: nothing may overlap.
-  // Returns what the caller gets.
-  py::object set_out(py::handle given, std::vector<py::array> same) {
-    if (residual) same.push_back(*residual);
+  // Where the result goes: it may lie where x, residual and, in `backward`, dy lie. The last check:
+  // nothing may overlap. Returns what the caller gets.
+  py::object set_out(PyObject* given, bool may_be_x) {
     const Label label("out", Role::output);
-    out = given.is_none() ? new_like(x) : check_out(given, label, x, same, arguments);
-    arguments.memory.check_overlap();
-    return given.is_none() ? py::object(out) : py::reinterpret_borrow<py::object>(given);
+    py::object result = given == Py_None ? new_like(x) : py::reinterpret_borrow<py::object>(given);
+    out = data_of(result);
+    if (given != Py_None) {
+      const void* over_x = may_be_x ? x.view.data : nullptr;
+      out = check_out(given, label, x, {over_x, dy, residual}, arguments);
+    }
+    arguments.check_overlap();
+    return result;
   }
 
   // Calls body(batch_norm), which cannot fail; not for an array without elements.
   template <class Body>
-  void run(Operation operation, int num_threads, const Body& body) {
-    const std::vector<double> weights = loaded(weight_), biases = loaded(bias_);
+  void run(Operation operation, const Body& body) {
+    const Affine affine{load(weight_), load(bias_)};
     with_arrays([&](const auto& arrays, const auto& table) {
       using T = std::remove_pointer_t<decltype(arrays.out)>;
-      BatchNorm<T> batch_norm(table, layout(), num_threads, arrays, {weights.data(), biases.data()},
-                              operation, relu_);
+      BatchNorm<T> batch_norm(table, layout(), how_.num_threads, arrays, affine, operation,
+                              how_.relu);
       without_gil([&]() noexcept { body(batch_norm); });
     });
   }
 
-  void infer(const PerChannel& mean, const PerChannel& var, double eps, int num_threads) {
+  void infer(const PerChannel& mean, const PerChannel& var, double eps) {
     with_arrays([&](const auto& arrays, const auto&) {
       using T = std::remove_pointer_t<decltype(arrays.out)>;
-      Inference<T> inference(*batch_norm_kernels, layout(), num_threads, arrays,
-                             {mean, var, weight_, bias_, eps}, relu_);
+      Inference<T> inference(*batch_norm_kernels, layout(), how_.num_threads, arrays,
+                             {mean, var, weight_, bias_, eps}, how_.relu);
       without_gil([&]() noexcept { inference.run(); });
     });
   }
 
-  // A value per channel, in x's dtype: what is given, or a new array.
-  py::object vector_out(py::handle given) const {
-    if (!given.is_none()) return py::reinterpret_borrow<py::object>(given);
-    return py::array(x.array.dtype(),
-                     py::array::ShapeContainer{static_cast<py::ssize_t>(x.channels)});
+  // The gradient of a value per channel, in x's dtype: what is given, or a new array.
+  std::pair<py::object, ChannelVector> vector_out(PyObject* given, const char* name) {
+    if (given == Py_None) {
+      py::object made = new_vector(x.channels, x.view.dtype);
+      const ChannelVector vector(made, x.channels, x.view.dtype);
+      return {std::move(made), vector};
+    }
+    return {py::reinterpret_borrow<py::object>(given),
+            ChannelVector(given, Label(name, Role::output), x, false, arguments)};
   }
 
-  Arguments arguments;
-  ChannelArray x;
-  std::optional<py::array> residual, dy, dresidual;
-  py::array out;
+  // A number per channel: what a source has, or 0.
+  double* load(const PerChannel& source) {
+    double* const values = workspace_.take<double>(x.channels);
+    source.load(values, x.channels);
+    return values;
+  }
+  std::span<double> zeros() {
+    const std::span<double> values(workspace_.take<double>(x.channels), x.channels);
+    std::ranges::fill(values, 0.0);
+    return values;
+  }
 
  private:
-  PerChannel affine(py::handle given, const char* name, double absent) {
-    if (given.is_none()) return {nullptr, 0, false, absent};
-    kept_.push_back({given, Label(name, Role::input), x, false, arguments});
-    return kept_.back().source();
-  }
-
-  std::vector<double> loaded(const PerChannel& source) const {
-    std::vector<double> values(x.channels);
-    source.load(values.data(), values.size());
-    return values;
+  PerChannel affine(PyObject* given, const char* name, double absent) {
+    if (given == Py_None) return {nullptr, 0, false, absent};
+    return ChannelVector(given, Label(name, Role::input), x, false, arguments).source();
   }
 
   Layout layout() const { return {x.outer, x.channels, x.inner}; }
@@ -110,7 +172,7 @@ class Call {
   template <class Body>
   void with_arrays(const Body& body) {
     if (x.size() == 0) return;
-    if (x.dtype == Dtype::f32) {
+    if (x.view.dtype == Dtype::f32) {
       body(arrays<float>(), batch_norm_kernels->batch_norm_f32);
     } else {
       body(arrays<double>(), batch_norm_kernels->batch_norm_f64);
@@ -119,10 +181,8 @@ class Call {
 
   template <class T>
   Arrays<T> arrays() const {
-    const auto data = [](const std::optional<py::array>& array) {
-      return array ? static_cast<T*>(const_cast<void*>(array->data())) : nullptr;
-    };
-    return {data(x.array), data(residual), data(dy), data(out), data(dresidual), false};
+    const auto data = [](void* array) { return static_cast<T*>(array); };
+    return {data(x.view.data), data(residual), data(dy), data(out), data(dresidual), false};
   }
 
   template <class Work>
@@ -132,45 +192,52 @@ class Call {
     work();
   }
 
-  std::vector<ChannelVector> kept_;  // what weight and bias point into
+  How how_;
+
+ public:
+  Arguments arguments;
+  ChannelArray x;
+  void *residual = nullptr, *dy = nullptr, *out = nullptr, *dresidual = nullptr;
+
+ private:
   PerChannel weight_, bias_;
-  bool relu_;
+  Workspace workspace_;
 };
 
 // The running statistics and the number of batches they have seen. They change last, together.
 class Running {
  public:
-  Running(Call& call, py::handle mean, py::handle var, py::handle batches,
-          std::optional<double> momentum, bool skip_nonfinite)
+  // `momentum`: NaN if every batch counts alike.
+  Running(Call& call, PyObject* mean, PyObject* var, PyObject* batches, double momentum,
+          bool skip_nonfinite)
       : momentum_(momentum), skip_nonfinite_(skip_nonfinite) {
-    if (mean.is_none() != var.is_none()) {
-      const char* missing = mean.is_none() ? "running_mean" : "running_var";
-      const char* given = mean.is_none() ? "running_var" : "running_mean";
+    if ((mean == Py_None) != (var == Py_None)) {
+      const char* missing = mean == Py_None ? "running_mean" : "running_var";
+      const char* given = mean == Py_None ? "running_var" : "running_mean";
       throw py::type_error(std::string(missing) + ": expected an array, as " + given +
                            " is one, got None");
     }
-    if (mean.is_none()) return;
-    values_.resize(call.x.channels);
+    if (mean == Py_None) return;
+    values_ = call.zeros();
     mean_.emplace(mean, Label("running_mean", Role::output), call.x, true, call.arguments);
     var_.emplace(var, Label("running_var", Role::output), call.x, true, call.arguments);
-    if (!batches.is_none()) {
+    if (batches != Py_None) {
       const Label label("num_batches_tracked", Role::output);
       batches_ = check_counter(batches, label, call.arguments);
     }
-    if (!momentum && !batches_) {
+    if (momentum != momentum && !batches_) {
       throw py::type_error("momentum: expected a number, as nothing counts the batches, got None");
     }
   }
 
-  // Without a momentum every batch counts alike. `correction`: of the biased variance. With the
-  // GIL, so that no other thread's update is lost. A batch may be skipped as a whole: its channels
-  // share the count.
+  // `correction`: of the biased variance. With the GIL, so that no other thread's update is lost. A
+  // batch may be skipped as a whole: its channels share the count.
   void update(double correction, std::span<const double> mean,
               std::span<const double> var) noexcept {
     if (!mean_) return;
     if (skip_nonfinite_ && !(mean_->can_hold(mean, 1.0) && var_->can_hold(var, correction))) return;
     if (batches_) ++*batches_;
-    const double m = momentum_ ? *momentum_ : 1 / static_cast<double>(*batches_);
+    const double m = momentum_ == momentum_ ? momentum_ : 1 / static_cast<double>(*batches_);
     update(*mean_, mean, 1.0, m);
     update(*var_, var, correction, m);
   }
@@ -178,115 +245,224 @@ class Running {
  private:
   void update(ChannelVector& running, std::span<const double> batch, double correction,
               double momentum) noexcept {
-    running.source().load(values_.data(), values_.size());
+    running.load(values_.data());
     onepass::update_running(values_, batch, correction, momentum);
     running.write(values_);
   }
 
-  std::vector<double> values_;
+  std::span<double> values_;
   std::optional<ChannelVector> mean_, var_;
-  std::optional<double> momentum_;
+  double momentum_;
   bool skip_nonfinite_;
   std::int64_t* batches_ = nullptr;
 };
 
-py::tuple train(py::handle x, py::handle weight, py::handle bias, py::handle running_mean,
-                py::handle running_var, py::handle num_batches_tracked,
-                std::optional<double> momentum, double eps, py::ssize_t axis,
-                bool unbiased_running_var, bool skip_nonfinite, bool relu, py::handle residual,
-                py::handle out, py::handle num_threads) {
-  const int threads = resolve_num_threads(num_threads.ptr());
-  Call call(x, weight, bias, axis, relu, residual);
-  Running running(call, running_mean, running_var, num_batches_tracked, momentum, skip_nonfinite);
+void fill(const py::tuple& tuple, std::initializer_list<py::object*> items) {
+  py::ssize_t i = 0;
+  for (py::object* item : items) PyTuple_SET_ITEM(tuple.ptr(), i++, item->release().ptr());
+}
+
+struct Train : Common {
+  PyObject *running_mean, *running_var, *num_batches_tracked;
+  double momentum;
+  PyObject *eps, *unbiased_running_var, *nonfinite;
+};
+
+PyObject* train(const Train& given) {
+  const double eps = read_number(batch_norm_checks->eps, "eps", given.eps);
+  const bool unbiased = read_flag(batch_norm_checks->unbiased_running_var, "unbiased_running_var",
+                                  given.unbiased_running_var);
+  const bool skip_nonfinite =
+      read_number(batch_norm_checks->nonfinite, "nonfinite", given.nonfinite) != 0;
+  py::tuple result(3);
+  Call call(given, {given.x, given.weight, given.bias, given.running_mean, given.running_var,
+                    given.num_batches_tracked, given.residual, given.out});
+  Running running(call, given.running_mean, given.running_var, given.num_batches_tracked,
+                  given.momentum, skip_nonfinite);
   check_has_variance(call.x, Label("x", Role::input));
   const Label out_label("out", Role::output);
-  check_not_in_place(out, out_label, call.x.array, "x");
-  if (call.residual) check_not_in_place(out, out_label, *call.residual, "residual");
-  const py::object y = call.set_out(out, {});
-  const auto channels = static_cast<py::ssize_t>(call.x.channels);
-  Vector64 mean(channels), invstd(channels);
-  std::vector<double> var(call.x.channels);
-  const py::tuple result = py::make_tuple(y, mean, invstd);
+  check_not_in_place(given.out, out_label, call.x, call.x.view.data, "x");
+  if (call.residual) check_not_in_place(given.out, out_label, call.x, call.residual, "residual");
+  py::object y = call.set_out(given.out, false);
+  py::object mean = new_vector(call.x.channels, Dtype::f64);
+  py::object invstd = new_vector(call.x.channels, Dtype::f64);
+  const std::span<double> var = call.zeros();
   const auto n = static_cast<double>(call.x.outer * call.x.inner);
-  const Statistics batch{mean.mutable_data(), invstd.mutable_data(), var.data()};
-  call.run(Operation::train, threads,
-           [&](auto& batch_norm) noexcept { batch_norm.train(eps, batch); });
-  running.update(unbiased_running_var ? n / (n - 1) : 1.0, {batch.mean, var.size()}, var);
-  return result;
+  const Statistics batch{static_cast<double*>(data_of(mean)), static_cast<double*>(data_of(invstd)),
+                         var.data()};
+  call.run(Operation::train, [&](auto& batch_norm) noexcept { batch_norm.train(eps, batch); });
+  running.update(unbiased ? n / (n - 1) : 1.0, {batch.mean, var.size()}, var);
+  fill(result, {&y, &mean, &invstd});
+  return result.release().ptr();
 }
 
-py::object infer(py::handle x, py::handle mean, py::handle var, py::handle weight, py::handle bias,
-                 double eps, py::ssize_t axis, bool relu, py::handle residual, py::handle out,
-                 py::handle num_threads) {
-  const int threads = resolve_num_threads(num_threads.ptr());
-  Call call(x, weight, bias, axis, relu, residual);
+PyObject* infer(const Common& given, PyObject* mean, PyObject* var, double eps) {
+  Call call(given, {given.x, mean, var, given.weight, given.bias, given.residual, given.out});
   const ChannelVector means = call.statistic(mean, "mean"), vars = call.variance(var);
-  py::object y = call.set_out(out, {call.x.array});
-  call.infer(means.source(), vars.source(), eps, threads);
-  return y;
+  py::object y = call.set_out(given.out, true);
+  call.infer(means.source(), vars.source(), eps);
+  return y.release().ptr();
 }
 
-// `eps`: `scale` is a variance; without it, 1 / standard deviation of the batch.
-py::tuple backward(py::handle dy, py::handle x, py::handle mean, py::handle scale,
-                   py::handle weight, py::handle bias, std::optional<double> eps, py::ssize_t axis,
-                   bool relu, py::handle residual, py::handle out, py::handle weight_grad,
-                   py::handle bias_grad, py::handle num_threads) {
-  const int threads = resolve_num_threads(num_threads.ptr());
-  Call call(x, weight, bias, axis, relu, residual);
-  call.dy = check_like_channels(dy, Label("dy", Role::input), call.x, call.arguments);
-  std::vector<double> means = call.statistic(mean, eps ? "mean" : "saved_mean").values();
-  std::vector<double> invstds =
-      (eps ? call.variance(scale) : call.statistic(scale, "saved_invstd")).values();
-  if (eps) batch_norm_kernels->invert_deviation(invstds.data(), invstds.size(), *eps);
-  const py::object weight_result = call.vector_out(weight_grad);
-  const py::object bias_result = call.vector_out(bias_grad);
-  ChannelVector dweights(weight_result, Label("weight_grad", Role::output), call.x, false,
-                         call.arguments);
-  ChannelVector dbiases(bias_result, Label("bias_grad", Role::output), call.x, false,
-                        call.arguments);
-  py::list results;
-  results.append(call.set_out(out, {call.x.array, *call.dy}));
-  results.append(weight_result);
-  results.append(bias_result);
+struct Backward : Common {
+  PyObject *dy, *mean, *scale;
+  std::optional<double>
+      eps;  // then `scale` is a variance, else 1 / standard deviation of the batch
+  PyObject *weight_grad, *bias_grad;
+};
+
+PyObject* backward(const Backward& given) {
+  py::tuple result(given.residual == Py_None ? 3 : 4);
+  Call call(given, {given.dy, given.x, given.mean, given.scale, given.weight, given.bias,
+                    given.residual, given.out, given.weight_grad, given.bias_grad});
+  call.dy = check_like_channels(given.dy, Label("dy", Role::input), call.x, call.arguments);
+  const bool frozen = given.eps.has_value();
+  const ChannelVector means = call.statistic(given.mean, frozen ? "mean" : "saved_mean");
+  const ChannelVector scales =
+      frozen ? call.variance(given.scale) : call.statistic(given.scale, "saved_invstd");
+  double* const mean = call.load(means.source());
+  double* const invstd = call.load(scales.source());
+  if (frozen) batch_norm_kernels->invert_deviation(invstd, call.x.channels, *given.eps);
+  auto [dweight, dweights] = call.vector_out(given.weight_grad, "weight_grad");
+  auto [dbias, dbiases] = call.vector_out(given.bias_grad, "bias_grad");
+  py::object dx = call.set_out(given.out, true), dresidual;
   if (call.residual) {
-    call.dresidual = new_like(call.x);
-    results.append(*call.dresidual);
+    dresidual = new_like(call.x);
+    call.dresidual = data_of(dresidual);
   }
-  const py::tuple result(results);
-  std::vector<double> dweight(call.x.channels), dbias(call.x.channels);
-  call.run(Operation::backward, threads, [&](auto& batch_norm) noexcept {
-    const Statistics statistics{means.data(), invstds.data()};
-    const Gradients gradients{dweight.data(), dbias.data()};
-    if (eps) {
+  const std::span<double> weight_grad = call.zeros(), bias_grad = call.zeros();
+  call.run(Operation::backward, [&](auto& batch_norm) noexcept {
+    const Statistics statistics{mean, invstd};
+    const Gradients gradients{weight_grad.data(), bias_grad.data()};
+    if (frozen) {
       batch_norm.infer_backward(statistics, gradients);
     } else {
       batch_norm.backward(statistics, gradients);
     }
   });
-  dweights.write(dweight);
-  dbiases.write(dbias);
-  return result;
+  dweights.write(weight_grad);
+  dbiases.write(bias_grad);
+  fill(result, {&dx, &dweight, &dbias});
+  if (dresidual) PyTuple_SET_ITEM(result.ptr(), 3, dresidual.release().ptr());
+  return result.release().ptr();
+}
+
+// The functions as functional.py and layer.py declare them; the values in the order of the names.
+
+template <std::size_t n>
+using Values = PyObject* const (&)[n];
+template <std::size_t n>
+Values<n> take(PyObject* const* values) {
+  return reinterpret_cast<Values<n>>(*values);
+}
+
+PyObject* batch_norm_train(PyObject* const* values) {
+  const auto& [x, weight, bias, running_mean, running_var, momentum, eps, axis,
+               unbiased_running_var, nonfinite, relu, residual, out, num_threads] =
+      take<14>(values);
+  return train({{x, weight, bias, axis, relu, residual, out, num_threads},
+                running_mean,
+                running_var,
+                Py_None,
+                read_number(batch_norm_checks->momentum, "momentum", momentum),
+                eps,
+                unbiased_running_var,
+                nonfinite});
+}
+
+PyObject* batch_norm_infer(PyObject* const* values) {
+  const auto& [x, mean, var, weight, bias, eps, axis, relu, residual, out, num_threads] =
+      take<11>(values);
+  return infer({x, weight, bias, axis, relu, residual, out, num_threads}, mean, var,
+               read_number(batch_norm_checks->eps, "eps", eps));
+}
+
+PyObject* batch_norm_backward(PyObject* const* values) {
+  const auto& [dy, x, saved_mean, saved_invstd, weight, bias, axis, relu, residual, out,
+               num_threads] = take<11>(values);
+  return backward({{x, weight, bias, axis, relu, residual, out, num_threads},
+                   dy,
+                   saved_mean,
+                   saved_invstd,
+                   std::nullopt,
+                   Py_None,
+                   Py_None});
+}
+
+PyObject* batch_norm_infer_backward(PyObject* const* values) {
+  const auto& [dy, x, mean, var, weight, bias, eps, axis, relu, residual, out, num_threads] =
+      take<12>(values);
+  return backward({{x, weight, bias, axis, relu, residual, out, num_threads},
+                   dy,
+                   mean,
+                   var,
+                   read_number(batch_norm_checks->eps, "eps", eps),
+                   Py_None,
+                   Py_None});
+}
+
+PyObject* layer_train(PyObject* const* values) {
+  const auto& [x, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps, axis,
+               unbiased_running_var, nonfinite, relu, residual, out, num_threads] =
+      take<15>(values);
+  return train(
+      {{x, weight, bias, axis, relu, residual, out, num_threads},
+       running_mean,
+       running_var,
+       num_batches_tracked,
+       momentum == Py_None ? none : read_number(batch_norm_checks->momentum, "momentum", momentum),
+       eps,
+       unbiased_running_var,
+       nonfinite});
+}
+
+PyObject* layer_backward(PyObject* const* values) {
+  const auto& [dy, x, mean, scale, weight, bias, eps, axis, relu, residual, out, weight_grad,
+               bias_grad, num_threads] = take<14>(values);
+  std::optional<double> given_eps;
+  if (eps != Py_None) given_eps = read_number(batch_norm_checks->eps, "eps", eps);
+  return backward({{x, weight, bias, axis, relu, residual, out, num_threads},
+                   dy,
+                   mean,
+                   scale,
+                   given_eps,
+                   weight_grad,
+                   bias_grad});
 }
 
 }  // namespace
 
 void bind_batch_norm(py::module_& m, const KernelTable& kernels) {
   batch_norm_kernels = &kernels;
-  m.def("batch_norm_train", &train, py::arg("x"), py::arg("weight"), py::arg("bias"),
-        py::arg("running_mean"), py::arg("running_var"), py::arg("num_batches_tracked"),
-        py::arg("momentum"), py::arg("eps"), py::arg("axis"), py::arg("unbiased_running_var"),
-        py::arg("skip_nonfinite"), py::arg("relu"), py::arg("residual"), py::arg("out"),
-        py::arg("num_threads"), py::call_guard<InCall>(),
-        "Normalise with the batch's own statistics; return y, mean and 1 / standard deviation.");
-  m.def("batch_norm_infer", &infer, py::arg("x"), py::arg("mean"), py::arg("var"),
-        py::arg("weight"), py::arg("bias"), py::arg("eps"), py::arg("axis"), py::arg("relu"),
-        py::arg("residual"), py::arg("out"), py::arg("num_threads"), py::call_guard<InCall>(),
-        "Normalise with given statistics; return y.");
-  m.def("batch_norm_backward", &backward, py::arg("dy"), py::arg("x"), py::arg("mean"),
-        py::arg("scale"), py::arg("weight"), py::arg("bias"), py::arg("eps"), py::arg("axis"),
-        py::arg("relu"), py::arg("residual"), py::arg("out"), py::arg("weight_grad"),
-        py::arg("bias_grad"), py::arg("num_threads"), py::call_guard<InCall>(),
-        "Return dx, dweight, dbias and, with a residual, its gradient.");
+  m.def(
+      "check_batch_norm",
+      [](const py::dict& checks) { batch_norm_checks = new BatchNormChecks(checks); },
+      py::arg("checks"), "Set the checks of the settings, by name; before any function is called.");
+  implement({"batch_norm_train",
+             {"x", "weight", "bias", "running_mean", "running_var", "momentum", "eps", "axis",
+              "unbiased_running_var", "nonfinite", "relu", "residual", "out", "num_threads"},
+             batch_norm_train});
+  implement({"batch_norm_infer",
+             {"x", "mean", "var", "weight", "bias", "eps", "axis", "relu", "residual", "out",
+              "num_threads"},
+             batch_norm_infer});
+  implement({"batch_norm_backward",
+             {"dy", "x", "saved_mean", "saved_invstd", "weight", "bias", "axis", "relu", "residual",
+              "out", "num_threads"},
+             batch_norm_backward});
+  implement({"batch_norm_infer_backward",
+             {"dy", "x", "mean", "var", "weight", "bias", "eps", "axis", "relu", "residual", "out",
+              "num_threads"},
+             batch_norm_infer_backward});
+  implement({"layer_train",
+             {"x", "weight", "bias", "running_mean", "running_var", "num_batches_tracked",
+              "momentum", "eps", "axis", "unbiased_running_var", "nonfinite", "relu", "residual",
+              "out", "num_threads"},
+             layer_train});
+  implement({"layer_backward",
+             {"dy", "x", "mean", "scale", "weight", "bias", "eps", "axis", "relu", "residual",
+              "out", "weight_grad", "bias_grad", "num_threads"},
+             layer_backward});
 }
 
 }  // namespace onepass::bindings

@@ -1,8 +1,14 @@
 #include "channels.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <functional>
+#include <numeric>
 #include <string>
+#include <utility>
+
+#include "gil.hpp"
 
 namespace onepass::bindings {
 namespace {
@@ -11,31 +17,76 @@ py::module_ numpy() {
   return py::module_::import("numpy");
 }
 
+bool is_exact(py::handle object) {
+  static PyTypeObject* const type = py::detail::npy_api::get().PyArray_Type_;
+  return Py_TYPE(object.ptr()) == type;
+}
+
+// Whether no Python code can run until the call ends: no array has hooks, none is copied, and other
+// threads wait.
+bool is_quiet(std::initializer_list<PyObject*> arrays) {
+#ifdef Py_GIL_DISABLED
+  return arrays.size() == 0;
+#else
+  constexpr int aligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_, c_order = py::array::c_style;
+  return std::ranges::all_of(arrays, [](PyObject* object) {
+    if (object == Py_None) return true;
+    if (!is_exact(object)) return false;
+    const auto* array = py::detail::array_proxy(object);
+    std::size_t size = 1;
+    for (int axis = 0; axis < array->nd; ++axis) {
+      size *= static_cast<std::size_t>(array->dimensions[axis]);
+    }
+    const bool is_vector = array->nd == 1;  // read at any stride
+    return size < min_elements_without_gil && (array->flags & aligned) != 0 &&
+           (is_vector || (array->flags & c_order) != 0);
+  });
+#endif
+}
+
 // The axes from the one with the largest steps in memory to the one with the smallest, but for
 // those of length 1; empty if the elements do not fill their memory.
-std::vector<py::ssize_t> memory_order(const py::array& array) {
+std::vector<py::ssize_t> memory_order(const View& view) {
   std::vector<py::ssize_t> axes;
-  for (py::ssize_t axis = 0; axis < array.ndim(); ++axis) {
-    if (array.shape(axis) != 1) axes.push_back(axis);
+  for (py::ssize_t axis = 0; axis < view.rank; ++axis) {
+    if (view.shape()[axis] != 1) axes.push_back(axis);
   }
   std::stable_sort(axes.begin(), axes.end(), [&](py::ssize_t a, py::ssize_t b) {
-    return array.strides(a) > array.strides(b);
+    return view.strides()[a] > view.strides()[b];
   });
-  py::ssize_t step = array.itemsize();
+  py::ssize_t step = view.item_size();
   for (auto axis = axes.rbegin(); axis != axes.rend(); ++axis) {
-    if (array.strides(*axis) != step) return {};
-    step *= array.shape(*axis);
+    if (view.strides()[*axis] != step) return {};
+    step *= view.shape()[*axis];
   }
   return axes;
 }
 
-// Whether the elements of two arrays of one shape lie in the same order.
-bool same_layout(const py::array& a, const py::array& b) {
-  if (a.size() == 0) return true;
-  for (py::ssize_t axis = 0; axis < a.ndim(); ++axis) {
-    if (a.shape(axis) != 1 && a.strides(axis) != b.strides(axis)) return false;
+void check_like(const View& view, const Label& label, const View& x) {
+  if (view.dtype == x.dtype && view.rank == x.rank &&
+      std::equal(view.shape(), view.shape() + view.rank, x.shape())) {
+    return;
   }
-  return true;
+  check_like(view.array(), label, x.array(), "x's");  // says what differs
+  fail_value(label, "an array that does not change during the call", "one that did");
+}
+
+void check_written_in_place(const View& view, const Label& label) {
+  constexpr int writeable = py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+  if ((view.flags & writeable) != 0 && view.is_aligned()) return;
+  check_written_in_place(view.array(), label);
+  fail_value(label, "an array that does not change during the call", "one that did");
+}
+
+// A plain array of this memory, or with `data` null of new memory; in C order without strides.
+py::object new_array(Dtype dtype, py::ssize_t rank, const py::ssize_t* shape,
+                     const py::ssize_t* strides, void* data = nullptr) {
+  const auto& api = py::detail::npy_api::get();
+  PyObject* descr = api.PyArray_DescrFromType_(dtype == Dtype::f32 ? float32_num : float64_num);
+  auto array = py::reinterpret_steal<py::object>(api.PyArray_NewFromDescr_(
+      api.PyArray_Type_, descr, static_cast<int>(rank), shape, strides, data, 0, nullptr));
+  if (!array) throw py::error_already_set();
+  return array;
 }
 
 // The largest count of batches: a double holds every whole number up to 2**53.
@@ -43,35 +94,95 @@ constexpr std::int64_t most_batches = std::int64_t{1} << 53;
 
 }  // namespace
 
-py::array Views::of(py::handle object, const Label& label) {
-  const py::array array = check_array(object, label);
-  hold(array);
-  const auto& api = py::detail::npy_api::get();
-  auto* const plain = reinterpret_cast<PyObject*>(api.PyArray_Type_);
-  auto view = py::reinterpret_steal<py::array>(api.PyArray_View_(array.ptr(), nullptr, plain));
-  if (!view) throw py::error_already_set();
-  return view;
+Arguments::Arguments(std::initializer_list<PyObject*> arrays) {
+  if (is_quiet(arrays)) return;
+  kept_.reserve(2 * most_arrays);
+  for (PyObject* array : arrays) hold(array);
 }
 
 // NumPy never resizes an array that has a weak reference, not even with refcheck=False. The array
 // that owns the memory may be a base of the given one, so each in the chain gets a weak reference.
-void Views::hold(py::handle array) {
-  constexpr std::size_t usual = 16;  // arrays of a call, and what they are parts of
-  if (held_.empty()) held_.reserve(usual);
-  py::handle owner = array;
-  while (owner && py::isinstance<py::array>(owner)) {
-    held_.push_back(py::weakref(owner));
-    owner = py::detail::array_proxy(owner.ptr())->base;
+void Arguments::hold(py::handle array) {
+  while (array && py::isinstance<py::array>(array)) {
+    keep(py::weakref(array));
+    array = py::detail::array_proxy(array.ptr())->base;
   }
 }
 
-ChannelArray check_channels(py::handle object, const Label& label, py::ssize_t axis,
-                            Arguments& arguments) {
-  py::array array = arguments.views.of(object, label);
-  const Dtype dtype = check_dtype(array, label);
-  const py::ssize_t rank = array.ndim();
+void Arguments::add(const Extent& extent, const Label& label, bool overwrites) {
+  if (extent.begin == extent.end) return;
+  for (std::size_t i = 0; overwrites && i < n_ranges_; ++i) {
+    Range& range = ranges_[i];
+    const bool same = range.extent.begin == extent.begin && range.extent.end == extent.end;
+    if (same && !range.written) range.extent.end = extent.begin;  // it meets nothing now
+  }
+  ranges_[n_ranges_++] = {extent, label.name(), label.written()};
+}
+
+void Arguments::check_overlap() const {
+  bool any = false;
+  for (std::size_t i = 0; i < n_ranges_; ++i) {
+    for (std::size_t k = 0; k < i; ++k) {
+      const Range &a = ranges_[i], &b = ranges_[k];
+      const bool meet = a.extent.begin < b.extent.end && b.extent.begin < a.extent.end;
+      any |= meet && (a.written || b.written);
+    }
+  }
+  if (!any) return;
+  Memory memory;  // says which
+  for (std::size_t i = 0; i < n_ranges_; ++i) {
+    const Range& range = ranges_[i];
+    memory.add(range.extent, Label(range.name, range.written ? Role::output : Role::input));
+  }
+  memory.check_overlap();
+}
+
+View::View(py::handle given, const Label& label) : object(given) {
+  if (!is_exact(given)) check_array(given, label);  // which may run hooks, so it comes first
+  const auto* seen = py::detail::array_proxy(given.ptr());
+  data = seen->data;
+  rank = seen->nd;
+  flags = seen->flags;
+  for (py::ssize_t axis = 0; axis < rank; ++axis) {
+    numbers_[axis] = seen->dimensions[axis];
+    numbers_[rank + axis] = seen->strides[axis];
+  }
+  const auto* descr = py::detail::array_descriptor_proxy(seen->descr);
+  if (descr->byteorder == '=' && descr->type_num == float32_num) {
+    dtype = Dtype::f32;
+  } else if (descr->byteorder == '=' && descr->type_num == float64_num) {
+    dtype = Dtype::f64;
+  } else {
+    dtype = check_dtype(array(), label);
+  }
+}
+
+py::object View::plain() const {
+  return new_array(dtype, rank, shape(), strides(), data);
+}
+
+bool View::has_layout_of(const View& other) const {
+  if (is_c_order() && other.is_c_order()) return true;
+  for (py::ssize_t axis = 0; axis < rank; ++axis) {
+    if (shape()[axis] == 0) return true;
+  }
+  for (py::ssize_t axis = 0; axis < rank; ++axis) {
+    if (shape()[axis] != 1 && strides()[axis] != other.strides()[axis]) return false;
+  }
+  return true;
+}
+
+py::ssize_t View::size() const {
+  return std::accumulate(shape(), shape() + rank, py::ssize_t{1}, std::multiplies<>());
+}
+
+ChannelArray::ChannelArray(py::handle object, const Label& label, py::ssize_t axis_given,
+                           Arguments& arguments)
+    : view(object, label), axis(axis_given) {
+  const py::ssize_t rank = view.rank;
   if (rank < 2) {
-    fail_value(label, "at least 2 axes, one of them the channels", "shape " + shape_name(array));
+    fail_value(label, "at least 2 axes, one of them the channels",
+               "shape " + shape_name(view.array()));
   }
   if (axis < -rank || axis >= rank) {
     fail_value(Label("axis", Role::input),
@@ -80,66 +191,83 @@ ChannelArray check_channels(py::handle object, const Label& label, py::ssize_t a
                std::to_string(axis));
   }
   if (axis < 0) axis += rank;
-  arguments.memory.add(array, label);
-  const auto channels = static_cast<std::size_t>(array.shape(axis));
-  if (array.size() == 0) return {array, false, dtype, axis, 0, channels, 0};
-  std::vector<py::ssize_t> order = memory_order(array);
-  const bool copied = !is_aligned(array) || (order.empty() && array.size() > 1);
-  if (copied) {
-    array = numpy().attr("array")(array, py::arg("copy") = true, py::arg("order") = "K");
-    order = memory_order(array);
-  }
-  ChannelArray found{array, copied, dtype, axis, 1, channels, 1};
-  if (channels == 1) {
-    found.outer = static_cast<std::size_t>(array.size());
-    return found;
-  }
-  std::size_t* extent = &found.outer;
-  for (const py::ssize_t a : order) {
-    if (a == axis) {
-      extent = &found.inner;
-    } else {
-      *extent *= static_cast<std::size_t>(array.shape(a));
+  arguments.add(view.extent(), label);
+  channels = static_cast<std::size_t>(view.shape()[axis]);
+  const auto product = [&](py::ssize_t from, py::ssize_t to) {
+    std::size_t length = 1;
+    for (py::ssize_t a = from; a < to; ++a) length *= static_cast<std::size_t>(view.shape()[a]);
+    return length;
+  };
+  if (view.is_c_order() && view.is_aligned()) {
+    outer = product(0, axis);
+    inner = product(axis + 1, rank);
+  } else if (view.size() != 0) {
+    std::vector<py::ssize_t> order = memory_order(view);
+    if (!view.is_aligned() || (order.empty() && view.size() > 1)) {
+      copy(label, arguments);
+      order = memory_order(view);
+    }
+    std::size_t* extent = &outer;
+    for (const py::ssize_t a : order) {
+      if (a == axis) {
+        extent = &inner;
+      } else {
+        *extent *= static_cast<std::size_t>(view.shape()[a]);
+      }
     }
   }
-  return found;
+  if (view.size() == 0) {
+    outer = inner = 0;
+  } else if (channels == 1) {
+    outer *= std::exchange(inner, 1);
+  }
 }
 
-py::array new_like(const ChannelArray& x) {
-  return numpy().attr("empty_like")(x.array);
+void ChannelArray::copy(const Label& label, Arguments& arguments) {
+  py::object copy = numpy().attr("array")(view.plain(), py::arg("copy") = true);
+  view = View(copy, label);
+  copied = true;
+  arguments.keep(std::move(copy));
 }
 
-py::array check_like_channels(py::handle object, const Label& label, const ChannelArray& x,
-                              Arguments& arguments) {
-  py::array array = arguments.views.of(object, label);
-  check_like(array, label, x.array, "x's");
-  arguments.memory.add(array, label);
-  if (same_layout(array, x.array) && is_aligned(array)) return array;
-  const py::array copy = new_like(x);
-  numpy().attr("copyto")(copy, array);
-  return copy;
+py::object new_like(const ChannelArray& x) {
+  return new_array(x.view.dtype, x.view.rank, x.view.shape(),
+                   x.view.is_c_order() ? nullptr : x.view.strides());
 }
 
-py::array check_out(py::handle object, const Label& label, const ChannelArray& x,
-                    const std::vector<py::array>& same, Arguments& arguments) {
-  py::array array = arguments.views.of(object, label);
-  check_like(array, label, x.array, "x's");
-  check_written_in_place(array, label);
-  if (!same_layout(array, x.array)) {
+py::object new_vector(std::size_t channels, Dtype dtype) {
+  const auto length = static_cast<py::ssize_t>(channels);
+  return new_array(dtype, 1, &length, nullptr);
+}
+
+void* check_like_channels(py::handle object, const Label& label, const ChannelArray& x,
+                          Arguments& arguments) {
+  const View view(object, label);
+  check_like(view, label, x.view);
+  arguments.add(view.extent(), label);
+  if (view.is_aligned() && view.has_layout_of(x.view)) return view.data;
+  py::object copy = new_like(x);
+  numpy().attr("copyto")(copy, view.plain());
+  void* const data = data_of(copy);
+  arguments.keep(std::move(copy));
+  return data;
+}
+
+void* check_out(py::handle object, const Label& label, const ChannelArray& x,
+                std::initializer_list<const void*> same, Arguments& arguments) {
+  const View view(object, label);
+  check_like(view, label, x.view);
+  check_written_in_place(view, label);
+  if (!view.has_layout_of(x.view)) {
     fail_value(
         label,
-        "strides " + strides_name(x.array) +
+        "strides " + strides_name(x.view.array()) +
             (x.copied ? ", as x has when it is copied to fill its memory" : ", as x has in memory"),
-        "strides " + strides_name(array));
+        "strides " + strides_name(view.array()));
   }
-  for (const py::array& other : same) {
-    if (array.data() == other.data()) {
-      arguments.memory.overwrite(array, label);
-      return array;
-    }
-  }
-  arguments.memory.add(array, label);
-  return array;
+  const bool overwrites = std::ranges::find(same, view.data) != same.end();
+  arguments.add(view.extent(), label, overwrites);
+  return view.data;
 }
 
 void check_has_variance(const ChannelArray& x, const Label& label) {
@@ -147,13 +275,12 @@ void check_has_variance(const ChannelArray& x, const Label& label) {
   if (count > 1 || x.channels == 0) return;
   const char* reason = count ? "one has no variance" : "none has no mean";
   fail_value(label, std::string("more than one value per channel, because ") + reason,
-             "shape " + shape_name(x.array));
+             "shape " + shape_name(x.view.array()));
 }
 
-void check_not_in_place(py::handle out, const Label& label, const py::array& other,
-                        const char* name) {
-  if (other.size() == 0 || !py::isinstance<py::array>(out)) return;
-  if (py::reinterpret_borrow<py::array>(out).data() != other.data()) return;
+void check_not_in_place(py::handle out, const Label& label, const ChannelArray& x,
+                        const void* other, const char* name) {
+  if (x.size() == 0 || !py::isinstance<py::array>(out) || data_of(out) != other) return;
   fail_value(label, std::string("memory of its own, because the backward pass needs ") + name,
              std::string("the same memory as ") + name);
 }
@@ -162,11 +289,11 @@ std::int64_t* check_counter(py::handle object, const Label& label, Arguments& ar
   if (!py::isinstance<py::array_t<std::int64_t>>(object)) {
     fail_type(label, "an int64 array", py::repr(object).cast<std::string>());
   }
-  const py::array array = arguments.views.of(object, label);
+  const auto array = py::reinterpret_borrow<py::array>(object);
   if (array.ndim() != 0) fail_value(label, "no axes", "shape " + shape_name(array));
   check_written_in_place(array, label);
-  arguments.memory.add(array, label);
-  auto* const count = static_cast<std::int64_t*>(const_cast<void*>(array.data()));
+  auto* const count = static_cast<std::int64_t*>(data_of(array));
+  arguments.add(extent_of(count, sizeof *count, 0, nullptr, nullptr), label);
   if (*count < 0 || *count >= most_batches) {
     fail_value(label, "a number of batches below 2**53", std::to_string(*count));
   }
@@ -175,52 +302,45 @@ std::int64_t* check_counter(py::handle object, const Label& label, Arguments& ar
 
 ChannelVector::ChannelVector(py::handle object, const Label& label, const ChannelArray& x,
                              bool any_dtype, Arguments& arguments) {
-  array_ = arguments.views.of(object, label);
-  dtype_ = check_dtype(array_, label);
-  if (!any_dtype && dtype_ != x.dtype) {
-    fail_type(label, "x's dtype " + dtype_name(x.array), dtype_name(array_));
+  const View view(object, label);
+  if (!any_dtype && view.dtype != x.view.dtype) {
+    fail_type(label, "x's dtype " + dtype_name(x.view.array()), dtype_name(view.array()));
   }
-  if (array_.ndim() != 1 || static_cast<std::size_t>(array_.shape(0)) != x.channels) {
+  if (view.rank != 1 || static_cast<std::size_t>(view.shape()[0]) != x.channels) {
     fail_value(label,
                "shape (" + std::to_string(x.channels) + ",), a value per channel of axis " +
                    std::to_string(x.axis),
-               "shape " + shape_name(array_));
+               "shape " + shape_name(view.array()));
   }
+  data_ = view.data;
+  stride_ = view.strides()[0];
+  channels_ = x.channels;
+  dtype_ = view.dtype;
   if (label.written()) {
-    check_written_in_place(array_, label);
-    if (x.channels > 1 && array_.strides(0) == 0) {
+    check_written_in_place(view, label);
+    if (x.channels > 1 && stride_ == 0) {
       fail_value(label, "memory for each channel", "strides (0,)");
     }
   }
-  arguments.memory.add(array_, label);
-  if (!is_aligned(array_)) array_ = numpy().attr("array")(array_, py::arg("copy") = true);
-}
-
-PerChannel ChannelVector::source() const {
-  return {array_.data(), array_.strides(0), dtype_ == Dtype::f32};
-}
-
-std::vector<double> ChannelVector::values() const {
-  std::vector<double> values(static_cast<std::size_t>(array_.shape(0)));
-  source().load(values.data(), values.size());
-  return values;
+  arguments.add(view.extent(), label);
+  if (view.is_aligned()) return;
+  py::object copy = numpy().attr("array")(view.plain(), py::arg("copy") = true);
+  data_ = static_cast<char*>(data_of(copy));
+  stride_ = view.item_size();
+  arguments.keep(std::move(copy));
 }
 
 void ChannelVector::check_not_negative(const Label& label) const {
-  const auto channels = static_cast<std::size_t>(array_.shape(0));
-  std::size_t negative = 0;  // counted, because a loop that stops at the first is no SIMD loop
-  double part[256];
-  for (std::size_t c = 0; c < channels; c += std::size(part)) {
-    const std::size_t n = std::min(std::size(part), channels - c);
+  double part[64];
+  for (std::size_t c = 0; c < channels_; c += std::size(part)) {
+    const std::size_t n = std::min(std::size(part), channels_ - c);
     source().load(part, n, c);
-    for (std::size_t k = 0; k < n; ++k) negative += part[k] < 0;
+    const auto* const found = std::find_if(part, part + n, [](double value) { return value < 0; });
+    if (found == part + n) continue;
+    fail_value(label, "values >= 0",
+               py::repr(py::float_(*found)).cast<std::string>() + " in channel " +
+                   std::to_string(c + static_cast<std::size_t>(found - part)));
   }
-  if (negative == 0) return;
-  const std::vector<double> all = values();
-  const auto first = std::ranges::find_if(all, [](double value) { return value < 0; });
-  fail_value(label, "values >= 0",
-             py::repr(py::float_(*first)).cast<std::string>() + " in channel " +
-                 std::to_string(first - all.begin()));
 }
 
 bool ChannelVector::can_hold(std::span<const double> values, double factor) const noexcept {
@@ -230,15 +350,15 @@ bool ChannelVector::can_hold(std::span<const double> values, double factor) cons
   });
 }
 
-void ChannelVector::write(const std::vector<double>& values) noexcept {
-  auto* p = static_cast<char*>(const_cast<void*>(array_.data()));
+void ChannelVector::write(std::span<const double> values) noexcept {
+  char* p = data_;
   for (const double value : values) {
     if (dtype_ == Dtype::f32) {
       *reinterpret_cast<float*>(p) = static_cast<float>(value);
     } else {
       *reinterpret_cast<double*>(p) = value;
     }
-    p += array_.strides(0);
+    p += stride_;
   }
 }
 

@@ -1,12 +1,13 @@
 // The checks of arrays with channels, and of those with a value per channel.
 //
-// What is read of an array (address, shape, strides, dtype) is kept while code of others may run: a
-// copy lets other threads in, and a subclass of ndarray has hooks. So a call looks at views of its
-// own, whose shape and dtype nobody else can set, and keeps the arrays from being resized.
+// What NumPy says of an array (address, shape, strides, dtype) is read once, since another thread
+// or a hook of a subclass may change it while the call runs; and the memory of the arrays is kept
+// where it is as long as such code may run.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <span>
 #include <vector>
 
@@ -15,71 +16,125 @@
 
 namespace onepass::bindings {
 
-// Views of the arrays of a call, of no subclass, and what keeps their memory where it is.
-class Views {
+// What the checks of one call share: the memory it touches, and what keeps that where it is.
+class Arguments {
  public:
-  py::array of(py::handle object, const Label& label);  // throws TypeError where that is no array
+  // All arrays that the caller gave; what is no array is left to the checks.
+  explicit Arguments(std::initializer_list<PyObject*> arrays);
+  // Keeps an object until the call ends.
+  void keep(py::object object) { kept_.push_back(std::move(object)); }
+  // Memory of this call. Where `overwrites`, an array that was added as one that is read lies there
+  // too, and may.
+  void add(const Extent& extent, const Label& label, bool overwrites = false);
+  void check_overlap() const;  // throws ValueError where a written array meets another
 
  private:
+  struct Range {
+    Extent extent;
+    const char* name;
+    bool written;
+  };
   void hold(py::handle array);
-  std::vector<py::object> held_;
+  static constexpr std::size_t most_arrays = 12;
+  Range ranges_[most_arrays];
+  std::size_t n_ranges_ = 0;
+  std::vector<py::object> kept_;
 };
 
-// What the checks of one call share.
-struct Arguments {
-  Memory memory;
-  Views views;
-};
+// An array as a call sees it.
+class View {
+ public:
+  // Throws TypeError for what is no array, or is neither float32 nor float64.
+  View(py::handle object, const Label& label);
 
-// An array with channels, as it lies in memory: in C order, `outer` x `channels` x `inner`.
-struct ChannelArray {
-  py::array array;
-  bool copied;  // because what the caller gave does not fill its memory
+  bool is_aligned() const { return (flags & py::detail::npy_api::NPY_ARRAY_ALIGNED_) != 0; }
+  bool is_c_order() const { return (flags & py::array::c_style) != 0; }
+  bool has_layout_of(const View& other) const;  // both have the same shape
+  const py::ssize_t* shape() const { return numbers_; }
+  const py::ssize_t* strides() const { return numbers_ + rank; }
+  py::ssize_t item_size() const { return dtype == Dtype::f32 ? 4 : 8; }
+  py::ssize_t size() const;
+  // An array of its own on the same memory, which has no hooks and does not change.
+  py::object plain() const;
+  // What the caller gave, for the messages of arrays.hpp.
+  py::array array() const { return py::reinterpret_borrow<py::array>(object); }
+  Extent extent() const { return extent_of(data, item_size(), rank, shape(), strides()); }
+
+  py::handle object;
+  char* data;
+  py::ssize_t rank;
+  int flags;
   Dtype dtype;
-  py::ssize_t axis;  // not negative
-  std::size_t outer, channels, inner;
-  std::size_t size() const { return outer * channels * inner; }
+
+ private:
+  static constexpr std::size_t max_rank = 64;  // NumPy's
+  py::ssize_t numbers_[2 * max_rank];
 };
 
-// float32 or float64, of any layout: one whose elements do not fill their memory is copied.
-ChannelArray check_channels(py::handle object, const Label& label, py::ssize_t axis,
-                            Arguments& arguments);
+// The array of a call that says how many channels there are. Of any layout: where the elements do
+// not fill their memory, a copy takes its place. In C order it is `outer` x `channels` x `inner`.
+class ChannelArray {
+ public:
+  ChannelArray(py::handle object, const Label& label, py::ssize_t axis_given, Arguments& arguments);
+  std::size_t size() const { return outer * channels * inner; }
 
-// Like `x` in shape and dtype, and in layout or else copied.
-py::array check_like_channels(py::handle object, const Label& label, const ChannelArray& x,
-                              Arguments& arguments);
+  View view;
+  bool copied = false;
+  py::ssize_t axis;  // not negative
+  std::size_t outer = 1, channels = 1, inner = 1;
+
+ private:
+  void copy(const Label& label, Arguments& arguments);
+};
+
+// The data of an array like `x` in shape and dtype; a copy's where its layout is another.
+void* check_like_channels(py::handle object, const Label& label, const ChannelArray& x,
+                          Arguments& arguments);
 
 // More than one value per channel, without which there is no variance.
 void check_has_variance(const ChannelArray& x, const Label& label);
 
-// Like `x` in everything, and writable. It may be one of `same`, in place.
-py::array check_out(py::handle object, const Label& label, const ChannelArray& x,
-                    const std::vector<py::array>& same, Arguments& arguments);
+// The data of a writable array like `x` in everything. It may lie where one of `same` lies.
+void* check_out(py::handle object, const Label& label, const ChannelArray& x,
+                std::initializer_list<const void*> same, Arguments& arguments);
 
 // Not the memory of an array that the backward pass will read; says so, where check_out could not.
-void check_not_in_place(py::handle out, const Label& label, const py::array& other,
-                        const char* name);
+void check_not_in_place(py::handle out, const Label& label, const ChannelArray& x,
+                        const void* other, const char* name);
 
 // An int64 array without axes, writable: counted up in place.
 std::int64_t* check_counter(py::handle object, const Label& label, Arguments& arguments);
 
-// Like `x` in shape, dtype and layout.
-py::array new_like(const ChannelArray& x);
+// A new array like `x` in shape, dtype and layout.
+py::object new_like(const ChannelArray& x);
+// A new array with an element per channel.
+py::object new_vector(std::size_t channels, Dtype dtype);
+inline void* data_of(py::handle array) {
+  return py::detail::array_proxy(array.ptr())->data;
+}
 
 // One number per channel: read, and perhaps written.
 class ChannelVector {
  public:
   ChannelVector(py::handle object, const Label& label, const ChannelArray& x, bool any_dtype,
                 Arguments& arguments);
-  PerChannel source() const;
-  std::vector<double> values() const;
+  // A new_vector.
+  ChannelVector(py::handle made, std::size_t channels, Dtype dtype)
+      : data_(static_cast<char*>(data_of(made))),
+        stride_(dtype == Dtype::f32 ? 4 : 8),
+        channels_(channels),
+        dtype_(dtype) {}
+  PerChannel source() const { return {data_, stride_, dtype_ == Dtype::f32}; }
+  void load(double* to) const { source().load(to, channels_); }
   void check_not_negative(const Label& label) const;
   // Whether all of these are finite, and stay so in this dtype.
   bool can_hold(std::span<const double> values, double factor) const noexcept;
-  void write(const std::vector<double>& values) noexcept;
+  void write(std::span<const double> values) noexcept;
 
  private:
-  py::array array_;
+  char* data_;
+  py::ssize_t stride_;
+  std::size_t channels_;
   Dtype dtype_;
 };
 

@@ -2,7 +2,6 @@
 
 #include <structmember.h>
 
-#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <map>
@@ -50,8 +49,8 @@ class Named final : public Body {
   PyObject* call(PyObject* const* args, Py_ssize_t n_positional, PyObject* keywords) override {
     const auto given = static_cast<std::size_t>(n_positional);
     if (given > positional_) return nullptr;
-    std::array<PyObject*, max_parameters> values{};
-    std::copy_n(args, given, values.begin());
+    std::array<PyObject*, max_parameters> values;
+    for (std::size_t i = 0; i < names_.size(); ++i) values[i] = i < given ? args[i] : nullptr;
     const Py_ssize_t n_keywords = keywords ? PyTuple_GET_SIZE(keywords) : 0;
     for (Py_ssize_t k = 0; k < n_keywords; ++k) {
       const std::size_t i = find(PyTuple_GET_ITEM(keywords, k));
@@ -78,6 +77,10 @@ class Named final : public Body {
   }
 
   std::size_t find(PyObject* name) const {
+    // First by identity, which touches no string: mostly both names are interned.
+    for (std::size_t i = only_positional_; i < names_.size(); ++i) {
+      if (names_[i].ptr() == name) return i;
+    }
     std::size_t i = only_positional_;
     while (i < names_.size() && !is_name(names_[i].ptr(), name)) ++i;
     return i;
@@ -93,6 +96,7 @@ struct Function {
   PyObject_HEAD vectorcallfunc vectorcall;
   PyObject* declaration;
   Body* body;
+  PyObject* weak_references;
 };
 
 Function* function(PyObject* self) {
@@ -104,7 +108,7 @@ PyObject* call_function(PyObject* self, PyObject* const* args, std::size_t flagg
   return guarded([&]() -> PyObject* {
     PyObject* found = function(self)->body->call(args, PyVectorcall_NARGS(flagged), keywords);
     if (found || PyErr_Occurred()) return found;
-    // The declaration knows best what does not fit it.
+    // The call does not fit: the declaration raises Python's own error.
     found = PyObject_Vectorcall(function(self)->declaration, args, flagged, keywords);
     if (!found) return nullptr;
     Py_DECREF(found);
@@ -126,6 +130,7 @@ int clear_function(PyObject* self) {
 void dealloc_function(PyObject* self) {
   PyTypeObject* type = Py_TYPE(self);
   PyObject_GC_UnTrack(self);
+  if (function(self)->weak_references) PyObject_ClearWeakRefs(self);
   clear_function(self);
   delete function(self)->body;
   type->tp_free(self);
@@ -138,7 +143,7 @@ PyObject* get_method(PyObject* self, PyObject* instance, PyObject*) {
   return PyMethod_New(self, instance);
 }
 
-// What is not known here, the declaration knows.
+// An attribute that this type does not have is the declaration's.
 PyObject* get_attribute(PyObject* self, PyObject* name) {
   PyObject* found = PyObject_GenericGetAttr(self, name);
   if (found || !PyErr_ExceptionMatches(PyExc_AttributeError)) return found;
@@ -173,7 +178,9 @@ PyGetSetDef function_attributes[] = {{"__doc__", get_declared, nullptr, nullptr,
                                      {}};
 PyMethodDef function_methods[] = {{"__reduce__", reduce_function, METH_NOARGS, nullptr}, {}};
 PyMemberDef function_members[] = {
-    {"__vectorcalloffset__", T_PYSSIZET, offsetof(Function, vectorcall), READONLY, nullptr}, {}};
+    {"__vectorcalloffset__", T_PYSSIZET, offsetof(Function, vectorcall), READONLY, nullptr},
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(Function, weak_references), READONLY, nullptr},
+    {}};
 
 PyObject* make_function_type() {
   PyType_Slot slots[] = {{Py_tp_dealloc, slot(dealloc_function)},
@@ -207,6 +214,7 @@ py::object make_function(py::handle declaration, std::unique_ptr<Body> body) {
   made->vectorcall = call_function;
   made->declaration = Py_NewRef(declaration.ptr());
   made->body = body.release();
+  made->weak_references = nullptr;
   PyObject_GC_Track(made);
   return py::reinterpret_steal<py::object>(reinterpret_cast<PyObject*>(made));
 }

@@ -17,9 +17,9 @@ inline constexpr std::size_t min_elements_without_gil = 32768;
   for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
 }
 
-// Lets other Python threads run while it lives. At shutdown, Python before 3.14 ends a daemon
-// thread that asks for the interpreter with an exception, and a destructor must not throw. So the
-// thread hangs instead, as it does in Python 3.14.
+// Lets other Python threads run. While the interpreter shuts down, Python before 3.14 unwinds a
+// daemon thread that asks for the GIL by an exception. A destructor must not throw, so this one
+// hangs, as 3.14 does.
 class WithoutGil {
  public:
   WithoutGil() : state_(PyEval_SaveThread()) {}

@@ -11,17 +11,17 @@ namespace onepass {
 namespace {
 
 // Measured: bench/NOTES.md.
-constexpr std::size_t max_tile_bytes = 1 << 20;  // a core's cache holds that until it is read again
-constexpr std::size_t min_shared_channels = 4096;  // then work per channel is worth a second thread
-// How many rows are summed and written together while they are in cache, at least one. If channels
-// share a panel this is constant, since the panel's width depends on the number of threads, and the
-// order of a sum must not.
-constexpr std::size_t elements_at_once = 4096;  // if the panel has one channel
-constexpr std::size_t rows_at_once = 8;         // if channels share it
-// How many rows have a sum of their own, which is then added to the sum of the rows before: a long
-// chain of additions would add up its roundings. The number depends on the width of a channel
-// alone, for the reason above.
-constexpr std::size_t rows_together = 1024;           // if channels share the rows
+constexpr std::size_t max_tile_bytes = 1 << 20;  // that a core's cache holds until it is read again
+constexpr std::size_t min_shared_channels = 4096;  // whose own work is worth a second thread
+// Rows that are summed and written together, at least one, while they are in cache. Where channels
+// share a panel it is a constant: the panel's width depends on the number of threads, and the order
+// of a sum must not.
+constexpr std::size_t elements_at_once = 4096;  // of one channel
+constexpr std::size_t rows_at_once = 8;         // that channels share
+// Rows whose sum is taken on its own and then added to that of the rows before: a long chain of
+// additions would add up its roundings. It depends on the width of a channel alone, so that the
+// order of a sum does not depend on the number of threads.
+constexpr std::size_t rows_together = 1024;           // that channels share
 constexpr std::size_t lane_rows_together = 256;       // of `lanes` elements of one channel
 constexpr std::size_t elements_together = 256 * 256;  // in a row of one channel
 // If the square of the distance between the first samples' mean and the channel's mean is larger
@@ -68,9 +68,7 @@ BatchNorm<T>::BatchNorm(const BatchNormTable<T>& table, const Layout& layout, in
       grid_(layout, threads_, Grid::Pass::sums),
       loops_(table[grid_.one_channel() * 1u + relu * 2u + (arrays.residual != nullptr) * 4u]),
       arrays_(arrays),
-      affine_(affine),
-      channels_(like_row(arrays.out)),
-      columns_(like_row(arrays.out)) {
+      affine_(affine) {
   arrays_.stream = streams(arrays, layout, operation);
   arrays_.prefetch_ahead = layout.size() * sizeof(T) > far_for_sums;
   const auto n = static_cast<std::size_t>(threads_);
@@ -86,12 +84,15 @@ BatchNorm<T>::BatchNorm(const BatchNormTable<T>& table, const Layout& layout, in
   } else {
     tiles_at_once_ = tiles;
   }
-  channels_.resize(layout.channels, operation);
-  if (!grid_.columns_are_channels()) columns_.resize(grid_.columns(), operation);
-  for (auto* sums : {&first_, &second_}) sums->resize(layout.channels);
+  const std::size_t past = like_row(arrays.out);
+  channels_ = take_values<T>(workspace_, layout.channels, past, operation, true);
+  columns_ = grid_.columns_are_channels()
+                 ? channels_
+                 : take_values<T>(workspace_, grid_.columns(), past, operation, in_units);
+  for (double** sums : {&first_, &second_}) *sums = workspace_.take<double>(layout.channels);
   if (tiles_at_once_) {
-    partial_.resize(2 * layout.channels * grid_.blocks());
-    finished_.resize(tiles_at_once_);
+    partial_ = workspace_.take<double>(2 * layout.channels * grid_.blocks());
+    finished_ = {workspace_.take<char>(tiles_at_once_), tiles_at_once_};
   }
 }
 
@@ -99,29 +100,28 @@ template <class T>
 template <class... Members>
 void BatchNorm<T>::spread(std::size_t tile, Members... members) noexcept {
   if (grid_.columns_are_channels()) return;
-  (grid_.spread(tile, (channels_.*members).data(), (columns_.*members).data()), ...);
+  (grid_.spread(tile, channels_.*members, columns_.*members), ...);
 }
 
 template <class T>
 void BatchNorm<T>::spread_center(std::size_t tile) noexcept {
-  spread(tile, &Values<T>::center);
-  if constexpr (std::is_same_v<T, double>) spread(tile, &Values<T>::magnitude);
+  spread(tile, &Channels<T>::center);
+  if constexpr (in_units) spread(tile, &Channels<T>::magnitude);
 }
 
 template <class T>
 void BatchNorm<T>::set_forward(std::size_t tile, const Statistics& statistics) noexcept {
   const auto [c, n] = channels_of(tile);
-  loops_.set_forward(at(affine_, c), at(statistics, c), n, channels_.at(c));
-  spread(tile, &Values<T>::mean, &Values<T>::scale, &Values<T>::shift);
+  loops_.set_forward(at(affine_, c), at(statistics, c), n, at(channels_, c));
+  spread(tile, &Channels<T>::mean, &Channels<T>::scale, &Channels<T>::shift);
 }
 
 template <class T>
 void BatchNorm<T>::sum(Sum loop, Write write_at_once, std::size_t tile, std::size_t block,
                        double* first, double* second) noexcept {
-  Values<T>& values = grid_.columns_are_channels() ? channels_ : columns_;
   const bool one_channel = grid_.one_channel();
   alignas(64) double sums[2][Grid::max_tile_width], more[2][Grid::max_tile_width];
-  for (auto& row : sums) std::fill_n(row, one_channel ? lanes : std::size(row), 0.0);
+  for (auto& row : sums) std::fill_n(row, grid_.columns_of(tile), 0.0);
   const auto sum_part = [&](const Arrays<T>& arrays, const Panel& part, const Channels<T>& channels,
                             double* a, double* b) noexcept {
     if (!write_at_once) return loop(arrays, part, channels, a, b);
@@ -137,7 +137,7 @@ void BatchNorm<T>::sum(Sum loop, Write write_at_once, std::size_t tile, std::siz
   bool begun = false;
   grid_.for_each_panel(
       tile, block, [&](std::size_t offset, std::size_t column, const Panel& panel) noexcept {
-        const Channels<T> channels = values.at(column);
+        const Channels<T> channels = at(columns_, column);
         const std::size_t rows = rows_of_part(panel, one_channel);
         const std::size_t width = one_channel ? elements_together : panel.width;
         const std::size_t n = one_channel ? lanes : panel.width;
@@ -165,10 +165,9 @@ void BatchNorm<T>::sum(Sum loop, Write write_at_once, std::size_t tile, std::siz
 
 template <class T>
 void BatchNorm<T>::write(Write loop, std::size_t tile, std::size_t block) noexcept {
-  Values<T>& values = grid_.columns_are_channels() ? channels_ : columns_;
   grid_.for_each_panel(tile, block,
                        [&](std::size_t offset, std::size_t column, const Panel& panel) noexcept {
-                         loop(at(arrays_, offset), panel, values.at(column));
+                         loop(at(arrays_, offset), panel, at(columns_, column));
                        });
 }
 
@@ -188,11 +187,11 @@ void BatchNorm<T>::run(Sum sum_loop, Write write_loop, bool write_at_once, const
   const Write at_once = write_at_once ? write_loop : nullptr;
   const auto start = [&](std::size_t tile) noexcept {
     const auto [c, width] = channels_of(tile);
-    for (auto* sums : {&first_, &second_}) std::fill_n(sums->data() + c, width, 0.0);
+    for (double* sums : {first_, second_}) std::fill_n(sums + c, width, 0.0);
   };
   const auto add_to_tile = [&](std::size_t tile, const double* a, const double* b) noexcept {
     const std::size_t from = grid_.first_channel(tile);
-    add(tile, a, b, first_.data() + from, second_.data() + from);
+    add(tile, a, b, first_ + from, second_ + from);
   };
 
   if (tiles_at_once_ == 0) {
@@ -222,14 +221,14 @@ void BatchNorm<T>::run(Sum sum_loop, Write write_loop, bool write_at_once, const
       parallel_for(tiles * blocks, threads_, [&](std::size_t i) noexcept {
         const std::size_t t = i % tiles, tile = from + t, block = i / tiles;
         if (finished_[t]) return;
-        double* a = partial_.data() + 2 * n * block + grid_.first_channel(tile);
+        double* a = partial_ + 2 * n * block + grid_.first_channel(tile);
         sum(sum_loop, at_once, tile, block, a, a + n);
       });
       parallel_for(tiles, helpful, [&](std::size_t t) noexcept {
         if (finished_[t]) return;
         start(from + t);
         for (std::size_t block = 0; block < blocks; ++block) {
-          const double* a = partial_.data() + 2 * n * block + grid_.first_channel(from + t);
+          const double* a = partial_ + 2 * n * block + grid_.first_channel(from + t);
           add_to_tile(from + t, a, a + n);
         }
         finished_[t] = finish(from + t);
@@ -255,8 +254,8 @@ void BatchNorm<T>::train(double eps, const Statistics& batch) noexcept {
   };
   const auto finish = [&](std::size_t tile) noexcept {
     const auto [c, n] = channels_of(tile);
-    const Sums sums{first_.data() + c, second_.data() + c};
-    loops_.set_statistics(sums, channels_.at(c), count, eps, n, at(batch, c));
+    const Sums sums{first_ + c, second_ + c};
+    loops_.set_statistics(sums, at(channels_, c), count, eps, n, at(batch, c));
     set_forward(tile, batch);
     if (!improve_centers(tile, batch)) return true;
     spread_center(tile);
@@ -273,7 +272,7 @@ void BatchNorm<T>::set_first_means(std::size_t c, std::size_t n) noexcept {
   for (std::size_t i = 0; i < samples.count; ++i) {
     samples.offsets[i] = i / layout_.inner * row + i % layout_.inner;
   }
-  loops_.set_first_means(arrays_.x + c * layout_.inner, samples, n, channels_.at(c));
+  loops_.set_first_means(arrays_.x + c * layout_.inner, samples, n, at(channels_, c));
 }
 
 template <class T>
@@ -284,7 +283,7 @@ bool BatchNorm<T>::improve_centers(std::size_t tile, const Statistics& batch) no
     double &magnitude = channels_.magnitude[c], &center = channels_.center[c];
     const double mean = batch.mean[c] * magnitude;
     const double off = (mean - center) * (mean - center);
-    if (std::is_same_v<T, double> && magnitude == 1 && !(batch.variance[c] <= DBL_MAX)) {
+    if (in_units && magnitude == 1 && !(batch.variance[c] <= DBL_MAX)) {
       magnitude = small_magnitude;
       set_first_means(c, 1);
       improved = true;
@@ -301,7 +300,7 @@ void BatchNorm<T>::set_backward_sums(std::size_t tile, const Statistics& statist
   set_forward(tile, statistics);
   const auto [begin, n] = channels_of(tile);
   for (std::size_t c = begin; c < begin + n; ++c) {
-    if constexpr (std::is_same_v<T, double>) {
+    if constexpr (in_units) {
       channels_.magnitude[c] = statistics.invstd[c] < min_ordinary_invstd ? small_magnitude : 1.0;
       channels_.center[c] = statistics.mean[c] * channels_.magnitude[c];
     } else {
@@ -326,12 +325,12 @@ void BatchNorm<T>::finish_backward_sums(std::size_t tile, const Statistics& stat
     const auto count = static_cast<double>(layout_.per_channel());
     const Gradients of_tile = at(gradients, begin);
     loops_.set_input_gradient(at(affine_, begin), at(statistics, begin), &of_tile, count, n,
-                              channels_.at(begin));
+                              at(channels_, begin));
   }
-  if constexpr (std::is_same_v<T, double>) {
+  if constexpr (in_units) {
     if (!finite) sum_in_small_units(tile, statistics, gradients, through);
   }
-  if (through) spread(tile, &Values<T>::gain, &Values<T>::slope, &Values<T>::offset);
+  if (through) spread(tile, &Channels<T>::gain, &Channels<T>::slope, &Channels<T>::offset);
 }
 
 template <class T>
@@ -364,7 +363,7 @@ void BatchNorm<T>::sum_in_small_units(std::size_t tile, const Statistics& statis
     double mean_dweight = small_dweight / count / small_magnitude;
     double mean_dbias = first[c - begin] / count / small_magnitude;
     const Gradients means{&mean_dweight, &mean_dbias};
-    loops_.set_input_gradient(at(affine_, c), at(statistics, c), &means, 1, 1, channels_.at(c));
+    loops_.set_input_gradient(at(affine_, c), at(statistics, c), &means, 1, 1, at(channels_, c));
   }
 }
 
@@ -388,8 +387,8 @@ void BatchNorm<T>::infer_backward(const Statistics& given, const Gradients& grad
       [&](std::size_t tile) noexcept {
         set_backward_sums(tile, given);
         const auto [c, n] = channels_of(tile);
-        loops_.set_input_gradient(at(affine_, c), at(given, c), nullptr, 1, n, channels_.at(c));
-        spread(tile, &Values<T>::gain);
+        loops_.set_input_gradient(at(affine_, c), at(given, c), nullptr, 1, n, at(channels_, c));
+        spread(tile, &Channels<T>::gain);
       },
       [&](std::size_t tile) noexcept {
         finish_backward_sums(tile, given, gradients, false);

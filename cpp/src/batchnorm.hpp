@@ -3,8 +3,8 @@
 #pragma once
 
 #include <span>
+#include <type_traits>
 #include <utility>
-#include <vector>
 
 #include "grid.hpp"
 #include "kernels.hpp"
@@ -12,8 +12,8 @@
 
 namespace onepass {
 
-// running = (1 - momentum) * running + momentum * (batch * correction). A momentum of 0 or of 1
-// leaves out the other term, which could be 0 times infinity, a NaN.
+// running = (1 - momentum) * running + momentum * (batch * correction). A momentum of 0 or 1 leaves
+// out the term that it makes 0, because 0 times infinity is a NaN.
 void update_running(std::span<double> running, std::span<const double> batch, double correction,
                     double momentum) noexcept;
 
@@ -34,6 +34,8 @@ class BatchNorm {
  private:
   using Sum = typename BatchNormLoops<T>::Sum;
   using Write = typename BatchNormLoops<T>::Write;
+  // Whether x may have to be summed in other units: a float's squares are within double's range.
+  static constexpr bool in_units = std::is_same_v<T, double>;
 
   // Returns the first channel of a tile, and how many channels it has.
   std::pair<std::size_t, std::size_t> channels_of(std::size_t tile) const noexcept {
@@ -75,14 +77,15 @@ class BatchNorm {
   Layout layout_;
   int threads_;
   Grid grid_;
-  BatchNormLoops<T> loops_;
+  const BatchNormLoops<T>& loops_;
   Arrays<T> arrays_;
   std::size_t tiles_at_once_;  // by all threads together; 0: each thread has a tile of its own
   Affine affine_;
-  Values<T> channels_, columns_;
-  Vector<double> first_, second_;  // sums per channel
-  Vector<double> partial_;         // sums per block
-  std::vector<char> finished_;     // whether each of the tiles at once is
+  Channels<T> channels_, columns_;  // perhaps the same
+  double *first_, *second_;         // sums per channel
+  double* partial_ = nullptr;       // of the blocks
+  std::span<char> finished_;        // of the tiles that are shared out at once
+  Workspace workspace_;
 };
 
 extern template class BatchNorm<float>;

@@ -10,16 +10,17 @@ constexpr std::size_t max_blocks = 64;
 constexpr std::size_t min_block_elements = 8192;  // of one channel
 constexpr std::size_t min_block_rows = 64;        // that channels share
 constexpr std::size_t min_row_width = 256;
+constexpr std::size_t min_rows_of_columns = 32;  // where nothing is summed
 constexpr std::size_t min_tile_width = 64;
+constexpr std::size_t min_written = 1024;        // elements of a block, where nothing is summed
 constexpr std::size_t min_tile_elements = 8192;  // of long channels, where nothing is summed
 
 constexpr std::size_t divide_up(std::size_t a, std::size_t b) noexcept {
   return (a + b - 1) / b;
 }
 
-// Returns the longest `inner` of channels that lie side by side in a row. Such channels need no
-// lanes of their own for their sums, and no line is streamed in parts; but their values must be
-// copied to every column, which pays only over many rows.
+// Short channels are summed side by side, which needs no lanes for each and streams whole lines, if
+// there are enough rows to pay for the copies of their values.
 constexpr std::size_t longest_short_channel(std::size_t rows, Grid::Pass pass) noexcept {
   if (pass == Grid::Pass::writes) return 16;
   return rows < 8 ? 16 : rows < 32 ? 64 : 256;
@@ -66,10 +67,15 @@ void Grid::cut_long_channels(bool summed) noexcept {
 }
 
 void Grid::cut_rows(int threads, bool summed) noexcept {
-  while (row_width_ * repeat_ < min_row_width && 2 * repeat_ <= layout_.outer) repeat_ *= 2;
+  // A wide row costs a copy of the values per column, which pays over many rows. (With sums it
+  // decides about their bits.)
+  const std::size_t rows = summed ? 1 : min_rows_of_columns;
+  const auto pays = [&](std::size_t repeat) { return repeat * rows <= layout_.outer; };
+  while (row_width_ * repeat_ < min_row_width && pays(2 * repeat_)) repeat_ *= 2;
   rows_ = layout_.outer / repeat_;
   tail_ = layout_.outer % repeat_ * row_width_;
-  block_rows_ = std::max(divide_up(rows_, max_blocks), summed ? min_block_rows : 1);
+  const std::size_t least = summed ? min_block_rows : divide_up(min_written, row_width_ * repeat_);
+  block_rows_ = std::max(divide_up(rows_, max_blocks), least);
   blocks_ = divide_up(rows_, block_rows_);
   tile_channels_ = layout_.channels;
   if (summed && repeat_ == 1) {
@@ -101,5 +107,25 @@ void Grid::fold(std::size_t tile, double* columns, double* channels) const noexc
     for (std::size_t c = 0; c < n; ++c) channels[c] += sum(row + c * layout_.inner, layout_.inner);
   }
 }
+
+template <class T>
+void Grid::spread(std::size_t tile, const T* channels, T* columns) const noexcept {
+  const std::size_t begin = first_channel(tile), end = first_channel(tile + 1);
+  for (std::size_t r = 0; r < repeat_; ++r) {
+    if (layout_.inner == 1) {
+      std::copy_n(channels + begin, end - begin, columns + r * layout_.channels + begin);
+      continue;
+    }
+    for (std::size_t c = begin; c < end; ++c) {
+      const T value = channels[c];
+      T* const first = columns + (r * layout_.channels + c) * layout_.inner;
+#pragma omp simd
+      for (std::size_t i = 0; i < layout_.inner; ++i) first[i] = value;
+    }
+  }
+}
+
+template void Grid::spread(std::size_t, const float*, float*) const noexcept;
+template void Grid::spread(std::size_t, const double*, double*) const noexcept;
 
 }  // namespace onepass

@@ -23,9 +23,8 @@ struct Layout {
 // short, as in a channels-last array, channels lie side by side in a row, each `inner` columns
 // wide; and if all channels together are narrow, a row has them all `repeat` times.
 //
-// If nothing is summed, a tile of short channels is as wide as a row, and long channels share a
-// tile, so that each row of a panel is another channel. With Pass::writes, `inner` also counts as
-// long from fewer elements on.
+// Where nothing is summed, a tile is as wide as a row, and channels count as long from fewer elements
+// on. Long channels share a tile, so that a panel has a channel in each of its rows.
 class Grid {
  public:
   enum class Pass { sums, writes, streams };  // the last two sum nothing
@@ -43,9 +42,15 @@ class Grid {
   std::size_t first_channel(std::size_t tile) const noexcept {
     return std::min(tile * tile_channels_, layout_.channels);
   }
-  // A column has its channel's number, unless channels have several columns.
+  // A column has the number of its channel, unless `inner` > 1 or rows are repeated.
   std::size_t columns() const noexcept { return one_channel_ ? layout_.channels : row_width_; }
   bool columns_are_channels() const noexcept { return columns() == layout_.channels; }
+
+  // How many sums a panel of a tile has, before they are folded into those of its channels.
+  std::size_t columns_of(std::size_t tile) const noexcept {
+    if (one_channel_) return lanes;
+    return (first_channel(tile + 1) - first_channel(tile)) * repeat_ * layout_.inner;
+  }
 
   // Calls visit(offset of its first element, column of its first element, panel) for each panel.
   template <class Visit>
@@ -93,16 +98,6 @@ void Grid::for_each_panel(std::size_t tile, std::size_t block, const Visit& visi
   visit(begin * row_width_ + from, from, Panel{rows, to - from, row_width_});
   if (block + 1 == blocks_ && tail_ > from) {
     visit(rows_ * row_width_ + from, from, Panel{1, std::min(to, tail_) - from, row_width_});
-  }
-}
-
-template <class T>
-void Grid::spread(std::size_t tile, const T* channels, T* columns) const noexcept {
-  const std::size_t begin = first_channel(tile), end = first_channel(tile + 1);
-  for (std::size_t r = 0; r < repeat_; ++r) {
-    for (std::size_t c = begin; c < end; ++c) {
-      std::fill_n(columns + (r * layout_.channels + c) * layout_.inner, layout_.inner, channels[c]);
-    }
   }
 }
 

@@ -23,13 +23,6 @@ const BatchNormTable<T>& table_of(const KernelTable& kernels) noexcept {
 }  // namespace
 
 template <class T>
-Inference<T>::Own::Own(const LineAllocator<T>& allocator, const Grid& grid, std::size_t n)
-    : channels(allocator), columns(allocator) {
-  channels.resize(n, Operation::infer);
-  if (!grid.columns_are_channels()) columns.resize(grid.columns(), Operation::infer);
-}
-
-template <class T>
 Inference<T>::Inference(const KernelTable& kernels, const Layout& layout, int threads,
                         const Arrays<T>& arrays, const Given& given, bool relu)
     : kernels_(kernels),
@@ -45,9 +38,13 @@ Inference<T>::Inference(const KernelTable& kernels, const Layout& layout, int th
   const auto threads_own = static_cast<std::size_t>(threads_);
   const bool shared = layout.per_channel() < min_values_per_channel * threads_own;
   const std::size_t n = shared ? 1 : threads_own;
-  own_.reserve(n);
-  for (std::size_t rank = 0; rank < n; ++rank) {
-    own_.emplace_back(like_row(arrays.out), grid_, layout.channels);
+  own_ = {workspace_.take<Own>(n), n};
+  const auto take = [&](std::size_t values) {
+    return take_values<T>(workspace_, values, like_row(arrays.out), Operation::infer, false);
+  };
+  for (Own& own : own_) {
+    const Channels<T> channels = take(layout.channels);
+    own = {channels, grid_.columns_are_channels() ? channels : take(grid_.columns()), false};
   }
 }
 
@@ -62,12 +59,12 @@ void Inference<T>::prepare(Own& own) const noexcept {
     given_.weight.load(weight, n, c);
     given_.bias.load(bias, n, c);
     kernels_.invert_deviation(invstd, n, given_.eps);
-    loops_.set_forward({weight, bias}, {mean, invstd}, n, own.channels.at(c));
+    loops_.set_forward({weight, bias}, {mean, invstd}, n, at(own.channels, c));
   }
   if (!grid_.columns_are_channels()) {
-    for (auto values : {&Values<T>::mean, &Values<T>::scale, &Values<T>::shift}) {
+    for (auto values : {&Channels<T>::mean, &Channels<T>::scale, &Channels<T>::shift}) {
       for (std::size_t tile = 0; tile < grid_.tiles(); ++tile) {
-        grid_.spread(tile, (own.channels.*values).data(), (own.columns.*values).data());
+        grid_.spread(tile, own.channels.*values, own.columns.*values);
       }
     }
   }
@@ -85,12 +82,11 @@ void Inference<T>::run() noexcept {
   parallel_for(shares, threads_, [&](std::size_t share, std::size_t rank) noexcept {
     Own& own = own_[own_.size() == 1 ? 0 : rank];
     if (!own.ready) prepare(own);
-    Values<T>& values = grid_.columns_are_channels() ? own.channels : own.columns;
     for (std::size_t i = pieces * share / shares; i < pieces * (share + 1) / shares; ++i) {
       grid_.for_each_panel(
           i % tiles, i / tiles,
           [&](std::size_t offset, std::size_t column, const Panel& panel) noexcept {
-            loops_.normalize(at(arrays_, offset), panel, values.at(column));
+            loops_.normalize(at(arrays_, offset), panel, at(own.columns, column));
           });
     }
   });

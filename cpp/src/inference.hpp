@@ -2,7 +2,7 @@
 #pragma once
 
 #include <cstddef>
-#include <vector>
+#include <span>
 
 #include "grid.hpp"
 #include "kernels.hpp"
@@ -28,9 +28,8 @@ class Inference {
  private:
   // The values that a thread has prepared for itself.
   struct Own {
-    Own(const LineAllocator<T>& allocator, const Grid& grid, std::size_t n);
-    Values<T> channels, columns;
-    bool ready = false;
+    Channels<T> channels, columns;  // perhaps the same
+    bool ready;
   };
   void prepare(Own& own) const noexcept;
 
@@ -38,10 +37,11 @@ class Inference {
   Layout layout_;
   int threads_;
   Grid grid_;
-  BatchNormLoops<T> loops_;
+  const BatchNormLoops<T>& loops_;
   Arrays<T> arrays_;
   Given given_;
-  std::vector<Own> own_;
+  Workspace workspace_;
+  std::span<Own> own_;
 };
 
 extern template class Inference<float>;

@@ -46,6 +46,7 @@ void parallel_for(std::size_t count, int threads, const Body& body) noexcept {
       of(i);
     }
   };
+  if (count == 1) return call(&body, 0, 0);
   detail::run(count, threads, {call, &body});
 }
 

@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <new>
+#include <type_traits>
 #include <vector>
 
 #include "dispatch.hpp"
@@ -15,85 +17,56 @@
 
 namespace onepass {
 
-// Allocates uninitialised storage that begins `past` bytes after the start of a cache line, because
-// a SIMD vector that straddles two lines costs two loads.
-template <class T>
-struct LineAllocator {
-  using value_type = T;
-  static constexpr std::align_val_t line{64};
-  std::size_t past = 0;
-  T* allocate(std::size_t n) {
-    auto* begin = static_cast<char*>(::operator new(past + n * sizeof(T), line));
-    return reinterpret_cast<T*>(begin + past);
+// Memory for what an operation knows of its channels, not zeroed. A small operation's lies within,
+// so that it touches few cache lines and allocates nothing.
+class Workspace {
+ public:
+  Workspace() noexcept {}  // leaves `within_` as it is
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+
+  // n elements, the first of them `past` bytes past the start of a cache line. Throws bad_alloc.
+  template <class T>
+  T* take(std::size_t n, std::size_t past = 0) {
+    static_assert(std::is_trivially_destructible_v<T>);
+    return static_cast<T*>(take_bytes(past + n * sizeof(T), past));
   }
-  void deallocate(T* p, std::size_t) noexcept {
-    ::operator delete(reinterpret_cast<char*>(p) - past, line);
-  }
-  void construct(T* p) noexcept { ::new (static_cast<void*>(p)) T; }
-  LineAllocator() = default;
-  template <class U>
-  LineAllocator(const LineAllocator<U>& other) noexcept : past(other.past) {}
-  bool operator==(const LineAllocator&) const = default;
+
+ private:
+  static constexpr std::size_t line = 64, most_within = 16384, min_block = 32768;
+  struct Free {
+    void operator()(std::byte* block) const noexcept {
+      ::operator delete(block, std::align_val_t{line});
+    }
+  };
+
+  void* take_bytes(std::size_t bytes, std::size_t past);
+
+  std::byte* next_ = within_;
+  std::size_t left_ = most_within;
+  std::vector<std::unique_ptr<std::byte, Free>> blocks_;
+  alignas(line) std::byte within_[most_within];
 };
 
-// Returns an allocator for what is read along with a row: it lies as `row` does in its cache line.
+// Where what is read along with a row begins, past the start of a cache line: where the row does,
+// because a SIMD vector that straddles two lines costs two loads.
 template <class T>
-LineAllocator<T> like_row(const T* row) noexcept {
-  LineAllocator<T> allocator;
-  allocator.past = reinterpret_cast<std::uintptr_t>(row) % 64;
-  return allocator;
+std::size_t like_row(const T* row) noexcept {
+  return reinterpret_cast<std::uintptr_t>(row) % 64;
 }
 
-template <class T>
-using Vector = std::vector<T, LineAllocator<T>>;
-
-// One number per channel, float or double, in the caller's array; without one, `value` for all.
+// One number per channel, float or double, where the caller has it; or `value` for all of them.
 struct PerChannel {
   const void* data = nullptr;
   std::ptrdiff_t stride = 0;  // bytes
   bool is_float = false;
   double value = 0;
 
-  // Writes the numbers of channels [begin, begin + n), as doubles.
-  void load(double* to, std::size_t n, std::size_t begin = 0) const noexcept {
-    if (!data) {
-      std::fill_n(to, n, value);
-    } else if (is_float) {
-      load_as<float>(to, n, begin);
-    } else {
-      load_as<double>(to, n, begin);
-    }
-  }
-
- private:
-  template <class T>
-  void load_as(double* to, std::size_t n, std::size_t begin) const noexcept {
-    const char* first =
-        static_cast<const char*>(data) + static_cast<std::ptrdiff_t>(begin) * stride;
-    if (stride == sizeof(T)) {  // the usual case, and many times as fast
-      std::copy_n(reinterpret_cast<const T*>(first), n, to);
-      return;
-    }
-    for (std::size_t c = 0; c < n; ++c) {
-      const char* at = first + static_cast<std::ptrdiff_t>(c) * stride;
-      to[c] = static_cast<double>(*reinterpret_cast<const T*>(at));
-    }
-  }
+  // Those of channels [begin, begin + n).
+  void load(double* to, std::size_t n, std::size_t begin = 0) const noexcept;
 };
 
 enum class Operation { train, infer, backward };
-
-// The storage that a Channels points into.
-template <class T>
-struct Values {
-  explicit Values(const LineAllocator<T>& a) noexcept
-      : mean(a), scale(a), shift(a), slope(a), offset(a), gain(a) {}
-  void resize(std::size_t n, Operation operation);
-  Channels<T> at(std::size_t i) noexcept;
-
-  Vector<double> center, magnitude;
-  Vector<T> mean, scale, shift, slope, offset, gain;
-};
 
 template <class P>
 P advance(P pointer, std::size_t n) noexcept {
@@ -118,20 +91,31 @@ inline Gradients at(const Gradients& g, std::size_t c) noexcept {
 }
 
 template <class T>
-void Values<T>::resize(std::size_t n, Operation operation) {
-  for (auto* values : {&mean, &scale, &shift}) values->resize(n);
-  if (operation == Operation::infer) return;
-  for (auto* values : {&center, &magnitude}) values->resize(n);
-  std::fill(magnitude.begin(), magnitude.end(), 1.0);
-  if (operation == Operation::train) return;
-  for (auto* values : {&slope, &offset, &gain}) values->resize(n);
+Channels<T> at(const Channels<T>& c, std::size_t i) noexcept {
+  return {advance(c.center, i), advance(c.magnitude, i), advance(c.mean, i),   advance(c.scale, i),
+          advance(c.shift, i),  advance(c.slope, i),     advance(c.offset, i), advance(c.gain, i)};
 }
 
+// Memory for what the loops are told of n channels or columns, as far as an operation needs it.
+// `in_units`: with the magnitudes, 1 at first.
 template <class T>
-Channels<T> Values<T>::at(std::size_t i) noexcept {
-  const auto from = [&](auto& values) noexcept { return advance(values.data(), i); };
-  return {from(center), from(magnitude), from(mean),   from(scale),
-          from(shift),  from(slope),     from(offset), from(gain)};
+Channels<T> take_values(Workspace& workspace, std::size_t n, std::size_t past, Operation operation,
+                        bool in_units) {
+  Channels<T> values{};
+  for (auto* value : {&values.mean, &values.scale, &values.shift}) {
+    *value = workspace.take<T>(n, past);
+  }
+  if (operation == Operation::infer) return values;
+  values.center = workspace.take<double>(n);
+  if (in_units) {
+    values.magnitude = workspace.take<double>(n);
+    std::fill_n(values.magnitude, n, 1.0);
+  }
+  if (operation == Operation::train) return values;
+  for (auto* value : {&values.slope, &values.offset, &values.gain}) {
+    *value = workspace.take<T>(n, past);
+  }
+  return values;
 }
 
 // Returns how many threads an array is worth. Measured: bench/NOTES.md.
@@ -147,16 +131,16 @@ inline int useful_threads(const Layout& layout, int threads) noexcept {
 template <class T>
 bool streams(const Arrays<T>& arrays, const Layout& layout, Operation operation) noexcept {
   constexpr std::size_t min_streamed_bytes = 8 << 20;
-  constexpr std::size_t most_of_a_cache = 128 << 20;  // a larger one is shared with others
-  static const std::size_t cache = std::min(last_level_cache(), most_of_a_cache);
-  // Inference goes through x and y, training through x, x and y, backward through dy, x, dy, x and
-  // dx.
+  constexpr std::size_t most_of_a_cache = 128 << 20;  // that others use as well
+  // x and y; x, x and y; dy, x, dy, x and dx.
   const std::size_t passes = operation == Operation::infer   ? 2
                              : operation == Operation::train ? 3
                                                              : 5;
   const std::size_t bytes = layout.size() * sizeof(T);
   const bool in_place = arrays.out == arrays.x || arrays.out == arrays.dy;
-  return !in_place && bytes >= min_streamed_bytes && passes * bytes >= cache + cache / 2;
+  if (in_place || bytes < min_streamed_bytes) return false;
+  static const std::size_t cache = std::min(last_level_cache(), most_of_a_cache);
+  return passes * bytes >= cache + cache / 2;
 }
 
 }  // namespace onepass

@@ -160,8 +160,8 @@ void check_grid(const onepass::Layout& layout, int threads, onepass::Grid::Pass 
   const bool summed = pass == Grid::Pass::sums;
   const Grid grid(layout, threads, pass), alone(layout, 1, pass);
   std::vector<char> visits(layout.size(), 0);
-  std::vector<std::size_t> channels(layout.channels), columns(grid.columns());
-  for (std::size_t c = 0; c < layout.channels; ++c) channels[c] = c;
+  std::vector<double> channels(layout.channels), columns(grid.columns());
+  for (std::size_t c = 0; c < layout.channels; ++c) channels[c] = static_cast<double>(c);
   bool right = grid.tiles() > 0 && grid.first_channel(0) == 0 &&
                grid.first_channel(grid.tiles()) == layout.channels;
   for (std::size_t tile = 0; tile < grid.tiles(); ++tile) {
@@ -182,7 +182,7 @@ void check_grid(const onepass::Layout& layout, int threads, onepass::Grid::Pass 
                 const std::size_t at =
                     grid.one_channel() ? column + r * panel.channel_step : column + j;
                 right = right && i < layout.size() && visits[i]++ == 0 &&
-                        columns[at] == i / layout.inner % layout.channels;
+                        columns[at] == static_cast<double>(i / layout.inner % layout.channels);
               }
             }
           });

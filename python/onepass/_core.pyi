@@ -1,9 +1,8 @@
 """Types of the extension module; cpp/bindings/module.cpp is the source."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict, TypeVar, overload
 
-import numpy as np
 import numpy.typing as npt
 
 _Declared = TypeVar("_Declared")
@@ -113,49 +112,4 @@ def native(declaration: _Declared) -> _Declared: ...
 def check_params(
     names: list[str] | None, params: list[Any], copies: list[Any] | None = None
 ) -> None: ...
-def batch_norm_train(
-    x: Any,
-    weight: Any,
-    bias: Any,
-    running_mean: Any,
-    running_var: Any,
-    num_batches_tracked: npt.NDArray[np.int64] | None,
-    momentum: float | None,
-    eps: float,
-    axis: int,
-    unbiased_running_var: bool,
-    skip_nonfinite: bool,
-    relu: bool,
-    residual: Any,
-    out: Any,
-    num_threads: int | None,
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64], npt.NDArray[np.float64]]: ...
-def batch_norm_infer(
-    x: Any,
-    mean: Any,
-    var: Any,
-    weight: Any,
-    bias: Any,
-    eps: float,
-    axis: int,
-    relu: bool,
-    residual: Any,
-    out: Any,
-    num_threads: int | None,
-) -> npt.NDArray[Any]: ...
-def batch_norm_backward(
-    dy: Any,
-    x: Any,
-    mean: Any,
-    scale: Any,
-    weight: Any,
-    bias: Any,
-    eps: float | None,
-    axis: int,
-    relu: bool,
-    residual: Any,
-    out: Any,
-    weight_grad: Any,
-    bias_grad: Any,
-    num_threads: int | None,
-) -> tuple[npt.NDArray[Any], ...]: ...
+def check_batch_norm(checks: Mapping[str, Callable[[str, Any], Any]]) -> None: ...

@@ -1,7 +1,6 @@
 """Batch normalisation as functions of arrays, forward and backward."""
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from operator import index
 from typing import Any
 
@@ -39,20 +38,10 @@ CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
 }
 
 
-# Mostly the same values come again, and checking them takes as long as a small array.
-@lru_cache(maxsize=64, typed=True)
-def _checked(**options: Any) -> tuple[Any, ...]:
-    return tuple(CHECKS[name](name, value) for name, value in options.items())
+_core.check_batch_norm(CHECKS)
 
 
-def check_options(**options: Any) -> tuple[Any, ...]:
-    """Return the options in their plain types and in the order given."""
-    try:
-        return _checked(**options)
-    except TypeError:  # not hashable, or not valid: then the next line says how
-        return _checked.__wrapped__(**options)
-
-
+@_core.native
 def batch_norm_train(
     x: Array,
     *,
@@ -168,33 +157,9 @@ def batch_norm_train(
     >>> mean
     array([ 2., 10.])
     """
-    momentum, eps, axis, unbiased_running_var, nonfinite, relu = check_options(
-        momentum=momentum,
-        eps=eps,
-        axis=axis,
-        unbiased_running_var=unbiased_running_var,
-        nonfinite=nonfinite,
-        relu=relu,
-    )
-    return _core.batch_norm_train(
-        x,
-        weight,
-        bias,
-        running_mean,
-        running_var,
-        None,
-        momentum,
-        eps,
-        axis,
-        unbiased_running_var,
-        nonfinite == "skip",
-        relu,
-        residual,
-        out,
-        num_threads,
-    )
 
 
+@_core.native
 def batch_norm_infer(
     x: Array,
     *,
@@ -257,22 +222,9 @@ def batch_norm_infer(
     array([[0., 1.],
            [1., 1.]])
     """
-    eps, axis, relu = check_options(eps=eps, axis=axis, relu=relu)
-    return _core.batch_norm_infer(
-        x,
-        mean,
-        var,
-        weight,
-        bias,
-        eps,
-        axis,
-        relu,
-        residual,
-        out,
-        num_threads,
-    )
 
 
+@_core.native
 def batch_norm_backward(
     dy: Array,
     x: Array,
@@ -353,25 +305,9 @@ def batch_norm_backward(
     >>> dx.round(4).ravel(), dweight.round(4), dbias
     (array([ 0.1763, -0.2204,  0.0441]), array([-0.9258]), array([1.]))
     """
-    axis, relu = check_options(axis=axis, relu=relu)
-    return _core.batch_norm_backward(
-        dy,
-        x,
-        saved_mean,
-        saved_invstd,
-        weight,
-        bias,
-        None,
-        axis,
-        relu,
-        residual,
-        out,
-        None,
-        None,
-        num_threads,
-    )
 
 
+@_core.native
 def batch_norm_infer_backward(
     dy: Array,
     x: Array,
@@ -435,20 +371,3 @@ def batch_norm_infer_backward(
     >>> dx.round(4).ravel(), dweight.round(4), dbias
     (array([0.5, 0.5, 0.5]), array([3.]), array([3.]))
     """
-    eps, axis, relu = check_options(eps=eps, axis=axis, relu=relu)
-    return _core.batch_norm_backward(
-        dy,
-        x,
-        mean,
-        var,
-        weight,
-        bias,
-        eps,
-        axis,
-        relu,
-        residual,
-        out,
-        None,
-        None,
-        num_threads,
-    )

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from onepass import _core
 from onepass._hyperparameters import Flag, check_dtype
 from onepass._typing import Array
-from onepass.batchnorm.functional import CHECKS, check_options
+from onepass.batchnorm.functional import CHECKS, batch_norm_infer
+from onepass.batchnorm.reference import Float64
 
 NEVER_NEGATIVE = ("running_var", "num_batches_tracked")
 MOST_BATCHES = 2**53
@@ -23,6 +24,50 @@ NONE_YET = "none"
 OVERWROTE = "one that wrote over what it was given"
 DONE = "one that has had its backward"
 INTERRUPTED = "one that was interrupted, or its backward was"
+
+
+@_core.native
+def layer_train(
+    x: Array,
+    weight: Array | None,
+    bias: Array | None,
+    running_mean: Array | None,
+    running_var: Array | None,
+    num_batches_tracked: npt.NDArray[np.int64] | None,
+    momentum: float | None,
+    eps: float,
+    axis: int,
+    unbiased_running_var: bool,
+    nonfinite: str,
+    relu: bool,
+    residual: Array | None,
+    out: Array | None,
+    num_threads: int | None,
+) -> tuple[Array, Float64, Float64]:
+    """Do as `batch_norm_train`, and count the batch; without `momentum` all batches weigh alike."""
+
+
+@_core.native
+def layer_backward(
+    dy: Array,
+    x: Array,
+    mean: Array,
+    scale: Array,
+    weight: Array | None,
+    bias: Array | None,
+    eps: float | None,
+    axis: int,
+    relu: bool,
+    residual: Array | None,
+    out: Array | None,
+    weight_grad: Array | None,
+    bias_grad: Array | None,
+    num_threads: int | None,
+) -> tuple[Array, ...]:
+    """Do as `batch_norm_backward`, or with `eps` as `batch_norm_infer_backward`: `scale` is `var`.
+
+    `weight_grad` and `bias_grad` take the gradients.
+    """
 
 
 @dataclass(frozen=True)
@@ -231,51 +276,44 @@ class BatchNorm:
         self, x: Array, training: bool, out: Array | None, residual: Array | None
     ) -> tuple[Array, "_Forward | str"]:
         """Return y, and what `backward` will need or why there is none."""
-        eps, axis, relu, unbiased, nonfinite = check_options(
-            eps=self.eps,
-            axis=self.axis,
-            relu=self.relu,
-            unbiased_running_var=self.unbiased_running_var,
-            nonfinite=self.nonfinite,
-        )
-        self._check_input(x)
-        y: Array
+        axis = CHECKS["axis"]("axis", self.axis)
+        self._check_input(x, axis)
         if not Flag()("training", training) and self.track_running_stats:
             mean, var = np.array(self.running_mean), np.array(self.running_var)
-            y = _core.batch_norm_infer(
+            y = batch_norm_infer(
                 x,
-                mean,
-                var,
-                self.weight,
-                self.bias,
-                eps,
-                axis,
-                relu,
-                residual,
-                out,
-                self.num_threads,
+                mean=mean,
+                var=var,
+                weight=self.weight,
+                bias=self.bias,
+                eps=self.eps,
+                axis=axis,
+                relu=self.relu,
+                residual=residual,
+                out=out,
+                num_threads=self.num_threads,
             )
             if any(np.may_share_memory(y, read) for read in (x, residual) if read is not None):
                 return y, OVERWROTE
-            return y, _Forward(x, residual, mean, var, eps, axis, relu)
-        y, mean, invstd = _core.batch_norm_train(
+            return y, _Forward(x, residual, mean, var, self.eps, axis, self.relu)
+        y, mean, invstd = layer_train(
             x,
             self.weight,
             self.bias,
             self.running_mean,
             self.running_var,
             self.num_batches_tracked,
-            None if self.momentum is None else CHECKS["momentum"]("momentum", self.momentum),
-            eps,
+            self.momentum,
+            self.eps,
             axis,
-            unbiased,
-            nonfinite == "skip",
-            relu,
+            self.unbiased_running_var,
+            self.nonfinite,
+            self.relu,
             residual,
             out,
             self.num_threads,
         )
-        return y, _Forward(x, residual, mean, invstd, None, axis, relu)
+        return y, _Forward(x, residual, mean, invstd, None, axis, self.relu)
 
     def backward(self, dy: Array, out: Array | None = None) -> Any:
         """Return the gradient with respect to `x`, and fill `weight_grad` and `bias_grad`.
@@ -337,7 +375,7 @@ class BatchNorm:
             )
         self._forward = INTERRUPTED
         try:
-            dx, _, _, *dresidual = _core.batch_norm_backward(
+            dx, _, _, *dresidual = layer_backward(
                 dy,
                 kept.x,
                 kept.mean,
@@ -369,10 +407,10 @@ class BatchNorm:
     def fold_into(
         self, weight: Array, bias: Array | None = None, *, axis: int = 0
     ) -> tuple[Array, Array]:
-        r"""Return weight and bias of a layer that does the work of the one before and of this.
+        r"""Fold this BatchNorm into the layer before it: return that layer's new weight and bias.
 
-        For inference: what a linear or convolutional layer with weight :math:`W` and bias :math:`b`
-        gives to this one, with the running statistics, is a layer with
+        For inference. A linear or convolutional layer with weight :math:`W` and bias :math:`b`,
+        followed by this one with its running statistics, is the same as one layer with
 
         .. math:: W' = s W, \qquad b' = s (b - \mu) + \beta, \qquad
             s = \gamma / \sqrt{\sigma^2 + \epsilon}
@@ -503,14 +541,14 @@ class BatchNorm:
     def _vector(self, value: float) -> Array:
         return np.full(self.num_features, value, self.dtype)
 
-    def _check_input(self, x: Array) -> None:
+    def _check_input(self, x: Array, axis: int) -> None:
         if not isinstance(x, np.ndarray):
             return  # the native call says it
         if x.dtype != self.dtype:
             raise TypeError(f"x: expected the layer's dtype {self.dtype}, got {x.dtype}")
-        if -x.ndim <= self.axis < x.ndim and x.shape[self.axis] != self.num_features:
+        if -x.ndim <= axis < x.ndim and x.shape[axis] != self.num_features:
             raise ValueError(
-                f"x: expected {self.num_features} channels on axis {self.axis}, got shape {x.shape}"
+                f"x: expected {self.num_features} channels on axis {axis}, got shape {x.shape}"
             )
 
 
