@@ -168,8 +168,8 @@ Unchanged::Unchanged(const py::array& array)
     : array_(array),
       data_(array.data()),
       dtype_(array.dtype()),
-      flags_(array.flags()),
-      size_(array.size()) {}
+      size_(array.size()),
+      flags_(array.flags()) {}
 
 bool Unchanged::still() const {
   const auto* array = py::detail::array_proxy(array_.ptr());
@@ -241,10 +241,11 @@ Param check_param(py::handle object, const Label& label) {
                "strides " + strides_name(array));
   }
   const Order order = is_order(array, Order::c) ? Order::c : Order::f;
-  void* data = const_cast<void*>(array.data());
+  const std::uint8_t item_size = dtype == Dtype::f32 ? sizeof(float) : sizeof(double);
+  const Unchanged seen(array);
+  void* const data = const_cast<void*>(array.data());
   const auto size = static_cast<std::size_t>(array.size());
-  const std::size_t item_size = dtype == Dtype::f32 ? sizeof(float) : sizeof(double);
-  return {data, size, item_size, dtype, format, order, std::move(array)};
+  return {std::move(array), seen, data, item_size, dtype, order, format, size};
 }
 
 Checked check_grad(py::handle object, const Label& label, const Param& param, Memory& memory) {

@@ -43,24 +43,35 @@ class Label {
   const char* name_;
 };
 
-enum class Dtype { f32, f64 };
-enum class Order { c, f };  // an array that is both counts as c
+enum class Dtype : std::uint8_t { f32, f64 };
+enum class Order : std::uint8_t { c, f };  // an array that is both counts as c
+
+// An array as it was when it was checked. Python code that has run since (a copy by NumPy, a
+// gradient's __array__, another thread) may have resized it, or made another dtype of it: so
+// whoever keeps an address asks again before it is used. Somebody else keeps the array itself.
+class Unchanged {
+ public:
+  explicit Unchanged(const py::array& array);
+  bool still() const;  // runs no Python code
+
+ private:
+  py::handle array_;
+  const void* data_;
+  py::object dtype_;  // kept, so that no other comes to lie where it was
+  py::ssize_t size_;
+  int flags_;
+};
 
 struct Param {
-  void* data;
-  std::size_t size, item_size;
-  Dtype dtype;    // that the rule computes with
-  Format format;  // plain, or 16 bits
-  Order order;
   py::array array;
+  Unchanged seen;
+  void* data;
+  std::uint8_t item_size;
+  Dtype dtype;    // that the rule computes with
+  Order order;
+  Format format;  // plain, or 16 bits
+  std::size_t size;
 };
-
-// Where the elements of an array lie, from the first byte to behind the last; empty without any.
-struct Extent {
-  std::uintptr_t begin, end;
-};
-Extent extent_of(const void* data, py::ssize_t item_size, py::ssize_t rank,
-                 const py::ssize_t* shape, const py::ssize_t* strides);
 
 // Collects the memory that a step touches and finds out whether any of it overlaps.
 class Memory {
@@ -78,22 +89,6 @@ class Memory {
     Label label;
   };
   std::vector<Range> ranges_;
-};
-
-// An array as it was when it was checked. Python code that has run since (a copy by NumPy, a
-// gradient's __array__, another thread) may have resized it, or made another dtype of it: so
-// whoever keeps an address asks again before it is used. The array itself somebody else keeps.
-class Unchanged {
- public:
-  explicit Unchanged(const py::array& array);
-  bool still() const;  // runs no Python code
-
- private:
-  py::handle array_;
-  const void* data_;
-  py::object dtype_;  // kept, so that no other comes to lie where it was
-  int flags_;
-  py::ssize_t size_;
 };
 
 // Writable, aligned, C- or F-ordered, float32, float64, float16 or bfloat16.

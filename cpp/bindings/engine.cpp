@@ -71,6 +71,8 @@ Engine::Engine(const py::dict& contents)
       own_(contents["own"]),
       shape_(contents["shape"]),
       grouped_(contents["grouped"].cast<bool>()),
+      flat_(PyList_CheckExact(shape_.ptr()) && py::list(shape_).attr("count")(py::none()).equal(
+                                                   py::int_(py::len(shape_)))),
       labels_(contents["labels"]),
       keys_(contents["keys"]) {
   const py::list params = contents["params"], copies = contents["copies"];
@@ -84,6 +86,7 @@ Engine::Engine(const py::dict& contents)
     if (arrays.copy.is_none()) continue;
     check_copy(arrays.copy, Label(labels_, i, Role::copy), arrays.param, memory);
     arrays.copy_seen.emplace(py::reinterpret_borrow<py::array>(arrays.copy));
+    has_copies_ = true;
   }
   memory.check_overlap();
   now_.optimizer.params.resize(size());
@@ -186,6 +189,7 @@ void Engine::read_settings() {
   for (std::size_t g = 0; g < known_groups_.size(); ++g) {
     SettingsObject& own = *as_settings(known_groups_[g].ptr());
     if (numbers_[g].outdated(own)) {
+      is_arranged_ = false;
       numbers_[g].read(own, now_.optimizer.groups[g].settings.hyper.data());
     }
   }
@@ -227,6 +231,7 @@ py::list Engine::values_of_coming_step() {
 // The arrays that the settings ask for, where those are not the ones in force.
 std::optional<Arrangement> Engine::arranged() {
   std::optional<Arrangement> coming;
+  if (is_arranged_) return coming;
   for (std::size_t g = 0; g < known_groups_.size(); ++g) {
     const Needs needs(now_.optimizer.groups[g]);
     if (now_.needs[g] && *now_.needs[g] == needs) continue;
@@ -236,6 +241,7 @@ std::optional<Arrangement> Engine::arranged() {
       if (now_.optimizer.params[i].group == g) arrange(*coming, i);
     }
   }
+  is_arranged_ = !coming;
   return coming;
 }
 

@@ -30,15 +30,15 @@ struct Needs {
 
 // A parameter's arrays. What is not there is None.
 struct OwnedArrays {
-  explicit OwnedArrays(Param checked) : param(std::move(checked)), seen(param.array) {}
+  explicit OwnedArrays(Param checked) : param(std::move(checked)) {}
   Param param;
-  Unchanged seen;
-  std::optional<Unchanged> copy_seen;
-  std::vector<py::object> state;  // the rule's
-  py::object average = py::none(), master = py::none(), copy = py::none();
-  py::object sum = py::none();    // of accumulated gradients
   py::object bound = py::none();  // gradient
   const void* bound_data = nullptr;
+  py::object copy = py::none();
+  std::optional<Unchanged> copy_seen;
+  std::vector<py::object> state;  // the rule's
+  py::object average = py::none(), master = py::none();
+  py::object sum = py::none();  // of accumulated gradients
 };
 
 // OwnedArrays, and the engine's view of them.
@@ -124,11 +124,14 @@ class Engine {
   py::object own_;
   py::object shape_;
   bool grouped_;
+  bool flat_;  // the structure is a list of arrays
   py::list labels_, keys_;
   std::vector<Numbers> numbers_;  // of each group
   Numbers own_numbers_;
   OwnSettings own_settings_;
   Arrangement now_;
+  bool is_arranged_ = false;  // the arrays in force are those that the settings ask for
+  bool has_copies_ = false;
   std::vector<std::int64_t> accumulated_;  // how often, for each parameter
   std::int64_t accumulations_ = 0;
   bool has_bound_ = false;

@@ -25,6 +25,10 @@ bool is_group(py::handle tree) {
   return PyDict_CheckExact(tree.ptr()) && PyDict_Contains(tree.ptr(), name->ptr()) == 1;
 }
 
+bool copy_is_still(const OwnedArrays& arrays) {
+  return !arrays.copy_seen || arrays.copy_seen->still();
+}
+
 }  // namespace
 
 void Engine::note_written() {
@@ -79,6 +83,14 @@ bool Engine::walk(py::handle shape, py::handle grads) {
 
 void Engine::collect(py::handle grads) {
   PyObject* const tree = grads.ptr();
+  if (flat_ && (PyList_CheckExact(tree) || PyTuple_CheckExact(tree)) &&
+      static_cast<std::size_t>(PySequence_Fast_GET_SIZE(tree)) == size()) {
+    PyObject* const* const items = PySequence_Fast_ITEMS(tree);
+    for (std::size_t i = 0; i < size(); ++i) {
+      given_.push_back(py::reinterpret_borrow<py::object>(items[i]));
+    }
+    return;
+  }
   const bool in_groups = grouped_ && (PyList_CheckExact(tree) || PyTuple_CheckExact(tree)) &&
                          PySequence_Fast_GET_SIZE(tree) > 0 &&
                          is_group(PySequence_Fast_GET_ITEM(tree, 0));
@@ -99,7 +111,7 @@ bool Engine::is_ready(Arrangement& arrangement, std::size_t index, Source source
   streams.grad = {};
   if (grad == Py_None) return true;
   Format format = plain;
-  if (!arrays.seen.still() || (arrays.copy_seen && !arrays.copy_seen->still()) ||
+  if (!arrays.param.seen.still() || (has_copies_ && !copy_is_still(arrays)) ||
       !(checked || is_plain_array(grad)) || !lies_like(grad, arrays.param, format)) {
     return false;
   }
@@ -136,13 +148,12 @@ void Engine::check_slowly(Arrangement& arrangement, Source source) {
     memory.add(param.array, label);
     const Checked grad = in_place ? check_grad_in_place(given_[i], grad_label, param, memory)
                                   : check_grad(given_[i], grad_label, param, memory);
-    const bool copy_changed = arrays.copy_seen && !arrays.copy_seen->still();
+    const bool copy_changed = !copy_is_still(arrays);
     if (!arrays.copy.is_none()) {
       const Label copy_label(labels_, i, Role::copy);
       arrays.copy_seen.emplace(check_copy(arrays.copy, copy_label, param, memory).array);
     }
-    if (!arrays.seen.still() || copy_changed) {
-      arrays.seen = Unchanged(param.array);
+    if (!arrays.param.seen.still() || copy_changed) {
       arrays.param = std::move(param);
       if (arrangement.needs[0]) lay_out(arrangement, i);
     }

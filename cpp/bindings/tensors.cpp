@@ -49,7 +49,9 @@ void add_state(const Group& group, std::size_t k, py::handle array, const Label&
     fail_type(label, "all state of a parameter in one format",
               dtype_name(py::reinterpret_borrow<py::array>(array)));
   }
-  tensor.streams.state[k] = {state.data, state.scales};
+  Stored& stored = tensor.streams.state[k];
+  stored.data = state.data;
+  if (state.scales) stored.scales = state.scales;
   known.state_format = state.format;
   known.rounds = state.format != plain_state;
 }

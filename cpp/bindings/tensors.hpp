@@ -17,7 +17,7 @@ inline const KernelTable* kernel_table_in_use = nullptr;  // set once, at import
 
 inline Stored stored(const void* data, Format format) {
   const Codec& codec = kernel_table_in_use->codecs[format];
-  return {const_cast<void*>(data), nullptr, format == plain ? nullptr : &codec};
+  return {const_cast<void*>(data), {format == plain ? nullptr : &codec}};
 }
 
 // A parameter that has nothing but itself yet. `index`: its random bits depend on it.

@@ -34,9 +34,9 @@ using SumOfSquares = double (*)(const Stored& x, std::size_t begin, std::size_t 
                                 bool prefetch_ahead) noexcept;
 
 // Formats of parameters, gradients and copies; plain: in the type that the rule computes with.
-enum Format : std::size_t { plain, bf16, f16, bf16_random, f16_random, formats };
+enum Format : std::uint8_t { plain, bf16, f16, bf16_random, f16_random, formats };
 // Formats of state; rounded at random where not plain.
-enum StateFormat : std::size_t { plain_state, bf16_state, q8_state, state_formats };
+enum StateFormat : std::uint8_t { plain_state, bf16_state, q8_state, state_formats };
 
 // One choice of a rule's options. Every kernel does both weight decays, to the same bits; f32_decay
 // is the fastest one for float32 weights with plain state that have either of them.

@@ -28,8 +28,10 @@ struct Codec;
 
 struct Stored {
   void* data = nullptr;
-  std::uint8_t* scales = nullptr;  // one per block of 8-bit numbers
-  const Codec* codec = nullptr;    // null: in the type that the rule computes with
+  union {
+    const Codec* codec = nullptr;  // null: in the type that the rule computes with
+    std::uint8_t* scales;          // of 8-bit state: one per block
+  };
 };
 
 // Reads and writes float32 numbers in another format: n of them, from `begin` on.
@@ -45,11 +47,12 @@ struct Codec {
 
 inline constexpr std::size_t max_states = 4;
 
-// One tensor's arrays. What is not there is null.
+// One tensor's arrays. What is not there is null. What every step reads stands first: for a small
+// tensor that is not in the caches, each cache line counts.
 struct Streams {
   Stored param, grad, state[max_states];
-  double* average = nullptr;    // of the weights
   Stored copy;                  // of the parameter, in fewer bits
+  double* average = nullptr;    // of the weights
   bool zero_grad = false;       // whether the loop zeroes the gradient after reading it
   bool follows = false;         // whether `param` takes over what the user has changed in `copy`
   bool prefetch_ahead = false;  // whether the loop prefetches, because the data is far away
