@@ -56,6 +56,7 @@ BAD_OPTIONS = {
         ValueError,
         "out: expected strides .* as x has in memory, got strides",
     ),
+    "an object as out": ({"out": object()}, TypeError, "out: expected a NumPy array, got object"),
     "a list as out": ({"out": [0.0]}, TypeError, "out: expected a NumPy array, got list"),
 }
 EPS = [

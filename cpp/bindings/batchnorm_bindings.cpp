@@ -106,11 +106,14 @@ class Call {
   // Where the result goes: it may lie where x, residual and, in `backward`, dy lie. The last check:
   // nothing may overlap. Returns what the caller gets.
   py::object set_out(PyObject* given, bool may_be_x) {
-    const Label label("out", Role::output);
-    py::object result = given == Py_None ? new_like(x) : py::reinterpret_borrow<py::object>(given);
-    out = data_of(result);
-    if (given != Py_None) {
+    py::object result;
+    if (given == Py_None) {
+      result = new_like(x);
+      out = data_of(result);
+    } else {
+      result = py::reinterpret_borrow<py::object>(given);
       const void* over_x = may_be_x ? x.view.data : nullptr;
+      const Label label("out", Role::output);
       out = check_out(given, label, x, {over_x, dy, residual}, arguments);
     }
     arguments.check_overlap();
