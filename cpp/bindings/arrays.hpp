@@ -67,11 +67,18 @@ struct Param {
   Unchanged seen;
   void* data;
   std::uint8_t item_size;
-  Dtype dtype;    // that the rule computes with
+  Dtype dtype;  // that the rule computes with
   Order order;
   Format format;  // plain, or 16 bits
   std::size_t size;
 };
+
+// Where the elements of an array lie, from the first byte to behind the last; empty without any.
+struct Extent {
+  std::uintptr_t begin, end;
+};
+Extent extent_of(const void* data, py::ssize_t item_size, py::ssize_t rank,
+                 const py::ssize_t* shape, const py::ssize_t* strides);
 
 // Collects the memory that a step touches and finds out whether any of it overlaps.
 class Memory {

@@ -71,8 +71,8 @@ Engine::Engine(const py::dict& contents)
       own_(contents["own"]),
       shape_(contents["shape"]),
       grouped_(contents["grouped"].cast<bool>()),
-      flat_(PyList_CheckExact(shape_.ptr()) && py::list(shape_).attr("count")(py::none()).equal(
-                                                   py::int_(py::len(shape_)))),
+      flat_(PyList_CheckExact(shape_.ptr()) &&
+            py::list(shape_).attr("count")(py::none()).equal(py::int_(py::len(shape_)))),
       labels_(contents["labels"]),
       keys_(contents["keys"]) {
   const py::list params = contents["params"], copies = contents["copies"];
@@ -231,7 +231,6 @@ py::list Engine::values_of_coming_step() {
 // The arrays that the settings ask for, where those are not the ones in force.
 std::optional<Arrangement> Engine::arranged() {
   std::optional<Arrangement> coming;
-  if (is_arranged_) return coming;
   for (std::size_t g = 0; g < known_groups_.size(); ++g) {
     const Needs needs(now_.optimizer.groups[g]);
     if (now_.needs[g] && *now_.needs[g] == needs) continue;

@@ -114,10 +114,6 @@ class Engine {
   Source gather(py::handle grads);
   void take_bound(const char* missing);
 
-  struct Range {
-    std::uintptr_t begin, end;
-  };
-
   const Fields* fields_;
   py::list groups_;  // `param_groups`
   std::vector<py::object> known_groups_;
@@ -136,8 +132,9 @@ class Engine {
   std::int64_t accumulations_ = 0;
   bool has_bound_ = false;
   bool bound_to_be_zeroed_ = false;  // they were checked for that
-  std::vector<Range> written_;       // by every step, in order
+  std::vector<Extent> written_;      // by every step, in order
   std::vector<py::object> given_;    // the gradients of a call
+  py::object last_info_;
   std::atomic<bool> busy_ = false;
 };
 

@@ -46,10 +46,11 @@ py::object Engine::step(py::handle grads, double grad_scale, int num_threads) {
   const OneAtATime guard(busy_, "step");
   const Cleared cleared(given_);
   check_block("step");
-  py::object info = new_step_info();
+  py::object info = new_step_info(last_info_);
   read_settings();
   call_schedules();
-  std::optional<Arrangement> coming = arranged();
+  std::optional<Arrangement> coming;
+  if (!is_arranged_) coming = arranged();
   Arrangement& arrangement = coming ? *coming : now_;
   Optimizer& optimizer = arrangement.optimizer;
   const Source source = gather(grads);
@@ -71,6 +72,7 @@ py::object Engine::step(py::handle grads, double grad_scale, int num_threads) {
     std::fill(accumulated_.begin(), accumulated_.end(), 0);
     accumulations_ = 0;
   }
+  last_info_ = info;
   return info;
 }
 

@@ -6,17 +6,10 @@
 namespace onepass::bindings {
 namespace {
 
-// The addresses from the first element to behind the last.
-std::pair<std::uintptr_t, std::uintptr_t> extent(PyObject* object, std::size_t item_size) {
+Extent extent_of_array(PyObject* object, std::size_t item_size) {
   const auto* array = py::detail::array_proxy(object);
-  auto begin = reinterpret_cast<std::uintptr_t>(array->data);
-  std::uintptr_t end = begin;
-  for (int axis = 0; axis < array->nd; ++axis) {
-    if (array->dimensions[axis] == 0) return {begin, begin};
-    const py::ssize_t reach = (array->dimensions[axis] - 1) * array->strides[axis];
-    (reach < 0 ? begin : end) += static_cast<std::uintptr_t>(reach);
-  }
-  return {begin, end + item_size};
+  return extent_of(array->data, static_cast<py::ssize_t>(item_size), array->nd, array->dimensions,
+                   array->strides);
 }
 
 // Gradients of groups that stand in groups too.
@@ -37,19 +30,19 @@ void Engine::note_written() {
     for (const py::object& array : {py::object(arrays.param.array), arrays.copy}) {
       if (array.is_none()) continue;
       const auto item_size = py::reinterpret_borrow<py::array>(array).itemsize();
-      const auto [begin, end] = extent(array.ptr(), static_cast<std::size_t>(item_size));
-      if (begin != end) written_.push_back({begin, end});
+      const Extent extent = extent_of_array(array.ptr(), static_cast<std::size_t>(item_size));
+      if (extent.begin != extent.end) written_.push_back(extent);
     }
   }
   std::sort(written_.begin(), written_.end(),
-            [](const Range& a, const Range& b) { return a.begin < b.begin; });
+            [](const Extent& a, const Extent& b) { return a.begin < b.begin; });
 }
 
 bool Engine::overlaps_written(PyObject* array, std::size_t item_size) const {
-  const auto [begin, end] = extent(array, item_size);
+  const auto [begin, end] = extent_of_array(array, item_size);
   const auto after = std::upper_bound(
       written_.begin(), written_.end(), begin,
-      [](std::uintptr_t address, const Range& range) { return address < range.end; });
+      [](std::uintptr_t address, const Extent& range) { return address < range.end; });
   return begin != end && after != written_.end() && after->begin < end;
 }
 

@@ -90,7 +90,8 @@ class Kernel final : public Body {
   py::object defaults_;
   Group default_group_;
   py::object fail_;
-  std::vector<double> together_;  // settings that were last seen to go together
+  py::object last_info_;
+  Together together_;  // settings that were last seen to go together
 };
 
 Kernel::Given Kernel::read(PyObject* const* values, PyObject* keywords) const {
@@ -123,8 +124,8 @@ Kernel::Given Kernel::read(PyObject* const* values, PyObject* keywords) const {
 }
 
 void Kernel::check_together(const Group& group, PyObject* const* values, PyObject* keywords) {
-  std::vector<double> together = fields_.together(group.settings.hyper.data());
-  if (together == together_) return;
+  const double* const numbers = group.settings.hyper.data();
+  if (fields_.go_together_like(numbers, together_)) return;
   py::dict settings;
   PyDict_Update(settings.ptr(), defaults_.ptr());
   const Py_ssize_t n = keywords ? PyTuple_GET_SIZE(keywords) : 0;
@@ -133,7 +134,7 @@ void Kernel::check_together(const Group& group, PyObject* const* values, PyObjec
     if (fields_.find(name)) settings[py::handle(name)] = fields_.checked(name, values[i]);
   }
   fields_.check_together(settings);
-  together_ = std::move(together);
+  together_ = fields_.together(numbers);
 }
 
 // Where nothing depends on the number of the step, it may be left out.
@@ -158,7 +159,7 @@ PyObject* Kernel::call(PyObject* const* args, Py_ssize_t n_positional, PyObject*
     throw py::type_error("state: expected at most " + std::to_string(n_states) + " arrays, got " +
                          std::to_string(n_positional - 2));
   }
-  py::object info = new_step_info();
+  py::object info = new_step_info(last_info_);
   const Given given = read(args + n_positional, keywords);
   check_together(given.group, args + n_positional, keywords);
 
@@ -242,6 +243,7 @@ PyObject* Kernel::call(PyObject* const* args, Py_ssize_t n_positional, PyObject*
   const bool has_step = !is_none(given.options.step);
   run_step(optimizer, options, grad_label,
            has_step ? static_cast<std::int64_t>(given.options.step) - 1 : 0, info);
+  last_info_ = info;
   return info.release().ptr();
 }
 

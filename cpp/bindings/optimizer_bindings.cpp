@@ -48,6 +48,7 @@ class Held {
 };
 
 double check_grad_scale(PyObject* value) {
+  if (PyFloat_CheckExact(value) && PyFloat_AS_DOUBLE(value) == 1) return 1;  // nearly always
   double scale = 0;
   callbacks->grad_scale.read(callbacks->grad_scale_name, value, &scale);
   return scale;

@@ -198,17 +198,23 @@ void Fields::add(Field field) {
     throw py::import_error("no place for the setting " + field.name.cast<std::string>());
   }
   names_.push_back(field.name.ptr());
+  const std::ptrdiff_t first =
+      field.place != Field::nowhere ? field.place : first_option + field.option;
+  for (std::size_t i = 0; i < field.check.size(); ++i) {
+    const auto place = static_cast<std::uint8_t>(first + static_cast<std::ptrdiff_t>(i));
+    places_.push_back({place, field.check.schedulable()});
+  }
   fields_.push_back(std::move(field));
 }
 
 const Field* Fields::find(PyObject* name) const {
-  auto found = std::find(names_.begin(), names_.end(), name);
-  if (found == names_.end()) {
-    found = std::find_if(names_.begin(), names_.end(),
-                         [=](PyObject* own) { return is_name(own, name); });
+  std::size_t i = 0;
+  while (i < names_.size() && names_[i] != name) ++i;
+  if (i == names_.size() && !PyUnicode_CHECK_INTERNED(name)) {  // else it would have been found
+    i = 0;
+    while (i < names_.size() && !is_name(names_[i], name)) ++i;
   }
-  return found == names_.end() ? nullptr
-                               : &fields_[static_cast<std::size_t>(found - names_.begin())];
+  return i == names_.size() ? nullptr : &fields_[i];
 }
 
 py::object Fields::checked(PyObject* name, PyObject* value) const {
@@ -220,17 +226,22 @@ py::object Fields::checked(PyObject* name, PyObject* value) const {
   return check_setting_(checks_, py::handle(name), py::handle(value));
 }
 
-std::vector<double> Fields::together(const double* numbers) const {
-  std::vector<double> all;
-  for (const Field& field : fields_) {
-    const bool has_place = field.place != Field::nowhere;
-    const double* own = numbers + (has_place ? field.place : first_option + field.option);
-    for (std::size_t i = 0; i < field.check.size(); ++i) {
-      const bool only_whether = field.check.schedulable() && own[i] != 0;
-      all.push_back(is_none(own[i]) ? -1 : only_whether ? 1 : own[i]);
-    }
+bool Fields::go_together_like(const double* numbers, const Together& before) const {
+  for (std::size_t i = 0; i < places_.size(); ++i) {
+    if (seen_together(i, numbers) != before[i]) return false;
   }
+  return before.size() == places_.size();
+}
+
+Together Fields::together(const double* numbers) const {
+  Together all;
+  for (std::size_t i = 0; i < places_.size(); ++i) all.push_back(seen_together(i, numbers));
   return all;
+}
+
+double Fields::seen_together(std::size_t i, const double* numbers) const {
+  const double number = numbers[places_[i].place];
+  return is_none(number) ? -1 : places_[i].only_whether && number != 0 ? 1 : number;
 }
 
 py::object Fields::settings(const py::dict& values) const {
@@ -259,9 +270,8 @@ void Numbers::read(SettingsObject& settings, double* numbers) {
       field.read(value, numbers);
     }
   }
-  std::vector<double> together = fields.together(numbers);
-  if (together != together_) fields.check_together(dict);
-  together_ = std::move(together);
+  if (!fields.go_together_like(numbers, together_)) fields.check_together(dict);
+  together_ = fields.together(numbers);
   scheduled_ = std::move(scheduled);
   changes_ = changes;
 }

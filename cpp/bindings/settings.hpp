@@ -39,6 +39,8 @@ struct Field {
   void read(PyObject* value, double* numbers) const;
 };
 
+using Together = std::vector<double>;
+
 // The settings that mappings of one kind have: those of a rule's groups, or an optimizer's own.
 // Never destroyed: there is one for each class of optimizers, and mappings point to it.
 class Fields {
@@ -57,20 +59,28 @@ class Fields {
   void check_together(py::handle settings) const {
     if (check_together_) check_together_(settings);
   }
-  // What the settings that go together may depend on: of a setting that may be a schedule, only
+  // What it may depend on whether settings go together: of a setting that may be a schedule, only
   // whether it is 0.
-  std::vector<double> together(const double* numbers) const;
+  Together together(const double* numbers) const;
+  bool go_together_like(const double* numbers, const Together& before) const;
   // A mapping of checked values.
   py::object settings(const py::dict& values) const;
 
  private:
   void add(Field field);
+  double seen_together(std::size_t i, const double* numbers) const;
 
   const RuleRow* rule_ = nullptr;
   py::dict checks_;
   py::object check_setting_, check_together_;
   std::vector<Field> fields_;
-  std::vector<PyObject*> names_;  // the fields', side by side
+  // Once more, side by side: they take few cache lines.
+  struct Place {
+    std::uint8_t place;
+    bool only_whether;
+  };
+  std::vector<PyObject*> names_;
+  std::vector<Place> places_;
 };
 
 // A dictionary of settings (`_core.Settings` in Python). Other keys than its fields it keeps as it
@@ -106,7 +116,7 @@ class Numbers {
   };
   std::uint64_t changes_ = 0;
   std::vector<Scheduled> scheduled_;
-  std::vector<double> together_;
+  Together together_;
 };
 
 void bind_settings(py::module_& m, const KernelTable& kernels);

@@ -49,9 +49,8 @@ void add_state(const Group& group, std::size_t k, py::handle array, const Label&
     fail_type(label, "all state of a parameter in one format",
               dtype_name(py::reinterpret_borrow<py::array>(array)));
   }
-  Stored& stored = tensor.streams.state[k];
-  stored.data = state.data;
-  if (state.scales) stored.scales = state.scales;
+  const bool has_scales = state.scales != nullptr;
+  tensor.streams.state[k] = has_scales ? Stored(state.data, state.scales) : Stored(state.data);
   known.state_format = state.format;
   known.rounds = state.format != plain_state;
 }
@@ -64,7 +63,8 @@ void finish_layout(const Param& param, bool stochastic, Tensor& tensor, Paramete
   tensor.streams.param = stored(param.data, param.format == bf16 ? bf16_random : f16_random);
 }
 
-py::object new_step_info() {
+py::object new_step_info(py::object& last) {
+  if (last && Py_REFCNT(last.ptr()) == 1) return std::move(last);
   auto info = py::reinterpret_steal<py::object>(step_info->tp_alloc(step_info, 5));
   if (!info) throw py::error_already_set();
   for (Py_ssize_t i = 0; i < 5; ++i) PyTuple_SET_ITEM(info.ptr(), i, Py_NewRef(Py_None));

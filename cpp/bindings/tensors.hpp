@@ -17,7 +17,7 @@ inline const KernelTable* kernel_table_in_use = nullptr;  // set once, at import
 
 inline Stored stored(const void* data, Format format) {
   const Codec& codec = kernel_table_in_use->codecs[format];
-  return {const_cast<void*>(data), {format == plain ? nullptr : &codec}};
+  return {const_cast<void*>(data), format == plain ? nullptr : &codec};
 }
 
 // A parameter that has nothing but itself yet. `index`: its random bits depend on it.
@@ -28,9 +28,10 @@ void add_state(const Group& group, std::size_t k, py::handle array, const Label&
 // How 16-bit weights without a master are rounded.
 void finish_layout(const Param& param, bool stochastic, Tensor& tensor, Parameter& known);
 
-// A onepass.StepInfo that is still to be filled. It is made before anything is checked, since its
-// making may collect garbage, and that may run any Python code.
-py::object new_step_info();
+// A onepass.StepInfo that is still to be filled: the one of the last call where nobody has kept
+// that, since a new one would cost a small step a tenth of its cold cache lines. It is made before
+// anything is checked, because its making may collect garbage, and that may run any Python code.
+py::object new_step_info(py::object& last);
 
 // One step, or an error where a gradient is not finite and that is one. Fills `info`; `completed`:
 // the steps before this one. Returns whether it was skipped.

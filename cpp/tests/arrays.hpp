@@ -38,8 +38,8 @@ struct StoredBlock {
   }
 
   onepass::Stored stored(const onepass::Codec* codec = nullptr) const {
-    if (bits == 8) return {.data = codes.data(), .scales = scales.data()};
-    if (bits == 16) return {halves.data(), {codec}};
+    if (bits == 8) return {codes.data(), scales.data()};
+    if (bits == 16) return {halves.data(), codec};
     return {numbers.data()};
   }
   // Here and there; positive, as some are squares.

@@ -136,7 +136,7 @@ template <class Q8>
 struct InEightBits {
   std::size_t n, blocks = count_blocks(n);
   Block<std::uint8_t> codes{blocks * block_size, 0, 1}, scales{blocks, 0, 2};
-  onepass::Stored stored{.data = codes.data(), .scales = scales.data()};
+  onepass::Stored stored{codes.data(), scales.data()};
 
   void write(const float* values, std::uint32_t random) {
     for (std::size_t begin = 0; begin < n; begin += block_size) {

@@ -27,6 +27,10 @@ struct BlockBits {
 struct Codec;
 
 struct Stored {
+  constexpr Stored() noexcept = default;
+  constexpr Stored(void* array, const Codec* by = nullptr) noexcept : data(array), codec(by) {}
+  constexpr Stored(void* codes, std::uint8_t* own) noexcept : data(codes), scales(own) {}
+
   void* data = nullptr;
   union {
     const Codec* codec = nullptr;  // null: in the type that the rule computes with

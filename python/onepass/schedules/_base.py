@@ -9,6 +9,9 @@ from onepass._hyperparameters import Check, Checks, Whole
 from onepass._typing import Schedule
 
 
+_STEP = Whole()
+
+
 class BaseSchedule:
     """A subclass is a dataclass; it says what its arguments may be, and the value at a step."""
 
@@ -22,7 +25,9 @@ class BaseSchedule:
 
     def __call__(self, step: int) -> float:
         """Return the value after `step` completed steps, an integer >= 0."""
-        return self._value(Whole()("step", step))
+        if type(step) is not int or step < 0:
+            step = _STEP("step", step)
+        return self._value(step)
 
     def _value(self, step: int) -> float:
         raise NotImplementedError
