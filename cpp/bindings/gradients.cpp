@@ -19,7 +19,7 @@ std::pair<std::uintptr_t, std::uintptr_t> extent(PyObject* object, std::size_t i
   return {begin, end + item_size};
 }
 
-// Gradients of groups that stand in groups too.
+// Whether a tree is a group: gradients may stand in groups, as their parameters do.
 bool is_group(py::handle tree) {
   static const py::str* const name = new py::str("params");  // never destroyed
   return PyDict_CheckExact(tree.ptr()) && PyDict_Contains(tree.ptr(), name->ptr()) == 1;
