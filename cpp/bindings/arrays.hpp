@@ -68,8 +68,8 @@ class Memory {
 };
 
 // An array as it was when it was checked. Python code that has run since (a copy by NumPy, a
-// gradient's __array__, another thread) may have resized it, or given it another dtype: so whoever
-// keeps an address asks again before using it. Somebody else keeps the array itself alive.
+// gradient's __array__, another thread) may have resized it, or made another dtype of it: so
+// whoever keeps an address asks again before it is used. The array itself somebody else keeps.
 class Unchanged {
  public:
   explicit Unchanged(const py::array& array);
@@ -78,7 +78,7 @@ class Unchanged {
  private:
   py::handle array_;
   const void* data_;
-  py::object dtype_;  // kept alive, so that no other dtype gets its address
+  py::object dtype_;  // kept, so that no other comes to lie where it was
   int flags_;
   py::ssize_t size_;
 };
