@@ -91,10 +91,11 @@ def _signature(cls: type[Optimizer]) -> inspect.Signature:
 
 _DOC = """One step of `onepass.{cls}` on arrays of the caller's, in place.
 
-On one parameter, or on several in one call: then every argument that is an array for one is a list
-(or tuple) of arrays for several, in the order of the parameters. The keywords are those of
-`onepass.{cls}` and of a step, and happen in the same pass over memory, in the same order, with the
-same bits (see `onepass.Optimizer`). Everything is checked before the first element is written.
+A call takes one parameter or several. For several, each argument that is an array for one is a list
+(or tuple) of arrays, in the order of the parameters. The keywords are the settings of
+`onepass.{cls}` and the stages of a step, which happen in the same pass over memory, in the same
+order and to the same bits (see `onepass.Optimizer`). Everything is checked before the first element
+is written.
 
 Parameters
 ----------
@@ -129,20 +130,21 @@ ema_decay : float in [0, 1), optional
 ema_warmup : bool
     Let that decay begin small: at most (1 + t) / (10 + t) in the t-th step of the average.
 swa_start : int >= 1, optional
-    Keep in `average` the plain mean of the weights after this step and all later ones instead.
+    Keep in `average` the plain mean of the weights after this step and all later ones instead;
+    before it, the weights themselves.
 average : ndarray of float64, or list of them, optional
     The average of the weights, needed with `ema_decay` or `swa_start`: like `param` in shape and
     order, updated in place. Its first step writes it, so it may start from anything.
 averaged : int >= 1, optional
     How many steps the average has had, this one included; the default is `step`.
 nonfinite : {{"propagate", "skip", "raise"}}
-    What an infinity or a NaN in any gradient does: spread, as in NumPy; leave everything as it is,
-    which the result says; or raise ValueError, with nothing changed.
+    What an infinity or a NaN in any gradient does: spread, as in NumPy; leave parameters, state and
+    average as they are, which the result says; or raise ValueError, with nothing changed.
 clear_grads : bool
     Put zeros into the gradients once they are used, also where the step is skipped. They must be
     writable then, and lie in memory as their parameters do.
 rounding : {{"stochastic", "nearest"}}
-    Of a parameter of 16 bits. State in fewer bits is rounded stochastically.
+    How a parameter of 16 bits is rounded. State in fewer bits is rounded stochastically.
 seed : int in [0, 2**53)
     The seed of stochastic rounding: together with the number of the step, the array's place in the
     call and the element's place it decides about the random bits. Parameters that have a call each
