@@ -27,8 +27,8 @@ bool is_native(const py::dtype& dtype) {
   return dtype.byteorder() == '=' || dtype.byteorder() == native_order;
 }
 
-// A dtype that ml_dtypes has registered; NumPy numbers those from 256 on. Its name is asked for
-// once: that takes longer than the step of a small tensor.
+// Whether a dtype is bfloat16, which ml_dtypes registers; NumPy numbers such dtypes from 256 on.
+// The name is asked for once, because that takes longer than the step of a small tensor.
 std::atomic<int> known_bfloat16_num = -1;
 bool is_bfloat16(const py::dtype& dtype) {
   const int num = dtype.num();
@@ -44,8 +44,8 @@ Format small_format(const py::dtype& dtype) {
   return dtype.num() == float16_num ? f16 : is_bfloat16(dtype) ? bf16 : plain;
 }
 
-// The parameter's, where the rule computes with that. Compared by identity: it is quick, and mostly
-// so.
+// Whether an array has its parameter's dtype, and the rule computes with that. Compared by
+// identity, which is quick, and mostly enough.
 bool has_its_dtype(const py::array& array, const Param& param) {
   return param.format == plain && array.dtype().is(param.array.dtype());
 }

@@ -111,11 +111,12 @@ struct Checked {
 // three. In any layout: one whose elements do not lie in the parameter's order is copied.
 Checked check_grad(py::handle object, const Label& label, const Param& param, Memory& memory);
 
-// In its parameter's layout too, because the step writes it, or reads it again and again.
+// A gradient that must lie in its parameter's layout, because steps write it, or read it again and
+// again.
 Checked check_grad_in_place(py::handle object, const Label& label, const Param& param,
                             Memory& memory);
 
-// NumPy's own, of no subclass.
+// Whether an object is an array of NumPy's own type, and not of a subclass.
 bool is_plain_array(PyObject* object) noexcept;
 
 // Whether a step can read an array as its parameter's gradient where it lies. Runs no Python code.
@@ -124,13 +125,15 @@ bool lies_like(PyObject* array, const Param& param, Format& format) noexcept;
 // A copy of a float32 parameter in float16 or bfloat16, in its layout.
 Checked check_copy(py::handle object, const Label& label, const Param& param, Memory& memory);
 
-// Like its parameter in everything, but of the dtype that the rule computes with.
+// State: like its parameter in everything but the dtype, which is the one that the rule computes
+// with.
 void* check_state(py::handle object, const Label& label, const Param& param, Memory& memory);
 
 // The average of the weights: like its parameter, but of float64.
 double* check_average(py::handle object, const Label& label, const Param& param, Memory& memory);
 
-// A rule's state, that or in fewer bits: bfloat16, or 8-bit codes with their scales behind them.
+// A rule's state, as above or in fewer bits: bfloat16, or 8-bit codes with their scales behind
+// them.
 struct CheckedState {
   void* data;
   std::uint8_t* scales;  // of 8-bit codes

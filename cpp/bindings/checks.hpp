@@ -1,5 +1,5 @@
-// What values a setting may take, as `_hyperparameters.py` says it. The usual values are looked at
-// here; whatever is not one of these is for the Python check, which converts it or raises.
+// What values a setting may take, as `_hyperparameters.py` says it. The usual values are checked
+// here; any other value is for the Python check, which converts it or raises.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -13,8 +13,8 @@ namespace onepass::bindings {
 
 namespace py = pybind11;
 
-// One setting: a number, two of them, a flag (0 or 1), one of several names (its place among them),
-// or None. Each as a double.
+// The check of one setting, which makes one or two doubles of its value: a number, two of them, a
+// flag (0 or 1), one of several names (its place among them), or None.
 class Check {
  public:
   explicit Check(py::object check);

@@ -114,7 +114,7 @@ Engine::Engine(const py::dict& contents)
   if (!bound.is_none()) bind_leaves(bound);
 }
 
-// Of a run that goes on. The arrays may be in other formats than the settings ask for.
+// Takes over the progress of a run. The arrays may be in other formats than the settings ask for.
 void Engine::read_progress(const py::dict& progress) {
   const auto steps = progress["steps"].cast<std::vector<std::int64_t>>();
   const auto average_from = progress["average_from"].cast<std::vector<std::int64_t>>();
@@ -128,7 +128,7 @@ void Engine::read_progress(const py::dict& progress) {
     now_.optimizer.params[i].average_from = average_from.at(i);
     set_kept_arrays(now_.arrays[i], kept[i]);
     now_.arrays[i].sum = sums[i];
-    // Laid out by the first step, which arranges them.
+    // The first step arranges these arrays, and lays them out.
   }
 }
 

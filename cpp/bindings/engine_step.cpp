@@ -1,4 +1,4 @@
-// The calls that move something.
+// The calls that change parameters or sums: step and accumulate.
 #include <algorithm>
 #include <string>
 

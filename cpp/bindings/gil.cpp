@@ -33,7 +33,7 @@ void wait_for_other_threads() {
 }  // namespace
 
 InCall::InCall() {
-  ++calls;  // first, so that an exit either sees it or is seen
+  ++calls;  // first, so that either the exit sees this call, or this call sees the exit
   ++own_calls;
   if (exiting && !exits) {
     calls -= own_calls;  // this thread never returns from the calls that it is inside

@@ -12,7 +12,7 @@ Extent extent_of_array(PyObject* object, std::size_t item_size) {
                    array->strides);
 }
 
-// Gradients of groups that stand in groups too.
+// Whether a tree is a group: gradients may stand in groups, as their parameters do.
 bool is_group(py::handle tree) {
   static const py::str* const name = new py::str("params");  // never destroyed
   return PyDict_CheckExact(tree.ptr()) && PyDict_Contains(tree.ptr(), name->ptr()) == 1;

@@ -23,12 +23,13 @@ constexpr const char* call_options[] = {"step",      "averaged",    "grad_scale"
 static_assert(sizeof(CallOptions) == std::size(call_options) * sizeof(double));
 enum CallRounding : int { call_stochastic, call_nearest };
 
-// One array of each kind, or lists of them.
+// The arrays of one kind that a call is given: one for the one parameter, or a list of them.
 class Kind {
  public:
   Kind(const char* name, PyObject* given, bool many) : name_(name), given_(given), many_(many) {
     if (!many_ || !PyList_CheckExact(given)) return;
-    list_ = py::reinterpret_steal<py::object>(PyList_AsTuple(given));  // whatever becomes of that
+    list_ =
+        py::reinterpret_steal<py::object>(PyList_AsTuple(given));  // the list may change meanwhile
     if (!list_) throw py::error_already_set();
     given_ = list_.ptr();
   }

@@ -48,8 +48,8 @@ SettingsObject* settings(PyObject* self) {
   throw py::type_error(name + ": expected to stay, got a removal");
 }
 
-// Whether a mapping is told to keep what it has besides settings: the parameters, as in
-// `group.update(other_group)`.
+// Whether an assignment is to what a mapping has besides settings, the parameters, and changes
+// nothing, as in `group.update(copy_of_group)`. Raises where it would change something.
 bool keeps(SettingsObject* self, PyObject* name, PyObject* value) {
   if (self->fields->find(name)) return false;
   PyObject* const now = PyDict_GetItemWithError(reinterpret_cast<PyObject*>(self), name);

@@ -48,7 +48,7 @@ class Fields {
   // `check_setting(checks, name, value)` converts what is no usual value, or raises;
   // `check_together(settings)` raises where values do not go together.
   Fields(const RuleRow& rule, py::dict checks, py::object check_setting, py::object check_together);
-  // Those of no rule: their numbers have their places by these names.
+  // Settings of no rule: the number of each has the place that its name has among `places`.
   Fields(std::span<const char* const> places, py::dict checks, py::object check_setting);
 
   const RuleRow* rule() const { return rule_; }

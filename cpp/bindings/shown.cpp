@@ -14,8 +14,9 @@
 namespace onepass::bindings {
 namespace {
 
-// Native, so that no interrupt can come between a block's end and the restoration, which is a plain
-// copy and cannot fail. `restored`: attributes that the end of the block sets back too.
+// The block's context manager. It is native, so that no interrupt can come between the end of the
+// block and the restoration, which is a plain copy and cannot fail. `restored`: attributes that the
+// end of the block sets back too.
 class Shown {
  public:
   Shown(py::list names, const py::list& params, const py::list& values, py::handle restored)
@@ -92,7 +93,7 @@ class Shown {
     Unchanged param_as_it_was, value_as_it_was;
     void* data;
     std::vector<char> saved;
-    // It may have been locked since, but not moved.
+    // Whether the parameter has the same memory as before; it may be read-only by now.
     bool is_where_it_was() const { return param.data() == data && nbytes(param) == saved.size(); }
   };
 

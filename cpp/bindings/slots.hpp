@@ -1,4 +1,4 @@
-// What Python's tables of a type's functions take.
+// Casts to what Python's tables of a type's functions take.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -20,12 +20,12 @@ inline Stored stored(const void* data, Format format) {
   return {const_cast<void*>(data), format == plain ? nullptr : &codec};
 }
 
-// A parameter that has nothing but itself yet. `index`: its random bits depend on it.
+// Begins a layout, with the parameter alone. `index`: the random bits depend on it.
 void start_layout(const Param& param, std::size_t index, Tensor& tensor, Parameter& known);
-// The k-th array of its rule; None where the rule's options use none.
+// Adds the k-th state of the rule; `array` is None where the rule's options do not use it.
 void add_state(const Group& group, std::size_t k, py::handle array, const Label& label,
                const Param& param, Memory& memory, Tensor& tensor, Parameter& known);
-// How 16-bit weights without a master are rounded.
+// Ends a layout: says how 16-bit weights without a master are rounded.
 void finish_layout(const Param& param, bool stochastic, Tensor& tensor, Parameter& known);
 
 // A onepass.StepInfo that is still to be filled: the one of the last call where nobody has kept

@@ -1,5 +1,5 @@
-// What is not a rule of its own, and the table. Compiled once per instruction set, each into its
-// own namespace.
+// The table of kernels, and the kernels that belong to no rule. Compiled once per instruction set,
+// each time into a namespace of its own.
 #include "kernels.hpp"
 
 #include <algorithm>

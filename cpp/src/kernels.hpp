@@ -22,8 +22,8 @@ enum SharedScalar : std::size_t {
   shrink,          // 1 - lr * decay of the decoupled one, 1 without
   max_grad_value,  // infinite: none
   average_weight,  // of the new weights in their average
-  random_seed,     // which the random bits depend on, and on ...
-  step_number,     // ... from 1; what is kept loses its subnormal numbers in some
+  random_seed,     // of stochastic rounding
+  step_number,     // from 1; decides about random bits, and when subnormal numbers become zero
   shared_scalars
 };
 inline constexpr std::size_t max_scalars = 24;  // those included
@@ -38,8 +38,8 @@ enum Format : std::uint8_t { plain, bf16, f16, bf16_random, f16_random, formats 
 // Formats of state; rounded at random where not plain.
 enum StateFormat : std::uint8_t { plain_state, bf16_state, q8_state, state_formats };
 
-// One choice of a rule's options. Every kernel does both weight decays, to the same bits; f32_decay
-// is the fastest one for float32 weights with plain state that have either of them.
+// The kernels of one choice of a rule's options. Every kernel does both weight decays, to the same
+// bits; f32_decay is the fastest one for float32 weights with plain state that have either of them.
 struct Variant {
   std::array<Kernel, state_formats> f32;
   Kernel f32_decay;  // with plain state
@@ -89,9 +89,9 @@ using BatchNormTable = std::array<BatchNormLoops<T>, 8>;
 
 struct KernelTable {
   std::span<const RuleRow* const> rules;
-  // sum += gradient in any format; no state.
+  // They add a gradient, in any format, to a sum in the parameter's place; there is no state.
   Kernel add_f32, add_f64;
-  // Not a rule: what a rule with k states moves at least is variants[k], the benchmarks' ruler.
+  // The benchmarks' ruler, which is no rule: variants[k] moves what a rule with k states moves.
   const RuleRow* copy_limit;
   SumOfSquares squares_f32, squares_f64;
   std::array<Codec, formats> codecs;

@@ -1,4 +1,4 @@
-// A rule's header -> its row of kernels, for the instruction set that includes this.
+// Makes a rule's header into its row of kernels, for the instruction set that is compiled for.
 #pragma once
 
 #include <algorithm>
@@ -26,8 +26,8 @@ Rule make_rule(const double* scalars, std::index_sequence<I...>) noexcept {
   return Rule{static_cast<T>(scalars[I])...};
 }
 
-// The kernel has a loop that does one kind of decay, which runs where there is no other kind, and a
-// loop for everything else.
+// A kernel has a loop for weights with one kind of decay, and a loop for all others; where `rest`
+// is `decay`, these are the same loop.
 template <class Rule, class T, template <bool> class State, Decay decay, Decay rest = decay>
 void run_kernel(const Streams& streams, std::size_t begin, std::size_t end,
                 const double* scalars) noexcept {
@@ -139,7 +139,7 @@ constexpr auto variants =
 
 template <template <class, bool...> class Rule, std::size_t n_options>
 constexpr RuleRow make_row(const char* name, const char* const* options) {
-  // Options decide about no name and no number, so any choice of them tells.
+  // Names and numbers are the same for every choice of options; this takes the first one.
   using R = typename Bound<Rule, 0, std::make_index_sequence<n_options>>::template Type<double>;
   return {name,
           Said<R>::states,

@@ -9,7 +9,7 @@
 namespace onepass {
 namespace {
 
-// PyTorch's, and in double.
+// PyTorch's coefficient, computed in double.
 double clip_coefficient(double norm, double max_norm) noexcept {
   if (std::isinf(max_norm)) return 1;
   const double coefficient = max_norm / (norm + 1e-6);
@@ -27,7 +27,7 @@ double average_weight_of(const Settings& settings, double step, double averaged)
   return 1 - (settings.ema_warmup != 0 ? std::min(decay, (1 + averaged) / (10 + averaged)) : decay);
 }
 
-// All scalars of a step that begins after `param`'s completed ones.
+// Fills in all scalars of the coming step of a parameter.
 void fill_scalars(const Group& group, const Parameter& param, std::uint64_t seed, double factor,
                   double* scalars) noexcept {
   const Settings& settings = group.settings;
@@ -108,7 +108,7 @@ void Optimizer::measure(const StepOptions& options, Ready& ready) {
   if (found.nonfinite) ready.nonfinite = found.nonfinite - tensors.data();
 }
 
-// Those before it in the same group, with as many steps, have the same job.
+// Parameters that follow each other in one group, with as many steps, have the same job.
 Optimizer::Job& Optimizer::job_of(Parameter& param, const Parameter* before) {
   const bool same = before && before->group == param.group && before->steps == param.steps &&
                     before->average_from == param.average_from;
@@ -140,7 +140,7 @@ void Optimizer::compute(const StepOptions& options, double factor) {
     }
     before = &param;
   }
-  for (std::size_t i = 0; i < params.size(); ++i) {  // the jobs have their places now
+  for (std::size_t i = 0; i < params.size(); ++i) {  // no job moves any more
     Tensor& tensor = tensors[i];
     if (!tensor.streams.grad.data) continue;
     const Parameter& param = params[i];

@@ -68,11 +68,11 @@ struct Group {
 struct Parameter {
   std::size_t group = 0;
   std::size_t size = 0;
-  bool is_double = false, rounds = false;
+  bool is_double = false, rounds = false;  // whether it is of doubles; whether anything is rounded
   StateFormat state_format = plain_state;
   std::int64_t steps = 0;         // completed
   std::int64_t average_from = 0;  // steps it had completed when its average began
-  std::size_t job = 0;            // in the coming step
+  std::size_t job = 0;            // its place among the jobs of the coming step
 };
 
 enum class Nonfinite : int { propagate, skip, raise };
@@ -119,7 +119,7 @@ class Optimizer {
 
  private:
   friend class Ready;
-  // What parameters share that have one group and have done as many steps.
+  // What parameters share that are of one group and have completed as many steps.
   struct Job {
     std::array<double, max_scalars> scalars;
     std::unique_ptr<StepBits> bits;  // where something is rounded

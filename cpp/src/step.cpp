@@ -11,11 +11,12 @@
 namespace onepass {
 namespace {
 
-// Elements that a thread takes at a time, and how many a thread must get to be worth waking. Both
-// measured: bench/NOTES.md. A block is what the norm is summed by: it decides about its bits.
+// Elements that a thread takes at a time, and elements without which a thread is not worth waking.
+// Both measured: bench/NOTES.md.
 constexpr std::size_t piece_size = 16384;
-constexpr std::size_t norm_block = 16384;
 constexpr std::size_t min_elements_per_thread = 16384;
+// Elements that the norm sums at a time. Its bits depend on this number.
+constexpr std::size_t norm_block = 16384;
 constexpr std::size_t bytes_per_element = 16;  // a float, its gradient and two states
 
 // Where the squares of doubles are infinite or vanish, they are summed in units of 2^600 or 2^-600.
@@ -24,8 +25,8 @@ constexpr double smallest_sum = 0x1p-900;
 
 constexpr std::size_t cache_line = 64;
 
-// Pieces begin on cache lines of the parameter; so the first is short by what lies before. Where a
-// tensor is rounded, they begin with its blocks.
+// By how many elements a tensor's first piece is shorter, so that all later pieces begin on cache
+// lines of the parameter. Where the tensor is rounded, pieces begin with blocks instead.
 std::size_t lead(const Tensor& tensor) noexcept {
   if (tensor.streams.random) return 0;
   return reinterpret_cast<std::uintptr_t>(tensor.streams.param.data) % cache_line /
@@ -48,7 +49,7 @@ Range block(const Tensor& tensor, std::size_t index) noexcept {
   return {index * norm_block, std::min((index + 1) * norm_block, tensor.size)};
 }
 
-// The one that a piece belongs to.
+// The tensor that contains a piece.
 const Tensor& tensor_of(std::span<const Tensor> tensors, std::size_t piece) noexcept {
   const auto after =
       std::upper_bound(tensors.begin(), tensors.end(), piece,
@@ -68,7 +69,7 @@ void for_each_piece(std::span<Tensor> tensors, int threads, const Count& count,
   }
   const std::size_t useful = total_elements(tensors) / min_elements_per_thread;
   threads = static_cast<int>(std::clamp<std::size_t>(useful, 1, static_cast<std::size_t>(threads)));
-  if (threads == 1) {  // small tensors, of which a few take less time than to look for one
+  if (threads == 1) {  // finding a piece's tensor takes longer than stepping a small one
     for (const Tensor& tensor : tensors) {
       const std::size_t first = tensor.first_piece, n = count(tensor);
       for (std::size_t i = 0; i < n; ++i) body(tensor, i, first + i);

@@ -11,11 +11,11 @@ namespace onepass {
 struct Tensor {
   Streams streams;
   std::size_t size;
-  std::size_t item_size;  // of what the rule computes with
+  std::size_t item_size;  // of the numbers that the rule computes with
   Kernel kernel;
   SumOfSquares squares;
   const double* scalars;
-  std::size_t first_piece = 0;  // among those of all tensors; each pass over them fills it in
+  std::size_t first_piece = 0;  // its number among all tensors' pieces; each pass sets it
 };
 
 std::size_t total_elements(std::span<const Tensor> tensors) noexcept;
@@ -23,7 +23,7 @@ std::size_t total_elements(std::span<const Tensor> tensors) noexcept;
 // The arrays must not overlap where one of them is written. Cannot fail.
 void step(std::span<Tensor> tensors, int threads) noexcept;
 
-// For a step that is skipped: the gradients alone.
+// Zeroes the gradients that are to be zeroed, which is all that a skipped step does.
 void zero_gradients(std::span<Tensor> tensors, int threads) noexcept;
 
 // The Euclidean norm of all gradients together.

@@ -1,9 +1,9 @@
 """The rules as free functions on raw arrays, in place, for embedding in other code.
 
-There is one function a rule: `sgd`, `adagrad`, `rmsprop`, `adam`, `adamw`. Each takes the
-parameter, the gradient and the rule's state as positional arrays, or lists of arrays, and the
-hyperparameters of the class of that name as keywords. The caller keeps the state and counts the
-steps.
+There is one function for each optimizer: `sgd`, `adagrad`, `rmsprop`, `adam`, `adamw`. It takes the
+parameter, the gradient and the rule's state as positional arrays, or lists of arrays, and as
+keywords the hyperparameters of the class of that name and what else belongs to a step: clipping,
+skipping, averaging. The caller keeps the state and counts the steps.
 """
 
 import inspect
@@ -89,38 +89,92 @@ def _signature(cls: type[Optimizer]) -> inspect.Signature:
     return inspect.Signature([*arrays, *named])
 
 
-_DOC = """One step of `onepass.{cls}` on one parameter, in place.
+_DOC = """One step of `onepass.{cls}` on arrays of the caller's, in place.
+
+A call takes one parameter or several. For several, each argument that is an array for one is a list
+(or tuple) of arrays, in the order of the parameters. The keywords are the settings of
+`onepass.{cls}` and the stages of a step, which happen in the same pass over memory, in the same
+order and to the same bits (see `onepass.Optimizer`). Everything is checked before the first element
+is written.
 
 Parameters
 ----------
-param : ndarray of float32, float64, float16 or bfloat16
+param : ndarray of float32, float64, float16 or bfloat16, or list of them
     Updated in place: writable, aligned, C- or F-contiguous.
-grad : ndarray
+grad : ndarray, or list of them
     Of the parameter's shape and dtype, or, but for float64, any of float32, float16 and
-    ``ml_dtypes.bfloat16``; with any strides; only read.
-{states} : ndarray
+    ``ml_dtypes.bfloat16``; with any strides; only read, unless `clear_grads`. None in a list leaves
+    that parameter and its state alone.
+{states} : ndarray, or list of them
     The state, where the options use it (else absent or None): like `param` in shape, dtype (float32
     beside 16 bits) and order, starting from zeros (`sum` from Adagrad's
     `initial_accumulator_value`), updated in place. But for float64 also bfloat16, or uint8 of
-    shape (257 * ceil(size / 256),), see `onepass.formats.q8_encode`.
-step : int
-    The number of this step, from 1. May be left out where the options do not depend on it and no
-    array has fewer bits than float32. In every 64th step subnormal state becomes zero, see
-    `onepass.Optimizer`; where it is left out, in none.
-rounding : {{"stochastic", "nearest"}}
-    Of a parameter of 16 bits. State in fewer bits is rounded stochastically.
-seed : int in [0, 2**53)
-    Of the random bits; with the number of the step it says which they are. Give each parameter one
-    of its own.
-num_threads : int, optional
-    The default is `onepass.get_num_threads()`.
+    shape (257 * ceil(size / 256),), see `onepass.formats.q8_encode`; all state of one parameter in
+    one format.
+step : int >= 1, optional
+    The number of this step. It may be left out where the rule with these options does not depend
+    on it, no array has fewer bits than float32 and there is no average. In every 64th step
+    subnormal state becomes zero, see `onepass.Optimizer`; where it is left out, in none.
 **hyperparameters
-    Those of `onepass.{cls}`, with its defaults; plain values, no schedules.
+    Those of `onepass.{cls}`, with its defaults, `weight_decay` and `maximize` among them; plain
+    values, no schedules. Another value in each call costs nothing extra.
+grad_scale : float in [2**-126, 2**128)
+    What the gradients are divided by: the loss scale, or how many batches they are summed over.
+max_grad_norm : float > 0, optional
+    The Euclidean norm that all gradients of the call together may have; ``math.inf`` measures it
+    and clips nothing.
+max_grad_value : float > 0, optional
+    What the absolute value of a gradient's element may be.
+ema_decay : float in [0, 1), optional
+    The decay of an exponential moving average of the weights, kept in `average`.
+ema_warmup : bool
+    Let that decay begin small: at most (1 + t) / (10 + t) in the t-th step of the average.
+swa_start : int >= 1, optional
+    Keep in `average` the plain mean of the weights after this step and all later ones instead;
+    before it, the weights themselves.
+average : ndarray of float64, or list of them, optional
+    The average of the weights, needed with `ema_decay` or `swa_start`: like `param` in shape and
+    order, updated in place. Its first step writes it, so it may start from anything.
+averaged : int >= 1, optional
+    How many steps the average has had, this one included; the default is `step`.
+nonfinite : {{"propagate", "skip", "raise"}}
+    What an infinity or a NaN in any gradient does: spread, as in NumPy; leave parameters, state and
+    average as they are, which the result says; or raise ValueError, with nothing changed.
+clear_grads : bool
+    Put zeros into the gradients once they are used, also where the step is skipped. They must be
+    writable then, and lie in memory as their parameters do.
+rounding : {{"stochastic", "nearest"}}
+    How a parameter of 16 bits is rounded. State in fewer bits is rounded stochastically.
+seed : int in [0, 2**53)
+    The seed of stochastic rounding: together with the number of the step, the array's place in the
+    call and the element's place it decides about the random bits. Parameters that have a call each
+    need a seed each.
+num_threads : int, optional
+    The default is `onepass.get_num_threads()`. The result is the same bits for any number.
+
+Returns
+-------
+onepass.StepInfo
+    Its `step` is the one given, or the one before where the step was skipped (1 and 0 where none
+    was given); then `lr`, the gradients' norm where `max_grad_norm` or `nonfinite` asks for it, and
+    whether they were clipped or the step skipped. After a skipped step, pass the same `step` again.
 
 Raises
 ------
 TypeError, ValueError
-    If an array or a value is not as it must be. Then nothing has changed.
+    ``<argument>: expected ..., got ...`` if an array or a value is not as it must be, if lists
+    differ in length, or if two arrays overlap of which one is written. Then nothing has changed.
+
+Notes
+-----
+Differs from
+
+* `onepass.{cls}`: the caller keeps the state and counts the steps; there are no groups, schedules
+  or masters in float32 (so `rounding` is "stochastic" where the class has "master"), and the
+  format of the state is that of its arrays. Call it once for each set of parameters that share
+  settings; `max_grad_norm` and `nonfinite` then see that call's gradients only.
+* PyTorch: ``torch.optim.adam.adam`` and its like take lists too, with a tensor for each step
+  count; clipping, unscaling and averaging are calls of their own there.
 
 See Also
 --------

@@ -1,7 +1,7 @@
 // 8 bits a number, in blocks of 256 with a scale of their own: small floats of 3 bits of mantissa,
-// whose exponents count down from that of the block's largest number. Numbers are rounded up as
-// often as what is rounded off is large: on average nothing is lost, however little a step changes
-// them.
+// whose exponents count down from that of the block's largest number. A number is rounded up with a
+// probability that grows with the part that is rounded off: on average nothing is lost, however
+// little a step changes it.
 //
 // A block is four rows of 64, and its codes stand in 64 words, byte k of word i being element i of
 // row k: vectors of numbers become vectors of words by shifts, and no byte has to change its lane.
@@ -86,8 +86,9 @@ struct Q8 {
   }
 };
 
-// With a sign: 7 bits are a float's from 2^-15 of the largest number's power of two on, less that
-// number; so they begin at 0, evenly spaced, and grow exponentially further up.
+// Numbers with a sign. Let `first` be 2^-15 times the largest number's power of two. The 7 bits of
+// a magnitude are the upper bits of the float first + magnitude, counted from those of `first`. So
+// the magnitudes that there are begin at 0, evenly spaced, and grow exponentially further up.
 struct Q8Signed : Q8<Q8Signed> {
   static constexpr std::uint32_t lowest = 19;          // exponents: no subnormal float is met
   static constexpr std::uint32_t headroom = 1u << 21;  // for what is added, and for rounding up
@@ -126,14 +127,15 @@ struct Q8Signed : Q8<Q8Signed> {
   }
 };
 
-// Never negative, as a mean of squares: 8 bits are a float's from 2^-31 of the largest number's
-// power of two on, and what is smaller becomes that. Zeros would leave a gradient to be divided by
-// eps alone; only a block of nothing else has them.
+// Numbers that are never negative, such as means of squares. Let `first` be 2^-31 times the largest
+// number's power of two. The 8 bits are the upper bits of the number as a float, counted from those
+// of `first`; a smaller number becomes `first`. A zero would leave a gradient to be divided by eps
+// alone; only a block of zeros has any.
 struct Q8Unsigned : Q8<Q8Unsigned> {
   static constexpr std::uint32_t lowest = 31;
   static constexpr std::uint32_t headroom = (1u << 20) - 1;  // for rounding up
   static constexpr std::uint8_t not_finite = 255;
-  static constexpr std::uint8_t code_of_nan = 1;  // then, the bits of one
+  static constexpr std::uint8_t code_of_nan = 1;  // infinity's bits and 1 are those of a NaN
 
   static constexpr std::uint32_t first(std::uint8_t scale) noexcept {
     return std::uint32_t{scale} << 23;

@@ -12,7 +12,7 @@
 
 namespace onepass::inline ONEPASS_ISA {
 
-// What was drawn `index`-th, from 0, by the generator that began with `state`.
+// Returns the number that the generator with this first state draws `index`-th, counted from 0.
 constexpr std::uint64_t split_mix(std::uint64_t state, std::uint64_t index) noexcept {
   std::uint64_t z = state + (index + 1) * 0x9e3779b97f4a7c15u;
   z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
@@ -20,7 +20,7 @@ constexpr std::uint64_t split_mix(std::uint64_t state, std::uint64_t index) noex
   return z ^ z >> 31;
 }
 
-// As many bits as 3 of a float's mantissa leave to be rounded off.
+// Draws 20 bits, as many as are rounded off where 3 of the 23 bits of a float's mantissa stay.
 constexpr std::uint32_t draw_bits(std::uint64_t state, std::uint64_t index) noexcept {
   return static_cast<std::uint32_t>(split_mix(state, index) >> 44);
 }
@@ -32,7 +32,7 @@ inline void draw(StepBits& bits, std::uint64_t seed, std::uint64_t step) noexcep
   }
 }
 
-// `array`: its number among all that the step rounds.
+// `array`: the array's number among all that the step rounds.
 inline std::uint64_t array_key(const StepBits& bits, std::uint64_t array) noexcept {
   return split_mix(~bits.key, array);
 }

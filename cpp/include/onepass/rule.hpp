@@ -20,7 +20,8 @@
 //
 // Only + - * / and sqrt, in the order the NumPy reference writes them: that is what makes the
 // results the same bits on every instruction set and in NumPy. Compile with -ffp-contract=off, or
-// the compiler makes other bits of them; and with -fopenmp-simd -fno-math-errno, or they are slow.
+// the compiler fuses a * b + c, which gives other bits; and with -fopenmp-simd -fno-math-errno, or
+// the loops are slow.
 #pragma once
 
 #include <cmath>

@@ -15,26 +15,26 @@
 
 namespace onepass::inline ONEPASS_ISA {
 
-// Elements per tile, and how far ahead of it memory is asked for. Both measured: bench/NOTES.md.
-// Where something is rounded, a tile is a block.
+// Elements per tile (where something is rounded, a tile is a block), and how many bytes ahead of a
+// tile the loop prefetches. Both measured: bench/NOTES.md.
 inline constexpr std::size_t tile_size = 64;
 inline constexpr std::size_t prefetch_bytes = 1024;
 inline constexpr std::size_t min_elements_to_align = 512;
 inline constexpr std::size_t cache_line = 64;
-// What is kept loses its subnormal numbers in every so many steps: in each, it would cost a
-// step of Adam 12 to 35 % (bench/NOTES.md).
+// In every step of this many, subnormal numbers in state and average become zero. Done in each
+// step, it would cost Adam 12 to 35 % (bench/NOTES.md).
 inline constexpr std::uint64_t flush_every = 64;
 
 // What surrounds the rule in a step, whichever it is, in this order: the gradient is scaled and
 // clipped, the weights decay, the rule; then the average of the weights moves.
 template <class T>
 struct Stages {
-  T scale{1};               // the gradient's factor: 1 / loss scale, clipping, -1 to maximize
+  T scale{1};               // the gradient's factor: clip coefficient / grad_scale, < 0 to maximize
   double weight_decay = 0;  // coupled: grad += weight_decay * param, rounded to T
   T shrink{1};              // decoupled: param *= shrink, which is 1 - lr * decay
-  T max_value = std::numeric_limits<T>::infinity();  // of the gradient's elements
-  double average_weight = 0, average_rest = 1;       // which add up to 1
-  bool flushes = false;                              // what is kept, of subnormal numbers
+  T max_value = std::numeric_limits<T>::infinity();  // the gradient's elements are clipped to it
+  double average_weight = 0, average_rest = 1;       // of the weights and of the old average
+  bool flushes = false;  // whether subnormal numbers in state and average become zero
 };
 
 // The number of elements before `p` reaches a cache line, at most n.
@@ -44,8 +44,9 @@ inline std::size_t elements_to_alignment(const T* p, std::size_t n) noexcept {
   return past ? std::min(n, (cache_line - past) / sizeof(T)) : 0;
 }
 
-// The square root and the division keep the core so busy that too few loads are under way to fill
-// the memory's time; asking early does. It may ask beyond the end: a prefetch never faults.
+// Square root and division fill the core's reorder buffer, so that too few loads are in flight to
+// keep the memory busy; prefetches add some. The address may lie beyond the end: a prefetch never
+// faults.
 inline void prefetch(const char* p, std::size_t bytes) noexcept {
 #if defined(__GNUC__)
   for (std::size_t i = 0; i < bytes; i += cache_line) __builtin_prefetch(p + prefetch_bytes + i);
@@ -55,9 +56,9 @@ inline void prefetch(const char* p, std::size_t bytes) noexcept {
 #endif
 }
 
-// Subnormal numbers become zero. An average that shrinks towards zero would stay among them for
-// ever, and a processor takes many times as long over them. A function of its own, and not in the
-// loop of the rule, which the compiler would make slower for it.
+// Sets subnormal numbers to zero. An average that shrinks towards zero would stay subnormal for
+// ever, and processors take many times as long over such numbers. This is a loop of its own,
+// because the compiler makes the rule's loop slower where it is a part of that.
 template <class T>
 [[gnu::noinline]] void flush(T* values, std::size_t n) noexcept {
 #pragma omp simd
@@ -66,11 +67,11 @@ template <class T>
   }
 }
 
-// The weight decay that a rule's own loop does. One that it does not do comes before it.
+// Which weight decay the loop of the rule does. Any other comes before it, in prepare_tile.
 enum class Decay { none, coupled, decoupled };
 
-// What comes before the loop of a rule that does this decay: the gradient scaled, clipped and
-// decayed, and the weights shrunk. NaN stays NaN.
+// The stages before the loop of the rule: scales and clips the gradient, and does the weight decay
+// that the loop itself does not do. NaN stays NaN.
 template <Decay in_loop, class T>
 inline void prepare_tile(T* prepared, const T* grad, T* param, std::size_t n,
                          const Stages<T>& stages) noexcept {
@@ -99,7 +100,7 @@ inline void prepare_tile(T* prepared, const T* grad, T* param, std::size_t n,
   }
 }
 
-// Whether anything does.
+// Whether prepare_tile has anything to do.
 template <Decay in_loop, class T>
 inline bool must_prepare(const Stages<T>& stages) noexcept {
   return stages.max_value < std::numeric_limits<T>::infinity() ||
@@ -107,15 +108,15 @@ inline bool must_prepare(const Stages<T>& stages) noexcept {
          (in_loop != Decay::decoupled && stages.shrink != 1);
 }
 
-// How the k-th state of a rule is kept, or that it is not there.
+// The format of a rule's k-th state; NotThere where the rule does not use it.
 template <class Rule, template <bool> class State, std::size_t k>
 using Kept = std::conditional_t<Rule::states[k].used, State<Rule::states[k].has_sign>, NotThere>;
 
-// Of numbers that stand four to a word (q8.hpp).
+// A reader of numbers that stand four to a word (q8.hpp).
 template <class Reader>
 concept InWords = Reader::in_words;
 
-// Reads state by `readers`, and writes it to `state`.
+// Runs the rule over a tile. Reads state by `readers`, and writes it to `state`.
 template <Decay decay, class Rule, class T, std::size_t... K, class... Reader>
 inline void update_tile(T* param, const T* grad, [[maybe_unused]] T* const* state, std::size_t n,
                         const Rule rule, const T scale, const Stages<T>& stages,
@@ -125,7 +126,7 @@ inline void update_tile(T* param, const T* grad, [[maybe_unused]] T* const* stat
   const auto write = [&]<std::size_t k>([[maybe_unused]] std::size_t i, [[maybe_unused]] T value) {
     if constexpr (Rule::states[k].used) state[k][i] = value;
   };
-  // Inlined however large it is, or the loops would not become vectors.
+  // Always inlined, however large it is, or the loops would not be vectorised.
   const auto step = [&](std::size_t row, std::size_t column) __attribute__((always_inline)) {
     const std::size_t i = row * row_size + column;
     T g = scale * grad[i];
@@ -157,9 +158,9 @@ inline void update_tile(T* param, const T* grad, [[maybe_unused]] T* const* stat
   }
 }
 
-// Interpolates from the end that is nearer. Where nothing of the old average stays, not even a NaN.
-// In double, for float32 would lose what a long average gains in a step: a part in 10^4 of a small
-// difference.
+// Moves an average towards the parameter, interpolating from the nearer of the two. Where `rest` is
+// 0, nothing of the old average stays, not even a NaN. The average is of doubles, because float32
+// would lose what a step adds to a long average: a part in 10^4 of a small difference.
 template <class T>
 inline void average_tile(double* average, const T* param, std::size_t n, double weight,
                          double rest) noexcept {
@@ -174,9 +175,9 @@ inline void average_tile(double* average, const T* param, std::size_t n, double 
   }
 }
 
-// Writes a block of what is rounded, the state and perhaps the parameter, each by bits of its own.
-// A largest number is a chain of waits: all are looked for side by side, and the parameter is
-// written meanwhile.
+// Rounds and writes a block of the state, and of the parameter if that is rounded too, each array
+// by random bits of its own. The maximum of a block is a chain of dependent comparisons: the maxima
+// of all arrays are computed first, interleaved, and the parameter is written while they arrive.
 template <class Rule, template <bool> class State, class T, std::size_t... K>
 inline void close_block(const Streams& streams, std::size_t begin, std::size_t n, bool flushes,
                         T (*values)[block_size], const std::uint64_t* keys,
@@ -211,7 +212,7 @@ void update(const Streams& streams, std::size_t begin, std::size_t end, const Ru
   double* averages = stages.average_weight == 0 ? nullptr : streams.average;
   const bool prepares = must_prepare<decay>(stages);
   const bool ahead = streams.prefetch_ahead;
-  std::uint64_t keys[n_states + 1] = {};  // of the random bits of state and parameter
+  std::uint64_t keys[n_states + 1] = {};  // for the random bits of each state, then the parameter
   for (std::size_t k = 0; streams.random && k <= n_states; ++k) {
     keys[k] = array_key(*streams.random, streams.tensor * (n_states + 1) + k);
   }
@@ -251,7 +252,7 @@ void update(const Streams& streams, std::size_t begin, std::size_t end, const Ru
     update_tile<decay>(param, prepares ? prepared : grad, state, n, rule,
                        prepares ? T{1} : stages.scale, stages, all,
                        Kept<Rule, State, K>::reader(streams.state[K], begin)...);
-    ask_for(streams.param);  // not before, where it would be one of too many at once
+    ask_for(streams.param);  // earlier, there would be too many prefetches at once
     if (averages) {
       ask(averages, sizeof(double));
       average_tile(averages + begin, param, n, stages.average_weight, stages.average_rest);
@@ -267,7 +268,7 @@ void update(const Streams& streams, std::size_t begin, std::size_t end, const Ru
   }
 }
 
-// What is kept in place.
+// Flushes the state that is kept in place. Other formats are flushed before they are encoded.
 template <template <bool> class State, class Rule, std::size_t... K>
 void flush_state(const Streams& streams, std::size_t begin, std::size_t n,
                  std::index_sequence<K...>) noexcept {
@@ -280,9 +281,9 @@ void flush_state(const Streams& streams, std::size_t begin, std::size_t n,
   (flush_one.template operator()<K>(), ...);
 }
 
-// Elements [begin, end). An average in which the weights have no weight stays as it is. `decay`
-// says which weight decay is part of the rule's loop, and so costs the least time; it decides about
-// no bit, but the coupled one is for weights that have it.
+// Updates elements [begin, end). An average with an average_weight of 0 stays as it is. `decay` is
+// the weight decay that the rule's loop does, the fastest one; each choice gives the same bits. But
+// Decay::coupled is for weights that do decay so: it would make 0 * infinity, a NaN, of others.
 template <template <bool> class State, Decay decay = Decay::decoupled, class Rule>
 void update(const Streams& streams, std::size_t begin, std::size_t end, const Rule& rule,
             const Stages<typename State<true>::Value>& stages) noexcept {

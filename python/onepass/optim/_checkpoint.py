@@ -15,7 +15,7 @@ from onepass.optim._storage import bfloat16
 _FORMAT = 1
 _BFLOAT16 = "bfloat16"
 _PREFIXES = {"state": "", UNSETTLED: f"{UNSETTLED}."}
-"""Of the arrays' names in the file, for each part of a dictionary that has arrays."""
+"""What arrays' names in the file begin with, for each part of a dictionary that has arrays."""
 
 
 def write(path: Place, kind: str, state_dict: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from onepass._typing import Array
 
 FLUSH_EVERY = 64
-"""In every so many steps, what is kept loses its subnormal numbers (update.hpp has it again)."""
+"""In every step of this many, subnormal numbers become zero (update.hpp has it again)."""
 
 
 def constants(values: Mapping[str, Any]) -> tuple[float, float, float, float]:

@@ -34,7 +34,7 @@ UNSETTLED = "unsettled"
 next one replaces them. The change may still be taken back."""
 
 SHAPE, ORDER = "shape", "order"
-"""Of the parameter, beside 8-bit codes: they have none that would tell."""
+"""The keys of the parameter's shape and order beside 8-bit codes, which do not tell them."""
 
 _SCHEDULE = "schedule"
 
@@ -120,7 +120,7 @@ class _Entry:
 def _saved(check: Check, name: str, value: Any) -> Any:
     """Return a setting as it is saved: of a schedule, which is code, only what it remembers.
 
-    One without a memory is None; where that is a value, a word.
+    A schedule without a memory is saved as None, or as a word where None is a value.
     """
     if callable(value):
         if memories := [dict(schedule.state_dict()) for schedule in remembering(value)]:

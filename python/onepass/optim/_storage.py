@@ -12,7 +12,7 @@ from onepass._memory import aligned_zeros, compute_dtype, state_like
 from onepass._typing import Array
 
 SMALL = 4096
-"""Parameters with fewer elements keep their state in float32: it is theirs that weighs nothing."""
+"""Parameters with fewer elements keep their state in float32: less would save next to nothing."""
 
 
 def check_format(state_format: str | None, params: Iterable[Array]) -> None:

@@ -21,7 +21,7 @@ _CHECKS: Checks = {
     "growth_interval": Whole(low=1),
     "_growth_tracker": Whole(),
 }
-"""Under PyTorch's keys."""
+"""What values a scaler's settings may take, under PyTorch's keys."""
 
 
 class LossScaler:
@@ -45,7 +45,7 @@ class LossScaler:
     growth_factor : float > 1
     backoff_factor : float in (0, 1)
     growth_interval : int >= 1
-        Updates.
+        How many updates in a row without an overflow make the scale grow.
 
     Raises
     ------

@@ -95,7 +95,7 @@ class Optimizer(Rule, _core.Base):
         measures it and clips nothing.
     nonfinite : {"propagate", "skip", "raise"}
         What an infinity or a NaN in a gradient does: spread, as in NumPy; leave parameters, state
-        and step counts as they are, and count up `skipped_steps`; or raise ValueError, with
+        and step counts as they are, and add one to `skipped_steps`; or raise ValueError, with
         nothing changed.
     clear_grads : bool
         Put zeros into the gradients once they are used, also where the step is skipped. They must
@@ -104,8 +104,8 @@ class Optimizer(Rule, _core.Base):
     grads : like the parameters, optional
         Gradients for `bind`.
     seed : int in [0, 2**53)
-        Of the random bits that stochastic rounding takes; they are a function of it, of the
-        parameter's step and of the element's place (`onepass.formats.random_bits`).
+        The seed of stochastic rounding. The random bits are a function of it, of the parameter's
+        step and of the element's place (`onepass.formats.random_bits`).
     copy_to : like the parameters, optional
         Arrays of float16 or ``ml_dtypes.bfloat16``, in the layout of the parameters, which are
         float32. They are the weights, rounded to nearest, for a model that computes in fewer bits:
@@ -134,25 +134,35 @@ class Optimizer(Rule, _core.Base):
         nearest a :math:`\beta` of 0.999 would change nothing in so few bits. Not beside float64. A
         parameter of fewer than 4,096 elements keeps its arrays in float32.
     rounding : {"master", "stochastic", "nearest"}
-        What becomes of the weights of a parameter in float16 or bfloat16: a master in float32 is
-        kept as state, and the parameter is that, rounded to nearest (where somebody has changed an
-        element in place, the master follows); or the parameter is all there is, rounded
-        stochastically, so that small steps count on average, or to nearest, so that they are lost.
-        The average of the weights is of those before they are rounded.
+        How the weights of a parameter in float16 or bfloat16 are kept. The average of the weights
+        is taken before they are rounded.
+
+        * "master": in float32, as state; the parameter is this master, rounded to nearest. Where
+          somebody has changed an element of the parameter in place, the master follows.
+        * "stochastic": in the parameter alone, rounded stochastically, so that small steps count on
+          average.
+        * "nearest": in the parameter alone, rounded to nearest, so that small steps are lost.
 
     Attributes
     ----------
-    param_groups : list of dict
-        The hyperparameters, with ``"params"``; they may be changed between steps.
+    param_groups : list of mappings
+        The settings of each group, with ``"params"``. What is in a mapping may be changed between
+        steps, and counts from the coming step on. A value is checked and converted when it is
+        assigned, as the constructor does it; of a list of betas its numbers are taken then. Whether
+        settings go together is for the step to check, so that they may be changed one by one. A
+        setting cannot be removed, nor a mapping or its ``"params"`` replaced; `add_param_group`
+        adds one.
     max_grad_norm, nonfinite, clear_grads, seed
-        As above; they may be set between steps.
+        As above; they may be set between steps, and are checked when they are.
     skipped_steps : int
         How many steps were skipped.
 
     Notes
     -----
     A subclass states its rule's name (``class Adam(Optimizer, rule="adam")``), the range of each
-    hyperparameter, the numbers of a step (`scalars`) and the rule in NumPy (`reference`).
+    hyperparameter, the numbers of a step (`scalars`) and the rule in NumPy (`reference`). The last
+    two are what the kernels are held to; these compute their own numbers, in C++. So a subclass of
+    such a class that defines `checks`, `check_together`, `scalars` or `reference` is a TypeError.
 
     The result is the same bits for any number of threads, the norm included, and equals
     `reference_step`. A step that raises has changed nothing; an interrupt never leaves half of one.
@@ -278,7 +288,7 @@ class Optimizer(Rule, _core.Base):
 
     @property
     def param_groups(self) -> "list[_core.Settings]":
-        """The groups' settings, each with ``"params"``; they may be changed between steps."""
+        """Each group's settings, checked when they are assigned, and its ``"params"``."""
         return self._engine.groups
 
     # One step
@@ -311,7 +321,8 @@ class Optimizer(Rule, _core.Base):
         Raises
         ------
         TypeError, ValueError
-            If an array or a hyperparameter is not as it must be. Then nothing has changed.
+            If an array, or what a schedule returns, is not as it must be, if settings do not go
+            together, or if another mapping stands in `param_groups`. Then nothing has changed.
         """
         raise NotImplementedError
 
@@ -380,9 +391,9 @@ class Optimizer(Rule, _core.Base):
     def add_param_group(self, param_group: Mapping[str, Any]) -> None:
         """Add parameters, which begin with their first step: PyTorch's method.
 
-        Gradients are given for the groups one after the other from now on, as they are for an
-        optimizer that was made of groups: what was one structure before is the first of a list.
-        Gradients that were bound are bound no longer.
+        From now on gradients are a list with an item for each group, as they are for an optimizer
+        that was made of groups: what was one structure before is its first item. Gradients that
+        were bound are bound no longer. The new parameters have no `copy_to`.
 
         Parameters
         ----------
