@@ -122,6 +122,156 @@ PROGRAMS = {
         else:
             raise AssertionError("it stepped")
     """,
+    "a parameter that no longer fits its state, twice": """
+        w = np.zeros(3, np.float32)
+        opt = op.Adam(w)
+        opt.step(np.ones(3, np.float32))
+        w.resize(1_000_000, refcheck=False)
+        for _ in range(2):
+            try:
+                opt.step(np.ones(1_000_000, np.float32))
+            except ValueError as error:
+                assert "state['exp_avg']: expected the parameter's shape" in str(error)
+            else:
+                raise AssertionError("it stepped")
+        w.resize(3, refcheck=False)
+        assert opt.step(np.ones(3, np.float32)).step == 2
+    """,
+    "a gradient whose code resizes its own parameter": """
+        n = 3_000_000
+        w = np.zeros(n, np.float32)
+        opt = op.SGD(w, lr=0.1)
+
+        class Hook:
+            @property
+            def __class__(self):
+                return np.float32
+
+            def __array__(self, dtype=None, copy=None):
+                w.resize(20 * n, refcheck=False)
+                return np.ones(20 * n, np.float32)
+
+        try:
+            opt.step(Hook())
+        except ValueError as error:
+            assert "do not change during the call" in str(error)
+        else:
+            raise AssertionError("it stepped")
+    """,
+    "a free function whose gradients' code moves a parameter there and back": """
+        def state(n):
+            return 1, (n,), np.dtype(np.float32), False, bytes(4 * n)
+
+        w = [np.zeros(8, np.float32) for _ in range(3)]
+        ones = [np.ones(8, np.float32) for _ in range(3)]
+        there, between = w[1].ctypes.data, []
+
+        class Hook:
+            @property
+            def __class__(self):
+                return np.float32
+
+            def __array__(self, dtype=None, copy=None):
+                # NumPy hands a small block that was freed last to the next array of its size.
+                w[1].__setstate__(state(16))
+                if between:
+                    between.clear()
+                else:
+                    between.append(np.zeros(8, np.float32))
+                    assert between[0].ctypes.data == there
+                w[1].__setstate__(state(8))
+                assert (w[1].ctypes.data == there) == (not between)
+                return ones.pop()
+
+        try:
+            op.kernels.sgd(w, [Hook(), Hook(), ones.pop()], lr=0.1)
+        except ValueError as error:
+            assert "do not change during the call" in str(error)
+        else:
+            raise AssertionError("it stepped")
+    """,
+    "a sequence that yields fewer than its length": """
+        from collections.abc import Sequence
+
+        class Liar(Sequence):
+            def __len__(self):
+                return 200
+
+            def __getitem__(self, index):
+                raise IndexError
+
+        params = [np.zeros(3, np.float32) for _ in range(200)]
+        opt = op.SGD(params, lr=0.1)
+        for call in (opt.step, opt.accumulate, opt.bind, lambda g: op.SGD(params, grads=g)):
+            try:
+                call(Liar())
+            except ValueError as error:
+                assert "grads: expected 200 arrays, got 0" in str(error)
+            else:
+                raise AssertionError("it was taken")
+    """,
+    "gradients that a name's code empties while they are walked": """
+        def zeros():
+            return np.zeros(3, np.float32)
+
+        class Name:
+            def __hash__(self):
+                return hash("w")
+
+            def __eq__(self, other):
+                grads.clear()
+                kept.extend(object() for _ in range(100))
+                return True
+
+        kept = []
+        shapes = {
+            "list": [{"w": zeros()}, *(zeros() for _ in range(50))],
+            "mapping": {"a": {"w": zeros()}, "b": zeros()},
+        }
+        for params in shapes.values():
+            opt = op.SGD(params, lr=0.1)
+            own = {Name(): zeros()}
+            if isinstance(params, list):
+                grads = [own, *(zeros() for _ in range(50))]
+            else:
+                grads = {"a": own, "b": zeros()}
+            try:
+                opt.step(grads)
+            except ValueError as error:
+                assert "grads: expected" in str(error)
+            else:
+                raise AssertionError("it stepped")
+    """,
+    "parameters of a group that were replaced behind its back": """
+        w = np.zeros(3)
+        opt = op.SGD([w], lr=0.1)
+        dict.__setitem__(opt.param_groups[0], "params", (w,) * 200_000)
+        for call in (
+            lambda: opt.add_param_group({"params": np.zeros(3)}),
+            lambda: copy.deepcopy(opt),
+        ):
+            try:
+                call()
+            except ValueError as error:
+                assert "param_groups: expected the parameters as they were" in str(error)
+            else:
+                raise AssertionError("it was taken")
+    """,
+    "garbage that holds an engine that was never made": """
+        engine = op._core.Engine.__new__(op._core.Engine)
+        garbage = [engine]
+        garbage.append(garbage)
+        del garbage, engine
+        gc.collect()
+        opt = op.SGD(np.zeros(3), lr=0.1)
+        opt._engine = op._core.Engine.__new__(op._core.Engine)
+        try:
+            opt.step(np.ones(3))
+        except TypeError as error:
+            assert "was set up" in str(error)
+        else:
+            raise AssertionError("it stepped")
+    """,
     "daemon threads that step while Python exits": """
         def background():
             w, g = np.zeros(1600, np.float32), np.ones(1600, np.float32)
@@ -138,7 +288,7 @@ PROGRAMS = {
     """,
 }
 START = """
-import threading, time, warnings
+import copy, gc, threading, time, warnings
 import numpy as np
 import onepass as op
 """

@@ -264,6 +264,30 @@ class TestAverage:
         with opt.averaged():
             assert w == -3.5
 
+    def test_a_schedule_may_leave_it_out(self):
+        """As if it were switched off for these steps."""
+        w = np.zeros(1)
+        opt = op.SGD(w, lr=1.0, ema_decay=lambda step: 0.5 if step in (1, 2, 5) else None)
+        shown = []
+        for _ in range(6):
+            opt.step(np.ones(1))
+            with opt.averaged():
+                shown.append(float(w[0]))
+        assert shown == [-1, -2, -2.5, -4, -5, -6]
+
+    def test_a_schedule_may_switch_it_on_for_the_next_step(self):
+        w = np.zeros(1)
+
+        def lr(step):
+            opt.param_groups[0]["ema_decay"] = 0.5
+            return 1.0
+
+        opt = op.SGD(w, lr=lr)
+        for _ in range(3):
+            opt.step(np.ones(1))
+        with opt.averaged():
+            assert w == -2.5
+
     def test_a_mean_that_starts_late_counts_what_it_has_seen(self):
         w = np.zeros(1)
         opt = op.SGD(w, lr=1.0)

@@ -95,6 +95,7 @@ Engine::Engine(const py::dict& contents)
   std::size_t first = 0;
   for (py::handle settings : groups_) {
     const std::size_t end = first + py::tuple(settings["params"]).size();
+    if (end > size()) throw py::value_error("param_groups: expected the parameters as they were");
     for (; first < end; ++first) {
       now_.optimizer.params[first].group = now_.optimizer.groups.size();
     }

@@ -100,8 +100,9 @@ class Engine {
   void note_written();
 
   // gradients.cpp: from what a user gives to addresses.
-  bool walk(py::handle shape, py::handle grads);
+  bool walk(py::handle shape, py::object grads);
   void collect(py::handle grads);
+  void take_leaves(const py::list& grads);
   bool overlaps_written(PyObject* array, std::size_t item_size) const;
   bool is_ready(Arrangement& arrangement, std::size_t index, Source source, bool checked) const;
   bool all_ready(Arrangement& arrangement, Source source, bool checked) const;
@@ -109,6 +110,8 @@ class Engine {
   void bind_leaves(const py::list& grads);
   void bind_given();
   void check_slowly(Arrangement& arrangement, Source source);
+  void lay_out_anew(Arrangement& arrangement, std::size_t index, Param param,
+                    std::optional<Unchanged> copy_seen) const;
 
   // engine_step.cpp
   Source gather(py::handle grads);

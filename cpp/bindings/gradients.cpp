@@ -1,5 +1,8 @@
 // From what a user gives as gradients to the addresses that a step reads.
 #include <algorithm>
+#include <optional>
+#include <string>
+#include <utility>
 
 #include "engine.hpp"
 
@@ -15,7 +18,9 @@ Extent extent_of_array(PyObject* object, std::size_t item_size) {
 // Whether a tree is a group: gradients may stand in groups, as their parameters do.
 bool is_group(py::handle tree) {
   static const py::str* const name = new py::str("params");  // never destroyed
-  return PyDict_CheckExact(tree.ptr()) && PyDict_Contains(tree.ptr(), name->ptr()) == 1;
+  const int found = PyDict_CheckExact(tree.ptr()) ? PyDict_Contains(tree.ptr(), name->ptr()) : 0;
+  if (found < 0) throw py::error_already_set();
+  return found != 0;
 }
 
 bool copy_is_still(const OwnedArrays& arrays) {
@@ -47,13 +52,15 @@ bool Engine::overlaps_written(PyObject* array, std::size_t item_size) const {
 }
 
 // Appends the gradients to `given_`, in the parameters' order. Returns false where a container is
-// not one of Python's own, or does not fit: then Python code has a closer look.
-bool Engine::walk(py::handle shape, py::handle grads) {
+// not one of Python's own, or does not fit: then Python code has a closer look. Looking up a name
+// may run the code of another key, which may change any container, so each is kept alive.
+bool Engine::walk(py::handle shape, py::object grads) {
   PyObject *const node = shape.ptr(), *const tree = grads.ptr();
   if (node == Py_None) {
-    given_.push_back(py::reinterpret_borrow<py::object>(grads));
+    given_.push_back(std::move(grads));
     return true;
   }
+  const auto own = [](PyObject* child) { return py::reinterpret_borrow<py::object>(child); };
   if (PyDict_CheckExact(node)) {
     if (!PyDict_CheckExact(tree) || PyDict_GET_SIZE(tree) != PyDict_GET_SIZE(node)) return false;
     PyObject *name = nullptr, *child = nullptr;
@@ -61,17 +68,16 @@ bool Engine::walk(py::handle shape, py::handle grads) {
     while (PyDict_Next(node, &at, &name, &child)) {
       PyObject* const found = PyDict_GetItemWithError(tree, name);
       if (!found && PyErr_Occurred()) throw py::error_already_set();
-      if (!found || !walk(child, found)) return false;
+      if (!found || !walk(child, own(found))) return false;
     }
     return true;
   }
   if (!PyList_CheckExact(tree) && !PyTuple_CheckExact(tree)) return false;
   const Py_ssize_t n = PyList_GET_SIZE(node);
-  if (PySequence_Fast_GET_SIZE(tree) != n) return false;
-  for (Py_ssize_t i = 0; i < n; ++i) {
-    if (!walk(PyList_GET_ITEM(node, i), PySequence_Fast_GET_ITEM(tree, i))) return false;
+  for (Py_ssize_t i = 0; i < n && PySequence_Fast_GET_SIZE(tree) == n; ++i) {
+    if (!walk(PyList_GET_ITEM(node, i), own(PySequence_Fast_GET_ITEM(tree, i)))) return false;
   }
-  return true;
+  return PySequence_Fast_GET_SIZE(tree) == n;
 }
 
 void Engine::collect(py::handle grads) {
@@ -87,11 +93,17 @@ void Engine::collect(py::handle grads) {
   const bool in_groups = grouped_ && (PyList_CheckExact(tree) || PyTuple_CheckExact(tree)) &&
                          PySequence_Fast_GET_SIZE(tree) > 0 &&
                          is_group(PySequence_Fast_GET_ITEM(tree, 0));
-  if (!in_groups && walk(shape_, grads)) return;
+  if (!in_groups && walk(shape_, py::reinterpret_borrow<py::object>(grads))) return;
+  take_leaves(py::list(callbacks->mirror(shape_, grouped_, grads)));
+}
+
+// A sequence of a user's own may have another length than it says.
+void Engine::take_leaves(const py::list& grads) {
   given_.clear();
-  for (py::handle grad : py::list(callbacks->mirror(shape_, grouped_, grads))) {
-    given_.push_back(py::reinterpret_borrow<py::object>(grad));
-  }
+  for (py::handle grad : grads) given_.push_back(py::reinterpret_borrow<py::object>(grad));
+  if (given_.size() == size()) return;
+  throw py::value_error("grads: expected " + std::to_string(size()) + " arrays, got " +
+                        std::to_string(given_.size()));
 }
 
 // Whether a gradient and its parameter can be used as they lie. Then the gradient's address is
@@ -142,19 +154,40 @@ void Engine::check_slowly(Arrangement& arrangement, Source source) {
     const Checked grad = in_place ? check_grad_in_place(given_[i], grad_label, param, memory)
                                   : check_grad(given_[i], grad_label, param, memory);
     const bool copy_changed = !copy_is_still(arrays);
+    std::optional<Unchanged> copy_seen;
     if (!arrays.copy.is_none()) {
       const Label copy_label(labels_, i, Role::copy);
-      arrays.copy_seen.emplace(check_copy(arrays.copy, copy_label, param, memory).array);
+      copy_seen.emplace(check_copy(arrays.copy, copy_label, param, memory).array);
     }
+    if (!param.seen.still()) fail_changed();
     if (!arrays.param.seen.still() || copy_changed) {
-      arrays.param = std::move(param);
-      if (arrangement.needs[0]) lay_out(arrangement, i);
+      lay_out_anew(arrangement, i, std::move(param), std::move(copy_seen));
     }
     given_[i] = grad.array;
     if (source == Source::bound) arrays.bound_data = grad.array.data();
   }
   memory.check_overlap();
   note_written();
+}
+
+// Where its state does not fit a parameter that has changed, that raises, and all is as it was.
+void Engine::lay_out_anew(Arrangement& arrangement, std::size_t index, Param param,
+                          std::optional<Unchanged> copy_seen) const {
+  OwnedArrays& arrays = arrangement.arrays[index];
+  const OwnedArrays arrays_before = arrays;
+  const Parameter known_before = arrangement.optimizer.params[index];
+  const Tensor tensor_before = arrangement.optimizer.tensors[index];
+  arrays.param = std::move(param);
+  arrays.copy_seen = std::move(copy_seen);
+  if (!arrangement.needs[0]) return;  // the first step does it
+  try {
+    lay_out(arrangement, index);
+  } catch (...) {
+    arrays = arrays_before;
+    arrangement.optimizer.params[index] = known_before;
+    arrangement.optimizer.tensors[index] = tensor_before;
+    throw;
+  }
 }
 
 // Notes the addresses of the gradients in `given_`, or raises.
@@ -164,10 +197,7 @@ void Engine::check_gradients(Arrangement& arrangement, Source source) {
       source == Source::sums || !clears() || (source == Source::bound && bound_to_be_zeroed_);
   if (looked_at && all_ready(arrangement, source, false)) return;
   check_slowly(arrangement, source);
-  if (!all_ready(arrangement, source, true)) {
-    throw py::value_error(
-        "step: expected arrays that do not change during the call, got one that did");
-  }
+  if (!all_ready(arrangement, source, true)) fail_changed();
   if (source == Source::bound) bound_to_be_zeroed_ = clears();
 }
 
@@ -186,7 +216,7 @@ void Engine::bind(py::handle grads) {
 
 void Engine::bind_leaves(const py::list& grads) {
   const Cleared cleared(given_);
-  for (py::handle grad : grads) given_.push_back(py::reinterpret_borrow<py::object>(grad));
+  take_leaves(grads);
   bind_given();
 }
 

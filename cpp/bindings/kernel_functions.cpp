@@ -40,6 +40,9 @@ class Kind {
   Label label(std::size_t i, Role role) const {
     return Label(name_, role, many_ ? static_cast<std::ptrdiff_t>(i) : Label::alone);
   }
+  std::size_t size() const {
+    return many_ ? static_cast<std::size_t>(PyTuple_GET_SIZE(given_)) : 1;
+  }
   void check(std::size_t n) const {
     if (!many_ || given_ == Py_None) return;
     const std::string expected = "a list of " + std::to_string(n) + ", as param has";
@@ -165,9 +168,9 @@ PyObject* Kernel::call(PyObject* const* args, Py_ssize_t n_positional, PyObject*
   check_together(given.group, args + n_positional, keywords);
 
   const bool many = PyList_CheckExact(args[0]) || PyTuple_CheckExact(args[0]);
-  const std::size_t n = many ? static_cast<std::size_t>(PySequence_Fast_GET_SIZE(args[0])) : 1;
   const Kind params("param", args[0], many), grads("grad", args[1], many),
       averages("average", given.average, many);
+  const std::size_t n = params.size();
   std::vector<Kind> states;
   for (std::size_t k = 0; k < n_states; ++k) {
     const bool is_given = k + 2 < static_cast<std::size_t>(n_positional);
@@ -191,14 +194,9 @@ PyObject* Kernel::call(PyObject* const* args, Py_ssize_t n_positional, PyObject*
   memory.reserve(n * (n_states + 3));
   Unchanging arrays;
   for (std::size_t i = 0; i < n; ++i) {
-    arrays.watch(params[i]);
-    arrays.watch(grads[i]);
-    arrays.watch(averages[i]);
-    for (const Kind& state : states) arrays.watch(state[i]);
-  }
-  for (std::size_t i = 0; i < n; ++i) {
     const Label label = params.label(i, Role::param);
     const Param param = check_param(params[i], label);
+    arrays.watch(params[i]);
     memory.add(param.array, label);
     Tensor& tensor = optimizer.tensors[i];
     Parameter& known = optimizer.params[i];
@@ -208,7 +206,7 @@ PyObject* Kernel::call(PyObject* const* args, Py_ssize_t n_positional, PyObject*
       const Label grad_label = grads.label(i, zeroed ? Role::zeroed_grad : Role::grad);
       const Checked grad = zeroed ? check_grad_in_place(grads[i], grad_label, param, memory)
                                   : check_grad(grads[i], grad_label, param, memory);
-      if (grad.array.ptr() != grads[i]) arrays.watch(grad.array.ptr());
+      arrays.watch(grad.array.ptr());
       tensor.streams.grad = stored(grad.array.data(), grad.format);
       tensor.streams.zero_grad = zeroed;
     } else if (!many) {
@@ -217,10 +215,12 @@ PyObject* Kernel::call(PyObject* const* args, Py_ssize_t n_positional, PyObject*
     for (std::size_t k = 0; k < n_states; ++k) {
       add_state(given.group, k, states[k][i], states[k].label(i, Role::state), param, memory,
                 tensor, known);
+      arrays.watch(states[k][i]);
     }
     if (averages[i] != Py_None) {
       const Label average = averages.label(i, Role::state);
       tensor.streams.average = check_average(averages[i], average, param, memory);
+      arrays.watch(averages[i]);
     }
     finish_layout(param, static_cast<int>(given.options.rounding) == call_stochastic, tensor,
                   known);

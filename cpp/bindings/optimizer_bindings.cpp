@@ -1,7 +1,6 @@
 // What Python sees of an optimizer's engine: the calls of each step by Python's fast protocol, the
 // rest by pybind11's.
 #include <pybind11/stl.h>
-#include <structmember.h>
 
 #include <string>
 
@@ -22,10 +21,14 @@ struct Base {
 
 PyTypeObject *base_type = nullptr, *engine_type = nullptr;  // set once, at import
 
-Engine& engine_of(PyObject* engine) {
-  return *static_cast<Engine*>(
+// Null where it was made without __init__.
+Engine* engine_of(PyObject* engine) {
+  return static_cast<Engine*>(
       reinterpret_cast<py::detail::instance*>(engine)->simple_value_holder[0]);
 }
+
+constexpr const char* not_set_up =
+    "self: expected an optimizer that was set up (__init__), got none";
 
 // The engine of an optimizer, kept alive during a call.
 class Held {
@@ -36,12 +39,12 @@ class Held {
                            std::string(Py_TYPE(optimizer)->tp_name));
     }
     PyObject* const engine = reinterpret_cast<Base*>(optimizer)->engine;
-    if (!engine || !Py_IS_TYPE(engine, engine_type)) {
-      throw py::type_error("self: expected an optimizer that was set up (__init__), got none");
+    if (!engine || !Py_IS_TYPE(engine, engine_type) || !engine_of(engine)) {
+      throw py::type_error(not_set_up);
     }
     engine_ = py::reinterpret_borrow<py::object>(engine);
   }
-  Engine* operator->() const { return &engine_of(engine_.ptr()); }
+  Engine* operator->() const { return engine_of(engine_.ptr()); }
 
  private:
   py::object engine_;
@@ -85,14 +88,21 @@ void dealloc_base(PyObject* self) {
   Py_DECREF(type);
 }
 
+PyObject* get_engine(PyObject* self, void*) {
+  PyObject* const engine = reinterpret_cast<Base*>(self)->engine;
+  if (!engine) PyErr_SetString(PyExc_TypeError, not_set_up);
+  return Py_XNewRef(engine);
+}
+int replace_engine(PyObject* self, PyObject* engine, void*) {
+  Py_XSETREF(reinterpret_cast<Base*>(self)->engine, Py_XNewRef(engine));
+  return 0;
+}
+
 PyObject* make_base_type() {
-  static PyMemberDef members[] = {{"_engine", T_OBJECT_EX, offsetof(Base, engine), 0, nullptr}, {}};
-  PyType_Slot slots[] = {{Py_tp_dealloc, slot(dealloc_base)},
-                         {Py_tp_traverse, slot(traverse_base)},
-                         {Py_tp_clear, slot(clear_base)},
-                         {Py_tp_new, slot(PyType_GenericNew)},
-                         {Py_tp_members, members},
-                         {0, nullptr}};
+  static PyGetSetDef attributes[] = {{"_engine", get_engine, replace_engine, nullptr, nullptr}, {}};
+  PyType_Slot slots[] = {{Py_tp_dealloc, slot(dealloc_base)}, {Py_tp_traverse, slot(traverse_base)},
+                         {Py_tp_clear, slot(clear_base)},     {Py_tp_new, slot(PyType_GenericNew)},
+                         {Py_tp_getset, attributes},          {0, nullptr}};
   constexpr unsigned flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE;
   PyType_Spec spec{"onepass._core.Base", sizeof(Base), 0, flags, slots};
   return PyType_FromSpec(&spec);
@@ -103,11 +113,11 @@ void collect_garbage(PyHeapTypeObject* heap_type) {
   type.tp_flags |= Py_TPFLAGS_HAVE_GC;
   type.tp_traverse = [](PyObject* self, visitproc visit, void* arg) {
     Py_VISIT(Py_TYPE(self));
-    const auto* instance = reinterpret_cast<py::detail::instance*>(self);
-    return instance->simple_value_holder[0] ? engine_of(self).traverse(visit, arg) : 0;
+    const Engine* engine = engine_of(self);
+    return engine ? engine->traverse(visit, arg) : 0;
   };
   type.tp_clear = [](PyObject* self) {
-    engine_of(self).clear();
+    if (Engine* engine = engine_of(self)) engine->clear();
     return 0;
   };
 }

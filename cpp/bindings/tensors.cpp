@@ -100,10 +100,14 @@ void set_step_info(py::object type) {
   step_info = reinterpret_cast<PyTypeObject*>(type.release().ptr());
 }
 
-void Unchanging::check() const {
-  if (std::all_of(seen_.begin(), seen_.end(), [](const Unchanged& a) { return a.still(); })) return;
+void fail_changed() {
   throw py::value_error(
       "step: expected arrays that do not change during the call, got one that did");
+}
+
+void Unchanging::check() const {
+  const auto is_still = [](const Unchanged& array) { return array.still(); };
+  if (!std::all_of(seen_.begin(), seen_.end(), is_still)) fail_changed();
 }
 
 }  // namespace onepass::bindings

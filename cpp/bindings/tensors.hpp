@@ -39,7 +39,11 @@ template <class GradLabel>
 bool run_step(Optimizer& optimizer, const StepOptions& options, const GradLabel& grad_label,
               std::int64_t completed, const py::object& info);
 
-// The arrays of a call, kept alive and looked at once more before they are used.
+// Python code that a check has run has changed an array that was checked before.
+[[noreturn]] void fail_changed();
+
+// The arrays of a call, kept alive and looked at once more before they are used. Each is watched
+// from when its address has been taken.
 class Unchanging {
  public:
   void watch(PyObject* object) {

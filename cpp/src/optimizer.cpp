@@ -73,7 +73,11 @@ void Ready::run() noexcept {
   }
   step(optimizer.tensors, num_threads_);
   for (std::size_t i = 0; i < optimizer.params.size(); ++i) {
-    if (optimizer.tensors[i].streams.grad.data) ++optimizer.params[i].steps;
+    if (!optimizer.tensors[i].streams.grad.data) continue;
+    Parameter& param = optimizer.params[i];
+    ++param.steps;
+    // An average that was left out has not begun: the next one starts as the weights.
+    if (!optimizer.groups[param.group].averages()) param.average_from = param.steps;
   }
   ++optimizer.completed;
 }

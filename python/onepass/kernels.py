@@ -18,8 +18,8 @@ from onepass.optim._settings import CHECKS, GRAD_SCALE, GROUP_CHECKS, GROUP_DEFA
 __all__ = list(registry)
 
 _OPTIONS = {
-    "step": Maybe(Whole(low=1)),
-    "averaged": Maybe(Whole(low=1)),
+    "step": Maybe(Whole(low=1, below=2**53)),
+    "averaged": Maybe(Whole(low=1, below=2**53)),
     "grad_scale": GRAD_SCALE,
     "rounding": Choice(("stochastic", "nearest")),
     **CHECKS,
@@ -49,12 +49,12 @@ class Kernel(Protocol):
     """One step of a rule on one parameter, or on several, in place."""
 
     def __call__(
-        self, param: _Arrays, grad: Any, *state: _Arrays | None, **keywords: Any
+        self, param: _Arrays, grad: Any, /, *state: _Arrays | None, **keywords: Any
     ) -> StepInfo: ...
 
 
 def _make_kernel(cls: type[Optimizer]) -> Kernel:
-    def kernel(param: _Arrays, grad: Any, *state: _Arrays | None, **keywords: Any) -> StepInfo:
+    def kernel(param: _Arrays, grad: Any, /, *state: _Arrays | None, **keywords: Any) -> StepInfo:
         raise NotImplementedError
 
     def fail(name: str) -> None:

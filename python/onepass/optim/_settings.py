@@ -14,7 +14,7 @@ GROUP_CHECKS: Mapping[str, Check] = {
     "max_grad_value": Maybe(Number(above=0.0, schedulable=True)),
     "ema_decay": Maybe(Number(below=1.0, schedulable=True)),
     "ema_warmup": Flag(),
-    "swa_start": Maybe(Whole(low=1)),
+    "swa_start": Maybe(Whole(low=1, below=2**53)),
     "state_format": Maybe(Choice(("bf16", "q8"))),
     "rounding": Choice(("master", "stochastic", "nearest")),
 }

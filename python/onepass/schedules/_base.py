@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from onepass._hyperparameters import Check, Checks, Whole
 from onepass._typing import Schedule
 
-
 _STEP = Whole()
 
 

@@ -1,0 +1,479 @@
+// The engine's whole step, on memory of its own, against the loop that stands alone: update.hpp
+// with the rule's own `at`, and every other number of a step written out here once more. Gradients
+// are quarters, so the sum of their squares is exact in any order.
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <iterator>
+#include <limits>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "arrays.hpp"
+#include "checks.hpp"
+#include "onepass/q8.hpp"
+#include "onepass/random.hpp"
+#include "onepass/rules.def"
+#include "onepass/update.hpp"
+#include "optimizer.hpp"
+
+namespace {
+
+using onepass::Nonfinite, onepass::none, onepass::StateFormat;
+constexpr double infinity = std::numeric_limits<double>::infinity();
+
+// One choice of a rule's options, as the headers alone have it.
+template <class T>
+using Loop = void (*)(const onepass::Streams&, std::size_t n, double step, const double* hyper,
+                      StateFormat, const onepass::Stages<T>&);
+struct Loops {
+  Loop<float> f32;
+  Loop<double> f64;
+};
+
+template <class Rule, class T>
+void run_loop(const onepass::Streams& streams, std::size_t n, double step, const double* hyper,
+              StateFormat state, const onepass::Stages<T>& stages) {
+  std::array<double, std::size(Rule::hyper)> given;
+  std::copy_n(hyper, given.size(), given.begin());
+  const Rule rule = Rule::at(step, std::bit_cast<typename Rule::Hyper>(given));
+  if constexpr (std::is_same_v<T, double>) {
+    onepass::update<onepass::DoubleState>(streams, 0, n, rule, stages);
+  } else if (state == onepass::q8_state) {
+    onepass::update<onepass::Q8State>(streams, 0, n, rule, stages);
+  } else if (state == onepass::bf16_state) {
+    onepass::update<onepass::BFloat16State>(streams, 0, n, rule, stages);
+  } else {
+    onepass::update<onepass::FloatState>(streams, 0, n, rule, stages);
+  }
+}
+
+template <template <class, bool...> class Rule, std::size_t mask, std::size_t... k>
+Loops loops_of_mask(std::index_sequence<k...>) {
+  return {run_loop<Rule<float, (mask >> k & 1)...>, float>,
+          run_loop<Rule<double, (mask >> k & 1)...>, double>};
+}
+template <template <class, bool...> class Rule, std::size_t n_options, std::size_t... mask>
+std::vector<Loops> loops_of_rule(std::index_sequence<mask...>) {
+  return {loops_of_mask<Rule, mask>(std::make_index_sequence<n_options>{})...};
+}
+template <template <class, bool...> class Rule, std::size_t n_options>
+std::vector<Loops> loops_of_rule() {
+  return loops_of_rule<Rule, n_options>(std::make_index_sequence<(1u << n_options)>{});
+}
+constexpr std::size_t count(std::initializer_list<const char*> names) {
+  return names.size();
+}
+const std::vector<std::vector<Loops>>& all_loops() {
+  static const std::vector<std::vector<Loops>> all = {
+#define RULE(name, Rule, ...) loops_of_rule<onepass::Rule, count({__VA_ARGS__})>(),
+#include "onepass/rules.def"
+  };
+  return all;
+}
+
+struct Shape {
+  std::size_t size, group;
+  bool is_double;
+  StateFormat state;
+  std::int64_t steps;  // before the first one of the run; a 64th step flushes
+};
+// Neighbours have or have not the same group, steps and beginning of their average.
+constexpr Shape shapes[] = {
+    {65, 0, false, onepass::plain_state, 0},     {1, 0, true, onepass::plain_state, 0},
+    {5003, 0, false, onepass::q8_state, 0},      {300, 1, false, onepass::bf16_state, 0},
+    {257, 1, true, onepass::plain_state, 0},     {0, 0, false, onepass::plain_state, 0},
+    {40000, 0, false, onepass::plain_state, 61}, {3, 1, false, onepass::plain_state, 62},
+};
+constexpr std::size_t n_items = std::size(shapes), n_groups = 2;
+constexpr int n_steps = 5;
+
+// One parameter's arrays, of float or of double.
+class Item {
+ public:
+  template <class Body>
+  auto visit(const Body& body) const {
+    return std::visit([&](const auto& arrays) { return body(*arrays); }, arrays_);
+  }
+  Item(const Shape& shape, StateFormat state) {
+    if (shape.is_double) {
+      arrays_ = std::make_unique<Arrays<double>>(shape.size, 3);
+    } else {
+      arrays_ = std::make_unique<Arrays<float>>(shape.size, 3, Formats{.state = state});
+    }
+    visit([](auto& arrays) {
+      for (auto& state_array : arrays.state) {
+        const auto zero = [](const auto& block) {
+          if (block.size()) std::memset(block.data(), 0, block.size() * sizeof *block.data());
+        };
+        zero(state_array.numbers), zero(state_array.halves);
+        zero(state_array.codes), zero(state_array.scales);
+      }
+    });
+  }
+  // Quarters in [-2, 2]. Returns the sum of their squares.
+  double fill_gradient(std::uint32_t seed) const {
+    return visit([&](const auto& arrays) {
+      double sum = 0;
+      for (std::size_t i = 0; i < arrays.size; ++i) {
+        seed = seed * 1664525u + 1013904223u;
+        auto& element = arrays.grad.numbers.data()[i];
+        element = static_cast<std::remove_reference_t<decltype(element)>>(
+            (static_cast<double>((seed >> 8) % 17) - 8) / 4);
+        sum += static_cast<double>(element) * static_cast<double>(element);
+      }
+      return sum;
+    });
+  }
+  bool gradient_is_zero() const {
+    return visit([](const auto& arrays) {
+      const auto* data = arrays.grad.numbers.data();
+      return std::all_of(data, data + arrays.size, [](auto g) { return g == 0; });
+    });
+  }
+  bool operator==(const Item& other) const {
+    return visit([&](const auto& own) {
+      using Own = std::unique_ptr<std::remove_cvref_t<decltype(own)>>;
+      return own == *std::get<Own>(other.arrays_);
+    });
+  }
+
+ private:
+  std::variant<std::unique_ptr<Arrays<float>>, std::unique_ptr<Arrays<double>>> arrays_;
+};
+
+// What is tried: settings of the first and the second group, and a step's options.
+struct Trial {
+  std::string name;
+  std::function<void(onepass::Settings&, onepass::Settings&)> set = [](auto&, auto&) {};
+  onepass::StepOptions options{};
+  bool zeroes = false;
+  std::ptrdiff_t bad = -1;   // the item whose gradient is infinite in the second step
+  int without_average = -1;  // the step in which no group keeps one
+};
+
+std::vector<Trial> trials() {
+  const auto decay = [](onepass::Settings& a, onepass::Settings& b) {
+    a.weight_decay = 0.125, a.max_grad_value = 0.75;
+    b.weight_decay = 0.25, b.decoupled_weight_decay = 1, b.maximize = 1;
+  };
+  const auto averages = [](onepass::Settings& a, onepass::Settings& b) {
+    a.ema_decay = 0.75, a.ema_warmup = 1;
+    b.swa_start = 2, b.weight_decay = 0.25;
+  };
+  const auto plain_average = [](onepass::Settings& a, onepass::Settings&) { a.ema_decay = 0.25; };
+  return {
+      {"plain"},
+      {"decays", decay},
+      {"clipped", decay, {.grad_scale = 4, .max_grad_norm = 1.5}, true},
+      {"not clipped", averages, {.max_grad_norm = 1e9, .nonfinite = Nonfinite::raise}},
+      {"measured", averages, {.grad_scale = 0.5, .max_grad_norm = infinity, .seed = 7}},
+      {"measured where it is infinite", decay, {.max_grad_norm = infinity}, false, 7},
+      {"an average that is left out", averages, {}, false, -1, 2},
+      {"skipped", plain_average, {.max_grad_norm = 1, .nonfinite = Nonfinite::skip}, true, 3},
+      {"skipped, unclipped", averages, {.nonfinite = Nonfinite::skip}, false, 7},
+      {"raised", plain_average, {.nonfinite = Nonfinite::raise}, true, 4},
+      {"propagated", decay, {.max_grad_norm = 1}, false, 2},
+  };
+}
+
+// An optimizer and its parameters' arrays.
+struct Run {
+  std::vector<Item> items;
+  onepass::Optimizer optimizer;
+
+  Run(const onepass::KernelTable& kernels, std::size_t row, std::size_t variant,
+      const Trial& trial) {
+    const onepass::RuleRow& rule = *kernels.rules[row];
+    const bool has_state = std::ranges::count(rule.variants[variant].uses_state, true) > 0;
+    for (std::size_t g = 0; g < n_groups; ++g) {
+      onepass::Group& group = optimizer.groups.emplace_back(rule);
+      for (std::size_t k = 0; k < rule.options.size(); ++k) {
+        group.settings.options[k] = static_cast<double>(variant >> k & 1);
+      }
+      for (std::size_t k = 0; k < rule.hyper.size(); ++k) {
+        if (rule.hyper[k] == std::string("momentum")) group.settings.hyper[k] = 0.5;
+      }
+      group.settings.hyper[group.lr] = g == 0 ? 0.125 : 0.03;
+    }
+    trial.set(optimizer.groups[0].settings, optimizer.groups[1].settings);
+    for (std::size_t i = 0; i < n_items; ++i) {
+      const Shape& shape = shapes[i];
+      const StateFormat state = has_state ? shape.state : onepass::plain_state;
+      items.emplace_back(shape, state);
+      optimizer.params.push_back({.group = shape.group,
+                                  .size = shape.size,
+                                  .is_double = shape.is_double,
+                                  .rounds = state != onepass::plain_state,
+                                  .state_format = state,
+                                  .steps = shape.steps,
+                                  .average_from = shape.steps});
+      onepass::Tensor tensor = items.back().visit([&](const auto& arrays) {
+        return arrays.tensor({&kernels, row, variant}, i);
+      });
+      tensor.streams.zero_grad = trial.zeroes;
+      if (!optimizer.groups[shape.group].averages()) tensor.streams.average = nullptr;
+      optimizer.tensors.push_back(tensor);
+    }
+  }
+
+  static bool takes_part(std::size_t item, int step) {
+    return item % n_steps != static_cast<std::size_t>(step);
+  }
+  // Returns the sum of the gradients' squares.
+  double set_gradients(int step, const Trial& trial) {
+    double sum = 0;
+    for (std::size_t i = 0; i < n_items; ++i) {
+      const auto seed = static_cast<std::uint32_t>(97 * i + 13 * static_cast<std::size_t>(step));
+      const bool bad = step == 1 && trial.bad == static_cast<std::ptrdiff_t>(i);
+      double squares = items[i].fill_gradient(seed);
+      if (bad) {
+        items[i].visit([](const auto& arrays) { arrays.make_infinite(); });
+        squares = infinity;
+      }
+      auto grad = items[i].visit([](const auto& arrays) { return arrays.grad.stored(); });
+      if (!takes_part(i, step)) grad = {};
+      if (grad.data) sum += squares;
+      optimizer.tensors[i].streams.grad = grad;
+    }
+    return sum;
+  }
+  bool same_arrays(const Run& other) const {
+    for (std::size_t i = 0; i < n_items; ++i) {
+      if (!(items[i] == other.items[i])) return false;
+    }
+    return true;
+  }
+};
+
+// What a step is by its definition, and one item after the other.
+class Expected {
+ public:
+  Expected(const onepass::KernelTable& kernels, std::size_t row, std::size_t variant,
+           const Trial& trial)
+      : run(kernels, row, variant, trial), loops_(all_loops()[row][variant]) {
+    for (std::size_t i = 0; i < n_items; ++i) steps_.push_back(shapes[i].steps);
+  }
+
+  Run run;
+  std::vector<std::int64_t> steps_, averaged_ = std::vector<std::int64_t>(n_items);
+
+  void step(int number, double factor, const std::vector<onepass::Group>& groups, bool zeroes,
+            std::uint64_t seed) {
+    for (std::size_t i = 0; i < n_items; ++i) {
+      if (!Run::takes_part(i, number)) continue;
+      const onepass::Group& group = groups[shapes[i].group];
+      ++steps_[i];
+      averaged_[i] = group.averages() ? averaged_[i] + 1 : 0;
+      run.items[i].visit([&]<class T>(const Arrays<T>& arrays) {
+        step_one(arrays, i, group, factor, zeroes, seed);
+      });
+    }
+  }
+
+ private:
+  template <class T>
+  void step_one(const Arrays<T>& arrays, std::size_t i, const onepass::Group& group, double factor,
+                bool zeroes, std::uint64_t seed) {
+    const onepass::Settings& settings = group.settings;
+    const double decay = settings.weight_decay, lr = settings.hyper[group.lr];
+    const bool decoupled = settings.decoupled_weight_decay != 0;
+    onepass::Stages<T> stages;
+    stages.scale = static_cast<T>(settings.maximize != 0 ? -factor : factor);
+    stages.weight_decay = decoupled ? 0 : decay;
+    if (decoupled) stages.shrink = static_cast<T>(1 - lr * decay);
+    if (settings.max_grad_value == settings.max_grad_value) {
+      stages.max_value = static_cast<T>(settings.max_grad_value);
+    }
+    stages.average_weight = group.averages() ? average_weight(settings, i) : 0;
+    stages.average_rest = 1 - stages.average_weight;
+    stages.flushes = steps_[i] % 64 == 0;
+    onepass::Streams streams = run.optimizer.tensors[i].streams;
+    onepass::StepBits bits;
+    onepass::draw(bits, seed, static_cast<std::uint64_t>(steps_[i]));
+    if (streams.random) streams.random = &bits;
+    streams.zero_grad = zeroes;
+    const auto loop = [&] {
+      if constexpr (std::is_same_v<T, float>) {
+        return loops_.f32;
+      } else {
+        return loops_.f64;
+      }
+    }();
+    loop(streams, arrays.size, static_cast<double>(steps_[i]), settings.hyper.data(),
+         arrays.formats.state, stages);
+  }
+
+  // Of n weights in an average: the mean's 1 / n, or what the decay leaves; all at its beginning.
+  double average_weight(const onepass::Settings& settings, std::size_t i) const {
+    const auto n = static_cast<double>(averaged_[i]), step = static_cast<double>(steps_[i]);
+    if (settings.swa_start == settings.swa_start) {
+      const double later = step - settings.swa_start + 1;
+      return 1 / std::max(1.0, std::min(n, later));
+    }
+    if (n == 1) return 1;
+    if (settings.ema_warmup == 0) return 1 - settings.ema_decay;
+    return 1 - std::min(settings.ema_decay, (1 + n) / (10 + n));
+  }
+
+  const Loops& loops_;
+};
+
+void check_trial(const onepass::KernelTable& kernels, std::size_t row, std::size_t variant,
+                 const Trial& trial, int threads, const std::string& where) {
+  Run run(kernels, row, variant, trial);
+  Expected expected(kernels, row, variant, trial);
+  onepass::StepOptions options = trial.options;
+  options.num_threads = threads;
+  const bool limits = !onepass::is_none(options.max_grad_norm);
+  const bool measures = limits || options.nonfinite != Nonfinite::propagate;
+  std::int64_t completed = 0, skipped = 0;
+  for (int step = 0; step < n_steps; ++step) {
+    const std::string what = trial.name + ", step " + std::to_string(step) + ", variant " +
+                             std::to_string(variant) + " of " + kernels.rules[row]->name + ", " +
+                             std::to_string(threads) + " threads" + where;
+    std::vector<onepass::Group> groups = expected.run.optimizer.groups;
+    if (step == trial.without_average) {
+      for (onepass::Group& group : groups) {
+        group.settings.ema_decay = group.settings.swa_start = none;
+      }
+    }
+    run.optimizer.groups = groups;
+    const double sum = run.set_gradients(step, trial);
+    expected.run.set_gradients(step, trial);
+    const bool finite = sum < infinity;
+    const double norm = std::sqrt(sum) / options.grad_scale;
+    const double coefficient = !limits || options.max_grad_norm == infinity
+                                   ? 1
+                                   : std::min(1.0, options.max_grad_norm / (norm + 1e-6));
+
+    onepass::Ready ready = run.optimizer.prepare(options);
+    check(ready.norm.has_value() == measures, "a norm where it is asked for, " + what);
+    if (measures) check(*ready.norm == norm, "the norm, " + what);
+    check(ready.nonfinite == (measures && !finite ? trial.bad : -1), "the culprit, " + what);
+    check(ready.skipped == (!finite && options.nonfinite == Nonfinite::skip), "skips, " + what);
+    check(ready.clipped == (coefficient < 1 && !ready.skipped), "clips, " + what);
+    check(run.same_arrays(expected.run), "preparing writes nothing, " + what);
+    check(run.optimizer.completed == completed && run.optimizer.skipped == skipped,
+          "nor does it count, " + what);
+    if (!finite && options.nonfinite == Nonfinite::raise) continue;
+
+    ready.run();
+    if (ready.skipped) {
+      ++skipped;
+      for (std::size_t i = 0; i < n_items; ++i) {
+        if (!Run::takes_part(i, step)) continue;
+        if (trial.zeroes) check(run.items[i].gradient_is_zero(), "zeroed, " + what);
+        if (trial.zeroes)
+          expected.run.items[i].visit([](const auto& arrays) {
+            auto* data = arrays.grad.numbers.data();
+            std::fill(data, data + arrays.size, 0);
+          });
+      }
+    } else {
+      ++completed;
+      expected.step(step, coefficient / options.grad_scale, groups, trial.zeroes, options.seed);
+    }
+    check(run.same_arrays(expected.run), "the arrays, " + what);
+    check(run.optimizer.completed == completed && run.optimizer.skipped == skipped,
+          "the counters, " + what);
+    for (std::size_t i = 0; i < n_items; ++i) {
+      const onepass::Parameter& param = run.optimizer.params[i];
+      check(param.steps == expected.steps_[i], "a parameter's steps, " + what);
+    }
+  }
+  check(skipped == (trial.bad >= 0 && options.nonfinite == Nonfinite::skip), "it skipped");
+}
+
+// Sums of gradients that are exact, in any number of threads; and they are zeroed.
+void check_accumulate() {
+  for_each_isa([](const onepass::KernelTable& kernels, const std::string& where) {
+    for (const int threads : {1, 4}) {
+      Block<float> sums(40000, 1, 1), grads(40000, 1, 1);
+      Block<double> sums64(300, 1, 1), grads64(300, 1, 1);
+      std::uint16_t halves[] = {0x3fc0, 0xc000};  // 1.5 and -2 in bfloat16
+      float small[] = {1.0f, 1.0f};
+      std::fill_n(sums.data(), sums.size(), 0.0f);
+      std::fill_n(sums64.data(), sums64.size(), 0.0);
+      onepass::Tensor tensors[3] = {};
+      tensors[0].streams.param = {sums.data()};
+      tensors[0].streams.grad = {grads.data()};
+      tensors[0].streams.zero_grad = true;
+      tensors[1].streams.param = {sums64.data()};
+      tensors[1].streams.grad = {grads64.data()};
+      tensors[2].streams.param = {small};
+      tensors[2].streams.grad = {halves, nullptr, &kernels.codecs[onepass::bf16]};
+      const std::size_t sizes[] = {sums.size(), sums64.size(), 2};
+      for (std::size_t i = 0; i < 3; ++i) {
+        tensors[i].size = sizes[i];
+        tensors[i].item_size = i == 1 ? sizeof(double) : sizeof(float);
+      }
+      for (const float value : {0.25f, 3.0f}) {
+        std::fill_n(grads.data(), grads.size(), value);
+        std::fill_n(grads64.data(), grads64.size(), 0x1p-40);
+        onepass::accumulate(tensors, kernels, threads);
+      }
+      const auto all = [](const auto& block, auto value) {
+        return std::all_of(block.data(), block.data() + block.size(),
+                           [=](auto x) { return x == value; });
+      };
+      check(all(sums, 3.25f) && all(grads, 0.0f), "sums, and gradients that are zeroed" + where);
+      check(all(sums64, 0x1p-39) && all(grads64, 0x1p-40), "sums in double" + where);
+      check(small[0] == 4.0f && small[1] == -3.0f && halves[0] == 0x3fc0, "of 16 bits" + where);
+    }
+  });
+}
+
+// Several optimizers at once, each in a thread of its own: whoever finds the helpers taken works
+// alone, and nobody sees another's arrays.
+void check_concurrent_optimizers() {
+  const onepass::KernelTable& kernels = *onepass::choose_isa(nullptr).kernels;
+  const std::size_t row = kernels.rules.size() - 1;
+  const Trial trial = trials()[2];
+  const auto take_steps = [&](Run& run, int threads) {
+    onepass::StepOptions options = trial.options;
+    options.num_threads = threads;
+    for (int step = 0; step < n_steps; ++step) {
+      run.set_gradients(step, trial);
+      run.optimizer.prepare(options).run();
+    }
+  };
+  Run alone(kernels, row, 0, trial);
+  take_steps(alone, 1);
+  std::vector<std::unique_ptr<Run>> runs;
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 3; ++i) {
+    runs.push_back(std::make_unique<Run>(kernels, row, 0, trial));
+    threads.emplace_back([&take_steps, run = runs.back().get()] { take_steps(*run, 3); });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const auto& run : runs) check(run->same_arrays(alone), "concurrent optimizers");
+}
+
+}  // namespace
+
+int main() {
+  for_each_isa([](const onepass::KernelTable& kernels, const std::string& where) {
+    for (std::size_t row = 0; row < kernels.rules.size(); ++row) {
+      check(all_loops()[row].size() == kernels.rules[row]->variants.size(), "the options" + where);
+      for (std::size_t variant = 0; variant < kernels.rules[row]->variants.size(); ++variant) {
+        for (const Trial& trial : trials()) {
+          for (const int threads : {1, 4}) {
+            check_trial(kernels, row, variant, trial, threads, where);
+          }
+        }
+      }
+    }
+  });
+  check_accumulate();
+  check_concurrent_optimizers();
+  return report();
+}
