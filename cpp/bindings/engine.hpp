@@ -71,6 +71,8 @@ class Engine {
   void bind(py::handle grads);
   // Raises inside a block that shows other weights; outdates one that was not entered.
   void check_block(const char* name);
+  // The same, and inside a step, for a call of a schedule's.
+  void check_outside(const char* name);
   py::dict contents() const;
 
   py::list groups() const { return groups_; }

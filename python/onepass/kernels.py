@@ -58,7 +58,7 @@ def _make_kernel(cls: type[Optimizer]) -> Kernel:
         raise NotImplementedError
 
     def fail(name: str) -> None:
-        _foreign.check_names(cls, [name], _KEYWORDS)
+        _foreign.check_names(cls, [name], ("step", *_KEYWORDS))
 
     kernel.__name__ = kernel.__qualname__ = cls.rule
     kernel.__doc__ = _DOC.format(cls=cls.__name__, states=", ".join(cls.row.states), rule=cls.rule)

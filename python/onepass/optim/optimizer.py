@@ -239,7 +239,11 @@ class Optimizer(Rule, _core.Base):
             "seed": seed,
         }
         own = {name: check_setting(CHECKS, name, value) for name, value in own.items()}
-        settings = self._made_with = {**GROUP_DEFAULTS, **settings}
+        settings = {
+            name: check_setting(self.group_checks, name, value)
+            for name, value in {**GROUP_DEFAULTS, **settings}.items()
+        }
+        self._made_with = settings
         leaves = Leaves()
         groups: list[_core.Settings] = []
         shape: Node
@@ -509,7 +513,9 @@ class Optimizer(Rule, _core.Base):
         del contents["fields"]
         contents["groups"] = list(map(dict, contents["groups"]))
         contents["own"] = dict(contents["own"])
-        return {**self.__dict__, "_engine": contents}
+        now = contents["groups"][0]  # a schedule that was replaced may be one that has no copy
+        made_with = {n: now[n] if callable(v) else v for n, v in self._made_with.items()}
+        return {**self.__dict__, "_made_with": made_with, "_engine": contents}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore them."""
