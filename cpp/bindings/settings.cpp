@@ -228,10 +228,11 @@ py::object Fields::checked(PyObject* name, PyObject* value) const {
 }
 
 bool Fields::go_together_like(const double* numbers, const Together& before) const {
-  for (std::size_t i = 0; i < places_.size(); ++i) {
-    if (seen_together(i, numbers) != before[i]) return false;
+  bool same = before.size() == places_.size();
+  for (std::size_t i = 0; same && i < places_.size(); ++i) {
+    same = seen_together(i, numbers) == before[i];
   }
-  return before.size() == places_.size();
+  return same;
 }
 
 Together Fields::together(const double* numbers) const {
