@@ -85,6 +85,45 @@ def add() -> Call:
     return lambda: np.add(a, b, out=a)
 
 
+SIZES = (8192, 128, 128, 128, 8192, 64, 64, 64, 640, 10)
+"""Elements of the ten tensors of a small network."""
+
+STEP = 4 * sum(-(-size * 4 // LINE) for size in SIZES)
+"""Lines of these tensors, their gradients and the two arrays of their state."""
+
+
+def ten() -> tuple[list[np.ndarray], list[np.ndarray]]:
+    return [normal(size) for size in SIZES], [normal(size) for size in SIZES]
+
+
+def step() -> Call:
+    params, grads = ten()
+    optimizer = op.AdamW(params, lr=1e-3)
+    return lambda: optimizer.step(grads)
+
+
+def step_bound() -> Call:
+    params, grads = ten()
+    return op.AdamW(params, lr=1e-3, grads=grads).step
+
+
+def step_schedule() -> Call:
+    params, grads = ten()
+    optimizer = op.AdamW(params, lr=op.schedules.cosine(1e-3, steps=10**6))
+    return lambda: optimizer.step(grads)
+
+
+def step_one() -> Call:
+    param, grad = normal(1000), normal(1000)
+    optimizer = op.AdamW(param, lr=1e-3)
+    return lambda: optimizer.step(grad)
+
+
+def kernel() -> Call:
+    param, grad, exp_avg, exp_avg_sq = (np.zeros(1000, np.float32) for _ in range(4))
+    return lambda: op.kernels.adam(param, grad, exp_avg, exp_avg_sq, step=3, lr=1e-3)
+
+
 ROWS, CHANNELS = 32, 16
 
 
@@ -115,9 +154,14 @@ BATCH = ROWS * CHANNELS * 4 // LINE
 
 CASES = {
     "add": Case(add, 2 * 1000 * 4 // LINE),
-    "batch_norm_infer": Case(batch_norm_infer, 2 * BATCH + 4, 400),
-    "batch_norm_train": Case(batch_norm_train, 2 * BATCH + 4, 810),
-    "batch_norm_backward": Case(batch_norm_backward, 3 * BATCH + 1, 820),
+    "step": Case(step, STEP, 530),
+    "step_bound": Case(step_bound, STEP, 440),
+    "step_schedule": Case(step_schedule, STEP, 930),
+    "step_one": Case(step_one, 4 * 1000 * 4 // LINE, 415),
+    "kernel": Case(kernel, 4 * 1000 * 4 // LINE, 665),
+    "batch_norm_infer": Case(batch_norm_infer, 2 * BATCH + 4, 470),
+    "batch_norm_train": Case(batch_norm_train, 2 * BATCH + 4, 880),
+    "batch_norm_backward": Case(batch_norm_backward, 3 * BATCH + 1, 910),
 }
 """`add`, NumPy's own, is what to compare with."""
 

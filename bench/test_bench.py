@@ -76,8 +76,14 @@ def test_copy_limit_keeps_its_values(benchmark, case):
     assert_same_bits(copy.params, WORKLOADS["mlp"].weights())
 
 
+def skip_what_torch_has_not(case):
+    if contenders.torch_form(case) is None:
+        pytest.skip("PyTorch has no such class")
+
+
 def test_torch_does_the_same(case):
     pytest.importorskip("torch", reason="PyTorch is not installed")
+    skip_what_torch_has_not(case)
     ours, torchs = (make(case, WORKLOADS["mlp"]) for make in (contenders.Onepass, contenders.Torch))
     for _ in range(3):
         ours.step()
@@ -98,6 +104,7 @@ def test_full_step(benchmark, case):
 
 def test_torchs_full_step_does_the_same(case):
     pytest.importorskip("torch", reason="PyTorch is not installed")
+    skip_what_torch_has_not(case)
     rivals = full_step.rivals(case, WORKLOADS["mlp"])
     ours, torchs = rivals["onepass"], rivals["torch"]
     for step in range(3):

@@ -45,8 +45,10 @@ def test_a_budget_is_for_what_is_no_array(budget, kept):
     assert " 12 cold lines" in text
 
 
-@pytest.mark.parametrize("lines", [400, 401])
-def test_the_exit_status_says_whether_all_keep_to_their_budgets(lines, monkeypatch, capsys):
+@pytest.mark.parametrize("too_many", [0, 1])
+def test_the_exit_status_says_whether_all_keep_to_their_budgets(too_many, monkeypatch, capsys):
+    lines = CASES["batch_norm_infer"].budget + too_many
+
     def per_call(name):
         if name == "nothing":
             return Count(5, 1, 1, 1)
@@ -54,8 +56,7 @@ def test_the_exit_status_says_whether_all_keep_to_their_budgets(lines, monkeypat
 
     monkeypatch.setattr(cold_lines, "per_call", per_call)
     monkeypatch.setattr("shutil.which", lambda _: "valgrind")
-    assert CASES["batch_norm_infer"].budget == 400
-    assert cold_lines.main(["add", "batch_norm_infer"]) == (lines > 400)
+    assert cold_lines.main(["add", "batch_norm_infer"]) == too_many
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
