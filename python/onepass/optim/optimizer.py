@@ -417,7 +417,7 @@ class Optimizer(Rule, _core.Base):
             "sums": None,
         }.items():
             progress[name] += [value] * added
-        self._engine = _core.Engine(
+        engine = _core.Engine(
             {
                 **now,
                 "groups": groups,
@@ -430,6 +430,8 @@ class Optimizer(Rule, _core.Base):
                 "bound": None,
             }
         )
+        _storage.check_format(groups[-1]["state_format"], leaves.arrays[first:])
+        self._engine = engine
 
     def averaged(self) -> AbstractContextManager[None]:
         """Show the average of the weights in the parameters while the block runs.
