@@ -422,21 +422,26 @@ void check_concurrent_optimizers() {
   for (const auto& run : runs) check(run->same_arrays(alone), "concurrent optimizers");
 }
 
+// Every rule, choice of its options and trial.
+void check_trials(const onepass::KernelTable& kernels, int threads, const std::string& where) {
+  for (std::size_t row = 0; row < kernels.rules.size(); ++row) {
+    const std::size_t n_variants = kernels.rules[row]->variants.size();
+    check(all_loops()[row].size() == n_variants, "the options" + where);
+    for (std::size_t variant = 0; variant < n_variants; ++variant) {
+      for (const Trial& trial : trials()) {
+        check_trial(kernels, row, variant, trial, threads, where);
+      }
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
   for_each_isa([](const onepass::KernelTable& kernels, const std::string& where) {
-    for (std::size_t row = 0; row < kernels.rules.size(); ++row) {
-      check(all_loops()[row].size() == kernels.rules[row]->variants.size(), "the options" + where);
-      for (std::size_t variant = 0; variant < kernels.rules[row]->variants.size(); ++variant) {
-        for (const Trial& trial : trials()) {
-          for (const int threads : {1, 4}) {
-            check_trial(kernels, row, variant, trial, threads, where);
-          }
-        }
-      }
-    }
+    check_trials(kernels, 1, where);
   });
+  check_trials(*onepass::choose_isa(nullptr).kernels, 4, "");
   check_accumulate();
   check_concurrent_optimizers();
   return report();
