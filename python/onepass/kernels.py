@@ -54,9 +54,7 @@ class Kernel(Protocol):
 
 
 def _make_kernel(cls: type[Optimizer]) -> Kernel:
-    def kernel(
-        param: _Arrays, grad: Any, /, *state: _Arrays | None, **keywords: Any
-    ) -> StepInfo:
+    def kernel(param: _Arrays, grad: Any, /, *state: _Arrays | None, **keywords: Any) -> StepInfo:
         raise NotImplementedError
 
     def fail(name: str) -> None:
