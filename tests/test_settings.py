@@ -312,3 +312,34 @@ def test_changes_in_every_second_step(case):
         opt.param_groups[0]["lr"] = 0.1
         opt.step(grad), twin.step(grad)
         assert_same_bits(w, other)
+
+
+INSIDE = {
+    "load_state_dict": lambda opt: opt.load_state_dict(opt.state_dict()),
+    "add_param_group": lambda opt: opt.add_param_group({"params": ones()}),
+    "averaged": lambda opt: opt.averaged().__enter__(),
+    "copy": copy.deepcopy,
+}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_a_schedule_cannot_replace_what_steps(optimizer, name):
+    """Or show other weights: the step would be lost. It may look."""
+
+    def lr(step):
+        if step:
+            with pytest.raises(
+                ValueError, match=f"^{name}: expected outside a step, got a call in"
+            ):
+                INSIDE[name](opt)
+            seen.append(opt.state_dict()["param_groups"][0]["step"])
+        return 0.25
+
+    w, other, seen = ones(), ones(), []
+    opt = optimizer(w, lr=lr, ema_decay=0.5)
+    twin = optimizer(other, lr=0.25, ema_decay=0.5)
+    for _ in range(3):
+        assert opt.step(ones()) == twin.step(ones())
+    assert seen == [1, 2]
+    assert digest(opt.state_dict()["state"], w) == digest(twin.state_dict()["state"], other)
+    INSIDE[name](opt)

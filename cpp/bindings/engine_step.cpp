@@ -18,6 +18,13 @@ void Engine::check_block(const char* name) {
   shown = py::none();
 }
 
+void Engine::check_outside(const char* name) {
+  if (busy_) {
+    throw py::value_error(std::string(name) + ": expected outside a step, got a call inside one");
+  }
+  check_block(name);
+}
+
 // Fills `given_` with the gradients of a step.
 Source Engine::gather(py::handle grads) {
   if (!grads.is_none()) {
