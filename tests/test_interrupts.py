@@ -144,6 +144,30 @@ def test_other_calls_that_change_nothing_else():
     assert run.step().step == 3
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_adding_a_group(way):
+    """It is there, with all that belongs to it, or it is not; and the run goes on."""
+    ends, runs = [], []
+    for added in (False, True):
+        run = Run(RICHEST, way, 2, {"ema_decay": 0.5})
+        if added:
+            group = {"params": np.ones(3, np.float32), "state_format": "q8"}
+            run.opt.add_param_group(group)
+        ends.append((len(run.opt.param_groups), digest(run.opt), repr(run.opt)))
+
+    def attempt():
+        runs.append(Run(RICHEST, way, 2, {"ema_decay": 0.5}))
+        group = {"params": np.ones(3, np.float32), "state_format": "q8"}
+        return lambda: runs[-1].opt.add_param_group(group)
+
+    for where, _ in at_each_place(attempt):
+        opt = runs.pop().opt
+        assert (len(opt.param_groups), digest(opt), repr(opt)) in ends, where
+        grads = [np.ones_like(group["params"][0]) for group in opt.param_groups]
+        assert opt.step(grads).step == 3
+    assert len(runs.pop().opt.param_groups) == 3
+
+
 def test_binding():
     """The old gradients are bound, or the new ones."""
     steps = {}

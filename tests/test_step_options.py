@@ -648,8 +648,16 @@ class TestAccumulate:
         ({"clear_grads": 1}, TypeError, "clear_grads: expected True or False, got 1"),
         ({"ema_decay": 1.0}, ValueError, r"ema_decay: expected a number in \[0, 1\), got 1.0"),
         ({"ema_warmup": True}, ValueError, "ema_warmup: expected False without ema_decay"),
-        ({"swa_start": 0}, ValueError, r"swa_start: expected an integer in \[1, 9007199254740992\), got 0"),
-        ({"swa_start": 1.5}, TypeError, r"swa_start: expected an integer in \[1, 9007199254740992\), got 1.5"),
+        (
+            {"swa_start": 0},
+            ValueError,
+            r"swa_start: expected an integer in \[1, 9007199254740992\), got 0",
+        ),
+        (
+            {"swa_start": 1.5},
+            TypeError,
+            r"swa_start: expected an integer in \[1, 9007199254740992\), got 1.5",
+        ),
         ({"swa_start": 3, "ema_decay": 0.9}, ValueError, "swa_start: expected None with ema"),
         ({"clip": 1.0}, TypeError, "clip: expected one of the hyperparameters"),
     ],

@@ -71,7 +71,7 @@ class Engine {
   void bind(py::handle grads);
   // Raises inside a block that shows other weights; outdates one that was not entered.
   void check_block(const char* name);
-  // The same, and inside a step, for a call of a schedule's.
+  // Raises inside a step too, as in a schedule: what replaces the engine would lose the step.
   void check_outside(const char* name);
   py::dict contents() const;
 

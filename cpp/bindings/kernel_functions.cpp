@@ -43,8 +43,8 @@ class Kind {
   std::size_t size() const {
     return many_ ? static_cast<std::size_t>(PyTuple_GET_SIZE(given_)) : 1;
   }
-  void check(std::size_t n) const {
-    if (!many_ || given_ == Py_None) return;
+  void check(std::size_t n, bool may_be_none = true) const {
+    if (!many_ || (given_ == Py_None && may_be_none)) return;
     const std::string expected = "a list of " + std::to_string(n) + ", as param has";
     const Label label(name_, Role::input);
     if (!PyTuple_CheckExact(given_)) fail_type(label, expected, Py_TYPE(given_)->tp_name);
@@ -176,7 +176,7 @@ PyObject* Kernel::call(PyObject* const* args, Py_ssize_t n_positional, PyObject*
     const bool is_given = k + 2 < static_cast<std::size_t>(n_positional);
     states.emplace_back(rule_.states[k], is_given ? args[k + 2] : Py_None, many);
   }
-  grads.check(n);
+  grads.check(n, false);
   averages.check(n);
   for (const Kind& state : states) state.check(n);
   if ((given.average != Py_None) != given.group.averages()) {

@@ -152,8 +152,8 @@ void bind_engine(py::module_& m, const KernelTable& kernels) {
            "Return what another one like it is made from; it shares the arrays.")
       .def("bind", &Engine::bind, py::arg("grads"), py::call_guard<InCall>(),
            "Check gradients, and take them in each step that is given none.")
-      .def("check_block", &Engine::check_outside, py::arg("name"), py::call_guard<InCall>(),
-           "Raise inside a block that shows other weights; outdate one that was not entered.")
+      .def("check_outside", &Engine::check_outside, py::arg("name"), py::call_guard<InCall>(),
+           "Raise inside a step or a block that shows other weights; outdate one not entered.")
       .def("discard_accumulated", &Engine::discard_accumulated, py::call_guard<InCall>())
       .def("values_of_coming_step", &Engine::values_of_coming_step, py::call_guard<InCall>(),
            "Return each group's settings, schedules evaluated.")

@@ -103,7 +103,7 @@ PyObject* update_settings(PyObject* self, PyObject* args, PyObject* keywords) {
 
 PyObject* update_in_place(PyObject* self, PyObject* other) {
   return guarded([&] {
-    const auto given = py::reinterpret_steal<py::dict>(
+    const auto given = py::reinterpret_steal<py::dict>(  // a mapping, or pairs
         PyObject_CallOneArg(reinterpret_cast<PyObject*>(&PyDict_Type), other));
     if (!given) throw py::error_already_set();
     set_all(settings(self), given);

@@ -50,10 +50,12 @@ class Rule:
     """The same for the engine."""
 
     def __init_subclass__(cls, *, rule: str | None = None) -> None:
-        if rule is None:  # somebody's subclass of a rule's class
-            for name in _OF_THE_RULE & vars(cls).keys():
-                expected = f"that of {cls.rule}, since its kernels know no other"
-                raise TypeError(f"{name}: expected {expected}, got one of {cls.__name__}'s own")
+        if rule is None:  # somebody's subclass of a rule's class, or Optimizer
+            known = registry.get(getattr(cls, "rule", ""), cls)
+            for name in _OF_THE_RULE if known is not cls else ():
+                if inspect.getattr_static(cls, name) is not inspect.getattr_static(known, name):
+                    expected = f"that of {cls.rule}, since its kernels know no other"
+                    raise TypeError(f"{name}: expected {expected}, got one of {cls.__name__}'s own")
             return
         cls.rule = rule
         cls.row = ROWS.get(rule) or cls.row

@@ -410,7 +410,7 @@ class Optimizer(Rule, _core.Base):
         TypeError, ValueError
             If an array or a setting is not as it must be. Then nothing has changed.
         """
-        self._check_not_shown("add_param_group")
+        self._check_outside("add_param_group")
         if not isinstance(param_group, Mapping) or "params" not in param_group:
             raise TypeError(f"param_group: expected a mapping with 'params', got {param_group!r}")
         now = self._engine.contents()
@@ -432,7 +432,7 @@ class Optimizer(Rule, _core.Base):
             "sums": None,
         }.items():
             progress[name] += [value] * added
-        self._engine = _core.Engine(
+        engine = _core.Engine(
             {
                 **now,
                 "groups": groups,
@@ -445,6 +445,8 @@ class Optimizer(Rule, _core.Base):
                 "bound": None,
             }
         )
+        _storage.check_format(groups[-1]["state_format"], leaves.arrays[first:])
+        self._engine = engine
 
     def averaged(self) -> AbstractContextManager[None]:
         """Show the average of the weights in the parameters while the block runs.
@@ -458,7 +460,7 @@ class Optimizer(Rule, _core.Base):
         ValueError
             If no group keeps an average, or the block is entered twice.
         """
-        self._check_not_shown("averaged")
+        self._check_outside("averaged")
         progress = self._engine.contents()["progress"]
         done = zip(progress["kept"], progress["steps"], progress["average_from"], strict=True)
         shown = {
@@ -499,8 +501,8 @@ class Optimizer(Rule, _core.Base):
             for _ in group["params"]
         ]
 
-    def _check_not_shown(self, name: str) -> None:
-        self._engine.check_block(name)
+    def _check_outside(self, name: str) -> None:
+        self._engine.check_outside(name)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Return what copies and pickles take."""
@@ -508,7 +510,7 @@ class Optimizer(Rule, _core.Base):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the attributes, and what the engine is made of."""
-        self._check_not_shown("copy")
+        self._check_outside("copy")
         contents = self._engine.contents()
         del contents["fields"]
         contents["groups"] = list(map(dict, contents["groups"]))
@@ -589,7 +591,7 @@ class Optimizer(Rule, _core.Base):
         TypeError, ValueError
             If anything in it does not fit this optimizer. Then nothing has changed.
         """
-        self._check_not_shown("load_state_dict")
+        self._check_outside("load_state_dict")
         engine, updates = _state.loaded(self, state_dict)
         self._commit(engine, *updates)
 

@@ -217,7 +217,7 @@ class SGD(Optimizer, rule="sgd"):
             Where a group has no momentum, has ``nesterov=True`` (the same idea twice), or the
             block is entered twice.
         """
-        self._check_not_shown("lookahead")
+        self._check_outside("lookahead")
         coming = self._engine.values_of_coming_step()
         for given, settings in zip(self.param_groups, coming, strict=True):
             if not given["momentum"]:

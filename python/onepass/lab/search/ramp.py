@@ -151,7 +151,7 @@ def range_test(
     # The test runs on a copy of the optimizer's state and groups. The end of the block puts the
     # originals back, and what the parameters and the arrays of `copy_to` hold now.
     engine = optimizer._engine
-    engine.check_block("range_test")
+    engine.check_outside("range_test")
     now = engine.contents()
     copies = [array for array in now["copies"] if array is not None]
     arrays = [*now["params"], *copies]
