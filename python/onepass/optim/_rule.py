@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,15 +18,12 @@ from onepass.optim._row import ROWS, Row
 from onepass.optim._settings import GROUP_CHECKS, GROUP_DEFAULTS, averages, check_together
 from onepass.optim._storage import closed, opened
 
-if TYPE_CHECKING:
-    from onepass.optim.optimizer import Optimizer
-
-registry: dict[str, type[Optimizer]] = {}
-"""Every optimizer class, by the name of its rule."""
-
-
 _OF_THE_RULE = {"checks", "check_together", "scalars", "reference"}
 """What a class that is no rule of its own cannot define anew."""
+
+
+registry: dict[str, type[Rule]] = {}
+"""Every optimizer class, by the name of its rule; `Optimizer`'s are all there are."""
 
 
 class Rule:
@@ -69,7 +66,7 @@ class Rule:
             name: check.value if isinstance(check, Fixed) else signature[name].default
             for name, check in cls.checks.items()
         }
-        registry[rule] = cast("type[Optimizer]", cls)
+        registry[rule] = cls
 
     # What a subclass defines
 
@@ -81,8 +78,9 @@ class Rule:
     def scalars(step: int, values: Mapping[str, Any]) -> dict[str, float]:
         """Return the numbers of step `step` (from 1), in double, under the kernel's names.
 
-        `values` are the hyperparameters of that step. Both the kernel and `reference` use the
-        result, rounded to the parameter's dtype.
+        `values` are the hyperparameters of that step. `reference` uses the result, rounded to the
+        parameter's dtype. The kernels have theirs from the rule's header (`at`); a test holds that
+        the two are the same.
         """
         raise NotImplementedError
 

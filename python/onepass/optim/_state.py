@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from itertools import islice
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,12 +18,10 @@ from onepass._typing import Array
 from onepass.optim import _storage
 from onepass.optim._arrays import Kept
 from onepass.optim._row import Row
+from onepass.optim._rule import Rule
 from onepass.optim._settings import CHECKS, OWN_FIELDS
 from onepass.optim._tree import keys_before_paths
 from onepass.schedules._base import Remembering, remembering
-
-if TYPE_CHECKING:
-    from onepass.optim.optimizer import Optimizer
 
 AVERAGE, AVERAGED, MASTER, GATHERED = "average", "averaged", "master", "accumulated"
 """State beside the rule's own: the average of the weights, its steps, the weights of a parameter of
@@ -47,23 +45,27 @@ _RENAMED = {"zero_grad": "clear_grads"}
 _TORCH_ONLY = {"foreach", "fused", "capturable", "differentiable", "initial_lr", "param_names"}
 
 
-def state_dict(optimizer: Optimizer) -> dict[str, Any]:
-    """See `Optimizer.state_dict`."""
-    now = optimizer._engine.contents()
+def state_dict(
+    cls: type[Rule], engine: _core.Engine, params: Sequence[Array], coming: Sequence[Kept]
+) -> dict[str, Any]:
+    """See `Optimizer.state_dict`.
+
+    `params` are the weights of the run, and `coming` the arrays that the coming step will keep.
+    """
+    now = engine.contents()
     progress, keys = now["progress"], iter(now["keys"])
-    params, coming = optimizer._of_the_run(), optimizer._coming()
     state, unsettled = {}, {}
     groups = []
     index = 0
-    for group in optimizer.param_groups:
+    for group in engine.groups:
         settings = {
-            name: _saved(check, name, group[name]) for name, check in optimizer.group_checks.items()
+            name: _saved(check, name, group[name]) for name, check in cls.group_checks.items()
         }
         own_keys = list(islice(keys, len(group["params"])))
         groups.append({**settings, "step": progress["completed"], "params": own_keys})
         for key in own_keys:
             there, kept = (
-                _Entry(optimizer.row, params[index], progress, index, arrays)
+                _Entry(cls.row, params[index], progress, index, arrays)
                 for arrays in (progress["kept"][index], coming[index])
             )
             entry = kept.saved()
@@ -74,7 +76,7 @@ def state_dict(optimizer: Optimizer) -> dict[str, Any]:
             if not there.same(kept):
                 unsettled[key] = {"step": there.steps, **there.saved()}
             index += 1
-    own = optimizer._engine.own
+    own = engine.own
     options = {name: _saved(check, name, own[name]) for name, check in CHECKS.items()}
     saved = {
         "state": state,
@@ -130,7 +132,9 @@ def _saved(check: Check, name: str, value: Any) -> Any:
 
 
 @quiet
-def loaded(optimizer: Optimizer, saved: Mapping[str, Any]) -> tuple[_core.Engine, list[Update]]:
+def loaded(
+    cls: type[Rule], engine: _core.Engine, saved: Mapping[str, Any]
+) -> tuple[_core.Engine, list[Update]]:
     """Return the engine of the saved run, and what becomes of the attributes of schedules.
 
     Raises where something does not fit, and changes nothing.
@@ -142,11 +146,11 @@ def loaded(optimizer: Optimizer, saved: Mapping[str, Any]) -> tuple[_core.Engine
         raise ValueError(f"state_dict: expected the keys 'state' and 'param_groups', got {got}")
     _check_kinds(saved)
     saved_groups = saved["param_groups"]
-    if len(saved_groups) != len(optimizer.param_groups):
-        expected = f"{len(optimizer.param_groups)} groups"
+    if len(saved_groups) != len(engine.groups):
+        expected = f"{len(engine.groups)} groups"
         raise ValueError(f"param_groups: expected {expected}, got {len(saved_groups)}")
 
-    cls, now = type(optimizer), optimizer._engine.contents()
+    now = engine.contents()
     groups: list[_core.Settings] = []
     n = len(now["params"])
     progress: dict[str, Any] = {
@@ -160,9 +164,7 @@ def loaded(optimizer: Optimizer, saved: Mapping[str, Any]) -> tuple[_core.Engine
     known = set()
     keys_before = keys_before_paths(now["shape"])
     index = 0
-    for number, (saved_group, live) in enumerate(
-        zip(saved_groups, optimizer.param_groups, strict=True)
-    ):
+    for number, (saved_group, live) in enumerate(zip(saved_groups, engine.groups, strict=True)):
         label = f"param_groups[{number}]"
         settings = _settings(cls, saved_group, live, label)
         groups.append(cls._fields.settings(settings))
@@ -194,13 +196,13 @@ def loaded(optimizer: Optimizer, saved: Mapping[str, Any]) -> tuple[_core.Engine
         if None in steps
         else max(_count(step, "param_groups: step") for step in steps)
     )
-    own = _step_options(optimizer, saved.get("step_options", {}))
+    own = _step_options(engine.own, saved.get("step_options", {}))
     progress["skipped"] = _count(own.pop("skipped_steps", 0), "step_options: skipped_steps")
     # The next step brings the arrays into the formats of the groups, as it would have without
     # saving and loading.
     options = OWN_FIELDS.settings({**now["own"], **own})
-    engine = _core.Engine({**now, "groups": groups, "own": options, "progress": progress})
-    return engine, _remembered(optimizer, saved)
+    new = _core.Engine({**now, "groups": groups, "own": options, "progress": progress})
+    return new, _remembered(engine, saved)
 
 
 def _check_kinds(saved: Mapping[str, Any]) -> None:
@@ -219,7 +221,7 @@ def _check_kinds(saved: Mapping[str, Any]) -> None:
 
 
 def _settings(
-    cls: type[Optimizer], saved: Mapping[str, Any], live: Mapping[str, Any], label: str
+    cls: type[Rule], saved: Mapping[str, Any], live: Mapping[str, Any], label: str
 ) -> dict[str, Any]:
     settings = dict(live)
     for name, value in saved.items():
@@ -230,14 +232,14 @@ def _settings(
     return settings
 
 
-def _step_options(optimizer: Optimizer, saved: Any) -> dict[str, Any]:
+def _step_options(own: _core.Settings, saved: Any) -> dict[str, Any]:
     if not isinstance(saved, Mapping):
         raise ValueError(f"step_options: expected a mapping, got {type(saved).__name__}")
     options = {_RENAMED.get(str(name), str(name)): value for name, value in saved.items()}
     return {
         name: value
         if name == "skipped_steps"
-        else _setting(CHECKS, name, value, optimizer._engine.own, "step_options")
+        else _setting(CHECKS, name, value, own, "step_options")
         for name, value in options.items()
     }
 
@@ -256,12 +258,12 @@ def _setting(checks: Checks, name: str, value: Any, live: Mapping[str, Any], lab
     return check_setting(checks, name, plain)
 
 
-def _remembered(optimizer: Optimizer, saved: Mapping[str, Any]) -> list[Update]:
+def _remembered(engine: _core.Engine, saved: Mapping[str, Any]) -> list[Update]:
     """Return the attributes of each schedule that has a saved memory, and what they become."""
     loaded: dict[int, tuple[Remembering, Remembering, Any]] = {}
     places = [
-        *zip(saved["param_groups"], optimizer.param_groups, strict=True),
-        (saved.get("step_options", {}), optimizer._engine.own),
+        *zip(saved["param_groups"], engine.groups, strict=True),
+        (saved.get("step_options", {}), engine.own),
     ]
     for settings, live in places:
         for name, memories in settings.items():
@@ -300,7 +302,7 @@ def _matching_keys(
 
 
 def _entry(
-    cls: type[Optimizer],
+    cls: type[Rule],
     settings: Mapping[str, Any] | None,
     param: Array,
     entry: dict[str, Any],

@@ -9,7 +9,8 @@ from onepass._hyperparameters import Checks, Number, Whole
 from onepass._quiet import quiet
 from onepass._typing import Grads
 from onepass.optim._settings import GRAD_SCALE
-from onepass.optim.optimizer import Optimizer, StepInfo
+from onepass.optim.optimizer import Optimizer
+from onepass.optim.step_info import StepInfo
 
 SMALLEST, LARGEST = GRAD_SCALE.low, GRAD_SCALE.high
 """What a step can divide by."""

@@ -1,26 +1,22 @@
 """What every optimizer shares: parameters, groups, state, the step, the checkpoint."""
 
-import copyreg
 from collections import deque
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from itertools import repeat
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from onepass import _core
-from onepass._files import Place
 from onepass._hyperparameters import check_setting
 from onepass._memory import state_like
-from onepass._quiet import quiet
-from onepass._typing import Array, Grads, Params, Schedule
-from onepass.optim import _checkpoint, _foreign, _state, _storage
-from onepass.optim._arrays import Kept, arrange
-from onepass.optim._rule import Rule
+from onepass._typing import Grads, Params, Schedule
+from onepass.optim import _foreign, _rule, _storage
+from onepass.optim._arrays import arrange
+from onepass.optim._owner import Owner, OwnSetting
 from onepass.optim._settings import (
     CHECKS,
-    DEFAULTS,
     GRAD_SCALE,
     GROUP_CHECKS,
     GROUP_DEFAULTS,
@@ -28,50 +24,13 @@ from onepass.optim._settings import (
     averages,
 )
 from onepass.optim._tree import Leaves, Node, flatten, is_groups, leaves_like
+from onepass.optim.step_info import StepInfo
 
 _OPTIONS = (*CHECKS, *GROUP_CHECKS, "grads", "copy_to")
 """What every optimizer takes besides its hyperparameters."""
 
 
-class StepInfo(NamedTuple):
-    """What a step reports.
-
-    Attributes
-    ----------
-    step : int
-        How many steps the optimizer has completed, this one included.
-    lr : float
-        The learning rate it used (of the first group).
-    grad_norm : float or None
-        The norm of all gradients together, unscaled and not clipped. None where neither
-        `max_grad_norm` nor `nonfinite` asks for it.
-    clipped : bool
-        Whether `max_grad_norm` made the gradients smaller.
-    skipped : bool
-        Whether the step was left out because a gradient was not finite.
-    """
-
-    step: int
-    lr: float
-    grad_norm: float | None = None
-    clipped: bool = False
-    skipped: bool = False
-
-
-class _OwnSetting:
-    """A setting of the whole optimizer, as an attribute."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, instance: "Optimizer | None", owner: type) -> Any:
-        return self if instance is None else instance._engine.own[self.name]
-
-    def __set__(self, instance: "Optimizer", value: Any) -> None:
-        instance._engine.own[self.name] = value
-
-
-class Optimizer(Rule, _core.Base):
+class Optimizer(Owner):
     r"""Base of the optimizers: gradient in, parameters updated in place.
 
     Every optimizer takes, besides its hyperparameters, what else belongs to a step. All of it
@@ -214,10 +173,10 @@ class Optimizer(Rule, _core.Base):
     [2.4 3.2]
     """
 
-    max_grad_norm = _OwnSetting()
-    nonfinite = _OwnSetting()
-    clear_grads = _OwnSetting()
-    seed = _OwnSetting()
+    max_grad_norm = OwnSetting()
+    nonfinite = OwnSetting()
+    clear_grads = OwnSetting()
+    seed = OwnSetting()
 
     def __init__(
         self,
@@ -289,11 +248,6 @@ class Optimizer(Rule, _core.Base):
         own = tuple(leaves.arrays[first:])
         groups.append(self._fields.settings({"params": own, **settings}))
         return shape
-
-    @property
-    def param_groups(self) -> "list[_core.Settings]":
-        """Each group's settings, checked when they are assigned, and its ``"params"``."""
-        return self._engine.groups
 
     # One step
 
@@ -472,80 +426,6 @@ class Optimizer(Rule, _core.Base):
             raise ValueError("ema_decay: expected it, or swa_start, for averaged, got None")
         return self._show(list(shown), list(shown.values()))
 
-    @quiet
-    def _show(self, indices: list[int], values: list[Any]) -> AbstractContextManager[None]:
-        now = self._engine.contents()
-        labels = [now["labels"][index] for index in indices]
-        params = [now["params"][index] for index in indices]
-        shown = _core.Shown(labels, params, _storage.shown(values, params))
-        self._engine.shown = shown, indices
-        return shown
-
-    def _of_the_run(self) -> list[Array]:
-        """Return the parameters as the run has them, also while other weights are shown."""
-        params: list[Array] = list(self._engine.contents()["params"])
-        shown, indices = self._engine.shown or (None, [])
-        if shown is not None and shown.active:
-            for place, index in enumerate(indices):
-                params[index] = shown.saved(place)
-        return params
-
-    def _coming(self) -> list[Kept]:
-        """Return each parameter's arrays as the coming step will arrange them."""
-        now = self._engine.contents()
-        params, progress = iter(self._of_the_run()), now["progress"]
-        kept, steps = iter(progress["kept"]), iter(progress["steps"])
-        return [
-            arrange(self.row.name, group, next(params), next(kept), next(steps))
-            for group in self.param_groups
-            for _ in group["params"]
-        ]
-
-    def _check_outside(self, name: str) -> None:
-        self._engine.check_outside(name)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Return what copies and pickles take."""
-        return copyreg.__newobj__, (type(self),), self.__getstate__()  # type: ignore[attr-defined]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the attributes, and what the engine is made of."""
-        self._check_outside("copy")
-        contents = self._engine.contents()
-        del contents["fields"]
-        contents["groups"] = list(map(dict, contents["groups"]))
-        contents["own"] = dict(contents["own"])
-        now = contents["groups"][0]  # a schedule that was replaced may be one that has no copy
-        made_with = {n: now[n] if callable(v) else v for n, v in self._made_with.items()}
-        return {**self.__dict__, "_made_with": made_with, "_engine": contents}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore them."""
-        own = dict(state)
-        contents = dict(own.pop("_engine"))
-        contents["fields"] = self._fields
-        contents["groups"] = list(map(self._fields.settings, contents["groups"]))
-        contents["own"] = OWN_FIELDS.settings(contents["own"])
-        self.__dict__.update(own)
-        self._engine = _core.Engine(contents)
-
-    @property
-    def skipped_steps(self) -> int:
-        """How many steps were left out because a gradient was not finite."""
-        skipped: int = self._engine.contents()["progress"]["skipped"]
-        return skipped
-
-    def _commit(
-        self, engine: "_core.Engine", *updates: tuple[dict[str, Any], dict[str, Any]]
-    ) -> None:
-        """Put an engine in force, change attributes and write the copies of the parameters.
-
-        One native call, so that not even an interrupt sees a part of it.
-        """
-        contents = engine.contents()
-        arrays = contents["labels"], contents["params"], contents["copies"]
-        _core.commit([(self, engine), *updates], *arrays)
-
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute that there is."""
         is_own = name[0] == "_" or hasattr(type(self), name)
@@ -553,109 +433,9 @@ class Optimizer(Rule, _core.Base):
             raise AttributeError(_foreign.no_attribute(type(self), name))
         object.__setattr__(self, name, value)
 
-    # Checkpoints
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return a copy of everything a run needs to continue, apart from the parameters.
-
-        Returns
-        -------
-        dict
-            ``{"state": {key: {"step": t, name: array, ...}}, "param_groups": [...],
-            "step_options": {...}}``, PyTorch's layout and names, but for the last: `max_grad_norm`,
-            `nonfinite`, `clear_grads`, `seed` and `skipped_steps`. Beside the rule's arrays, which
-            stand as they are kept, are ``"average"``, with ``"averaged"``, its steps, ``"master"``
-            and ``"accumulated"``. A key is the parameter's dotted path (``"0.w"``) where a
-            mapping is anywhere in the structure, else its index. A group holds its
-            hyperparameters, the keys of its parameters and ``"step"``, the steps completed. A
-            schedule is code and stands there as None, or as the list of the memories in it (see
-            `onepass.schedules`).
-
-            Where settings were changed since the last step so that it will keep other arrays,
-            ``"state"`` has those, and ``"unsettled"`` has the arrays as they are: the change may
-            still be taken back.
-        """
-        return _state.state_dict(self)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue the run that `state_dict` was taken from.
-
-        Takes PyTorch's own dictionaries too (its CPU tensors as NumPy arrays). Hyperparameters
-        and step options are taken over; where this optimizer has a schedule, the schedule stays,
-        and takes over the memory that was saved with one. State that was saved in another format
-        than its group's is rounded to nearest by the next step. Load 16-bit parameters before: a
-        master must fit. The copies of `copy_to` are written.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If anything in it does not fit this optimizer. Then nothing has changed.
-        """
-        self._check_outside("load_state_dict")
-        engine, updates = _state.loaded(self, state_dict)
-        self._commit(engine, *updates)
-
-    def save(self, path: Place) -> None:
-        """Write `state_dict()` to a file, atomically: the path holds the old file or the new one.
-
-        The file is NumPy's ``.npz``, with no pickle in it. The parameters are not part of it.
-
-        Parameters
-        ----------
-        path : str, path or binary file
-            What a symbolic link points to is replaced, not the link; a device is written to; a FIFO
-            or a socket is an error. A file that is open already (as `numpy.save` takes it) is
-            written to where it stands, and nothing is promised about it where that fails.
-
-        Raises
-        ------
-        OSError, TypeError, ValueError
-            If it cannot be written. Then the path holds what it held.
-        """
-        _checkpoint.write(path, self.rule, self.state_dict())
-
-    def load(self, path: Place) -> None:
-        """Continue from a file that `save` wrote; bit for bit the run that wrote it.
-
-        Parameters
-        ----------
-        path : str, path or binary file
-            A file that is open already must be able to seek.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If the file is damaged, no checkpoint, or not of such an optimizer. Then, and where it
-            cannot be read (OSError) or memory is short (MemoryError), nothing has changed.
-        """
-        self.load_state_dict(_checkpoint.read(path, self.rule))
-
-    def __repr__(self) -> str:
-        """Return the groups' sizes and settings, and the settings that differ from the defaults."""
-        groups = []
-        for group in self.param_groups:
-            settings = [
-                f"{name}={_show(value)}"
-                for name, value in group.items()
-                if name in self.checks or value != GROUP_DEFAULTS.get(name, value)
-            ]
-            size = sum(param.size for param in group["params"])
-            params = f"params={len(group['params'])} arrays of {size:,} elements"
-            groups.append(", ".join([params, *settings]))
-        own = [
-            f"{name}={_show(value)}"
-            for name, value in self._engine.own.items()
-            if value != DEFAULTS[name]
-        ]
-        if len(groups) == 1:
-            return f"{type(self).__name__}({', '.join([*groups, *own])})"
-        lines = "".join(f"    {line},\n" for line in [*(f"{{{g}}}" for g in groups), *own])
-        return f"{type(self).__name__}(\n{lines})"
-
-
-def _show(value: Any) -> str:
-    return getattr(value, "__name__", repr(value)) if callable(value) else repr(value)
-
+registry = cast("dict[str, type[Optimizer]]", _rule.registry)
+"""Every optimizer class, by the name of its rule."""
 
 _core.set_callbacks(
     step_info=StepInfo,
