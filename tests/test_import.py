@@ -11,7 +11,7 @@ import onepass as op
 from helpers import PUBLIC
 from onepass import _core
 
-NEEDED = ("atexit", "bisect", "dataclasses", "json", "pathlib", "zlib")
+NEEDED = ("__future__", "atexit", "bisect", "dataclasses", "json", "pathlib", "zlib")
 """What the library uses of the standard library, besides what NumPy loads.
 
 All that saving takes is there: no import may fail in the middle of a training.

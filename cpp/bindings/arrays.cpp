@@ -243,9 +243,14 @@ Param check_param(py::handle object, const Label& label) {
   const Order order = is_order(array, Order::c) ? Order::c : Order::f;
   const std::uint8_t item_size = dtype == Dtype::f32 ? sizeof(float) : sizeof(double);
   const Unchanged seen(array);
-  void* const data = const_cast<void*>(array.data());
-  const auto size = static_cast<std::size_t>(array.size());
-  return {std::move(array), seen, data, item_size, dtype, order, format, size};
+  const Like like{array.ptr(),
+                  const_cast<void*>(array.data()),
+                  static_cast<std::size_t>(array.size()),
+                  item_size,
+                  dtype,
+                  order,
+                  format};
+  return {like, std::move(array), seen};
 }
 
 Checked check_grad(py::handle object, const Label& label, const Param& param, Memory& memory) {
@@ -270,16 +275,38 @@ bool is_plain_array(PyObject* object) noexcept {
   return Py_TYPE(object) == array_type;
 }
 
-bool lies_like(PyObject* object, const Param& param, Format& format) noexcept {
-  const auto* array = py::detail::array_proxy(object);
-  const auto* like = py::detail::array_proxy(param.array.ptr());
-  if (array->descr == like->descr) {
+namespace {
+
+constexpr int aligned_flag = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+constexpr int writable_flag = py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+
+bool is_native(const PyObject* dtype) noexcept {
+  const char order = py::detail::array_descriptor_proxy(dtype)->byteorder;
+  return order == '=' || order == native_order;
+}
+bool has_all(const py::detail::PyArray_Proxy& array, int flags) noexcept {
+  return (array.flags & flags) == flags;
+}
+bool has_shape_of(const py::detail::PyArray_Proxy& array,
+                  const py::detail::PyArray_Proxy& other) noexcept {
+  return array.nd == other.nd &&
+         std::equal(array.dimensions, array.dimensions + array.nd, other.dimensions);
+}
+int order_flag(Order order) noexcept {
+  return order == Order::c ? py::array::c_style : py::array::f_style;
+}
+
+}  // namespace
+
+bool lies_like(PyObject* object, const Like& param, Format& format) noexcept {
+  const auto& array = *py::detail::array_proxy(object);
+  const auto& like = *py::detail::array_proxy(param.object);
+  if (array.descr == like.descr) {
     format = param.format;
   } else {
-    const auto* dtype = py::detail::array_descriptor_proxy(array->descr);
-    const int num = dtype->type_num;
+    const int num = py::detail::array_descriptor_proxy(array.descr)->type_num;
     const bool is_float = param.dtype == Dtype::f32;
-    if (dtype->byteorder != '=' && dtype->byteorder != native_order) return false;
+    if (!is_native(array.descr)) return false;
     if (num == (is_float ? float32_num : float64_num)) {
       format = plain;
     } else if (is_float && (num == float16_num || num == known_bfloat16_num)) {
@@ -288,10 +315,39 @@ bool lies_like(PyObject* object, const Param& param, Format& format) noexcept {
       return false;
     }
   }
-  const int order = param.order == Order::c ? py::array::c_style : py::array::f_style;
-  const int needed = order | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
-  return (array->flags & needed) == needed && array->nd == like->nd &&
-         std::equal(array->dimensions, array->dimensions + array->nd, like->dimensions);
+  return has_all(array, order_flag(param.order) | aligned_flag) && has_shape_of(array, like);
+}
+
+bool is_usual_param(PyObject* object, Like& param) noexcept {
+  if (!is_plain_array(object)) return false;
+  const auto& array = *py::detail::array_proxy(object);
+  const int num = py::detail::array_descriptor_proxy(array.descr)->type_num;
+  const bool is_float = num == float32_num;
+  const bool is_c = has_all(array, order_flag(Order::c));
+  if (!(is_float || num == float64_num) || !is_native(array.descr) ||
+      !has_all(array, aligned_flag | writable_flag) || !(is_c || has_all(array, order_flag(Order::f)))) {
+    return false;
+  }
+  std::size_t size = 1;
+  for (int axis = 0; axis < array.nd; ++axis) {
+    size *= static_cast<std::size_t>(array.dimensions[axis]);
+  }
+  param = {object,
+           array.data,
+           size,
+           is_float ? std::uint8_t{sizeof(float)} : std::uint8_t{sizeof(double)},
+           is_float ? Dtype::f32 : Dtype::f64,
+           is_c ? Order::c : Order::f,
+           plain};
+  return true;
+}
+
+bool is_usual_state(PyObject* object, const Like& param) noexcept {
+  if (!is_plain_array(object)) return false;
+  const auto& array = *py::detail::array_proxy(object);
+  const auto& like = *py::detail::array_proxy(param.object);
+  return array.descr == like.descr && has_shape_of(array, like) &&
+         has_all(array, order_flag(param.order) | aligned_flag | writable_flag);
 }
 
 Checked check_grad_in_place(py::handle object, const Label& label, const Param& param,

@@ -62,15 +62,20 @@ class Unchanged {
   int flags_;
 };
 
-struct Param {
-  py::array array;
-  Unchanged seen;
+// What other arrays of a step are compared with: their parameter.
+struct Like {
+  PyObject* object;
   void* data;
+  std::size_t size;
   std::uint8_t item_size;
   Dtype dtype;  // that the rule computes with
   Order order;
   Format format;  // plain, or 16 bits
-  std::size_t size;
+};
+
+struct Param : Like {
+  py::array array;  // the same object, kept alive
+  Unchanged seen;
 };
 
 // Where the elements of an array lie, from the first byte to behind the last; empty without any.
@@ -120,7 +125,12 @@ Checked check_grad_in_place(py::handle object, const Label& label, const Param& 
 bool is_plain_array(PyObject* object) noexcept;
 
 // Whether a step can read an array as its parameter's gradient where it lies. Runs no Python code.
-bool lies_like(PyObject* array, const Param& param, Format& format) noexcept;
+bool lies_like(PyObject* array, const Like& param, Format& format) noexcept;
+
+// Whether these are the usual arrays, with which nothing is wrong: a parameter of float32 or
+// float64, and the state of such a one. Else the checks below have a closer look.
+bool is_usual_param(PyObject* object, Like& param) noexcept;
+bool is_usual_state(PyObject* object, const Like& param) noexcept;
 
 // A copy of a float32 parameter in float16 or bfloat16, in its layout.
 Checked check_copy(py::handle object, const Label& label, const Param& param, Memory& memory);

@@ -15,16 +15,16 @@ namespace {
 constexpr std::chrono::seconds longest_wait{5};
 constexpr std::chrono::milliseconds between_looks{1};
 
+// No thread-local counts: they would cost a small step some ten cold cache lines.
 std::atomic<int> calls{0};  // of all threads
-thread_local int own_calls = 0;
 std::atomic<bool> exiting{false};
-thread_local bool exits = false;  // whether this thread runs the exit
+std::thread::id exit_thread;  // which runs the exit
 
 void wait_for_other_threads() {
-  exits = true;
+  exit_thread = std::this_thread::get_id();
   exiting = true;
   const auto deadline = std::chrono::steady_clock::now() + longest_wait;
-  while (calls > own_calls && std::chrono::steady_clock::now() < deadline) {
+  while (calls > 0 && std::chrono::steady_clock::now() < deadline) {
     const WithoutGil release;
     std::this_thread::sleep_for(between_looks);
   }
@@ -33,10 +33,9 @@ void wait_for_other_threads() {
 }  // namespace
 
 InCall::InCall() {
-  ++calls;  // first, so that either the exit sees this call, or this call sees the exit
-  ++own_calls;
-  if (exiting && !exits) {
-    calls -= own_calls;  // this thread never returns from the calls that it is inside
+  ++calls;  // first, so that an exit either sees it or is seen
+  if (exiting && std::this_thread::get_id() != exit_thread) {
+    --calls;  // this thread never returns from the call
     PyEval_SaveThread();
     sleep_for_ever();
   }
@@ -44,14 +43,13 @@ InCall::InCall() {
 
 InCall::~InCall() {
   --calls;
-  --own_calls;
 }
 
 void bind_exit(pybind11::module_& m) {
   m.def("_wait_for_other_threads", &wait_for_other_threads);
   pybind11::module_::import("atexit").attr("register")(m.attr("_wait_for_other_threads"));
 #ifdef ONEPASS_POSIX
-  pthread_atfork(nullptr, nullptr, [] { calls = own_calls; });  // the other threads are not there
+  pthread_atfork(nullptr, nullptr, [] { calls = 0; });  // the other threads are not there
 #endif
 }
 

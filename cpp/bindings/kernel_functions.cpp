@@ -59,6 +59,23 @@ class Kind {
   py::object list_;
 };
 
+// Whether a thing that one call at a time can use is this call's.
+class Taken {
+ public:
+  explicit Taken(std::atomic<bool>& is_taken)
+      : is_taken_(is_taken), own_(!is_taken.exchange(true)) {}
+  Taken(const Taken&) = delete;
+  Taken& operator=(const Taken&) = delete;
+  ~Taken() {
+    if (own_) is_taken_ = false;
+  }
+  explicit operator bool() const { return own_; }
+
+ private:
+  std::atomic<bool>& is_taken_;
+  bool own_;
+};
+
 class Kernel final : public Body {
  public:
   // `fail(name)` raises what is wrong with a keyword that is not known.
@@ -78,15 +95,18 @@ class Kernel final : public Body {
  private:
   // What the keywords of a call say.
   struct Given {
-    explicit Given(const Group& defaults) : group(defaults) {}
-    Group group;
+    Group& group;
     CallOptions options;
     PyObject* average = Py_None;
     int num_threads = 0;
   };
-  Given read(PyObject* const* values, PyObject* keywords) const;
+  void read(PyObject* const* values, PyObject* keywords, Given& given) const;
   void check_together(const Group& group, PyObject* const* values, PyObject* keywords);
   void check_step(const Given& given, const Optimizer& optimizer) const;
+  bool lay_out_usual(const Given& given, PyObject* const* args, std::size_t n_states,
+                     Optimizer& optimizer) const noexcept;
+  void lay_out(const Given& given, PyObject* const* args, std::size_t n_states,
+               Optimizer& optimizer, Unchanging& arrays) const;
 
   const Fields& fields_;
   const RuleRow& rule_;
@@ -96,12 +116,13 @@ class Kernel final : public Body {
   py::object fail_;
   py::object last_info_;
   Together together_;  // settings that were last seen to go together
+  Optimizer scratch_;  // kept from call to call: making one costs a small call cold cache lines
+  std::atomic<bool> scratch_is_taken_ = false;
 };
 
-Kernel::Given Kernel::read(PyObject* const* values, PyObject* keywords) const {
+void Kernel::read(PyObject* const* values, PyObject* keywords, Given& given) const {
   static PyObject* const average = PyUnicode_InternFromString("average");
   static PyObject* const num_threads = PyUnicode_InternFromString("num_threads");
-  Given given(default_group_);
   PyObject* threads = Py_None;
   const Py_ssize_t n = keywords ? PyTuple_GET_SIZE(keywords) : 0;
   for (Py_ssize_t i = 0; i < n; ++i) {
@@ -124,7 +145,6 @@ Kernel::Given Kernel::read(PyObject* const* values, PyObject* keywords) const {
     }
   }
   given.num_threads = resolve_num_threads(threads);
-  return given;
 }
 
 void Kernel::check_together(const Group& group, PyObject* const* values, PyObject* keywords) {
@@ -156,25 +176,54 @@ void Kernel::check_step(const Given& given, const Optimizer& optimizer) const {
   }
 }
 
-PyObject* Kernel::call(PyObject* const* args, Py_ssize_t n_positional, PyObject* keywords) {
-  const std::size_t n_states = rule_.states.size();
-  if (n_positional < 2) return nullptr;
-  if (static_cast<std::size_t>(n_positional) > n_states + 2) {
-    throw py::type_error("state: expected at most " + std::to_string(n_states) + " arrays, got " +
-                         std::to_string(n_positional - 2));
+// One parameter with arrays of the usual kind, looked at without Python code and without a list of
+// what there is. Returns false where anything is unusual, or wrong.
+bool Kernel::lay_out_usual(const Given& given, PyObject* const* args, std::size_t n_states,
+                           Optimizer& optimizer) const noexcept {
+  Like param;
+  Format format = plain;
+  if (!is_usual_param(args[0], param) || !is_plain_array(args[1]) ||
+      !lies_like(args[1], param, format) || given.average != Py_None || given.group.averages() ||
+      given.options.clear_grads != 0) {
+    return false;
   }
-  py::object info = new_step_info(last_info_);
-  const Given given = read(args + n_positional, keywords);
-  check_together(given.group, args + n_positional, keywords);
+  Tensor& tensor = optimizer.tensors[0];
+  start_layout(param, 0, tensor, optimizer.params[0]);
+  const auto* const grad = static_cast<const char*>(py::detail::array_proxy(args[1])->data);
+  const auto* const grad_end = grad + param.size * (format == plain ? param.item_size : 2);
+  tensor.streams.grad = stored(grad, format);
+  const std::size_t bytes = param.size * param.item_size;
+  const char* written[1 + max_states] = {static_cast<const char*>(param.data)};
+  std::size_t n = 1;
+  const Variant& variant = given.group.variant();
+  for (std::size_t k = 0; k < rule_.states.size(); ++k) {
+    PyObject* const state = k < n_states ? args[k + 2] : Py_None;
+    if (variant.uses_state[k] == (state == Py_None)) return false;
+    if (state == Py_None) continue;
+    if (!is_usual_state(state, param)) return false;
+    tensor.streams.state[k] = Stored(py::detail::array_proxy(state)->data);
+    written[n++] = py::detail::array_proxy(state)->data;
+  }
+  bool apart = true;
+  for (std::size_t i = 0; i < n; ++i) {
+    apart = apart && (grad_end <= written[i] || written[i] + bytes <= grad);
+    for (std::size_t j = 0; j < i; ++j) {
+      apart = apart && (written[j] + bytes <= written[i] || written[i] + bytes <= written[j]);
+    }
+  }
+  return apart;
+}
 
+// Any number of parameters with any arrays, or an error.
+void Kernel::lay_out(const Given& given, PyObject* const* args, std::size_t n_states,
+                     Optimizer& optimizer, Unchanging& arrays) const {
   const bool many = PyList_CheckExact(args[0]) || PyTuple_CheckExact(args[0]);
   const Kind params("param", args[0], many), grads("grad", args[1], many),
       averages("average", given.average, many);
   const std::size_t n = params.size();
   std::vector<Kind> states;
-  for (std::size_t k = 0; k < n_states; ++k) {
-    const bool is_given = k + 2 < static_cast<std::size_t>(n_positional);
-    states.emplace_back(rule_.states[k], is_given ? args[k + 2] : Py_None, many);
+  for (std::size_t k = 0; k < rule_.states.size(); ++k) {
+    states.emplace_back(rule_.states[k], k < n_states ? args[k + 2] : Py_None, many);
   }
   grads.check(n, false);
   averages.check(n);
@@ -185,19 +234,14 @@ PyObject* Kernel::call(PyObject* const* args, Py_ssize_t n_positional, PyObject*
               has ? "None without ema_decay or swa_start" : "an array for ema_decay or swa_start",
               has ? Py_TYPE(given.average)->tp_name : "None");
   }
-
-  Optimizer optimizer;
-  optimizer.groups.push_back(given.group);
-  optimizer.params.resize(n);
-  optimizer.tensors.resize(n);
+  optimizer.params.assign(n, {});
+  optimizer.tensors.assign(n, {});
   Memory memory;
-  memory.reserve(n * (n_states + 3));
-  Unchanging arrays;
+  memory.reserve(n * (states.size() + 3));
   for (std::size_t i = 0; i < n; ++i) {
-    const Label label = params.label(i, Role::param);
-    const Param param = check_param(params[i], label);
+    const Param param = check_param(params[i], params.label(i, Role::param));
     arrays.watch(params[i]);
-    memory.add(param.array, label);
+    memory.add(param.array, params.label(i, Role::param));
     Tensor& tensor = optimizer.tensors[i];
     Parameter& known = optimizer.params[i];
     start_layout(param, i, tensor, known);
@@ -212,9 +256,9 @@ PyObject* Kernel::call(PyObject* const* args, Py_ssize_t n_positional, PyObject*
     } else if (!many) {
       check_grad(grads[i], grads.label(i, Role::grad), param, memory);
     }
-    for (std::size_t k = 0; k < n_states; ++k) {
-      add_state(given.group, k, states[k][i], states[k].label(i, Role::state), param, memory,
-                tensor, known);
+    for (std::size_t k = 0; k < states.size(); ++k) {
+      const Label label = states[k].label(i, Role::state);
+      add_state(given.group, k, states[k][i], label, param, memory, tensor, known);
       arrays.watch(states[k][i]);
     }
     if (averages[i] != Py_None) {
@@ -222,28 +266,54 @@ PyObject* Kernel::call(PyObject* const* args, Py_ssize_t n_positional, PyObject*
       tensor.streams.average = check_average(averages[i], average, param, memory);
       arrays.watch(averages[i]);
     }
-    finish_layout(param, static_cast<int>(given.options.rounding) == call_stochastic, tensor,
-                  known);
-    if (!is_none(given.options.step))
-      known.steps = static_cast<std::int64_t>(given.options.step) - 1;
-    if (!is_none(given.options.averaged)) {
-      known.average_from = known.steps + 1 - static_cast<std::int64_t>(given.options.averaged);
-    }
+    const bool stochastic = static_cast<int>(given.options.rounding) == call_stochastic;
+    finish_layout(param, stochastic, tensor, known);
+  }
+  memory.check_overlap();
+}
+
+PyObject* Kernel::call(PyObject* const* args, Py_ssize_t n_positional, PyObject* keywords) {
+  if (n_positional < 2) return nullptr;
+  const auto n_states = static_cast<std::size_t>(n_positional - 2);
+  if (n_states > rule_.states.size()) {
+    throw py::type_error("state: expected at most " + std::to_string(rule_.states.size()) +
+                         " arrays, got " + std::to_string(n_states));
+  }
+  py::object info = new_step_info(last_info_);
+  Optimizer own;
+  const Taken scratch(scratch_is_taken_);
+  Optimizer& optimizer = scratch ? scratch_ : own;
+  optimizer.groups.assign(1, default_group_);
+  optimizer.params.assign(1, {});
+  optimizer.tensors.assign(1, {});
+  Given given{optimizer.groups[0], {}};
+  read(args + n_positional, keywords, given);
+  check_together(given.group, args + n_positional, keywords);
+  Unchanging arrays;
+  if (!lay_out_usual(given, args, n_states, optimizer)) {
+    lay_out(given, args, n_states, optimizer, arrays);
   }
   check_step(given, optimizer);
-  memory.check_overlap();
+  const bool has_step = !is_none(given.options.step);
+  const std::int64_t completed = has_step ? static_cast<std::int64_t>(given.options.step) - 1 : 0;
+  for (Parameter& known : optimizer.params) {
+    known.steps = completed;
+    if (!is_none(given.options.averaged)) {
+      known.average_from = completed + 1 - static_cast<std::int64_t>(given.options.averaged);
+    }
+  }
   arrays.check();
-
   StepOptions options;
   options.grad_scale = given.options.grad_scale;
   options.max_grad_norm = given.options.max_grad_norm;
   options.nonfinite = static_cast<Nonfinite>(given.options.nonfinite);
   options.seed = static_cast<std::uint64_t>(given.options.seed);
   options.num_threads = given.num_threads;
-  const auto grad_label = [&](std::size_t i) { return grads.label(i, Role::grad); };
-  const bool has_step = !is_none(given.options.step);
-  run_step(optimizer, options, grad_label,
-           has_step ? static_cast<std::int64_t>(given.options.step) - 1 : 0, info);
+  const bool many = PyList_CheckExact(args[0]) || PyTuple_CheckExact(args[0]);
+  const auto grad_label = [=](std::size_t i) {
+    return Label("grad", Role::grad, many ? static_cast<std::ptrdiff_t>(i) : Label::alone);
+  };
+  run_step(optimizer, options, grad_label, completed, info);
   last_info_ = info;
   return info.release().ptr();
 }

@@ -22,7 +22,7 @@ void without_gil(const Optimizer& optimizer, const Work& work) {
 
 }  // namespace
 
-void start_layout(const Param& param, std::size_t index, Tensor& tensor, Parameter& known) {
+void start_layout(const Like& param, std::size_t index, Tensor& tensor, Parameter& known) {
   const auto& kernels = *kernel_table_in_use;
   known.size = param.size;
   known.is_double = param.dtype == Dtype::f64;
@@ -55,7 +55,7 @@ void add_state(const Group& group, std::size_t k, py::handle array, const Label&
   known.rounds = state.format != plain_state;
 }
 
-void finish_layout(const Param& param, bool stochastic, Tensor& tensor, Parameter& known) {
+void finish_layout(const Like& param, bool stochastic, Tensor& tensor, Parameter& known) {
   const bool has_master = tensor.streams.follows;
   if (param.format == plain || has_master) return;
   known.rounds = true;

@@ -21,12 +21,12 @@ inline Stored stored(const void* data, Format format) {
 }
 
 // Begins a layout, with the parameter alone. `index`: the random bits depend on it.
-void start_layout(const Param& param, std::size_t index, Tensor& tensor, Parameter& known);
+void start_layout(const Like& param, std::size_t index, Tensor& tensor, Parameter& known);
 // Adds the k-th state of the rule; `array` is None where the rule's options do not use it.
 void add_state(const Group& group, std::size_t k, py::handle array, const Label& label,
                const Param& param, Memory& memory, Tensor& tensor, Parameter& known);
 // Ends a layout: says how 16-bit weights without a master are rounded.
-void finish_layout(const Param& param, bool stochastic, Tensor& tensor, Parameter& known);
+void finish_layout(const Like& param, bool stochastic, Tensor& tensor, Parameter& known);
 
 // A onepass.StepInfo that is still to be filled: the one of the last call where nobody has kept
 // that, since a new one would cost a small step a tenth of its cold cache lines. It is made before
