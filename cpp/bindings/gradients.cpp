@@ -23,7 +23,7 @@ std::pair<std::uintptr_t, std::uintptr_t> extent(PyObject* object, std::size_t i
 }
 
 // Gradients of groups that stand in groups too.
-bool is_group(py::handle tree) {
+bool is_group(const py::object& tree) {
   static const py::str* const name = new py::str("params");  // never destroyed
   const int found = PyDict_CheckExact(tree.ptr()) ? PyDict_Contains(tree.ptr(), name->ptr()) : 0;
   if (found < 0) throw py::error_already_set();
@@ -85,9 +85,10 @@ bool Engine::walk(py::handle shape, py::object grads) {
 
 void Engine::collect(py::handle grads) {
   PyObject* const tree = grads.ptr();
-  const bool in_groups = grouped_ && (PyList_CheckExact(tree) || PyTuple_CheckExact(tree)) &&
-                         PySequence_Fast_GET_SIZE(tree) > 0 &&
-                         is_group(PySequence_Fast_GET_ITEM(tree, 0));
+  const bool in_groups =
+      grouped_ && (PyList_CheckExact(tree) || PyTuple_CheckExact(tree)) &&
+      PySequence_Fast_GET_SIZE(tree) > 0 &&
+      is_group(py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(tree, 0)));
   if (!in_groups && walk(shape_, py::reinterpret_borrow<py::object>(grads))) return;
   take_leaves(py::list(callbacks->mirror(shape_, grouped_, grads)));
 }
