@@ -205,7 +205,8 @@ def check_any_block(signed):
 
 
 def check_block(before, after, signed):
-    exact, largest = before.astype(float), float(np.abs(before).max())
+    with np.errstate(invalid="ignore"):  # NaN that signal
+        exact, largest = before.astype(float), float(np.abs(before).max())
     finite = math.isfinite(largest)
     exponent = exponent_of(largest, signed) if finite else 128
     if exponent == 128:

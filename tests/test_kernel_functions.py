@@ -84,11 +84,10 @@ class Host:
 
 def both(cls, settings, stages, params, state_format=None):
     """A host, and an optimizer of parameters and settings like its."""
-    own = {name: stages[name] for name in ("rounding",) if name in stages}
     host = Host(
         cls,
         params,
-        {**settings, **stages, **own},
+        {**settings, **stages},
         averages="ema_decay" in stages or "swa_start" in stages,
         state_format=state_format,
     )
@@ -214,9 +213,7 @@ def test_an_average_that_began_later(optimizer, rng):
     for _ in range(2):
         grads = make(rng)
         host.step(grads), opt.step(grads)
-    host.average = [np.full(param.shape, np.nan, order="F") for param in host.params]
-    host.average = [np.asarray(a, order="F" if a.ndim == 2 else None) for a in host.average]
-    host.average[0] = np.ascontiguousarray(host.average[0])
+    host.average = [np.full_like(param, np.nan, dtype=np.float64) for param in host.params]
     opt.param_groups[0].update(ema_decay=0.75, ema_warmup=True)
     for averaged in (1, 2, 3):
         grads = make(rng)

@@ -215,8 +215,11 @@ PROGRAMS = {
             return np.zeros(3, np.float32)
 
         class Name:
+            def __init__(self, text):
+                self.text = text
+
             def __hash__(self):
-                return hash("w")
+                return hash(self.text)
 
             def __eq__(self, other):
                 grads.clear()
@@ -224,17 +227,19 @@ PROGRAMS = {
                 return True
 
         kept = []
-        shapes = {
-            "list": [{"w": zeros()}, *(zeros() for _ in range(50))],
-            "mapping": {"a": {"w": zeros()}, "b": zeros()},
-        }
-        for params in shapes.values():
+        trees = (
+            lambda: [{Name("w"): zeros()}, *(zeros() for _ in range(50))],
+            lambda: {"a": {Name("w"): zeros()}, "b": zeros()},
+            lambda: [{Name("params"): zeros()}, {"params": zeros()}],
+        )
+        shapes = (
+            [{"w": zeros()}, *(zeros() for _ in range(50))],
+            {"a": {"w": zeros()}, "b": zeros()},
+            [{"params": zeros()}, {"params": zeros()}],
+        )
+        for params, tree in zip(shapes, trees):
             opt = op.SGD(params, lr=0.1)
-            own = {Name(): zeros()}
-            if isinstance(params, list):
-                grads = [own, *(zeros() for _ in range(50))]
-            else:
-                grads = {"a": own, "b": zeros()}
+            grads = tree()
             try:
                 opt.step(grads)
             except ValueError as error:

@@ -181,3 +181,22 @@ def test_names_of_another_structure_do_not_load(saved, params):
     opt = op.SGD(params, momentum=0.9)
     with pytest.raises(ValueError, match=r"^param_groups\[0\]: expected the parameters "):
         opt.load_state_dict(op.SGD(saved).state_dict())
+
+
+def test_an_error_of_a_names_comparison_comes_out():
+    class Name:
+        def __init__(self, text):
+            self.text = text
+
+        def __hash__(self):
+            return hash(self.text)
+
+        def __eq__(self, other):
+            raise ZeroDivisionError
+
+    for params, text in (({"w": a()}, "w"), ([{"params": a()}], "params")):
+        opt = op.SGD(params)
+        grads = {Name(text): a()}
+        with pytest.raises(ZeroDivisionError):
+            opt.step(grads if text == "w" else [grads])
+        assert opt.step({"w": a()} if text == "w" else [a()]).step == 1

@@ -325,7 +325,8 @@ bool is_usual_param(PyObject* object, Like& param) noexcept {
   const bool is_float = num == float32_num;
   const bool is_c = has_all(array, order_flag(Order::c));
   if (!(is_float || num == float64_num) || !is_native(array.descr) ||
-      !has_all(array, aligned_flag | writable_flag) || !(is_c || has_all(array, order_flag(Order::f)))) {
+      !has_all(array, aligned_flag | writable_flag) ||
+      !(is_c || has_all(array, order_flag(Order::f)))) {
     return false;
   }
   std::size_t size = 1;

@@ -16,7 +16,7 @@ Extent extent_of_array(PyObject* object, std::size_t item_size) {
 }
 
 // Whether a tree is a group: gradients may stand in groups, as their parameters do.
-bool is_group(py::handle tree) {
+bool is_group(const py::object& tree) {
   static const py::str* const name = new py::str("params");  // never destroyed
   const int found = PyDict_CheckExact(tree.ptr()) ? PyDict_Contains(tree.ptr(), name->ptr()) : 0;
   if (found < 0) throw py::error_already_set();
@@ -90,9 +90,10 @@ void Engine::collect(py::handle grads) {
     }
     return;
   }
-  const bool in_groups = grouped_ && (PyList_CheckExact(tree) || PyTuple_CheckExact(tree)) &&
-                         PySequence_Fast_GET_SIZE(tree) > 0 &&
-                         is_group(PySequence_Fast_GET_ITEM(tree, 0));
+  const bool in_groups =
+      grouped_ && (PyList_CheckExact(tree) || PyTuple_CheckExact(tree)) &&
+      PySequence_Fast_GET_SIZE(tree) > 0 &&
+      is_group(py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(tree, 0)));
   if (!in_groups && walk(shape_, py::reinterpret_borrow<py::object>(grads))) return;
   take_leaves(py::list(callbacks->mirror(shape_, grouped_, grads)));
 }

@@ -93,6 +93,12 @@ class Kernel final : public Body {
   PyObject* call(PyObject* const* args, Py_ssize_t n_positional, PyObject* keywords) override;
 
  private:
+  // What is kept from call to call: to make it anew costs a small call cold cache lines.
+  struct Scratch {
+    Optimizer optimizer;
+    py::object last_info;
+    Together together;  // settings that were last seen to go together
+  };
   // What the keywords of a call say.
   struct Given {
     Group& group;
@@ -101,7 +107,8 @@ class Kernel final : public Body {
     int num_threads = 0;
   };
   void read(PyObject* const* values, PyObject* keywords, Given& given) const;
-  void check_together(const Group& group, PyObject* const* values, PyObject* keywords);
+  void check_together(const Group& group, PyObject* const* values, PyObject* keywords,
+                      Together& before) const;
   void check_step(const Given& given, const Optimizer& optimizer) const;
   bool lay_out_usual(const Given& given, PyObject* const* args, std::size_t n_states,
                      Optimizer& optimizer) const noexcept;
@@ -114,10 +121,8 @@ class Kernel final : public Body {
   py::object defaults_;
   Group default_group_;
   py::object fail_;
-  py::object last_info_;
-  Together together_;  // settings that were last seen to go together
-  Optimizer scratch_;  // kept from call to call: making one costs a small call cold cache lines
-  std::atomic<bool> scratch_is_taken_ = false;
+  Scratch scratch_;
+  std::atomic<bool> is_taken_ = false;  // by a call of another thread
 };
 
 void Kernel::read(PyObject* const* values, PyObject* keywords, Given& given) const {
@@ -147,9 +152,10 @@ void Kernel::read(PyObject* const* values, PyObject* keywords, Given& given) con
   given.num_threads = resolve_num_threads(threads);
 }
 
-void Kernel::check_together(const Group& group, PyObject* const* values, PyObject* keywords) {
+void Kernel::check_together(const Group& group, PyObject* const* values, PyObject* keywords,
+                            Together& before) const {
   const double* const numbers = group.settings.hyper.data();
-  if (fields_.go_together_like(numbers, together_)) return;
+  if (fields_.go_together_like(numbers, before)) return;
   py::dict settings;
   PyDict_Update(settings.ptr(), defaults_.ptr());
   const Py_ssize_t n = keywords ? PyTuple_GET_SIZE(keywords) : 0;
@@ -158,7 +164,7 @@ void Kernel::check_together(const Group& group, PyObject* const* values, PyObjec
     if (fields_.find(name)) settings[py::handle(name)] = fields_.checked(name, values[i]);
   }
   fields_.check_together(settings);
-  together_ = fields_.together(numbers);
+  before = fields_.together(numbers);
 }
 
 // Where nothing depends on the number of the step, it may be left out.
@@ -279,16 +285,17 @@ PyObject* Kernel::call(PyObject* const* args, Py_ssize_t n_positional, PyObject*
     throw py::type_error("state: expected at most " + std::to_string(rule_.states.size()) +
                          " arrays, got " + std::to_string(n_states));
   }
-  py::object info = new_step_info(last_info_);
-  Optimizer own;
-  const Taken scratch(scratch_is_taken_);
-  Optimizer& optimizer = scratch ? scratch_ : own;
+  const Taken is_first(is_taken_);
+  Scratch own;
+  Scratch& scratch = is_first ? scratch_ : own;
+  py::object info = new_step_info(scratch.last_info);
+  Optimizer& optimizer = scratch.optimizer;
   optimizer.groups.assign(1, default_group_);
   optimizer.params.assign(1, {});
   optimizer.tensors.assign(1, {});
   Given given{optimizer.groups[0], {}};
   read(args + n_positional, keywords, given);
-  check_together(given.group, args + n_positional, keywords);
+  check_together(given.group, args + n_positional, keywords, scratch.together);
   Unchanging arrays;
   if (!lay_out_usual(given, args, n_states, optimizer)) {
     lay_out(given, args, n_states, optimizer, arrays);
@@ -314,7 +321,7 @@ PyObject* Kernel::call(PyObject* const* args, Py_ssize_t n_positional, PyObject*
     return Label("grad", Role::grad, many ? static_cast<std::ptrdiff_t>(i) : Label::alone);
   };
   run_step(optimizer, options, grad_label, completed, info);
-  last_info_ = info;
+  scratch.last_info = info;
   return info.release().ptr();
 }
 
