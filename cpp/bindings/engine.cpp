@@ -71,7 +71,7 @@ Engine::Engine(const py::dict& contents)
       own_(contents["own"]),
       shape_(contents["shape"]),
       grouped_(contents["grouped"].cast<bool>()),
-      flat_(PyList_CheckExact(shape_.ptr()) &&
+      flat_(!grouped_ && PyList_CheckExact(shape_.ptr()) &&
             py::list(shape_).attr("count")(py::none()).equal(py::int_(py::len(shape_)))),
       labels_(contents["labels"]),
       keys_(contents["keys"]) {

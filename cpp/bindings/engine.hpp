@@ -125,7 +125,7 @@ class Engine {
   py::object own_;
   py::object shape_;
   bool grouped_;
-  bool flat_;  // the structure is a list of arrays
+  bool flat_;  // a list of arrays without groups
   py::list labels_, keys_;
   std::vector<Numbers> numbers_;  // of each group
   Numbers own_numbers_;
