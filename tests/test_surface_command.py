@@ -270,6 +270,7 @@ def test_ctrl_c_leaves_what_is_finished(tmp_path):
     process = start("surface", "--animate", "gif", "--out", tmp_path)
     while process.poll() is None and not (tmp_path / "neuron.png").exists():
         time.sleep(0.01)
+    time.sleep(0.5)  # the command notes what it has written; the animation takes some seconds
     process.send_signal(signal.SIGINT)  # while its animation is made
     out, err = (each.decode() for each in process.communicate(timeout=60))
     assert process.returncode == cli.INTERRUPTED, err

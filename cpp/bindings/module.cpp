@@ -124,7 +124,7 @@ std::vector<double> at(const std::string& name, double step, const std::vector<d
 
 }  // namespace
 
-PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
+PYBIND11_MODULE(_core, m) {
   isa_in_use = &choose_isa(std::getenv("ONEPASS_ISA"));
 
   m.doc() = "The compiled kernels of onepass.";
