@@ -374,7 +374,7 @@ void check_accumulate() {
       tensors[1].streams.param = {sums64.data()};
       tensors[1].streams.grad = {grads64.data()};
       tensors[2].streams.param = {small};
-      tensors[2].streams.grad = {halves, nullptr, &kernels.codecs[onepass::bf16]};
+      tensors[2].streams.grad = {halves, &kernels.codecs[onepass::bf16]};
       const std::size_t sizes[] = {sums.size(), sums64.size(), 2};
       for (std::size_t i = 0; i < 3; ++i) {
         tensors[i].size = sizes[i];

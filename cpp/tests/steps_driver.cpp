@@ -109,7 +109,7 @@ void check_add() {
     std::uint16_t grad[] = {0x3fc0, 0xc000};
     onepass::Streams streams;
     streams.param = {sum};
-    streams.grad = {grad, nullptr, &kernels.codecs[onepass::bf16]};
+    streams.grad = {grad, &kernels.codecs[onepass::bf16]};
     streams.zero_grad = true;
     kernels.add_f32(streams, 0, 2, scalars);
     check(sum[0] == 2.5f && sum[1] == -4.0f && grad[0] == 0 && grad[1] == 0, "a sum" + where);
@@ -139,8 +139,8 @@ void check_gradient() {
       onepass::Streams streams;
       const onepass::Codec* codec = &kernels.codecs[each.format];
       streams.param = {param};
-      streams.grad = {grad.data(), nullptr, codec};
-      streams.copy = {copy.data(), nullptr, codec};
+      streams.grad = {grad.data(), codec};
+      streams.copy = {copy.data(), codec};
       streams.zero_grad = true;
       onepass::Tensor tensor = sgd(kernels, streams, 3);
       double sum[1];
@@ -170,7 +170,7 @@ void check_follow() {
     onepass::Streams streams;
     streams.param = {param};
     streams.grad = {grad};
-    streams.copy = {copy, nullptr, &kernels.codecs[onepass::bf16]};
+    streams.copy = {copy, &kernels.codecs[onepass::bf16]};
     streams.follows = true;
     onepass::Tensor tensor = sgd(kernels, streams, 3);
     onepass::step({&tensor, 1}, 1);
@@ -196,7 +196,7 @@ void check_state() {
       std::uint16_t param[] = {0x4000}, momentum[] = {0};
       float grad[] = {0.5f};
       Streams streams;
-      streams.param = {param, nullptr, &kernels.codecs[each.format]};
+      streams.param = {param, &kernels.codecs[each.format]};
       streams.grad = {grad};
       streams.state[0] = {momentum};
       streams.random = &bits;
