@@ -8,11 +8,23 @@
 namespace onepass::bindings {
 namespace {
 
-bool has(const py::array& array, int flag) {
-  return (array.flags() & flag) != 0;
+using Proxy = py::detail::PyArray_Proxy;  // NumPy's struct
+
+constexpr int aligned_flag = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+constexpr int writable_flag = py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+constexpr int order_flag(Order order) noexcept {
+  return order == Order::c ? py::array::c_style : py::array::f_style;
+}
+
+bool has_all(const Proxy& array, int flags) noexcept {
+  return (array.flags & flags) == flags;
 }
 bool is_order(const py::array& array, Order order) {
-  return has(array, order == Order::c ? py::array::c_style : py::array::f_style);
+  return has_all(*py::detail::array_proxy(array.ptr()), order_flag(order));
+}
+bool has_shape_of(const Proxy& array, const Proxy& other) noexcept {
+  return array.nd == other.nd &&
+         std::equal(array.dimensions, array.dimensions + array.nd, other.dimensions);
 }
 
 void check_same_order(const py::array& array, const Label& label, const Param& param) {
@@ -23,8 +35,12 @@ void check_same_order(const py::array& array, const Label& label, const Param& p
 }
 
 constexpr char native_order = std::endian::native == std::endian::little ? '<' : '>';
+bool is_native(const PyObject* dtype) noexcept {
+  const char order = py::detail::array_descriptor_proxy(dtype)->byteorder;
+  return order == '=' || order == native_order;
+}
 bool is_native(const py::dtype& dtype) {
-  return dtype.byteorder() == '=' || dtype.byteorder() == native_order;
+  return is_native(dtype.ptr());
 }
 
 // Whether a dtype is bfloat16, which ml_dtypes registers; NumPy numbers such dtypes from 256 on.
@@ -95,7 +111,7 @@ std::string strides_name(const py::array& array) {
 }
 
 bool is_aligned(const py::array& array) {
-  return has(array, py::detail::npy_api::NPY_ARRAY_ALIGNED_);
+  return has_all(*py::detail::array_proxy(array.ptr()), aligned_flag);
 }
 py::array check_array(py::handle object, const Label& label) {
   if (!py::isinstance<py::array>(object)) {
@@ -128,8 +144,8 @@ void check_like(const py::array& array, const Label& label, const py::array& oth
 
 void check_same_shape(const py::array& array, const Label& label, const py::array& other,
                       const std::string& whose) {
-  const bool same = array.ndim() == other.ndim() &&
-                    std::equal(array.shape(), array.shape() + array.ndim(), other.shape());
+  const bool same =
+      has_shape_of(*py::detail::array_proxy(array.ptr()), *py::detail::array_proxy(other.ptr()));
   if (!same) fail_value(label, whose + " shape " + shape_name(other), shape_name(array));
 }
 
@@ -195,9 +211,12 @@ Extent extent_of(const void* data, py::ssize_t item_size, py::ssize_t rank,
   return extent;
 }
 
+Extent extent_of(const py::array& array) {
+  return extent_of(array.data(), array.itemsize(), array.ndim(), array.shape(), array.strides());
+}
+
 void Memory::add(const py::array& array, const Label& label) {
-  add(extent_of(array.data(), array.itemsize(), array.ndim(), array.shape(), array.strides()),
-      label);
+  add(extent_of(array), label);
 }
 
 void Memory::check_overlap() {
@@ -274,29 +293,6 @@ bool is_plain_array(PyObject* object) noexcept {
   static const PyTypeObject* const array_type = py::detail::npy_api::get().PyArray_Type_;
   return Py_TYPE(object) == array_type;
 }
-
-namespace {
-
-constexpr int aligned_flag = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
-constexpr int writable_flag = py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
-
-bool is_native(const PyObject* dtype) noexcept {
-  const char order = py::detail::array_descriptor_proxy(dtype)->byteorder;
-  return order == '=' || order == native_order;
-}
-bool has_all(const py::detail::PyArray_Proxy& array, int flags) noexcept {
-  return (array.flags & flags) == flags;
-}
-bool has_shape_of(const py::detail::PyArray_Proxy& array,
-                  const py::detail::PyArray_Proxy& other) noexcept {
-  return array.nd == other.nd &&
-         std::equal(array.dimensions, array.dimensions + array.nd, other.dimensions);
-}
-int order_flag(Order order) noexcept {
-  return order == Order::c ? py::array::c_style : py::array::f_style;
-}
-
-}  // namespace
 
 bool lies_like(PyObject* object, const Like& param, Format& format) noexcept {
   const auto& array = *py::detail::array_proxy(object);

@@ -84,6 +84,7 @@ struct Extent {
 };
 Extent extent_of(const void* data, py::ssize_t item_size, py::ssize_t rank,
                  const py::ssize_t* shape, const py::ssize_t* strides);
+Extent extent_of(const py::array& array);
 
 // Collects the memory that a step touches and finds out whether any of it overlaps.
 class Memory {

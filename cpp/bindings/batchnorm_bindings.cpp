@@ -128,7 +128,7 @@ class Call {
       using T = std::remove_pointer_t<decltype(arrays.out)>;
       BatchNorm<T> batch_norm(table, layout(), how_.num_threads, arrays, affine, operation,
                               how_.relu);
-      without_gil([&]() noexcept { body(batch_norm); });
+      without_gil(x.size(), [&]() noexcept { body(batch_norm); });
     });
   }
 
@@ -137,7 +137,7 @@ class Call {
       using T = std::remove_pointer_t<decltype(arrays.out)>;
       Inference<T> inference(*batch_norm_kernels, layout(), how_.num_threads, arrays,
                              {mean, var, weight_, bias_, eps}, how_.relu);
-      without_gil([&]() noexcept { inference.run(); });
+      without_gil(x.size(), [&]() noexcept { inference.run(); });
     });
   }
 
@@ -186,13 +186,6 @@ class Call {
   Arrays<T> arrays() const {
     const auto data = [](void* array) { return static_cast<T*>(array); };
     return {data(x.view.data), data(residual), data(dy), data(out), data(dresidual), false};
-  }
-
-  template <class Work>
-  void without_gil(const Work& work) const {
-    std::optional<WithoutGil> release;
-    if (x.size() >= min_elements_without_gil) release.emplace();
-    work();
   }
 
   How how_;

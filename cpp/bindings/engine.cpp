@@ -59,10 +59,9 @@ bool Needs::operator==(const Needs& other) const noexcept {
          rounding == other.rounding && start == other.start;
 }
 
-OneAtATime::OneAtATime(std::atomic<bool>& busy, const char* name) : busy_(busy) {
-  if (busy_.exchange(true)) {
-    throw py::value_error(std::string(name) + ": expected one thread at a time, got a second one");
-  }
+OneAtATime::OneAtATime(std::atomic<bool>& busy, const char* name) : taken_(busy) {
+  if (taken_) return;
+  throw py::value_error(std::string(name) + ": expected one thread at a time, got a second one");
 }
 
 Engine::Engine(const py::dict& contents)
@@ -110,7 +109,7 @@ Engine::Engine(const py::dict& contents)
   } else if (std::optional<Arrangement> coming = arranged()) {
     now_ = std::move(*coming);
   }
-  note_written();
+  note_written(now_);
   const py::object bound = contents["bound"];
   if (!bound.is_none()) bind_leaves(bound);
 }

@@ -99,13 +99,13 @@ class Engine {
   std::optional<Arrangement> arranged();
   void arrange(Arrangement& arrangement, std::size_t index) const;
   void lay_out(Arrangement& arrangement, std::size_t index) const;
-  void note_written();
+  void note_written(const Arrangement& arrangement);
 
   // gradients.cpp: from what a user gives to addresses.
   bool walk(py::handle shape, py::object grads);
   void collect(py::handle grads);
   void take_leaves(const py::list& grads);
-  bool overlaps_written(PyObject* array, std::size_t item_size) const;
+  bool overlaps_written(PyObject* object, std::size_t item_size) const;
   bool is_ready(Arrangement& arrangement, std::size_t index, Source source, bool checked) const;
   bool all_ready(Arrangement& arrangement, Source source, bool checked) const;
   void check_gradients(Arrangement& arrangement, Source source);
@@ -143,16 +143,30 @@ class Engine {
   std::atomic<bool> busy_ = false;
 };
 
-// One call at a time: a second one would find the first one's tensors replaced.
+// Whether a thing that one call at a time can use is this call's.
+class Taken {
+ public:
+  explicit Taken(std::atomic<bool>& is_taken)
+      : is_taken_(is_taken), own_(!is_taken.exchange(true)) {}
+  Taken(const Taken&) = delete;
+  Taken& operator=(const Taken&) = delete;
+  ~Taken() {
+    if (own_) is_taken_ = false;
+  }
+  explicit operator bool() const { return own_; }
+
+ private:
+  std::atomic<bool>& is_taken_;
+  bool own_;
+};
+
+// Refuses a second call at a time, which would find the first one's tensors replaced.
 class OneAtATime {
  public:
   OneAtATime(std::atomic<bool>& busy, const char* name);
-  OneAtATime(const OneAtATime&) = delete;
-  OneAtATime& operator=(const OneAtATime&) = delete;
-  ~OneAtATime() { busy_ = false; }
 
  private:
-  std::atomic<bool>& busy_;
+  Taken taken_;
 };
 
 // Lets go of a call's gradients when it ends.

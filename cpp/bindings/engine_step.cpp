@@ -6,6 +6,7 @@
 #include "gil.hpp"
 
 namespace onepass::bindings {
+
 void Engine::check_block(const char* name) {
   if (shown.is_none()) return;
   const py::object block = shown[py::int_(0)];
@@ -109,7 +110,7 @@ void Engine::accumulate(py::handle grads, int num_threads) {
   for (std::size_t i = 0; i < size(); ++i) {
     if (!sums[i]) continue;
     const Param& param = now_.arrays[i].param;
-    Streams streams = now_.optimizer.tensors[i].streams;
+    const Streams& streams = now_.optimizer.tensors[i].streams;
     const Label label(labels_, i, Role::state, "accumulated");
     tensors[n].streams.param = {check_state(sums[i], label, param, memory)};
     tensors[n].streams.grad = streams.grad;
@@ -117,12 +118,8 @@ void Engine::accumulate(py::handle grads, int num_threads) {
     tensors[n].size = param.size;
     tensors[n++].item_size = param.item_size;
   }
-  const bool is_large = total_elements(tensors) >= min_elements_without_gil;
-  {
-    std::optional<WithoutGil> release;
-    if (is_large) release.emplace();
-    onepass::accumulate(tensors, *kernel_table_in_use, num_threads);
-  }
+  without_gil(total_elements(tensors),
+              [&]() noexcept { onepass::accumulate(tensors, *kernel_table_in_use, num_threads); });
   for (std::size_t i = 0; i < size(); ++i) {
     if (!sums[i]) continue;
     now_.arrays[i].sum = sums[i];

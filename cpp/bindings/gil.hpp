@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <cstddef>
+#include <optional>
 #include <thread>
 
 namespace onepass::bindings {
@@ -36,6 +37,14 @@ class WithoutGil {
  private:
   PyThreadState* state_;
 };
+
+// Does work on this many elements. Nothing in it may need the GIL.
+template <class Work>
+void without_gil(std::size_t elements, const Work& work) {
+  std::optional<WithoutGil> release;
+  if (elements >= min_elements_without_gil) release.emplace();
+  work();
+}
 
 // Every function that may run Python code holds one of these (as a py::call_guard). Such code (a
 // copy by NumPy, a gradient's __array__, a finalizer) may hand the interpreter over. If a daemon

@@ -9,12 +9,6 @@
 namespace onepass::bindings {
 namespace {
 
-Extent extent_of_array(PyObject* object, std::size_t item_size) {
-  const auto* array = py::detail::array_proxy(object);
-  return extent_of(array->data, static_cast<py::ssize_t>(item_size), array->nd, array->dimensions,
-                   array->strides);
-}
-
 // Whether a tree is a group: gradients may stand in groups, as their parameters do.
 bool is_group(const py::object& tree) {
   static const py::str* const name = new py::str("params");  // never destroyed
@@ -29,13 +23,12 @@ bool copy_is_still(const OwnedArrays& arrays) {
 
 }  // namespace
 
-void Engine::note_written() {
+void Engine::note_written(const Arrangement& arrangement) {
   written_.clear();
-  for (const OwnedArrays& arrays : now_.arrays) {
+  for (const OwnedArrays& arrays : arrangement.arrays) {
     for (const py::object& array : {py::object(arrays.param.array), arrays.copy}) {
       if (array.is_none()) continue;
-      const auto item_size = py::reinterpret_borrow<py::array>(array).itemsize();
-      const Extent extent = extent_of_array(array.ptr(), static_cast<std::size_t>(item_size));
+      const Extent extent = extent_of(py::reinterpret_borrow<py::array>(array));
       if (extent.begin != extent.end) written_.push_back(extent);
     }
   }
@@ -43,8 +36,10 @@ void Engine::note_written() {
             [](const Extent& a, const Extent& b) { return a.begin < b.begin; });
 }
 
-bool Engine::overlaps_written(PyObject* array, std::size_t item_size) const {
-  const auto [begin, end] = extent_of_array(array, item_size);
+bool Engine::overlaps_written(PyObject* object, std::size_t item_size) const {
+  const auto* array = py::detail::array_proxy(object);
+  const auto [begin, end] = extent_of(array->data, static_cast<py::ssize_t>(item_size), array->nd,
+                                      array->dimensions, array->strides);
   const auto after = std::upper_bound(
       written_.begin(), written_.end(), begin,
       [](std::uintptr_t address, const Extent& range) { return address < range.end; });
@@ -168,7 +163,7 @@ void Engine::check_slowly(Arrangement& arrangement, Source source) {
     if (source == Source::bound) arrays.bound_data = grad.array.data();
   }
   memory.check_overlap();
-  note_written();
+  note_written(arrangement);
 }
 
 // Where its state does not fit a parameter that has changed, that raises, and all is as it was.

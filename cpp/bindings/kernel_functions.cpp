@@ -7,7 +7,6 @@
 
 #include "engine.hpp"
 #include "function.hpp"
-#include "gil.hpp"
 #include "threads.hpp"
 
 namespace onepass::bindings {
@@ -57,23 +56,6 @@ class Kind {
   PyObject* given_;
   bool many_;
   py::object list_;
-};
-
-// Whether a thing that one call at a time can use is this call's.
-class Taken {
- public:
-  explicit Taken(std::atomic<bool>& is_taken)
-      : is_taken_(is_taken), own_(!is_taken.exchange(true)) {}
-  Taken(const Taken&) = delete;
-  Taken& operator=(const Taken&) = delete;
-  ~Taken() {
-    if (own_) is_taken_ = false;
-  }
-  explicit operator bool() const { return own_; }
-
- private:
-  std::atomic<bool>& is_taken_;
-  bool own_;
 };
 
 class Kernel final : public Body {

@@ -109,17 +109,14 @@ py::dict rules() {
 }
 
 std::vector<double> at(const std::string& name, double step, const std::vector<double>& hyper) {
-  for (const RuleRow* row : isa_in_use->kernels->rules) {
-    if (row->name != name) continue;
-    if (hyper.size() != row->hyper.size()) {
-      throw py::value_error("hyper: expected " + std::to_string(row->hyper.size()) +
-                            " numbers, got " + std::to_string(hyper.size()));
-    }
-    std::vector<double> scalars(row->scalars.size());
-    row->at(step, hyper.data(), scalars.data());
-    return scalars;
+  const RuleRow& row = find_rule(*isa_in_use->kernels, name);
+  if (hyper.size() != row.hyper.size()) {
+    throw py::value_error("hyper: expected " + std::to_string(row.hyper.size()) + " numbers, got " +
+                          std::to_string(hyper.size()));
   }
-  throw py::value_error("rule: expected one of rules(), got '" + name + "'");
+  std::vector<double> scalars(row.scalars.size());
+  row.at(step, hyper.data(), scalars.data());
+  return scalars;
 }
 
 }  // namespace

@@ -12,13 +12,6 @@
 namespace onepass::bindings {
 namespace {
 
-const RuleRow& find_rule(const KernelTable& kernels, const std::string& name) {
-  for (const RuleRow* row : kernels.rules) {
-    if (row->name == name) return *row;
-  }
-  throw py::value_error("rule: expected one of rules(), got '" + name + "'");
-}
-
 std::ptrdiff_t position(std::span<const char* const> names, const std::string& name) {
   const auto found = std::find(names.begin(), names.end(), name);
   return found == names.end() ? Field::nowhere : found - names.begin();
@@ -160,6 +153,13 @@ PyObject* make_settings_type() {
 }
 
 }  // namespace
+
+const RuleRow& find_rule(const KernelTable& kernels, const std::string& name) {
+  for (const RuleRow* row : kernels.rules) {
+    if (row->name == name) return *row;
+  }
+  throw py::value_error("rule: expected one of rules(), got '" + name + "'");
+}
 
 void Field::read(PyObject* value, double* numbers) const {
   double found[2];

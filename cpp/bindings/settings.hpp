@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "checks.hpp"
@@ -118,6 +119,9 @@ class Numbers {
   std::vector<Scheduled> scheduled_;
   Together together_;
 };
+
+// The row of a rule, or an error that names it.
+const RuleRow& find_rule(const KernelTable& kernels, const std::string& name);
 
 void bind_settings(py::module_& m, const KernelTable& kernels);
 

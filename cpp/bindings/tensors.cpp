@@ -10,14 +10,10 @@ namespace {
 
 PyTypeObject* step_info = nullptr;  // set once, at import
 
-// Other Python threads may run while many elements are worked on.
-template <class Work>
-void without_gil(const Optimizer& optimizer, const Work& work) {
-  std::size_t elements = 0;
-  for (const Parameter& param : optimizer.params) elements += param.size;
-  std::optional<WithoutGil> release;
-  if (elements >= min_elements_without_gil) release.emplace();
-  work();
+std::size_t elements(const Optimizer& optimizer) {
+  std::size_t total = 0;
+  for (const Parameter& param : optimizer.params) total += param.size;
+  return total;
 }
 
 }  // namespace
@@ -88,12 +84,12 @@ void fill_step_info(const py::object& info, std::int64_t step, double lr, const 
 
 Ready prepare_step(Optimizer& optimizer, const StepOptions& options) {
   std::optional<Ready> ready;
-  without_gil(optimizer, [&] { ready.emplace(optimizer.prepare(options)); });
+  without_gil(elements(optimizer), [&] { ready.emplace(optimizer.prepare(options)); });
   return *ready;
 }
 
 void run_without_gil(Ready& ready) noexcept {
-  without_gil(ready.optimizer(), [&]() noexcept { ready.run(); });
+  without_gil(elements(ready.optimizer()), [&]() noexcept { ready.run(); });
 }
 
 void set_step_info(py::object type) {

@@ -4,7 +4,6 @@
 
 #include <pybind11/pybind11.h>
 
-#include <functional>
 #include <utility>
 #include <vector>
 
@@ -33,12 +32,6 @@ void finish_layout(const Like& param, bool stochastic, Tensor& tensor, Parameter
 // anything is checked, because its making may collect garbage, and that may run any Python code.
 py::object new_step_info(py::object& last);
 
-// One step, or an error where a gradient is not finite and that is one. Fills `info`; `completed`:
-// the steps before this one. Returns whether it was skipped.
-template <class GradLabel>
-bool run_step(Optimizer& optimizer, const StepOptions& options, const GradLabel& grad_label,
-              std::int64_t completed, const py::object& info);
-
 // Python code that a check has run has changed an array that was checked before.
 [[noreturn]] void fail_changed();
 
@@ -62,6 +55,8 @@ Ready prepare_step(Optimizer& optimizer, const StepOptions& options);
 void fill_step_info(const py::object& info, std::int64_t step, double lr, const Ready& ready);
 void run_without_gil(Ready& ready) noexcept;
 
+// One step, or an error where a gradient is not finite and that is one. Fills `info`; `completed`:
+// the steps before this one. Returns whether it was skipped.
 template <class GradLabel>
 bool run_step(Optimizer& optimizer, const StepOptions& options, const GradLabel& grad_label,
               std::int64_t completed, const py::object& info) {
