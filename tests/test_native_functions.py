@@ -205,3 +205,9 @@ def test_it_is_collected_with_what_it_refers_to():
     del native, declared
     gc.collect()
     assert gone() is None
+
+
+def test_the_type_cannot_be_changed():
+    # Python's interpreter caches where it found a method only if the method's type is immutable.
+    with pytest.raises(TypeError, match="immutable type"):
+        _core.Function.__call__ = None

@@ -781,3 +781,14 @@ def test_the_tables_change_within_what_is_compared():
     """A test that compares a constant would show nothing."""
     for schedule in [entry[0] for entry in (*LIKE_TORCH.values(), *LIKE_OPTAX.values())]:
         assert any(a != b for a, b in pairwise(values(schedule)))
+
+
+def test_a_subclass_may_be_called_in_its_own_way():
+    class Doubled(op.schedules.cosine):
+        def __call__(self, step):
+            return 2 * super().__call__(step)
+
+    schedule = Doubled(0.25, steps=4)
+    opt = op.SGD(np.ones(1), lr=schedule)
+    assert [opt.step(np.zeros(1)).lr for _ in range(5)] == [schedule(step) for step in range(5)]
+    assert schedule(0) == 0.5

@@ -23,8 +23,16 @@ bool is_order(const py::array& array, Order order) {
   return has_all(*py::detail::array_proxy(array.ptr()), order_flag(order));
 }
 bool has_shape_of(const Proxy& array, const Proxy& other) noexcept {
-  return array.nd == other.nd &&
-         std::equal(array.dimensions, array.dimensions + array.nd, other.dimensions);
+  bool same = array.nd == other.nd;
+  for (int axis = 0; same && axis < array.nd; ++axis) {  // std::equal would call memcmp
+    same = array.dimensions[axis] == other.dimensions[axis];
+  }
+  return same;
+}
+std::size_t size_of(const Proxy& array) noexcept {
+  py::ssize_t size = 1;
+  for (int axis = 0; axis < array.nd; ++axis) size *= array.dimensions[axis];
+  return static_cast<std::size_t>(size);
 }
 
 void check_same_order(const py::array& array, const Label& label, const Param& param) {
@@ -184,15 +192,19 @@ Unchanged::Unchanged(const py::array& array)
     : array_(array),
       data_(array.data()),
       dtype_(array.dtype()),
-      size_(array.size()),
+      size_(static_cast<std::size_t>(array.size())),
       flags_(array.flags()) {}
 
 bool Unchanged::still() const {
-  const auto* array = py::detail::array_proxy(array_.ptr());
-  py::ssize_t size = 1;
-  for (int axis = 0; axis < array->nd; ++axis) size *= array->dimensions[axis];
-  return array->data == data_ && array->descr == dtype_.ptr() && array->flags == flags_ &&
-         size == size_;
+  const auto& array = *py::detail::array_proxy(array_.ptr());
+  return array.data == data_ && array.descr == dtype_.ptr() && array.flags == flags_ &&
+         size_of(array) == size_;
+}
+
+bool Like::still() const {
+  const auto& array = *py::detail::array_proxy(object);
+  return array.data == data && array.descr == descr && array.flags == flags &&
+         size_of(array) == size;
 }
 
 Extent extent_of(const void* data, py::ssize_t item_size, py::ssize_t rank,
@@ -260,16 +272,11 @@ Param check_param(py::handle object, const Label& label) {
                "strides " + strides_name(array));
   }
   const Order order = is_order(array, Order::c) ? Order::c : Order::f;
+  const auto& proxy = *py::detail::array_proxy(array.ptr());
   const std::uint8_t item_size = dtype == Dtype::f32 ? sizeof(float) : sizeof(double);
-  const Unchanged seen(array);
-  const Like like{array.ptr(),
-                  const_cast<void*>(array.data()),
-                  static_cast<std::size_t>(array.size()),
-                  item_size,
-                  dtype,
-                  order,
-                  format};
-  return {like, std::move(array), seen};
+  const Like like{array.ptr(), proxy.data, proxy.descr, size_of(proxy), proxy.flags,
+                  item_size,   dtype,      order,       format};
+  return {like, std::move(array), py::reinterpret_borrow<py::object>(proxy.descr)};
 }
 
 Checked check_grad(py::handle object, const Label& label, const Param& param, Memory& memory) {
@@ -325,13 +332,11 @@ bool is_usual_param(PyObject* object, Like& param) noexcept {
       !(is_c || has_all(array, order_flag(Order::f)))) {
     return false;
   }
-  std::size_t size = 1;
-  for (int axis = 0; axis < array.nd; ++axis) {
-    size *= static_cast<std::size_t>(array.dimensions[axis]);
-  }
   param = {object,
            array.data,
-           size,
+           array.descr,
+           size_of(array),
+           array.flags,
            is_float ? std::uint8_t{sizeof(float)} : std::uint8_t{sizeof(double)},
            is_float ? Dtype::f32 : Dtype::f64,
            is_c ? Order::c : Order::f,

@@ -58,24 +58,27 @@ class Unchanged {
   py::handle array_;
   const void* data_;
   py::object dtype_;  // kept, so that no other comes to lie where it was
-  py::ssize_t size_;
+  std::size_t size_;
   int flags_;
 };
 
-// What other arrays of a step are compared with: their parameter.
+// What other arrays of a step are compared with: their parameter, as it was when it was checked.
 struct Like {
   PyObject* object;
   void* data;
+  PyObject* descr;  // NumPy's dtype
   std::size_t size;
+  int flags;
   std::uint8_t item_size;
   Dtype dtype;  // that the rule computes with
   Order order;
-  Format format;  // plain, or 16 bits
+  Format format;       // plain, or 16 bits
+  bool still() const;  // as Unchanged's
 };
 
 struct Param : Like {
-  py::array array;  // the same object, kept alive
-  Unchanged seen;
+  py::array array;        // the same object, kept alive
+  py::object kept_descr;  // so that no other comes to lie where it was
 };
 
 // Where the elements of an array lie, from the first byte to behind the last; empty without any.

@@ -65,25 +65,26 @@ OneAtATime::OneAtATime(std::atomic<bool>& busy, const char* name) : taken_(busy)
 }
 
 Engine::Engine(const py::dict& contents)
-    : fields_(contents["fields"].cast<const Fields*>()),
+    : grouped_(contents["grouped"].cast<bool>()),
       groups_(contents["groups"]),
       own_(contents["own"]),
+      fields_(contents["fields"].cast<const Fields*>()),
       shape_(contents["shape"]),
-      grouped_(contents["grouped"].cast<bool>()),
-      flat_(!grouped_ && PyList_CheckExact(shape_.ptr()) &&
-            py::list(shape_).attr("count")(py::none()).equal(py::int_(py::len(shape_)))),
       labels_(contents["labels"]),
       keys_(contents["keys"]) {
+  flat_ = !grouped_ && PyList_CheckExact(shape_.ptr()) &&
+          py::list(shape_).attr("count")(py::none()).equal(py::int_(py::len(shape_)));
   const py::list params = contents["params"], copies = contents["copies"];
   Memory memory;
   for (std::size_t i = 0; i < params.size(); ++i) {
     const Label label(labels_, i, Role::param);
-    OwnedArrays& arrays = now_.arrays.emplace_back(check_param(params[i], label));
-    memory.add(arrays.param.array, label);
+    const Param& param = now_.params.emplace_back(check_param(params[i], label));
+    OwnedArrays& arrays = now_.arrays.emplace_back();
+    memory.add(param.array, label);
     arrays.state.resize(fields_->rule()->states.size(), py::none());
     arrays.copy = copies[i];
     if (arrays.copy.is_none()) continue;
-    check_copy(arrays.copy, Label(labels_, i, Role::copy), arrays.param, memory);
+    check_copy(arrays.copy, Label(labels_, i, Role::copy), param, memory);
     arrays.copy_seen.emplace(py::reinterpret_borrow<py::array>(arrays.copy));
     has_copies_ = true;
   }
@@ -137,7 +138,7 @@ py::dict Engine::contents() const {
   py::list params, copies, bound, steps, average_from, kept, sums;
   for (std::size_t i = 0; i < size(); ++i) {
     const OwnedArrays& arrays = now_.arrays[i];
-    params.append(arrays.param.array);
+    params.append(now_.params[i].array);
     copies.append(arrays.copy);
     bound.append(arrays.bound);
     kept.append(kept_arrays(arrays));
@@ -170,7 +171,7 @@ py::dict Engine::contents() const {
 }
 
 void Engine::check_groups() const {
-  if (groups_.size() != known_groups_.size()) {
+  if (PyList_GET_SIZE(groups_.ptr()) != std::ssize(known_groups_)) {
     throw py::value_error("param_groups: expected " + std::to_string(known_groups_.size()) +
                           " groups, got " + std::to_string(groups_.size()));
   }
@@ -188,20 +189,23 @@ void Engine::read_settings() {
   check_groups();
   for (std::size_t g = 0; g < known_groups_.size(); ++g) {
     SettingsObject& own = *as_settings(known_groups_[g].ptr());
-    if (numbers_[g].outdated(own)) {
-      is_arranged_ = false;
-      numbers_[g].read(own, now_.optimizer.groups[g].settings.hyper.data());
-    }
+    if (!numbers_[g].outdated(own)) continue;
+    is_arranged_ = false;
+    numbers_[g].read(own, now_.optimizer.groups[g].settings.hyper.data());
+    had_schedules_ = had_schedules_ || numbers_[g].has_schedules();
   }
   read_own_settings();
 }
 
 void Engine::read_own_settings() {
   SettingsObject& own = *as_settings(own_.ptr());
-  if (own_numbers_.outdated(own)) own_numbers_.read(own, &own_settings_.max_grad_norm);
+  if (!own_numbers_.outdated(own)) return;
+  own_numbers_.read(own, &own_settings_.max_grad_norm);
+  had_schedules_ = had_schedules_ || own_numbers_.has_schedules();
 }
 
 void Engine::call_schedules() {
+  if (!had_schedules_) return;
   const std::int64_t completed = now_.optimizer.completed;
   for (std::size_t g = 0; g < numbers_.size(); ++g) {
     numbers_[g].call_schedules(completed, now_.optimizer.groups[g].settings.hyper.data());
@@ -234,7 +238,8 @@ std::optional<Arrangement> Engine::arranged() {
   for (std::size_t g = 0; g < known_groups_.size(); ++g) {
     const Needs needs(now_.optimizer.groups[g]);
     if (now_.needs[g] && *now_.needs[g] == needs) continue;
-    if (!coming) coming.emplace(Arrangement{now_.arrays, copied(now_.optimizer), now_.needs});
+    if (!coming)
+      coming.emplace(Arrangement{now_.params, now_.arrays, copied(now_.optimizer), now_.needs});
     coming->needs[g] = needs;
     for (std::size_t i = 0; i < size(); ++i) {
       if (now_.optimizer.params[i].group == g) arrange(*coming, i);
@@ -248,8 +253,9 @@ void Engine::arrange(Arrangement& arrangement, std::size_t index) const {
   OwnedArrays& arrays = arrangement.arrays[index];
   Parameter& param = arrangement.optimizer.params[index];
   const bool had_average = !arrays.average.is_none();
-  const py::object kept = callbacks->arrange(fields_->rule()->name, known_groups_[param.group],
-                                             arrays.param.array, kept_arrays(arrays), param.steps);
+  const py::object kept =
+      callbacks->arrange(fields_->rule()->name, known_groups_[param.group],
+                         arrangement.params[index].array, kept_arrays(arrays), param.steps);
   set_kept_arrays(arrays, kept.cast<py::tuple>());
   if (!had_average) param.average_from = param.steps;
   lay_out(arrangement, index);
@@ -258,7 +264,7 @@ void Engine::arrange(Arrangement& arrangement, std::size_t index) const {
 // Tells the engine where a parameter's arrays lie, and how.
 void Engine::lay_out(Arrangement& arrangement, std::size_t index) const {
   const OwnedArrays& arrays = arrangement.arrays[index];
-  const Param& param = arrays.param;
+  const Param& param = arrangement.params[index];
   Parameter& known = arrangement.optimizer.params[index];
   const Group& group = arrangement.optimizer.groups[known.group];
   Tensor& tensor = arrangement.optimizer.tensors[index];
@@ -296,13 +302,14 @@ int Engine::traverse(visitproc visit, void* arg) const {
     return 0;
   };
   for (const py::handle object : {py::handle(groups_), py::handle(own_), py::handle(shape_),
-                                  py::handle(labels_), py::handle(keys_), py::handle(shown)}) {
+                                  py::handle(labels_), py::handle(keys_), py::handle(shown_)}) {
     if (object) Py_VISIT(object.ptr());
   }
+  for (const Param& param : now_.params) Py_VISIT(param.object);
   for (const OwnedArrays& arrays : now_.arrays) {
     for (const py::handle array :
-         {py::handle(arrays.param.array), py::handle(arrays.average), py::handle(arrays.master),
-          py::handle(arrays.copy), py::handle(arrays.sum), py::handle(arrays.bound)}) {
+         {py::handle(arrays.average), py::handle(arrays.master), py::handle(arrays.copy),
+          py::handle(arrays.sum), py::handle(arrays.bound)}) {
       Py_VISIT(array.ptr());
     }
     if (const int stop = visit_all(arrays.state)) return stop;

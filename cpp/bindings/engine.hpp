@@ -28,10 +28,8 @@ struct Needs {
   bool operator==(const Needs& other) const noexcept;
 };
 
-// A parameter's arrays. What is not there is None.
+// A parameter's other arrays. What is not there is None.
 struct OwnedArrays {
-  explicit OwnedArrays(Param checked) : param(std::move(checked)) {}
-  Param param;
   py::object bound = py::none();  // gradient
   const void* bound_data = nullptr;
   py::object copy = py::none();
@@ -41,8 +39,9 @@ struct OwnedArrays {
   py::object sum = py::none();  // of accumulated gradients
 };
 
-// OwnedArrays, and the engine's view of them.
+// All arrays, and the engine's view of them. Each step reads `params`, and rarely the others.
 struct Arrangement {
+  std::vector<Param> params;
   std::vector<OwnedArrays> arrays;
   Optimizer optimizer;
   std::vector<std::optional<Needs>> needs;  // of each group, which the arrays meet
@@ -84,10 +83,11 @@ class Engine {
   void clear();
 
   // The block that shows other weights, if one was made, and which parameters it is about.
-  py::object shown = py::none();
+  const py::object& shown() const { return shown_; }
+  void set_shown(py::object shown) { shown_ = std::move(shown); }
 
  private:
-  std::size_t size() const { return now_.arrays.size(); }
+  std::size_t size() const { return now_.params.size(); }
   bool clears() const { return own_settings_.clear_grads != 0; }
 
   // engine.cpp: settings, and the arrays that they ask for.
@@ -96,7 +96,7 @@ class Engine {
   void read_settings();
   void read_own_settings();
   void call_schedules();
-  std::optional<Arrangement> arranged();
+  [[gnu::cold]] std::optional<Arrangement> arranged();
   void arrange(Arrangement& arrangement, std::size_t index) const;
   void lay_out(Arrangement& arrangement, std::size_t index) const;
   void note_written(const Arrangement& arrangement);
@@ -104,43 +104,47 @@ class Engine {
   // gradients.cpp: from what a user gives to addresses.
   bool walk(py::handle shape, py::object grads);
   void collect(py::handle grads);
-  void take_leaves(const py::list& grads);
+  [[gnu::cold]] void take_leaves(const py::list& grads);
   bool overlaps_written(PyObject* object, std::size_t item_size) const;
   bool is_ready(Arrangement& arrangement, std::size_t index, Source source, bool checked) const;
   bool all_ready(Arrangement& arrangement, Source source, bool checked) const;
   void check_gradients(Arrangement& arrangement, Source source);
   void bind_leaves(const py::list& grads);
   void bind_given();
-  void check_slowly(Arrangement& arrangement, Source source);
-  void lay_out_anew(Arrangement& arrangement, std::size_t index, Param param,
-                    std::optional<Unchanged> copy_seen) const;
+  [[gnu::cold]] void check_slowly(Arrangement& arrangement, Source source);
+  [[gnu::cold]] void lay_out_anew(Arrangement& arrangement, std::size_t index, Param param,
+                                  std::optional<Unchanged> copy_seen) const;
 
   // engine_step.cpp
   Source gather(py::handle grads);
   void take_bound(const char* missing);
 
-  const Fields* fields_;
-  py::list groups_;  // `param_groups`
-  std::vector<py::object> known_groups_;
-  py::object own_;
-  py::object shape_;
+  // What each step reads stands together: a small step pays for each cache line.
+  std::atomic<bool> busy_ = false;
   bool grouped_;
-  bool flat_;  // a list of arrays without groups
-  py::list labels_, keys_;
-  std::vector<Numbers> numbers_;  // of each group
-  Numbers own_numbers_;
-  OwnSettings own_settings_;
-  Arrangement now_;
-  bool is_arranged_ = false;  // the arrays in force are those that the settings ask for
+  bool flat_ = false;           // a list of arrays without groups
+  bool is_arranged_ = false;    // the arrays in force are those that the settings ask for
+  bool had_schedules_ = false;  // some setting is a schedule, or was one
   bool has_copies_ = false;
-  std::vector<std::int64_t> accumulated_;  // how often, for each parameter
-  std::int64_t accumulations_ = 0;
   bool has_bound_ = false;
   bool bound_to_be_zeroed_ = false;  // they were checked for that
-  std::vector<Extent> written_;      // by every step, in order
-  std::vector<py::object> given_;    // the gradients of a call
+  std::int64_t accumulations_ = 0;
+  py::object shown_ = py::none();
+  py::list groups_;  // `param_groups`
+  std::vector<py::object> known_groups_;
+  std::vector<Numbers> numbers_;  // of each group
+  py::object own_;
+  OwnSettings own_settings_;
+  Numbers own_numbers_;
   py::object last_info_;
-  std::atomic<bool> busy_ = false;
+  std::vector<py::object> given_;  // the gradients of a call
+  std::vector<Extent> written_;    // by every step, in order
+  Arrangement now_;
+
+  const Fields* fields_;
+  py::object shape_;
+  py::list labels_, keys_;
+  std::vector<std::int64_t> accumulated_;  // how often, for each parameter
 };
 
 // Whether a thing that one call at a time can use is this call's.

@@ -8,15 +8,15 @@
 namespace onepass::bindings {
 
 void Engine::check_block(const char* name) {
-  if (shown.is_none()) return;
-  const py::object block = shown[py::int_(0)];
+  if (shown_.is_none()) return;
+  const py::object block = shown_[py::int_(0)];
   if (block.attr("active").cast<bool>()) {
     throw py::value_error(std::string(name) +
                           ": expected after the block that shows other weights, got a call inside "
                           "it");
   }
   block.attr("outdate")();
-  shown = py::none();
+  shown_ = py::none();
 }
 
 void Engine::check_outside(const char* name) {
@@ -99,8 +99,8 @@ void Engine::accumulate(py::handle grads, int num_threads) {
   std::vector<Tensor> tensors;
   for (std::size_t i = 0; i < size(); ++i) {
     if (given_[i].is_none()) continue;
-    const OwnedArrays& arrays = now_.arrays[i];
-    sums[i] = arrays.sum.is_none() ? callbacks->new_sum(arrays.param.array) : arrays.sum;
+    const py::object& sum = now_.arrays[i].sum;
+    sums[i] = sum.is_none() ? callbacks->new_sum(now_.params[i].array) : sum;
     tensors.emplace_back();
   }
   if (tensors.empty()) return;
@@ -109,7 +109,7 @@ void Engine::accumulate(py::handle grads, int num_threads) {
   std::size_t n = 0;
   for (std::size_t i = 0; i < size(); ++i) {
     if (!sums[i]) continue;
-    const Param& param = now_.arrays[i].param;
+    const Param& param = now_.params[i];
     const Streams& streams = now_.optimizer.tensors[i].streams;
     const Label label(labels_, i, Role::state, "accumulated");
     tensors[n].streams.param = {check_state(sums[i], label, param, memory)};

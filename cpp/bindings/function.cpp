@@ -194,8 +194,10 @@ PyObject* make_function_type() {
                          {Py_tp_methods, function_methods},
                          {Py_tp_members, function_members},
                          {0, nullptr}};
+  // Immutable, because Python's interpreter speeds up the look-up of no other type's methods.
   constexpr unsigned flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL |
-                             Py_TPFLAGS_METHOD_DESCRIPTOR | Py_TPFLAGS_DISALLOW_INSTANTIATION;
+                             Py_TPFLAGS_METHOD_DESCRIPTOR | Py_TPFLAGS_DISALLOW_INSTANTIATION |
+                             Py_TPFLAGS_IMMUTABLETYPE;
   PyType_Spec spec{"onepass._core.Function", sizeof(Function), 0, flags, slots};
   return PyType_FromSpec(&spec);
 }

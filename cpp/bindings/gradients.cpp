@@ -25,8 +25,9 @@ bool copy_is_still(const OwnedArrays& arrays) {
 
 void Engine::note_written(const Arrangement& arrangement) {
   written_.clear();
-  for (const OwnedArrays& arrays : arrangement.arrays) {
-    for (const py::object& array : {py::object(arrays.param.array), arrays.copy}) {
+  for (std::size_t i = 0; i < arrangement.params.size(); ++i) {
+    for (const py::object& array :
+         {py::object(arrangement.params[i].array), arrangement.arrays[i].copy}) {
       if (array.is_none()) continue;
       const Extent extent = extent_of(py::reinterpret_borrow<py::array>(array));
       if (extent.begin != extent.end) written_.push_back(extent);
@@ -106,21 +107,21 @@ void Engine::take_leaves(const py::list& grads) {
 // noted. `checked`: check_slowly has looked at them. Runs no Python code.
 bool Engine::is_ready(Arrangement& arrangement, std::size_t index, Source source,
                       bool checked) const {
-  const OwnedArrays& arrays = arrangement.arrays[index];
+  const Param& param = arrangement.params[index];
   Streams& streams = arrangement.optimizer.tensors[index].streams;
   PyObject* const grad = given_[index].ptr();
   streams.grad = {};
   if (grad == Py_None) return true;
   Format format = plain;
-  if (!arrays.param.seen.still() || (has_copies_ && !copy_is_still(arrays)) ||
-      !(checked || is_plain_array(grad)) || !lies_like(grad, arrays.param, format)) {
+  if (!param.still() || (has_copies_ && !copy_is_still(arrangement.arrays[index])) ||
+      !(checked || is_plain_array(grad)) || !lies_like(grad, param, format)) {
     return false;
   }
   const auto* array = py::detail::array_proxy(grad);
   const bool zeroed = source == Source::sums || clears();
   if (zeroed && !(array->flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_)) return false;
-  if (source == Source::bound && array->data != arrays.bound_data) return false;
-  const std::size_t item_size = format == plain ? arrays.param.item_size : sizeof(std::uint16_t);
+  if (source == Source::bound && array->data != arrangement.arrays[index].bound_data) return false;
+  const std::size_t item_size = format == plain ? param.item_size : sizeof(std::uint16_t);
   if (source == Source::given && !checked && overlaps_written(grad, item_size)) return false;
   streams.grad = stored(array->data, format);
   streams.zero_grad = zeroed;
@@ -145,7 +146,7 @@ void Engine::check_slowly(Arrangement& arrangement, Source source) {
     OwnedArrays& arrays = arrangement.arrays[i];
     const Label label(labels_, i, Role::param);
     const Label grad_label(labels_, i, zeroed ? Role::zeroed_grad : Role::grad);
-    Param param = check_param(arrays.param.array, label);
+    Param param = check_param(arrangement.params[i].array, label);
     memory.add(param.array, label);
     const Checked grad = in_place ? check_grad_in_place(given_[i], grad_label, param, memory)
                                   : check_grad(given_[i], grad_label, param, memory);
@@ -155,8 +156,8 @@ void Engine::check_slowly(Arrangement& arrangement, Source source) {
       const Label copy_label(labels_, i, Role::copy);
       copy_seen.emplace(check_copy(arrays.copy, copy_label, param, memory).array);
     }
-    if (!param.seen.still()) fail_changed();
-    if (!arrays.param.seen.still() || copy_changed) {
+    if (!param.still()) fail_changed();
+    if (!arrangement.params[i].still() || copy_changed) {
       lay_out_anew(arrangement, i, std::move(param), std::move(copy_seen));
     }
     given_[i] = grad.array;
@@ -170,16 +171,17 @@ void Engine::check_slowly(Arrangement& arrangement, Source source) {
 void Engine::lay_out_anew(Arrangement& arrangement, std::size_t index, Param param,
                           std::optional<Unchanged> copy_seen) const {
   OwnedArrays& arrays = arrangement.arrays[index];
-  const OwnedArrays arrays_before = arrays;
+  const Param param_before = std::exchange(arrangement.params[index], std::move(param));
+  const std::optional<Unchanged> copy_seen_before = arrays.copy_seen;
   const Parameter known_before = arrangement.optimizer.params[index];
   const Tensor tensor_before = arrangement.optimizer.tensors[index];
-  arrays.param = std::move(param);
   arrays.copy_seen = std::move(copy_seen);
   if (!arrangement.needs[0]) return;  // the first step does it
   try {
     lay_out(arrangement, index);
   } catch (...) {
-    arrays = arrays_before;
+    arrangement.params[index] = param_before;
+    arrays.copy_seen = copy_seen_before;
     arrangement.optimizer.params[index] = known_before;
     arrangement.optimizer.tensors[index] = tensor_before;
     throw;

@@ -89,13 +89,13 @@ class Kernel final : public Body {
     int num_threads = 0;
   };
   void read(PyObject* const* values, PyObject* keywords, Given& given) const;
-  void check_together(const Group& group, PyObject* const* values, PyObject* keywords,
-                      Together& before) const;
+  [[gnu::cold]] void check_together(const Group& group, PyObject* const* values, PyObject* keywords,
+                                    Together& before) const;
   void check_step(const Given& given, const Optimizer& optimizer) const;
   bool lay_out_usual(const Given& given, PyObject* const* args, std::size_t n_states,
                      Optimizer& optimizer) const noexcept;
-  void lay_out(const Given& given, PyObject* const* args, std::size_t n_states,
-               Optimizer& optimizer, Unchanging& arrays) const;
+  [[gnu::cold]] void lay_out(const Given& given, PyObject* const* args, std::size_t n_states,
+                             Optimizer& optimizer, Unchanging& arrays) const;
 
   const Fields& fields_;
   const RuleRow& rule_;
@@ -136,8 +136,6 @@ void Kernel::read(PyObject* const* values, PyObject* keywords, Given& given) con
 
 void Kernel::check_together(const Group& group, PyObject* const* values, PyObject* keywords,
                             Together& before) const {
-  const double* const numbers = group.settings.hyper.data();
-  if (fields_.go_together_like(numbers, before)) return;
   py::dict settings;
   PyDict_Update(settings.ptr(), defaults_.ptr());
   const Py_ssize_t n = keywords ? PyTuple_GET_SIZE(keywords) : 0;
@@ -146,7 +144,7 @@ void Kernel::check_together(const Group& group, PyObject* const* values, PyObjec
     if (fields_.find(name)) settings[py::handle(name)] = fields_.checked(name, values[i]);
   }
   fields_.check_together(settings);
-  before = fields_.together(numbers);
+  before = fields_.together(group.settings.hyper.data());
 }
 
 // Where nothing depends on the number of the step, it may be left out.
@@ -272,12 +270,16 @@ PyObject* Kernel::call(PyObject* const* args, Py_ssize_t n_positional, PyObject*
   Scratch& scratch = is_first ? scratch_ : own;
   py::object info = new_step_info(scratch.last_info);
   Optimizer& optimizer = scratch.optimizer;
-  optimizer.groups.assign(1, default_group_);
-  optimizer.params.assign(1, {});
-  optimizer.tensors.assign(1, {});
+  optimizer.params.resize(1);
+  optimizer.tensors.resize(1);
+  if (optimizer.groups.empty()) optimizer.groups.push_back(default_group_);
+  optimizer.groups[0].settings = default_group_.settings;
+  optimizer.params[0] = {};
   Given given{optimizer.groups[0], {}};
   read(args + n_positional, keywords, given);
-  check_together(given.group, args + n_positional, keywords, scratch.together);
+  if (!fields_.go_together_like(given.group.settings.hyper.data(), scratch.together)) {
+    check_together(given.group, args + n_positional, keywords, scratch.together);
+  }
   Unchanging arrays;
   if (!lay_out_usual(given, args, n_states, optimizer)) {
     lay_out(given, args, n_states, optimizer, arrays);

@@ -159,17 +159,20 @@ void bind_engine(py::module_& m, const KernelTable& kernels) {
            "Return each group's settings, schedules evaluated.")
       .def_property_readonly("groups", &Engine::groups)
       .def_property_readonly("own", &Engine::own)
-      .def_readwrite("shown", &Engine::shown, "The block that shows other weights, if any.");
+      .def_property("shown", &Engine::shown, &Engine::set_shown,
+                    "The block that shows other weights, if any.");
   m.def(
       "set_callbacks",
       [](py::object step_info, py::object mirror, py::object arrange, py::object new_sum,
-         py::object grad_scale) {
+         py::object grad_scale, py::object call_schedule) {
+        schedule_call = call_schedule.release().ptr();
         set_step_info(std::move(step_info));
         callbacks = new Callbacks{std::move(mirror), std::move(arrange), std::move(new_sum),
                                   Check(std::move(grad_scale))};
       },
       py::kw_only(), py::arg("step_info"), py::arg("mirror"), py::arg("arrange"),
-      py::arg("new_sum"), py::arg("grad_scale"), "Set what is done in Python.");
+      py::arg("new_sum"), py::arg("grad_scale"), py::arg("schedule_call"),
+      "Set what is done in Python.");
 }
 
 }  // namespace onepass::bindings

@@ -24,6 +24,13 @@ std::string first_number(const std::string& name, const Check& check) {
 
 constexpr std::ptrdiff_t first_option = max_hyper, first_common = first_option + max_options;
 
+// The step that an optimizer gives a schedule needs no check.
+py::object called(py::handle schedule) {
+  const py::object call = py::type::of(schedule).attr("__call__");
+  const bool is_own = call.ptr() == schedule_call;
+  return is_own ? schedule.attr("_value") : py::reinterpret_borrow<py::object>(schedule);
+}
+
 Field make_field(py::handle name, py::handle check) {
   PyObject* interned = Py_NewRef(name.ptr());
   PyUnicode_InternInPlace(&interned);
@@ -265,7 +272,7 @@ void Numbers::read(SettingsObject& settings, double* numbers) {
     PyObject* const value = PyDict_GetItemWithError(dict, field.name.ptr());
     if (!value) throw py::key_error(field.name.cast<std::string>());
     if (PyCallable_Check(value)) {
-      scheduled.push_back({&field, py::reinterpret_borrow<py::object>(value)});
+      scheduled.push_back({&field, called(value)});
       if (field.place != Field::nowhere) numbers[field.place] = 1;  // until it is called
       if (field.option != Field::nowhere) numbers[first_option + field.option] = 1;
     } else {
@@ -279,7 +286,6 @@ void Numbers::read(SettingsObject& settings, double* numbers) {
 }
 
 void Numbers::call_schedules(std::int64_t completed, double* numbers) const {
-  if (scheduled_.empty()) return;
   const auto step = py::reinterpret_steal<py::object>(PyLong_FromLongLong(completed));
   if (!step) throw py::error_already_set();
   for (std::size_t i = 0; i < scheduled_.size(); ++i) {

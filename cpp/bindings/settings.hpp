@@ -94,6 +94,9 @@ struct SettingsObject {
 
 inline PyTypeObject* settings_type = nullptr;  // set once, at import
 
+// `__call__` of our own schedules, which checks the step and calls `_value`. Set once, at import.
+inline PyObject* schedule_call = nullptr;
+
 inline SettingsObject* as_settings(PyObject* object) {
   return Py_IS_TYPE(object, settings_type) ? reinterpret_cast<SettingsObject*>(object) : nullptr;
 }
@@ -106,6 +109,7 @@ class Numbers {
   // Reads them anew. An option is on where its setting is a schedule: the state must not come and
   // go. Raises where settings do not go together.
   void read(SettingsObject& settings, double* numbers);
+  bool has_schedules() const { return !scheduled_.empty(); }
   // Calls the schedules with the number of completed steps. May run any Python code.
   void call_schedules(std::int64_t completed, double* numbers) const;
   int traverse(visitproc visit, void* arg) const;
@@ -113,7 +117,7 @@ class Numbers {
  private:
   struct Scheduled {
     const Field* field;
-    py::object schedule;
+    py::object schedule;  // or its method that computes the value
   };
   std::uint64_t changes_ = 0;
   std::vector<Scheduled> scheduled_;

@@ -67,19 +67,27 @@ py::object new_step_info(py::object& last) {
   return info;
 }
 
+// Where an object of the last step still serves, it stays: a new one costs cold cache lines.
 void fill_step_info(const py::object& info, std::int64_t step, double lr, const Ready& ready) {
-  PyObject* const values[] = {PyLong_FromLongLong(step), PyFloat_FromDouble(lr),
-                              ready.norm ? PyFloat_FromDouble(*ready.norm) : Py_NewRef(Py_None),
-                              PyBool_FromLong(ready.clipped), PyBool_FromLong(ready.skipped)};
-  bool complete = true;
-  for (Py_ssize_t i = 0; i < 5; ++i) {
-    complete = complete && values[i];
-    if (!values[i]) continue;
+  const auto set = [&](Py_ssize_t i, PyObject* value) {
+    if (!value) throw py::error_already_set();
     PyObject* const before = PyTuple_GET_ITEM(info.ptr(), i);
-    PyTuple_SET_ITEM(info.ptr(), i, values[i]);
+    PyTuple_SET_ITEM(info.ptr(), i, value);
     Py_DECREF(before);
-  }
-  if (!complete) throw py::error_already_set();
+  };
+  const auto set_number = [&](Py_ssize_t i, double number) {
+    PyObject* const before = PyTuple_GET_ITEM(info.ptr(), i);
+    const bool same = PyFloat_CheckExact(before) && PyFloat_AS_DOUBLE(before) == number;
+    if (!same || number == 0) set(i, PyFloat_FromDouble(number));  // -0.0 equals 0.0
+  };
+  const auto set_constant = [&](Py_ssize_t i, PyObject* value) {
+    if (PyTuple_GET_ITEM(info.ptr(), i) != value) set(i, Py_NewRef(value));
+  };
+  set(0, PyLong_FromLongLong(step));
+  set_number(1, lr);
+  ready.norm ? set_number(2, *ready.norm) : set_constant(2, Py_None);
+  set_constant(3, ready.clipped ? Py_True : Py_False);
+  set_constant(4, ready.skipped ? Py_True : Py_False);
 }
 
 Ready prepare_step(Optimizer& optimizer, const StepOptions& options) {

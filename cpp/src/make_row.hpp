@@ -126,9 +126,10 @@ struct Said {
       std::bit_cast<std::array<double, n_hyper>>(typename Rule::Hyper{});
 
   static void at(double step, const double* hyper, double* scalars) noexcept {
-    std::array<double, n_hyper> given;
-    std::copy_n(hyper, n_hyper, given.begin());
-    const Rule rule = Rule::at(step, std::bit_cast<typename Rule::Hyper>(given));
+    const auto named = [&]<std::size_t... i>(std::index_sequence<i...>) {
+      return typename Rule::Hyper{hyper[i]...};
+    };
+    const Rule rule = Rule::at(step, named(std::make_index_sequence<n_hyper>{}));
     std::ranges::copy(std::bit_cast<std::array<double, std::size(Rule::scalars)>>(rule), scalars);
   }
 };

@@ -27,6 +27,11 @@ double average_weight_of(const Settings& settings, double step, double averaged)
   return 1 - (settings.ema_warmup != 0 ? std::min(decay, (1 + averaged) / (10 + averaged)) : decay);
 }
 
+bool shares_job(const Parameter& param, const Parameter& other) noexcept {
+  return param.group == other.group && param.steps == other.steps &&
+         param.average_from == other.average_from;
+}
+
 // Fills in all scalars of the coming step of a parameter.
 void fill_scalars(const Group& group, const Parameter& param, std::uint64_t seed, double factor,
                   double* scalars) noexcept {
@@ -98,6 +103,11 @@ Ready Optimizer::prepare(const StepOptions& options) {
   return ready;
 }
 
+void Optimizer::Job::draw(std::uint64_t seed) {
+  bits = std::make_unique<StepBits>();
+  onepass::draw(*bits, seed, static_cast<std::uint64_t>(scalars[step_number]));
+}
+
 // A parameter without a gradient has no elements in this step.
 void Optimizer::leave_out() {
   for (std::size_t i = 0; i < params.size(); ++i) {
@@ -112,47 +122,28 @@ void Optimizer::measure(const StepOptions& options, Ready& ready) {
   if (found.nonfinite) ready.nonfinite = found.nonfinite - tensors.data();
 }
 
-// Parameters that follow each other in one group, with as many steps, have the same job.
-Optimizer::Job& Optimizer::job_of(Parameter& param, const Parameter* before) {
-  const bool same = before && before->group == param.group && before->steps == param.steps &&
-                    before->average_from == param.average_from;
-  if (same) {
-    param.job = before->job;
-  } else {
-    param.job = n_jobs_++;
-    if (jobs_.size() < n_jobs_) jobs_.emplace_back();
-    jobs_[param.job].scalars[step_number] = 0;
-  }
-  return jobs_[param.job];
-}
-
 void Optimizer::compute(const StepOptions& options, double factor) {
-  n_jobs_ = 0;
+  if (jobs_.size() < params.size()) jobs_.resize(params.size());  // none moves while one is used
+  Job* job = jobs_.data();
   const Parameter* before = nullptr;
+  const Variant* variant = nullptr;
   for (std::size_t i = 0; i < params.size(); ++i) {
-    if (!tensors[i].streams.grad.data) continue;
-    Parameter& param = params[i];
-    const Group& group = groups[param.group];
-    Job& job = job_of(param, before);
-    if (job.scalars[step_number] == 0) {
-      fill_scalars(group, param, options.seed, factor, job.scalars.data());
-      job.bits.reset();
-    }
-    if (param.rounds && !job.bits) {
-      job.bits = std::make_unique<StepBits>();
-      draw(*job.bits, options.seed, static_cast<std::uint64_t>(param.steps + 1));
-    }
-    before = &param;
-  }
-  for (std::size_t i = 0; i < params.size(); ++i) {  // no job moves any more
     Tensor& tensor = tensors[i];
     if (!tensor.streams.grad.data) continue;
     const Parameter& param = params[i];
-    const Job& job = jobs_[param.job];
-    tensor.scalars = job.scalars.data();
-    tensor.streams.random = param.rounds ? job.bits.get() : nullptr;
-    tensor.kernel = find_kernel(groups[param.group].variant(), param.is_double, param.state_format,
-                                job.scalars[weight_decay] != 0 || job.scalars[shrink] != 1);
+    const Group& group = groups[param.group];
+    if (!before || !shares_job(param, *before)) {
+      if (before) ++job;
+      fill_scalars(group, param, options.seed, factor, job->scalars.data());
+      job->bits.reset();
+      variant = &group.variant();
+    }
+    if (param.rounds && !job->bits) job->draw(options.seed);
+    before = &param;
+    const bool decays = job->scalars[weight_decay] != 0 || job->scalars[shrink] != 1;
+    tensor.kernel = find_kernel(*variant, param.is_double, param.state_format, decays);
+    tensor.scalars = job->scalars.data();
+    tensor.streams.random = param.rounds ? job->bits.get() : nullptr;
   }
 }
 

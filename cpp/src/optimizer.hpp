@@ -72,7 +72,6 @@ struct Parameter {
   StateFormat state_format = plain_state;
   std::int64_t steps = 0;         // completed
   std::int64_t average_from = 0;  // steps it had completed when its average began
-  std::size_t job = 0;            // its place among the jobs of the coming step
 };
 
 enum class Nonfinite : int { propagate, skip, raise };
@@ -119,17 +118,16 @@ class Optimizer {
 
  private:
   friend class Ready;
-  // What parameters share that are of one group and have completed as many steps.
+  // What parameters share that follow each other in one group and have completed as many steps.
   struct Job {
     std::array<double, max_scalars> scalars;
     std::unique_ptr<StepBits> bits;  // where something is rounded
+    [[gnu::cold]] void draw(std::uint64_t seed);
   };
   void leave_out();
   void measure(const StepOptions& options, Ready& ready);
   void compute(const StepOptions& options, double factor);
-  Job& job_of(Parameter& param, const Parameter* before);
   std::vector<Job> jobs_;
-  std::size_t n_jobs_ = 0;
   std::vector<double> sums_;
 };
 

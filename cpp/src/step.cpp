@@ -118,6 +118,13 @@ double sum_of_squares(std::span<Tensor> tensors, std::span<double> sums, int thr
   return total;
 }
 
+// Whether an update of so many bytes comes from beyond the caches of a core.
+bool is_far(std::size_t bytes) noexcept {
+  if (bytes <= far_for_sums) return false;  // a small step need not look at the limit
+  static const std::size_t far = far_for_updates();
+  return bytes > far;
+}
+
 }  // namespace
 
 std::size_t total_elements(std::span<const Tensor> tensors) noexcept {
@@ -127,8 +134,7 @@ std::size_t total_elements(std::span<const Tensor> tensors) noexcept {
 }
 
 void step(std::span<Tensor> tensors, int threads) noexcept {
-  static const std::size_t far = far_for_updates();
-  const bool prefetch_ahead = total_elements(tensors) * bytes_per_element > far;
+  const bool prefetch_ahead = is_far(total_elements(tensors) * bytes_per_element);
   for (Tensor& tensor : tensors) tensor.streams.prefetch_ahead = prefetch_ahead;
   for_each_range(tensors, threads, [](const Tensor& tensor, const Range& range) noexcept {
     tensor.kernel(tensor.streams, range.begin, range.end, tensor.scalars);

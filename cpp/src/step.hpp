@@ -8,15 +8,17 @@
 
 namespace onepass {
 
-struct Tensor {
-  Streams streams;
+// What a small step with two states reads lies in two cache lines, and the rest in a third one.
+struct alignas(64) Tensor {
   std::size_t size;
-  std::size_t item_size;  // of the numbers that the rule computes with
   Kernel kernel;
-  SumOfSquares squares;
   const double* scalars;
+  Streams streams;
+  std::size_t item_size;  // of the numbers that the rule computes with
+  SumOfSquares squares;
   std::size_t first_piece = 0;  // its number among all tensors' pieces; each pass sets it
 };
+static_assert(sizeof(Tensor) == 3 * 64);
 
 std::size_t total_elements(std::span<const Tensor> tensors) noexcept;
 

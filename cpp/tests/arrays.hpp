@@ -140,20 +140,20 @@ struct Arrays {
     const onepass::Streams streams{
         .param = param.stored(codec(formats.param)),
         .grad = grad.stored(codec(formats.grad)),
-        .state = {state[0].stored(), state[1].stored(), state[2].stored(), state[3].stored()},
-        .copy = codec(formats.copy) ? copy.stored(codec(formats.copy)) : onepass::Stored{},
-        .average = average.data(),
         .zero_grad = true,
         .follows = formats.follows,
         .random = formats.rounds() ? &step_bits : nullptr,
+        .average = average.data(),
+        .copy = codec(formats.copy) ? copy.stored(codec(formats.copy)) : onepass::Stored{},
+        .state = {state[0].stored(), state[1].stored(), state[2].stored(), state[3].stored()},
         .tensor = number,
     };
-    return {streams,
-            size,
-            sizeof(T),
-            onepass::find_kernel(variant, !is_float, formats.state, choice.decays()),
-            is_float ? kernels.squares_f32 : kernels.squares_f64,
-            choice.scalars->data()};
+    return {.size = size,
+            .kernel = onepass::find_kernel(variant, !is_float, formats.state, choice.decays()),
+            .scalars = choice.scalars->data(),
+            .streams = streams,
+            .item_size = sizeof(T),
+            .squares = is_float ? kernels.squares_f32 : kernels.squares_f64};
   }
 
   // The last element of the gradient.

@@ -24,12 +24,12 @@ onepass::Tensor sgd(const onepass::KernelTable& kernels, const onepass::Streams&
   const onepass::RuleRow& row = *kernels.rules[0];
   check(std::string(row.name) == "sgd", "the first row is sgd");
   const std::size_t variant = state == onepass::plain_state ? 0 : 1;
-  return {streams,
-          n,
-          sizeof(float),
-          onepass::find_kernel(row.variants[variant], false, state, false),
-          kernels.squares_f32,
-          scalars};
+  return {.size = n,
+          .kernel = onepass::find_kernel(row.variants[variant], false, state, false),
+          .scalars = scalars,
+          .streams = streams,
+          .item_size = sizeof(float),
+          .squares = kernels.squares_f32};
 }
 
 // p - lr * g, and what surrounds it.

@@ -65,6 +65,7 @@ def set_callbacks(
     arrange: Callable[..., tuple[Any, ...]],
     new_sum: Callable[[Any], Any],
     grad_scale: Any,
+    schedule_call: Callable[..., float],
 ) -> None: ...
 def make_kernel(
     *,

@@ -54,13 +54,14 @@ inline constexpr std::size_t max_states = 4;
 // One tensor's arrays. What is not there is null. What every step reads stands first: for a small
 // tensor that is not in the caches, each cache line counts.
 struct Streams {
-  Stored param, grad, state[max_states];
-  Stored copy;                  // of the parameter, in fewer bits
-  double* average = nullptr;    // of the weights
+  Stored param, grad;
   bool zero_grad = false;       // whether the loop zeroes the gradient after reading it
   bool follows = false;         // whether `param` takes over what the user has changed in `copy`
   bool prefetch_ahead = false;  // whether the loop prefetches, because the data is far away
   const StepBits* random = {};  // where parameter or state is rounded, else null
+  double* average = nullptr;    // of the weights
+  Stored copy;                  // of the parameter, in fewer bits
+  Stored state[max_states];     // few rules have more than two
   std::uint64_t tensor = 0;     // the tensor's number, which its random bits depend on
 };
 

@@ -25,6 +25,7 @@ from onepass.optim._settings import (
 )
 from onepass.optim._tree import Leaves, Node, flatten, is_groups, leaves_like
 from onepass.optim.step_info import StepInfo
+from onepass.schedules._base import BaseSchedule
 
 _OPTIONS = (*CHECKS, *GROUP_CHECKS, "grads", "copy_to")
 """What every optimizer takes besides its hyperparameters."""
@@ -443,4 +444,5 @@ _core.set_callbacks(
     arrange=arrange,
     new_sum=state_like,
     grad_scale=GRAD_SCALE,
+    schedule_call=BaseSchedule.__call__,
 )

@@ -63,7 +63,7 @@ def between(start: float, end: float, progress: float) -> float:
 
 def progress(step: int, steps: int) -> float:
     """Return how much of a way of so many steps is behind; nothing where there is no way."""
-    return min(step, steps) / steps if steps else 0.0
+    return step / steps if step < steps else float(steps > 0)
 
 
 @dataclass(frozen=True)

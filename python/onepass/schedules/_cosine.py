@@ -1,7 +1,7 @@
 """Schedules made of half waves of a cosine."""
 
-import math
 from dataclasses import dataclass
+from math import cos, pi
 from typing import ClassVar
 
 from onepass._hyperparameters import NON_NEGATIVE, Number, Whole
@@ -226,4 +226,4 @@ class one_cycle(BaseSchedule):
 
 def _half_wave(start: float, end: float, share: float) -> float:
     """Return the value on half a wave of the cosine from `start` to `end`, exact at both."""
-    return between(start, end, 0.5 * (1 - math.cos(math.pi * share)))
+    return between(start, end, 0.5 * (1 - cos(pi * share)))
