@@ -89,6 +89,7 @@ Engine::Engine(const py::dict& contents)
     has_copies_ = true;
   }
   memory.check_overlap();
+  bound_.resize(size());
   now_.optimizer.params.resize(size());
   now_.optimizer.tensors.resize(size());
   accumulated_.resize(size());
@@ -140,7 +141,7 @@ py::dict Engine::contents() const {
     const OwnedArrays& arrays = now_.arrays[i];
     params.append(now_.params[i].array);
     copies.append(arrays.copy);
-    bound.append(arrays.bound);
+    bound.append(bound_[i].grad);
     kept.append(kept_arrays(arrays));
     sums.append(arrays.sum);
     steps.append(now_.optimizer.params[i].steps);
@@ -306,10 +307,10 @@ int Engine::traverse(visitproc visit, void* arg) const {
     if (object) Py_VISIT(object.ptr());
   }
   for (const Param& param : now_.params) Py_VISIT(param.object);
+  for (const Bound& bound : bound_) Py_VISIT(bound.grad.ptr());
   for (const OwnedArrays& arrays : now_.arrays) {
-    for (const py::handle array :
-         {py::handle(arrays.average), py::handle(arrays.master), py::handle(arrays.copy),
-          py::handle(arrays.sum), py::handle(arrays.bound)}) {
+    for (const py::handle array : {py::handle(arrays.average), py::handle(arrays.master),
+                                   py::handle(arrays.copy), py::handle(arrays.sum)}) {
       Py_VISIT(array.ptr());
     }
     if (const int stop = visit_all(arrays.state)) return stop;

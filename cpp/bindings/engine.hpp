@@ -30,13 +30,17 @@ struct Needs {
 
 // A parameter's other arrays. What is not there is None.
 struct OwnedArrays {
-  py::object bound = py::none();  // gradient
-  const void* bound_data = nullptr;
   py::object copy = py::none();
   std::optional<Unchanged> copy_seen;
   std::vector<py::object> state;  // the rule's
   py::object average = py::none(), master = py::none();
   py::object sum = py::none();  // of accumulated gradients
+};
+
+// A bound gradient, and where it lay when it was checked.
+struct Bound {
+  py::object grad = py::none();
+  const void* data = nullptr;
 };
 
 // All arrays, and the engine's view of them. Each step reads `params`, and rarely the others.
@@ -111,6 +115,7 @@ class Engine {
   void check_gradients(Arrangement& arrangement, Source source);
   void bind_leaves(const py::list& grads);
   void bind_given();
+  void note_bound();
   [[gnu::cold]] void check_slowly(Arrangement& arrangement, Source source);
   [[gnu::cold]] void lay_out_anew(Arrangement& arrangement, std::size_t index, Param param,
                                   std::optional<Unchanged> copy_seen) const;
@@ -139,6 +144,7 @@ class Engine {
   py::object last_info_;
   std::vector<py::object> given_;  // the gradients of a call
   std::vector<Extent> written_;    // by every step, in order
+  std::vector<Bound> bound_;       // gradients, of each parameter
   Arrangement now_;
 
   const Fields* fields_;

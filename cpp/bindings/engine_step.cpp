@@ -47,7 +47,7 @@ Source Engine::gather(py::handle grads) {
 
 void Engine::take_bound(const char* missing) {
   if (!has_bound_) throw py::value_error(missing);
-  for (const OwnedArrays& arrays : now_.arrays) given_.push_back(arrays.bound);
+  for (const Bound& bound : bound_) given_.push_back(bound.grad);
 }
 
 py::object Engine::step(py::handle grads, double grad_scale, int num_threads) {

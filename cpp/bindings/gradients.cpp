@@ -120,7 +120,7 @@ bool Engine::is_ready(Arrangement& arrangement, std::size_t index, Source source
   const auto* array = py::detail::array_proxy(grad);
   const bool zeroed = source == Source::sums || clears();
   if (zeroed && !(array->flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_)) return false;
-  if (source == Source::bound && array->data != arrangement.arrays[index].bound_data) return false;
+  if (source == Source::bound && array->data != bound_[index].data) return false;
   const std::size_t item_size = format == plain ? param.item_size : sizeof(std::uint16_t);
   if (source == Source::given && !checked && overlaps_written(grad, item_size)) return false;
   streams.grad = stored(array->data, format);
@@ -161,7 +161,6 @@ void Engine::check_slowly(Arrangement& arrangement, Source source) {
       lay_out_anew(arrangement, i, std::move(param), std::move(copy_seen));
     }
     given_[i] = grad.array;
-    if (source == Source::bound) arrays.bound_data = grad.array.data();
   }
   memory.check_overlap();
   note_written(arrangement);
@@ -195,14 +194,23 @@ void Engine::check_gradients(Arrangement& arrangement, Source source) {
       source == Source::sums || !clears() || (source == Source::bound && bound_to_be_zeroed_);
   if (looked_at && all_ready(arrangement, source, false)) return;
   check_slowly(arrangement, source);
+  if (source == Source::bound) note_bound();
   if (!all_ready(arrangement, source, true)) fail_changed();
-  if (source == Source::bound) bound_to_be_zeroed_ = clears();
+}
+
+// Takes the gradients in `given_`, which were checked.
+void Engine::note_bound() {
+  for (std::size_t i = 0; i < size(); ++i) {
+    const bool has = !given_[i].is_none();
+    bound_[i] = {given_[i], has ? py::detail::array_proxy(given_[i].ptr())->data : nullptr};
+  }
+  bound_to_be_zeroed_ = clears();
 }
 
 void Engine::bind(py::handle grads) {
   const OneAtATime guard(busy_, "bind");
   if (grads.is_none()) {
-    for (OwnedArrays& arrays : now_.arrays) arrays.bound = py::none();
+    bound_.assign(size(), {});
     has_bound_ = false;
     return;
   }
@@ -220,9 +228,8 @@ void Engine::bind_leaves(const py::list& grads) {
 
 void Engine::bind_given() {
   check_slowly(now_, Source::bound);
-  for (std::size_t i = 0; i < size(); ++i) now_.arrays[i].bound = given_[i];
+  note_bound();
   has_bound_ = true;
-  bound_to_be_zeroed_ = clears();
 }
 
 }  // namespace onepass::bindings
