@@ -296,9 +296,8 @@ Checked check_grad(py::handle object, const Label& label, const Param& param, Me
   return {std::move(array), format};
 }
 
-bool is_plain_array(PyObject* object) noexcept {
-  static const PyTypeObject* const array_type = py::detail::npy_api::get().PyArray_Type_;
-  return Py_TYPE(object) == array_type;
+void find_numpy() {
+  array_type = py::detail::npy_api::get().PyArray_Type_;
 }
 
 bool lies_like(PyObject* object, const Like& param, Format& format) noexcept {

@@ -125,8 +125,13 @@ Checked check_grad(py::handle object, const Label& label, const Param& param, Me
 Checked check_grad_in_place(py::handle object, const Label& label, const Param& param,
                             Memory& memory);
 
+inline PyTypeObject* array_type = nullptr;  // NumPy's own
+void find_numpy();                          // sets it, at import
+
 // Whether an object is an array of NumPy's own type, and not of a subclass.
-bool is_plain_array(PyObject* object) noexcept;
+inline bool is_plain_array(PyObject* object) noexcept {
+  return Py_IS_TYPE(object, array_type);
+}
 
 // Whether a step can read an array as its parameter's gradient where it lies. Runs no Python code.
 bool lies_like(PyObject* array, const Like& param, Format& format) noexcept;

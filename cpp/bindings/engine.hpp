@@ -107,6 +107,7 @@ class Engine {
 
   // gradients.cpp: from what a user gives to addresses.
   bool walk(py::handle shape, py::object grads);
+  void collect_tree(py::handle grads);
   void collect(py::handle grads);
   [[gnu::cold]] void take_leaves(const py::list& grads);
   bool overlaps_written(PyObject* object, std::size_t item_size) const;
@@ -121,6 +122,10 @@ class Engine {
                                   std::optional<Unchanged> copy_seen) const;
 
   // engine_step.cpp
+  bool step_in(Arrangement& arrangement, py::handle grads, const StepOptions& options,
+               const py::object& info);
+  [[gnu::cold]] void step_and_arrange(py::handle grads, const StepOptions& options,
+                                      const py::object& info);
   Source gather(py::handle grads);
   void take_bound(const char* missing);
 

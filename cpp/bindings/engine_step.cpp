@@ -57,31 +57,47 @@ py::object Engine::step(py::handle grads, double grad_scale, int num_threads) {
   py::object info = new_step_info(last_info_);
   read_settings();
   call_schedules();
-  std::optional<Arrangement> coming;
-  if (!is_arranged_) coming = arranged();
-  Arrangement& arrangement = coming ? *coming : now_;
-  Optimizer& optimizer = arrangement.optimizer;
-  const Source source = gather(grads);
-  check_gradients(arrangement, source);
   StepOptions options;
   options.grad_scale = grad_scale;
   options.max_grad_norm = own_settings_.max_grad_norm;
   options.nonfinite = static_cast<Nonfinite>(own_settings_.nonfinite);
   options.seed = static_cast<std::uint64_t>(own_settings_.seed);
   options.num_threads = num_threads;
-  const auto grad_label = [&](std::size_t i) { return Label(labels_, i, Role::grad); };
-  const bool skipped = run_step(optimizer, options, grad_label, optimizer.completed, info);
-  if (coming && skipped) {
-    now_.optimizer.skipped = optimizer.skipped;
-  } else if (coming) {
+  if (is_arranged_) {
+    step_in(now_, grads, options, info);
+  } else {
+    step_and_arrange(grads, options, info);
+  }
+  last_info_ = info;
+  return info;
+}
+
+// One that needs other arrays than there are: they are kept only if it steps.
+void Engine::step_and_arrange(py::handle grads, const StepOptions& options,
+                              const py::object& info) {
+  std::optional<Arrangement> coming = arranged();
+  if (!coming) {
+    step_in(now_, grads, options, info);
+  } else if (step_in(*coming, grads, options, info)) {
+    now_.optimizer.skipped = coming->optimizer.skipped;
+  } else {
     std::swap(now_, *coming);
   }
+}
+
+// Returns whether the step was skipped.
+bool Engine::step_in(Arrangement& arrangement, py::handle grads, const StepOptions& options,
+                     const py::object& info) {
+  const Source source = gather(grads);
+  check_gradients(arrangement, source);
+  const auto grad_label = [&](std::size_t i) { return Label(labels_, i, Role::grad); };
+  Optimizer& optimizer = arrangement.optimizer;
+  const bool skipped = run_step(optimizer, options, grad_label, optimizer.completed, info);
   if (source == Source::sums) {
     std::fill(accumulated_.begin(), accumulated_.end(), 0);
     accumulations_ = 0;
   }
-  last_info_ = info;
-  return info;
+  return skipped;
 }
 
 void Engine::accumulate(py::handle grads, int num_threads) {

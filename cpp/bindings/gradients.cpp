@@ -78,14 +78,18 @@ bool Engine::walk(py::handle shape, py::object grads) {
 
 void Engine::collect(py::handle grads) {
   PyObject* const tree = grads.ptr();
-  if (flat_ && (PyList_CheckExact(tree) || PyTuple_CheckExact(tree)) &&
-      static_cast<std::size_t>(PySequence_Fast_GET_SIZE(tree)) == size()) {
-    PyObject* const* const items = PySequence_Fast_ITEMS(tree);
-    for (std::size_t i = 0; i < size(); ++i) {
-      given_.push_back(py::reinterpret_borrow<py::object>(items[i]));
-    }
-    return;
+  const bool is_flat = flat_ && (PyList_CheckExact(tree) || PyTuple_CheckExact(tree)) &&
+                       static_cast<std::size_t>(PySequence_Fast_GET_SIZE(tree)) == size();
+  if (!is_flat) return collect_tree(grads);
+  PyObject* const* const items = PySequence_Fast_ITEMS(tree);
+  given_.resize(size());
+  for (std::size_t i = 0; i < given_.size(); ++i) {
+    given_[i] = py::reinterpret_borrow<py::object>(items[i]);
   }
+}
+
+void Engine::collect_tree(py::handle grads) {
+  PyObject* const tree = grads.ptr();
   const bool in_groups =
       grouped_ && (PyList_CheckExact(tree) || PyTuple_CheckExact(tree)) &&
       PySequence_Fast_GET_SIZE(tree) > 0 &&

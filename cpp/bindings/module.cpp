@@ -137,6 +137,7 @@ PYBIND11_MODULE(_core, m) {
 
   bind_exit(m);
   bind_function(m);
+  find_numpy();
   bind_threads(m);
   bind_shown(m);
   bind_settings(m, *isa_in_use->kernels);
