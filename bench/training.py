@@ -90,7 +90,7 @@ def rivals(case: Case, workload: Workload) -> dict[str, Any]:
 def small_pass() -> Step:
     """Forward and backward of `onepass compare`'s network on digits, in half a millisecond.
 
-    It touches some 0.5 MB, so a core's second cache still has most of what a step needs.
+    It touches less than 0.5 MB, so a core's second cache still has most of what a step needs.
     """
     rng = np.random.default_rng(3)
     network = Network((64, 128, 64, 10), rng, CrossEntropy())
