@@ -93,7 +93,7 @@ def measure(options: argparse.Namespace) -> Results:
     work += [
         ("training", case, workload, situation)
         for workload in steps
-        for situation in training.MET.get(workload.name, ())
+        for situation in training.SITUATIONS_OF.get(workload.name, ())
         if situation in options.situation
         for case in chosen
     ]
@@ -126,7 +126,7 @@ def measure_row(
 ) -> Row:
     rivals = make(case, workload)  # their arrays end with this call
     before = getattr(rivals.get("onepass"), "before", None)
-    met = Situation(before, hot=False) if before else training.SITUATIONS[situation]()
+    timed_in = Situation(before, hot=False) if before else training.SITUATIONS[situation]()
     return Row(
         case=str(case),
         workload=workload.name,
@@ -138,7 +138,7 @@ def measure_row(
         isa=op.runtime.info()["isa"],
         torch_form=getattr(rivals.get("torch"), "form", None),
         formats={name: rival.bytes for name, rival in rivals.items() if hasattr(rival, "bytes")},
-        seconds=alternate({name: rival.step for name, rival in rivals.items()}, seconds, met),
+        seconds=alternate({name: rival.step for name, rival in rivals.items()}, seconds, timed_in),
     )
 
 

@@ -68,7 +68,7 @@ def test_step(benchmark, case, workload):
     benchmark(ours.step)
 
 
-@pytest.fixture(params=[name for name in training.MET if name in ("1e3", "mlp")])
+@pytest.fixture(params=[name for name in training.SITUATIONS_OF if name in ("1e3", "mlp")])
 def small(request):
     return WORKLOADS[request.param]
 

@@ -127,5 +127,10 @@ SITUATIONS: dict[str, Callable[[], Situation]] = {
 """By name. In the first two a call comes after others, in "awake" while NumPy's threads still look
 for work; in the others right after what the name says."""
 
-MET = {"1e3": tuple(SITUATIONS), "mlp": tuple(SITUATIONS), "1e5": ("matmul",), "1e6": ("matmul",)}
+SITUATIONS_OF = {
+    "1e3": tuple(SITUATIONS),
+    "mlp": tuple(SITUATIONS),
+    "1e5": ("matmul",),
+    "1e6": ("matmul",),
+}
 """In which situations each workload is timed."""
