@@ -1,6 +1,6 @@
 """Cold cache lines of one call, counted by valgrind: exact, whatever else the machine does.
 
-A forward and a backward pass sweep the caches between two steps of a training, so a small step pays
+A forward and a backward pass take the caches between two steps of a training, so a small step pays
 for each cache line that it touches, its code's included (45 to 65 ns each; NOTES.md). Here a sweep
 empties the simulated last-level cache before each call, and what cachegrind counts in many rounds
 less that in few, less the same for a call that does nothing, is a call's.

@@ -34,20 +34,25 @@ def fresh_state(case: Case, param: Array) -> list[Array | None]:
 class Onepass:
     """`opt.step(grads)`, as a user calls it."""
 
-    def __init__(self, case: Case, workload: Workload) -> None:
+    def __init__(self, case: Case, workload: Workload, **options: Any) -> None:
         self.params = workload.weights()
-        self.optimizer = case.cls(self.params, **case.settings)
+        self.optimizer = case.cls(self.params, **case.settings, **options)
         self.step: Step = partial(self.optimizer.step, workload.grads())
 
 
 class Kernel:
-    """`onepass.kernels.<rule>` on the workload's only array."""
+    """`onepass.kernels.<rule>` on the workload's array, or on lists of its arrays."""
 
     def __init__(self, case: Case, workload: Workload) -> None:
-        (self.param,), (grad,) = workload.weights(), workload.grads()
-        self.state = fresh_state(case, self.param)
+        self.params = workload.weights()
+        states = zip(*(fresh_state(case, param) for param in self.params), strict=True)
+        arrays = [self.params, workload.grads(), *states]
+        if len(self.params) == 1:
+            arrays = [array for (array,) in arrays]
+        else:
+            arrays = [None if array[0] is None else list(array) for array in arrays]
         kernel = getattr(kernels, case.cls.rule)
-        self.step: Step = partial(kernel, self.param, grad, *self.state, step=1, **case.settings)
+        self.step: Step = partial(kernel, *arrays, step=1, **case.settings)
 
 
 class CopyLimit:
@@ -92,21 +97,24 @@ class NumPy:
 
 
 class Torch:
-    """PyTorch's class of the same name: fused, or foreach where it has no fused form here."""
+    """PyTorch's class of the same name, in the form that is named, or in its fastest."""
 
-    def __init__(self, case: Case, workload: Workload) -> None:
+    def __init__(self, case: Case, workload: Workload, form: str | None = None) -> None:
         self.params = tensors(workload)
-        self.form = torch_form(case)
+        self.form = form or torch_form(case)
         optimizer = getattr(torch.optim, case.cls.__name__)
         self.step: Step = optimizer(self.params, **case.settings, **{self.form: True}).step
 
 
 def tensors(workload: Workload) -> list[Any]:
-    """PyTorch's parameters with their gradients, for as many threads as onepass has."""
+    """PyTorch's parameters with their gradients, for as many threads as onepass has.
+
+    They share the memory of NumPy's arrays, as those of a program that computes with NumPy would.
+    """
     torch.set_num_threads(runtime.get_num_threads())
-    params = [torch.from_numpy(w).clone().requires_grad_() for w in workload.weights()]
+    params = [torch.from_numpy(w).requires_grad_() for w in workload.weights()]
     for param, grad in zip(params, workload.grads(), strict=True):
-        param.grad = torch.from_numpy(grad).clone()
+        param.grad = torch.from_numpy(grad)
     return params
 
 

@@ -43,7 +43,7 @@ class Torch:
     def __init__(self, case: Case, workload: Workload, grads: list[Array]) -> None:
         torch.set_num_threads(runtime.get_num_threads())
         self.form = torch_form(case)
-        self.params = [torch.from_numpy(w).clone().requires_grad_() for w in workload.weights()]
+        self.params = [torch.from_numpy(w).requires_grad_() for w in workload.weights()]
         for param, grad in zip(self.params, grads, strict=True):
             param.grad = torch.from_numpy(grad)
         self.values = [param.detach() for param in self.params]

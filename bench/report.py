@@ -27,6 +27,7 @@ class Row:
     case: str
     workload: str
     layout: str
+    situation: str
     tensors: int
     elements: int
     bytes: int
@@ -111,29 +112,26 @@ def batch_norm(rows: Sequence[Row]) -> Report:
     return Report("Batch norm, float32", columns, rows, len(labels))
 
 
-def calls(rows: Sequence[Row]) -> Report:
-    """The table of small calls."""
-    labels = _labels(rows)
+def training(rows: Sequence[Row]) -> Report:
+    """The table of small calls, back to back and as a training has them."""
+    labels = {**WORKLOAD, **_labels(rows), "situation": lambda row: row.situation}
     columns: dict[str, Column] = {
         **labels,
-        "kernel on 1,000, µs": lambda row: row.microseconds("kernel"),
-        "step on MLP, µs": lambda row: row.microseconds("onepass"),
-        "with bound gradients, µs": lambda row: row.microseconds("bound"),
+        "µs a step": lambda row: row.microseconds("onepass"),
+        "bound, µs": lambda row: row.microseconds("bound"),
+        "schedule, µs": lambda row: row.microseconds("schedule"),
+        "kernel, µs": lambda row: row.microseconds("kernel"),
     }
+    if any("np.add" in row.seconds for row in rows):
+        columns["kernel / np.add"] = lambda row: row.ratio("kernel", "np.add")
+    if any("in place" in row.seconds for row in rows):
+        columns["NumPy in place / onepass"] = lambda row: row.ratio("in place", "onepass")
+        columns["/ bound"] = lambda row: row.ratio("in place", "bound")
+        columns["/ schedule"] = lambda row: row.ratio("in place", "schedule")
     if _has_torch(rows):
-        columns["torch on MLP, µs"] = lambda row: row.microseconds("torch")
         columns["torch / onepass"] = Row.torch
-    return Report("One call of onepass.kernels, one step of an MLP", columns, rows, len(labels))
-
-
-def training(rows: Sequence[Row]) -> Report:
-    """The table of steps between NumPy's matmuls."""
-    labels = {**WORKLOAD, **_labels(rows)}
-    columns: dict[str, Column] = {**labels, "µs a step": lambda row: row.microseconds("onepass")}
-    if _has_torch(rows):
-        columns["torch, µs a step"] = lambda row: row.microseconds("torch")
-        columns["torch / onepass"] = Row.torch
-    return Report("A step right after np.matmul, float32", columns, rows, len(labels))
+        columns["foreach / onepass"] = lambda row: row.ratio("foreach", "onepass")
+    return Report("Small calls, float32", columns, rows, len(labels))
 
 
 def full_step(rows: Sequence[Row]) -> Report:

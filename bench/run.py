@@ -12,7 +12,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
+from threadpoolctl import threadpool_limits
 
 import batch_norm
 import contenders
@@ -27,19 +27,18 @@ import formats
 import full_step
 import onepass as op
 import report
+import training
 from report import Row
-from timing import alternate
+from timing import Situation, alternate
 from workloads import BATCHES, OPERATIONS, WORKLOADS, Case, Operation, Workload, cases
 
 Results = dict[str, list[Row]]
 """By the name of the table."""
 
-PAIR = ("onepass", "torch")
-"""Those that the tables of calls and of training compare."""
-
 SECONDS = 3.0
 QUICK_SECONDS = 0.2
 QUICK_ELEMENTS = 2_000_000
+QUICK_SITUATIONS = ("hot", "sweep")
 
 
 def main() -> None:
@@ -49,7 +48,8 @@ def main() -> None:
     if options.each_isa:
         header["isa"] = "each that this machine runs"
     print("".join(f"{name}: {value}\n" for name, value in header.items()), flush=True)
-    results = measure_each_isa(sys.argv[1:]) if options.each_isa else measure(options)
+    with threadpool_limits(options.threads, user_api="blas"):  # those of NumPy's products
+        results = measure_each_isa(sys.argv[1:]) if options.each_isa else measure(options)
     for name, rows in results.items():
         report.show(getattr(report, name)(rows), options.markdown)
     if options.json:
@@ -65,6 +65,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     rules = list(op.optim.registry)
     add("--rule", nargs="+", choices=rules, default=rules, help="no matter to batch_norm")
     add("--workload", "--size", nargs="+", choices=elements, help="default: all")
+    situations = list(training.SITUATIONS)
+    add("--situation", nargs="+", choices=situations, help="of training's rows; default: all")
     add("--threads", type=int, help="of everybody; default: onepass.get_num_threads()")
     add("--seconds", type=float, help=f"for each row, more if needed; default: {SECONDS:g}")
     add("--quick", action="store_true", help="a look: little time, small workloads")
@@ -74,6 +76,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.seconds is None:
         options.seconds = QUICK_SECONDS if options.quick else SECONDS
+    if options.situation is None:
+        options.situation = QUICK_SITUATIONS if options.quick else situations
     if options.workload is None:
         most = QUICK_ELEMENTS if options.quick else math.inf
         options.workload = [name for name, size in elements.items() if size <= most]
@@ -84,25 +88,30 @@ def measure(options: argparse.Namespace) -> Results:
     chosen = cases(options.rule)
     steps = [WORKLOADS[name] for name in options.workload if name in WORKLOADS]
     batches = [batch for batch in BATCHES if batch.name in options.workload]
-    work: list[tuple[str, Case | Operation, Workload]] = []
-    work += [("steps", case, workload) for workload in steps for case in chosen]
-    work += [("calls", case, WORKLOADS["mlp"]) for case in chosen if "mlp" in options.workload]
-    between = [workload for workload in steps if workload.name in ("1e5", "1e6")]
-    work += [("training", case, workload) for workload in between for case in chosen]
+    work: list[tuple[str, Case | Operation, Workload, str]] = []
+    work += [("steps", case, workload, "hot") for workload in steps for case in chosen]
+    work += [
+        ("training", case, workload, situation)
+        for workload in steps
+        for situation in training.SITUATIONS_OF.get(workload.name, ())
+        if situation in options.situation
+        for case in chosen
+    ]
     whole = [workload for workload in steps if workload.name in ("mlp", "resnet50", "3e7")]
-    work += [("full_step", case, workload) for workload in whole for case in chosen]
+    work += [("full_step", case, workload, "hot") for workload in whole for case in chosen]
     large = [workload for workload in steps if workload.name in ("1e6", "3e7")]
-    work += [("formats", case, workload) for workload in large for case in chosen]
-    work += [("batch_norm", operation, batch) for batch in batches for operation in OPERATIONS]
+    work += [("formats", case, workload, "hot") for workload in large for case in chosen]
+    work += [
+        ("batch_norm", operation, batch, "hot") for batch in batches for operation in OPERATIONS
+    ]
     work = [item for item in work if item[0] in options.table]
     results: Results = {name: [] for name in TABLES}
     # Drawn by hand between the rows: a thread that draws would take its time from the contenders.
     with Progress(console=Console(stderr=True), auto_refresh=False) as progress:
         task = progress.add_task("timing", total=len(work))
-        for table, case, workload in work:
+        for table, case, workload, situation in work:
             progress.update(task, description=f"{workload.name}, {case}", refresh=True)
-            before = matmul() if table == "training" else None
-            row = measure_row(TABLES[table], case, workload, options.seconds, before)
+            row = measure_row(TABLES[table], case, workload, situation, options.seconds)
             results[table].append(row)
             progress.advance(task)
     return results
@@ -112,22 +121,24 @@ def measure_row(
     make: Callable[[Any, Any], dict[str, Any]],
     case: Case | Operation,
     workload: Workload,
+    situation: str,
     seconds: float,
-    before: Callable[[], Any] | None,
 ) -> Row:
     rivals = make(case, workload)  # their arrays end with this call
-    before = getattr(rivals.get("onepass"), "before", before)
+    before = getattr(rivals.get("onepass"), "before", None)
+    timed_in = Situation(before, hot=False) if before else training.SITUATIONS[situation]()
     return Row(
         case=str(case),
         workload=workload.name,
         layout=workload.layout,
+        situation=situation,
         tensors=len(workload.shapes),
         elements=workload.elements,
         bytes=np.dtype(np.float32).itemsize * workload.elements * case.arrays_moved,
         isa=op.runtime.info()["isa"],
         torch_form=getattr(rivals.get("torch"), "form", None),
         formats={name: rival.bytes for name, rival in rivals.items() if hasattr(rival, "bytes")},
-        seconds=alternate({name: rival.step for name, rival in rivals.items()}, seconds, before),
+        seconds=alternate({name: rival.step for name, rival in rivals.items()}, seconds, timed_in),
     )
 
 
@@ -135,29 +146,9 @@ def step_rivals(case: Case, workload: Workload) -> dict[str, Any]:
     return {name: rival(case, workload) for name, rival in contenders.rivals(case).items()}
 
 
-def pair_rivals(case: Case, workload: Workload) -> dict[str, Any]:
-    rivals = contenders.rivals(case)
-    return {name: rivals[name](case, workload) for name in PAIR if name in rivals}
-
-
-def call_rivals(case: Case, workload: Workload) -> dict[str, Any]:
-    return {
-        "kernel": contenders.Kernel(case, WORKLOADS["1e3"]),
-        "bound": full_step.Onepass(case, workload, workload.grads()),
-        **pair_rivals(case, workload),
-    }
-
-
-def matmul() -> Callable[[], Any]:
-    """What NumPy training does between two steps, about a millisecond of it on every core."""
-    a = np.ones((512, 512), np.float32)
-    return partial(np.matmul, a, a, out=np.empty_like(a))
-
-
 TABLES = {
     "steps": step_rivals,
-    "calls": call_rivals,
-    "training": pair_rivals,
+    "training": training.rivals,
     "full_step": full_step.rivals,
     "formats": formats.rivals,
     "batch_norm": batch_norm.rivals,

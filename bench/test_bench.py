@@ -4,6 +4,9 @@ pytest bench --benchmark-only
 """
 
 import json
+import time
+from dataclasses import replace
+from functools import partial
 from typing import ClassVar
 
 import ml_dtypes
@@ -16,9 +19,13 @@ import formats
 import full_step
 import problems
 import quality
+import report
+import run
+import training
 from onepass.lab.compare.contenders import Contender
-from timing import alternate
-from workloads import OPERATIONS, WORKLOADS, batches, cases
+from onepass.optim import AdamW
+from timing import BATCH, Block, Situation, alternate
+from workloads import OPERATIONS, WORKLOADS, Case, batches, cases
 
 SMALL = [WORKLOADS[name] for name in ("1e3", "1e5", "1e6", "mlp")]
 SMALL_BATCHES = batches((4, 64, 14, 14), (2, 256, 7, 5), (5, 512, 3, 3), (32, 1024))
@@ -61,13 +68,103 @@ def test_step(benchmark, case, workload):
     benchmark(ours.step)
 
 
-def test_kernel(benchmark, case):
-    workload = WORKLOADS["1e3"]
-    ours, reference = contenders.Kernel(case, workload), contenders.NumPy(case, workload)
+@pytest.fixture(params=[name for name in training.SITUATIONS_OF if name in ("1e3", "mlp")])
+def small(request):
+    return WORKLOADS[request.param]
+
+
+def test_kernel(benchmark, case, small):
+    ours, reference = contenders.Kernel(case, small), contenders.NumPy(case, small)
     ours.step()
     reference.step()
-    assert_same_bits([ours.param], reference.params)
+    assert_same_bits(ours.params, reference.params)
     benchmark(ours.step)
+
+
+COLD = [name for name, make in training.SITUATIONS.items() if not make().hot]
+
+
+@pytest.mark.parametrize("situation", COLD)
+def test_step_in_training(benchmark, case, situation):
+    """Each call comes right after what sweeps the caches, which pytest-benchmark does not time."""
+    workload, before = WORKLOADS["mlp"], training.SITUATIONS[situation]().before
+    ours, reference = contenders.Onepass(case, workload), contenders.NumPy(case, workload)
+
+    def setup():
+        before()  # its result would be taken for arguments
+
+    setup()
+    ours.step()
+    reference.step()
+    assert_same_bits(ours.params, reference.params)
+    benchmark.pedantic(ours.step, setup=setup, rounds=50)
+
+
+def test_all_small_calls_are_the_same_step(case, small):
+    rivals = training.rivals(case, small)
+    reference = contenders.NumPy(case, small)
+    reference.step()  # the first, for which the schedule has the learning rate of the others
+    for name in rivals.keys() - {"np.add"}:
+        rivals[name].step()
+        if name in ("torch", "foreach"):
+            for param, tensor in zip(reference.params, rivals[name].params, strict=True):
+                np.testing.assert_allclose(param, tensor.detach().numpy(), rtol=1e-5, atol=1e-6)
+        else:
+            assert_same_bits(rivals[name].params, reference.params)
+
+
+def test_numpy_in_place_is_the_reference_step_by_step():
+    case, workload = Case(AdamW), WORKLOADS["mlp"]
+    by_hand, reference = training.InPlace(case, workload), contenders.NumPy(case, workload)
+    for _ in range(5):
+        by_hand.step()
+        reference.step()
+        assert_same_bits(by_hand.params, reference.params)
+
+
+def test_what_comes_before_a_call():
+    done = []
+    call, before = partial(done.append, "call"), partial(done.append, "before")
+    for situation, batch in (
+        (Situation(before, hot=False), ["before", "call"]),
+        (Situation(before), ["before", *2 * ["call"]]),  # one of them warms up
+        (Situation(), ["call"]),
+    ):
+        # Calls as long as a batch, so that a batch has one of them.
+        block = Block.plan(lambda: (call(), time.sleep(2 * BATCH)), situation)
+        assert block.calls == 1
+        done.clear()
+        block.run()
+        assert done == (block.warm_up + block.batches) * batch
+
+
+def test_the_table_of_small_calls():
+    seconds = {"onepass": 2e-6, "bound": 1e-6, "schedule": 4e-6, "kernel": 3e-6}
+    others = {"np.add": 1.5e-6, "in place": 8e-6, "torch": 2e-5, "foreach": 3e-5}
+    times = {name: 3 * [value] for name, value in (seconds | others).items()}
+    row = report.Row("AdamW", "1e3", "", "sweep", 1, 1000, 28000, "v3", "fused", {}, times)
+    shown = report.training([row])
+    assert shown.markdown().splitlines()[-1] == (
+        "| 1e3 | AdamW | sweep | 2.0 | 1.0 | 4.0 | 3.0 | 2.00 | 4.00 | 8.00 | 2.00 "
+        "| 10.00 fused | 15.00 |"
+    )
+    bare = report.training([replace(row, seconds={"onepass": [2e-6]}, torch_form=None)])
+    assert bare.markdown().splitlines()[-1] == "| 1e3 | AdamW | sweep | 2.0 | - | - | - |"
+
+
+def test_training_is_measured(tmp_path, capsys, monkeypatch):
+    file = tmp_path / "results.json"
+    options = "--table training --rule sgd --workload 1e3 1e6 --situation hot pass --seconds 1e-3"
+    monkeypatch.setattr("timing.FEWEST_ROUNDS", 1)
+    monkeypatch.setattr("sys.argv", ["run.py", *options.split(), "--markdown", "--json", str(file)])
+    run.main()
+    *_, first, second, third, fourth = capsys.readouterr().out.strip().splitlines()
+    met = [(case, situation) for situation in ("hot", "pass") for case in map(str, cases(["sgd"]))]
+    labels = [tuple(line.split(" | ")[1:3]) for line in (first, second, third, fourth)]
+    assert labels == met
+    rows = json.loads(file.read_text())["training"]
+    assert [(row["case"], row["situation"]) for row in rows] == met
+    assert all(min(times) > 0 for row in rows for times in row["seconds"].values())
 
 
 def test_copy_limit_keeps_its_values(benchmark, case):

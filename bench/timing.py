@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import repeat
 from statistics import median
 from typing import Any
@@ -21,51 +22,66 @@ FEWEST_ROUNDS = 3
 
 
 @dataclass(frozen=True)
+class Situation:
+    """What a program does before calls that are timed, itself not timed."""
+
+    before: Step | None = None
+    hot: bool = True  # many calls at a time, after others; else one, right after `before`
+
+    def prepare(self, step: Step, calls: int) -> None:
+        if self.before:
+            self.before()
+            if self.hot:
+                _timed(step, calls)
+
+
+HOT = Situation()
+
+
+@dataclass(frozen=True)
 class Block:
     """One contender's turn in a round."""
 
     step: Step
+    prepare: Step  # before each batch
     calls: int  # per batch
     warm_up: int  # calls
     batches: int
-    before: Step | None = None  # done before each batch, not timed
 
     @classmethod
-    def plan(cls, step: Step, before: Step | None) -> "Block":
+    def plan(cls, step: Step, situation: Situation) -> "Block":
         """Fit a block to what a call costs, measured on the spot."""
         step()
-        if before:
-            calls, cost = 1, _timed(before, 1) + _timed(step, 1)
-        else:
-            cost = min(_timed(step, 1) for _ in range(2))
-            calls = math.ceil(BATCH / cost)
-        batches = min(max(int(BLOCK / (calls * cost)), 1), MOST_BATCHES)
-        return cls(step, calls, math.ceil(WARM_UP / cost), batches, before)
+        cost = min(_timed(step, 1) for _ in range(2))
+        calls = math.ceil(BATCH / cost) if situation.hot else 1
+        prepare = partial(situation.prepare, step, calls)
+        beside = _timed(prepare, 1)
+        batches = min(max(int(BLOCK / (beside + calls * cost)), 1), MOST_BATCHES)
+        return cls(step, prepare, calls, math.ceil(WARM_UP / (beside + cost)), batches)
 
     def run(self) -> float:
         """Seconds per call: the median batch."""
         time.sleep(PAUSE)
-        for _ in self._repeat(self.warm_up):
+        for _ in range(self.warm_up):
+            self.prepare()
             self.step()
-        return median(_timed(self.step, self.calls) for _ in self._repeat(self.batches))
+        return median(self._batch() for _ in range(self.batches))
 
-    def _repeat(self, times: int) -> Iterator[None]:
-        for _ in range(times):
-            if self.before:
-                self.before()
-            yield
+    def _batch(self) -> float:
+        self.prepare()
+        return _timed(self.step, self.calls)
 
 
 def alternate(
-    steps: Mapping[str, Step], seconds: float, before: Step | None = None
+    steps: Mapping[str, Step], seconds: float, situation: Situation = HOT
 ) -> dict[str, list[float]]:
     """Time the contenders in turns, and return each one's seconds per call, one a round.
 
     Every contender gets an equal part of the time, so the slow ones sit out the last rounds. The
-    first one takes part in all of them. `before` stands for what a program does between two steps.
+    first one takes part in all of them.
     """
     with _no_garbage_collection():
-        blocks = {name: Block.plan(step, before) for name, step in steps.items()}
+        blocks = {name: Block.plan(step, situation) for name, step in steps.items()}
         rounds = {}
         for name, block in blocks.items():
             start = time.perf_counter()
