@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import sys
+import threading
 
 import ml_dtypes
 import numpy as np
@@ -502,3 +504,29 @@ def test_a_large_wrong_call_is_refused_before_any_thread_starts(optimizer):
     with pytest.raises(ValueError, match=r"grad\[3\]"):
         host.step([*itertools.islice(grads, 3), grads[3][:-1]], num_threads=4)
     assert host.whole() == before
+
+
+def test_arrays_of_a_list_live_as_long_as_the_call(optimizer, rng):
+    # A large call lets other threads run, and one of these may empty the lists.
+    kernel = getattr(op.kernels, optimizer.rule)
+    params, grads = [rng.normal(size=300_000)], [rng.normal(size=300_000)]
+    state = [
+        [array] if array is not None else None
+        for array in fresh_state(optimizer, optimizer.defaults, params[0])
+    ]
+    counts = set()
+    done = threading.Event()
+
+    def watch():
+        while not done.is_set():
+            counts.add(sys.getrefcount(params[0]))
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    for step in range(1, 1001):
+        kernel(params, grads, *state, step=step, lr=1e-3)
+        if len(counts) > 1:
+            break
+    done.set()
+    watching.join()
+    assert len(counts) > 1

@@ -3,6 +3,7 @@
 #include "kernel_functions.hpp"
 
 #include <algorithm>
+#include <optional>
 #include <string>
 
 #include "engine.hpp"
@@ -58,6 +59,19 @@ class Kind {
   py::object list_;
 };
 
+bool is_several(PyObject* arrays) {
+  return PyList_CheckExact(arrays) || PyTuple_CheckExact(arrays);
+}
+
+[[gnu::noinline]] void keep_items(PyObject* const* lists, std::size_t n, Unchanging& kept) {
+  for (std::size_t k = 0; k < n; ++k) {
+    if (lists[k] == Py_None) continue;
+    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(lists[k]); ++i) {
+      kept.keep(PySequence_Fast_GET_ITEM(lists[k], i));
+    }
+  }
+}
+
 class Kernel final : public Body {
  public:
   // `fail(name)` raises what is wrong with a keyword that is not known.
@@ -80,6 +94,20 @@ class Kernel final : public Body {
     Optimizer optimizer;
     py::object last_info;
     Together together;  // settings that were last seen to go together
+    std::vector<Extent> extents;
+
+    void add(const void* data, std::size_t bytes) {
+      const auto begin = reinterpret_cast<std::uintptr_t>(data);
+      if (bytes != 0) extents.push_back({begin, begin + bytes});
+    }
+    // Says no too where only gradients meet each other, which is allowed.
+    [[gnu::noinline]] bool are_apart() {
+      std::sort(extents.begin(), extents.end(),
+                [](const Extent& a, const Extent& b) { return a.begin < b.begin; });
+      return std::adjacent_find(extents.begin(), extents.end(),
+                                [](const Extent& a, const Extent& b) { return b.begin < a.end; }) ==
+             extents.end();
+    }
   };
   // What the keywords of a call say.
   struct Given {
@@ -93,7 +121,9 @@ class Kernel final : public Body {
                                     Together& before) const;
   void check_step(const Given& given, const Optimizer& optimizer) const;
   bool lay_out_usual(const Given& given, PyObject* const* args, std::size_t n_states,
-                     Optimizer& optimizer) const noexcept;
+                     Scratch& scratch, Unchanging& kept) const;
+  bool lay_out_usual(const Variant& variant, PyObject* const* arrays, std::size_t index,
+                     Scratch& scratch) const;
   [[gnu::cold]] void lay_out(const Given& given, PyObject* const* args, std::size_t n_states,
                              Optimizer& optimizer, Unchanging& arrays) const;
 
@@ -162,48 +192,72 @@ void Kernel::check_step(const Given& given, const Optimizer& optimizer) const {
   }
 }
 
-// One parameter with arrays of the usual kind, looked at without Python code and without a list of
-// what there is. Returns false where anything is unusual, or wrong.
+// Arrays of the usual kind, looked at without Python code and without a list of what there is.
+// Returns false where anything is unusual, or wrong.
 bool Kernel::lay_out_usual(const Given& given, PyObject* const* args, std::size_t n_states,
-                           Optimizer& optimizer) const noexcept {
-  Like param;
-  Format format = plain;
-  if (!is_usual_param(args[0], param) || !is_plain_array(args[1]) ||
-      !lies_like(args[1], param, format) || given.average != Py_None || given.group.averages() ||
-      given.options.clear_grads != 0) {
+                           Scratch& scratch, Unchanging& kept) const {
+  if (given.average != Py_None || given.group.averages() || given.options.clear_grads != 0) {
     return false;
   }
-  Tensor& tensor = optimizer.tensors[0];
-  start_layout(param, 0, tensor, optimizer.params[0]);
-  const auto* const grad = static_cast<const char*>(py::detail::array_proxy(args[1])->data);
-  const auto* const grad_end = grad + param.size * (format == plain ? param.item_size : 2);
-  tensor.streams.grad = stored(grad, format);
+  const bool many = is_several(args[0]);
+  const std::size_t n = many ? static_cast<std::size_t>(PySequence_Fast_GET_SIZE(args[0])) : 1;
+  for (std::size_t k = 1; many && k < n_states + 2; ++k) {
+    const bool fits =
+        is_several(args[k]) && static_cast<std::size_t>(PySequence_Fast_GET_SIZE(args[k])) == n;
+    if (!fits && (k < 2 || args[k] != Py_None)) return false;
+  }
+  scratch.extents.clear();
+  scratch.optimizer.params.resize(n);
+  scratch.optimizer.tensors.resize(n);
+  for (std::size_t i = 0; i < n; ++i) {
+    PyObject* arrays[2 + max_states];
+    for (std::size_t k = 0; k < 2 + rule_.states.size(); ++k) {
+      PyObject* const kind = k < n_states + 2 ? args[k] : Py_None;
+      arrays[k] = many && kind != Py_None
+                      ? PySequence_Fast_GET_ITEM(kind, static_cast<Py_ssize_t>(i))
+                      : kind;
+    }
+    if (!lay_out_usual(given.group.variant(), arrays, i, scratch)) return false;
+  }
+  if (!scratch.are_apart()) return false;
+  // While other threads run, they may take arrays out of the lists.
+  const bool others_run = scratch.optimizer.elements() >= min_elements_without_gil;
+  if (many && others_run) keep_items(args, n_states + 2, kept);
+  return true;
+}
+
+// The same of one parameter.
+bool Kernel::lay_out_usual(const Variant& variant, PyObject* const* arrays, std::size_t index,
+                           Scratch& scratch) const {
+  Like param;
+  Format format = plain;
+  if (!is_usual_param(arrays[0], param) || !is_plain_array(arrays[1]) ||
+      !lies_like(arrays[1], param, format)) {
+    return false;
+  }
+  Tensor& tensor = scratch.optimizer.tensors[index];
+  start_layout(param, index, tensor, scratch.optimizer.params[index] = {});
   const std::size_t bytes = param.size * param.item_size;
-  const char* written[1 + max_states] = {static_cast<const char*>(param.data)};
-  std::size_t n = 1;
-  const Variant& variant = given.group.variant();
+  scratch.add(param.data, bytes);
+  void* const grad = py::detail::array_proxy(arrays[1])->data;
+  scratch.add(grad, format == plain ? bytes : param.size * sizeof(std::uint16_t));
+  tensor.streams.grad = stored(grad, format);
   for (std::size_t k = 0; k < rule_.states.size(); ++k) {
-    PyObject* const state = k < n_states ? args[k + 2] : Py_None;
+    PyObject* const state = arrays[k + 2];
     if (variant.uses_state[k] == (state == Py_None)) return false;
     if (state == Py_None) continue;
     if (!is_usual_state(state, param)) return false;
-    tensor.streams.state[k] = Stored(py::detail::array_proxy(state)->data);
-    written[n++] = py::detail::array_proxy(state)->data;
+    void* const data = py::detail::array_proxy(state)->data;
+    tensor.streams.state[k] = Stored(data);
+    scratch.add(data, bytes);
   }
-  bool apart = true;
-  for (std::size_t i = 0; i < n; ++i) {
-    apart = apart && (grad_end <= written[i] || written[i] + bytes <= grad);
-    for (std::size_t j = 0; j < i; ++j) {
-      apart = apart && (written[j] + bytes <= written[i] || written[i] + bytes <= written[j]);
-    }
-  }
-  return apart;
+  return true;
 }
 
 // Any number of parameters with any arrays, or an error.
 void Kernel::lay_out(const Given& given, PyObject* const* args, std::size_t n_states,
                      Optimizer& optimizer, Unchanging& arrays) const {
-  const bool many = PyList_CheckExact(args[0]) || PyTuple_CheckExact(args[0]);
+  const bool many = is_several(args[0]);
   const Kind params("param", args[0], many), grads("grad", args[1], many),
       averages("average", given.average, many);
   const std::size_t n = params.size();
@@ -266,22 +320,19 @@ PyObject* Kernel::call(PyObject* const* args, Py_ssize_t n_positional, PyObject*
                          " arrays, got " + std::to_string(n_states));
   }
   const Taken is_first(is_taken_);
-  Scratch own;
-  Scratch& scratch = is_first ? scratch_ : own;
+  std::optional<Scratch> own;
+  Scratch& scratch = is_first ? scratch_ : own.emplace();
   py::object info = new_step_info(scratch.last_info);
   Optimizer& optimizer = scratch.optimizer;
-  optimizer.params.resize(1);
-  optimizer.tensors.resize(1);
   if (optimizer.groups.empty()) optimizer.groups.push_back(default_group_);
   optimizer.groups[0].settings = default_group_.settings;
-  optimizer.params[0] = {};
   Given given{optimizer.groups[0], {}};
   read(args + n_positional, keywords, given);
   if (!fields_.go_together_like(given.group.settings.hyper.data(), scratch.together)) {
     check_together(given.group, args + n_positional, keywords, scratch.together);
   }
   Unchanging arrays;
-  if (!lay_out_usual(given, args, n_states, optimizer)) {
+  if (!lay_out_usual(given, args, n_states, scratch, arrays)) {
     lay_out(given, args, n_states, optimizer, arrays);
   }
   check_step(given, optimizer);
@@ -300,7 +351,7 @@ PyObject* Kernel::call(PyObject* const* args, Py_ssize_t n_positional, PyObject*
   options.nonfinite = static_cast<Nonfinite>(given.options.nonfinite);
   options.seed = static_cast<std::uint64_t>(given.options.seed);
   options.num_threads = given.num_threads;
-  const bool many = PyList_CheckExact(args[0]) || PyTuple_CheckExact(args[0]);
+  const bool many = is_several(args[0]);
   const auto grad_label = [=](std::size_t i) {
     return Label("grad", Role::grad, many ? static_cast<std::ptrdiff_t>(i) : Label::alone);
   };

@@ -10,12 +10,6 @@ namespace {
 
 PyTypeObject* step_info = nullptr;  // set once, at import
 
-std::size_t elements(const Optimizer& optimizer) {
-  std::size_t total = 0;
-  for (const Parameter& param : optimizer.params) total += param.size;
-  return total;
-}
-
 }  // namespace
 
 void start_layout(const Like& param, std::size_t index, Tensor& tensor, Parameter& known) {
@@ -92,12 +86,12 @@ void fill_step_info(const py::object& info, std::int64_t step, double lr, const 
 
 Ready prepare_step(Optimizer& optimizer, const StepOptions& options) {
   std::optional<Ready> ready;
-  without_gil(elements(optimizer), [&] { ready.emplace(optimizer.prepare(options)); });
+  without_gil(optimizer.elements(), [&] { ready.emplace(optimizer.prepare(options)); });
   return *ready;
 }
 
 void run_without_gil(Ready& ready) noexcept {
-  without_gil(elements(ready.optimizer()), [&]() noexcept { ready.run(); });
+  without_gil(ready.optimizer().elements(), [&]() noexcept { ready.run(); });
 }
 
 void set_step_info(py::object type) {

@@ -41,9 +41,11 @@ class Unchanging {
  public:
   void watch(PyObject* object) {
     if (!py::isinstance<py::array>(object)) return;
-    kept_.push_back(py::reinterpret_borrow<py::array>(object));
+    keep(object);
     seen_.emplace_back(kept_.back());
   }
+  // For what no Python code runs before it is used.
+  void keep(PyObject* array) { kept_.push_back(py::reinterpret_borrow<py::array>(array)); }
   void check() const;
 
  private:

@@ -113,6 +113,12 @@ class Optimizer {
   std::vector<Tensor> tensors;  // one a parameter; without gradient data it is left alone
   std::int64_t completed = 0, skipped = 0;
 
+  // Of all parameters, those included that have no gradient.
+  std::size_t elements() const noexcept {
+    std::size_t total = 0;
+    for (const Parameter& param : params) total += param.size;
+    return total;
+  }
   // May throw std::bad_alloc.
   Ready prepare(const StepOptions& options);
 
