@@ -135,6 +135,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("at", &at, py::arg("rule"), py::arg("step"), py::arg("hyper"),
         "The numbers of a step that a rule makes of its hyperparameters, in double.");
 
+  bind_arrays();
   bind_exit(m);
   bind_function(m);
   bind_threads(m);
