@@ -157,7 +157,7 @@ PyObject* backward(const Backward& given) {
   return result.release().ptr();
 }
 
-// The functions as functional.py and layer.py declare them; the values in the order of the names.
+// The functions as functional.py and _passes.py declare them; the values in the order of the names.
 
 template <std::size_t n>
 using Values = PyObject* const (&)[n];
