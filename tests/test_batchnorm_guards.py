@@ -38,6 +38,51 @@ def test_only_the_batch_has_a_position(rng, name):
     assert digest(running) == digest((np.zeros(4, np.float32), np.ones(4, np.float32)))
 
 
+# Settings
+
+TWO_VALUES = {"eps": (1e-5, 0.5), "axis": (1, -1), "relu": (False, True)}
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        (name, setting)
+        for name in FUNCTIONS
+        for setting in TWO_VALUES
+        if setting in inspect.signature(getattr(op, f"batch_norm_{name}")).parameters
+    ],
+)
+def test_a_setting_counts_for_the_call_that_has_it(rng, name, setting):
+    p = arrays(rng, (4, 4, 4))
+
+    def result(value):
+        return digest(FUNCTIONS[name](p, **{setting: value}))
+
+    one, other = TWO_VALUES[setting]
+    first, second = result(one), result(other)
+    assert first != second
+    for value, expected in ((one, first), (other, second), (other, second), (one, first)):
+        assert result(value) == expected
+        assert result(np.array(value)[()]) == expected  # the same as a scalar of NumPy
+
+
+def test_a_number_that_changes_is_checked_each_time(rng):
+    class Changing(float):
+        now = 0.5
+
+        def __float__(self):
+            return self.now
+
+    p, eps = arrays(rng), Changing(0.25)
+    assert digest(FUNCTIONS["infer"](p, eps=eps)) == digest(FUNCTIONS["infer"](p, eps=0.5))
+    Changing.now = 0.125
+    assert digest(FUNCTIONS["infer"](p, eps=eps)) == digest(FUNCTIONS["infer"](p, eps=0.125))
+    Changing.now = -1.0
+    for _ in range(2):
+        with pytest.raises(ValueError, match="eps: expected a finite number > 0"):
+            FUNCTIONS["infer"](p, eps=eps)
+
+
 # The floating-point error state
 
 

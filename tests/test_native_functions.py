@@ -16,12 +16,12 @@ import pytest
 
 import onepass as op
 from onepass import _core
-from onepass.batchnorm import functional, layer
+from onepass.batchnorm import _passes, functional
 
 PUBLIC = [thing for thing in vars(op).values() if isinstance(thing, _core.Function)]
 PRIVATE = [
     thing
-    for module in (functional, layer)
+    for module in (functional, _passes)
     for thing in vars(module).values()
     if isinstance(thing, _core.Function) and thing not in PUBLIC
 ]
@@ -195,7 +195,7 @@ def test_it_is_collected_with_what_it_refers_to():
     """Also where its declaration refers back to it."""
     declared = declared_at_top(
         types.FunctionType(
-            declaration(layer.layer_train).__code__, {"__name__": __name__}, "layer_train"
+            declaration(_passes.layer_train).__code__, {"__name__": __name__}, "layer_train"
         )
     )
     native = _core.native(declared)

@@ -126,8 +126,7 @@ py::array check_array(py::handle object, const Label& label) {
     fail_type(label, "a NumPy array", Py_TYPE(object.ptr())->tp_name);
   }
   auto array = py::reinterpret_borrow<py::array>(object);
-  const auto* plain = py::detail::npy_api::get().PyArray_Type_;
-  if (Py_TYPE(object.ptr()) != plain &&
+  if (!is_plain_array(object.ptr()) &&
       py::isinstance(object, py::module_::import("numpy.ma").attr("MaskedArray"))) {
     fail_type(label, "an array without a mask", "a masked array");
   }
@@ -296,7 +295,7 @@ Checked check_grad(py::handle object, const Label& label, const Param& param, Me
   return {std::move(array), format};
 }
 
-void find_numpy() {
+void bind_arrays() {
   array_type = py::detail::npy_api::get().PyArray_Type_;
 }
 

@@ -125,12 +125,12 @@ Checked check_grad(py::handle object, const Label& label, const Param& param, Me
 Checked check_grad_in_place(py::handle object, const Label& label, const Param& param,
                             Memory& memory);
 
-inline PyTypeObject* array_type = nullptr;  // NumPy's own
-void find_numpy();                          // sets it, at import
+inline const PyTypeObject* array_type = nullptr;  // NumPy's; set once, at import
+void bind_arrays();
 
 // Whether an object is an array of NumPy's own type, and not of a subclass.
 inline bool is_plain_array(PyObject* object) noexcept {
-  return Py_IS_TYPE(object, array_type);
+  return Py_TYPE(object) == array_type;
 }
 
 // Whether a step can read an array as its parameter's gradient where it lies. Runs no Python code.
@@ -163,10 +163,10 @@ CheckedState check_rule_state(py::handle object, const Label& label, const Param
 
 // What every check is made of; more of them in channels.hpp.
 
-[[noreturn]] void fail_type(const Label& label, const std::string& expected,
-                            const std::string& got);
-[[noreturn]] void fail_value(const Label& label, const std::string& expected,
-                             const std::string& got);
+[[noreturn, gnu::cold]] void fail_type(const Label& label, const std::string& expected,
+                                       const std::string& got);
+[[noreturn, gnu::cold]] void fail_value(const Label& label, const std::string& expected,
+                                        const std::string& got);
 py::array check_array(py::handle object, const Label& label);
 Dtype check_dtype(const py::array& array, const Label& label,
                   const char* expected = "float32 or float64");

@@ -2,203 +2,19 @@
 // is written.
 #include "batchnorm_bindings.hpp"
 
-#include <pybind11/numpy.h>
-
-#include <algorithm>
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
 #include <span>
 #include <string>
-#include <type_traits>
 #include <utility>
 
-#include "batchnorm.hpp"
-#include "channels.hpp"
-#include "checks.hpp"
+#include "batchnorm_call.hpp"
+#include "batchnorm_settings.hpp"
 #include "function.hpp"
-#include "gil.hpp"
-#include "inference.hpp"
-#include "threads.hpp"
 
 namespace onepass::bindings {
 namespace {
-
-const KernelTable* batch_norm_kernels = nullptr;  // set once, at import
-
-// The checks of the settings, from functional.py.
-struct BatchNormChecks {
-  explicit BatchNormChecks(const py::dict& checks)
-      : eps(checks["eps"]),
-        momentum(checks["momentum"]),
-        unbiased_running_var(checks["unbiased_running_var"]),
-        nonfinite(checks["nonfinite"]),
-        relu(checks["relu"]),
-        axis(checks["axis"]) {}
-  Check eps, momentum, unbiased_running_var, nonfinite, relu;
-  py::object axis;
-};
-const BatchNormChecks* batch_norm_checks = nullptr;  // set once, at import; never deleted
-
-double read_number(const Check& check, const char* name, PyObject* value) {
-  double number = 0;
-  if (!check.quick(value, &number)) check.convert(py::str(name), value, &number);
-  return number;
-}
-
-bool read_flag(const Check& check, const char* name, PyObject* value) {
-  if (value == Py_False || value == Py_True) return value == Py_True;
-  return read_number(check, name, value) != 0;
-}
-
-py::ssize_t read_axis(PyObject* value) {
-  constexpr long most = 64;  // NumPy's limit
-  if (PyLong_CheckExact(value)) {
-    int overflow = 0;
-    const long axis = PyLong_AsLongAndOverflow(value, &overflow);
-    if (overflow == 0 && -most <= axis && axis <= most) return axis;
-  }
-  return batch_norm_checks->axis("axis", py::handle(value)).cast<py::ssize_t>();
-}
-
-// What all functions are given.
-struct Common {
-  PyObject *x, *weight, *bias, *axis, *relu, *residual, *out, *num_threads;
-};
-
-// Settings that all functions have.
-struct How {
-  explicit How(const Common& given)
-      : num_threads(resolve_num_threads(given.num_threads)),
-        axis(read_axis(given.axis)),
-        relu(read_flag(batch_norm_checks->relu, "relu", given.relu)) {}
-  int num_threads;
-  py::ssize_t axis;
-  bool relu;
-};
-
-// What the functions have in common: the arrays, checked, and whatever the loops are run with. From
-// when `arguments` is there no Python code may run, unless that holds the arrays; so settings are
-// read, and tuples made, before.
-class Call {
- public:
-  // `arrays`: all that the function is given.
-  Call(const Common& given, std::initializer_list<PyObject*> arrays)
-      : how_(given),
-        arguments(arrays),
-        x(given.x, Label("x", Role::input), how_.axis, arguments),
-        weight_(affine(given.weight, "weight", 1.0)),
-        bias_(affine(given.bias, "bias", 0.0)) {
-    if (given.residual == Py_None) return;
-    residual = check_like_channels(given.residual, Label("residual", Role::input), x, arguments);
-  }
-
-  ChannelVector statistic(PyObject* given, const char* name) {
-    return {given, Label(name, Role::input), x, true, arguments};
-  }
-
-  ChannelVector variance(PyObject* given) {
-    const ChannelVector found = statistic(given, "var");
-    found.check_not_negative(Label("var", Role::input));
-    return found;
-  }
-
-  // Where the result goes: it may lie where x, residual and, in `backward`, dy lie. The last check:
-  // nothing may overlap. Returns what the caller gets.
-  py::object set_out(PyObject* given, bool may_be_x) {
-    py::object result;
-    if (given == Py_None) {
-      result = new_like(x);
-      out = data_of(result);
-    } else {
-      result = py::reinterpret_borrow<py::object>(given);
-      const void* over_x = may_be_x ? x.view.data : nullptr;
-      const Label label("out", Role::output);
-      out = check_out(given, label, x, {over_x, dy, residual}, arguments);
-    }
-    arguments.check_overlap();
-    return result;
-  }
-
-  // Calls body(batch_norm), which cannot fail; not for an array without elements.
-  template <class Body>
-  void run(Operation operation, const Body& body) {
-    const Affine affine{load(weight_), load(bias_)};
-    with_arrays([&](const auto& arrays, const auto& table) {
-      using T = std::remove_pointer_t<decltype(arrays.out)>;
-      BatchNorm<T> batch_norm(table, layout(), how_.num_threads, arrays, affine, operation,
-                              how_.relu);
-      without_gil(x.size(), [&]() noexcept { body(batch_norm); });
-    });
-  }
-
-  void infer(const PerChannel& mean, const PerChannel& var, double eps) {
-    with_arrays([&](const auto& arrays, const auto&) {
-      using T = std::remove_pointer_t<decltype(arrays.out)>;
-      Inference<T> inference(*batch_norm_kernels, layout(), how_.num_threads, arrays,
-                             {mean, var, weight_, bias_, eps}, how_.relu);
-      without_gil(x.size(), [&]() noexcept { inference.run(); });
-    });
-  }
-
-  // The gradient of a value per channel, in x's dtype: what is given, or a new array.
-  std::pair<py::object, ChannelVector> vector_out(PyObject* given, const char* name) {
-    if (given == Py_None) {
-      py::object made = new_vector(x.channels, x.view.dtype);
-      const ChannelVector vector(made, x.channels, x.view.dtype);
-      return {std::move(made), vector};
-    }
-    return {py::reinterpret_borrow<py::object>(given),
-            ChannelVector(given, Label(name, Role::output), x, false, arguments)};
-  }
-
-  // A number per channel: what a source has, or 0.
-  double* load(const PerChannel& source) {
-    double* const values = workspace_.take<double>(x.channels);
-    source.load(values, x.channels);
-    return values;
-  }
-  std::span<double> zeros() {
-    const std::span<double> values(workspace_.take<double>(x.channels), x.channels);
-    std::ranges::fill(values, 0.0);
-    return values;
-  }
-
- private:
-  PerChannel affine(PyObject* given, const char* name, double absent) {
-    if (given == Py_None) return {nullptr, 0, false, absent};
-    return ChannelVector(given, Label(name, Role::input), x, false, arguments).source();
-  }
-
-  Layout layout() const { return {x.outer, x.channels, x.inner}; }
-
-  template <class Body>
-  void with_arrays(const Body& body) {
-    if (x.size() == 0) return;
-    if (x.view.dtype == Dtype::f32) {
-      body(arrays<float>(), batch_norm_kernels->batch_norm_f32);
-    } else {
-      body(arrays<double>(), batch_norm_kernels->batch_norm_f64);
-    }
-  }
-
-  template <class T>
-  Arrays<T> arrays() const {
-    const auto data = [](void* array) { return static_cast<T*>(array); };
-    return {data(x.view.data), data(residual), data(dy), data(out), data(dresidual), false};
-  }
-
-  How how_;
-
- public:
-  Arguments arguments;
-  ChannelArray x;
-  void *residual = nullptr, *dy = nullptr, *out = nullptr, *dresidual = nullptr;
-
- private:
-  PerChannel weight_, bias_;
-  Workspace workspace_;
-};
 
 // The running statistics and the number of batches they have seen. They change last, together.
 class Running {
@@ -215,10 +31,10 @@ class Running {
     }
     if (mean == Py_None) return;
     values_ = call.zeros();
-    mean_.emplace(mean, Label("running_mean", Role::output), call.x, true, call.arguments);
-    var_.emplace(var, Label("running_var", Role::output), call.x, true, call.arguments);
+    mean_.emplace(mean, Argument{"running_mean", Role::output}, call.x, true, call.arguments);
+    var_.emplace(var, Argument{"running_var", Role::output}, call.x, true, call.arguments);
     if (batches != Py_None) {
-      const Label label("num_batches_tracked", Role::output);
+      const Argument label{"num_batches_tracked", Role::output};
       batches_ = check_counter(batches, label, call.arguments);
     }
     if (momentum != momentum && !batches_) {
@@ -265,18 +81,16 @@ struct Train : Common {
 };
 
 PyObject* train(const Train& given) {
-  const double eps = read_number(batch_norm_checks->eps, "eps", given.eps);
-  const bool unbiased = read_flag(batch_norm_checks->unbiased_running_var, "unbiased_running_var",
-                                  given.unbiased_running_var);
-  const bool skip_nonfinite =
-      read_number(batch_norm_checks->nonfinite, "nonfinite", given.nonfinite) != 0;
+  const double eps = batch_norm_settings->eps.read(given.eps);
+  const bool unbiased = batch_norm_settings->unbiased_running_var.is_on(given.unbiased_running_var);
+  const bool skip_nonfinite = batch_norm_settings->nonfinite.is_on(given.nonfinite);
   py::tuple result(3);
   Call call(given, {given.x, given.weight, given.bias, given.running_mean, given.running_var,
                     given.num_batches_tracked, given.residual, given.out});
   Running running(call, given.running_mean, given.running_var, given.num_batches_tracked,
                   given.momentum, skip_nonfinite);
-  check_has_variance(call.x, Label("x", Role::input));
-  const Label out_label("out", Role::output);
+  check_has_variance(call.x, Argument{"x"});
+  const Argument out_label{"out", Role::output};
   check_not_in_place(given.out, out_label, call.x, call.x.view.data, "x");
   if (call.residual) check_not_in_place(given.out, out_label, call.x, call.residual, "residual");
   py::object y = call.set_out(given.out, false);
@@ -311,7 +125,7 @@ PyObject* backward(const Backward& given) {
   py::tuple result(given.residual == Py_None ? 3 : 4);
   Call call(given, {given.dy, given.x, given.mean, given.scale, given.weight, given.bias,
                     given.residual, given.out, given.weight_grad, given.bias_grad});
-  call.dy = check_like_channels(given.dy, Label("dy", Role::input), call.x, call.arguments);
+  call.dy = check_like_channels(given.dy, Argument{"dy"}, call.x, call.arguments);
   const bool frozen = given.eps.has_value();
   const ChannelVector means = call.statistic(given.mean, frozen ? "mean" : "saved_mean");
   const ChannelVector scales =
@@ -343,7 +157,7 @@ PyObject* backward(const Backward& given) {
   return result.release().ptr();
 }
 
-// The functions as functional.py and layer.py declare them; the values in the order of the names.
+// The functions as functional.py and _passes.py declare them; the values in the order of the names.
 
 template <std::size_t n>
 using Values = PyObject* const (&)[n];
@@ -360,7 +174,7 @@ PyObject* batch_norm_train(PyObject* const* values) {
                 running_mean,
                 running_var,
                 Py_None,
-                read_number(batch_norm_checks->momentum, "momentum", momentum),
+                batch_norm_settings->momentum.read(momentum),
                 eps,
                 unbiased_running_var,
                 nonfinite});
@@ -370,7 +184,7 @@ PyObject* batch_norm_infer(PyObject* const* values) {
   const auto& [x, mean, var, weight, bias, eps, axis, relu, residual, out, num_threads] =
       take<11>(values);
   return infer({x, weight, bias, axis, relu, residual, out, num_threads}, mean, var,
-               read_number(batch_norm_checks->eps, "eps", eps));
+               batch_norm_settings->eps.read(eps));
 }
 
 PyObject* batch_norm_backward(PyObject* const* values) {
@@ -392,7 +206,7 @@ PyObject* batch_norm_infer_backward(PyObject* const* values) {
                    dy,
                    mean,
                    var,
-                   read_number(batch_norm_checks->eps, "eps", eps),
+                   batch_norm_settings->eps.read(eps),
                    Py_None,
                    Py_None});
 }
@@ -401,22 +215,21 @@ PyObject* layer_train(PyObject* const* values) {
   const auto& [x, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps, axis,
                unbiased_running_var, nonfinite, relu, residual, out, num_threads] =
       take<15>(values);
-  return train(
-      {{x, weight, bias, axis, relu, residual, out, num_threads},
-       running_mean,
-       running_var,
-       num_batches_tracked,
-       momentum == Py_None ? none : read_number(batch_norm_checks->momentum, "momentum", momentum),
-       eps,
-       unbiased_running_var,
-       nonfinite});
+  return train({{x, weight, bias, axis, relu, residual, out, num_threads},
+                running_mean,
+                running_var,
+                num_batches_tracked,
+                momentum == Py_None ? none : batch_norm_settings->momentum.read(momentum),
+                eps,
+                unbiased_running_var,
+                nonfinite});
 }
 
 PyObject* layer_backward(PyObject* const* values) {
   const auto& [dy, x, mean, scale, weight, bias, eps, axis, relu, residual, out, weight_grad,
                bias_grad, num_threads] = take<14>(values);
   std::optional<double> given_eps;
-  if (eps != Py_None) given_eps = read_number(batch_norm_checks->eps, "eps", eps);
+  if (eps != Py_None) given_eps = batch_norm_settings->eps.read(eps);
   return backward({{x, weight, bias, axis, relu, residual, out, num_threads},
                    dy,
                    mean,
@@ -430,10 +243,7 @@ PyObject* layer_backward(PyObject* const* values) {
 
 void bind_batch_norm(py::module_& m, const KernelTable& kernels) {
   batch_norm_kernels = &kernels;
-  m.def(
-      "check_batch_norm",
-      [](const py::dict& checks) { batch_norm_checks = new BatchNormChecks(checks); },
-      py::arg("checks"), "Set the checks of the settings, by name; before any function is called.");
+  bind_batch_norm_settings(m);
   implement({"batch_norm_train",
              {"x", "weight", "bias", "running_mean", "running_var", "momentum", "eps", "axis",
               "unbiased_running_var", "nonfinite", "relu", "residual", "out", "num_threads"},

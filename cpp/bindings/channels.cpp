@@ -17,11 +17,6 @@ py::module_ numpy() {
   return py::module_::import("numpy");
 }
 
-bool is_exact(py::handle object) {
-  static PyTypeObject* const type = py::detail::npy_api::get().PyArray_Type_;
-  return Py_TYPE(object.ptr()) == type;
-}
-
 // Whether no Python code can run until the call ends: no array has hooks, none is copied, and other
 // threads wait.
 bool is_quiet(std::initializer_list<PyObject*> arrays) {
@@ -31,7 +26,7 @@ bool is_quiet(std::initializer_list<PyObject*> arrays) {
   constexpr int aligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_, c_order = py::array::c_style;
   return std::ranges::all_of(arrays, [](PyObject* object) {
     if (object == Py_None) return true;
-    if (!is_exact(object)) return false;
+    if (!is_plain_array(object)) return false;
     const auto* array = py::detail::array_proxy(object);
     std::size_t size = 1;
     for (int axis = 0; axis < array->nd; ++axis) {
@@ -62,20 +57,20 @@ std::vector<py::ssize_t> memory_order(const View& view) {
   return axes;
 }
 
-void check_like(const View& view, const Label& label, const View& x) {
+void check_like(const View& view, Argument argument, const View& x) {
   if (view.dtype == x.dtype && view.rank == x.rank &&
       std::equal(view.shape(), view.shape() + view.rank, x.shape())) {
     return;
   }
-  check_like(view.array(), label, x.array(), "x's");  // says what differs
-  fail_value(label, "an array that does not change during the call", "one that did");
+  check_like(view.array(), argument, x.array(), "x's");  // says what differs
+  fail_value(argument, "an array that does not change during the call", "one that did");
 }
 
-void check_written_in_place(const View& view, const Label& label) {
+void check_written_in_place(const View& view, Argument argument) {
   constexpr int writeable = py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
   if ((view.flags & writeable) != 0 && view.is_aligned()) return;
-  check_written_in_place(view.array(), label);
-  fail_value(label, "an array that does not change during the call", "one that did");
+  check_written_in_place(view.array(), argument);
+  fail_value(argument, "an array that does not change during the call", "one that did");
 }
 
 // A plain array of this memory, or with `data` null of new memory; in C order without strides.
@@ -89,6 +84,17 @@ py::object new_array(Dtype dtype, py::ssize_t rank, const py::ssize_t* shape,
   return array;
 }
 
+// Returns n if no value is negative.
+template <class T>
+std::size_t first_negative(const char* data, py::ssize_t stride, std::size_t n) noexcept {
+  std::size_t c = 0;
+  while (c < n && !(*reinterpret_cast<const T*>(data) < 0)) {
+    data += stride;
+    ++c;
+  }
+  return c;
+}
+
 // The largest count of batches: a double holds every whole number up to 2**53.
 constexpr std::int64_t most_batches = std::int64_t{1} << 53;
 
@@ -96,8 +102,20 @@ constexpr std::int64_t most_batches = std::int64_t{1} << 53;
 
 Arguments::Arguments(std::initializer_list<PyObject*> arrays) {
   if (is_quiet(arrays)) return;
-  kept_.reserve(2 * most_arrays);
   for (PyObject* array : arrays) hold(array);
+}
+
+void Arguments::keep(py::object object) {
+  if (!kept_) {
+    kept_.reset(new std::vector<py::object>);
+    kept_->reserve(2 * most_arrays);
+  }
+  kept_->push_back(std::move(object));
+}
+
+[[gnu::noinline]] void Arguments::Release::operator()(
+    std::vector<py::object>* kept) const noexcept {
+  delete kept;
 }
 
 // NumPy never resizes an array that has a weak reference, not even with refcheck=False. The array
@@ -109,14 +127,14 @@ void Arguments::hold(py::handle array) {
   }
 }
 
-void Arguments::add(const Extent& extent, const Label& label, bool overwrites) {
+void Arguments::add(const Extent& extent, Argument argument, bool overwrites) {
   if (extent.begin == extent.end) return;
   for (std::size_t i = 0; overwrites && i < n_ranges_; ++i) {
     Range& range = ranges_[i];
     const bool same = range.extent.begin == extent.begin && range.extent.end == extent.end;
     if (same && !range.written) range.extent.end = extent.begin;  // it meets nothing now
   }
-  ranges_[n_ranges_++] = {extent, label.name(), label.written()};
+  ranges_[n_ranges_++] = {extent, argument.name, argument.written()};
 }
 
 void Arguments::check_overlap() const {
@@ -128,17 +146,22 @@ void Arguments::check_overlap() const {
       any |= meet && (a.written || b.written);
     }
   }
-  if (!any) return;
-  Memory memory;  // says which
+  if (any) check_each_overlap();
+}
+
+// Says which array meets which.
+[[gnu::cold]] void Arguments::check_each_overlap() const {
+  Memory memory;
   for (std::size_t i = 0; i < n_ranges_; ++i) {
     const Range& range = ranges_[i];
-    memory.add(range.extent, Label(range.name, range.written ? Role::output : Role::input));
+    memory.add(range.extent, Argument{range.name, range.written ? Role::output : Role::input});
   }
   memory.check_overlap();
 }
 
-View::View(py::handle given, const Label& label) : object(given) {
-  if (!is_exact(given)) check_array(given, label);  // which may run hooks, so it comes first
+View::View(py::handle given, Argument argument) : object(given) {
+  if (!is_plain_array(given.ptr()))
+    check_array(given, argument);  // which may run hooks, so it comes first
   const auto* seen = py::detail::array_proxy(given.ptr());
   data = seen->data;
   rank = seen->nd;
@@ -153,7 +176,7 @@ View::View(py::handle given, const Label& label) : object(given) {
   } else if (descr->byteorder == '=' && descr->type_num == float64_num) {
     dtype = Dtype::f64;
   } else {
-    dtype = check_dtype(array(), label);
+    dtype = check_dtype(array(), argument);
   }
 }
 
@@ -176,56 +199,63 @@ py::ssize_t View::size() const {
   return std::accumulate(shape(), shape() + rank, py::ssize_t{1}, std::multiplies<>());
 }
 
-ChannelArray::ChannelArray(py::handle object, const Label& label, py::ssize_t axis_given,
+ChannelArray::ChannelArray(py::handle object, Argument argument, py::ssize_t axis_given,
                            Arguments& arguments)
-    : view(object, label), axis(axis_given) {
+    : axis(axis_given), view(object, argument) {
   const py::ssize_t rank = view.rank;
   if (rank < 2) {
-    fail_value(label, "at least 2 axes, one of them the channels",
+    fail_value(argument, "at least 2 axes, one of them the channels",
                "shape " + shape_name(view.array()));
   }
   if (axis < -rank || axis >= rank) {
-    fail_value(Label("axis", Role::input),
-               "an axis of " + label.str() + ", from -" + std::to_string(rank) + " to " +
-                   std::to_string(rank - 1),
+    fail_value(Argument{"axis"},
+               std::string("an axis of ") + argument.name + ", from -" + std::to_string(rank) +
+                   " to " + std::to_string(rank - 1),
                std::to_string(axis));
   }
   if (axis < 0) axis += rank;
-  arguments.add(view.extent(), label);
+  arguments.add(view.extent(), argument);
   channels = static_cast<std::size_t>(view.shape()[axis]);
-  const auto product = [&](py::ssize_t from, py::ssize_t to) {
-    std::size_t length = 1;
-    for (py::ssize_t a = from; a < to; ++a) length *= static_cast<std::size_t>(view.shape()[a]);
-    return length;
-  };
+  const py::ssize_t size = view.size();
   if (view.is_c_order() && view.is_aligned()) {
-    outer = product(0, axis);
-    inner = product(axis + 1, rank);
-  } else if (view.size() != 0) {
-    std::vector<py::ssize_t> order = memory_order(view);
-    if (!view.is_aligned() || (order.empty() && view.size() > 1)) {
-      copy(label, arguments);
-      order = memory_order(view);
-    }
     std::size_t* extent = &outer;
-    for (const py::ssize_t a : order) {
+    for (py::ssize_t a = 0; a < rank; ++a) {
       if (a == axis) {
         extent = &inner;
       } else {
         *extent *= static_cast<std::size_t>(view.shape()[a]);
       }
     }
+  } else if (size != 0) {
+    arrange(argument, arguments);
   }
-  if (view.size() == 0) {
+  if (size == 0) {
     outer = inner = 0;
   } else if (channels == 1) {
     outer *= std::exchange(inner, 1);
   }
 }
 
-void ChannelArray::copy(const Label& label, Arguments& arguments) {
+// Finds the extents of an array that is not in C order.
+[[gnu::noinline]] void ChannelArray::arrange(Argument argument, Arguments& arguments) {
+  std::vector<py::ssize_t> order = memory_order(view);
+  if (!view.is_aligned() || (order.empty() && view.size() > 1)) {
+    copy(argument, arguments);
+    order = memory_order(view);
+  }
+  std::size_t* extent = &outer;
+  for (const py::ssize_t a : order) {
+    if (a == axis) {
+      extent = &inner;
+    } else {
+      *extent *= static_cast<std::size_t>(view.shape()[a]);
+    }
+  }
+}
+
+void ChannelArray::copy(Argument argument, Arguments& arguments) {
   py::object copy = numpy().attr("array")(view.plain(), py::arg("copy") = true);
-  view = View(copy, label);
+  view = View(copy, argument);
   copied = true;
   arguments.keep(std::move(copy));
 }
@@ -240,11 +270,11 @@ py::object new_vector(std::size_t channels, Dtype dtype) {
   return new_array(dtype, 1, &length, nullptr);
 }
 
-void* check_like_channels(py::handle object, const Label& label, const ChannelArray& x,
+void* check_like_channels(py::handle object, Argument argument, const ChannelArray& x,
                           Arguments& arguments) {
-  const View view(object, label);
-  check_like(view, label, x.view);
-  arguments.add(view.extent(), label);
+  const View view(object, argument);
+  check_like(view, argument, x.view);
+  arguments.add(view.extent(), argument);
   if (view.is_aligned() && view.has_layout_of(x.view)) return view.data;
   py::object copy = new_like(x);
   numpy().attr("copyto")(copy, view.plain());
@@ -253,61 +283,61 @@ void* check_like_channels(py::handle object, const Label& label, const ChannelAr
   return data;
 }
 
-void* check_out(py::handle object, const Label& label, const ChannelArray& x,
+void* check_out(py::handle object, Argument argument, const ChannelArray& x,
                 std::initializer_list<const void*> same, Arguments& arguments) {
-  const View view(object, label);
-  check_like(view, label, x.view);
-  check_written_in_place(view, label);
+  const View view(object, argument);
+  check_like(view, argument, x.view);
+  check_written_in_place(view, argument);
   if (!view.has_layout_of(x.view)) {
     fail_value(
-        label,
+        argument,
         "strides " + strides_name(x.view.array()) +
             (x.copied ? ", as x has when it is copied to fill its memory" : ", as x has in memory"),
         "strides " + strides_name(view.array()));
   }
   const bool overwrites = std::ranges::find(same, view.data) != same.end();
-  arguments.add(view.extent(), label, overwrites);
+  arguments.add(view.extent(), argument, overwrites);
   return view.data;
 }
 
-void check_has_variance(const ChannelArray& x, const Label& label) {
+void check_has_variance(const ChannelArray& x, Argument argument) {
   const std::size_t count = x.outer * x.inner;
   if (count > 1 || x.channels == 0) return;
   const char* reason = count ? "one has no variance" : "none has no mean";
-  fail_value(label, std::string("more than one value per channel, because ") + reason,
+  fail_value(argument, std::string("more than one value per channel, because ") + reason,
              "shape " + shape_name(x.view.array()));
 }
 
-void check_not_in_place(py::handle out, const Label& label, const ChannelArray& x,
-                        const void* other, const char* name) {
+void check_not_in_place(py::handle out, Argument argument, const ChannelArray& x, const void* other,
+                        const char* name) {
   if (x.size() == 0 || !py::isinstance<py::array>(out) || data_of(out) != other) return;
-  fail_value(label, std::string("memory of its own, because the backward pass needs ") + name,
+  fail_value(argument, std::string("memory of its own, because the backward pass needs ") + name,
              std::string("the same memory as ") + name);
 }
 
-std::int64_t* check_counter(py::handle object, const Label& label, Arguments& arguments) {
+std::int64_t* check_counter(py::handle object, Argument argument, Arguments& arguments) {
   if (!py::isinstance<py::array_t<std::int64_t>>(object)) {
-    fail_type(label, "an int64 array", py::repr(object).cast<std::string>());
+    fail_type(argument, "an int64 array", py::repr(object).cast<std::string>());
   }
   const auto array = py::reinterpret_borrow<py::array>(object);
-  if (array.ndim() != 0) fail_value(label, "no axes", "shape " + shape_name(array));
-  check_written_in_place(array, label);
+  if (array.ndim() != 0) fail_value(argument, "no axes", "shape " + shape_name(array));
+  check_written_in_place(array, argument);
   auto* const count = static_cast<std::int64_t*>(data_of(array));
-  arguments.add(extent_of(count, sizeof *count, 0, nullptr, nullptr), label);
+  arguments.add(extent_of(count, sizeof *count, 0, nullptr, nullptr), argument);
   if (*count < 0 || *count >= most_batches) {
-    fail_value(label, "a number of batches below 2**53", std::to_string(*count));
+    fail_value(argument, "a number of batches below 2**53", std::to_string(*count));
   }
   return count;
 }
 
-ChannelVector::ChannelVector(py::handle object, const Label& label, const ChannelArray& x,
+ChannelVector::ChannelVector(py::handle object, Argument argument, const ChannelArray& x,
                              bool any_dtype, Arguments& arguments) {
-  const View view(object, label);
+  const View view(object, argument);
   if (!any_dtype && view.dtype != x.view.dtype) {
-    fail_type(label, "x's dtype " + dtype_name(x.view.array()), dtype_name(view.array()));
+    fail_type(argument, "x's dtype " + dtype_name(x.view.array()), dtype_name(view.array()));
   }
   if (view.rank != 1 || static_cast<std::size_t>(view.shape()[0]) != x.channels) {
-    fail_value(label,
+    fail_value(argument,
                "shape (" + std::to_string(x.channels) + ",), a value per channel of axis " +
                    std::to_string(x.axis),
                "shape " + shape_name(view.array()));
@@ -316,13 +346,13 @@ ChannelVector::ChannelVector(py::handle object, const Label& label, const Channe
   stride_ = view.strides()[0];
   channels_ = x.channels;
   dtype_ = view.dtype;
-  if (label.written()) {
-    check_written_in_place(view, label);
+  if (argument.written()) {
+    check_written_in_place(view, argument);
     if (x.channels > 1 && stride_ == 0) {
-      fail_value(label, "memory for each channel", "strides (0,)");
+      fail_value(argument, "memory for each channel", "strides (0,)");
     }
   }
-  arguments.add(view.extent(), label);
+  arguments.add(view.extent(), argument);
   if (view.is_aligned()) return;
   py::object copy = numpy().attr("array")(view.plain(), py::arg("copy") = true);
   data_ = static_cast<char*>(data_of(copy));
@@ -330,17 +360,14 @@ ChannelVector::ChannelVector(py::handle object, const Label& label, const Channe
   arguments.keep(std::move(copy));
 }
 
-void ChannelVector::check_not_negative(const Label& label) const {
-  double part[64];
-  for (std::size_t c = 0; c < channels_; c += std::size(part)) {
-    const std::size_t n = std::min(std::size(part), channels_ - c);
-    source().load(part, n, c);
-    const auto* const found = std::find_if(part, part + n, [](double value) { return value < 0; });
-    if (found == part + n) continue;
-    fail_value(label, "values >= 0",
-               py::repr(py::float_(*found)).cast<std::string>() + " in channel " +
-                   std::to_string(c + static_cast<std::size_t>(found - part)));
-  }
+void ChannelVector::check_not_negative(Argument argument) const {
+  const std::size_t c = dtype_ == Dtype::f32 ? first_negative<float>(data_, stride_, channels_)
+                                             : first_negative<double>(data_, stride_, channels_);
+  if (c == channels_) return;
+  double value;
+  source().load(&value, 1, c);
+  fail_value(argument, "values >= 0",
+             py::repr(py::float_(value)).cast<std::string>() + " in channel " + std::to_string(c));
 }
 
 bool ChannelVector::can_hold(std::span<const double> values, double factor) const noexcept {

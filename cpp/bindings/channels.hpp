@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -16,16 +17,25 @@
 
 namespace onepass::bindings {
 
+// An argument's name, and whether the call writes it. A Label is made of it for a message only: a
+// name lies in registers.
+struct Argument {
+  const char* name;
+  Role role = Role::input;
+  bool written() const { return role == Role::output; }
+  operator Label() const { return {name, role}; }
+};
+
 // What the checks of one call share: the memory it touches, and what keeps that where it is.
 class Arguments {
  public:
   // All arrays that the caller gave; what is no array is left to the checks.
   explicit Arguments(std::initializer_list<PyObject*> arrays);
   // Keeps an object until the call ends.
-  void keep(py::object object) { kept_.push_back(std::move(object)); }
+  void keep(py::object object);
   // Memory of this call. Where `overwrites`, an array that was added as one that is read lies there
   // too, and may.
-  void add(const Extent& extent, const Label& label, bool overwrites = false);
+  void add(const Extent& extent, Argument argument, bool overwrites = false);
   void check_overlap() const;  // throws ValueError where a written array meets another
 
  private:
@@ -35,17 +45,21 @@ class Arguments {
     bool written;
   };
   void hold(py::handle array);
+  void check_each_overlap() const;
   static constexpr std::size_t most_arrays = 12;
-  Range ranges_[most_arrays];
+  struct Release {
+    void operator()(std::vector<py::object>* kept) const noexcept;
+  };
+  std::unique_ptr<std::vector<py::object>, Release> kept_;  // null while there are none
   std::size_t n_ranges_ = 0;
-  std::vector<py::object> kept_;
+  Range ranges_[most_arrays];
 };
 
 // An array as a call sees it.
 class View {
  public:
   // Throws TypeError for what is no array, or is neither float32 nor float64.
-  View(py::handle object, const Label& label);
+  View(py::handle object, Argument argument);
 
   bool is_aligned() const { return (flags & py::detail::npy_api::NPY_ARRAY_ALIGNED_) != 0; }
   bool is_c_order() const { return (flags & py::array::c_style) != 0; }
@@ -75,35 +89,36 @@ class View {
 // not fill their memory, a copy takes its place. In C order it is `outer` x `channels` x `inner`.
 class ChannelArray {
  public:
-  ChannelArray(py::handle object, const Label& label, py::ssize_t axis_given, Arguments& arguments);
+  ChannelArray(py::handle object, Argument argument, py::ssize_t axis_given, Arguments& arguments);
   std::size_t size() const { return outer * channels * inner; }
 
-  View view;
   bool copied = false;
   py::ssize_t axis;  // not negative
   std::size_t outer = 1, channels = 1, inner = 1;
+  View view;
 
  private:
-  void copy(const Label& label, Arguments& arguments);
+  void arrange(Argument argument, Arguments& arguments);
+  void copy(Argument argument, Arguments& arguments);
 };
 
 // The data of an array like `x` in shape and dtype; a copy's where its layout is another.
-void* check_like_channels(py::handle object, const Label& label, const ChannelArray& x,
+void* check_like_channels(py::handle object, Argument argument, const ChannelArray& x,
                           Arguments& arguments);
 
 // More than one value per channel, without which there is no variance.
-void check_has_variance(const ChannelArray& x, const Label& label);
+void check_has_variance(const ChannelArray& x, Argument argument);
 
 // The data of a writable array like `x` in everything. It may lie where one of `same` lies.
-void* check_out(py::handle object, const Label& label, const ChannelArray& x,
+void* check_out(py::handle object, Argument argument, const ChannelArray& x,
                 std::initializer_list<const void*> same, Arguments& arguments);
 
 // Not the memory of an array that the backward pass will read; says so, where check_out could not.
-void check_not_in_place(py::handle out, const Label& label, const ChannelArray& x,
-                        const void* other, const char* name);
+void check_not_in_place(py::handle out, Argument argument, const ChannelArray& x, const void* other,
+                        const char* name);
 
 // An int64 array without axes, writable: counted up in place.
-std::int64_t* check_counter(py::handle object, const Label& label, Arguments& arguments);
+std::int64_t* check_counter(py::handle object, Argument argument, Arguments& arguments);
 
 // A new array like `x` in shape, dtype and layout.
 py::object new_like(const ChannelArray& x);
@@ -116,7 +131,7 @@ inline void* data_of(py::handle array) {
 // One number per channel: read, and perhaps written.
 class ChannelVector {
  public:
-  ChannelVector(py::handle object, const Label& label, const ChannelArray& x, bool any_dtype,
+  ChannelVector(py::handle object, Argument argument, const ChannelArray& x, bool any_dtype,
                 Arguments& arguments);
   // A new_vector.
   ChannelVector(py::handle made, std::size_t channels, Dtype dtype)
@@ -126,7 +141,7 @@ class ChannelVector {
         dtype_(dtype) {}
   PerChannel source() const { return {data_, stride_, dtype_ == Dtype::f32}; }
   void load(double* to) const { source().load(to, channels_); }
-  void check_not_negative(const Label& label) const;
+  void check_not_negative(Argument argument) const;  // but a NaN may be there
   // Whether all of these are finite, and stay so in this dtype.
   bool can_hold(std::span<const double> values, double factor) const noexcept;
   void write(std::span<const double> values) noexcept;

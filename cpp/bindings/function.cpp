@@ -28,21 +28,20 @@ class Named final : public Body {
     const auto count = [&](const char* name) { return code.attr(name).cast<std::size_t>(); };
     positional_ = count("co_argcount");
     only_positional_ = count("co_posonlyargcount");
-    const std::size_t n = positional_ + count("co_kwonlyargcount");
+    n_ = positional_ + count("co_kwonlyargcount");
     const auto names = code.attr("co_varnames").cast<py::tuple>();
-    for (std::size_t i = 0; i < n; ++i) names_.emplace_back(names[i]);
-    check_names(implementation);
-    defaults_.resize(n);
+    check_names(implementation, names);
+    for (std::size_t i = 0; i < n_; ++i) parameters_[i].name = names[i];
     const py::object positional = declaration.attr("__defaults__");
     const py::object keywords = declaration.attr("__kwdefaults__");
     if (!positional.is_none()) {
       const auto values = positional.cast<py::tuple>();
       for (std::size_t i = 0; i < values.size(); ++i) {
-        defaults_[positional_ - values.size() + i] = values[i];
+        parameters_[positional_ - values.size() + i].value = values[i];
       }
     }
-    for (std::size_t i = positional_; i < n && !keywords.is_none(); ++i) {
-      if (keywords.contains(names_[i])) defaults_[i] = keywords[names_[i]];
+    for (std::size_t i = positional_; i < n_ && !keywords.is_none(); ++i) {
+      if (keywords.contains(names[i])) parameters_[i].value = keywords[names[i]];
     }
   }
 
@@ -50,25 +49,29 @@ class Named final : public Body {
     const auto given = static_cast<std::size_t>(n_positional);
     if (given > positional_) return nullptr;
     std::array<PyObject*, max_parameters> values;
-    for (std::size_t i = 0; i < names_.size(); ++i) values[i] = i < given ? args[i] : nullptr;
+    for (std::size_t i = 0; i < n_; ++i) values[i] = i < given ? args[i] : nullptr;
     const Py_ssize_t n_keywords = keywords ? PyTuple_GET_SIZE(keywords) : 0;
     for (Py_ssize_t k = 0; k < n_keywords; ++k) {
       const std::size_t i = find(PyTuple_GET_ITEM(keywords, k));
-      if (i == names_.size() || values[i]) return nullptr;
+      if (i == n_ || values[i]) return nullptr;
       values[i] = args[n_positional + k];
     }
-    for (std::size_t i = given; i < names_.size(); ++i) {
-      if (!values[i]) values[i] = defaults_[i].ptr();
+    for (std::size_t i = given; i < n_; ++i) {
+      if (!values[i]) values[i] = parameters_[i].value.ptr();
       if (!values[i]) return nullptr;
     }
     return call_(values.data());
   }
 
  private:
-  void check_names(const Implementation& implementation) const {
-    bool same = names_.size() == implementation.parameters.size() && names_.size() < max_parameters;
-    for (std::size_t i = 0; same && i < names_.size(); ++i) {
-      same = names_[i].cast<std::string>() == implementation.parameters[i];
+  struct Parameter {
+    py::object name, value;  // the default; null where there is none
+  };
+
+  void check_names(const Implementation& implementation, const py::tuple& names) const {
+    bool same = n_ == implementation.parameters.size() && n_ <= max_parameters;
+    for (std::size_t i = 0; same && i < n_; ++i) {
+      same = names[i].cast<std::string>() == implementation.parameters[i];
     }
     if (!same) {
       throw py::import_error(std::string(implementation.name) +
@@ -78,18 +81,20 @@ class Named final : public Body {
 
   std::size_t find(PyObject* name) const {
     // First by identity, which touches no string: mostly both names are interned.
-    for (std::size_t i = only_positional_; i < names_.size(); ++i) {
-      if (names_[i].ptr() == name) return i;
+    for (std::size_t i = only_positional_; i < n_; ++i) {
+      if (parameters_[i].name.ptr() == name) return i;
     }
+    return find_equal(name);
+  }
+  [[gnu::noinline]] std::size_t find_equal(PyObject* name) const {
     std::size_t i = only_positional_;
-    while (i < names_.size() && !is_name(names_[i].ptr(), name)) ++i;
+    while (i < n_ && !is_name(parameters_[i].name.ptr(), name)) ++i;
     return i;
   }
 
   PyObject* (*call_)(PyObject* const* values);
-  std::size_t positional_ = 0, only_positional_ = 0;
-  std::vector<py::object> names_;
-  std::vector<py::object> defaults_;  // null where there is none
+  std::size_t n_ = 0, positional_ = 0, only_positional_ = 0;
+  std::array<Parameter, max_parameters> parameters_;  // the first n
 };
 
 struct Function {

@@ -135,9 +135,9 @@ PYBIND11_MODULE(_core, m) {
   m.def("at", &at, py::arg("rule"), py::arg("step"), py::arg("hyper"),
         "The numbers of a step that a rule makes of its hyperparameters, in double.");
 
+  bind_arrays();
   bind_exit(m);
   bind_function(m);
-  find_numpy();
   bind_threads(m);
   bind_shown(m);
   bind_settings(m, *isa_in_use->kernels);

@@ -5,12 +5,12 @@
 namespace onepass {
 namespace {
 
-// Measured: bench/NOTES.md. The first four decide the order of a sum, and so its bits.
+// Measured: bench/NOTES.md. The first five decide the order of a sum, and so its bits.
 constexpr std::size_t max_blocks = 64;
 constexpr std::size_t min_block_elements = 8192;  // of one channel
 constexpr std::size_t min_block_rows = 64;        // that channels share
 constexpr std::size_t min_row_width = 256;
-constexpr std::size_t min_rows_of_columns = 32;  // where nothing is summed
+constexpr std::size_t min_rows_of_columns = 32;
 constexpr std::size_t min_tile_width = 64;
 constexpr std::size_t min_written = 1024;        // elements of a block, where nothing is summed
 constexpr std::size_t min_tile_elements = 8192;  // of long channels, where nothing is summed
@@ -67,11 +67,9 @@ void Grid::cut_long_channels(bool summed) noexcept {
 }
 
 void Grid::cut_rows(int threads, bool summed) noexcept {
-  // A wide row costs a copy of the values per column, which pays over many rows. (With sums it
-  // decides about their bits.)
-  const std::size_t rows = summed ? 1 : min_rows_of_columns;
-  const auto pays = [&](std::size_t repeat) { return repeat * rows <= layout_.outer; };
-  while (row_width_ * repeat_ < min_row_width && pays(2 * repeat_)) repeat_ *= 2;
+  // A wide row costs a copy of the values per column, which pays over many rows.
+  const std::size_t most = layout_.outer / min_rows_of_columns;
+  while (row_width_ * repeat_ < min_row_width && 2 * repeat_ <= most) repeat_ *= 2;
   rows_ = layout_.outer / repeat_;
   tail_ = layout_.outer % repeat_ * row_width_;
   const std::size_t least = summed ? min_block_rows : divide_up(min_written, row_width_ * repeat_);

@@ -16,30 +16,43 @@ template <class T>
 class Inference {
  public:
   struct Given {
-    PerChannel mean, var, weight, bias;
+    const PerChannel &mean, &var, &weight, &bias;
     double eps;
   };
 
   // Allocates what run() needs; that cannot fail.
   Inference(const KernelTable& kernels, const Layout& layout, int threads, const Arrays<T>& arrays,
-            const Given& given, bool relu);
-  void run() noexcept;
+            bool relu);
+  void run(const Given& given) noexcept;
 
  private:
-  // The values that a thread has prepared for itself.
+  // The values that a thread has prepared for itself: mean, scale and shift of each channel, and of
+  // each column, which may be the same.
   struct Own {
-    Channels<T> channels, columns;  // perhaps the same
+    T *channels, *columns;
     bool ready;
   };
-  void prepare(Own& own) const noexcept;
+  // Three arrays of n values, one behind the other.
+  T* take(std::size_t n);
+  static std::size_t apart(std::size_t n) noexcept {
+    return (n + per_line - 1) / per_line * per_line;
+  }
+  static Channels<T> values(T* first, std::size_t n, std::size_t from) noexcept {
+    Channels<T> of{};
+    of.mean = first + from;
+    of.scale = of.mean + apart(n);
+    of.shift = of.scale + apart(n);
+    return of;
+  }
+  void prepare(const Given& given, Own& own) const noexcept;
 
+  static constexpr std::size_t per_line = 64 / sizeof(T);
   const KernelTable& kernels_;
   Layout layout_;
   int threads_;
   Grid grid_;
   const BatchNormLoops<T>& loops_;
   Arrays<T> arrays_;
-  Given given_;
   Workspace workspace_;
   std::span<Own> own_;
 };

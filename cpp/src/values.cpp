@@ -1,5 +1,7 @@
 #include "values.hpp"
 
+#include <utility>
+
 namespace onepass {
 namespace {
 
@@ -23,15 +25,19 @@ void* Workspace::take_bytes(std::size_t bytes, std::size_t past) {
   bytes = (bytes + line - 1) / line * line;
   if (bytes > left_) {
     const std::size_t size = std::max(bytes, min_block);
-    blocks_.emplace_back();
-    blocks_.back().reset(static_cast<std::byte*>(::operator new(size, std::align_val_t{line})));
-    next_ = blocks_.back().get();
+    void* const made = ::operator new(sizeof(Block) + size, std::align_val_t{line});
+    last_ = new (made) Block{last_};
+    next_ = reinterpret_cast<std::byte*>(last_ + 1);
     left_ = size;
   }
   std::byte* const taken = next_;
   next_ += bytes;
   left_ -= bytes;
   return taken + past;
+}
+
+void Workspace::free_blocks() noexcept {
+  while (last_) ::operator delete(std::exchange(last_, last_->before), std::align_val_t{line});
 }
 
 void PerChannel::load(double* to, std::size_t n, std::size_t begin) const noexcept {

@@ -5,10 +5,8 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <new>
 #include <type_traits>
-#include <vector>
 
 #include "dispatch.hpp"
 #include "grid.hpp"
@@ -24,6 +22,9 @@ class Workspace {
   Workspace() noexcept {}  // leaves `within_` as it is
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
+  ~Workspace() {
+    if (last_) free_blocks();
+  }
 
   // n elements, the first of them `past` bytes past the start of a cache line. Throws bad_alloc.
   template <class T>
@@ -34,17 +35,17 @@ class Workspace {
 
  private:
   static constexpr std::size_t line = 64, most_within = 16384, min_block = 32768;
-  struct Free {
-    void operator()(std::byte* block) const noexcept {
-      ::operator delete(block, std::align_val_t{line});
-    }
+  // The start of an allocated block.
+  struct alignas(line) Block {
+    Block* before;
   };
 
   void* take_bytes(std::size_t bytes, std::size_t past);
+  void free_blocks() noexcept;
 
   std::byte* next_ = within_;
   std::size_t left_ = most_within;
-  std::vector<std::unique_ptr<std::byte, Free>> blocks_;
+  Block* last_ = nullptr;
   alignas(line) std::byte within_[most_within];
 };
 
@@ -105,7 +106,6 @@ Channels<T> take_values(Workspace& workspace, std::size_t n, std::size_t past, O
   for (auto* value : {&values.mean, &values.scale, &values.shift}) {
     *value = workspace.take<T>(n, past);
   }
-  if (operation == Operation::infer) return values;
   values.center = workspace.take<double>(n);
   if (in_units) {
     values.magnitude = workspace.take<double>(n);

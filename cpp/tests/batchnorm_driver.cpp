@@ -100,11 +100,9 @@ struct Run {
     const auto source = [](const double* values) {
       return onepass::PerChannel{values, sizeof(double), false};
     };
-    onepass::Inference<T>(*isa.kernels, layout, threads, arrays(inferred),
-                          {source(batch.mean), source(batch.variance), source(weight.data()),
-                           source(bias.data()), 1e-5},
-                          relu)
-        .run();
+    onepass::Inference<T>(*isa.kernels, layout, threads, arrays(inferred), relu)
+        .run({source(batch.mean), source(batch.variance), source(weight.data()),
+              source(bias.data()), 1e-5});
     make(Operation::backward, dx).backward(batch, {take(), take()});
     make(Operation::backward, frozen_dx).infer_backward(batch, {take(), take()});
   }
@@ -263,12 +261,10 @@ void check_allocations() {
     const onepass::Arrays<float> arrays{x.data(), nullptr, nullptr, y.data(), nullptr, false};
     const onepass::PerChannel one{nullptr, 0, false, 1.0};
     check_allocations(
-        y,
-        [&] {
-          return onepass::Inference<float>(*isa.kernels, layout, 1, arrays,
-                                           {one, one, one, one, 1e-5}, false);
-        },
-        [](auto& inference) { inference.run(); });
+        y, [&] { return onepass::Inference<float>(*isa.kernels, layout, 1, arrays, false); },
+        [&](auto& inference) {
+          inference.run({one, one, one, one, 1e-5});
+        });
   }
 }
 

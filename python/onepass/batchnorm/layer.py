@@ -1,87 +1,27 @@
 """Batch normalisation as a layer: parameters, running statistics, forward and backward."""
 
-import warnings
-from collections import deque
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onepass import _core
-from onepass._hyperparameters import Flag, check_dtype
+from onepass._hyperparameters import Flag, Whole, check_dtype
 from onepass._typing import Array
+from onepass.batchnorm._folding import fold
+from onepass.batchnorm._loading import load, write
+from onepass.batchnorm._passes import (
+    DONE,
+    INTERRUPTED,
+    NONE_YET,
+    OVERWROTE,
+    Forward,
+    check_input,
+    layer_backward,
+    layer_train,
+)
 from onepass.batchnorm.functional import CHECKS, batch_norm_infer
-from onepass.batchnorm.reference import Float64
-
-NEVER_NEGATIVE = ("running_var", "num_batches_tracked")
-MOST_BATCHES = 2**53
-"""That are counted: up to here the float64 1 / count is exact in the count."""
-
-# Why there is no forward to go back through.
-NONE_YET = "none"
-OVERWROTE = "one that wrote over what it was given"
-DONE = "one that has had its backward"
-INTERRUPTED = "one that was interrupted, or its backward was"
-
-
-@_core.native
-def layer_train(
-    x: Array,
-    weight: Array | None,
-    bias: Array | None,
-    running_mean: Array | None,
-    running_var: Array | None,
-    num_batches_tracked: npt.NDArray[np.int64] | None,
-    momentum: float | None,
-    eps: float,
-    axis: int,
-    unbiased_running_var: bool,
-    nonfinite: str,
-    relu: bool,
-    residual: Array | None,
-    out: Array | None,
-    num_threads: int | None,
-) -> tuple[Array, Float64, Float64]:
-    """Do as `batch_norm_train`, and count the batch; without `momentum` all batches weigh alike."""
-
-
-@_core.native
-def layer_backward(
-    dy: Array,
-    x: Array,
-    mean: Array,
-    scale: Array,
-    weight: Array | None,
-    bias: Array | None,
-    eps: float | None,
-    axis: int,
-    relu: bool,
-    residual: Array | None,
-    out: Array | None,
-    weight_grad: Array | None,
-    bias_grad: Array | None,
-    num_threads: int | None,
-) -> tuple[Array, ...]:
-    """Do as `batch_norm_backward`, or with `eps` as `batch_norm_infer_backward`: `scale` is `var`.
-
-    `weight_grad` and `bias_grad` take the gradients.
-    """
-
-
-@dataclass(frozen=True)
-class _Forward:
-    """What a forward pass leaves for the backward pass."""
-
-    x: Array
-    residual: Array | None
-    mean: Array
-    scale: Array
-    eps: float | None
-    """With it `scale` is a variance that was given, else the batch's 1 / standard deviation."""
-    axis: int
-    relu: bool
 
 
 class BatchNorm:
@@ -195,7 +135,7 @@ class BatchNorm:
         num_threads: int | None = None,
         dtype: npt.DTypeLike = np.float32,
     ) -> None:
-        self.num_features = _check_num_features(num_features)
+        self.num_features = Whole(low=1)("num_features", num_features)
         self.axis = CHECKS["axis"]("axis", axis)
         self.eps: float = CHECKS["eps"]("eps", eps)
         self.momentum: float | None = (
@@ -208,7 +148,7 @@ class BatchNorm:
         self.nonfinite: str = CHECKS["nonfinite"]("nonfinite", nonfinite)
         self.num_threads = None if num_threads is None else _core.check_num_threads(num_threads)
         self.dtype = check_dtype(dtype)
-        self._forward: _Forward | str = NONE_YET
+        self._forward: Forward | str = NONE_YET
         if self.affine:
             self.weight, self.bias = self._vector(1), self._vector(0)
             self.weight_grad, self.bias_grad = self._vector(0), self._vector(0)
@@ -274,10 +214,10 @@ class BatchNorm:
 
     def _normalize(
         self, x: Array, training: bool, out: Array | None, residual: Array | None
-    ) -> tuple[Array, "_Forward | str"]:
+    ) -> tuple[Array, Forward | str]:
         """Return y, and what `backward` will need or why there is none."""
         axis = CHECKS["axis"]("axis", self.axis)
-        self._check_input(x, axis)
+        check_input(x, axis, self.num_features, self.dtype)
         if not Flag()("training", training) and self.track_running_stats:
             mean, var = np.array(self.running_mean), np.array(self.running_var)
             y = batch_norm_infer(
@@ -295,7 +235,7 @@ class BatchNorm:
             )
             if any(np.may_share_memory(y, read) for read in (x, residual) if read is not None):
                 return y, OVERWROTE
-            return y, _Forward(x, residual, mean, var, self.eps, axis, self.relu)
+            return y, Forward(x, residual, mean, var, self.eps, axis, self.relu)
         y, mean, invstd = layer_train(
             x,
             self.weight,
@@ -313,7 +253,7 @@ class BatchNorm:
             out,
             self.num_threads,
         )
-        return y, _Forward(x, residual, mean, invstd, None, axis, self.relu)
+        return y, Forward(x, residual, mean, invstd, None, axis, self.relu)
 
     def backward(self, dy: Array, out: Array | None = None) -> Any:
         """Return the gradient with respect to `x`, and fill `weight_grad` and `bias_grad`.
@@ -402,7 +342,7 @@ class BatchNorm:
         if self.running_mean is None or self.running_var is None:
             return
         assert self.num_batches_tracked is not None
-        _write((self.running_mean, self.running_var, self.num_batches_tracked), (0, 1, 0))
+        write((self.running_mean, self.running_var, self.num_batches_tracked), (0, 1, 0))
 
     def fold_into(
         self, weight: Array, bias: Array | None = None, *, axis: int = 0
@@ -457,31 +397,16 @@ class BatchNorm:
             raise ValueError(
                 "fold_into: expected running statistics, got a layer with track_running_stats=False"
             )
-        channels, axis = self.num_features, CHECKS["axis"]("axis", axis)
-        for name, array in (("weight", weight), ("bias", bias)):
-            if array is not None and not _is_floating(array):
-                raise TypeError(
-                    f"{name}: expected an array of floating-point numbers, got {array!r}"
-                )
-        if not -weight.ndim <= axis < weight.ndim or weight.shape[axis] != channels:
-            raise ValueError(
-                f"weight: expected {channels} output channels on axis {axis}, "
-                f"got shape {weight.shape}"
-            )
-        if bias is not None and np.shape(bias) != (channels,):
-            raise ValueError(f"bias: expected shape ({channels},), got shape {np.shape(bias)}")
-        along = [1] * weight.ndim
-        along[axis] = channels
-        with np.errstate(all="ignore"):
-            scale = 1 / np.sqrt(self.running_var.astype(np.float64) + self.eps)
-            if self.weight is not None:
-                scale = scale * self.weight
-            shift = (np.zeros(channels) if bias is None else bias) - self.running_mean.astype(
-                np.float64
-            )
-            shift = shift * scale + (0 if self.bias is None else self.bias)
-            folded = weight * scale.reshape(along)
-            return folded.astype(weight.dtype), shift.astype(weight.dtype)
+        return fold(
+            weight,
+            bias,
+            CHECKS["axis"]("axis", axis),
+            mean=self.running_mean,
+            var=self.running_var,
+            eps=self.eps,
+            gamma=self.weight,
+            beta=self.bias,
+        )
 
     def state_dict(self) -> dict[str, npt.NDArray[Any]]:
         """Return copies of all arrays that a run continues from, under PyTorch's names.
@@ -514,24 +439,7 @@ class BatchNorm:
             Where a finite float64 value is infinite in float32, as in NumPy, but whatever
             `np.errstate` says. Where warnings are errors, nothing has changed.
         """
-        own = self._state()
-        if not isinstance(state, Mapping):
-            raise TypeError(f"state: expected a mapping, got {type(state).__name__}")
-        given = dict(state)
-        if "num_batches_tracked" in own:
-            given.setdefault("num_batches_tracked", np.zeros((), np.int64))
-        if given.keys() != own.keys():
-            raise KeyError(f"state: expected the keys {sorted(own)}, got {sorted(state)}")
-        values = []
-        with np.errstate(all="ignore"):
-            for name, array in own.items():
-                value = np.asarray(given[name])
-                _check_fits(name, value, array)
-                values.append(np.array(value, array.dtype))
-                if (np.isfinite(value) & ~np.isfinite(values[-1])).any():
-                    lost = f"values beyond the range of {array.dtype} become infinite"
-                    warnings.warn(f"state['{name}']: {lost}", RuntimeWarning, stacklevel=2)
-        _write(own.values(), values)
+        load(self._state(), state)
 
     def _state(self) -> dict[str, npt.NDArray[Any]]:
         names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -540,46 +448,3 @@ class BatchNorm:
 
     def _vector(self, value: float) -> Array:
         return np.full(self.num_features, value, self.dtype)
-
-    def _check_input(self, x: Array, axis: int) -> None:
-        if not isinstance(x, np.ndarray):
-            return  # the native call says it
-        if x.dtype != self.dtype:
-            raise TypeError(f"x: expected the layer's dtype {self.dtype}, got {x.dtype}")
-        if -x.ndim <= axis < x.ndim and x.shape[axis] != self.num_features:
-            raise ValueError(
-                f"x: expected {self.num_features} channels on axis {axis}, got shape {x.shape}"
-            )
-
-
-def _is_floating(array: Any) -> bool:
-    return isinstance(array, np.ndarray) and np.issubdtype(array.dtype, np.floating)
-
-
-def _check_fits(name: str, value: npt.NDArray[Any], array: npt.NDArray[Any]) -> None:
-    """Raise what copying the value into the array would raise, or worse."""
-    label = f"state['{name}']"
-    if not np.can_cast(value.dtype, array.dtype, "same_kind"):
-        raise TypeError(f"{label}: expected dtype {array.dtype}, got {value.dtype}")
-    if value.shape != array.shape:
-        raise ValueError(f"{label}: expected shape {array.shape}, got {value.shape}")
-    if not array.flags.writeable:
-        raise ValueError(f"{label}: expected a writable array to load into, got a read-only one")
-    if name in NEVER_NEGATIVE and (value < 0).any():
-        raise ValueError(f"{label}: expected values >= 0, got {value}")
-    if name == "num_batches_tracked" and value >= MOST_BATCHES:
-        raise ValueError(f"{label}: expected a number of batches below 2**53, got {value}")
-
-
-def _write(arrays: Iterable[npt.NDArray[Any]], values: Iterable[Any]) -> None:
-    """Write what fits into each array, in one call: Ctrl-C comes before all or after all."""
-    plain = [np.asarray(array) for array in arrays]  # or a subclass would run code of its own
-    deque(map(np.copyto, plain, values), maxlen=0)
-
-
-def _check_num_features(num_features: int) -> int:
-    if isinstance(num_features, bool) or not isinstance(num_features, int | np.integer):
-        raise TypeError(f"num_features: expected an integer >= 1, got {num_features!r}")
-    if num_features < 1:
-        raise ValueError(f"num_features: expected an integer >= 1, got {num_features}")
-    return int(num_features)

@@ -1,0 +1,84 @@
+"""The layer's passes in native code, and what a forward pass leaves for the backward pass."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from onepass import _core
+from onepass._typing import Array
+from onepass.batchnorm.reference import Float64
+
+# Why there is no forward to go back through.
+NONE_YET = "none"
+OVERWROTE = "one that wrote over what it was given"
+DONE = "one that has had its backward"
+INTERRUPTED = "one that was interrupted, or its backward was"
+
+
+@_core.native
+def layer_train(
+    x: Array,
+    weight: Array | None,
+    bias: Array | None,
+    running_mean: Array | None,
+    running_var: Array | None,
+    num_batches_tracked: npt.NDArray[np.int64] | None,
+    momentum: float | None,
+    eps: float,
+    axis: int,
+    unbiased_running_var: bool,
+    nonfinite: str,
+    relu: bool,
+    residual: Array | None,
+    out: Array | None,
+    num_threads: int | None,
+) -> tuple[Array, Float64, Float64]:
+    """Do as `batch_norm_train`, and count the batch; without `momentum` all batches weigh alike."""
+
+
+@_core.native
+def layer_backward(
+    dy: Array,
+    x: Array,
+    mean: Array,
+    scale: Array,
+    weight: Array | None,
+    bias: Array | None,
+    eps: float | None,
+    axis: int,
+    relu: bool,
+    residual: Array | None,
+    out: Array | None,
+    weight_grad: Array | None,
+    bias_grad: Array | None,
+    num_threads: int | None,
+) -> tuple[Array, ...]:
+    """Do as `batch_norm_backward`, or with `eps` as `batch_norm_infer_backward`: `scale` is `var`.
+
+    `weight_grad` and `bias_grad` take the gradients.
+    """
+
+
+def check_input(x: Array, axis: int, num_features: int, dtype: npt.DTypeLike) -> None:
+    """Raise what is wrong with `x` for a layer; what is wrong for any, the native call says."""
+    if not isinstance(x, np.ndarray):
+        return
+    if x.dtype != dtype:
+        raise TypeError(f"x: expected the layer's dtype {dtype}, got {x.dtype}")
+    if -x.ndim <= axis < x.ndim and x.shape[axis] != num_features:
+        raise ValueError(f"x: expected {num_features} channels on axis {axis}, got shape {x.shape}")
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What a forward pass leaves for the backward pass."""
+
+    x: Array
+    residual: Array | None
+    mean: Array
+    scale: Array
+    eps: float | None
+    """With it `scale` is a variance that was given, else the batch's 1 / standard deviation."""
+    axis: int
+    relu: bool
