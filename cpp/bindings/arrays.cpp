@@ -200,10 +200,9 @@ bool Unchanged::still() const {
          size_of(array) == size_;
 }
 
-bool Like::still() const {
-  const auto& array = *py::detail::array_proxy(object);
-  return array.data == data && array.descr == descr && array.flags == flags &&
-         size_of(array) == size;
+bool Param::still() const {
+  const auto& now = *py::detail::array_proxy(object);
+  return now.data == data && now.descr == descr.ptr() && now.flags == flags && size_of(now) == size;
 }
 
 Extent extent_of(const void* data, py::ssize_t item_size, py::ssize_t rank,
@@ -273,8 +272,8 @@ Param check_param(py::handle object, const Label& label) {
   const Order order = is_order(array, Order::c) ? Order::c : Order::f;
   const auto& proxy = *py::detail::array_proxy(array.ptr());
   const std::uint8_t item_size = dtype == Dtype::f32 ? sizeof(float) : sizeof(double);
-  const Like like{array.ptr(), proxy.data, proxy.descr, size_of(proxy), proxy.flags,
-                  item_size,   dtype,      order,       format};
+  const Like like{array.ptr(), proxy.data, size_of(proxy), proxy.flags,
+                  item_size,   dtype,      order,          format};
   return {like, std::move(array), py::reinterpret_borrow<py::object>(proxy.descr)};
 }
 
@@ -332,7 +331,6 @@ bool is_usual_param(PyObject* object, Like& param) noexcept {
   }
   param = {object,
            array.data,
-           array.descr,
            size_of(array),
            array.flags,
            is_float ? std::uint8_t{sizeof(float)} : std::uint8_t{sizeof(double)},

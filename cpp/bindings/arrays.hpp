@@ -66,19 +66,18 @@ class Unchanged {
 struct Like {
   PyObject* object;
   void* data;
-  PyObject* descr;  // NumPy's dtype
   std::size_t size;
   int flags;
   std::uint8_t item_size;
   Dtype dtype;  // that the rule computes with
   Order order;
-  Format format;       // plain, or 16 bits
-  bool still() const;  // as Unchanged's
+  Format format;  // plain, or 16 bits
 };
 
 struct Param : Like {
-  py::array array;        // the same object, kept alive
-  py::object kept_descr;  // so that no other comes to lie where it was
+  py::array array;     // the same object, kept alive
+  py::object descr;    // NumPy's dtype, kept alive so that no other comes to lie where it was
+  bool still() const;  // as Unchanged's
 };
 
 // Where the elements of an array lie, from the first byte to behind the last; empty without any.

@@ -98,7 +98,7 @@ Engine::Engine(const py::dict& contents)
     const std::size_t end = first + py::tuple(settings["params"]).size();
     if (end > size()) throw py::value_error("param_groups: expected the parameters as they were");
     for (; first < end; ++first) {
-      now_.optimizer.params[first].group = now_.optimizer.groups.size();
+      now_.optimizer.params[first].group = static_cast<std::uint32_t>(now_.optimizer.groups.size());
     }
     known_groups_.push_back(py::reinterpret_borrow<py::object>(settings));
     now_.optimizer.groups.emplace_back(*fields_->rule());

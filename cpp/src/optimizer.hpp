@@ -66,8 +66,8 @@ struct Group {
 
 // What is known of a parameter besides its arrays.
 struct Parameter {
-  std::size_t group = 0;
   std::size_t size = 0;
+  std::uint32_t group = 0;
   bool is_double = false, rounds = false;  // whether it is of doubles; whether anything is rounded
   StateFormat state_format = plain_state;
   std::int64_t steps = 0;         // completed

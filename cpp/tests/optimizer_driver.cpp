@@ -27,7 +27,8 @@ using onepass::Nonfinite, onepass::none;
 constexpr double infinity = std::numeric_limits<double>::infinity();
 
 struct Shape {
-  std::size_t size, group;
+  std::size_t size;
+  std::uint32_t group;
   bool is_double;
   onepass::StateFormat state;
   std::int64_t steps;  // before the first one of the run; a 64th step flushes
@@ -170,8 +171,8 @@ struct Run {
       const Shape& shape = shapes[i];
       const onepass::StateFormat state = has_state ? shape.state : onepass::plain_state;
       items.emplace_back(shape, state);
-      optimizer.params.push_back({.group = shape.group,
-                                  .size = shape.size,
+      optimizer.params.push_back({.size = shape.size,
+                                  .group = shape.group,
                                   .is_double = shape.is_double,
                                   .rounds = state != onepass::plain_state,
                                   .state_format = state,
