@@ -154,14 +154,14 @@ BATCH = ROWS * CHANNELS * 4 // LINE
 
 CASES = {
     "add": Case(add, 2 * 1000 * 4 // LINE),
-    "step": Case(step, STEP, 540),
-    "step_bound": Case(step_bound, STEP, 455),
-    "step_schedule": Case(step_schedule, STEP, 930),
-    "step_one": Case(step_one, 4 * 1000 * 4 // LINE, 415),
-    "kernel": Case(kernel, 4 * 1000 * 4 // LINE, 475),
-    "batch_norm_infer": Case(batch_norm_infer, 2 * BATCH + 4, 470),
-    "batch_norm_train": Case(batch_norm_train, 2 * BATCH + 4, 880),
-    "batch_norm_backward": Case(batch_norm_backward, 3 * BATCH + 1, 910),
+    "step": Case(step, STEP, 440),
+    "step_bound": Case(step_bound, STEP, 375),
+    "step_schedule": Case(step_schedule, STEP, 640),
+    "step_one": Case(step_one, 4 * 1000 * 4 // LINE, 343),
+    "kernel": Case(kernel, 4 * 1000 * 4 // LINE, 447),
+    "batch_norm_infer": Case(batch_norm_infer, 2 * BATCH + 4, 400),
+    "batch_norm_train": Case(batch_norm_train, 2 * BATCH + 4, 655),
+    "batch_norm_backward": Case(batch_norm_backward, 3 * BATCH + 1, 655),
 }
 """`add`, NumPy's own, is what to compare with."""
 
