@@ -159,9 +159,9 @@ CASES = {
     "step_schedule": Case(step_schedule, STEP, 930),
     "step_one": Case(step_one, 4 * 1000 * 4 // LINE, 415),
     "kernel": Case(kernel, 4 * 1000 * 4 // LINE, 475),
-    "batch_norm_infer": Case(batch_norm_infer, 2 * BATCH + 4, 470),
-    "batch_norm_train": Case(batch_norm_train, 2 * BATCH + 4, 880),
-    "batch_norm_backward": Case(batch_norm_backward, 3 * BATCH + 1, 910),
+    "batch_norm_infer": Case(batch_norm_infer, 2 * BATCH + 4, 383),
+    "batch_norm_train": Case(batch_norm_train, 2 * BATCH + 4, 635),
+    "batch_norm_backward": Case(batch_norm_backward, 3 * BATCH + 1, 633),
 }
 """`add`, NumPy's own, is what to compare with."""
 
