@@ -132,7 +132,7 @@ PyObject* backward(const Backward& given) {
       frozen ? call.variance(given.scale) : call.statistic(given.scale, "saved_invstd");
   double* const mean = call.load(means.source());
   double* const invstd = call.load(scales.source());
-  if (frozen) batch_norm_kernels->invert_deviation(invstd, call.x.channels, *given.eps);
+  if (frozen) kernels_in_use->invert_deviation(invstd, call.x.channels, *given.eps);
   auto [dweight, dweights] = call.vector_out(given.weight_grad, "weight_grad");
   auto [dbias, dbiases] = call.vector_out(given.bias_grad, "bias_grad");
   py::object dx = call.set_out(given.out, true), dresidual;
@@ -241,8 +241,7 @@ PyObject* layer_backward(PyObject* const* values) {
 
 }  // namespace
 
-void bind_batch_norm(py::module_& m, const KernelTable& kernels) {
-  batch_norm_kernels = &kernels;
+void bind_batch_norm(py::module_& m) {
   bind_batch_norm_settings(m);
   implement({"batch_norm_train",
              {"x", "weight", "bias", "running_mean", "running_var", "momentum", "eps", "axis",

@@ -6,6 +6,6 @@
 
 namespace onepass::bindings {
 
-void bind_batch_norm(pybind11::module_& m, const KernelTable& kernels);
+void bind_batch_norm(pybind11::module_& m);
 
 }  // namespace onepass::bindings

@@ -5,8 +5,6 @@
 
 namespace onepass::bindings {
 
-const KernelTable* batch_norm_kernels = nullptr;
-
 How::How(const Common& given)
     : num_threads(resolve_num_threads(given.num_threads)),
       axis(static_cast<py::ssize_t>(batch_norm_settings->axis.read(given.axis))),
@@ -56,7 +54,7 @@ void Call::infer(const PerChannel& mean, const PerChannel& var, double eps) {
   with_arrays([&](const auto& arrays, const auto&) {
     using T = std::remove_pointer_t<decltype(arrays.out)>;
     const typename Inference<T>::Given given{mean, var, weight_, bias_, eps};
-    Inference<T> inference(*batch_norm_kernels, layout(), how_.num_threads, arrays, how_.relu);
+    Inference<T> inference(*kernels_in_use, layout(), how_.num_threads, arrays, how_.relu);
     without_gil(x.size(), [&]() noexcept { inference.run(given); });
   });
 }

@@ -13,10 +13,9 @@
 #include "channels.hpp"
 #include "gil.hpp"
 #include "inference.hpp"
+#include "kernels_in_use.hpp"
 
 namespace onepass::bindings {
-
-extern const KernelTable* batch_norm_kernels;  // set once, at import
 
 // What all functions are given.
 struct Common {
@@ -88,9 +87,9 @@ class Call {
   void with_arrays(const Body& body) {
     if (x.size() == 0) return;
     if (x.view.dtype == Dtype::f32) {
-      body(arrays<float>(), batch_norm_kernels->batch_norm_f32);
+      body(arrays<float>(), kernels_in_use->batch_norm_f32);
     } else {
-      body(arrays<double>(), batch_norm_kernels->batch_norm_f64);
+      body(arrays<double>(), kernels_in_use->batch_norm_f64);
     }
   }
 

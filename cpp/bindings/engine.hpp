@@ -203,6 +203,6 @@ bool is_optimizer(py::handle object);
 void set_engine(PyObject* optimizer, PyObject* engine) noexcept;
 
 // `_core.Base` in Python: what an optimizer's methods find its engine by.
-void bind_engine(py::module_& m, const KernelTable& kernels);
+void bind_engine(py::module_& m);
 
 }  // namespace onepass::bindings

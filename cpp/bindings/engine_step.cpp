@@ -135,7 +135,7 @@ void Engine::accumulate(py::handle grads, int num_threads) {
     tensors[n++].item_size = param.item_size;
   }
   without_gil(total_elements(tensors),
-              [&]() noexcept { onepass::accumulate(tensors, *kernel_table_in_use, num_threads); });
+              [&]() noexcept { onepass::accumulate(tensors, *kernels_in_use, num_threads); });
   for (std::size_t i = 0; i < size(); ++i) {
     if (!sums[i]) continue;
     now_.arrays[i].sum = sums[i];

@@ -19,6 +19,7 @@
 #include "function.hpp"
 #include "gil.hpp"
 #include "kernel_functions.hpp"
+#include "kernels_in_use.hpp"
 #include "ruler.hpp"
 #include "settings.hpp"
 #include "shown.hpp"
@@ -27,8 +28,6 @@
 
 namespace onepass::bindings {
 namespace {
-
-const Isa* isa_in_use = nullptr;  // set once, at import
 
 void check_params(py::handle names, const py::list& params, const std::optional<py::list>& copies) {
   Memory memory;
@@ -69,7 +68,7 @@ void commit(py::handle updates, const py::list& names, const py::list& params,
   for (const auto& [param, copy] : pairs) {
     const Stored stored{const_cast<void*>(copy.array.data())};
     const auto* values = static_cast<const float*>(param.array.data());
-    isa_in_use->kernels->codecs[copy.format].close(values, param.size, stored, 0, {});
+    kernels_in_use->codecs[copy.format].close(values, param.size, stored, 0, {});
   }
   checked.apply();  // last: what it replaces may have finalizers, which are Python code
 }
@@ -82,7 +81,7 @@ py::list to_list(std::span<const char* const> names) {
 
 py::dict rules() {
   py::dict rules;
-  for (const RuleRow* found : isa_in_use->kernels->rules) {
+  for (const RuleRow* found : kernels_in_use->rules) {
     const RuleRow& row = *found;
     py::list variants;  // per combination of options: which state it uses
     for (const Variant& variant : row.variants) {
@@ -109,7 +108,7 @@ py::dict rules() {
 }
 
 std::vector<double> at(const std::string& name, double step, const std::vector<double>& hyper) {
-  const RuleRow& row = find_rule(*isa_in_use->kernels, name);
+  const RuleRow& row = find_rule(name);
   if (hyper.size() != row.hyper.size()) {
     throw py::value_error("hyper: expected " + std::to_string(row.hyper.size()) + " numbers, got " +
                           std::to_string(hyper.size()));
@@ -122,7 +121,8 @@ std::vector<double> at(const std::string& name, double step, const std::vector<d
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
-  isa_in_use = &choose_isa(std::getenv("ONEPASS_ISA"));
+  const Isa& isa_in_use = choose_isa(std::getenv("ONEPASS_ISA"));
+  kernels_in_use = isa_in_use.kernels;
 
   m.doc() = "The compiled kernels of onepass.";
   m.def("check_params", &check_params, py::arg("names"), py::arg("params"),
@@ -140,13 +140,13 @@ PYBIND11_MODULE(_core, m) {
   bind_function(m);
   bind_threads(m);
   bind_shown(m);
-  bind_settings(m, *isa_in_use->kernels);
-  bind_engine(m, *isa_in_use->kernels);
+  bind_settings(m);
+  bind_engine(m);
   bind_kernel_functions(m);
   bind_ruler(m);
-  bind_batch_norm(m, *isa_in_use->kernels);
+  bind_batch_norm(m);
 
-  m.attr("isa") = isa_in_use->name;
+  m.attr("isa") = isa_in_use.name;
   py::dict isas;
   for (const Isa& isa : compiled_isas()) isas[isa.name] = isa.supported;
   m.attr("isas") = isas;

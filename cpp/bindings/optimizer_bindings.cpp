@@ -134,8 +134,7 @@ void set_engine(PyObject* optimizer, PyObject* engine) noexcept {
   Py_XDECREF(before);
 }
 
-void bind_engine(py::module_& m, const KernelTable& kernels) {
-  kernel_table_in_use = &kernels;
+void bind_engine(py::module_& m) {
   implement({"Optimizer.step", {"self", "grads", "grad_scale", "num_threads"}, step});
   implement({"Optimizer.accumulate", {"self", "grads", "num_threads"}, accumulate});
 

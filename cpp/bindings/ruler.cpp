@@ -30,7 +30,7 @@ class CopyLimit {
         tensor.streams.state[k] = {check_state(own[k], name, param, memory)};
         kept_.append(own[k]);
       }
-      const Variant& variant = kernel_table_in_use->copy_limit->variants[own.size()];
+      const Variant& variant = kernels_in_use->copy_limit->variants[own.size()];
       tensor.kernel = find_kernel(variant, known.is_double, plain_state, false);
       tensor.scalars = scalars_.data();
       tensor.size = param.size;

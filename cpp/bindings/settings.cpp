@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "function.hpp"
+#include "kernels_in_use.hpp"
 #include "slots.hpp"
 
 namespace onepass::bindings {
@@ -161,8 +162,8 @@ PyObject* make_settings_type() {
 
 }  // namespace
 
-const RuleRow& find_rule(const KernelTable& kernels, const std::string& name) {
-  for (const RuleRow* row : kernels.rules) {
+const RuleRow& find_rule(const std::string& name) {
+  for (const RuleRow* row : kernels_in_use->rules) {
     if (row->name == name) return *row;
   }
   throw py::value_error("rule: expected one of rules(), got '" + name + "'");
@@ -306,17 +307,17 @@ int Numbers::traverse(visitproc visit, void* arg) const {
   return 0;
 }
 
-void bind_settings(py::module_& m, const KernelTable& kernels) {
+void bind_settings(py::module_& m) {
   const auto type = py::reinterpret_steal<py::object>(make_settings_type());
   if (!type) throw py::error_already_set();
   m.attr("Settings") = type;
   settings_type = reinterpret_cast<PyTypeObject*>(type.ptr());  // the module keeps it alive
   using Immortal = std::unique_ptr<Fields, py::nodelete>;
   py::class_<Fields, Immortal>(m, "Fields", "What settings there are.")
-      .def(py::init([&kernels](const std::string& rule, py::dict checks, py::object check_setting,
-                               py::object check_together) {
-             return new Fields(find_rule(kernels, rule), std::move(checks),
-                               std::move(check_setting), std::move(check_together));
+      .def(py::init([](const std::string& rule, py::dict checks, py::object check_setting,
+                       py::object check_together) {
+             return new Fields(find_rule(rule), std::move(checks), std::move(check_setting),
+                               std::move(check_together));
            }),
            py::arg("rule"), py::arg("checks"), py::arg("check_setting"), py::arg("check_together"))
       .def(py::init([](py::dict checks, py::object check_setting) {

@@ -125,8 +125,8 @@ class Numbers {
 };
 
 // The row of a rule, or an error that names it.
-const RuleRow& find_rule(const KernelTable& kernels, const std::string& name);
+const RuleRow& find_rule(const std::string& name);
 
-void bind_settings(py::module_& m, const KernelTable& kernels);
+void bind_settings(py::module_& m);
 
 }  // namespace onepass::bindings

@@ -13,7 +13,7 @@ PyTypeObject* step_info = nullptr;  // set once, at import
 }  // namespace
 
 void start_layout(const Like& param, std::size_t index, Tensor& tensor, Parameter& known) {
-  const auto& kernels = *kernel_table_in_use;
+  const auto& kernels = *kernels_in_use;
   known.size = param.size;
   known.is_double = param.dtype == Dtype::f64;
   known.state_format = plain_state;

@@ -8,14 +8,13 @@
 #include <vector>
 
 #include "arrays.hpp"
+#include "kernels_in_use.hpp"
 #include "optimizer.hpp"
 
 namespace onepass::bindings {
 
-inline const KernelTable* kernel_table_in_use = nullptr;  // set once, at import
-
 inline Stored stored(const void* data, Format format) {
-  const Codec& codec = kernel_table_in_use->codecs[format];
+  const Codec& codec = kernels_in_use->codecs[format];
   return {const_cast<void*>(data), format == plain ? nullptr : &codec};
 }
 
