@@ -5,7 +5,7 @@ import pytest
 
 import onepass as op
 from batchnorm_cases import FUNCTIONS
-from helpers import CASE_IDS, CASES, FORMATS
+from helpers import CASES, FORMATS, SHAPES, case_id, one_per_shape
 
 
 def pytest_sessionstart(session):
@@ -15,18 +15,33 @@ def pytest_sessionstart(session):
         pytest.exit(f"ONEPASS_ISA={forced}, but {op.runtime.info()['isa']} runs", returncode=3)
 
 
-@pytest.fixture(params=CASES, ids=CASE_IDS)
+CLASSES = list(op.optim.registry.values())
+
+
+@pytest.fixture(params=SHAPES, ids=case_id)
 def case(request):
+    """(class, settings) for every shape of state, for tests of the loop and of the engine."""
+    return request.param
+
+
+@pytest.fixture(params=CASES, ids=case_id)
+def every_case(request):
     """(class, settings) for every rule, option and shared hyperparameter."""
     return request.param
 
 
 @pytest.fixture(
     scope="session",
-    params=list(op.optim.registry.values()),
+    params=[cls for cls, _ in one_per_shape([(cls, {}) for cls in CLASSES])],
     ids=lambda cls: cls.__name__,
 )
 def optimizer(request):
+    """A class for every shape of state, for tests of the loop and of the engine."""
+    return request.param
+
+
+@pytest.fixture(scope="session", params=CLASSES, ids=lambda cls: cls.__name__)
+def every_class(request):
     return request.param
 
 

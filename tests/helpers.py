@@ -4,7 +4,7 @@ import hashlib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -23,9 +23,38 @@ CASES = [
     for case in cls.cases
     for shared in SHARED
 ]
-CASE_IDS = [
-    cls.__name__ + "".join(f"-{k}={v}" for k, v in settings.items()) for cls, settings in CASES
-]
+
+
+def shape_of_state(cls: type[Optimizer], settings: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What the engine sees of a rule: which arrays it keeps, and of what kind."""
+    row, values = cls.row, {**cls.defaults, **settings}
+    arrays = zip(row.used_states(values), row.has_sign, strict=True)
+    return tuple(sign for name, sign in arrays if name)
+
+
+def one_per_shape(
+    cases: Sequence[tuple[type[Optimizer], Mapping[str, Any]]],
+) -> list[tuple[type[Optimizer], Mapping[str, Any]]]:
+    """The first case of each shape, alone and with what all classes share.
+
+    Tests of the loop and of the engine take these, tests of values and options all cases: else
+    there would be as many tests as rules times properties of the engine.
+    """
+    found: dict[Any, tuple[type[Optimizer], Mapping[str, Any]]] = {}
+    for cls, settings in cases:
+        shared = [name in settings for name in SHARED[1]]
+        found.setdefault((*shape_of_state(cls, settings), *shared), (cls, settings))
+    return list(found.values())
+
+
+SHAPES = one_per_shape(CASES)
+
+
+def case_id(case: tuple[type[Optimizer], Mapping[str, Any]]) -> str:
+    cls, settings = case
+    return cls.__name__ + "".join(f"-{k}={v}" for k, v in settings.items())
+
+
 FORMATS = (np.float32, np.float64)
 RICHEST = max(optim.registry.values(), key=lambda cls: len(cls.state_names()))
 """A class with much state, for tests of what all classes share and that take long."""

@@ -288,9 +288,9 @@ def rosenbrock(w):
 
 
 @pytest.mark.parametrize("surface", [bowl, rosenbrock])
-def test_every_class_goes_down_hill(case, surface):
+def test_every_class_goes_down_hill(every_case, surface):
     """With the best of a few learning rates a fifth of the loss is left after 500 steps."""
-    cls, settings = case
+    cls, settings = every_case
     start = np.array([-1.2, 1.0])
     ends = []
     with np.errstate(all="ignore"):  # a rate may be too high

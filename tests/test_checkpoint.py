@@ -201,8 +201,8 @@ def test_a_parameter_that_had_no_step_when_saved_begins_as_new(case, rng):
         assert_same_bits(entry[name], array)
 
 
-def test_layout(case, rng):
-    cls, options = case
+def test_layout(every_case, rng):
+    cls, options = every_case
     params = params_like(rng)
     opt = cls(params, **options)
     assert opt.state_dict()["state"] == {}

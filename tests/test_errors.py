@@ -314,21 +314,21 @@ class TestHyperparameters:
                 if check.high < math.inf:
                     yield name, check.high + 0.5
 
-    def test_out_of_range(self, optimizer):
+    def test_out_of_range(self, every_class):
         tried = 0
-        for name, value in self.bad_values(optimizer):
+        for name, value in self.bad_values(every_class):
             params = [good()]
             message = f"^{name}: expected "
             with pytest.raises((ValueError, TypeError), match=message):
-                optimizer(params, **{name: value})
+                every_class(params, **{name: value})
             with pytest.raises((ValueError, TypeError), match=message):
-                optimizer([{"params": params, name: value}])
+                every_class([{"params": params, name: value}])
             with pytest.raises((ValueError, TypeError), match=message):
-                getattr(op.kernels, optimizer.rule)(good(), good(), step=1, **{name: value})
+                getattr(op.kernels, every_class.rule)(good(), good(), step=1, **{name: value})
             tried += 1
-            if np.all(value == optimizer.defaults[name]):
+            if np.all(value == every_class.defaults[name]):
                 continue  # 0 set where False stood says nothing new
-            opt = optimizer(params)  # set in the middle of a run
+            opt = every_class(params)  # set in the middle of a run
             opt.step([good()])
             before = digest(params, opt.state_dict())
             group = opt.param_groups[0]
@@ -383,8 +383,8 @@ class TestHyperparameters:
             with pytest.raises(ValueError, match=words):
                 opt.state_dict()
 
-    def test_reference_step_checks_what_it_is_given(self, case):
-        cls, options = case
+    def test_reference_step_checks_what_it_is_given(self, every_case):
+        cls, options = every_case
         state = fresh_state(cls, options, good())
         with pytest.raises(TypeError, match="^lrr: expected one of the hyperparameters"):
             cls.reference_step(good(), good(), *state, lrr=1)

@@ -243,15 +243,15 @@ def test_adam_with_l2_and_adamw(decoupled):
     check(lambda w: cls(w, LR, (0.9, 0.99), weight_decay=0.3), lecture())
 
 
-def test_weight_decay_is_coupled_and_maximize_climbs_in_every_class(optimizer):
+def test_weight_decay_is_coupled_and_maximize_climbs_in_every_class(every_class):
     """Decay adds decay * w to the gradient; maximizing f is minimizing -f."""
     w, v = np.array([START]), np.array([START])
     plain, both = (
-        optimizer(w, 0.01, weight_decay=0.0),
-        optimizer(v, 0.01, weight_decay=0.25, maximize=True),
+        every_class(w, 0.01, weight_decay=0.0),
+        every_class(v, 0.01, weight_decay=0.25, maximize=True),
     )
     for _ in range(STEPS):
-        if optimizer.defaults.get("decoupled_weight_decay"):
+        if every_class.defaults.get("decoupled_weight_decay"):
             w *= 1 - 0.01 * 0.25
             plain.step(-gradient(v))
         else:

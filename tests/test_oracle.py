@@ -159,8 +159,8 @@ def test_broadcast_gradient(case, dtype):
     assert_same_bits(param, run_reference(cls, options, start, [grad])[0])
 
 
-def test_special_values_spread_as_in_numpy(case, dtype):
-    cls, options = case
+def test_special_values_spread_as_in_numpy(every_case, dtype):
+    cls, options = every_case
     info = np.finfo(dtype)
     special = [0.0, -0.0, np.inf, -np.inf, np.nan, info.max, -info.max, info.tiny]
     special += [info.smallest_subnormal, 1.0]
@@ -236,8 +236,8 @@ def test_a_decay_that_float32_rounds_to_zero(optimizer, dtype, kept):
             assert_same_bits(actual, wanted)
 
 
-def test_free_function_is_the_class(case, dtype, rng):
-    cls, options = case
+def test_free_function_is_the_class(every_case, dtype, rng):
+    cls, options = every_case
     start = rng.normal(size=777).astype(dtype)
     grads = list(gradients(rng, start.size, dtype, 3))
     param, state = start.copy(), fresh_state(cls, options, start)
@@ -253,9 +253,9 @@ def test_free_function_is_the_class(case, dtype, rng):
             assert_same_bits(actual, expected)
 
 
-def test_float32_is_as_accurate_as_float32_can_be(case, rng):
+def test_float32_is_as_accurate_as_float32_can_be(every_case, rng):
     """One step from the same state against float64: a few roundings of the numbers involved."""
-    cls, options = case
+    cls, options = every_case
     start = rng.normal(size=1000).astype(np.float32)
     grad = rng.normal(size=1000).astype(np.float32)
     param = start.copy()
@@ -299,22 +299,24 @@ def draw_settings(optimizer, data):
 
 @given(data=st.data(), step=st.integers(1, 10) | st.integers(1, 10**9))
 @settings(max_examples=200, deadline=None)
-def test_the_numbers_of_a_step_are_the_references(optimizer, data, step):
+def test_the_numbers_of_a_step_are_the_references(every_class, data, step):
     """The rule's header computes in double what the class does, in the same order."""
-    values = draw_settings(optimizer, data)
-    expected = optimizer.scalars(step, values)
-    numbers = as_numbers(optimizer.checks, values)
-    found = op._core.at(optimizer.row.name, step, [numbers[name] for name in optimizer.row.hyper])
-    assert tuple(expected) == optimizer.row.scalars
+    values = draw_settings(every_class, data)
+    expected = every_class.scalars(step, values)
+    numbers = as_numbers(every_class.checks, values)
+    found = op._core.at(
+        every_class.row.name, step, [numbers[name] for name in every_class.row.hyper]
+    )
+    assert tuple(expected) == every_class.row.scalars
     assert_same_bits(found, list(expected.values()))
 
 
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
-def test_any_arrays_and_hyperparameters(optimizer, data):
-    options = draw_settings(optimizer, data)
+def test_any_arrays_and_hyperparameters(every_class, data):
+    options = draw_settings(every_class, data)
     try:
-        optimizer.check_together(options)
+        every_class.check_together(options)
     except ValueError:
         reject()
     dtype = data.draw(st.sampled_from([np.float32, np.float64]), "dtype")
@@ -323,7 +325,7 @@ def test_any_arrays_and_hyperparameters(optimizer, data):
     start = data.draw(arrays, "param")
     grads = data.draw(st.lists(arrays, min_size=1, max_size=3), "grads")
     param = start.copy()
-    opt = optimizer(param, **options)
+    opt = every_class(param, **options)
     for grad in grads:
         opt.step(grad)
-    assert_step_by_step(opt, param, run_reference(optimizer, options, start, grads))
+    assert_step_by_step(opt, param, run_reference(every_class, options, start, grads))

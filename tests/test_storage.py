@@ -144,8 +144,8 @@ def check_run(
 
 
 @in_formats
-def test_every_case_in_every_format(case, state_format, rng):
-    cls, options = case
+def test_every_case_in_every_format(every_case, state_format, rng):
+    cls, options = every_case
     for dtype, rounding in PARAMETERS:
         settings_ = {**options, "state_format": state_format, "rounding": rounding}
         steps = [[numbers(rng, 4097, dtype)] for _ in range(3)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import onepass as op
-from helpers import CASE_IDS, CASES, state_names
+from helpers import CASES, case_id, state_names
 
 torch = pytest.importorskip("torch", reason="PyTorch, the second oracle, is not installed")
 
@@ -23,11 +23,7 @@ def torch_has(cls, settings):
 
 
 # Every case whose options PyTorch has too.
-SHARED = [
-    pytest.param(case, id=name)
-    for case, name in zip(CASES, CASE_IDS, strict=True)
-    if torch_has(*case)
-]
+SHARED = [pytest.param(case, id=case_id(case)) for case in CASES if torch_has(*case)]
 
 
 def as_numpy(state_dict):
