@@ -11,6 +11,14 @@ from helpers import CASES, case_id, state_names
 torch = pytest.importorskip("torch", reason="PyTorch, the second oracle, is not installed")
 
 
+@pytest.fixture(autouse=True)
+def _numbers_of_a_step_in_float64():
+    """They have the default dtype in PyTorch, whatever the parameters' is."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 def torch_class(cls):
     return getattr(torch.optim, cls.__name__, None)
 
@@ -39,7 +47,8 @@ def twins(cls, settings, dtype, rng, lr=0.01):
     start = [rng.normal(size=shape).astype(dtype) for shape in [(7, 5), (11,), ()]]
     params = [np.array(p) for p in start]
     tensors = [torch.nn.Parameter(torch.from_numpy(np.array(p))) for p in start]
-    return params, tensors, cls(params, lr, **settings), torch_class(cls)(tensors, lr, **settings)
+    theirs = torch_class(cls)(tensors, lr, foreach=False, **settings)
+    return params, tensors, cls(params, lr, **settings), theirs
 
 
 def step_both(params, tensors, opt, torch_opt, rng):
@@ -67,13 +76,13 @@ def assert_alike(actual, expected, steps):
 def test_same_path(settings, dtype, rng):
     cls, options = settings
     both = twins(cls, options, dtype, rng)
-    assert_same_path(*both, rng, steps=20)
+    assert_same_path(*both, rng, steps=100)
     _, _, opt, torch_opt = both
     ours, theirs = opt.state_dict()["state"], as_numpy(torch_opt.state_dict())["state"]
     for key, entry in ours.items():
         assert list(entry) == ["step", *state_names(cls, options)]
         for name in state_names(cls, options):
-            assert_alike(entry[name], theirs[key][name], 20)
+            assert_alike(entry[name], theirs[key][name], 100)
 
 
 @pytest.mark.parametrize("settings", SHARED)

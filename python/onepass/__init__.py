@@ -22,19 +22,42 @@ from onepass.batchnorm import (
     batch_norm_infer_backward,
     batch_norm_train,
 )
-from onepass.optim import SGD, Adagrad, Adam, AdamW, LossScaler, Optimizer, RMSprop, StepInfo
+from onepass.optim import (
+    ADOPT,
+    SGD,
+    AdaBelief,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    Lion,
+    LossScaler,
+    Optimizer,
+    RAdam,
+    RMSprop,
+    StepInfo,
+    Yogi,
+)
 from onepass.runtime import get_num_threads, set_num_threads
 
 __all__ = [
+    "ADOPT",
     "SGD",
+    "AdaBelief",
+    "Adadelta",
     "Adagrad",
     "Adam",
     "AdamW",
+    "Adamax",
     "BatchNorm",
+    "Lion",
     "LossScaler",
     "Optimizer",
+    "RAdam",
     "RMSprop",
     "StepInfo",
+    "Yogi",
     "batch_norm_backward",
     "batch_norm_infer",
     "batch_norm_infer_backward",

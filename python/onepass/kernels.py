@@ -1,9 +1,9 @@
 """The rules as free functions on raw arrays, in place, for embedding in other code.
 
-There is one function for each optimizer: `sgd`, `adagrad`, `rmsprop`, `adam`, `adamw`. It takes the
-parameter, the gradient and the rule's state as positional arrays, or lists of arrays, and as
-keywords the hyperparameters of the class of that name and what else belongs to a step: clipping,
-skipping, averaging. The caller keeps the state and counts the steps.
+There is one function for each optimizer, under its name in lower case: `sgd`, `adamw`, `lion` and
+so on. It takes the parameter, the gradient and the rule's state as positional arrays, or lists of
+arrays, and as keywords the hyperparameters of the class of that name and what else belongs to a
+step: clipping, skipping, averaging. The caller keeps the state and counts the steps.
 """
 
 import inspect
@@ -107,8 +107,8 @@ grad : ndarray, or list of them
     that parameter and its state alone.
 {states} : ndarray, or list of them
     The state, where the options use it (else absent or None): like `param` in shape, dtype (float32
-    beside 16 bits) and order, starting from zeros (`sum` from Adagrad's
-    `initial_accumulator_value`), updated in place. But for float64 also bfloat16, or uint8 of
+    beside 16 bits) and order, starting from zeros, or from `initial_accumulator_value` where the
+    class has it, updated in place. But for float64 also bfloat16, or uint8 of
     shape (257 * ceil(size / 256),), see `onepass.formats.q8_encode`; all state of one parameter in
     one format.
 step : int >= 1, optional

@@ -48,4 +48,10 @@ inline T maximum(T a, T b) noexcept {
   return (a >= b || a != a) ? a : b;
 }
 
+// NumPy's sign: 0 of either zero, and a NaN stays one.
+template <class T>
+inline T sign(T x) noexcept {
+  return x > 0 ? T(1) : x < 0 ? T(-1) : x == 0 ? T(0) : x;
+}
+
 }  // namespace onepass::inline ONEPASS_ISA

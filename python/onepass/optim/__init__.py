@@ -1,22 +1,36 @@
 """The optimizers. One file each: its class, its documentation and its rule in NumPy."""
 
+from onepass.optim.adabelief import AdaBelief
+from onepass.optim.adadelta import Adadelta
 from onepass.optim.adagrad import Adagrad
 from onepass.optim.adam import Adam
+from onepass.optim.adamax import Adamax
 from onepass.optim.adamw import AdamW
+from onepass.optim.adopt import ADOPT
+from onepass.optim.lion import Lion
 from onepass.optim.loss_scaler import LossScaler
 from onepass.optim.optimizer import Optimizer, registry
+from onepass.optim.radam import RAdam
 from onepass.optim.rmsprop import RMSprop
 from onepass.optim.sgd import SGD
 from onepass.optim.step_info import StepInfo
+from onepass.optim.yogi import Yogi
 
 __all__ = [
+    "ADOPT",
     "SGD",
+    "AdaBelief",
+    "Adadelta",
     "Adagrad",
     "Adam",
     "AdamW",
+    "Adamax",
+    "Lion",
     "LossScaler",
     "Optimizer",
+    "RAdam",
     "RMSprop",
     "StepInfo",
+    "Yogi",
     "registry",
 ]
