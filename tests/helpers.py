@@ -12,16 +12,29 @@ import numpy as np
 
 import onepass
 from onepass import optim
-from onepass._hyperparameters import Checks, Choice, Pair
+from onepass._hyperparameters import Checks, Choice, Several
 from onepass.optim import Optimizer
+from onepass.optim._settings import GROUP_DEFAULTS
 
 # Every class with each of its own cases, alone and with what all classes share.
 SHARED: tuple[Mapping[str, Any], ...] = ({}, {"weight_decay": 0.1, "maximize": True})
+
+
+def accepts(cls: type[Optimizer], settings: Mapping[str, Any]) -> bool:
+    """Whether a class takes these settings together; Rprop has no weight decay."""
+    try:
+        cls._check_together({**cls.defaults, **GROUP_DEFAULTS, **settings})
+    except ValueError:
+        return False
+    return True
+
+
 CASES = [
-    (cls, {**case, **shared})
+    (cls, settings)
     for cls in optim.registry.values()
     for case in cls.cases
     for shared in SHARED
+    if accepts(cls, settings := {**case, **shared})
 ]
 
 
@@ -140,13 +153,13 @@ def digest(*things: Any) -> str:
 def as_numbers(checks: Checks, values: Mapping[str, Any]) -> dict[str, float]:
     """Return checked values as the rules in C++ take them: numbers by name.
 
-    A pair called `betas` becomes `beta1` and `beta2`, True and False 1 and 0, and one of several
-    names the number of its place among them.
+    Numbers called `betas` become `beta1`, `beta2` and so on, True and False 1 and 0, and one of
+    several names the number of its place among them.
     """
     numbers: dict[str, float] = {}
     for name, check in checks.items():
         match check:
-            case Pair():
+            case Several():
                 numbers |= {f"{name[:-1]}{i}": number for i, number in enumerate(values[name], 1)}
             case Choice(names):
                 numbers[name] = float(names.index(values[name]))

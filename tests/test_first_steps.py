@@ -4,7 +4,7 @@ A kernel and its reference that are wrong alike agree with each other. What stan
 from the paper, or its authors' code, alone.
 """
 
-from math import copysign, sqrt
+from math import copysign, exp, log, sqrt
 
 import numpy as np
 import pytest
@@ -149,3 +149,36 @@ def test_yogi():
         return w - LR * memory["m"] / (1 - 0.8**t) / (sqrt(memory["v"] / (1 - 0.9**t)) + 1e-3)
 
     check(lambda w: op.Yogi(w, LR, (0.8, 0.9)), path(paper))
+
+
+def test_ademamix():
+    memory = {"fast": 0.0, "slow": 0.0, "v": 0.0}
+
+    def paper(t, w, g):
+        progress = min(1.0, t / 8)
+        alpha, start, end = 3.0 * progress, log(0.8), log(0.95)
+        beta3 = exp(start * end / ((1 - progress) * end + progress * start))
+        memory["fast"] = 0.8 * memory["fast"] + 0.2 * g
+        memory["slow"] = beta3 * memory["slow"] + (1 - beta3) * g
+        memory["v"] = 0.9 * memory["v"] + 0.1 * g * g
+        top = memory["fast"] / (1 - 0.8**t) + alpha * memory["slow"]
+        return w - LR * (top / (sqrt(memory["v"] / (1 - 0.9**t)) + 1e-3) + 0.3 * w)
+
+    options = {"alpha": 3.0, "eps": 1e-3, "weight_decay": 0.3, "alpha_warmup": 8, "beta3_warmup": 8}
+    check(lambda w: op.AdEMAMix(w, LR, (0.8, 0.9, 0.95), **options), path(paper))
+
+
+def test_rprop():
+    """Igel and Hüsken's iRprop-."""
+    memory = {"g": 0.0, "size": LR}
+
+    def paper(t, w, g):
+        if g * memory["g"] > 0:
+            memory["size"] = min(memory["size"] * 1.2, 0.3)
+        elif g * memory["g"] < 0:
+            memory["size"] = max(memory["size"] * 0.5, 1e-6)
+            g = 0.0
+        memory["g"] = g
+        return w - sign(g) * memory["size"]
+
+    check(lambda w: op.Rprop(w, LR, step_sizes=(1e-6, 0.3)), path(paper))

@@ -9,6 +9,20 @@ optax = pytest.importorskip("optax", reason="optax is not installed")
 import jax  # noqa: E402
 
 LR = 0.01
+
+
+def warmed_up_alpha(completed):
+    """As the paper has it, over 40 steps to 3; optax counts from 0."""
+    return 3.0 * jax.numpy.minimum(1.0, (jax.numpy.float64(completed) + 1.0) / 40)
+
+
+def warmed_up_beta3(completed):
+    """The equation of the paper's appendix, over 60 steps from 0.8 to 0.99."""
+    mu = jax.numpy.minimum(1.0, (jax.numpy.float64(completed) + 1.0) / 60)
+    start, end = np.log(0.8), np.log(0.99)
+    return jax.numpy.exp(start * end / ((1 - mu) * end + mu * start))
+
+
 PAIRS = {
     "Lion": (op.Lion, {"weight_decay": 0.0}, lambda: optax.lion(LR, weight_decay=0.0)),
     "Lion, decay": (
@@ -46,6 +60,24 @@ PAIRS = {
         op.ADOPT,
         {"betas": (0.5, 0.9), "eps": 1e-3, "clip_exponent": 0.5},
         lambda: optax.contrib.adopt(LR, 0.5, 0.9, 1e-3, clip_value_fn=lambda step: step**0.5),
+    ),
+    "AdEMAMix": (
+        op.AdEMAMix,
+        {"alpha": 5.0, "weight_decay": 0.3},
+        lambda: optax.contrib.ademamix(LR, weight_decay=0.3),
+    ),
+    "AdEMAMix, warm-up": (
+        op.AdEMAMix,
+        {
+            "betas": (0.8, 0.9, 0.99),
+            "alpha": 3.0,
+            "eps": 1e-3,
+            "alpha_warmup": 40,
+            "beta3_warmup": 60,
+        },
+        lambda: optax.contrib.ademamix(
+            LR, 0.8, 0.9, warmed_up_beta3, warmed_up_alpha, eps=1e-3, weight_decay=0.0
+        ),
     ),
     "Yogi": (op.Yogi, {}, lambda: optax.yogi(LR)),
     "Yogi, betas": (

@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 
 import onepass as op
 from helpers import as_numbers, assert_same_bits, fresh_state, run_reference, state_names
-from onepass._hyperparameters import Choice, Fixed, Flag, Maybe, Number, Pair, Whole
+from onepass._hyperparameters import Choice, Fixed, Flag, Maybe, Number, Several, Whole
 from onepass._memory import aligned_zeros
 
 BF16 = ml_dtypes.bfloat16
@@ -275,8 +275,8 @@ def values_of(check):
             return st.sampled_from(names)
         case Whole(low, below):
             return st.integers(low, int(min(below - 1, low + 3)))
-        case Pair(kind):
-            return st.tuples(values_of(kind), values_of(kind))
+        case Several(kinds):
+            return st.tuples(*map(values_of, kinds))
         case Number(low, above, high, below):
             return st.floats(
                 max(low, above),

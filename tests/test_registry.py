@@ -8,7 +8,7 @@ import pytest
 import onepass as op
 from helpers import SHARED, as_numbers, state_names
 from onepass import _core
-from onepass._hyperparameters import Choice, Fixed, Flag, Number, Pair, Whole
+from onepass._hyperparameters import Choice, Fixed, Flag, Number, Several, Whole
 from onepass.optim import Optimizer
 from onepass.optim._settings import GROUP_DEFAULTS, StepOptions
 
@@ -57,9 +57,14 @@ def test_defaults_of_the_header_are_the_classs(every_class):
 
 
 def test_numbers_of_settings():
-    checks = {"betas": Pair(Number()), "hat": Flag(), "form": Choice(("a", "b")), "n": Whole()}
-    values = {"betas": (0.5, 0.25), "hat": True, "form": "b", "n": 3}
-    expected = {"beta1": 0.5, "beta2": 0.25, "hat": 1.0, "form": 1.0, "n": 3.0}
+    checks = {
+        "betas": Several((Number(),) * 3),
+        "hat": Flag(),
+        "form": Choice(("a", "b")),
+        "n": Whole(),
+    }
+    values = {"betas": (0.5, 0.25, 0.125), "hat": True, "form": "b", "n": 3}
+    expected = {"beta1": 0.5, "beta2": 0.25, "beta3": 0.125, "hat": 1.0, "form": 1.0, "n": 3.0}
     assert as_numbers(checks, values) == expected
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import onepass as op
-from helpers import assert_same_bits, digest, fresh_state
+from helpers import accepts, assert_same_bits, digest, fresh_state
 
 DECOUPLED = [
     pytest.param(cls, {name: True for name in cls.checks if name == "decoupled_weight_decay"})
@@ -54,9 +54,7 @@ def test_every_setting_counts(every_class):
     for case in every_class.cases:
         for name in case:
             without = {key: value for key, value in case.items() if key != name}
-            try:
-                every_class.check_together({**every_class.defaults, **without})
-            except ValueError:
+            if not accepts(every_class, without):
                 continue
             decay = {"weight_decay": 0.1} if name == "decoupled_weight_decay" else {}
             tried.add(name)
@@ -123,3 +121,34 @@ def test_the_epsilon_of_adabelief_accumulates():
     expected = 2.0**-10 * (1 - 0.75**n) / 0.25
     found = opt.state_dict()["state"][0]["exp_avg_var"]
     np.testing.assert_allclose(found, expected, rtol=1e-15)
+
+
+def test_the_first_step_of_rprop_is_lr():
+    """optax#1725: its update was one step old."""
+    w = np.array([0.0, 0.0])
+    opt = op.Rprop(w, lr=0.125, etas=(0.5, 2.0))
+    for grad, expected in (
+        ([3.0, -1e-9], [-0.125, 0.125]),
+        ([3.0, -1e-9], [-0.375, 0.375]),  # twice as far
+        ([-3.0, -1e-9], [-0.375, 0.875]),  # the first has changed its sign: it stays
+        ([-3.0, -1e-9], [-0.25, 1.875]),  # and goes on by half of its last step
+    ):
+        opt.step(np.array(grad))
+        assert_same_bits(w, np.array(expected))
+
+
+def test_an_lr_outside_the_steps_of_rprop():
+    """It is brought between them, and later means nothing."""
+    w = np.zeros(1)
+    opt = op.Rprop(w, lr=100.0, step_sizes=(1e-6, 2.0))
+    opt.step(np.ones(1))
+    opt.param_groups[0]["lr"] = 0.0
+    opt.step(np.ones(1))
+    assert w == -4
+
+
+@pytest.mark.parametrize("warmup", [0, 1])
+def test_a_warm_up_of_no_step_or_one_is_none(warmup):
+    """bitsandbytes#1382: 0 divided by zero. In the first step all of it is done."""
+    settings = {"alpha_warmup": warmup, "beta3_warmup": warmup}
+    assert run(op.AdEMAMix, settings) == run(op.AdEMAMix, {})

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import onepass as op
-from helpers import SMALL_FORMATS, assert_same_bits, fresh_state
+from helpers import SMALL_FORMATS, accepts, assert_same_bits, fresh_state
 from onepass import formats
 from onepass.optim import _reference, _settings
 from storage_cases import blocks_of
@@ -148,6 +148,12 @@ def test_every_case_in_every_format(every_case, state_format, rng):
     cls, options = every_case
     for dtype, rounding in PARAMETERS:
         settings_ = {**options, "state_format": state_format, "rounding": rounding}
+        if not accepts(cls, settings_):
+            with pytest.raises(
+                ValueError, match=f"^state_format: expected None for {cls.__name__}"
+            ):
+                cls(numbers(rng, 4097, dtype), **settings_)
+            continue
         steps = [[numbers(rng, 4097, dtype)] for _ in range(3)]
         check_run(cls, [(numbers(rng, 4097, dtype), settings_)], steps, {"seed": 2**53 - 1})
 

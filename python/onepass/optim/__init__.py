@@ -6,12 +6,14 @@ from onepass.optim.adagrad import Adagrad
 from onepass.optim.adam import Adam
 from onepass.optim.adamax import Adamax
 from onepass.optim.adamw import AdamW
+from onepass.optim.ademamix import AdEMAMix
 from onepass.optim.adopt import ADOPT
 from onepass.optim.lion import Lion
 from onepass.optim.loss_scaler import LossScaler
 from onepass.optim.optimizer import Optimizer, registry
 from onepass.optim.radam import RAdam
 from onepass.optim.rmsprop import RMSprop
+from onepass.optim.rprop import Rprop
 from onepass.optim.sgd import SGD
 from onepass.optim.step_info import StepInfo
 from onepass.optim.yogi import Yogi
@@ -19,6 +21,7 @@ from onepass.optim.yogi import Yogi
 __all__ = [
     "ADOPT",
     "SGD",
+    "AdEMAMix",
     "AdaBelief",
     "Adadelta",
     "Adagrad",
@@ -30,6 +33,7 @@ __all__ = [
     "Optimizer",
     "RAdam",
     "RMSprop",
+    "Rprop",
     "StepInfo",
     "Yogi",
     "registry",

@@ -56,7 +56,8 @@ class Rule:
             return
         cls.rule = rule
         cls.row = ROWS.get(rule) or cls.row
-        cls.checks = {**cls.checks, "weight_decay": SCHEDULED, "maximize": Flag()}
+        decay = cls.checks.get("weight_decay", SCHEDULED)
+        cls.checks = {**cls.checks, "weight_decay": decay, "maximize": Flag()}
         cls.group_checks = {**cls.checks, **GROUP_CHECKS}
         cls._fields = _core.Fields(
             cls.row.name, dict(cls.group_checks), check_setting, cls._check_together

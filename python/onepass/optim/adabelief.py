@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Unpack
 
 import numpy as np
 
-from onepass._hyperparameters import DECAY_RATE, NON_NEGATIVE, SCHEDULED, Fixed, Flag, Pair
+from onepass._hyperparameters import BETAS, NON_NEGATIVE, SCHEDULED, Fixed, Flag
 from onepass._typing import Array, Params, Schedule
 from onepass.optim._rectification import rectification
 from onepass.optim._settings import StepOptions
@@ -91,7 +91,7 @@ class AdaBelief(Optimizer, rule="adabelief"):
 
     checks: ClassVar = {
         "lr": SCHEDULED,
-        "betas": Pair(DECAY_RATE),
+        "betas": BETAS,
         "eps": NON_NEGATIVE,
         "rectify": Flag(),
         "eps_root": NON_NEGATIVE,

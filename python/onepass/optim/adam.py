@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Unpack
 
 import numpy as np
 
-from onepass._hyperparameters import DECAY_RATE, NON_NEGATIVE, SCHEDULED, Flag, Pair
+from onepass._hyperparameters import BETAS, NON_NEGATIVE, SCHEDULED, Flag
 from onepass._typing import Array, Params, Schedule
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
@@ -100,7 +100,7 @@ class Adam(Optimizer, rule="adam"):
 
     checks: ClassVar = {
         "lr": SCHEDULED,
-        "betas": Pair(DECAY_RATE),
+        "betas": BETAS,
         "eps": NON_NEGATIVE,
         "amsgrad": Flag(),
         "bias_correction": Flag(),

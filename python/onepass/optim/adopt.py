@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Unpack
 
 import numpy as np
 
-from onepass._hyperparameters import DECAY_RATE, NON_NEGATIVE, SCHEDULED, Flag, Number, Pair
+from onepass._hyperparameters import BETAS, NON_NEGATIVE, SCHEDULED, Flag, Number
 from onepass._typing import Array, Params, Schedule
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
@@ -93,7 +93,7 @@ class ADOPT(Optimizer, rule="adopt"):
 
     checks: ClassVar = {
         "lr": SCHEDULED,
-        "betas": Pair(DECAY_RATE),
+        "betas": BETAS,
         "eps": NON_NEGATIVE,
         "decoupled_weight_decay": Flag(),
         "clip_exponent": Number(high=1.0),

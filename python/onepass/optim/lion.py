@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Unpack
 
 import numpy as np
 
-from onepass._hyperparameters import DECAY_RATE, SCHEDULED, Fixed, Flag, Pair
+from onepass._hyperparameters import BETAS, SCHEDULED, Fixed, Flag
 from onepass._typing import Array, Params, Schedule
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
@@ -81,7 +81,7 @@ class Lion(Optimizer, rule="lion"):
 
     checks: ClassVar = {
         "lr": SCHEDULED,
-        "betas": Pair(DECAY_RATE),
+        "betas": BETAS,
         "decoupled_weight_decay": Fixed(Flag(), True),
     }
     cases: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"betas": (0.5, 0.9)})

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Unpack
 
 import numpy as np
 
-from onepass._hyperparameters import DECAY_RATE, NON_NEGATIVE, SCHEDULED, Flag, Pair
+from onepass._hyperparameters import BETAS, NON_NEGATIVE, SCHEDULED, Flag
 from onepass._typing import Array, Params, Schedule
 from onepass.optim._rectification import rectification
 from onepass.optim._settings import StepOptions
@@ -93,7 +93,7 @@ class RAdam(Optimizer, rule="radam"):
 
     checks: ClassVar = {
         "lr": SCHEDULED,
-        "betas": Pair(DECAY_RATE),
+        "betas": BETAS,
         "eps": NON_NEGATIVE,
         "decoupled_weight_decay": Flag(),
     }

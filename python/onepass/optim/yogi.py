@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Unpack
 
 import numpy as np
 
-from onepass._hyperparameters import DECAY_RATE, NON_NEGATIVE, SCHEDULED, Pair
+from onepass._hyperparameters import BETAS, NON_NEGATIVE, SCHEDULED
 from onepass._typing import Array, Params, Schedule
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
@@ -82,7 +82,7 @@ class Yogi(Optimizer, rule="yogi"):
 
     checks: ClassVar = {
         "lr": SCHEDULED,
-        "betas": Pair(DECAY_RATE),
+        "betas": BETAS,
         "eps": NON_NEGATIVE,
         "initial_accumulator_value": NON_NEGATIVE,
     }

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from onepass.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop, registry
+from onepass.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop, Rprop, registry
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +46,8 @@ _CONTENDERS = (
     Contender("RMSprop", RMSprop, {"lr": 0.005}),
     Contender("Adam", Adam, {"lr": 0.005}),
     Contender("AdamW", AdamW, {"lr": 0.005}),
+    # Signs of noise would let its steps grow without end.
+    Contender("Rprop", Rprop, {"lr": 0.001, "step_sizes": (1e-6, 0.005)}),
 )
 
 
