@@ -41,8 +41,8 @@ CASES = [
 def shape_of_state(cls: type[Optimizer], settings: Mapping[str, Any]) -> tuple[Any, ...]:
     """What the engine sees of a rule: which arrays it keeps, and of what kind."""
     row, values = cls.row, {**cls.defaults, **settings}
-    arrays = zip(row.used_states(values), row.has_sign, strict=True)
-    return tuple(sign for name, sign in arrays if name)
+    arrays = zip(row.used_states(values), row.has_sign, row.in_full, strict=True)
+    return tuple((sign, in_full) for name, sign, in_full in arrays if name)
 
 
 def one_per_shape(
@@ -69,8 +69,11 @@ def case_id(case: tuple[type[Optimizer], Mapping[str, Any]]) -> str:
 
 
 FORMATS = (np.float32, np.float64)
-RICHEST = max(optim.registry.values(), key=lambda cls: len(cls.state_names()))
-"""A class with much state, for tests of what all classes share and that take long."""
+RICHEST = max(
+    optim.registry.values(),
+    key=lambda cls: (accepts(cls, {"cautious_weight_decay": True}), len(cls.state_names())),
+)
+"""A class with every option of a step and much state, for tests of what all share and take long."""
 SMALL_FORMATS = (np.float16, ml_dtypes.bfloat16)
 
 MODULES = ["onepass"] + [
@@ -103,6 +106,11 @@ def assert_same_bits(actual: Any, expected: Any) -> None:
 def state_names(cls: type[Optimizer], settings: Mapping[str, Any]) -> list[str]:
     """The state that these settings use."""
     return [name for name in cls.state_names(**settings) if name]
+
+
+def format_of(cls: type[Optimizer], k: int, kept: Any) -> Any:
+    """The format of a rule's k-th array where state is kept in this one; None: as computed."""
+    return None if cls.row.in_full[k] else kept
 
 
 def fresh_state(cls: type[Optimizer], settings: Mapping[str, Any], param: np.ndarray) -> list[Any]:

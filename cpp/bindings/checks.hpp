@@ -51,7 +51,7 @@ class Check {
   bool may_be_none_ = false, schedulable_ = false;
   std::size_t n_bounds_ = 0;
   std::array<Bounds, most> bounds_;  // of each number; no memory apart, to touch few cache lines
-  std::vector<py::object> names_;  // of a choice
+  std::vector<py::object> names_;    // of a choice
 };
 
 }  // namespace onepass::bindings

@@ -26,7 +26,7 @@ _OPTIONS = {
 }
 """What a call takes besides settings of a group, arrays and threads."""
 
-_STAGES = ("max_grad_value", "ema_decay", "ema_warmup", "swa_start")
+_STAGES = ("max_grad_value", "ema_decay", "ema_warmup", "swa_start", "cautious_weight_decay")
 """The settings of a group that every rule has. The arrays say what the others would."""
 
 _KEYWORDS = {
@@ -132,6 +132,8 @@ ema_warmup : bool
 swa_start : int >= 1, optional
     Keep in `average` the plain mean of the weights after this step and all later ones instead;
     before it, the weights themselves.
+cautious_weight_decay : bool
+    Let only those weights decay that the step brings nearer to 0; see `onepass.Optimizer`.
 average : ndarray of float64, or list of them, optional
     The average of the weights, needed with `ema_decay` or `swa_start`: like `param` in shape and
     order, updated in place. Its first step writes it, so it may start from anything.

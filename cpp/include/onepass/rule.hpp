@@ -40,6 +40,7 @@ struct State {
   bool used = true;             // false where an option of the rule leaves the array out
   bool has_sign = true;         // false for what is never negative
   const char* start = nullptr;  // the member of Hyper that its elements start from; null: zero
+  bool in_full = false;  // true for what loses its meaning in fewer bits: weights, differences
 };
 
 // NumPy's maximum: a NaN on either side wins, so that it is never hidden.

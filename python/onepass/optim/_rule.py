@@ -41,6 +41,12 @@ class Rule:
     step_if_missing: ClassVar[int | None] = None
     """The step of a loaded state that has arrays but no step (PyTorch's SGD keeps none)."""
 
+    saved_scalars: ClassVar[Sequence[str]] = ()
+    """Numbers of the coming step that stand in a saved state, because PyTorch's has them; they are
+    computed anew from what is loaded."""
+    average_state: ClassVar[str | None] = None
+    """The state that is an average of the weights, for `averaged`."""
+
     group_checks: ClassVar[Checks]
     """Those of `checks`, and of what else may differ from group to group."""
     _fields: ClassVar[_core.Fields]
@@ -188,6 +194,7 @@ class Rule:
         param = param * shrink
         flags = {name: values[name] for name in row.options if isinstance(values[name], bool)}
         weights, *kept = cls.reference(param, grad, *padded, **cls.scalars(step, values), **flags)
+        weights = _reference.decayed_late(param, weights, values)
         moved = []
         if keeps_average:
             assert average is not None

@@ -54,8 +54,8 @@ class RAdam(Optimizer, rule="radam"):
         :math:`w \leftarrow (1 - \eta \lambda)\, w`, as in `AdamW`.
     **options
         `max_grad_norm`, `max_grad_value`, `nonfinite`, `clear_grads`, `ema_decay`, `ema_warmup`,
-        `swa_start`, `state_format`, `rounding`, `seed`, `grads` and `copy_to`: see
-        `onepass.Optimizer`.
+        `swa_start`, `state_format`, `rounding`, `cautious_weight_decay`, `seed`, `grads` and
+        `copy_to`: see `onepass.Optimizer`.
 
     Raises
     ------
