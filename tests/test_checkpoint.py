@@ -211,7 +211,7 @@ def test_layout(every_case, rng):
     assert list(saved) == ["state", "param_groups", "step_options"]
     assert list(saved["state"]) == ["w", "b", "scale"]
     for key, entry in saved["state"].items():
-        assert list(entry) == ["step", *state_names(cls, options)]
+        assert list(entry) == ["step", *cls.saved_scalars, *state_names(cls, options)]
         assert entry["step"] == 2
         for name in state_names(cls, options):
             assert entry[name].shape == params[key].shape

@@ -182,3 +182,78 @@ def test_rprop():
         return w - sign(g) * memory["size"]
 
     check(lambda w: op.Rprop(w, LR, step_sizes=(1e-6, 0.3)), path(paper))
+
+
+@pytest.mark.parametrize("no_prox", [False, True])
+def test_adan(no_prox):
+    memory = {"m": 0.0, "n": 0.0, "v": 0.0, "last": None}
+
+    def paper(t, w, g):
+        """The paper's Algorithm 1, whose betas are 1 minus these."""
+        change = 0.0 if memory["last"] is None else g - memory["last"]
+        memory["last"] = g
+        memory["m"] = 0.9 * memory["m"] + 0.1 * g
+        memory["n"] = 0.8 * memory["n"] + 0.2 * change
+        memory["v"] = 0.7 * memory["v"] + 0.3 * (g + 0.8 * change) ** 2
+        size = LR / (sqrt(memory["v"] / (1 - 0.7**t)) + 1e-3)
+        update = size * (memory["m"] / (1 - 0.9**t) + 0.8 * memory["n"] / (1 - 0.8**t))
+        return w * (1 - LR * 0.3) - update if no_prox else (w - update) / (1 + LR * 0.3)
+
+    options = {"eps": 1e-3, "weight_decay": 0.3, "no_prox": no_prox}
+    check(lambda w: op.Adan(w, LR, (0.9, 0.8, 0.7), **options), path(paper))
+
+
+def test_two_steps_of_adan():
+    """optax#1715: 1 - beta2 where beta2 belongs, which "the loss falls" did not show."""
+    w = np.zeros(1)
+    opt = op.Adan(w, lr=1.0, betas=(0.5, 0.75, 0.0), eps=0.0)
+    opt.step(np.array([1.0]))  # m = 0.5, v = 1: 0.5 / 0.5
+    assert w == -1
+    opt.step(np.array([3.0]))  # change 2, m = 1.75, n = 0.5, the square of 3 + 0.75 * 2 = 4.5
+    expected = -1 - (1.75 / 0.75 + 0.75 * 0.5 / (1 - 0.75**2)) / 4.5
+    np.testing.assert_allclose(w, expected, rtol=1e-15)
+
+
+def test_asgd():
+    memory = {"mean": 0.0, "n": 0}
+    means = []
+
+    def bottou(t, w, g):
+        eta = LR / (1 + 0.5 * LR * (t - 1)) ** 0.75
+        w = w - eta * (g + 0.5 * w)
+        if t <= 4:  # one step later than t0 = 3, as in PyTorch
+            memory.update(mean=w, n=1)
+        elif t > 5:
+            memory["n"] += 1
+            memory["mean"] += (w - memory["mean"]) / memory["n"]
+        else:
+            memory.update(mean=w, n=1)
+        means.append(memory["mean"])
+        return w
+
+    shown = []
+
+    def make(w):
+        opt = op.ASGD(w, LR, lambd=0.5, t0=3.0)
+        step = opt.step
+
+        class Shows:
+            def step(self, grad):
+                step(grad)
+                with opt.averaged():
+                    shown.append(w[0])
+
+        return Shows()
+
+    check(make, path(bottou))
+    np.testing.assert_allclose(shown, means, rtol=1e-12)
+
+
+def test_a_new_rate_of_asgd_acts_at_once():
+    """pytorch#74884: there it does a step later."""
+    w = np.zeros(1)
+    opt = op.ASGD(w, lr=1.0, lambd=0.0)
+    opt.step(np.ones(1))
+    opt.param_groups[0]["lr"] = 0.25
+    opt.step(np.ones(1))
+    assert w == -1.25

@@ -24,6 +24,11 @@ def warmed_up_beta3(completed):
 
 
 PAIRS = {
+    "AMSGrad": (
+        op.Adam,
+        {"amsgrad": True, "amsgrad_corrected": True, "betas": (0.8, 0.9)},
+        lambda: optax.amsgrad(LR, 0.8, 0.9),
+    ),
     "Lion": (op.Lion, {"weight_decay": 0.0}, lambda: optax.lion(LR, weight_decay=0.0)),
     "Lion, decay": (
         op.Lion,

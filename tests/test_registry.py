@@ -40,7 +40,7 @@ def test_scalars_are_the_kernels_in_their_order(every_case):
     assert all(type(value) is float for value in scalars.values())
 
 
-STAGES = {"weight_decay", "maximize", "decoupled_weight_decay"}
+STAGES = {"weight_decay", "maximize", "decoupled_weight_decay", "no_prox"}
 """Hyperparameters that are no rule's own."""
 
 

@@ -7,7 +7,9 @@ import onepass as op
 from helpers import accepts, assert_same_bits, digest, fresh_state
 
 DECOUPLED = [
-    pytest.param(cls, {name: True for name in cls.checks if name == "decoupled_weight_decay"})
+    pytest.param(
+        cls, {name: True for name in cls.checks if name in ("decoupled_weight_decay", "no_prox")}
+    )
     for cls in op.optim.registry.values()
     if "decoupled_weight_decay" in cls.checks
 ]
@@ -56,7 +58,7 @@ def test_every_setting_counts(every_class):
             without = {key: value for key, value in case.items() if key != name}
             if not accepts(every_class, without):
                 continue
-            decay = {"weight_decay": 0.1} if name == "decoupled_weight_decay" else {}
+            decay = {"weight_decay": 0.1} if name in ("decoupled_weight_decay", "no_prox") else {}
             tried.add(name)
             if run(every_class, {**case, **decay}) != run(every_class, {**without, **decay}):
                 counted.add(name)
@@ -82,7 +84,8 @@ def test_gradients_of_zero_leave_finite_weights(every_class, dtype):
     """optax#1755: epsilon vanishes in float16, and 0 / 0 is left."""
     w = np.array([0, 1, -2, 60_000], dtype)
     start = w.copy()
-    opt = every_class(w, weight_decay=0.0)
+    plain = {"lambd": 0.0} if "lambd" in every_class.checks else {}  # ASGD's decay of the weights
+    opt = every_class(w, weight_decay=0.0, **plain)
     for _ in range(3):
         opt.step(np.zeros(4, dtype))
     if every_class.row.start_values(every_class.defaults)[0]:  # an average that begins elsewhere

@@ -81,7 +81,10 @@ def test_same_path(settings, dtype, rng):
     _, _, opt, torch_opt = both
     ours, theirs = opt.state_dict()["state"], as_numpy(torch_opt.state_dict())["state"]
     for key, entry in ours.items():
-        assert list(entry) == ["step", *state_names(cls, options)]
+        assert list(entry) == ["step", *cls.saved_scalars, *state_names(cls, options)]
+        assert theirs.get(key, {}).keys() <= entry.keys()  # their SGD may have none
+        for name in cls.saved_scalars:
+            assert_alike(np.float64(entry[name]), theirs[key][name], 100)
         for name in state_names(cls, options):
             assert_alike(entry[name], theirs[key][name], 100)
 

@@ -24,6 +24,7 @@ from onepass.batchnorm import (
 )
 from onepass.optim import (
     ADOPT,
+    ASGD,
     SGD,
     AdaBelief,
     Adadelta,
@@ -31,6 +32,7 @@ from onepass.optim import (
     Adam,
     Adamax,
     AdamW,
+    Adan,
     AdEMAMix,
     Lion,
     LossScaler,
@@ -45,6 +47,7 @@ from onepass.runtime import get_num_threads, set_num_threads
 
 __all__ = [
     "ADOPT",
+    "ASGD",
     "SGD",
     "AdEMAMix",
     "AdaBelief",
@@ -53,6 +56,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "Adan",
     "BatchNorm",
     "Lion",
     "LossScaler",

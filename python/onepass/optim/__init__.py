@@ -6,8 +6,10 @@ from onepass.optim.adagrad import Adagrad
 from onepass.optim.adam import Adam
 from onepass.optim.adamax import Adamax
 from onepass.optim.adamw import AdamW
+from onepass.optim.adan import Adan
 from onepass.optim.ademamix import AdEMAMix
 from onepass.optim.adopt import ADOPT
+from onepass.optim.asgd import ASGD
 from onepass.optim.lion import Lion
 from onepass.optim.loss_scaler import LossScaler
 from onepass.optim.optimizer import Optimizer, registry
@@ -20,6 +22,7 @@ from onepass.optim.yogi import Yogi
 
 __all__ = [
     "ADOPT",
+    "ASGD",
     "SGD",
     "AdEMAMix",
     "AdaBelief",
@@ -28,6 +31,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "Adan",
     "Lion",
     "LossScaler",
     "Optimizer",

@@ -39,8 +39,8 @@ struct AdaBelief {
   }
 
   static constexpr const char* scalars[] = {
-      "beta1",     "one_minus_beta1", "beta2", "one_minus_beta2", "step_size", "inv_bias2",
-      "divides",   "eps",             "eps_root"};
+      "beta1",     "one_minus_beta1", "beta2", "one_minus_beta2", "step_size",
+      "inv_bias2", "divides",         "eps",   "eps_root"};
   T beta1, one_minus_beta1, beta2, one_minus_beta2, step_size, inv_bias2, divides, eps, eps_root;
 
   void operator()(T& param, T grad, T& exp_avg, T& exp_avg_var) const noexcept {

@@ -27,8 +27,8 @@ struct ADOPT {
             .limit = T(first ? 0 : std::pow(step - 1, h.clip_exponent))};
   }
 
-  static constexpr const char* scalars[] = {"beta1", "one_minus_beta1", "beta2", "one_minus_beta2",
-                                            "lr",    "eps",             "limit"};
+  static constexpr const char* scalars[] = {
+      "beta1", "one_minus_beta1", "beta2", "one_minus_beta2", "lr", "eps", "limit"};
   T beta1, one_minus_beta1, beta2, one_minus_beta2, lr, eps, limit;
 
   void operator()(T& param, T grad, T& exp_avg, T& exp_avg_sq) const noexcept {
