@@ -5,7 +5,7 @@ import pytest
 
 import onepass as op
 from batchnorm_cases import FUNCTIONS
-from helpers import CASES, FORMATS, SHAPES, case_id, one_per_shape
+from helpers import CASES, FORMATS, KINDS, SHAPES, case_id
 
 
 def pytest_sessionstart(session):
@@ -15,12 +15,9 @@ def pytest_sessionstart(session):
         pytest.exit(f"ONEPASS_ISA={forced}, but {op.runtime.info()['isa']} runs", returncode=3)
 
 
-CLASSES = list(op.optim.registry.values())
-
-
 @pytest.fixture(params=SHAPES, ids=case_id)
 def case(request):
-    """(class, settings) for every shape of state, for tests of the loop and of the engine."""
+    """(class, settings) for every shape of state, for tests of the loop."""
     return request.param
 
 
@@ -32,15 +29,17 @@ def every_case(request):
 
 @pytest.fixture(
     scope="session",
-    params=[cls for cls, _ in one_per_shape([(cls, {}) for cls in CLASSES])],
+    params=KINDS,
     ids=lambda cls: cls.__name__,
 )
 def optimizer(request):
-    """A class for every shape of state, for tests of the loop and of the engine."""
+    """A class for every kind of state, for tests of the engine."""
     return request.param
 
 
-@pytest.fixture(scope="session", params=CLASSES, ids=lambda cls: cls.__name__)
+@pytest.fixture(
+    scope="session", params=list(op.optim.registry.values()), ids=lambda cls: cls.__name__
+)
 def every_class(request):
     return request.param
 

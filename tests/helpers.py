@@ -4,7 +4,7 @@ import hashlib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -39,28 +39,38 @@ CASES = [
 
 
 def shape_of_state(cls: type[Optimizer], settings: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What the engine sees of a rule: which arrays it keeps, and of what kind."""
+    """What the loop sees of a rule: which arrays it keeps, and of what kind."""
     row, values = cls.row, {**cls.defaults, **settings}
     arrays = zip(row.used_states(values), row.has_sign, row.in_full, strict=True)
     return tuple((sign, in_full) for name, sign, in_full in arrays if name)
 
 
-def one_per_shape(
-    cases: Sequence[tuple[type[Optimizer], Mapping[str, Any]]],
-) -> list[tuple[type[Optimizer], Mapping[str, Any]]]:
-    """The first case of each shape, alone and with what all classes share.
+def kind_of_state(cls: type[Optimizer]) -> tuple[bool, ...]:
+    """What the engine sees of a class: whether it keeps anything, in full, and begun elsewhere."""
+    used = [name is not None for name in cls.state_names()]
+    of_used = zip(used, cls.row.in_full, cls.row.start, strict=True)
+    in_full, begun = zip(
+        *[(u and full, bool(u and start)) for u, full, start in of_used], strict=True
+    )
+    return any(used), any(in_full), any(begun)
 
-    Tests of the loop and of the engine take these, tests of values and options all cases: else
+
+def one_of_each(things: Iterable[Any], key: Callable[[Any], Any]) -> list[Any]:
+    """The first thing of each kind.
+
+    Tests of the loop and of the engine take these, tests of values and options all of them: else
     there would be as many tests as rules times properties of the engine.
     """
-    found: dict[Any, tuple[type[Optimizer], Mapping[str, Any]]] = {}
-    for cls, settings in cases:
-        shared = [name in settings for name in SHARED[1]]
-        found.setdefault((*shape_of_state(cls, settings), *shared), (cls, settings))
+    found: dict[Any, Any] = {}
+    for thing in things:
+        found.setdefault(key(thing), thing)
     return list(found.values())
 
 
-SHAPES = one_per_shape(CASES)
+SHAPES = one_of_each(
+    CASES, lambda case: (shape_of_state(*case), SHARED[1].keys() <= case[1].keys())
+)
+KINDS = one_of_each(optim.registry.values(), kind_of_state)
 
 
 def case_id(case: tuple[type[Optimizer], Mapping[str, Any]]) -> str:
