@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Unpack
 
 import numpy as np
 
-from onepass._hyperparameters import NON_NEGATIVE, SCHEDULED
+from onepass._hyperparameters import NON_NEGATIVE, SCHEDULED, Number
 from onepass._typing import Array, Params, Schedule
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
@@ -35,7 +35,7 @@ class ASGD(Optimizer, rule="asgd"):
         steps, from 0, and the decay by :math:`\lambda` comes on top.
     lambd : float >= 0
         How fast the rate falls, and a decay of the weights.
-    alpha : float >= 0
+    alpha : float in [0, 10]
         The power by which the rate falls.
     t0 : float >= 0
         The step from which on the weights are averaged.
@@ -91,7 +91,7 @@ class ASGD(Optimizer, rule="asgd"):
     checks: ClassVar = {
         "lr": SCHEDULED,
         "lambd": NON_NEGATIVE,
-        "alpha": NON_NEGATIVE,
+        "alpha": Number(high=10.0),
         "t0": NON_NEGATIVE,
     }
     cases: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"lambd": 0.5, "alpha": 0.5, "t0": 2.0})

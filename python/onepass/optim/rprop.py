@@ -63,7 +63,7 @@ class Rprop(Optimizer, rule="rprop"):
     Differs from
 
     * PyTorch: its ``sign`` of a NaN is 0; here a gradient of NaN makes the weight NaN.
-    * optax 0.2.8: its ``rprop`` takes the step before last's update, the first being 0
+    * optax 0.2.8: its ``rprop`` returns the update of the step before, the first being 0
       (optax#1725).
     * The paper: it takes the last step back where the sign changes. This is iRprop- of Igel and
       Hüsken.
