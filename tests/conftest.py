@@ -56,6 +56,16 @@ def function(request):
 
 
 @pytest.fixture
+def torch_in_float64():
+    """PyTorch's numbers of a step have the default dtype, whatever the parameters' is."""
+    import torch
+
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
 def rng():
     return np.random.default_rng(20261121)
 

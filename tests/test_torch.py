@@ -9,14 +9,7 @@ import onepass as op
 from helpers import CASES, case_id, state_names
 
 torch = pytest.importorskip("torch", reason="PyTorch, the second oracle, is not installed")
-
-
-@pytest.fixture(autouse=True)
-def _numbers_of_a_step_in_float64():
-    """They have the default dtype in PyTorch, whatever the parameters' is."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("torch_in_float64")
 
 
 def torch_class(cls):
