@@ -127,7 +127,12 @@ The rule in C++
 
 def _summary(cls: type[Optimizer]) -> str:
     first = _doc(cls).partition("\n")[0]
-    return f"* {{doc}}`generated/optimizers/{cls.__name__}`: {first.partition(': ')[2] or first}\n"
+    says = (first.partition(": ")[2] or first).rstrip(".")
+    names = [name for name in cls.state_names() if name]
+    keeps = f"keeps `{'`, `'.join(names)}`" if names else "keeps nothing"
+    # In float32: parameter and state are read and written, the gradient is read.
+    moves = f"moves {12 + 8 * len(names)} bytes an element"
+    return f"* {{doc}}`generated/optimizers/{cls.__name__}`: {says}; {keeps}, {moves}\n"
 
 
 def _differs(cls: type[Optimizer]) -> str:

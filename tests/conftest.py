@@ -5,7 +5,7 @@ import pytest
 
 import onepass as op
 from batchnorm_cases import FUNCTIONS
-from helpers import CASE_IDS, CASES, FORMATS
+from helpers import CASES, FORMATS, KINDS, SHAPES, case_id
 
 
 def pytest_sessionstart(session):
@@ -15,18 +15,32 @@ def pytest_sessionstart(session):
         pytest.exit(f"ONEPASS_ISA={forced}, but {op.runtime.info()['isa']} runs", returncode=3)
 
 
-@pytest.fixture(params=CASES, ids=CASE_IDS)
+@pytest.fixture(params=SHAPES, ids=case_id)
 def case(request):
+    """(class, settings) for every shape of state, for tests of the loop."""
+    return request.param
+
+
+@pytest.fixture(params=CASES, ids=case_id)
+def every_case(request):
     """(class, settings) for every rule, option and shared hyperparameter."""
     return request.param
 
 
 @pytest.fixture(
     scope="session",
-    params=list(op.optim.registry.values()),
+    params=KINDS,
     ids=lambda cls: cls.__name__,
 )
 def optimizer(request):
+    """A class for every kind of state, for tests of the engine."""
+    return request.param
+
+
+@pytest.fixture(
+    scope="session", params=list(op.optim.registry.values()), ids=lambda cls: cls.__name__
+)
+def every_class(request):
     return request.param
 
 
@@ -39,6 +53,16 @@ def dtype(request):
 def function(request):
     """One of BatchNorm's four, called with a dictionary of arrays and options."""
     return FUNCTIONS[request.param]
+
+
+@pytest.fixture
+def torch_in_float64():
+    """PyTorch's numbers of a step have the default dtype, whatever the parameters' is."""
+    import torch
+
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import hashlib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -12,23 +12,78 @@ import numpy as np
 
 import onepass
 from onepass import optim
-from onepass._hyperparameters import Checks, Choice, Pair
+from onepass._hyperparameters import Checks, Choice, Several
 from onepass.optim import Optimizer
+from onepass.optim._settings import GROUP_DEFAULTS
 
 # Every class with each of its own cases, alone and with what all classes share.
 SHARED: tuple[Mapping[str, Any], ...] = ({}, {"weight_decay": 0.1, "maximize": True})
+
+
+def accepts(cls: type[Optimizer], settings: Mapping[str, Any]) -> bool:
+    """Whether a class takes these settings together; Rprop has no weight decay."""
+    try:
+        cls._check_together({**cls.defaults, **GROUP_DEFAULTS, **settings})
+    except ValueError:
+        return False
+    return True
+
+
 CASES = [
-    (cls, {**case, **shared})
+    (cls, settings)
     for cls in optim.registry.values()
     for case in cls.cases
     for shared in SHARED
+    if accepts(cls, settings := {**case, **shared})
 ]
-CASE_IDS = [
-    cls.__name__ + "".join(f"-{k}={v}" for k, v in settings.items()) for cls, settings in CASES
-]
+
+
+def shape_of_state(cls: type[Optimizer], settings: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What the loop sees of a rule: which arrays it keeps, and of what kind."""
+    row, values = cls.row, {**cls.defaults, **settings}
+    arrays = zip(row.used_states(values), row.has_sign, row.in_full, strict=True)
+    return tuple((sign, in_full) for name, sign, in_full in arrays if name)
+
+
+def kind_of_state(cls: type[Optimizer]) -> tuple[bool, ...]:
+    """What the engine sees of a class: whether it keeps anything, in full, and begun elsewhere."""
+    used = [name is not None for name in cls.state_names()]
+    of_used = zip(used, cls.row.in_full, cls.row.start, strict=True)
+    in_full, begun = zip(
+        *[(u and full, bool(u and start)) for u, full, start in of_used], strict=True
+    )
+    return any(used), any(in_full), any(begun)
+
+
+def one_of_each(things: Iterable[Any], key: Callable[[Any], Any]) -> list[Any]:
+    """The first thing of each kind.
+
+    Tests of the loop and of the engine take these, tests of values and options all of them: else
+    there would be as many tests as rules times properties of the engine.
+    """
+    found: dict[Any, Any] = {}
+    for thing in things:
+        found.setdefault(key(thing), thing)
+    return list(found.values())
+
+
+SHAPES = one_of_each(
+    CASES, lambda case: (shape_of_state(*case), SHARED[1].keys() <= case[1].keys())
+)
+KINDS = one_of_each(optim.registry.values(), kind_of_state)
+
+
+def case_id(case: tuple[type[Optimizer], Mapping[str, Any]]) -> str:
+    cls, settings = case
+    return cls.__name__ + "".join(f"-{k}={v}" for k, v in settings.items())
+
+
 FORMATS = (np.float32, np.float64)
-RICHEST = max(optim.registry.values(), key=lambda cls: len(cls.state_names()))
-"""A class with much state, for tests of what all classes share and that take long."""
+RICHEST = max(
+    optim.registry.values(),
+    key=lambda cls: (accepts(cls, {"cautious_weight_decay": True}), len(cls.state_names())),
+)
+"""A class with every option of a step and much state, for tests of what all share and take long."""
 SMALL_FORMATS = (np.float16, ml_dtypes.bfloat16)
 
 MODULES = ["onepass"] + [
@@ -61,6 +116,11 @@ def assert_same_bits(actual: Any, expected: Any) -> None:
 def state_names(cls: type[Optimizer], settings: Mapping[str, Any]) -> list[str]:
     """The state that these settings use."""
     return [name for name in cls.state_names(**settings) if name]
+
+
+def format_of(cls: type[Optimizer], k: int, kept: Any) -> Any:
+    """The format of a rule's k-th array where state is kept in this one; None: as computed."""
+    return None if cls.row.in_full[k] else kept
 
 
 def fresh_state(cls: type[Optimizer], settings: Mapping[str, Any], param: np.ndarray) -> list[Any]:
@@ -111,13 +171,13 @@ def digest(*things: Any) -> str:
 def as_numbers(checks: Checks, values: Mapping[str, Any]) -> dict[str, float]:
     """Return checked values as the rules in C++ take them: numbers by name.
 
-    A pair called `betas` becomes `beta1` and `beta2`, True and False 1 and 0, and one of several
-    names the number of its place among them.
+    Numbers called `betas` become `beta1`, `beta2` and so on, True and False 1 and 0, and one of
+    several names the number of its place among them.
     """
     numbers: dict[str, float] = {}
     for name, check in checks.items():
         match check:
-            case Pair():
+            case Several():
                 numbers |= {f"{name[:-1]}{i}": number for i, number in enumerate(values[name], 1)}
             case Choice(names):
                 numbers[name] = float(names.index(values[name]))

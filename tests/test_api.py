@@ -154,7 +154,7 @@ def test_settings_changed_in_the_middle_of_a_run(case, rng):
         opt.step(grad)
     if not any(cls.row.start_values({**cls.defaults, **settings})):
         assert_same_bits(param, run_reference(cls, settings, start, grads)[0])
-    names = [n for n in opt.state_dict()["state"][0] if n != "step"]
+    names = [n for n in opt.state_dict()["state"][0] if n not in ("step", *cls.saved_scalars)]
     assert names == state_names(cls, settings)
     opt.param_groups[0].update(cls.defaults)
     opt.step(grads[0])
@@ -269,6 +269,7 @@ def test_signatures_of_the_free_functions(optimizer):
         **{"grad_scale": 1.0, "max_grad_norm": None, "nonfinite": "propagate"},
         **{"max_grad_value": None, "clear_grads": False, "average": None, "averaged": None},
         **{"ema_decay": None, "ema_warmup": False, "swa_start": None},
+        **{"cautious_weight_decay": False},
     }
     taken = inspect.signature(optimizer).parameters
     own = {name: value for name, value in optimizer.defaults.items() if name in taken}
@@ -288,9 +289,9 @@ def rosenbrock(w):
 
 
 @pytest.mark.parametrize("surface", [bowl, rosenbrock])
-def test_every_class_goes_down_hill(case, surface):
+def test_every_class_goes_down_hill(every_case, surface):
     """With the best of a few learning rates a fifth of the loss is left after 500 steps."""
-    cls, settings = case
+    cls, settings = every_case
     start = np.array([-1.2, 1.0])
     ends = []
     with np.errstate(all="ignore"):  # a rate may be too high

@@ -201,8 +201,8 @@ def test_a_parameter_that_had_no_step_when_saved_begins_as_new(case, rng):
         assert_same_bits(entry[name], array)
 
 
-def test_layout(case, rng):
-    cls, options = case
+def test_layout(every_case, rng):
+    cls, options = every_case
     params = params_like(rng)
     opt = cls(params, **options)
     assert opt.state_dict()["state"] == {}
@@ -211,7 +211,7 @@ def test_layout(case, rng):
     assert list(saved) == ["state", "param_groups", "step_options"]
     assert list(saved["state"]) == ["w", "b", "scale"]
     for key, entry in saved["state"].items():
-        assert list(entry) == ["step", *state_names(cls, options)]
+        assert list(entry) == ["step", *cls.saved_scalars, *state_names(cls, options)]
         assert entry["step"] == 2
         for name in state_names(cls, options):
             assert entry[name].shape == params[key].shape

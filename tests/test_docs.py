@@ -147,8 +147,8 @@ def test_every_command_is_on_the_site():
             assert all(option in page for option in action.option_strings)
 
 
-def test_an_optimizers_page_includes_what_is_there(optimizer):
-    page = sphinx_pages.optimizer_page(optimizer)
+def test_an_optimizers_page_includes_what_is_there(every_class):
+    page = sphinx_pages.optimizer_page(every_class)
     included = re.findall(r"literalinclude:: (\S+)\n   :(?:language|pyobject): (\S+)", page)
     assert len(included) == 3
     for path, name in included:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import onepass as op
-from helpers import RICHEST, SMALL_FORMATS, assert_same_bits, digest, fresh_state
+from helpers import RICHEST, SMALL_FORMATS, assert_same_bits, digest, format_of, fresh_state
 from onepass._memory import aligned_zeros
 
 SHAPES = [(3, 5), (257,), (0,), (), (30, 7)]
@@ -56,8 +56,12 @@ class Host:
         wide = [p.astype(np.float32) if p.itemsize == 2 else p for p in self.params]
         fresh = zip(*(fresh_state(cls, settings, param) for param in wide), strict=True)
         self.state = [
-            None if of_all[0] is None else [in_format(a, state_format, sign) for a in of_all]
-            for of_all, sign in zip(fresh, cls.row.has_sign, strict=True)
+            None
+            if of_all[0] is None
+            else [
+                in_format(a, format_of(cls, k, state_format), cls.row.has_sign[k]) for a in of_all
+            ]
+            for k, of_all in enumerate(fresh)
         ]
         self.average = [p.astype(np.float64) for p in wide] if averages else None
         self.steps = 0
@@ -252,8 +256,13 @@ def test_the_number_of_the_step_is_wanted_where_it_matters(case):
     if depends:
         with wanted:
             host.step(grads, step=None)
-    if any(own := host.state):
-        host.state = [s and [s[0].astype(ml_dtypes.bfloat16)] for s in own]
+    own = host.state
+    small = [s is not None and bool(format_of(cls, k, "bf16")) for k, s in enumerate(own)]
+    if any(small):
+        host.state = [
+            [s[0].astype(ml_dtypes.bfloat16)] if is_small else s
+            for s, is_small in zip(own, small, strict=True)
+        ]
         with wanted:
             host.step(grads, step=None)
         host.state = own

@@ -74,6 +74,7 @@ def test_of_sixteen_bits(optimizer, rng):
     assert "master" in opt.state_dict()["state"][2]
 
 
+@pytest.mark.parametrize("optimizer", [op.SGD, op.Adagrad, op.Adam])
 def test_it_is_pytorchs(optimizer, rng):
     torch = pytest.importorskip("torch")
     theirs_of_that_name = getattr(torch.optim, optimizer.__name__)

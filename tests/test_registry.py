@@ -8,7 +8,7 @@ import pytest
 import onepass as op
 from helpers import SHARED, as_numbers, state_names
 from onepass import _core
-from onepass._hyperparameters import Choice, Fixed, Flag, Number, Pair, Whole
+from onepass._hyperparameters import Choice, Fixed, Flag, Number, Several, Whole
 from onepass.optim import Optimizer
 from onepass.optim._settings import GROUP_DEFAULTS, StepOptions
 
@@ -24,90 +24,95 @@ def test_every_row_has_a_class_and_every_class_a_row():
         assert rule in op.kernels.__all__
 
 
-def test_every_class_has_a_reference_of_its_own(optimizer):
+def test_every_class_has_a_reference_of_its_own(every_class):
     for name in ("reference", "scalars"):
-        assert getattr(optimizer, name) is not getattr(Optimizer, name)
-        assert name in op.optim.registry[optimizer.row.name].__dict__
-        assert (name in optimizer.__dict__) == (optimizer.row.name == optimizer.rule)
+        assert getattr(every_class, name) is not getattr(Optimizer, name)
+        assert name in op.optim.registry[every_class.row.name].__dict__
+        assert (name in every_class.__dict__) == (every_class.row.name == every_class.rule)
     with pytest.raises(NotImplementedError):
         Optimizer.reference(None, None)
 
 
-def test_scalars_are_the_kernels_in_their_order(case):
-    cls, settings = case
+def test_scalars_are_the_kernels_in_their_order(every_case):
+    cls, settings = every_case
     scalars = cls.scalars(3, {**cls.defaults, **settings})
     assert tuple(scalars) == cls.row.scalars
     assert all(type(value) is float for value in scalars.values())
 
 
-STAGES = {"weight_decay", "maximize", "decoupled_weight_decay"}
+STAGES = {"weight_decay", "maximize", "decoupled_weight_decay", "no_prox"}
 """Hyperparameters that are no rule's own."""
 
 
-def test_hyperparameters_are_the_headers_options_or_stages(optimizer):
-    row, numbers = optimizer.row, as_numbers(optimizer.checks, optimizer.defaults)
-    assert set(row.options) <= set(optimizer.checks)
+def test_hyperparameters_are_the_headers_options_or_stages(every_class):
+    row, numbers = every_class.row, as_numbers(every_class.checks, every_class.defaults)
+    assert set(row.options) <= set(every_class.checks)
     assert not set(row.hyper) & STAGES
     assert set(numbers) - STAGES == {*row.hyper, *row.options}
 
 
-def test_defaults_of_the_header_are_the_classs(optimizer):
-    row, numbers = optimizer.row, as_numbers(optimizer.checks, optimizer.defaults)
+def test_defaults_of_the_header_are_the_classs(every_class):
+    row, numbers = every_class.row, as_numbers(every_class.checks, every_class.defaults)
     assert row.defaults == tuple(numbers[name] for name in row.hyper)
 
 
 def test_numbers_of_settings():
-    checks = {"betas": Pair(Number()), "hat": Flag(), "form": Choice(("a", "b")), "n": Whole()}
-    values = {"betas": (0.5, 0.25), "hat": True, "form": "b", "n": 3}
-    expected = {"beta1": 0.5, "beta2": 0.25, "hat": 1.0, "form": 1.0, "n": 3.0}
+    checks = {
+        "betas": Several((Number(),) * 3),
+        "hat": Flag(),
+        "form": Choice(("a", "b")),
+        "n": Whole(),
+    }
+    values = {"betas": (0.5, 0.25, 0.125), "hat": True, "form": "b", "n": 3}
+    expected = {"beta1": 0.5, "beta2": 0.25, "beta3": 0.125, "hat": 1.0, "form": 1.0, "n": 3.0}
     assert as_numbers(checks, values) == expected
 
 
-def test_at_checks_what_it_is_given(optimizer):
-    hyper = optimizer.row.defaults
+def test_at_checks_what_it_is_given(every_class):
+    hyper = every_class.row.defaults
     with pytest.raises(ValueError, match=rf"^hyper: expected {len(hyper)} numbers, got 0"):
-        _core.at(optimizer.row.name, 1, [])
+        _core.at(every_class.row.name, 1, [])
     with pytest.raises(ValueError, match=r"^rule: expected one of rules\(\), got 'none'"):
         _core.at("none", 1, hyper)
 
 
-def test_cases_reach_every_combination_of_options(optimizer):
+def test_cases_reach_every_combination_of_options(every_class):
     """But for those that the class refuses."""
-    options = optimizer.row.options
+    options = every_class.row.options
     reached = {
-        tuple(bool({**optimizer.defaults, **case}[name]) for name in options)
-        for case in optimizer.cases
+        tuple(bool({**every_class.defaults, **case}[name]) for name in options)
+        for case in every_class.cases
     }
     for mask in range(1 << len(options)):
         combination = tuple(bool(mask >> bit & 1) for bit in range(len(options)))
         if combination not in reached:
             settings = {
-                name: on if isinstance(optimizer.defaults[name], bool) else 0.9 * on
+                name: on if isinstance(every_class.defaults[name], bool) else 0.9 * on
                 for name, on in zip(options, combination, strict=True)
             }
             with pytest.raises(ValueError, match="expected"):
-                optimizer.check_together({**optimizer.defaults, **settings})
+                every_class.check_together({**every_class.defaults, **settings})
 
 
-def test_cases_change_every_hyperparameter(optimizer):
+def test_cases_change_every_hyperparameter(every_class):
     """No branch of a rule is untried (lr, decay and sign are tried by every test)."""
-    changed = {name for case in optimizer.cases for name in case}
+    changed = {name for case in every_class.cases for name in case}
     everywhere = {"lr", *(name for shared in SHARED for name in shared)}
-    fixed = {name for name, check in optimizer.checks.items() if isinstance(check, Fixed)}
-    assert set(optimizer.checks) - everywhere - fixed <= changed
+    fixed = {name for name, check in every_class.checks.items() if isinstance(check, Fixed)}
+    assert set(every_class.checks) - everywhere - fixed <= changed
 
 
-def test_defaults_are_valid_and_every_hyperparameter_is_documented(optimizer):
+def test_defaults_are_valid_and_every_hyperparameter_is_documented(every_class):
     import numpy as np
 
-    opt = optimizer([np.ones(3)])
+    opt = every_class([np.ones(3)])
     (group,) = opt.param_groups
     assert {k: v for k, v in group.items() if k != "params"} == {
-        **optimizer.defaults,
+        **every_class.defaults,
         **GROUP_DEFAULTS,
     }
-    parameters = section(optimizer.__doc__, "Parameters")
-    assert_documented(("params", *inspect.signature(optimizer).parameters), parameters)
+    parameters = section(every_class.__doc__, "Parameters")
+    assert_documented(("params", *inspect.signature(every_class).parameters), parameters)
     assert all(f"`{name}`" in parameters for name in StepOptions.__annotations__)
 
 
@@ -124,8 +129,8 @@ def section(doc, title):
     return match.group(1)
 
 
-def test_documentation_is_whole(optimizer):
-    doc = optimizer.__doc__
+def test_documentation_is_whole(every_class):
+    doc = every_class.__doc__
     assert ".. math::" in doc
     assert "TypeError, ValueError" in section(doc, "Raises")
     assert re.search(r"\b(19|20)\d\d\b", section(doc, "References"))
@@ -134,9 +139,11 @@ def test_documentation_is_whole(optimizer):
     assert "Differs from" in notes
     assert "PyTorch" in notes
     assert "optax" in doc
-    for cls in {optimizer, *optimizer.__bases__} & set(op.optim.registry.values()):
+    for cls in {every_class, *every_class.__bases__} & set(op.optim.registry.values()):
         names = {name for case in cls.cases for name in state_names(cls, case)}
-        assert cls is not optimizer or cls.__bases__ != (Optimizer,) or all(n in doc for n in names)
+        assert (
+            cls is not every_class or cls.__bases__ != (Optimizer,) or all(n in doc for n in names)
+        )
 
 
 @pytest.mark.parametrize(

@@ -574,11 +574,11 @@ def test_copies_of_an_optimizer_remember_on_their_own():
         assert other.state_dict() == schedule.state_dict()
 
 
-def test_every_setting_that_may_be_scheduled_takes_one(optimizer):
-    for name, check in optimizer.group_checks.items():
+def test_every_setting_that_may_be_scheduled_takes_one(every_class):
+    for name, check in every_class.group_checks.items():
         if check.schedulable:
             options = {**GROUP_DEFAULTS, name: s.step_decay(0.5, every=3)}
-            opt = optimizer(np.ones(2), **options)
+            opt = every_class(np.ones(2), **options)
             opt.step(np.ones(2))
             assert "step_decay(initial=0.5" in repr(opt)
 

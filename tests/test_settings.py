@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from helpers import assert_same_bits, digest
-from onepass._hyperparameters import Choice, Fixed, Flag, Maybe, Number, Pair, Whole
+from onepass._hyperparameters import Choice, Fixed, Flag, Maybe, Number, Several, Whole
 
 N = 9
 
@@ -45,10 +45,10 @@ def spellings(kind):
         case Number():
             plain = float(np.float32(allowed_number(kind)))
             yield from ((make(plain), plain) for make in (float, np.float32, np.float64, Fraction))
-        case Pair():
-            value = float(np.float32(allowed_number(kind.kind)))
+        case Several(kinds):
+            plain = tuple(sorted(float(np.float32(allowed_number(each))) for each in kinds))
             for make in (tuple, list, np.array, lambda pair: np.array(pair, np.float32)):
-                yield make((value, 0.5 * value)), (value, 0.5 * value)
+                yield make(plain), plain
         case Flag():
             for plain in (True, False):
                 yield from ((plain, plain), (np.bool(plain), plain))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import onepass as op
-from helpers import SMALL_FORMATS, assert_same_bits, fresh_state
+from helpers import SMALL_FORMATS, accepts, assert_same_bits, fresh_state
 from onepass.optim import _reference, _settings
 
 # More than a block of the norm, a part of one, parts of its rows; orders and empty ones.
@@ -242,3 +242,35 @@ def test_accumulated_gradients_are_the_sum(optimizer, dtype, rng):
     *_, total = itertools.accumulate(grads)
     two.step(total, grad_scale=4)
     assert_same_bits(a, b)
+
+
+LATE = [cls for cls in op.optim.registry.values() if accepts(cls, {"cautious_weight_decay": True})]
+
+
+@pytest.mark.parametrize("cls", LATE, ids=lambda cls: cls.__name__)
+def test_decay_after_the_rule(cls, dtype, rng):
+    options = {"cautious_weight_decay": True, "weight_decay": 0.5, "lr": 0.5}
+    special = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1.0, -1.0, 1e-40], dtype)
+    for stages in ({}, EVERYTHING["all"]):
+        steps = [make(rng, dtype, SHAPES[1:-1]) for _ in range(3)]
+        check_run(cls, {**options, **stages}, make(rng, dtype, SHAPES[1:-1]), steps)
+    check_run(cls, options, [np.repeat(special, 8)], [[np.tile(special, 8)] for _ in range(2)])
+
+
+def test_only_what_the_step_brings_nearer_to_zero_decays():
+    """Weights of either sign, gradients of either sign and none; lr * decay is a quarter."""
+    w = np.array([8.0, 8.0, 8.0, -8.0, -8.0, -8.0, 0.0])
+    grad = np.array([1.0, -1.0, 0.0, 1.0, -1.0, 0.0, 1.0])
+    op.Lion(w, lr=0.5, weight_decay=0.5, cautious_weight_decay=True).step(grad)
+    assert w.tolist() == [5.5, 8.5, 8.0, -8.5, -5.5, -8.0, -0.5]
+
+
+def test_which_decays_can_be_cautious(every_class):
+    decoupled = every_class.defaults.get("decoupled_weight_decay", False)
+    if decoupled and every_class.defaults.get("no_prox", True):
+        every_class(np.ones(2), cautious_weight_decay=True)
+        return
+    with pytest.raises(
+        ValueError, match="^cautious_weight_decay: expected False with a weight dec"
+    ):
+        every_class(np.ones(2), cautious_weight_decay=True)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import onepass as op
-from helpers import CASE_IDS, CASES, state_names
+from helpers import CASES, case_id, state_names
 
 torch = pytest.importorskip("torch", reason="PyTorch, the second oracle, is not installed")
+pytestmark = pytest.mark.usefixtures("torch_in_float64")
 
 
 def torch_class(cls):
@@ -23,11 +24,8 @@ def torch_has(cls, settings):
 
 
 # Every case whose options PyTorch has too.
-SHARED = [
-    pytest.param(case, id=name)
-    for case, name in zip(CASES, CASE_IDS, strict=True)
-    if torch_has(*case)
-]
+SHARED = [pytest.param(case, id=case_id(case)) for case in CASES if torch_has(*case)]
+SCHEDULED = [param for param in SHARED if param.values[0][0].checks["lr"].schedulable]
 
 
 def as_numpy(state_dict):
@@ -43,7 +41,8 @@ def twins(cls, settings, dtype, rng, lr=0.01):
     start = [rng.normal(size=shape).astype(dtype) for shape in [(7, 5), (11,), ()]]
     params = [np.array(p) for p in start]
     tensors = [torch.nn.Parameter(torch.from_numpy(np.array(p))) for p in start]
-    return params, tensors, cls(params, lr, **settings), torch_class(cls)(tensors, lr, **settings)
+    theirs = torch_class(cls)(tensors, lr, foreach=False, **settings)
+    return params, tensors, cls(params, lr, **settings), theirs
 
 
 def step_both(params, tensors, opt, torch_opt, rng):
@@ -71,13 +70,16 @@ def assert_alike(actual, expected, steps):
 def test_same_path(settings, dtype, rng):
     cls, options = settings
     both = twins(cls, options, dtype, rng)
-    assert_same_path(*both, rng, steps=20)
+    assert_same_path(*both, rng, steps=100)
     _, _, opt, torch_opt = both
     ours, theirs = opt.state_dict()["state"], as_numpy(torch_opt.state_dict())["state"]
     for key, entry in ours.items():
-        assert list(entry) == ["step", *state_names(cls, options)]
+        assert list(entry) == ["step", *cls.saved_scalars, *state_names(cls, options)]
+        assert theirs.get(key, {}).keys() <= entry.keys()  # their SGD may have none
+        for name in cls.saved_scalars:
+            assert_alike(np.float64(entry[name]), theirs[key][name], 100)
         for name in state_names(cls, options):
-            assert_alike(entry[name], theirs[key][name], 20)
+            assert_alike(entry[name], theirs[key][name], 100)
 
 
 @pytest.mark.parametrize("settings", SHARED)
@@ -94,7 +96,7 @@ def test_their_checkpoint_continues_here(settings, dtype, rng):
     assert_same_path(params, tensors, opt, torch_opt, rng, steps=5)
 
 
-@pytest.mark.parametrize("settings", SHARED)
+@pytest.mark.parametrize("settings", SCHEDULED)
 def test_a_schedule_continues_where_their_run_stopped(settings, rng):
     """Their SGD keeps no count of its steps; with momentum its buffer tells of one at least."""
     cls, options = settings

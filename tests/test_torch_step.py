@@ -6,6 +6,7 @@ import pytest
 import onepass as op
 
 torch = pytest.importorskip("torch", reason="PyTorch, the second oracle, is not installed")
+pytestmark = pytest.mark.usefixtures("torch_in_float64")
 THEIRS = [cls for cls in op.optim.registry.values() if hasattr(torch.optim, cls.__name__)]
 SHAPES = [(7, 5), (11,), ()]
 STEPS = 12

@@ -5,12 +5,15 @@
 
 namespace onepass::bindings {
 
+Check::Bounds Check::bounds_of(const py::object& number) {
+  const auto bound = [&](const char* name) { return number.attr(name).cast<double>(); };
+  return {bound("low"), bound("above"), bound("high"), bound("below"),
+          number.attr("infinite").cast<bool>()};
+}
+
 Check::Check(py::object check) : check_(std::move(check)) {
   const auto name_of = [](const py::object& object) {
     return py::type::of(object).attr("__name__").cast<std::string>();
-  };
-  const auto bound = [](const py::object& of, const char* name) {
-    return of.attr(name).cast<double>();
   };
   schedulable_ = check_.attr("schedulable").cast<bool>();
   py::object own = check_;
@@ -22,21 +25,18 @@ Check::Check(py::object check) : check_(std::move(check)) {
     own = own.attr("kind");
     kind = name_of(own);
   }
-  if (kind == "Pair") {
-    kind_ = Kind::pair;
-    own = own.attr("kind");
-    kind = name_of(own);
-  }
   if (kind == "Number") {
-    low_ = bound(own, "low");
-    above_ = bound(own, "above");
-    high_ = bound(own, "high");
-    below_ = bound(own, "below");
-    infinite_ = own.attr("infinite").cast<bool>();
+    bounds_[n_bounds_++] = bounds_of(own);
+  } else if (kind == "Several") {
+    kind_ = Kind::several;
+    for (py::handle each : own.attr("kinds")) {
+      if (n_bounds_ == most) throw py::type_error("check: expected at most three numbers");
+      bounds_[n_bounds_++] = bounds_of(py::reinterpret_borrow<py::object>(each));
+    }
   } else if (kind == "Whole") {
     kind_ = Kind::whole;
-    low_ = bound(own, "low");
-    below_ = bound(own, "below");
+    bounds_[n_bounds_++] = {own.attr("low").cast<double>(), -infinity, infinity,
+                            own.attr("below").cast<double>(), false};
   } else if (kind == "Choice") {
     kind_ = Kind::choice;
     for (py::handle name : own.attr("names")) {
@@ -58,21 +58,25 @@ bool Check::quick(PyObject* value, double* to) const noexcept {
   switch (kind_) {
     case Kind::number:
       to[0] = PyFloat_CheckExact(value) ? PyFloat_AS_DOUBLE(value) : none;
-      return contains(to[0]);
+      return bounds_[0].contain(to[0]);
     case Kind::whole: {
       if (!PyLong_CheckExact(value)) return false;
       int overflow = 0;
       const long long whole = PyLong_AsLongLongAndOverflow(value, &overflow);
       to[0] = static_cast<double>(whole);
-      return overflow == 0 && contains(to[0]);
+      return overflow == 0 && bounds_[0].contain(to[0]);
     }
-    case Kind::pair:
-      if (!PyTuple_CheckExact(value) || PyTuple_GET_SIZE(value) != 2) return false;
-      for (Py_ssize_t i = 0; i < 2; ++i) {
+    case Kind::several: {
+      const auto n = static_cast<Py_ssize_t>(n_bounds_);
+      if (!PyTuple_CheckExact(value) || PyTuple_GET_SIZE(value) != n) return false;
+      bool contained = true;
+      for (Py_ssize_t i = 0; i < n; ++i) {
         PyObject* item = PyTuple_GET_ITEM(value, i);
         to[i] = PyFloat_CheckExact(item) ? PyFloat_AS_DOUBLE(item) : none;
+        contained = contained && bounds_[static_cast<std::size_t>(i)].contain(to[i]);
       }
-      return contains(to[0]) && contains(to[1]);
+      return contained;
+    }
     case Kind::flag:
       to[0] = value == Py_True;
       return only_ ? value == only_.ptr() : value == Py_True || value == Py_False;

@@ -4,6 +4,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <array>
 #include <limits>
 #include <vector>
 
@@ -13,13 +14,14 @@ namespace onepass::bindings {
 
 namespace py = pybind11;
 
-// The check of one setting, which makes one or two doubles of its value: a number, two of them, a
-// flag (0 or 1), one of several names (its place among them), or None.
+// The check of one setting, which makes up to three doubles of its value: a number, two or three of
+// them, a flag (0 or 1), one of several names (its place among them), or None.
 class Check {
  public:
   explicit Check(py::object check);
 
-  std::size_t size() const { return kind_ == Kind::pair ? 2 : 1; }
+  static constexpr std::size_t most = 3;
+  std::size_t size() const { return kind_ == Kind::several ? n_bounds_ : 1; }
   bool schedulable() const { return schedulable_; }
 
   // Writes `size()` numbers to `to` if the value is a usual one.
@@ -32,18 +34,24 @@ class Check {
   }
 
  private:
-  enum class Kind { number, whole, pair, flag, choice };
-  bool contains(double value) const noexcept {
-    return low_ <= value && value <= high_ && above_ < value &&
-           (value < below_ || below_ == infinity) && (value < infinity || infinite_);
-  }
+  enum class Kind { number, whole, several, flag, choice };
   static constexpr double infinity = std::numeric_limits<double>::infinity();
+  struct Bounds {
+    double low = 0, above = -infinity, high = infinity, below = infinity;
+    bool infinite = false;
+    bool contain(double value) const noexcept {
+      return low <= value && value <= high && above < value &&
+             (value < below || below == infinity) && (value < infinity || infinite);
+    }
+  };
+  static Bounds bounds_of(const py::object& number);
 
   py::object check_, only_;  // `only_`: the one value of a flag that is fixed
   Kind kind_ = Kind::number;
-  bool may_be_none_ = false, schedulable_ = false, infinite_ = false;
-  double low_ = 0, above_ = -infinity, high_ = infinity, below_ = infinity;
-  std::vector<py::object> names_;  // of a choice
+  bool may_be_none_ = false, schedulable_ = false;
+  std::size_t n_bounds_ = 0;
+  std::array<Bounds, most> bounds_;  // of each number; no memory apart, to touch few cache lines
+  std::vector<py::object> names_;    // of a choice
 };
 
 }  // namespace onepass::bindings

@@ -94,6 +94,7 @@ py::dict rules() {
     rule["scalars"] = to_list(row.scalars);
     rule["options"] = to_list(row.options);
     rule["has_sign"] = py::cast(std::vector<bool>(row.has_sign.begin(), row.has_sign.end()));
+    rule["in_full"] = py::cast(std::vector<bool>(row.in_full.begin(), row.in_full.end()));
     rule["hyper"] = to_list(row.hyper);
     rule["defaults"] = py::cast(std::vector<double>(row.defaults.begin(), row.defaults.end()));
     rule["start"] = py::list();

@@ -37,7 +37,7 @@ class CopyLimit {
     }
     kept_.append(params);
     kept_.append(grads);
-    scalars_[grad_scale] = scalars_[shrink] = scalars_[step_number] = 1;
+    scalars_[grad_scale] = scalars_[shrink] = scalars_[late_shrink] = scalars_[step_number] = 1;
     scalars_[max_grad_value] = std::numeric_limits<double>::infinity();
   }
   CopyLimit(const CopyLimit&) = delete;

@@ -18,7 +18,7 @@ std::ptrdiff_t position(std::span<const char* const> names, const std::string& n
   return found == names.end() ? Field::nowhere : found - names.begin();
 }
 
-// A setting of two numbers, say `betas`, has its places under `beta1` and `beta2`.
+// A setting of several numbers, say `betas`, has its places under `beta1`, `beta2` and so on.
 std::string first_number(const std::string& name, const Check& check) {
   return check.size() == 1 ? name : name.substr(0, name.size() - 1) + "1";
 }
@@ -170,7 +170,7 @@ const RuleRow& find_rule(const std::string& name) {
 }
 
 void Field::read(PyObject* value, double* numbers) const {
-  double found[2];
+  double found[Check::most];
   check.read(name, value, found);
   if (place != nowhere) std::copy_n(found, check.size(), numbers + place);
   if (option != nowhere) numbers[first_option + option] = found[0] != 0 && !is_none(found[0]);
@@ -228,7 +228,7 @@ const Field* Fields::find(PyObject* name) const {
 
 py::object Fields::checked(PyObject* name, PyObject* value) const {
   const Field* field = find(name);
-  double numbers[2];
+  double numbers[Check::most];
   if (field && field->check.quick(value, numbers)) {
     return py::reinterpret_borrow<py::object>(value);
   }
@@ -294,7 +294,7 @@ void Numbers::call_schedules(std::int64_t completed, double* numbers) const {
     const auto value =
         py::reinterpret_steal<py::object>(PyObject_CallOneArg(own.schedule.ptr(), step.ptr()));
     if (!value) throw py::error_already_set();
-    double found[2];
+    double found[Check::most];
     own.field->check.read(own.field->name, value.ptr(), found);
     if (own.field->place != Field::nowhere) {
       std::copy_n(found, own.field->check.size(), numbers + own.field->place);

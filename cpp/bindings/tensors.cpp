@@ -31,10 +31,16 @@ void add_state(const Group& group, std::size_t k, py::handle array, const Label&
     if (array.is_none()) return;
     fail_value(label, "None (these options do not use it)", Py_TYPE(array.ptr())->tp_name);
   }
+  const auto& in_full = group.rule->in_full;
+  if (in_full[k]) {
+    tensor.streams.state[k] = Stored(check_state(array, label, param, memory));
+    return;
+  }
   const CheckedState state = check_rule_state(array, label, param, memory);
-  const bool is_first =
-      std::none_of(std::begin(tensor.streams.state), std::end(tensor.streams.state),
-                   [](const Stored& other) { return other.data != nullptr; });
+  bool is_first = true;
+  for (std::size_t other = 0; other < in_full.size(); ++other) {
+    is_first = is_first && (in_full[other] || !tensor.streams.state[other].data);
+  }
   if (!is_first && state.format != known.state_format) {
     fail_type(label, "all state of a parameter in one format",
               dtype_name(py::reinterpret_borrow<py::array>(array)));

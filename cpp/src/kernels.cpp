@@ -57,7 +57,7 @@ constexpr auto make_copy_limits(std::index_sequence<n...>) {
 }
 constexpr auto copy_limits = make_copy_limits(std::make_index_sequence<max_states + 1>{});
 constexpr auto copy_limit_states = state_names<Add<float, 0>>();
-constexpr RuleRow copy_limit{"copy_limit", copy_limit_states, {},     {}, {}, {}, {},
+constexpr RuleRow copy_limit{"copy_limit", copy_limit_states, {},     {}, {}, {}, {}, {},
                              {},           copy_limits,       nullptr};
 
 template <template <class> class Each, bool relu, bool residual, class T>

@@ -20,6 +20,8 @@ enum SharedScalar : std::size_t {
   grad_scale,
   weight_decay,    // coupled
   shrink,          // 1 - lr * decay of the decoupled one, 1 without
+  late_shrink,     // 1 / (1 + lr * decay) of the proximal one, 1 without
+  cautious,        // lr * decay of the cautious one, 0 without
   max_grad_value,  // infinite: none
   average_weight,  // of the new weights in their average
   random_seed,     // of stochastic rounding
@@ -60,6 +62,7 @@ struct RuleRow {
   std::span<const char* const> states, scalars, options, hyper;
   std::span<const double> defaults;   // of each hyperparameter
   std::span<const bool> has_sign;     // of each state
+  std::span<const bool> in_full;      // of each state: kept as it is computed, in any format
   std::span<const int> start;         // of each state: the hyperparameter it starts from, -1: zero
   std::span<const Variant> variants;  // index: bit k option k
   // The numbers of a step (from 1): the rule's own scalars, not those that all rules share.

@@ -37,7 +37,9 @@ void run_kernel(const Streams& streams, std::size_t begin, std::size_t end,
                          static_cast<T>(scalars[max_grad_value]),
                          scalars[average_weight],
                          1 - scalars[average_weight],
-                         static_cast<std::uint64_t>(scalars[step_number]) % flush_every == 0};
+                         static_cast<std::uint64_t>(scalars[step_number]) % flush_every == 0,
+                         static_cast<T>(scalars[late_shrink]),
+                         static_cast<T>(scalars[cautious])};
   const auto rule = make_rule<Rule, T>(scalars + shared_scalars,
                                        std::make_index_sequence<std::size(Rule::scalars)>{});
   const Decay found = stages.shrink != 1         ? Decay::decoupled
@@ -57,6 +59,12 @@ constexpr auto uses_state() {
   return used;
 }
 
+// Whether a format of state makes a difference.
+template <class Rule>
+constexpr bool keeps_in_fewer_bits() {
+  return std::ranges::any_of(Rule::states, [](const State& s) { return s.used && !s.in_full; });
+}
+
 template <class Rule>
 constexpr auto state_names() {
   std::array<const char*, std::size(Rule::states)> names{};
@@ -70,8 +78,8 @@ constexpr Variant make_variant() {
   using R = Rule<float>;
   constexpr auto used = uses_state<R>();
   Variant variant{};
-  variant.f32.fill(run_kernel<R, float, FloatState, Decay::none>);  // all there is without state
-  if constexpr (std::ranges::count(used, true) > 0) {
+  variant.f32.fill(run_kernel<R, float, FloatState, Decay::none>);
+  if constexpr (keeps_in_fewer_bits<R>()) {
     variant.f32[bf16_state] = run_kernel<R, float, BFloat16State, Decay::decoupled>;
     variant.f32[q8_state] = run_kernel<R, float, Q8State, Decay::decoupled>;
   }
@@ -112,6 +120,11 @@ struct Said {
     for (std::size_t k = 0; k < n_states; ++k) found[k] = Rule::states[k].has_sign;
     return found;
   }();
+  static constexpr auto in_full = [] {
+    std::array<bool, n_states> found{};
+    for (std::size_t k = 0; k < n_states; ++k) found[k] = Rule::states[k].in_full;
+    return found;
+  }();
   static constexpr auto start = [] {
     std::array<int, n_states> found{};
     for (std::size_t k = 0; k < n_states; ++k) {
@@ -142,16 +155,10 @@ template <template <class, bool...> class Rule, std::size_t n_options>
 constexpr RuleRow make_row(const char* name, const char* const* options) {
   // Names and numbers are the same for every choice of options; this takes the first one.
   using R = typename Bound<Rule, 0, std::make_index_sequence<n_options>>::template Type<double>;
-  return {name,
-          Said<R>::states,
-          R::scalars,
-          std::span(options, n_options),
-          R::hyper,
-          Said<R>::defaults,
-          Said<R>::has_sign,
-          Said<R>::start,
-          variants<Rule, n_options>,
-          Said<R>::at};
+  return {
+      name,           Said<R>::states,           R::scalars,        std::span(options, n_options),
+      R::hyper,       Said<R>::defaults,         Said<R>::has_sign, Said<R>::in_full,
+      Said<R>::start, variants<Rule, n_options>, Said<R>::at};
 }
 
 }  // namespace

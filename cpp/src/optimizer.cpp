@@ -41,7 +41,11 @@ void fill_scalars(const Group& group, const Parameter& param, std::uint64_t seed
   const double decay = settings.weight_decay, sign = settings.maximize != 0 ? -1 : 1;
   scalars[grad_scale] = sign * factor;
   scalars[weight_decay] = decoupled ? 0 : decay;
-  scalars[shrink] = decoupled ? 1 - group.learning_rate() * decay : 1;
+  const double part = decoupled ? group.learning_rate() * decay : 0;
+  const bool is_cautious = settings.cautious_weight_decay != 0, proximal = settings.no_prox == 0;
+  scalars[shrink] = is_cautious || proximal ? 1 : 1 - part;
+  scalars[late_shrink] = proximal ? 1 / (1 + part) : 1;
+  scalars[cautious] = is_cautious ? part : 0;
   scalars[max_grad_value] = is_none(settings.max_grad_value)
                                 ? std::numeric_limits<double>::infinity()
                                 : settings.max_grad_value;
@@ -150,7 +154,7 @@ void Optimizer::compute(const StepOptions& options, double factor) {
 void accumulate(std::span<Tensor> tensors, const KernelTable& kernels, int num_threads) noexcept {
   static constexpr auto scalars = [] {
     std::array<double, max_scalars> plain{};
-    plain[grad_scale] = plain[shrink] = plain[step_number] = 1;
+    plain[grad_scale] = plain[shrink] = plain[late_shrink] = plain[step_number] = 1;
     plain[max_grad_value] = std::numeric_limits<double>::infinity();
     return plain;
   }();

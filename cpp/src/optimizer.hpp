@@ -38,12 +38,15 @@ struct Settings {
   double swa_start = none;
   double state_format = none;  // of "bf16", "q8"
   double rounding = 0;         // of "master", "stochastic", "nearest"
+  double cautious_weight_decay = 0;
+  double no_prox = 1;  // 0: the decoupled decay is proximal
 };
 inline constexpr const char* common_settings[] = {"weight_decay", "decoupled_weight_decay",
                                                   "maximize",     "max_grad_value",
                                                   "ema_decay",    "ema_warmup",
                                                   "swa_start",    "state_format",
-                                                  "rounding"};
+                                                  "rounding",     "cautious_weight_decay",
+                                                  "no_prox"};
 static_assert(sizeof(Settings) ==
               (max_hyper + max_options + std::size(common_settings)) * sizeof(double));
 

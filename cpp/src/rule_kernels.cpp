@@ -1,13 +1,12 @@
-// The kernels of one rule for one instruction set. CMakeLists.txt compiles this once for each pair;
-// ONEPASS_RULE is the rule's name.
+// The kernels of one rule for one instruction set. CMakeLists.txt compiles this once for each pair,
+// after the rule's header; ONEPASS_RULE is the rule's name, ONEPASS_RULE_ROW its row in rules.def.
 #include "make_row.hpp"
-#include "onepass/rules.def"
 
 namespace onepass::inline ONEPASS_ISA {
 namespace {
 
-// Every row of rules.def as a type, of which only this unit's becomes kernels. Before the options'
-// names stands an empty one, because a rule without options would make an empty array.
+// The row as a type. Before the options' names stands an empty one, because a rule without options
+// would make an empty array.
 namespace row {
 #define RULE(title, Rule, ...)                                                \
   struct title {                                                              \
@@ -18,7 +17,8 @@ namespace row {
       return make_row<Rule, n_options>(name, options + 1);                    \
     }                                                                         \
   };
-#include "onepass/rules.def"
+ONEPASS_RULE_ROW
+#undef RULE
 }  // namespace row
 
 using Row = row::ONEPASS_RULE;

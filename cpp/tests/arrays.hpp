@@ -1,6 +1,7 @@
 // The arrays of a tensor in whichever formats, each in heap blocks of its exact size.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstddef>
@@ -68,16 +69,18 @@ struct Formats {
 };
 
 // Scalars that suit any rule: all in (0, 1), none round in binary. Before them the stages': the
-// weights decay in both ways, the gradient is clipped, the average is near the new weights, and
+// weights decay in all ways, the gradient is clipped, the average is near the new weights, and
 // subnormal numbers are flushed.
 using Scalars = std::array<double, onepass::max_scalars>;
-inline constexpr Scalars decaying = {-1.0, 0.1, 0.95, 0.7, 0.6,  0.0,  64.0, 0.9, 0.05,
-                                     0.3,  0.7, 0.2,  0.6, 1e-3, 1e-4, 0.4,  0.8};
+inline constexpr Scalars decaying = {-1.0, 0.1, 0.95, 0.97, 0.02, 0.7,  0.6,  0.0, 64.0, 0.9,
+                                     0.05, 0.3, 0.7,  0.2,  0.6,  1e-3, 1e-4, 0.4, 0.8,  0.9};
 // The same but for some of the decay.
 constexpr Scalars scalars_with(double weight_decay, double shrink) {
   Scalars scalars = decaying;
   scalars[onepass::weight_decay] = weight_decay;
   scalars[onepass::shrink] = shrink;
+  scalars[onepass::late_shrink] = 1;
+  scalars[onepass::cautious] = 0;
   return scalars;
 }
 inline constexpr Scalars coupled = scalars_with(0.1, 1.0), decoupled = scalars_with(0.0, 0.95),
@@ -105,6 +108,7 @@ struct Arrays {
   std::size_t size;
   Formats formats;
   StoredBlock<T> param, grad, state[onepass::max_states];
+  StoredBlock<T> full[onepass::max_states];  // for a rule's states that are kept in full
   Block<double> average;
   StoredBlock<T> copy;
 
@@ -117,9 +121,14 @@ struct Arrays {
               {state_bits(f), n, offset, 4},
               {state_bits(f), n, offset, 5},
               {state_bits(f), n, offset, 6}},
+        full{{8 * sizeof(T), n, offset, 3},
+             {8 * sizeof(T), n, offset, 4},
+             {8 * sizeof(T), n, offset, 5},
+             {8 * sizeof(T), n, offset, 6}},
         average(n, offset, 7),
         copy(bits(f.copy), n, offset, 8) {
     for (StoredBlock<T>& each : state) each.add_subnormals();
+    for (StoredBlock<T>& each : full) each.add_subnormals();
   }
 
   static std::size_t bits(onepass::Format format) {
@@ -132,10 +141,14 @@ struct Arrays {
   // `number`: the tensor's among all.
   onepass::Tensor tensor(const Choice& choice, std::uint64_t number = 0) const {
     const onepass::KernelTable& kernels = *choice.kernels;
-    const onepass::Variant& variant = kernels.rules[choice.row]->variants[choice.variant];
+    const onepass::RuleRow& rule = *kernels.rules[choice.row];
+    const onepass::Variant& variant = rule.variants[choice.variant];
     constexpr bool is_float = sizeof(T) == sizeof(float);
     const auto codec = [&](onepass::Format format) {
       return format == onepass::plain ? nullptr : &kernels.codecs[format];
+    };
+    const auto kept = [&](std::size_t k) {
+      return k < rule.in_full.size() && rule.in_full[k] ? full[k].stored() : state[k].stored();
     };
     const onepass::Streams streams{
         .param = param.stored(codec(formats.param)),
@@ -145,7 +158,7 @@ struct Arrays {
         .random = formats.rounds() ? &step_bits : nullptr,
         .average = average.data(),
         .copy = codec(formats.copy) ? copy.stored(codec(formats.copy)) : onepass::Stored{},
-        .state = {state[0].stored(), state[1].stored(), state[2].stored(), state[3].stored()},
+        .state = {kept(0), kept(1), kept(2), kept(3)},
         .tensor = number,
     };
     return {.size = size,
@@ -166,8 +179,7 @@ struct Arrays {
   }
 
   bool operator==(const Arrays& other) const {
-    return param == other.param && grad == other.grad && state[0] == other.state[0] &&
-           state[1] == other.state[1] && state[2] == other.state[2] && state[3] == other.state[3] &&
-           average == other.average && copy == other.copy;
+    return param == other.param && grad == other.grad && std::ranges::equal(state, other.state) &&
+           std::ranges::equal(full, other.full) && average == other.average && copy == other.copy;
   }
 };

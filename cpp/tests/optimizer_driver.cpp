@@ -155,7 +155,10 @@ struct Run {
   Run(const onepass::KernelTable& kernels, std::size_t row, std::size_t variant,
       const Trial& trial) {
     const onepass::RuleRow& rule = *kernels.rules[row];
-    const bool has_state = std::ranges::count(rule.variants[variant].uses_state, true) > 0;
+    bool has_state = false;  // that may be in fewer bits
+    for (std::size_t k = 0; k < rule.states.size(); ++k) {
+      has_state = has_state || (rule.variants[variant].uses_state[k] && !rule.in_full[k]);
+    }
     for (std::size_t g = 0; g < n_groups; ++g) {
       onepass::Group& group = optimizer.groups.emplace_back(rule);
       for (std::size_t k = 0; k < rule.options.size(); ++k) {

@@ -20,7 +20,8 @@ namespace {
 onepass::Tensor sgd(const onepass::KernelTable& kernels, const onepass::Streams& streams,
                     std::size_t n, onepass::StateFormat state = onepass::plain_state) {
   // Scale, decays, no clipping, no average, seed and step; momentum, gain, step_size.
-  static constexpr double scalars[] = {1.0, 0.0, 1.0, HUGE_VAL, 0.0, 0.0, 1.0, 0.5, 1.0, 1.0};
+  static constexpr double scalars[] = {1.0, 0.0, 1.0, 1.0, 0.0, HUGE_VAL,
+                                       0.0, 0.0, 1.0, 0.5, 1.0, 1.0};
   const onepass::RuleRow& row = *kernels.rules[0];
   check(std::string(row.name) == "sgd", "the first row is sgd");
   const std::size_t variant = state == onepass::plain_state ? 0 : 1;
@@ -35,7 +36,7 @@ onepass::Tensor sgd(const onepass::KernelTable& kernels, const onepass::Streams&
 // p - lr * g, and what surrounds it.
 void check_stages() {
   // Scale, decays, no clipping, the average's weight, seed and step; momentum, gain, step_size.
-  constexpr double scalars[] = {1.0, 0.0, 1.0, HUGE_VAL, 0.5, 0.0, 1.0, 0.0, 1.0, 0.25};
+  constexpr double scalars[] = {1.0, 0.0, 1.0, 1.0, 0.0, HUGE_VAL, 0.5, 0.0, 1.0, 0.0, 1.0, 0.25};
   for_each_isa([&](const onepass::KernelTable& kernels, const std::string& where) {
     float param[] = {1.0f, -2.0f, 8.0f}, grad[] = {4.0f, 2.0f, -16.0f};
     double average[] = {2.0, 0.5, 0.0};
@@ -64,7 +65,8 @@ void check_decay() {
   constexpr T expected[][2] = {{T(1), T(-1.625)}, {T(1), T(-1.125)}};
   for_each_isa([&](const onepass::KernelTable& kernels, const std::string& where) {
     for (const std::size_t i : {0u, 1u}) {
-      const double scalars[] = {1.0, 0.5, 0.75, largest[i], 0.0, 0.0, 1.0, 0.0, 1.0, 0.25};
+      const double scalars[] = {1.0, 0.5, 0.75, 1.0, 0.0, largest[i],
+                                0.0, 0.0, 1.0,  0.0, 1.0, 0.25};
       for (const bool decays : {false, true}) {
         T param[] = {T(2), T(-1)}, grad[] = {T(1), T(4)};
         onepass::Streams streams;
@@ -82,13 +84,13 @@ void check_decay() {
 // The numbers of a step: Adam's for betas of 0.5 and 0.75, in the second step, by hand; by the row
 // and by the header, which knows their names.
 void check_numbers() {
-  constexpr double expected[] = {0.5, 0.5, 0.75, 0.25, 0.125 / 0.75, 1 / 0.4375, 0.0, 0.0};
+  constexpr double expected[] = {0.5, 0.5, 0.75, 0.25, 0.125 / 0.75, 1.0, 1 / 0.4375, 0.0, 0.0};
   const auto rule =
       onepass::Adam<double, false>::at(2, {.lr = 0.125, .beta1 = 0.5, .beta2 = 0.75, .eps = 0.0});
-  check(rule.step_size == expected[4] && rule.inv_bias2 == expected[5], "the numbers of a step");
+  check(rule.step_size == expected[4] && rule.inv_bias2 == expected[6], "the numbers of a step");
   const auto rounded = onepass::Adam<float, false>::at(2, {.lr = 0.125, .beta1 = 0.5});
   check(rounded.step_size == static_cast<float>(expected[4]), "rounded at the end");
-  const double hyper[] = {0.125, 0.5, 0.75, 0.0, 0.0, 1.0, 0.0};
+  const double hyper[] = {0.125, 0.5, 0.75, 0.0, 0.0, 1.0, 0.0, 0.0};
   for_each_isa([&](const onepass::KernelTable& kernels, const std::string& where) {
     for (const onepass::RuleRow* row : kernels.rules) {
       if (row->name != std::string("adam")) continue;
@@ -104,7 +106,7 @@ void check_numbers() {
 // Gradients of 16 bits are added to a sum, and zeroed.
 void check_add() {
   for_each_isa([](const onepass::KernelTable& kernels, const std::string& where) {
-    constexpr double scalars[] = {1.0, 0.0, 1.0, HUGE_VAL, 0.0, 0.0, 1.0};
+    constexpr double scalars[] = {1.0, 0.0, 1.0, 1.0, 0.0, HUGE_VAL, 0.0, 0.0, 1.0};
     float sum[] = {1.0f, -2.0f};
     std::uint16_t grad[] = {0x3fc0, 0xc000};
     onepass::Streams streams;
@@ -228,7 +230,7 @@ void check_flush() {
   for_each_isa([&](const onepass::KernelTable& kernels, const std::string& where) {
     for (const double step : {1.0, 63.0, 64.0, 65.0, 128.0}) {
       // Weights of 0 leave a quarter of the average.
-      const double scalars[] = {1.0, 0.0, 1.0, HUGE_VAL, 0.75, 0.0, step, 1.0, 1.0, 0.0};
+      const double scalars[] = {1.0, 0.0, 1.0, 1.0, 0.0, HUGE_VAL, 0.75, 0.0, step, 1.0, 1.0, 0.0};
       float param[n] = {}, grad[n] = {}, momentum[n];
       std::copy(values, values + n, momentum);
       double average[n] = {0x1p-1020, -0x1p-1020, 0x1p-1021, -0x1p-1021, 0x1p-1072, 0.0};

@@ -83,18 +83,22 @@ class Whole:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two numbers of one kind."""
+class Several:
+    """Two or three numbers, each of its kind."""
 
-    kind: Number
+    kinds: tuple[Number, ...]
     schedulable: bool = False
 
-    def __call__(self, name: str, value: Any) -> tuple[float, float]:
+    def __call__(self, name: str, value: Any) -> tuple[float, ...]:
         is_list = isinstance(value, tuple | list) or getattr(value, "ndim", 0) == 1
-        if not is_list or len(value) != 2:
-            raise TypeError(f"{name}: expected two of {self.kind}, got {value!r}")
-        first, second = value
-        return self.kind(name, first), self.kind(name, second)
+        if not is_list or len(value) != len(self.kinds):
+            raise TypeError(f"{name}: expected {self}, got {value!r}")
+        return tuple(kind(name, each) for kind, each in zip(self.kinds, value, strict=True))
+
+    def __str__(self) -> str:
+        if len(set(self.kinds)) == 1:
+            return f"{('two', 'three')[len(self.kinds) - 2]} of {self.kinds[0]}"
+        return " and ".join(map(str, self.kinds))
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,7 @@ class Fixed:
 NON_NEGATIVE = Number()
 SCHEDULED = Number(schedulable=True)
 DECAY_RATE = Number(below=1.0)
+BETAS = Several((DECAY_RATE, DECAY_RATE))
 
 
 def check_setting(checks: Checks, name: str, value: Any) -> Any:

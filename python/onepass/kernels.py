@@ -1,9 +1,9 @@
 """The rules as free functions on raw arrays, in place, for embedding in other code.
 
-There is one function for each optimizer: `sgd`, `adagrad`, `rmsprop`, `adam`, `adamw`. It takes the
-parameter, the gradient and the rule's state as positional arrays, or lists of arrays, and as
-keywords the hyperparameters of the class of that name and what else belongs to a step: clipping,
-skipping, averaging. The caller keeps the state and counts the steps.
+There is one function for each optimizer, under its name in lower case: `sgd`, `adamw`, `lion` and
+so on. It takes the parameter, the gradient and the rule's state as positional arrays, or lists of
+arrays, and as keywords the hyperparameters of the class of that name and what else belongs to a
+step: clipping, skipping, averaging. The caller keeps the state and counts the steps.
 """
 
 import inspect
@@ -26,7 +26,7 @@ _OPTIONS = {
 }
 """What a call takes besides settings of a group, arrays and threads."""
 
-_STAGES = ("max_grad_value", "ema_decay", "ema_warmup", "swa_start")
+_STAGES = ("max_grad_value", "ema_decay", "ema_warmup", "swa_start", "cautious_weight_decay")
 """The settings of a group that every rule has. The arrays say what the others would."""
 
 _KEYWORDS = {
@@ -107,8 +107,8 @@ grad : ndarray, or list of them
     that parameter and its state alone.
 {states} : ndarray, or list of them
     The state, where the options use it (else absent or None): like `param` in shape, dtype (float32
-    beside 16 bits) and order, starting from zeros (`sum` from Adagrad's
-    `initial_accumulator_value`), updated in place. But for float64 also bfloat16, or uint8 of
+    beside 16 bits) and order, starting from zeros, or from `initial_accumulator_value` where the
+    class has it, updated in place. But for float64 also bfloat16, or uint8 of
     shape (257 * ceil(size / 256),), see `onepass.formats.q8_encode`; all state of one parameter in
     one format.
 step : int >= 1, optional
@@ -132,6 +132,8 @@ ema_warmup : bool
 swa_start : int >= 1, optional
     Keep in `average` the plain mean of the weights after this step and all later ones instead;
     before it, the weights themselves.
+cautious_weight_decay : bool
+    Let only those weights decay that the step brings nearer to 0; see `onepass.Optimizer`.
 average : ndarray of float64, or list of them, optional
     The average of the weights, needed with `ema_decay` or `swa_start`: like `param` in shape and
     order, updated in place. Its first step writes it, so it may start from anything.

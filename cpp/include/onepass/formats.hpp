@@ -52,7 +52,9 @@ struct Plain {
   static constexpr bool in_place = true;
   struct Reader {
     const T* values;
-    T operator()(std::size_t, std::size_t i) const noexcept { return values[i]; }
+    T operator()(std::size_t row, std::size_t column) const noexcept {
+      return values[row * row_size + column];
+    }
   };
   static Reader reader(const Stored& stored, std::size_t begin) noexcept {
     return {static_cast<const T*>(stored.data) + begin};

@@ -40,12 +40,19 @@ struct State {
   bool used = true;             // false where an option of the rule leaves the array out
   bool has_sign = true;         // false for what is never negative
   const char* start = nullptr;  // the member of Hyper that its elements start from; null: zero
+  bool in_full = false;  // true for what loses its meaning in fewer bits: weights, differences
 };
 
 // NumPy's maximum: a NaN on either side wins, so that it is never hidden.
 template <class T>
 inline T maximum(T a, T b) noexcept {
   return (a >= b || a != a) ? a : b;
+}
+
+// NumPy's sign: 0 of either zero, and a NaN stays one.
+template <class T>
+inline T sign(T x) noexcept {
+  return x > 0 ? T(1) : x < 0 ? T(-1) : x == 0 ? T(0) : x;
 }
 
 }  // namespace onepass::inline ONEPASS_ISA

@@ -26,7 +26,8 @@ inline constexpr std::size_t cache_line = 64;
 inline constexpr std::uint64_t flush_every = 64;
 
 // What surrounds the rule in a step, whichever it is, in this order: the gradient is scaled and
-// clipped, the weights decay, the rule; then the average of the weights moves.
+// clipped, the weights decay, the rule; then the weights that decay after it do so, and the average
+// of the weights moves.
 template <class T>
 struct Stages {
   T scale{1};               // the gradient's factor: clip coefficient / grad_scale, < 0 to maximize
@@ -35,6 +36,8 @@ struct Stages {
   T max_value = std::numeric_limits<T>::infinity();  // the gradient's elements are clipped to it
   double average_weight = 0, average_rest = 1;       // of the weights and of the old average
   bool flushes = false;  // whether subnormal numbers in state and average become zero
+  T late_shrink{1};  // proximal decay: param *= late_shrink after the rule, 1 / (1 + lr * decay)
+  T cautious{0};     // lr * decay where only those weights decay that the rule brings nearer to 0
 };
 
 // The number of elements before `p` reaches a cache line, at most n.
@@ -108,9 +111,31 @@ inline bool must_prepare(const Stages<T>& stages) noexcept {
          (in_loop != Decay::decoupled && stages.shrink != 1);
 }
 
+// The decays that come after the rule: the proximal one, and the cautious one, which takes part of
+// the weight that was, `before`, where the rule has moved it towards 0.
+template <class T>
+[[gnu::noinline]] void decay_late(T* param, const T* before, std::size_t n,
+                                  const Stages<T>& stages) noexcept {
+  const T late_shrink = stages.late_shrink, cautious = stages.cautious;
+  if (late_shrink != 1) {
+#pragma omp simd
+    for (std::size_t i = 0; i < n; ++i) param[i] *= late_shrink;
+  }
+  if (cautious == 0) return;
+#pragma omp simd
+  for (std::size_t i = 0; i < n; ++i) {
+    const T was = before[i], is = param[i];
+    const bool nearer = ((was > 0) & (is < was)) | ((was < 0) & (is > was));
+    param[i] = is - (nearer ? cautious * was : T(0));
+  }
+}
+
 // The format of a rule's k-th state; NotThere where the rule does not use it.
 template <class Rule, template <bool> class State, std::size_t k>
-using Kept = std::conditional_t<Rule::states[k].used, State<Rule::states[k].has_sign>, NotThere>;
+using Kept = std::conditional_t<
+    !Rule::states[k].used, NotThere,
+    std::conditional_t<Rule::states[k].in_full, Plain<typename State<true>::Value>,
+                       State<Rule::states[k].has_sign>>>;
 
 // A reader of numbers that stand four to a word (q8.hpp).
 template <class Reader>
@@ -208,9 +233,10 @@ void update(const Streams& streams, std::size_t begin, std::size_t end, const Ru
             const Stages<T>& stages, std::index_sequence<K...> all) noexcept {
   constexpr std::size_t n_states = sizeof...(K);
   alignas(cache_line) T scratch[n_states + 1][block_size];
-  alignas(cache_line) T opened[block_size], prepared[block_size];
+  alignas(cache_line) T opened[block_size], prepared[block_size], before[block_size];
   double* averages = stages.average_weight == 0 ? nullptr : streams.average;
   const bool prepares = must_prepare<decay>(stages);
+  const bool decays_late = stages.late_shrink != 1 || stages.cautious != 0;
   const bool ahead = streams.prefetch_ahead;
   std::uint64_t keys[n_states + 1] = {};  // for the random bits of each state, then the parameter
   for (std::size_t k = 0; streams.random && k <= n_states; ++k) {
@@ -249,9 +275,11 @@ void update(const Streams& streams, std::size_t begin, std::size_t end, const Ru
     ask_for(streams.grad);
     const T* grad = open(streams.grad, begin, n, opened);
     if (prepares) prepare_tile<decay>(prepared, grad, param, n, stages);
+    if (stages.cautious != 0) std::copy_n(param, n, before);
     update_tile<decay>(param, prepares ? prepared : grad, state, n, rule,
                        prepares ? T{1} : stages.scale, stages, all,
                        Kept<Rule, State, K>::reader(streams.state[K], begin)...);
+    if (decays_late) decay_late(param, before, n, stages);
     ask_for(streams.param);  // earlier, there would be too many prefetches at once
     if (averages) {
       ask(averages, sizeof(double));

@@ -1,22 +1,44 @@
 """The optimizers. One file each: its class, its documentation and its rule in NumPy."""
 
+from onepass.optim.adabelief import AdaBelief
+from onepass.optim.adadelta import Adadelta
 from onepass.optim.adagrad import Adagrad
 from onepass.optim.adam import Adam
+from onepass.optim.adamax import Adamax
 from onepass.optim.adamw import AdamW
+from onepass.optim.adan import Adan
+from onepass.optim.ademamix import AdEMAMix
+from onepass.optim.adopt import ADOPT
+from onepass.optim.asgd import ASGD
+from onepass.optim.lion import Lion
 from onepass.optim.loss_scaler import LossScaler
 from onepass.optim.optimizer import Optimizer, registry
+from onepass.optim.radam import RAdam
 from onepass.optim.rmsprop import RMSprop
+from onepass.optim.rprop import Rprop
 from onepass.optim.sgd import SGD
 from onepass.optim.step_info import StepInfo
+from onepass.optim.yogi import Yogi
 
 __all__ = [
+    "ADOPT",
+    "ASGD",
     "SGD",
+    "AdEMAMix",
+    "AdaBelief",
+    "Adadelta",
     "Adagrad",
     "Adam",
     "AdamW",
+    "Adamax",
+    "Adan",
+    "Lion",
     "LossScaler",
     "Optimizer",
+    "RAdam",
     "RMSprop",
+    "Rprop",
     "StepInfo",
+    "Yogi",
     "registry",
 ]

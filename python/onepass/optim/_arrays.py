@@ -49,7 +49,8 @@ def _of_rule(
     row: Row, k: int, param: Array, array: Any, settings: Mapping[str, Any], *, is_used: bool
 ) -> Any:
     """Return the k-th array of the rule in the format that the settings ask for."""
-    has_sign, state_format = row.has_sign[k], settings["state_format"]
+    has_sign = row.has_sign[k]
+    state_format = None if row.in_full[k] else settings["state_format"]
     if array is None:
         if not is_used:
             return None

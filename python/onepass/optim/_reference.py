@@ -22,12 +22,27 @@ def constants(values: Mapping[str, Any]) -> tuple[float, float, float, float]:
     """
     decay, max_value = values["weight_decay"], values["max_grad_value"]
     decoupled = values.get("decoupled_weight_decay", False)
+    is_late = values["cautious_weight_decay"] or not values.get("no_prox", True)
     return (
         -1.0 if values["maximize"] else 1.0,
         0.0 if decoupled else decay,
-        1 - values["lr"] * decay if decoupled else 1.0,
+        1 - values["lr"] * decay if decoupled and not is_late else 1.0,
         np.inf if max_value is None else max_value,
     )
+
+
+def decayed_late(before: Array, param: Array, values: Mapping[str, Any]) -> Array:
+    """Return the weights after the decays that come after the rule, which began from `before`."""
+    if not values.get("decoupled_weight_decay", False):
+        return param
+    part = values["lr"] * values["weight_decay"]
+    if not values.get("no_prox", True):
+        late_shrink: float = 1 / (1 + part)
+        return param * late_shrink
+    if not values["cautious_weight_decay"]:
+        return param
+    nearer = ((before > 0) & (param < before)) | ((before < 0) & (param > before))
+    return param - np.where(nearer, part * before, 0)
 
 
 def average_weight(step: int, averaged: int, values: Mapping[str, Any]) -> float:

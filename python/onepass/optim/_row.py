@@ -16,6 +16,8 @@ class Row:
     """The arrays of its state, in order."""
     has_sign: tuple[bool, ...]
     """Whether each of them may be negative."""
+    in_full: tuple[bool, ...]
+    """Whether each of them is kept as it is computed, whatever format the others have."""
     start: tuple[str | None, ...]
     """The hyperparameter that each of them starts from; None: zero."""
     options: tuple[str, ...]

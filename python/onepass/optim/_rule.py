@@ -41,6 +41,12 @@ class Rule:
     step_if_missing: ClassVar[int | None] = None
     """The step of a loaded state that has arrays but no step (PyTorch's SGD keeps none)."""
 
+    saved_scalars: ClassVar[Sequence[str]] = ()
+    """Numbers of the coming step that stand in a saved state, because PyTorch's has them; they are
+    computed anew from what is loaded."""
+    average_state: ClassVar[str | None] = None
+    """The state that is an average of the weights, for `averaged`."""
+
     group_checks: ClassVar[Checks]
     """Those of `checks`, and of what else may differ from group to group."""
     _fields: ClassVar[_core.Fields]
@@ -56,7 +62,8 @@ class Rule:
             return
         cls.rule = rule
         cls.row = ROWS.get(rule) or cls.row
-        cls.checks = {**cls.checks, "weight_decay": SCHEDULED, "maximize": Flag()}
+        decay = cls.checks.get("weight_decay", SCHEDULED)
+        cls.checks = {**cls.checks, "weight_decay": decay, "maximize": Flag()}
         cls.group_checks = {**cls.checks, **GROUP_CHECKS}
         cls._fields = _core.Fields(
             cls.row.name, dict(cls.group_checks), check_setting, cls._check_together
@@ -187,6 +194,7 @@ class Rule:
         param = param * shrink
         flags = {name: values[name] for name in row.options if isinstance(values[name], bool)}
         weights, *kept = cls.reference(param, grad, *padded, **cls.scalars(step, values), **flags)
+        weights = _reference.decayed_late(param, weights, values)
         moved = []
         if keeps_average:
             assert average is not None

@@ -17,6 +17,7 @@ GROUP_CHECKS: Mapping[str, Check] = {
     "swa_start": Maybe(Whole(low=1, below=2**53)),
     "state_format": Maybe(Choice(("bf16", "q8"))),
     "rounding": Choice(("master", "stochastic", "nearest")),
+    "cautious_weight_decay": Flag(),
 }
 """What may differ from group to group."""
 
@@ -28,6 +29,7 @@ GROUP_DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "swa_start": None,
         "state_format": None,
         "rounding": "master",
+        "cautious_weight_decay": False,
     }
 )
 
@@ -61,6 +63,7 @@ class StepOptions(TypedDict, total=False):
     swa_start: int | None
     state_format: Literal["bf16", "q8"] | None
     rounding: Literal["master", "stochastic", "nearest"]
+    cautious_weight_decay: bool
     seed: int
     grads: Grads
     copy_to: Grads
@@ -74,6 +77,13 @@ def check_together(settings: Mapping[str, Any]) -> None:
         )
     if settings["ema_warmup"] and settings["ema_decay"] is None:
         raise ValueError("ema_warmup: expected False without ema_decay, got True")
+    if settings["cautious_weight_decay"]:
+        if not settings.get("decoupled_weight_decay", False):
+            expected = "False with a weight decay that is coupled"
+            raise ValueError(f"cautious_weight_decay: expected {expected}, got True")
+        if not settings.get("no_prox", True):
+            expected = "False with a weight decay that is proximal"
+            raise ValueError(f"cautious_weight_decay: expected {expected}, got True")
 
 
 def averages(settings: Mapping[str, Any]) -> bool:

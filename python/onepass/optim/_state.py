@@ -72,7 +72,8 @@ def state_dict(
             if progress["accumulated"][index]:
                 entry[GATHERED] = progress["sums"][index].copy(order="K")
             if there.steps or entry:
-                state[key] = {"step": there.steps, **entry}
+                scalars = _saved_scalars(cls, group, there.steps)
+                state[key] = {"step": there.steps, **scalars, **entry}
             if not there.same(kept):
                 unsettled[key] = {"step": there.steps, **there.saved()}
             index += 1
@@ -84,6 +85,14 @@ def state_dict(
         "step_options": {**options, "skipped_steps": progress["skipped"]},
     }
     return {**saved, UNSETTLED: unsettled} if unsettled else saved
+
+
+def _saved_scalars(cls: type[Rule], group: Mapping[str, Any], steps: int) -> dict[str, float]:
+    """Return them; none where a schedule decides about them, which only the step calls."""
+    if not cls.saved_scalars or any(callable(group[name]) for name in cls.checks):
+        return {}
+    scalars = cls.scalars(steps + 1, group)
+    return {name: scalars[name] for name in cls.saved_scalars}
 
 
 class _Entry:
@@ -322,6 +331,8 @@ def _entry(
     if order not in ("C", "F"):
         raise ValueError(f"{label}[{ORDER!r}]: expected 'C' or 'F', got {order!r}")
     master = _master(entry.pop(MASTER, None), param, settings, f"{label}[{MASTER!r}]")
+    for name in cls.saved_scalars:
+        entry.pop(name, None)
     step = _count(entry.pop("step", cls.step_if_missing if entry else 0), f"{label}['step']")
     # An option that was switched off may have left its array behind.
     if (step or entry) and not set(used) <= set(entry) <= set(names):

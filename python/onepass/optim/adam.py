@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Unpack
 
 import numpy as np
 
-from onepass._hyperparameters import DECAY_RATE, NON_NEGATIVE, SCHEDULED, Flag, Pair
+from onepass._hyperparameters import BETAS, NON_NEGATIVE, SCHEDULED, Flag
 from onepass._typing import Array, Params, Schedule
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
@@ -30,7 +30,8 @@ class Adam(Optimizer, rule="adam"):
       \frac{m}{\sqrt{v + \epsilon_\mathrm{root}} + \epsilon}`.
     * `eps` stands outside the root, `eps_root` inside.
     * ``amsgrad=True``: the largest :math:`v` so far, raw, takes the place of :math:`v` under the
-      root.
+      root; with ``amsgrad_corrected=True`` the largest :math:`v / (1 - \beta_2^t)` so far takes
+      that of the whole fraction.
 
     Parameters
     ----------
@@ -51,6 +52,8 @@ class Adam(Optimizer, rule="adam"):
     eps_hat : bool
     eps_root : float >= 0
         Inside the root.
+    amsgrad_corrected : bool
+        Only with `amsgrad`, and without `eps_hat`.
     maximize : bool
         Ascend instead of descend.
     decoupled_weight_decay : bool
@@ -58,8 +61,8 @@ class Adam(Optimizer, rule="adam"):
         :math:`w \leftarrow (1 - \eta \lambda)\, w`, as in `AdamW`.
     **options
         `max_grad_norm`, `max_grad_value`, `nonfinite`, `clear_grads`, `ema_decay`, `ema_warmup`,
-        `swa_start`, `state_format`, `rounding`, `seed`, `grads` and `copy_to`: see
-        `onepass.Optimizer`.
+        `swa_start`, `state_format`, `rounding`, `cautious_weight_decay`, `seed`, `grads` and
+        `copy_to`: see `onepass.Optimizer`.
 
     Raises
     ------
@@ -74,9 +77,9 @@ class Adam(Optimizer, rule="adam"):
 
     Differs from
 
-    * PyTorch: nothing; `bias_correction`, `eps_hat` and `eps_root` are ours.
+    * PyTorch: nothing; `bias_correction`, `eps_hat`, `eps_root` and `amsgrad_corrected` are ours.
     * Keras, TensorFlow, scikit-learn, Thinc: theirs is ``eps_hat=True`` (Keras with eps=1e-7).
-    * optax: nothing without amsgrad; its ``amsgrad`` takes the largest corrected :math:`v`.
+    * optax: nothing; its ``amsgrad`` is ``amsgrad=True, amsgrad_corrected=True``.
     * MLX: its default is ``bias_correction=False``.
     * The paper: Algorithm 1 is the default here, the form at the end of its section 2 `eps_hat`.
 
@@ -100,12 +103,13 @@ class Adam(Optimizer, rule="adam"):
 
     checks: ClassVar = {
         "lr": SCHEDULED,
-        "betas": Pair(DECAY_RATE),
+        "betas": BETAS,
         "eps": NON_NEGATIVE,
         "amsgrad": Flag(),
         "bias_correction": Flag(),
         "eps_hat": Flag(),
         "eps_root": NON_NEGATIVE,
+        "amsgrad_corrected": Flag(),
         "decoupled_weight_decay": Flag(),
     }
     cases: ClassVar[Sequence[Mapping[str, Any]]] = (
@@ -115,6 +119,7 @@ class Adam(Optimizer, rule="adam"):
         {"eps_hat": True, "eps": 1e-4},
         {"eps": 0.0, "eps_root": 1e-6},
         {"amsgrad": True, "eps_hat": True, "eps_root": 1e-4, "betas": (0.8, 0.9)},
+        {"amsgrad": True, "amsgrad_corrected": True, "betas": (0.8, 0.9)},
         {"decoupled_weight_decay": True},
     )
 
@@ -130,6 +135,7 @@ class Adam(Optimizer, rule="adam"):
         bias_correction: bool = True,
         eps_hat: bool = False,
         eps_root: float = 0.0,
+        amsgrad_corrected: bool = False,
         maximize: bool = False,
         decoupled_weight_decay: bool = False,
         **options: Unpack[StepOptions],
@@ -144,10 +150,18 @@ class Adam(Optimizer, rule="adam"):
             bias_correction=bias_correction,
             eps_hat=eps_hat,
             eps_root=eps_root,
+            amsgrad_corrected=amsgrad_corrected,
             maximize=maximize,
             decoupled_weight_decay=decoupled_weight_decay,
             **options,
         )
+
+    @classmethod
+    def check_together(cls, settings: Mapping[str, Any]) -> None:
+        """Raise ValueError where there is no largest average, or no correction, to choose."""
+        if settings["amsgrad_corrected"] and (not settings["amsgrad"] or settings["eps_hat"]):
+            expected = "False without amsgrad" if not settings["amsgrad"] else "False with eps_hat"
+            raise ValueError(f"amsgrad_corrected: expected {expected}, got True")
 
     @staticmethod
     def scalars(step: int, values: Mapping[str, Any]) -> dict[str, float]:
@@ -160,13 +174,15 @@ class Adam(Optimizer, rule="adam"):
             step_size, inv_bias2 = lr * math.sqrt(bias2) / bias1, 1.0
         else:
             step_size, inv_bias2 = lr / bias1, 1 / bias2
+        early = values["amsgrad_corrected"]
         return {
             "beta1": beta1,
             "one_minus_beta1": 1 - beta1,
             "beta2": beta2,
             "one_minus_beta2": 1 - beta2,
             "step_size": step_size,
-            "inv_bias2": inv_bias2,
+            "early_inv_bias2": inv_bias2 if early else 1.0,
+            "inv_bias2": 1.0 if early else inv_bias2,
             "eps": values["eps"],
             "eps_root": values["eps_root"],
         }
@@ -184,6 +200,7 @@ class Adam(Optimizer, rule="adam"):
         beta2: float,
         one_minus_beta2: float,
         step_size: float,
+        early_inv_bias2: float,
         inv_bias2: float,
         eps: float,
         eps_root: float,
@@ -194,6 +211,8 @@ class Adam(Optimizer, rule="adam"):
         exp_avg_sq = beta2 * exp_avg_sq + one_minus_beta2 * grad * grad
         second_moment = exp_avg_sq
         if max_exp_avg_sq is not None:
-            second_moment = max_exp_avg_sq = np.maximum(max_exp_avg_sq, exp_avg_sq)
+            second_moment = max_exp_avg_sq = np.maximum(
+                max_exp_avg_sq, exp_avg_sq * early_inv_bias2
+            )
         denominator = np.sqrt(second_moment * inv_bias2 + eps_root) + eps
         return param - step_size * exp_avg / denominator, exp_avg, exp_avg_sq, max_exp_avg_sq

@@ -31,14 +31,14 @@ class AdamW(Adam, rule="adamw"):
         Outside the root.
     weight_decay : float >= 0, or schedule
         Decoupled, in units of `lr`.
-    amsgrad, bias_correction, eps_hat, eps_root
+    amsgrad, bias_correction, eps_hat, eps_root, amsgrad_corrected
         As in `Adam`.
     maximize : bool
         Ascend instead of descend; the decay still shrinks.
     **options
         `max_grad_norm`, `max_grad_value`, `nonfinite`, `clear_grads`, `ema_decay`, `ema_warmup`,
-        `swa_start`, `state_format`, `rounding`, `seed`, `grads` and `copy_to`: see
-        `onepass.Optimizer`.
+        `swa_start`, `state_format`, `rounding`, `cautious_weight_decay`, `seed`, `grads` and
+        `copy_to`: see `onepass.Optimizer`.
 
     Raises
     ------
@@ -52,7 +52,7 @@ class AdamW(Adam, rule="adamw"):
 
     Differs from
 
-    * PyTorch: nothing; `bias_correction`, `eps_hat` and `eps_root` are ours.
+    * PyTorch: nothing; `bias_correction`, `eps_hat`, `eps_root` and `amsgrad_corrected` are ours.
     * Keras: as for `Adam`, its form is ``eps_hat=True`` with eps=1e-7; its decay defaults to 0.004.
     * optax: ``adamw`` adds :math:`\lambda w` to the step, so decay and step see the same old
       parameter; equal in exact arithmetic, not in floats. Its default weight decay is 1e-4.
@@ -91,6 +91,7 @@ class AdamW(Adam, rule="adamw"):
         bias_correction: bool = True,
         eps_hat: bool = False,
         eps_root: float = 0.0,
+        amsgrad_corrected: bool = False,
         maximize: bool = False,
         **options: Unpack[StepOptions],
     ) -> None:
@@ -104,6 +105,7 @@ class AdamW(Adam, rule="adamw"):
             bias_correction=bias_correction,
             eps_hat=eps_hat,
             eps_root=eps_root,
+            amsgrad_corrected=amsgrad_corrected,
             maximize=maximize,
             **{"decoupled_weight_decay": True, **options},  # type: ignore[arg-type]
         )

@@ -41,7 +41,7 @@ class Optimizer(Owner):
     2. where one of them is not finite, `nonfinite` decides for all of them;
     3. their common norm is clipped, :math:`g \leftarrow g \min(1, c / (\|g\| + 10^{-6}))`, then
        each element, :math:`g \leftarrow \max(\min(g, c), -c)`;
-    4. the weights decay and the rule steps;
+    4. the weights decay and the rule steps, or the other way round where the decay depends on it;
     5. the average of the weights moves, :math:`a \leftarrow \beta_t a + (1 - \beta_t) w`;
     6. the weights are copied in fewer bits, the gradients are zeroed, and what is kept in fewer
        bits is rounded.
@@ -103,6 +103,11 @@ class Optimizer(Owner):
           average.
         * "nearest": in the parameter alone, rounded to nearest, so that small steps are lost.
 
+    cautious_weight_decay : bool
+        Where the weight decay is decoupled: let only those weights decay that the step brings
+        nearer to 0, :math:`w \leftarrow w - u - \eta \lambda w \,[u w > 0]` with :math:`u` the
+        rule's step. So the decay never works against the loss.
+
     Attributes
     ----------
     param_groups : list of mappings
@@ -155,6 +160,7 @@ class Optimizer(Owner):
     S. Gupta et al., "Deep learning with limited numerical precision", ICML 2015, arXiv:1502.02551
     (stochastic rounding).
     T. Dettmers et al., "8-bit optimizers via block-wise quantization", ICLR 2022, arXiv:2110.02861.
+    L. Chen et al., "Cautious weight decay", 2025, arXiv:2510.12402.
     P. Izmailov et al., "Averaging weights leads to wider optima and better generalization", UAI
     2018, arXiv:1803.05407 (SWA).
 
@@ -406,7 +412,8 @@ class Optimizer(Owner):
     def averaged(self) -> AbstractContextManager[None]:
         """Show the average of the weights in the parameters while the block runs.
 
-        Use it at once: ``with opt.averaged(): ...``. Leaving the block, also by an exception,
+        Of `ASGD` without `ema_decay` and `swa_start` it is the rule's own average. Use it at once:
+        ``with opt.averaged(): ...``. Leaving the block, also by an exception,
         restores the parameters to the bit; it takes a copy of them. A parameter without an average,
         or not stepped since it has one, stays as it is.
 
@@ -418,12 +425,14 @@ class Optimizer(Owner):
         self._check_outside("averaged")
         progress = self._engine.contents()["progress"]
         done = zip(progress["kept"], progress["steps"], progress["average_from"], strict=True)
-        shown = {
-            index: average
-            for index, ((*_, average, _), steps, begun) in enumerate(done)
-            if average is not None and steps > begun
-        }
-        if not shown and not any(map(averages, self.param_groups)):
+        shown = {}
+        own = self.average_state and self.row.states.index(self.average_state)
+        for index, ((*state, average, _), steps, begun) in enumerate(done):
+            if average is not None and steps > begun:
+                shown[index] = average
+            elif average is None and own is not None and steps:
+                shown[index] = state[own]
+        if not shown and not any(map(averages, self.param_groups)) and own is None:
             raise ValueError("ema_decay: expected it, or swa_start, for averaged, got None")
         return self._show(list(shown), list(shown.values()))
 

@@ -65,8 +65,8 @@ class SGD(Optimizer, rule="sgd"):
     form : "heavy_ball", "sutskever" or "ema"
     **options
         `max_grad_norm`, `max_grad_value`, `nonfinite`, `clear_grads`, `ema_decay`, `ema_warmup`,
-        `swa_start`, `state_format`, `rounding`, `seed`, `grads` and `copy_to`: see
-        `onepass.Optimizer`.
+        `swa_start`, `state_format`, `rounding`, `cautious_weight_decay`, `seed`, `grads` and
+        `copy_to`: see `onepass.Optimizer`.
 
     Raises
     ------

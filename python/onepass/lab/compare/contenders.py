@@ -4,7 +4,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from onepass.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop, registry
+from onepass.optim import (
+    ADOPT,
+    SGD,
+    AdaBelief,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    AdEMAMix,
+    Lion,
+    Optimizer,
+    RAdam,
+    RMSprop,
+    Rprop,
+    Yogi,
+    registry,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +63,17 @@ _CONTENDERS = (
     Contender("RMSprop", RMSprop, {"lr": 0.005}),
     Contender("Adam", Adam, {"lr": 0.005}),
     Contender("AdamW", AdamW, {"lr": 0.005}),
+    Contender("Adadelta", Adadelta, {"lr": 2.0}),
+    Contender("Adamax", Adamax, {"lr": 0.02}),
+    Contender("RAdam", RAdam, {"lr": 0.1}),
+    # Of 0.005, 0.01, 0.02 and 0.05 the largest step that is best too: signs of single batches would
+    # let the steps grow to 50.
+    Contender("Rprop", Rprop, {"lr": 0.01, "step_sizes": (1e-6, 0.05)}),
+    Contender("Lion", Lion, {"lr": 0.002}),
+    Contender("AdEMAMix", AdEMAMix, {"lr": 0.005}),
+    Contender("AdaBelief", AdaBelief, {"lr": 0.05}),
+    Contender("ADOPT", ADOPT, {"lr": 0.005}),
+    Contender("Yogi", Yogi, {"lr": 0.005}),
 )
 
 

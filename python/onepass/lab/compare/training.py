@@ -127,7 +127,9 @@ class Training:
             loss_of(recipe.table),
             batch_norm=run.batch_norm,
         )
-        self._lr = self._schedule()
+        # Rprop takes no schedule: its rate is the size of its first step alone.
+        is_scheduled = run.contender.optimizer.checks["lr"].schedulable
+        self._lr = self._schedule() if is_scheduled else run.contender.lr
         settings = {**run.contender.settings, "lr": self._lr}
         self.optimizer = run.contender.optimizer(
             self.network.params, max_grad_norm=recipe.max_grad_norm, **settings

@@ -1,0 +1,36 @@
+// Lion (Chen et al., 2023). The same algorithm in NumPy: python/onepass/optim/lion.py
+#pragma once
+
+#include "onepass/rule.hpp"
+
+namespace onepass::inline ONEPASS_ISA {
+
+template <class T>
+struct Lion {
+  static constexpr State states[] = {{"exp_avg"}};
+
+  struct Hyper {
+    double lr = 1e-4, beta1 = 0.9, beta2 = 0.99;
+  };
+  static constexpr const char* hyper[] = {"lr", "beta1", "beta2"};
+
+  static Lion at(double, const Hyper& h) noexcept {
+    return {.beta1 = T(h.beta1),
+            .one_minus_beta1 = T(1 - h.beta1),
+            .beta2 = T(h.beta2),
+            .one_minus_beta2 = T(1 - h.beta2),
+            .lr = T(h.lr)};
+  }
+
+  static constexpr const char* scalars[] = {"beta1", "one_minus_beta1", "beta2", "one_minus_beta2",
+                                            "lr"};
+  T beta1, one_minus_beta1, beta2, one_minus_beta2, lr;
+
+  void operator()(T& param, T grad, T& exp_avg) const noexcept {
+    const T average = beta1 * exp_avg + one_minus_beta1 * grad;
+    exp_avg = beta2 * exp_avg + one_minus_beta2 * grad;
+    param -= lr * sign(average);
+  }
+};
+
+}  // namespace onepass::inline ONEPASS_ISA

@@ -1,0 +1,135 @@
+"""Lion."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Unpack
+
+import numpy as np
+
+from onepass._hyperparameters import BETAS, SCHEDULED, Fixed, Flag
+from onepass._typing import Array, Params, Schedule
+from onepass.optim._settings import StepOptions
+from onepass.optim.optimizer import Optimizer
+
+
+class Lion(Optimizer, rule="lion"):
+    r"""Lion: each element steps by the learning rate, in the direction of an average's sign.
+
+    .. math::
+
+        w &\leftarrow w - \eta \operatorname{sign}(\beta_1 m + (1 - \beta_1) g) \\
+        m &\leftarrow \beta_2 m + (1 - \beta_2) g
+
+    With ``betas=(b, b)`` it is Signum, the sign of a moving average, and with ``betas=(0, 0)``
+    SignSGD, the sign of the gradient, both bit for bit.
+
+    Parameters
+    ----------
+    params : ndarray, sequence or mapping of them, or list of groups
+        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, C- or F-contiguous, updated
+        in place. A group is a mapping with ``"params"`` and the hyperparameters in which it
+        differs.
+    lr : float >= 0, or schedule
+        Learning rate. A schedule is called with the number of completed steps, from 0.
+    betas : two floats in [0, 1)
+        How much of the average counts in the step, and how much of it stays.
+    weight_decay : float >= 0, or schedule
+        Decoupled: :math:`w \leftarrow (1 - \eta \lambda)\, w` before the step.
+    maximize : bool
+        Ascend instead of descend; the decay still shrinks.
+    **options
+        `max_grad_norm`, `max_grad_value`, `nonfinite`, `clear_grads`, `ema_decay`, `ema_warmup`,
+        `swa_start`, `state_format`, `rounding`, `cautious_weight_decay`, `seed`, `grads` and
+        `copy_to`: see `onepass.Optimizer`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        ``<argument>: expected ..., got ...`` if a parameter cannot be updated in place, shares
+        memory with another, or a hyperparameter is out of range.
+
+    Notes
+    -----
+    State per parameter: ``exp_avg``. The sign of 0 is 0. A step is `lr` long in every element, so
+    `lr` is to be three to ten times smaller than Adam's, and the decay as many times larger.
+
+    Differs from
+
+    * PyTorch: it has no Lion. Its ``sign`` of a NaN is 0; here a gradient of NaN makes the weight
+      NaN.
+    * optax, lucidrains: nothing but optax's default decay, 1e-3. lucidrains'
+      ``decoupled_weight_decay=True`` means another decay, which the first learning rate divides.
+    * Keras: nothing but its default learning rate, 1e-3.
+    * bitsandbytes: its 32-bit Lion had a coupled decay until July 2026; Hugging Face's Trainer
+      gives its Lion Adam's betas.
+
+    References
+    ----------
+    X. Chen et al., "Symbolic discovery of optimization algorithms", NeurIPS 2023, arXiv:2302.06675.
+    J. Bernstein et al., "signSGD: compressed optimisation for non-convex problems", ICML 2018,
+    arXiv:1802.04434.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import onepass as op
+    >>> w = np.array([1.0, 1.0])
+    >>> opt = op.Lion(w, lr=0.1)
+    >>> info = opt.step(np.array([100.0, -0.01]))  # each step is lr, whatever the gradient
+    >>> w.round(6)
+    array([0.9, 1.1])
+    """
+
+    checks: ClassVar = {
+        "lr": SCHEDULED,
+        "betas": BETAS,
+        "decoupled_weight_decay": Fixed(Flag(), True),
+    }
+    cases: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"betas": (0.5, 0.9)})
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Schedule = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float | Schedule = 0.0,
+        *,
+        maximize: bool = False,
+        **options: Unpack[StepOptions],
+    ) -> None:
+        super().__init__(
+            params,
+            lr=lr,
+            betas=betas,
+            weight_decay=weight_decay,
+            maximize=maximize,
+            **{"decoupled_weight_decay": True, **options},  # type: ignore[arg-type]
+        )
+
+    @staticmethod
+    def scalars(step: int, values: Mapping[str, Any]) -> dict[str, float]:  # noqa: ARG004
+        """Return the betas and the learning rate."""
+        beta1, beta2 = values["betas"]
+        return {
+            "beta1": beta1,
+            "one_minus_beta1": 1 - beta1,
+            "beta2": beta2,
+            "one_minus_beta2": 1 - beta2,
+            "lr": values["lr"],
+        }
+
+    @staticmethod
+    def reference(  # type: ignore[override]
+        param: Array,
+        grad: Array,
+        exp_avg: Array,
+        *,
+        beta1: float,
+        one_minus_beta1: float,
+        beta2: float,
+        one_minus_beta2: float,
+        lr: float,
+    ) -> tuple[Array, Array]:
+        """Return the new parameter and average."""
+        average = beta1 * exp_avg + one_minus_beta1 * grad
+        exp_avg = beta2 * exp_avg + one_minus_beta2 * grad
+        return param - lr * np.sign(average), exp_avg

@@ -1,0 +1,259 @@
+"""Rules as their papers state them, in plain Python numbers, over the first steps.
+
+A kernel and its reference that are wrong alike agree with each other. What stands here was written
+from the paper, or its authors' code, alone.
+"""
+
+from math import copysign, exp, log, sqrt
+
+import numpy as np
+import pytest
+
+import onepass as op
+from test_lectures import LR, START, STEPS, check, gradient
+
+
+def sign(x):
+    return 0.0 if x == 0 else copysign(1.0, x)
+
+
+def path(step):
+    """Where `step(t, w, g)` leads, which returns the new weight."""
+    w = START
+    for t in range(1, STEPS + 1):
+        w = step(t, w, gradient(w))
+        yield w
+
+
+def test_lion():
+    memory = {"m": 0.0}
+
+    def paper(t, w, g):
+        m = memory["m"]
+        update = sign(0.9 * m + (1 - 0.9) * g)
+        memory["m"] = 0.99 * m + (1 - 0.99) * g
+        return w - LR * (update + 0.3 * w)
+
+    check(lambda w: op.Lion(w, LR, weight_decay=0.3), path(paper))
+
+
+def test_adadelta():
+    memory = {"g": 0.0, "d": 0.0}
+
+    def paper(t, w, g):
+        memory["g"] = 0.8 * memory["g"] + 0.2 * g * g
+        delta = -sqrt(memory["d"] + 0.01) / sqrt(memory["g"] + 0.01) * g
+        memory["d"] = 0.8 * memory["d"] + 0.2 * delta * delta
+        return w + delta
+
+    check(lambda w: op.Adadelta(w, rho=0.8, eps=0.01), path(paper))
+
+
+def test_adamax():
+    memory = {"m": 0.0, "u": 0.0}
+
+    def paper(t, w, g):
+        memory["m"] = 0.8 * memory["m"] + 0.2 * g
+        memory["u"] = max(0.9 * memory["u"], abs(g))
+        return w - LR / (1 - 0.8**t) * memory["m"] / memory["u"]
+
+    check(lambda w: op.Adamax(w, LR, (0.8, 0.9), eps=0.0), path(paper))
+
+
+def rectified(t, beta2):
+    """The length of the paper's moving average, and its rectification."""
+    longest = 2 / (1 - beta2) - 1
+    length = longest - 2 * t * beta2**t / (1 - beta2**t)
+    if length <= 4:
+        return length, None
+    top = (length - 4) * (length - 2) * longest
+    return length, sqrt(top / ((longest - 4) * (longest - 2) * length))
+
+
+@pytest.mark.parametrize("beta2", [0.6, 0.9, 0.99])
+def test_radam(beta2):
+    memory = {"m": 0.0, "v": 0.0}
+
+    def paper(t, w, g):
+        memory["m"] = 0.8 * memory["m"] + 0.2 * g
+        memory["v"] = beta2 * memory["v"] + (1 - beta2) * g * g
+        mean = memory["m"] / (1 - 0.8**t)
+        length, factor = rectified(t, beta2)
+        if length > 5:
+            return w - LR * factor * mean / (sqrt(memory["v"] / (1 - beta2**t)))
+        return w - LR * mean
+
+    check(lambda w: op.RAdam(w, LR, (0.8, beta2), eps=0.0), path(paper))
+
+
+@pytest.mark.parametrize(
+    ("beta2", "first"), [(0.9, 6), (0.99, 6), (0.999, 6), (0.8, 7), (0.7, 10), (0.6, None)]
+)
+def test_the_first_rectified_step(beta2, first):
+    """Liu et al., section 3: before it the steps are momentum's."""
+    w, step = np.array([0.0, 0.0]), 0
+    opt = op.RAdam(w, 1.0, (0.0, beta2), eps=0.0)
+    while step < 50:
+        before = w.copy()
+        opt.step(np.array([1.0, 8.0]))
+        step += 1
+        moved = before - w
+        if moved[0] == pytest.approx(moved[1]):  # adaptive: whatever the gradient
+            break
+        assert moved == pytest.approx([1.0, 8.0])
+    assert step == (first or 50)
+
+
+@pytest.mark.parametrize("rectify", [True, False])
+def test_adabelief(rectify):
+    memory = {"m": 0.0, "s": 0.0}
+
+    def paper(t, w, g):
+        memory["m"] = 0.8 * memory["m"] + 0.2 * g
+        memory["s"] = 0.9 * memory["s"] + 0.1 * (g - memory["m"]) ** 2 + 1e-4
+        mean = memory["m"] / (1 - 0.8**t)
+        shrunk = w - LR * 0.3 * w
+        if not rectify:
+            return shrunk - LR * mean / (sqrt(memory["s"] / (1 - 0.9**t)) + 1e-3)
+        length, factor = rectified(t, 0.9)
+        if length < 5:
+            return shrunk - LR * mean
+        return shrunk - LR * factor * mean * sqrt(1 - 0.9**t) / (sqrt(memory["s"]) + 1e-3)
+
+    options = {"eps": 1e-3, "eps_root": 1e-4, "weight_decay": 0.3, "rectify": rectify}
+    check(lambda w: op.AdaBelief(w, LR, (0.8, 0.9), **options), path(paper))
+
+
+def test_adopt():
+    memory = {"m": 0.0, "v": 0.0}
+
+    def authors(t, w, g):
+        if t == 1:
+            memory["v"] = g * g
+            return w
+        limit = (t - 1) ** 0.25
+        normed = min(max(g / max(sqrt(memory["v"]), 1e-6), -limit), limit)
+        memory["m"] = 0.8 * memory["m"] + 0.2 * normed
+        memory["v"] = 0.9 * memory["v"] + 0.1 * g * g
+        return w - LR * memory["m"]
+
+    check(lambda w: op.ADOPT(w, LR, (0.8, 0.9)), path(authors))
+
+
+def test_yogi():
+    memory = {"m": 1e-6, "v": 1e-6}
+
+    def paper(t, w, g):
+        memory["m"] = 0.8 * memory["m"] + 0.2 * g
+        memory["v"] -= 0.1 * sign(memory["v"] - g * g) * g * g
+        return w - LR * memory["m"] / (1 - 0.8**t) / (sqrt(memory["v"] / (1 - 0.9**t)) + 1e-3)
+
+    check(lambda w: op.Yogi(w, LR, (0.8, 0.9)), path(paper))
+
+
+def test_ademamix():
+    memory = {"fast": 0.0, "slow": 0.0, "v": 0.0}
+
+    def paper(t, w, g):
+        progress = min(1.0, t / 8)
+        alpha, start, end = 3.0 * progress, log(0.8), log(0.95)
+        beta3 = exp(start * end / ((1 - progress) * end + progress * start))
+        memory["fast"] = 0.8 * memory["fast"] + 0.2 * g
+        memory["slow"] = beta3 * memory["slow"] + (1 - beta3) * g
+        memory["v"] = 0.9 * memory["v"] + 0.1 * g * g
+        top = memory["fast"] / (1 - 0.8**t) + alpha * memory["slow"]
+        return w - LR * (top / (sqrt(memory["v"] / (1 - 0.9**t)) + 1e-3) + 0.3 * w)
+
+    options = {"alpha": 3.0, "eps": 1e-3, "weight_decay": 0.3, "alpha_warmup": 8, "beta3_warmup": 8}
+    check(lambda w: op.AdEMAMix(w, LR, (0.8, 0.9, 0.95), **options), path(paper))
+
+
+def test_rprop():
+    """Igel and Hüsken's iRprop-."""
+    memory = {"g": 0.0, "size": LR}
+
+    def paper(t, w, g):
+        if g * memory["g"] > 0:
+            memory["size"] = min(memory["size"] * 1.2, 0.3)
+        elif g * memory["g"] < 0:
+            memory["size"] = max(memory["size"] * 0.5, 1e-6)
+            g = 0.0
+        memory["g"] = g
+        return w - sign(g) * memory["size"]
+
+    check(lambda w: op.Rprop(w, LR, step_sizes=(1e-6, 0.3)), path(paper))
+
+
+@pytest.mark.parametrize("no_prox", [False, True])
+def test_adan(no_prox):
+    memory = {"m": 0.0, "n": 0.0, "v": 0.0, "last": None}
+
+    def paper(t, w, g):
+        """The paper's Algorithm 1, whose betas are 1 minus these."""
+        change = 0.0 if memory["last"] is None else g - memory["last"]
+        memory["last"] = g
+        memory["m"] = 0.9 * memory["m"] + 0.1 * g
+        memory["n"] = 0.8 * memory["n"] + 0.2 * change
+        memory["v"] = 0.7 * memory["v"] + 0.3 * (g + 0.8 * change) ** 2
+        size = LR / (sqrt(memory["v"] / (1 - 0.7**t)) + 1e-3)
+        update = size * (memory["m"] / (1 - 0.9**t) + 0.8 * memory["n"] / (1 - 0.8**t))
+        return w * (1 - LR * 0.3) - update if no_prox else (w - update) / (1 + LR * 0.3)
+
+    options = {"eps": 1e-3, "weight_decay": 0.3, "no_prox": no_prox}
+    check(lambda w: op.Adan(w, LR, (0.9, 0.8, 0.7), **options), path(paper))
+
+
+def test_two_steps_of_adan():
+    """optax#1715: 1 - beta2 where beta2 belongs, which "the loss falls" did not show."""
+    w = np.zeros(1)
+    opt = op.Adan(w, lr=1.0, betas=(0.5, 0.75, 0.0), eps=0.0)
+    opt.step(np.array([1.0]))  # m = 0.5, v = 1: 0.5 / 0.5
+    assert w == -1
+    opt.step(np.array([3.0]))  # change 2, m = 1.75, n = 0.5, the square of 3 + 0.75 * 2 = 4.5
+    expected = -1 - (1.75 / 0.75 + 0.75 * 0.5 / (1 - 0.75**2)) / 4.5
+    np.testing.assert_allclose(w, expected, rtol=1e-15)
+
+
+def test_asgd():
+    memory = {"mean": 0.0, "n": 0}
+    means = []
+
+    def bottou(t, w, g):
+        eta = LR / (1 + 0.5 * LR * (t - 1)) ** 0.75
+        w = w - eta * (g + 0.5 * w)
+        if t <= 4:  # one step later than t0 = 3, as in PyTorch
+            memory.update(mean=w, n=1)
+        elif t > 5:
+            memory["n"] += 1
+            memory["mean"] += (w - memory["mean"]) / memory["n"]
+        else:
+            memory.update(mean=w, n=1)
+        means.append(memory["mean"])
+        return w
+
+    shown = []
+
+    def make(w):
+        opt = op.ASGD(w, LR, lambd=0.5, t0=3.0)
+        step = opt.step
+
+        class Shows:
+            def step(self, grad):
+                step(grad)
+                with opt.averaged():
+                    shown.append(w[0])
+
+        return Shows()
+
+    check(make, path(bottou))
+    np.testing.assert_allclose(shown, means, rtol=1e-12)
+
+
+def test_a_new_rate_of_asgd_acts_at_once():
+    """pytorch#74884: there it does a step later."""
+    w = np.zeros(1)
+    opt = op.ASGD(w, lr=1.0, lambd=0.0)
+    opt.step(np.ones(1))
+    opt.param_groups[0]["lr"] = 0.25
+    opt.step(np.ones(1))
+    assert w == -1.25
