@@ -23,7 +23,7 @@ import report
 import run
 import training
 from onepass.lab.compare.contenders import Contender
-from onepass.optim import AdamW
+from onepass.optim import SGD, AdamW
 from timing import BATCH, Block, Situation, alternate
 from workloads import OPERATIONS, WORKLOADS, Case, batches, cases
 
@@ -228,7 +228,9 @@ def test_formats(case):
     rivals = formats.rivals(case, workload)
     for form in (form for form in formats.FORMATS if str(form) in rivals):
         rival = rivals[str(form)]
-        state = case.n_states * BYTES[form.state] + 4 * (form.rounding == "master")
+        small = case.n_small_states
+        state = small * BYTES[form.state] + 4 * (case.n_states - small)
+        state += 4 * (form.rounding == "master")
         moved = 2 * (BYTES[form.params] + state) + BYTES[form.grads] + 2 * bool(form.copied)
         counted = {name: count / workload.elements for name, count in rival.bytes.items()}
         assert counted == pytest.approx({"moved": moved, "state": state}, rel=1e-3)
@@ -359,6 +361,7 @@ def test_mixed_units_gradients_differ_as_their_units_do_squared():
 class Descent:
     """Gradient descent, the least that trains."""
 
+    checks: ClassVar = SGD.checks
     defaults: ClassVar = {"lr": 0.5}
 
     def __init__(self, params, lr, rounding):

@@ -69,13 +69,14 @@ class InPlace:
 
 def rivals(case: Case, workload: Workload) -> dict[str, Any]:
     """The contenders by name: the ways to call onepass, NumPy by hand, and PyTorch's two forms."""
-    lr = schedules.cosine(case.cls.defaults["lr"], steps=10**9)
     made = {
         "onepass": Onepass(case, workload),
         "bound": full_step.Onepass(case, workload, workload.grads()),
-        "schedule": Onepass(case, workload, lr=lr),
         "kernel": Kernel(case, workload),
     }
+    if case.cls.checks["lr"].schedulable:
+        lr = schedules.cosine(case.cls.defaults["lr"], steps=10**9)
+        made["schedule"] = Onepass(case, workload, lr=lr)
     if len(workload.shapes) == 1:
         made["np.add"] = Add(workload)
     if case.cls is optim.AdamW:

@@ -35,6 +35,12 @@ class Case:
         return sum(name is not None for name in self.states)
 
     @property
+    def n_small_states(self) -> int:
+        """How many of them are kept in fewer bits where the state is."""
+        kept = zip(self.states, self.cls.row.in_full, strict=True)
+        return sum(name is not None and not in_full for name, in_full in kept)
+
+    @property
     def arrays_moved(self) -> int:
         """Reads the parameter, the gradient and the state; writes the parameter and the state."""
         return 3 + 2 * self.n_states

@@ -9,6 +9,7 @@ import pytest
 from commands import run, strict_json
 from onepass import optim
 from onepass.lab import cli
+from onepass.lab._arguments import chosen
 from onepass.lab.compare.contenders import contenders
 from onepass.lab.surface import SURFACES, walkers
 
@@ -150,3 +151,10 @@ def test_each_command_takes_a_new_rule(command, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(optim.registry, "newest", type("Newest", (base,), {}))
     assert cli.main(options(command, tmp_path, "newest")) == 0
     assert "Newest" in capsys.readouterr().out
+
+
+def test_all_are_all_names():
+    names = {"SGD": 1, "Adam": 2}
+    assert chosen(None, names) == chosen(["all"], names) == ["SGD", "Adam"]
+    assert chosen(["Adam", "all"], names) == ["SGD", "Adam"]
+    assert chosen(["Adam", "SGD", "Adam"], names) == ["Adam", "SGD"]

@@ -286,7 +286,10 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("options", "complaint"),
         [
-            (["--optimizer", "adamm"], f"expected one of {', '.join(contenders())}, got 'adamm'"),
+            (
+                ["--optimizer", "adamm"],
+                f"expected one of {', '.join(contenders())}, all, got 'adamm'",
+            ),
             (["--optimizer"], "--optimizer: expected at least one argument"),
             (["--data", "iris"], f"--data: expected one of {', '.join(DATA)}, got 'iris'"),
             (["--epochs", "0"], "--epochs: expected an integer >= 1, got '0'"),

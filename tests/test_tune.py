@@ -415,7 +415,10 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("options", "complaint"),
         [
-            (["--optimizer", "adamm"], f"expected one of {', '.join(contenders())}, got 'adamm'"),
+            (
+                ["--optimizer", "adamm"],
+                f"expected one of {', '.join(contenders())}, all, got 'adamm'",
+            ),
             (["--data", "iris"], "--data: expected one of digits, "),
             (["--trials", "0"], "--trials: expected an integer >= 1, got '0'"),
             (["--epochs", "0"], "--epochs: expected an integer >= 1, got '0'"),

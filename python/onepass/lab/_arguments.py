@@ -8,6 +8,8 @@ from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
+ALL = "all"
+
 
 def add_names(parser: ArgumentParser, option: str, names: Collection[str], which: str) -> None:
     """Give a parser an option that takes some of these names."""
@@ -15,10 +17,15 @@ def add_names(parser: ArgumentParser, option: str, names: Collection[str], which
         option,
         nargs="+",
         action="extend",
-        type=one_of(names),
+        type=one_of((*names, ALL)),
         metavar="NAME",
-        help=f"{which}; all of them by default: {', '.join(names)}",
+        help=f"{which}; {ALL}, which is the default, or some of {', '.join(names)}",
     )
+
+
+def chosen(given: Collection[str] | None, names: Iterable[str]) -> list[str]:
+    """Return which names an option of `add_names` was given, each once."""
+    return list(dict.fromkeys(names if not given or ALL in given else given))
 
 
 def add_out(parser: ArgumentParser, default: str, what: str) -> None:

@@ -8,7 +8,9 @@ namespace onepass::inline ONEPASS_ISA {
 
 template <class T>
 struct Rprop {
-  static constexpr State states[] = {{"prev"}, {"step_size", true, false, "lr"}};
+  static constexpr State states[] = {
+      {.name = "prev", .in_full = true},
+      {.name = "step_size", .has_sign = false, .start = "lr", .in_full = true}};
 
   struct Hyper {
     double lr = 1e-2, eta1 = 0.5, eta2 = 1.2, step_size1 = 1e-6, step_size2 = 50;

@@ -5,7 +5,15 @@ import sys
 from dataclasses import asdict
 
 from onepass._extras import require
-from onepass.lab._arguments import add_names, add_out, integer, one_of, positive, positive_or_inf
+from onepass.lab._arguments import (
+    add_names,
+    add_out,
+    chosen,
+    integer,
+    one_of,
+    positive,
+    positive_or_inf,
+)
 from onepass.lab._json import finite
 from onepass.lab._progress import progress
 from onepass.lab.compare import report
@@ -156,12 +164,12 @@ def _experiment(args: argparse.Namespace) -> Experiment:
         max_grad_norm=args.max_grad_norm,
     )
     known = contenders()
-    chosen = [known[name] for name in dict.fromkeys(args.optimizer or known)]
+    taking_part = [known[name] for name in chosen(args.optimizer, known)]
     if args.lr is not None:
-        chosen = [contender.with_lr(args.lr) for contender in chosen]
+        taking_part = [contender.with_lr(args.lr) for contender in taking_part]
     return Experiment(
         recipe,
-        chosen,
+        taking_part,
         # One row has no variance to normalise with.
         variants=(True, False) if args.batch_norm and recipe.batch_size != 1 else (False,),
         seeds=range(args.seed, args.seed + args.seeds),

@@ -6,6 +6,7 @@ from typing import Any
 
 from onepass.optim import (
     ADOPT,
+    ASGD,
     SGD,
     AdaBelief,
     Adadelta,
@@ -13,6 +14,7 @@ from onepass.optim import (
     Adam,
     Adamax,
     AdamW,
+    Adan,
     AdEMAMix,
     Lion,
     Optimizer,
@@ -74,6 +76,8 @@ _CONTENDERS = (
     Contender("AdaBelief", AdaBelief, {"lr": 0.05}),
     Contender("ADOPT", ADOPT, {"lr": 0.005}),
     Contender("Yogi", Yogi, {"lr": 0.005}),
+    Contender("Adan", Adan, {"lr": 0.01}),
+    Contender("ASGD", ASGD, {"lr": 0.5}),
 )
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from onepass._extras import require
-from onepass.lab._arguments import add_names, add_out, finite, integer, one_of, positive
+from onepass.lab._arguments import add_names, add_out, chosen, finite, integer, one_of, positive
 from onepass.lab._progress import Show, progress
 from onepass.lab.surface import claims, report
 from onepass.lab.surface.descent import (
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
     When interrupted, what is finished is on disk, and in the table.
     """
-    surfaces = [SURFACES[name] for name in dict.fromkeys(args.surface or SURFACES)]
+    surfaces = [SURFACES[name] for name in chosen(args.surface, SURFACES)]
     _check_start(args, surfaces)
     require("surface", matplotlib="matplotlib", rich="rich")
     args.out.mkdir(parents=True, exist_ok=True)  # first, so that an error costs no work
@@ -100,7 +100,7 @@ def _draw_all(
     written: list[Path],
 ) -> None:
     """Draw each surface, adding to both lists what is done as soon as it is."""
-    optimizers = list(dict.fromkeys(args.optimizer or walkers()))
+    optimizers = chosen(args.optimizer, walkers())
     pictures = 1 + (FRAMES if args.animate else 0)
     with progress(len(surfaces) * pictures, "pictures") as show:
         for number, surface in enumerate(surfaces):

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from onepass._extras import require
-from onepass.lab._arguments import add_names, add_out, integer, positive
+from onepass.lab._arguments import add_names, add_out, chosen, integer, positive
 from onepass.lab._progress import progress
 from onepass.lab.compare import add_data
 from onepass.lab.compare.contenders import contenders
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from onepass.lab.tune import report
     from onepass.lab.tune.search import Search, Settings, quiet
 
-    optimizers = tuple(dict.fromkeys(args.optimizer or contenders()))
+    optimizers = tuple(chosen(args.optimizer, contenders()))
     settings = Settings(args.data, args.epochs, optimizers, args.seed)
     with quiet():
         try:
