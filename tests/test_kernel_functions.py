@@ -539,3 +539,20 @@ def test_arrays_of_a_list_live_as_long_as_the_call(optimizer, rng):
     done.set()
     watching.join()
     assert len(counts) > 1
+
+
+def test_state_that_is_kept_in_full_has_no_other_format(every_class):
+    """Weights, differences and steps would lose their meaning in fewer bits."""
+    kernel = getattr(op.kernels, every_class.rule)
+    param, grad = np.ones(300, np.float32), np.ones(300, np.float32)
+    names = every_class.state_names()
+    state = fresh_state(every_class, every_class.defaults, param)
+    for k, in_full in enumerate(every_class.row.in_full):
+        if not in_full:
+            continue
+        kept = [
+            array.astype(ml_dtypes.bfloat16) if i == k else array for i, array in enumerate(state)
+        ]
+        with pytest.raises(TypeError, match=f"^{names[k]}: expected .*, got bfloat16$"):
+            kernel(param, grad, *kept, step=1)
+    assert (param == 1).all()

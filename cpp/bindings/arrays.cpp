@@ -35,6 +35,12 @@ std::size_t size_of(const Proxy& array) noexcept {
   return static_cast<std::size_t>(size);
 }
 
+bool is_as_it_was(PyObject* object, const void* data, const PyObject* descr, std::size_t size,
+                  int flags) noexcept {
+  const auto& now = *py::detail::array_proxy(object);
+  return now.data == data && now.descr == descr && now.flags == flags && size_of(now) == size;
+}
+
 void check_same_order(const py::array& array, const Label& label, const Param& param) {
   if (is_order(array, param.order) && is_aligned(array)) return;
   const char* order = param.order == Order::c ? "C" : "F";
@@ -195,14 +201,11 @@ Unchanged::Unchanged(const py::array& array)
       flags_(array.flags()) {}
 
 bool Unchanged::still() const {
-  const auto& array = *py::detail::array_proxy(array_.ptr());
-  return array.data == data_ && array.descr == dtype_.ptr() && array.flags == flags_ &&
-         size_of(array) == size_;
+  return is_as_it_was(array_.ptr(), data_, dtype_.ptr(), size_, flags_);
 }
 
 bool Param::still() const {
-  const auto& now = *py::detail::array_proxy(object);
-  return now.data == data && now.descr == descr.ptr() && now.flags == flags && size_of(now) == size;
+  return is_as_it_was(object, data, descr.ptr(), size, flags);
 }
 
 Extent extent_of(const void* data, py::ssize_t item_size, py::ssize_t rank,
@@ -219,6 +222,11 @@ Extent extent_of(const void* data, py::ssize_t item_size, py::ssize_t rank,
     }
   }
   return extent;
+}
+
+void sort_by_begin(std::vector<Extent>& extents) {
+  std::sort(extents.begin(), extents.end(),
+            [](const Extent& a, const Extent& b) { return a.begin < b.begin; });
 }
 
 Extent extent_of(const py::array& array) {

@@ -87,6 +87,7 @@ struct Extent {
 Extent extent_of(const void* data, py::ssize_t item_size, py::ssize_t rank,
                  const py::ssize_t* shape, const py::ssize_t* strides);
 Extent extent_of(const py::array& array);
+void sort_by_begin(std::vector<Extent>& extents);
 
 // Collects the memory that a step touches and finds out whether any of it overlaps.
 class Memory {
@@ -130,6 +131,11 @@ void bind_arrays();
 // Whether an object is an array of NumPy's own type, and not of a subclass.
 inline bool is_plain_array(PyObject* object) noexcept {
   return Py_TYPE(object) == array_type;
+}
+
+// Whether this is a sequence of Python's own, whose items can be read without Python code.
+inline bool is_list_or_tuple(PyObject* object) noexcept {
+  return PyList_CheckExact(object) || PyTuple_CheckExact(object);
 }
 
 // Whether a step can read an array as its parameter's gradient where it lies. Runs no Python code.

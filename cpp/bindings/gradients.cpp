@@ -33,8 +33,7 @@ void Engine::note_written(const Arrangement& arrangement) {
       if (extent.begin != extent.end) written_.push_back(extent);
     }
   }
-  std::sort(written_.begin(), written_.end(),
-            [](const Extent& a, const Extent& b) { return a.begin < b.begin; });
+  sort_by_begin(written_);
 }
 
 bool Engine::overlaps_written(PyObject* object, std::size_t item_size) const {
@@ -68,7 +67,7 @@ bool Engine::walk(py::handle shape, py::object grads) {
     }
     return true;
   }
-  if (!PyList_CheckExact(tree) && !PyTuple_CheckExact(tree)) return false;
+  if (!is_list_or_tuple(tree)) return false;
   const Py_ssize_t n = PyList_GET_SIZE(node);
   for (Py_ssize_t i = 0; i < n && PySequence_Fast_GET_SIZE(tree) == n; ++i) {
     if (!walk(PyList_GET_ITEM(node, i), own(PySequence_Fast_GET_ITEM(tree, i)))) return false;
@@ -78,7 +77,7 @@ bool Engine::walk(py::handle shape, py::object grads) {
 
 void Engine::collect(py::handle grads) {
   PyObject* const tree = grads.ptr();
-  const bool is_flat = flat_ && (PyList_CheckExact(tree) || PyTuple_CheckExact(tree)) &&
+  const bool is_flat = flat_ && is_list_or_tuple(tree) &&
                        static_cast<std::size_t>(PySequence_Fast_GET_SIZE(tree)) == size();
   if (!is_flat) return collect_tree(grads);
   PyObject* const* const items = PySequence_Fast_ITEMS(tree);
@@ -91,8 +90,7 @@ void Engine::collect(py::handle grads) {
 void Engine::collect_tree(py::handle grads) {
   PyObject* const tree = grads.ptr();
   const bool in_groups =
-      grouped_ && (PyList_CheckExact(tree) || PyTuple_CheckExact(tree)) &&
-      PySequence_Fast_GET_SIZE(tree) > 0 &&
+      grouped_ && is_list_or_tuple(tree) && PySequence_Fast_GET_SIZE(tree) > 0 &&
       is_group(py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(tree, 0)));
   if (!in_groups && walk(shape_, py::reinterpret_borrow<py::object>(grads))) return;
   take_leaves(py::list(callbacks->mirror(shape_, grouped_, grads)));

@@ -59,10 +59,6 @@ class Kind {
   py::object list_;
 };
 
-bool is_several(PyObject* arrays) {
-  return PyList_CheckExact(arrays) || PyTuple_CheckExact(arrays);
-}
-
 [[gnu::noinline]] void keep_items(PyObject* const* lists, std::size_t n, Unchanging& kept) {
   for (std::size_t k = 0; k < n; ++k) {
     if (lists[k] == Py_None) continue;
@@ -102,8 +98,7 @@ class Kernel final : public Body {
     }
     // Says no too where only gradients meet each other, which is allowed.
     [[gnu::noinline]] bool are_apart() {
-      std::sort(extents.begin(), extents.end(),
-                [](const Extent& a, const Extent& b) { return a.begin < b.begin; });
+      sort_by_begin(extents);
       return std::adjacent_find(extents.begin(), extents.end(),
                                 [](const Extent& a, const Extent& b) { return b.begin < a.end; }) ==
              extents.end();
@@ -199,11 +194,11 @@ bool Kernel::lay_out_usual(const Given& given, PyObject* const* args, std::size_
   if (given.average != Py_None || given.group.averages() || given.options.clear_grads != 0) {
     return false;
   }
-  const bool many = is_several(args[0]);
+  const bool many = is_list_or_tuple(args[0]);
   const std::size_t n = many ? static_cast<std::size_t>(PySequence_Fast_GET_SIZE(args[0])) : 1;
   for (std::size_t k = 1; many && k < n_states + 2; ++k) {
-    const bool fits =
-        is_several(args[k]) && static_cast<std::size_t>(PySequence_Fast_GET_SIZE(args[k])) == n;
+    const bool fits = is_list_or_tuple(args[k]) &&
+                      static_cast<std::size_t>(PySequence_Fast_GET_SIZE(args[k])) == n;
     if (!fits && (k < 2 || args[k] != Py_None)) return false;
   }
   scratch.extents.clear();
@@ -257,7 +252,7 @@ bool Kernel::lay_out_usual(const Variant& variant, PyObject* const* arrays, std:
 // Any number of parameters with any arrays, or an error.
 void Kernel::lay_out(const Given& given, PyObject* const* args, std::size_t n_states,
                      Optimizer& optimizer, Unchanging& arrays) const {
-  const bool many = is_several(args[0]);
+  const bool many = is_list_or_tuple(args[0]);
   const Kind params("param", args[0], many), grads("grad", args[1], many),
       averages("average", given.average, many);
   const std::size_t n = params.size();
@@ -351,7 +346,7 @@ PyObject* Kernel::call(PyObject* const* args, Py_ssize_t n_positional, PyObject*
   options.nonfinite = static_cast<Nonfinite>(given.options.nonfinite);
   options.seed = static_cast<std::uint64_t>(given.options.seed);
   options.num_threads = given.num_threads;
-  const bool many = is_several(args[0]);
+  const bool many = is_list_or_tuple(args[0]);
   const auto grad_label = [=](std::size_t i) {
     return Label("grad", Role::grad, many ? static_cast<std::ptrdiff_t>(i) : Label::alone);
   };
