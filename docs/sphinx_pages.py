@@ -130,6 +130,8 @@ def _summary(cls: type[Optimizer]) -> str:
     says = (first.partition(": ")[2] or first).rstrip(".")
     names = [name for name in cls.state_names() if name]
     keeps = f"keeps `{'`, `'.join(names)}`" if names else "keeps nothing"
+    if cls.row.memory:
+        keeps += f" and, of a parameter as a whole, `{'`, `'.join(cls.row.memory)}`"
     # In float32: parameter and state are read and written, the gradient is read.
     moves = f"moves {12 + 8 * len(names)} bytes an element"
     return f"* {{doc}}`generated/optimizers/{cls.__name__}`: {says}; {keeps}, {moves}\n"

@@ -72,8 +72,13 @@ SHAPES = one_of_each(
     [case for case in CASES if accepts(case[0], {**case[1], "state_format": "q8"})],
     lambda case: (shape_of_state(*case), SHARED[1].keys() <= case[1].keys()),
 )
+# Of each kind, one that remembers numbers too, where there is one.
 KINDS = one_of_each(
-    [cls for cls in optim.registry.values() if accepts(cls, {"state_format": "q8"})], kind_of_state
+    sorted(
+        [cls for cls in optim.registry.values() if accepts(cls, {"state_format": "q8"})],
+        key=lambda cls: not cls.row.memory,
+    ),
+    kind_of_state,
 )
 
 
@@ -122,19 +127,35 @@ def state_names(cls: type[Optimizer], settings: Mapping[str, Any]) -> list[str]:
     return [name for name in cls.state_names(**settings) if name]
 
 
+def kept_names(cls: type[Optimizer], settings: Mapping[str, Any]) -> list[str]:
+    """The same, and what the rule remembers: in the order in which kernels take them."""
+    return [*state_names(cls, settings), *cls.row.memory]
+
+
+def entry_names(cls: type[Optimizer], settings: Mapping[str, Any]) -> list[str]:
+    """What a parameter's saved state has, in PyTorch's order."""
+    return ["step", *cls.saved_scalars, *cls.row.memory, *state_names(cls, settings)]
+
+
 def format_of(cls: type[Optimizer], k: int, kept: Any) -> Any:
     """The format of a rule's k-th array where state is kept in this one; None: as computed."""
-    return None if cls.row.in_full[k] else kept
+    return None if signs_of(cls)[k] is None or cls.row.in_full[k] else kept
+
+
+def signs_of(cls: type[Optimizer]) -> tuple[bool | None, ...]:
+    """Whether what a rule keeps may be negative; None of a number that it remembers."""
+    return (*cls.row.has_sign, *[None] * len(cls.row.memory))
 
 
 def fresh_state(cls: type[Optimizer], settings: Mapping[str, Any], param: np.ndarray) -> list[Any]:
-    """State as before the first step, None where the settings use none."""
+    """State as before the first step, None where the settings use none; then the rule's memory."""
     starts = cls.row.start_values({**cls.defaults, **settings})
     names = cls.state_names(**settings)
-    return [
+    arrays = [
         np.full_like(param, start) if name else None
         for name, start in zip(names, starts, strict=True)
     ]
+    return arrays + [np.array(start) for start in cls.row.memory_start]
 
 
 def run_reference(

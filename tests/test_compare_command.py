@@ -48,6 +48,13 @@ def tips():
 TIPS = [tip for tip in tips() if tip != ["--resume"]]  # which has tests of its own
 
 
+@pytest.fixture
+def empty_pictures(monkeypatch):
+    """Most of the time of a small comparison goes into drawing."""
+    for module, name in ((report, "draw_curves"), (page, "draw_times"), (page, "draw_rates")):
+        monkeypatch.setattr(module, name, lambda _: new_figure(1, 1))
+
+
 def compare_in(folder, *options):
     return cli.main(["compare", *map(str, options), "--out", str(folder)])
 
@@ -133,6 +140,7 @@ class TestCommand:
                 zip(Measurement._fields[:-2], measurement, strict=False)
             )
 
+    @pytest.mark.usefixtures("empty_pictures")
     @pytest.mark.parametrize("name", DATA)
     @pytest.mark.parametrize("size", [1, 32, "all"])
     def test_data_and_batch_size(self, name, size, tmp_path):
@@ -240,6 +248,7 @@ class TestCommand:
         assert said in capsys.readouterr().out
         assert said in (tmp_path / "report.html").read_text(encoding="utf-8")
 
+    @pytest.mark.usefixtures("empty_pictures")
     @pytest.mark.parametrize("tip", TIPS, ids=" ".join)
     def test_the_tips_of_the_readme(self, tip, tmp_path):
         """Each option as it is written there, in a comparison that is small otherwise."""
@@ -392,15 +401,8 @@ class TestResume:
     """An interrupted comparison goes on, and ends as one that was not interrupted."""
 
     @pytest.fixture(autouse=True)
-    def small_pictures(self, monkeypatch):
-        """Most of the time would go into drawing, and the rest into `--tune`."""
+    def small(self, monkeypatch, empty_pictures):  # noqa: ARG002
         few_rates(monkeypatch)
-        for module, name in (
-            (report, "draw_curves"),
-            (page, "draw_times"),
-            (page, "draw_rates"),
-        ):
-            monkeypatch.setattr(module, name, lambda _: new_figure(1, 1))
 
     @pytest.mark.parametrize("lines", [1, 3, 4, 33, 78])
     def test_interrupted_after_any_line(self, lines, whole, tmp_path, monkeypatch, capsys):

@@ -4,7 +4,7 @@ A kernel and its reference that are wrong alike agree with each other. What stan
 from the paper, or its authors' code, alone.
 """
 
-from math import copysign, exp, log, sqrt
+from math import copysign, exp, inf, log, sqrt
 
 import numpy as np
 import pytest
@@ -58,6 +58,61 @@ def test_adamax():
         return w - LR / (1 - 0.8**t) * memory["m"] / memory["u"]
 
     check(lambda w: op.Adamax(w, LR, (0.8, 0.9), eps=0.0), path(paper))
+
+
+def nadam(psi, correct_ahead=True):
+    """Dozat's algorithm 8 with his momentum schedule."""
+    memory = {"m": 0.0, "v": 0.0, "product": 1.0}
+
+    def paper(t, w, g):
+        mu, following = (0.8 * (1 - 0.5 * 0.96 ** (s * psi)) for s in (t, t + 1))
+        memory["product"] *= mu
+        memory["m"] = 0.8 * memory["m"] + 0.2 * g
+        memory["v"] = 0.9 * memory["v"] + 0.1 * g * g
+        ahead = memory["product"] * (following if correct_ahead else 1)
+        mean = following * memory["m"] / (1 - ahead)
+        mean += (1 - mu) * g / (1 - memory["product"])
+        return w - LR * mean / (sqrt(memory["v"] / (1 - 0.9**t)) + 1e-3)
+
+    return paper
+
+
+@pytest.mark.parametrize("psi", [0.0, 0.004, 1.0])
+def test_nadam(psi):
+    check(lambda w: op.NAdam(w, LR, (0.8, 0.9), 1e-3, momentum_decay=psi), path(nadam(psi)))
+
+
+def test_keras_nadam():
+    """Its momentum is beta1 (1 - 0.96**t / 2), which is psi = 1."""
+    memory = {"m": 0.0, "v": 0.0, "product": 1.0}
+
+    def keras(t, w, g):
+        u, next_u = (0.8 * (1 - 0.5 * 0.96**s) for s in (t, t + 1))
+        memory["product"] *= u
+        memory["m"] += (g - memory["m"]) * (1 - 0.8)
+        memory["v"] += (g * g - memory["v"]) * (1 - 0.9)
+        m_hat = next_u * memory["m"] / (1 - memory["product"] * next_u)
+        m_hat += (1 - u) * g / (1 - memory["product"])
+        return w - m_hat * LR / (sqrt(memory["v"] / (1 - 0.9**t)) + 1e-7)
+
+    check(lambda w: op.NAdam(w, LR, (0.8, 0.9), 1e-7, momentum_decay=1.0), path(keras))
+
+
+def test_algoperf_nadamw():
+    """Nesterov's average corrected as Adam's: AlgoPerf's baseline, and timm's NAdamW."""
+    memory = {"m": 0.0, "v": 0.0}
+
+    def algoperf(t, w, g):
+        w *= 1 - LR * 0.3
+        memory["m"] = 0.8 * memory["m"] + 0.2 * g
+        memory["v"] = 0.9 * memory["v"] + 0.1 * g * g
+        nesterov = 0.8 * memory["m"] + 0.2 * g
+        root = sqrt(memory["v"] / (1 - 0.9**t))
+        return w - LR / (1 - 0.8**t) * nesterov / (root + 1e-3)
+
+    options = {"weight_decay": 0.3, "decoupled_weight_decay": True}
+    options |= {"momentum_decay": inf, "correct_ahead": False}
+    check(lambda w: op.NAdam(w, LR, (0.8, 0.9), 1e-3, **options), path(algoperf))
 
 
 def rectified(t, beta2):

@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 import onepass as op
-from helpers import RICHEST, SMALL_FORMATS, assert_same_bits, digest, format_of, fresh_state
+from helpers import (
+    RICHEST,
+    SMALL_FORMATS,
+    assert_same_bits,
+    digest,
+    format_of,
+    fresh_state,
+    signs_of,
+)
 from onepass._memory import aligned_zeros
 
 SHAPES = [(3, 5), (257,), (0,), (), (30, 7)]
@@ -58,9 +66,7 @@ class Host:
         self.state = [
             None
             if of_all[0] is None
-            else [
-                in_format(a, format_of(cls, k, state_format), cls.row.has_sign[k]) for a in of_all
-            ]
+            else [in_format(a, format_of(cls, k, state_format), signs_of(cls)[k]) for a in of_all]
             for k, of_all in enumerate(fresh)
         ]
         self.average = [p.astype(np.float64) for p in wide] if averages else None
@@ -81,7 +87,8 @@ class Host:
         saved = opt.state_dict()["state"]
         for i, param in enumerate(opt.param_groups[0]["params"]):
             assert_same_bits(self.params[i], param)
-            arrays = {n: s[i] for n, s in zip(self.cls.row.states, self.state, strict=True) if s}
+            names = (*self.cls.row.states, *self.cls.row.memory)
+            arrays = {n: s[i] for n, s in zip(names, self.state, strict=True) if s}
             if self.average is not None:
                 arrays["average"] = self.average[i]
             for name, array in arrays.items():
@@ -187,7 +194,7 @@ def test_none_leaves_a_parameter_alone(optimizer, rng):
 
 
 def test_no_arrays_at_all(optimizer):
-    state = [[] for _ in optimizer.row.states]
+    state = [[] for _ in (*optimizer.row.states, *optimizer.row.memory)]
     info = getattr(op.kernels, optimizer.rule)([], [], *state, step=3, max_grad_norm=1.0)
     assert info == op.StepInfo(3, optimizer.defaults["lr"], 0.0, False, False)
 

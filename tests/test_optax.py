@@ -49,6 +49,18 @@ PAIRS = {
         {"betas": (0.5, 0.9), "eps": 1e-2},
         lambda: optax.adamax(LR, 0.5, 0.9, 1e-2),
     ),
+    "NAdam": (op.NAdam, {"momentum_decay": np.inf}, lambda: optax.nadam(LR)),
+    "NAdam, decay": (
+        op.NAdam,
+        {
+            "betas": (0.5, 0.9),
+            "eps": 1e-3,
+            "momentum_decay": np.inf,
+            "weight_decay": 0.3,
+            "decoupled_weight_decay": True,
+        },
+        lambda: optax.nadamw(LR, 0.5, 0.9, 1e-3, weight_decay=0.3),
+    ),
     "RAdam without epsilon": (op.RAdam, {"eps": 0.0}, lambda: optax.radam(LR, eps=0.0)),
     "AdaBelief": (op.AdaBelief, {"rectify": False}, lambda: optax.adabelief(LR)),
     "AdaBelief, decay": (

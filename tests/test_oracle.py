@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import onepass as op
-from helpers import as_numbers, assert_same_bits, format_of, fresh_state, run_reference, state_names
+from helpers import (
+    as_numbers,
+    assert_same_bits,
+    format_of,
+    fresh_state,
+    kept_names,
+    run_reference,
+    signs_of,
+)
 from onepass._hyperparameters import Choice, Fixed, Flag, Maybe, Number, Several, Whole
 from onepass._memory import aligned_zeros
 
@@ -36,7 +44,7 @@ def assert_step_by_step(opt, param, expected):
     assert_same_bits(param, expected[0])
     state = opt.state_dict()["state"]
     if expected[0].size or state:
-        names = state_names(type(opt), opt.param_groups[0])
+        names = kept_names(type(opt), opt.param_groups[0])
         arrays = [array for array in expected[1:] if array is not None]
         for name, array in zip(names, arrays, strict=True):
             assert_same_bits(state[0][name], array)
@@ -216,10 +224,6 @@ def test_state_about_the_smallest_normal_number(case, dtype, kept, rng):
                 assert not ((left > 0) & (left < info.tiny)).any()
 
 
-def signs_of(cls):
-    return cls.row.has_sign
-
-
 def kept_as(values, kept, has_sign):
     if kept == np.uint8:
         return op.formats.q8_encode(np.nan_to_num(values), signed=has_sign)
@@ -232,10 +236,8 @@ def test_a_decay_that_float32_rounds_to_zero(optimizer, dtype, kept):
     param = np.array([1, 1, np.inf, -0.0], dtype)
     grad = np.array([-0.0, 2, 2, -0.0], dtype)
     arrays = [
-        kept_as(np.zeros(4, dtype), format_of(optimizer, k, kept), sign) if name else None
-        for k, (name, sign) in enumerate(
-            zip(optimizer.state_names(), signs_of(optimizer), strict=True)
-        )
+        a if a is None else kept_as(a, format_of(optimizer, k, kept), signs_of(optimizer)[k])
+        for k, a in enumerate(fresh_state(optimizer, {}, param))
     ]
     expected = optimizer.reference_step(param, grad, *arrays, weight_decay=1e-60)
     getattr(op.kernels, optimizer.rule)(param, grad, *arrays, step=1, weight_decay=1e-60)
@@ -306,16 +308,17 @@ def draw_settings(optimizer, data):
 
 
 @given(data=st.data(), step=st.integers(1, 10) | st.integers(1, 10**9))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_the_numbers_of_a_step_are_the_references(every_class, data, step):
     """The rule's header computes in double what the class does, in the same order."""
     values = draw_settings(every_class, data)
-    expected = every_class.scalars(step, values)
+    row = every_class.row
+    memory = {name: data.draw(st.floats(0, 1, exclude_max=True), name) for name in row.memory}
+    expected = every_class.scalars(step, {**values, **memory})
     numbers = as_numbers(every_class.checks, values)
-    found = op._core.at(
-        every_class.row.name, step, [numbers[name] for name in every_class.row.hyper]
-    )
-    assert tuple(expected) == every_class.row.scalars
+    hyper = [numbers[name] for name in row.hyper]
+    found = op._core.at(row.name, step, hyper, list(memory.values()))
+    assert tuple(expected) == (*row.scalars, *row.memory)
     assert_same_bits(found, list(expected.values()))
 
 

@@ -6,7 +6,7 @@ import re
 import pytest
 
 import onepass as op
-from helpers import SHARED, as_numbers, state_names
+from helpers import SHARED, as_numbers, kept_names
 from onepass import _core
 from onepass._hyperparameters import Choice, Fixed, Flag, Number, Several, Whole
 from onepass.optim import Optimizer
@@ -35,8 +35,9 @@ def test_every_class_has_a_reference_of_its_own(every_class):
 
 def test_scalars_are_the_kernels_in_their_order(every_case):
     cls, settings = every_case
-    scalars = cls.scalars(3, {**cls.defaults, **settings})
-    assert tuple(scalars) == cls.row.scalars
+    memory = dict(zip(cls.row.memory, cls.row.memory_start, strict=True))
+    scalars = cls.scalars(3, {**cls.defaults, **settings, **memory})
+    assert tuple(scalars) == (*cls.row.scalars, *cls.row.memory)
     assert all(type(value) is float for value in scalars.values())
 
 
@@ -72,6 +73,8 @@ def test_at_checks_what_it_is_given(every_class):
     hyper = every_class.row.defaults
     with pytest.raises(ValueError, match=rf"^hyper: expected {len(hyper)} numbers, got 0"):
         _core.at(every_class.row.name, 1, [])
+    with pytest.raises(ValueError, match=r"^memory: expected . numbers, got 3"):
+        _core.at(every_class.row.name, 1, hyper, [0.0] * 3)
     with pytest.raises(ValueError, match=r"^rule: expected one of rules\(\), got 'none'"):
         _core.at("none", 1, hyper)
 
@@ -140,7 +143,7 @@ def test_documentation_is_whole(every_class):
     assert "PyTorch" in notes
     assert "optax" in doc
     for cls in {every_class, *every_class.__bases__} & set(op.optim.registry.values()):
-        names = {name for case in cls.cases for name in state_names(cls, case)}
+        names = {name for case in cls.cases for name in kept_names(cls, case)}
         assert (
             cls is not every_class or cls.__bases__ != (Optimizer,) or all(n in doc for n in names)
         )

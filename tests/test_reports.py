@@ -106,7 +106,8 @@ def test_weights_of_zero_move(every_class):
 def test_steps_beyond_those_of_float32(every_class, rng):
     """pytorch/ao#4915: counters that stop. At 2**24 + 1 steps, and where powers are 0."""
     w, grad = rng.normal(size=20), rng.normal(size=20)
-    state = [np.abs(grad) if a is not None else a for a in fresh_state(every_class, {}, w)]
+    fresh = fresh_state(every_class, {}, w)
+    state = [a if a is None or np.ndim(a) == 0 else np.abs(grad) for a in fresh]
     for step in (2**24 + 1, 2**31 + 1):
         param, arrays = w.copy(), [a if a is None else a.copy() for a in state]
         getattr(op.kernels, every_class.rule)(param, grad, *arrays, step=step)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import onepass as op
-from helpers import SMALL_FORMATS, accepts, assert_same_bits, fresh_state
+from helpers import SMALL_FORMATS, accepts, assert_same_bits, fresh_state, kept_names
 from onepass.optim import _reference, _settings
 
 # More than a block of the norm, a part of one, parts of its rows; orders and empty ones.
@@ -85,7 +85,7 @@ def check_run(cls, options, params, steps, grad_scale=1.0, threads=None):
     state = opt.state_dict()["state"]
     for index, (param, arrays) in enumerate(zip(params, expected, strict=True)):
         assert_same_bits(param, arrays[0])
-        names = [name for name in cls.state_names(**rule_of(options)) if name]
+        names = kept_names(cls, rule_of(options))
         if "average" in state[index]:
             names.append("average")
         kept = [array for array in arrays[1:] if array is not None]

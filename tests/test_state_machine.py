@@ -231,9 +231,8 @@ class Twins(RuleBasedStateMachine):
             assert digest(self.kept[0].state_dict()) == digest(self.moved[0].state_dict())
 
 
-@pytest.mark.parametrize("cls", optim.registry.values(), ids=lambda cls: cls.__name__)
-def test_saved_at_any_moment(cls):
-    machine = type(f"TwinsOf{cls.__name__}", (Twins,), {"cls": cls})
+def test_saved_at_any_moment(optimizer):
+    machine = type(f"TwinsOf{optimizer.__name__}", (Twins,), {"cls": optimizer})
     machine.TestCase.settings = settings(
         max_examples=15,
         stateful_step_count=25,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import onepass as op
-from helpers import SMALL_FORMATS, accepts, assert_same_bits, format_of, fresh_state
+from helpers import SMALL_FORMATS, accepts, assert_same_bits, format_of, fresh_state, signs_of
 from onepass import formats
 from onepass.optim import _reference, _settings
 from storage_cases import blocks_of
@@ -57,7 +57,7 @@ class Reference:
         self.has_master = param.dtype.itemsize == 2 and full["rounding"] == "master"
         wide = param.astype(np.float32, order="K") if param.itemsize == 2 else param.copy(order="K")
         self.weights = wide if self.has_master else param.copy(order="K")
-        signs = cls.row.has_sign
+        signs = signs_of(cls)
         self.state = [
             stored(array, param.size, format_of(cls, k, full["state_format"]), signs[k])
             for k, array in enumerate(fresh_state(cls, rule_of(options), wide))
@@ -87,7 +87,7 @@ class Reference:
     def check(self, param, entry):
         """Parameter and state are those of the optimizer."""
         assert_same_bits(param, self.param)
-        names = self.cls.state_names(**rule_of(self.options))
+        names = [*self.cls.state_names(**rule_of(self.options)), *self.cls.row.memory]
         expected = dict(zip(names, self.state[: len(names)], strict=True))
         expected.pop(None, None)
         if self.has_master:
@@ -358,7 +358,7 @@ def test_free_functions(case, n, rng):
     """State in any format, also of few elements; parameters in any, which have no master."""
     cls, options = case
     kernel = getattr(op.kernels, cls.rule)
-    signs = cls.row.has_sign
+    signs = signs_of(cls)
     for dtype, rounding, kept in itertools.product(
         (np.float32, *SMALL_FORMATS), ROUNDINGS[1:], ("f4", BF16, "q8")
     ):

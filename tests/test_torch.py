@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import onepass as op
-from helpers import CASES, case_id, state_names
+from helpers import CASES, case_id, entry_names, kept_names, state_names
 
 torch = pytest.importorskip("torch", reason="PyTorch, the second oracle, is not installed")
 pytestmark = pytest.mark.usefixtures("torch_in_float64")
@@ -74,12 +74,10 @@ def test_same_path(settings, dtype, rng):
     _, _, opt, torch_opt = both
     ours, theirs = opt.state_dict()["state"], as_numpy(torch_opt.state_dict())["state"]
     for key, entry in ours.items():
-        assert list(entry) == ["step", *cls.saved_scalars, *state_names(cls, options)]
+        assert list(entry) == entry_names(cls, options)
         assert theirs.get(key, {}).keys() <= entry.keys()  # their SGD may have none
-        for name in cls.saved_scalars:
-            assert_alike(np.float64(entry[name]), theirs[key][name], 100)
-        for name in state_names(cls, options):
-            assert_alike(entry[name], theirs[key][name], 100)
+        for name in (*cls.saved_scalars, *kept_names(cls, options)):
+            assert_alike(np.asarray(entry[name]), theirs[key][name], 100)
 
 
 @pytest.mark.parametrize("settings", SHARED)

@@ -104,6 +104,11 @@ Format check_grad_format(const py::array& array, const Label& label, const Param
   return format;
 }
 
+void check_is_float64(const py::array& array, const Label& label) {
+  if (array.dtype().num() == float64_num && is_native(array.dtype())) return;
+  fail_type(label, "dtype float64", dtype_name(array));
+}
+
 }  // namespace
 
 void fail_type(const Label& label, const std::string& expected, const std::string& got) {
@@ -356,6 +361,14 @@ bool is_usual_state(PyObject* object, const Like& param) noexcept {
          has_all(array, order_flag(param.order) | aligned_flag | writable_flag);
 }
 
+bool is_usual_remembered(PyObject* object) noexcept {
+  if (!is_plain_array(object)) return false;
+  const auto& array = *py::detail::array_proxy(object);
+  const int num = py::detail::array_descriptor_proxy(array.descr)->type_num;
+  return num == float64_num && is_native(array.descr) && size_of(array) == 1 &&
+         has_all(array, aligned_flag | writable_flag);
+}
+
 Checked check_grad_in_place(py::handle object, const Label& label, const Param& param,
                             Memory& memory) {
   py::array array = check_array(object, label);
@@ -389,9 +402,18 @@ void* check_state(py::handle object, const Label& label, const Param& param, Mem
   return written_beside(array, label, param, memory);
 }
 
+double* check_remembered(py::handle object, const Label& label, Memory& memory) {
+  const py::array array = check_array(object, label);
+  check_is_float64(array, label);
+  if (array.size() != 1) fail_value(label, "an array of one element", shape_name(array));
+  check_written_in_place(array, label);
+  memory.add(array, label);
+  return static_cast<double*>(const_cast<void*>(array.data()));
+}
+
 double* check_average(py::handle object, const Label& label, const Param& param, Memory& memory) {
   const py::array array = check_array(object, label);
-  if (array.dtype().num() != float64_num) fail_type(label, "dtype float64", dtype_name(array));
+  check_is_float64(array, label);
   return static_cast<double*>(written_beside(array, label, param, memory));
 }
 

@@ -145,6 +145,7 @@ bool lies_like(PyObject* array, const Like& param, Format& format) noexcept;
 // float64, and the state of such a one. Else the checks below have a closer look.
 bool is_usual_param(PyObject* object, Like& param) noexcept;
 bool is_usual_state(PyObject* object, const Like& param) noexcept;
+bool is_usual_remembered(PyObject* object) noexcept;
 
 // A copy of a float32 parameter in float16 or bfloat16, in its layout.
 Checked check_copy(py::handle object, const Label& label, const Param& param, Memory& memory);
@@ -152,6 +153,9 @@ Checked check_copy(py::handle object, const Label& label, const Param& param, Me
 // State: like its parameter in everything but the dtype, which is the one that the rule computes
 // with.
 void* check_state(py::handle object, const Label& label, const Param& param, Memory& memory);
+
+// A number of a rule's memory: an array of one element, of float64.
+double* check_remembered(py::handle object, const Label& label, Memory& memory);
 
 // The average of the weights: like its parameter, but of float64.
 double* check_average(py::handle object, const Label& label, const Param& param, Memory& memory);

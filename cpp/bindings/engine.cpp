@@ -34,6 +34,7 @@ Optimizer copied(const Optimizer& from) {
   to.groups = from.groups;
   to.params = from.params;
   to.tensors = from.tensors;
+  to.memory = from.memory;
   to.completed = from.completed;
   to.skipped = from.skipped;
   return to;
@@ -103,6 +104,7 @@ Engine::Engine(const py::dict& contents)
     known_groups_.push_back(py::reinterpret_borrow<py::object>(settings));
     now_.optimizer.groups.emplace_back(*fields_->rule());
   }
+  now_.optimizer.start_memory();
   numbers_.resize(known_groups_.size());
   now_.needs.resize(known_groups_.size());
   read_settings();
@@ -121,6 +123,7 @@ void Engine::read_progress(const py::dict& progress) {
   const auto steps = progress["steps"].cast<std::vector<std::int64_t>>();
   const auto average_from = progress["average_from"].cast<std::vector<std::int64_t>>();
   const py::list kept = progress["kept"], sums = progress["sums"];
+  const auto memory = progress["memory"].cast<std::vector<std::vector<double>>>();
   accumulated_ = progress["accumulated"].cast<std::vector<std::int64_t>>();
   accumulations_ = whole(progress, "accumulations");
   now_.optimizer.completed = whole(progress, "completed");
@@ -128,6 +131,11 @@ void Engine::read_progress(const py::dict& progress) {
   for (std::size_t i = 0; i < size(); ++i) {
     now_.optimizer.params[i].steps = steps.at(i);
     now_.optimizer.params[i].average_from = average_from.at(i);
+    const std::span<double> remembered = now_.optimizer.memory_of(i);
+    if (memory.at(i).size() != remembered.size()) {
+      throw py::value_error("memory: expected a number for each name");
+    }
+    std::ranges::copy(memory[i], remembered.begin());
     set_kept_arrays(now_.arrays[i], kept[i]);
     now_.arrays[i].sum = sums[i];
     // The first step arranges these arrays, and lays them out.
@@ -136,7 +144,7 @@ void Engine::read_progress(const py::dict& progress) {
 
 py::dict Engine::contents() const {
   check_groups();
-  py::list params, copies, bound, steps, average_from, kept, sums;
+  py::list params, copies, bound, steps, average_from, memory, kept, sums;
   for (std::size_t i = 0; i < size(); ++i) {
     const OwnedArrays& arrays = now_.arrays[i];
     params.append(now_.params[i].array);
@@ -146,10 +154,13 @@ py::dict Engine::contents() const {
     sums.append(arrays.sum);
     steps.append(now_.optimizer.params[i].steps);
     average_from.append(now_.optimizer.params[i].average_from);
+    const std::span<const double> remembered = now_.optimizer.memory_of(i);
+    memory.append(py::cast(std::vector<double>(remembered.begin(), remembered.end())));
   }
   py::dict progress;
   progress["steps"] = steps;
   progress["average_from"] = average_from;
+  progress["memory"] = memory;
   progress["kept"] = kept;
   progress["sums"] = sums;
   progress["accumulated"] = py::cast(accumulated_);

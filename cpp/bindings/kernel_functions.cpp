@@ -91,6 +91,7 @@ class Kernel final : public Body {
     py::object last_info;
     Together together;  // settings that were last seen to go together
     std::vector<Extent> extents;
+    std::vector<double*> remembered;  // where the caller keeps the rule's memory
 
     void add(const void* data, std::size_t bytes) {
       const auto begin = reinterpret_cast<std::uintptr_t>(data);
@@ -111,16 +112,18 @@ class Kernel final : public Body {
     PyObject* average = Py_None;
     int num_threads = 0;
   };
+  // State and memory, the arrays after the gradient.
+  std::size_t most_kept() const { return rule_.states.size() + rule_.memory.size(); }
   void read(PyObject* const* values, PyObject* keywords, Given& given) const;
   [[gnu::cold]] void check_together(const Group& group, PyObject* const* values, PyObject* keywords,
                                     Together& before) const;
   void check_step(const Given& given, const Optimizer& optimizer) const;
-  bool lay_out_usual(const Given& given, PyObject* const* args, std::size_t n_states,
-                     Scratch& scratch, Unchanging& kept) const;
+  bool lay_out_usual(const Given& given, PyObject* const* args, std::size_t n_kept,
+                     Scratch& scratch, Unchanging& arrays) const;
   bool lay_out_usual(const Variant& variant, PyObject* const* arrays, std::size_t index,
                      Scratch& scratch) const;
-  [[gnu::cold]] void lay_out(const Given& given, PyObject* const* args, std::size_t n_states,
-                             Optimizer& optimizer, Unchanging& arrays) const;
+  [[gnu::cold]] void lay_out(const Given& given, PyObject* const* args, std::size_t n_kept,
+                             Scratch& scratch, Unchanging& arrays) const;
 
   const Fields& fields_;
   const RuleRow& rule_;
@@ -177,8 +180,8 @@ void Kernel::check_step(const Given& given, const Optimizer& optimizer) const {
   if (!is_none(given.options.step)) return;
   double first[max_scalars], second[max_scalars];
   const double* hyper = given.group.settings.hyper.data();
-  rule_.at(1, hyper, first);
-  rule_.at(2, hyper, second);
+  rule_.at(1, hyper, rule_.memory_start.data(), first);
+  rule_.at(2, hyper, rule_.memory_start.data(), second);
   const bool rounds = std::any_of(optimizer.params.begin(), optimizer.params.end(),
                                   [](const Parameter& param) { return param.rounds; });
   if (rounds || given.average != Py_None ||
@@ -189,35 +192,36 @@ void Kernel::check_step(const Given& given, const Optimizer& optimizer) const {
 
 // Arrays of the usual kind, looked at without Python code and without a list of what there is.
 // Returns false where anything is unusual, or wrong.
-bool Kernel::lay_out_usual(const Given& given, PyObject* const* args, std::size_t n_states,
-                           Scratch& scratch, Unchanging& kept) const {
+bool Kernel::lay_out_usual(const Given& given, PyObject* const* args, std::size_t n_kept,
+                           Scratch& scratch, Unchanging& arrays) const {
   if (given.average != Py_None || given.group.averages() || given.options.clear_grads != 0) {
     return false;
   }
   const bool many = is_list_or_tuple(args[0]);
   const std::size_t n = many ? static_cast<std::size_t>(PySequence_Fast_GET_SIZE(args[0])) : 1;
-  for (std::size_t k = 1; many && k < n_states + 2; ++k) {
+  for (std::size_t k = 1; many && k < n_kept + 2; ++k) {
     const bool fits = is_list_or_tuple(args[k]) &&
                       static_cast<std::size_t>(PySequence_Fast_GET_SIZE(args[k])) == n;
     if (!fits && (k < 2 || args[k] != Py_None)) return false;
   }
   scratch.extents.clear();
+  scratch.remembered.clear();
   scratch.optimizer.params.resize(n);
   scratch.optimizer.tensors.resize(n);
   for (std::size_t i = 0; i < n; ++i) {
-    PyObject* arrays[2 + max_states];
-    for (std::size_t k = 0; k < 2 + rule_.states.size(); ++k) {
-      PyObject* const kind = k < n_states + 2 ? args[k] : Py_None;
-      arrays[k] = many && kind != Py_None
+    PyObject* of_one[2 + max_states + max_memory];
+    for (std::size_t k = 0; k < 2 + most_kept(); ++k) {
+      PyObject* const kind = k < n_kept + 2 ? args[k] : Py_None;
+      of_one[k] = many && kind != Py_None
                       ? PySequence_Fast_GET_ITEM(kind, static_cast<Py_ssize_t>(i))
                       : kind;
     }
-    if (!lay_out_usual(given.group.variant(), arrays, i, scratch)) return false;
+    if (!lay_out_usual(given.group.variant(), of_one, i, scratch)) return false;
   }
   if (!scratch.are_apart()) return false;
   // While other threads run, they may take arrays out of the lists.
   const bool others_run = scratch.optimizer.elements() >= min_elements_without_gil;
-  if (many && others_run) keep_items(args, n_states + 2, kept);
+  if (many && others_run) keep_items(args, n_kept + 2, arrays);
   return true;
 }
 
@@ -246,23 +250,34 @@ bool Kernel::lay_out_usual(const Variant& variant, PyObject* const* arrays, std:
     tensor.streams.state[k] = Stored(data);
     scratch.add(data, bytes);
   }
+  for (std::size_t k = 0; k < rule_.memory.size(); ++k) {
+    PyObject* const remembered = arrays[2 + rule_.states.size() + k];
+    if (!is_usual_remembered(remembered)) return false;
+    scratch.remembered.push_back(
+        reinterpret_cast<double*>(py::detail::array_proxy(remembered)->data));
+    scratch.add(scratch.remembered.back(), sizeof(double));
+  }
   return true;
 }
 
 // Any number of parameters with any arrays, or an error.
-void Kernel::lay_out(const Given& given, PyObject* const* args, std::size_t n_states,
-                     Optimizer& optimizer, Unchanging& arrays) const {
+void Kernel::lay_out(const Given& given, PyObject* const* args, std::size_t n_kept,
+                     Scratch& scratch, Unchanging& arrays) const {
+  Optimizer& optimizer = scratch.optimizer;
   const bool many = is_list_or_tuple(args[0]);
   const Kind params("param", args[0], many), grads("grad", args[1], many),
       averages("average", given.average, many);
   const std::size_t n = params.size();
-  std::vector<Kind> states;
-  for (std::size_t k = 0; k < rule_.states.size(); ++k) {
-    states.emplace_back(rule_.states[k], k < n_states ? args[k + 2] : Py_None, many);
+  std::vector<Kind> states, memories;
+  for (std::size_t k = 0; k < most_kept(); ++k) {
+    const std::size_t n_states = rule_.states.size();
+    const char* const name = k < n_states ? rule_.states[k] : rule_.memory[k - n_states];
+    (k < n_states ? states : memories).emplace_back(name, k < n_kept ? args[k + 2] : Py_None, many);
   }
   grads.check(n, false);
   averages.check(n);
   for (const Kind& state : states) state.check(n);
+  for (const Kind& each : memories) each.check(n, false);
   if ((given.average != Py_None) != given.group.averages()) {
     const bool has = given.average != Py_None;
     fail_type(Label("average", Role::input),
@@ -271,8 +286,9 @@ void Kernel::lay_out(const Given& given, PyObject* const* args, std::size_t n_st
   }
   optimizer.params.assign(n, {});
   optimizer.tensors.assign(n, {});
+  scratch.remembered.clear();
   Memory memory;
-  memory.reserve(n * (states.size() + 3));
+  memory.reserve(n * (most_kept() + 3));
   for (std::size_t i = 0; i < n; ++i) {
     const Param param = check_param(params[i], params.label(i, Role::param));
     arrays.watch(params[i]);
@@ -296,6 +312,10 @@ void Kernel::lay_out(const Given& given, PyObject* const* args, std::size_t n_st
       add_state(given.group, k, states[k][i], label, param, memory, tensor, known);
       arrays.watch(states[k][i]);
     }
+    for (const Kind& each : memories) {
+      scratch.remembered.push_back(check_remembered(each[i], each.label(i, Role::state), memory));
+      arrays.watch(each[i]);
+    }
     if (averages[i] != Py_None) {
       const Label average = averages.label(i, Role::state);
       tensor.streams.average = check_average(averages[i], average, param, memory);
@@ -309,10 +329,10 @@ void Kernel::lay_out(const Given& given, PyObject* const* args, std::size_t n_st
 
 PyObject* Kernel::call(PyObject* const* args, Py_ssize_t n_positional, PyObject* keywords) {
   if (n_positional < 2) return nullptr;
-  const auto n_states = static_cast<std::size_t>(n_positional - 2);
-  if (n_states > rule_.states.size()) {
-    throw py::type_error("state: expected at most " + std::to_string(rule_.states.size()) +
-                         " arrays, got " + std::to_string(n_states));
+  const auto n_kept = static_cast<std::size_t>(n_positional - 2);
+  if (n_kept > most_kept()) {
+    throw py::type_error("state: expected at most " + std::to_string(most_kept()) +
+                         " arrays, got " + std::to_string(n_kept));
   }
   const Taken is_first(is_taken_);
   std::optional<Scratch> own;
@@ -327,8 +347,8 @@ PyObject* Kernel::call(PyObject* const* args, Py_ssize_t n_positional, PyObject*
     check_together(given.group, args + n_positional, keywords, scratch.together);
   }
   Unchanging arrays;
-  if (!lay_out_usual(given, args, n_states, scratch, arrays)) {
-    lay_out(given, args, n_states, optimizer, arrays);
+  if (!lay_out_usual(given, args, n_kept, scratch, arrays)) {
+    lay_out(given, args, n_kept, scratch, arrays);
   }
   check_step(given, optimizer);
   const bool has_step = !is_none(given.options.step);
@@ -340,6 +360,8 @@ PyObject* Kernel::call(PyObject* const* args, Py_ssize_t n_positional, PyObject*
     }
   }
   arrays.check();
+  optimizer.memory.clear();
+  for (const double* number : scratch.remembered) optimizer.memory.push_back(*number);
   StepOptions options;
   options.grad_scale = given.options.grad_scale;
   options.max_grad_norm = given.options.max_grad_norm;
@@ -351,6 +373,9 @@ PyObject* Kernel::call(PyObject* const* args, Py_ssize_t n_positional, PyObject*
     return Label("grad", Role::grad, many ? static_cast<std::ptrdiff_t>(i) : Label::alone);
   };
   run_step(optimizer, options, grad_label, completed, info);
+  for (std::size_t i = 0; i < optimizer.memory.size(); ++i) {
+    *scratch.remembered[i] = optimizer.memory[i];
+  }
   scratch.last_info = info;
   return info.release().ptr();
 }

@@ -103,19 +103,26 @@ py::dict rules() {
           place < 0 ? py::object(py::none()) : py::str(row.hyper[static_cast<std::size_t>(place)]));
     }
     rule["uses_state"] = variants;
+    rule["memory"] = to_list(row.memory);
+    rule["memory_start"] =
+        py::cast(std::vector<double>(row.memory_start.begin(), row.memory_start.end()));
     rules[row.name] = rule;
   }
   return rules;
 }
 
-std::vector<double> at(const std::string& name, double step, const std::vector<double>& hyper) {
+std::vector<double> at(const std::string& name, double step, const std::vector<double>& hyper,
+                       const std::vector<double>& memory) {
   const RuleRow& row = find_rule(name);
-  if (hyper.size() != row.hyper.size()) {
-    throw py::value_error("hyper: expected " + std::to_string(row.hyper.size()) + " numbers, got " +
-                          std::to_string(hyper.size()));
-  }
-  std::vector<double> scalars(row.scalars.size());
-  row.at(step, hyper.data(), scalars.data());
+  const auto check_size = [](const char* what, std::size_t expected, std::size_t got) {
+    if (got == expected) return;
+    throw py::value_error(std::string(what) + ": expected " + std::to_string(expected) +
+                          " numbers, got " + std::to_string(got));
+  };
+  check_size("hyper", row.hyper.size(), hyper.size());
+  check_size("memory", row.memory.size(), memory.size());
+  std::vector<double> scalars(row.scalars.size() + row.memory.size());
+  row.at(step, hyper.data(), memory.data(), scalars.data());
   return scalars;
 }
 
@@ -134,7 +141,9 @@ PYBIND11_MODULE(_core, m) {
         "Change attributes, and write the copies of parameters, in one call.");
   m.def("rules", &rules, "The rows of rules.def, and what each rule's header says.");
   m.def("at", &at, py::arg("rule"), py::arg("step"), py::arg("hyper"),
-        "The numbers of a step that a rule makes of its hyperparameters, in double.");
+        py::arg("memory") = std::vector<double>(),
+        "The numbers of a step that a rule makes of its hyperparameters, in double, and what its "
+        "memory becomes.");
 
   bind_arrays();
   bind_exit(m);

@@ -57,8 +57,8 @@ constexpr auto make_copy_limits(std::index_sequence<n...>) {
 }
 constexpr auto copy_limits = make_copy_limits(std::make_index_sequence<max_states + 1>{});
 constexpr auto copy_limit_states = state_names<Add<float, 0>>();
-constexpr RuleRow copy_limit{"copy_limit", copy_limit_states, {},     {}, {}, {}, {}, {},
-                             {},           copy_limits,       nullptr};
+constexpr RuleRow copy_limit{
+    .name = "copy_limit", .states = copy_limit_states, .variants = copy_limits};
 
 template <template <class> class Each, bool relu, bool residual, class T>
 constexpr BatchNormLoops<T> make_loops() {

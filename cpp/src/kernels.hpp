@@ -28,8 +28,9 @@ enum SharedScalar : std::size_t {
   step_number,     // from 1; decides about random bits, and when subnormal numbers become zero
   shared_scalars
 };
-inline constexpr std::size_t max_scalars = 24;  // those included
+inline constexpr std::size_t max_scalars = 24;  // those included, and the memory behind them
 inline constexpr std::size_t max_hyper = 16;    // hyperparameters of a rule
+inline constexpr std::size_t max_memory = 2;    // numbers that a rule remembers
 
 // The sum of the squares of x * unit (reduce.hpp).
 using SumOfSquares = double (*)(const Stored& x, std::size_t begin, std::size_t end, double unit,
@@ -59,14 +60,18 @@ inline Kernel find_kernel(const Variant& variant, bool is_double, StateFormat fo
 // A row of rules.def, and what the rule's header says.
 struct RuleRow {
   const char* name;
-  std::span<const char* const> states, scalars, options, hyper;
-  std::span<const double> defaults;   // of each hyperparameter
-  std::span<const bool> has_sign;     // of each state
-  std::span<const bool> in_full;      // of each state: kept as it is computed, in any format
-  std::span<const int> start;         // of each state: the hyperparameter it starts from, -1: zero
-  std::span<const Variant> variants;  // index: bit k option k
-  // The numbers of a step (from 1): the rule's own scalars, not those that all rules share.
-  void (*at)(double step, const double* hyper, double* scalars) noexcept;
+  std::span<const char* const> states{}, scalars{}, options{}, hyper{};
+  std::span<const double> defaults{};  // of each hyperparameter
+  std::span<const bool> has_sign{};    // of each state
+  std::span<const bool> in_full{};     // of each state: kept as it is computed, in any format
+  std::span<const int> start{};        // of each state: the hyperparameter it starts from, -1: zero
+  std::span<const Variant> variants{};  // index: bit k option k
+  std::span<const char* const> memory{};
+  std::span<const double> memory_start{};
+  // The numbers of a step (from 1): the rule's own scalars, not those that all rules share, and
+  // behind them what its memory becomes.
+  void (*at)(double step, const double* hyper, const double* memory,
+             double* scalars) noexcept = nullptr;
 };
 
 // The loops of batch normalisation (batchnorm.hpp, channel_values.hpp) for one choice of what an

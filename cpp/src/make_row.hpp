@@ -103,13 +103,27 @@ constexpr auto make_variants(std::index_sequence<mask...>) {
       make_variant<Bound<Rule, mask, std::make_index_sequence<n_options>>::template Type>()...};
 }
 
+template <class Rule>
+concept Remembers = requires { typename Rule::Memory; };
+
+// A structure of doubles, from and to an array.
+template <class Numbers>
+constexpr auto to_array(const Numbers& numbers) {
+  return std::bit_cast<std::array<double, sizeof(Numbers) / sizeof(double)>>(numbers);
+}
+template <class Numbers>
+Numbers from_array(const double* values) noexcept {
+  return [&]<std::size_t... i>(std::index_sequence<i...>) {
+    return Numbers{values[i]...};
+  }(std::make_index_sequence<sizeof(Numbers) / sizeof(double)>{});
+}
+
 // What a rule's header says, in arrays.
 template <class Rule>
 struct Said {
   static constexpr std::size_t n_states = std::size(Rule::states);
   static constexpr std::size_t n_hyper = std::size(Rule::hyper);
   static_assert(n_states <= max_states);
-  static_assert(shared_scalars + std::size(Rule::scalars) <= max_scalars);
   static_assert(n_hyper <= max_hyper);
   static_assert(sizeof(Rule) == std::size(Rule::scalars) * sizeof(double), "name every scalar");
   static_assert(sizeof(typename Rule::Hyper) == n_hyper * sizeof(double), "name every member");
@@ -135,15 +149,33 @@ struct Said {
     }
     return found;
   }();
-  static constexpr auto defaults =
-      std::bit_cast<std::array<double, n_hyper>>(typename Rule::Hyper{});
+  static constexpr auto defaults = to_array(typename Rule::Hyper{});
+  static constexpr auto memory_start = [] {
+    if constexpr (Remembers<Rule>) {
+      static_assert(sizeof(typename Rule::Memory) == std::size(Rule::memory) * sizeof(double));
+      return to_array(typename Rule::Memory{});
+    } else {
+      return std::array<double, 0>{};
+    }
+  }();
+  static_assert(memory_start.size() <= max_memory);
+  static_assert(shared_scalars + std::size(Rule::scalars) + memory_start.size() <= max_scalars);
+  static constexpr auto memory = []() -> std::span<const char* const> {
+    if constexpr (Remembers<Rule>) return Rule::memory;
+    return {};
+  }();
 
-  static void at(double step, const double* hyper, double* scalars) noexcept {
-    const auto named = [&]<std::size_t... i>(std::index_sequence<i...>) {
-      return typename Rule::Hyper{hyper[i]...};
-    };
-    const Rule rule = Rule::at(step, named(std::make_index_sequence<n_hyper>{}));
-    std::ranges::copy(std::bit_cast<std::array<double, std::size(Rule::scalars)>>(rule), scalars);
+  static void at(double step, const double* hyper, [[maybe_unused]] const double* before,
+                 double* scalars) noexcept {
+    const auto named = from_array<typename Rule::Hyper>(hyper);
+    if constexpr (Remembers<Rule>) {
+      auto moved = from_array<typename Rule::Memory>(before);
+      const Rule rule = Rule::at(step, named, moved);
+      scalars = std::ranges::copy(to_array(rule), scalars).out;
+      std::ranges::copy(to_array(moved), scalars);
+    } else {
+      std::ranges::copy(to_array(Rule::at(step, named)), scalars);
+    }
   }
 };
 
@@ -155,10 +187,19 @@ template <template <class, bool...> class Rule, std::size_t n_options>
 constexpr RuleRow make_row(const char* name, const char* const* options) {
   // Names and numbers are the same for every choice of options; this takes the first one.
   using R = typename Bound<Rule, 0, std::make_index_sequence<n_options>>::template Type<double>;
-  return {
-      name,           Said<R>::states,           R::scalars,        std::span(options, n_options),
-      R::hyper,       Said<R>::defaults,         Said<R>::has_sign, Said<R>::in_full,
-      Said<R>::start, variants<Rule, n_options>, Said<R>::at};
+  return {.name = name,
+          .states = Said<R>::states,
+          .scalars = R::scalars,
+          .options = std::span(options, n_options),
+          .hyper = R::hyper,
+          .defaults = Said<R>::defaults,
+          .has_sign = Said<R>::has_sign,
+          .in_full = Said<R>::in_full,
+          .start = Said<R>::start,
+          .variants = variants<Rule, n_options>,
+          .memory = Said<R>::memory,
+          .memory_start = Said<R>::memory_start,
+          .at = Said<R>::at};
 }
 
 }  // namespace

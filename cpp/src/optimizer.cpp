@@ -27,14 +27,9 @@ double average_weight_of(const Settings& settings, double step, double averaged)
   return 1 - (settings.ema_warmup != 0 ? std::min(decay, (1 + averaged) / (10 + averaged)) : decay);
 }
 
-bool shares_job(const Parameter& param, const Parameter& other) noexcept {
-  return param.group == other.group && param.steps == other.steps &&
-         param.average_from == other.average_from;
-}
-
-// Fills in all scalars of the coming step of a parameter.
-void fill_scalars(const Group& group, const Parameter& param, std::uint64_t seed, double factor,
-                  double* scalars) noexcept {
+// Fills in all scalars of the coming step of a parameter, and behind them its memory after it.
+void fill_scalars(const Group& group, const Parameter& param, const double* memory,
+                  std::uint64_t seed, double factor, double* scalars) noexcept {
   const Settings& settings = group.settings;
   const bool decoupled = settings.decoupled_weight_decay != 0;
   const auto step = static_cast<double>(param.steps + 1);
@@ -55,7 +50,7 @@ void fill_scalars(const Group& group, const Parameter& param, std::uint64_t seed
           : 0;
   scalars[random_seed] = static_cast<double>(seed);
   scalars[step_number] = step;
-  group.rule->at(step, settings.hyper.data(), scalars + shared_scalars);
+  group.rule->at(step, settings.hyper.data(), memory, scalars + shared_scalars);
 }
 
 }  // namespace
@@ -81,6 +76,7 @@ void Ready::run() noexcept {
     return;
   }
   step(optimizer.tensors, num_threads_);
+  if (!optimizer.memory.empty()) optimizer.move_memory();
   for (std::size_t i = 0; i < optimizer.params.size(); ++i) {
     if (!optimizer.tensors[i].streams.grad.data) continue;
     Parameter& param = optimizer.params[i];
@@ -126,24 +122,48 @@ void Optimizer::measure(const StepOptions& options, Ready& ready) {
   if (found.nonfinite) ready.nonfinite = found.nonfinite - tensors.data();
 }
 
+void Optimizer::start_memory() {
+  memory.clear();
+  for (const Parameter& param : params) {
+    const auto start = groups[param.group].rule->memory_start;
+    memory.insert(memory.end(), start.begin(), start.end());
+  }
+}
+
+void Optimizer::move_memory() noexcept {
+  for (std::size_t i = 0; i < params.size(); ++i) {
+    if (!tensors[i].streams.grad.data) continue;
+    const std::size_t own = groups[params[i].group].rule->scalars.size();
+    const std::span<double> to = memory_of(i);
+    std::copy_n(tensors[i].scalars + shared_scalars + own, to.size(), to.begin());
+  }
+}
+
+bool Optimizer::share_job(std::size_t param, std::size_t other) noexcept {
+  const Parameter &a = params[param], &b = params[other];
+  return a.group == b.group && a.steps == b.steps && a.average_from == b.average_from &&
+         std::ranges::equal(memory_of(param), memory_of(other));
+}
+
 void Optimizer::compute(const StepOptions& options, double factor) {
   if (jobs_.size() < params.size()) jobs_.resize(params.size());  // none moves while one is used
   Job* job = jobs_.data();
-  const Parameter* before = nullptr;
+  std::size_t before = params.size();  // none
   const Variant* variant = nullptr;
   for (std::size_t i = 0; i < params.size(); ++i) {
     Tensor& tensor = tensors[i];
     if (!tensor.streams.grad.data) continue;
     const Parameter& param = params[i];
     const Group& group = groups[param.group];
-    if (!before || !shares_job(param, *before)) {
-      if (before) ++job;
-      fill_scalars(group, param, options.seed, factor, job->scalars.data());
+    const bool is_first = before == params.size();
+    if (is_first || !share_job(i, before)) {
+      if (!is_first) ++job;
+      fill_scalars(group, param, memory_of(i).data(), options.seed, factor, job->scalars.data());
       job->bits.reset();
       variant = &group.variant();
     }
     if (param.rounds && !job->bits) job->draw(options.seed);
-    before = &param;
+    before = i;
     const bool decays = job->scalars[weight_decay] != 0 || job->scalars[shrink] != 1;
     tensor.kernel = find_kernel(*variant, param.is_double, param.state_format, decays);
     tensor.scalars = job->scalars.data();

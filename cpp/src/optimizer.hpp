@@ -114,6 +114,7 @@ class Optimizer {
   std::vector<Group> groups;
   std::vector<Parameter> params;
   std::vector<Tensor> tensors;  // one a parameter; without gradient data it is left alone
+  std::vector<double> memory;   // that the rule has of each parameter, one after the other
   std::int64_t completed = 0, skipped = 0;
 
   // Of all parameters, those included that have no gradient.
@@ -122,6 +123,16 @@ class Optimizer {
     for (const Parameter& param : params) total += param.size;
     return total;
   }
+  // What the rule remembers of a parameter; that of a step moves when the step is run.
+  std::span<double> memory_of(std::size_t param) noexcept {
+    const std::size_t n = memory.empty() ? 0 : groups[0].rule->memory.size();
+    return {memory.data() + param * n, n};
+  }
+  std::span<const double> memory_of(std::size_t param) const noexcept {
+    return const_cast<Optimizer*>(this)->memory_of(param);
+  }
+  // Lets every parameter's memory begin.
+  void start_memory();
   // May throw std::bad_alloc.
   Ready prepare(const StepOptions& options);
 
@@ -134,6 +145,8 @@ class Optimizer {
     [[gnu::cold]] void draw(std::uint64_t seed);
   };
   void leave_out();
+  bool share_job(std::size_t param, std::size_t other) noexcept;
+  [[gnu::cold]] void move_memory() noexcept;
   void measure(const StepOptions& options, Ready& ready);
   void compute(const StepOptions& options, double factor);
   std::vector<Job> jobs_;

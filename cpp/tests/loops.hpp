@@ -16,22 +16,35 @@
 #include "onepass/rules.def"
 #include "onepass/update.hpp"
 
+// What the numbers of a step follow from. The memory moves.
+struct Given {
+  double step;
+  const double* hyper;
+  double* memory;
+};
+
 // One choice of a rule's options.
 template <class T>
-using Loop = void (*)(const onepass::Streams&, std::size_t n, double step, const double* hyper,
-                      onepass::StateFormat, const onepass::Stages<T>&);
+using Loop = void (*)(const onepass::Streams&, std::size_t n, const Given&, onepass::StateFormat,
+                      const onepass::Stages<T>&);
 struct Loops {
   Loop<float> f32;
   Loop<double> f64;
 };
 
 template <class Rule, class T>
-inline void run_loop(const onepass::Streams& streams, std::size_t n, double step,
-                     const double* hyper, onepass::StateFormat state,
-                     const onepass::Stages<T>& stages) {
-  std::array<double, std::size(Rule::hyper)> given;
-  std::copy_n(hyper, given.size(), given.begin());
-  const Rule rule = Rule::at(step, std::bit_cast<typename Rule::Hyper>(given));
+inline void run_loop(const onepass::Streams& streams, std::size_t n, const Given& given,
+                     onepass::StateFormat state, const onepass::Stages<T>& stages) {
+  std::array<double, std::size(Rule::hyper)> hyper;
+  std::copy_n(given.hyper, hyper.size(), hyper.begin());
+  const Rule rule = [&] {
+    const auto named = std::bit_cast<typename Rule::Hyper>(hyper);
+    if constexpr (requires { typename Rule::Memory; }) {
+      return Rule::at(given.step, named, *reinterpret_cast<typename Rule::Memory*>(given.memory));
+    } else {
+      return Rule::at(given.step, named);
+    }
+  }();
   if constexpr (std::is_same_v<T, double>) {
     onepass::update<onepass::DoubleState>(streams, 0, n, rule, stages);
   } else if (state == onepass::q8_state) {

@@ -188,6 +188,7 @@ struct Run {
       if (!optimizer.groups[shape.group].averages()) tensor.streams.average = nullptr;
       optimizer.tensors.push_back(tensor);
     }
+    optimizer.start_memory();
   }
 
   static bool takes_part(std::size_t item, int step) {
@@ -273,8 +274,9 @@ class Expected {
         return loops_.f64;
       }
     }();
-    loop(streams, arrays.size, static_cast<double>(steps_[i]), settings.hyper.data(),
-         arrays.formats.state, stages);
+    const Given given{static_cast<double>(steps_[i]), settings.hyper.data(),
+                      run.optimizer.memory_of(i).data()};
+    loop(streams, arrays.size, given, arrays.formats.state, stages);
   }
 
   // Of n weights in an average: the mean's 1 / n, or what the decay leaves; all at its beginning.
@@ -351,6 +353,7 @@ void check_trial(const onepass::KernelTable& kernels, std::size_t row, std::size
       run.items[i].make_nans_equal(), expected.run.items[i].make_nans_equal();
     }
     check(run.same_arrays(expected.run), "the arrays, " + what);
+    check(run.optimizer.memory == expected.run.optimizer.memory, "the memory, " + what);
     check(run.optimizer.completed == completed && run.optimizer.skipped == skipped,
           "the counters, " + what);
     for (std::size_t i = 0; i < n_items; ++i) {

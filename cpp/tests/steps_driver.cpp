@@ -96,7 +96,7 @@ void check_numbers() {
       if (row->name != std::string("adam")) continue;
       double found[onepass::max_scalars] = {};
       check(row->hyper.size() == std::size(hyper), "the hyperparameters" + where);
-      row->at(2, hyper, found);
+      row->at(2, hyper, nullptr, found);
       check(std::equal(std::begin(expected), std::end(expected), found),
             "the numbers of a step" + where);
     }

@@ -61,7 +61,13 @@ def _make_kernel(cls: type[Optimizer]) -> Kernel:
         _foreign.check_names(cls, [name], ("step", *_KEYWORDS))
 
     kernel.__name__ = kernel.__qualname__ = cls.rule
-    kernel.__doc__ = _DOC.format(cls=cls.__name__, states=", ".join(cls.row.states), rule=cls.rule)
+    row, starts = cls.row, ", ".join(map(str, cls.row.memory_start))
+    kernel.__doc__ = _DOC.format(
+        cls=cls.__name__,
+        states=", ".join(row.states),
+        rule=cls.rule,
+        memory=_MEMORY.format(names=", ".join(row.memory), starts=starts) if row.memory else "",
+    )
     kernel.__signature__ = _signature(cls)  # type: ignore[attr-defined]
     checks = {**cls.checks, **{name: GROUP_CHECKS[name] for name in _STAGES}}
     return _core.make_kernel(
@@ -76,18 +82,21 @@ def _make_kernel(cls: type[Optimizer]) -> Kernel:
 
 def _signature(cls: type[Optimizer]) -> inspect.Signature:
     kinds = inspect.Parameter
-    always = cls.row.uses_state[0]
+    row = cls.row
+    always = [True, True, *row.uses_state[0], *[True] * len(row.memory)]
     arrays = [
         kinds(name, kinds.POSITIONAL_ONLY, default=kinds.empty if used else None)
-        for name, used in zip(
-            ["param", "grad", *cls.row.states], [True, True, *always], strict=True
-        )
+        for name, used in zip(["param", "grad", *row.states, *row.memory], always, strict=True)
     ]
     own = {n: v for n, v in cls.defaults.items() if not isinstance(cls.checks[n], Fixed)}
     keywords = {"step": None, **own, **_KEYWORDS}
     named = [kinds(name, kinds.KEYWORD_ONLY, default=value) for name, value in keywords.items()]
     return inspect.Signature([*arrays, *named])
 
+
+_MEMORY = """{names} : ndarray of one float64, or list of them
+    What the rule remembers of each parameter besides arrays, from {starts}; updated in place.
+"""
 
 _DOC = """One step of `onepass.{cls}` on arrays of the caller's, in place.
 
@@ -111,7 +120,7 @@ grad : ndarray, or list of them
     class has it, updated in place. But for float64 also bfloat16, or uint8 of
     shape (257 * ceil(size / 256),), see `onepass.formats.q8_encode`; all state of one parameter in
     one format.
-step : int >= 1, optional
+{memory}step : int >= 1, optional
     The number of this step. It may be left out where the rule with these options does not depend
     on it, no array has fewer bits than float32 and there is no average. In every 64th step
     subnormal state becomes zero, see `onepass.Optimizer`; where it is left out, in none.

@@ -12,6 +12,12 @@
 //     void operator()(T& param, T grad, T&... state) const noexcept;
 //   };
 //
+// A rule whose numbers depend on more of the past than how many steps there were has also
+//
+//     struct Memory { double ...; };          // of each parameter, with what it starts from
+//     static constexpr const char* memory[];  // the names of its members, in order
+//     static Rule at(double step, const Hyper&, Memory&) noexcept;  // moves the memory
+//
 // `at` computes in double, in the order of the Python class's `scalars`, and rounds to T at the
 // end. A flag is 0 or 1, one of several names the number of its place among them. The learning rate
 // is `lr`. Weight decay and the direction (`maximize`) are no part of a rule: Stages has them

@@ -12,6 +12,7 @@ from onepass.optim.adopt import ADOPT
 from onepass.optim.asgd import ASGD
 from onepass.optim.lion import Lion
 from onepass.optim.loss_scaler import LossScaler
+from onepass.optim.nadam import NAdam
 from onepass.optim.optimizer import Optimizer, registry
 from onepass.optim.radam import RAdam
 from onepass.optim.rmsprop import RMSprop
@@ -34,6 +35,7 @@ __all__ = [
     "Adan",
     "Lion",
     "LossScaler",
+    "NAdam",
     "Optimizer",
     "RAdam",
     "RMSprop",

@@ -29,6 +29,9 @@ class Row:
     """The numbers of a step."""
     uses_state: tuple[tuple[bool, ...], ...]
     """For each variant, which of the arrays it keeps."""
+    memory: tuple[str, ...]
+    """The numbers that it remembers of each parameter."""
+    memory_start: tuple[float, ...]
 
     def variant(self, settings: Mapping[str, Any]) -> int:
         """Return the number of the kernels that go with these settings.

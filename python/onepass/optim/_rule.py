@@ -85,7 +85,8 @@ class Rule:
     def scalars(step: int, values: Mapping[str, Any]) -> dict[str, float]:
         """Return the numbers of step `step` (from 1), in double, under the kernel's names.
 
-        `values` are the hyperparameters of that step. `reference` uses the result, rounded to the
+        `values` are the hyperparameters of that step, and what the rule remembers, by name; what
+        that becomes stands last in the result. `reference` uses the rest, rounded to the
         parameter's dtype. The kernels have theirs from the rule's header (`at`); a test holds that
         the two are the same.
         """
@@ -145,8 +146,9 @@ class Rule:
         ----------
         param, grad, *state : ndarray
             As for `onepass.kernels`, the gradient of float32 or float64; None for state that the
-            options do not use. Last of all, the average of the weights, where the settings keep
-            one, in float64. A parameter with a master stands for itself: give the master.
+            options do not use. Then each number that the rule remembers, as an array of one
+            element. Last of all, the average of the weights, where the settings keep one, in
+            float64. A parameter with a master stands for itself: give the master.
         step : int
             Counted from 1.
         grad_factor : float
@@ -173,7 +175,10 @@ class Rule:
         average: Array | None = None
         if keeps_average := averages(values):
             *state, average = state  # type: ignore[assignment]
-        padded = (*state, *[None] * (len(row.states) - len(state)))
+        n = len(row.states)
+        padded = (*state, *[None] * (n + len(row.memory) - len(state)))
+        padded, memory = padded[:n], padded[n:]
+        remembered = {k: _number(k, array) for k, array in zip(row.memory, memory, strict=True)}
         used = row.used_states(values)
         for name, use, array in zip(row.states, used, padded, strict=True):
             if (use is None) != (array is None):
@@ -193,14 +198,16 @@ class Rule:
             grad = grad + decay * param
         param = param * shrink
         flags = {name: values[name] for name in row.options if isinstance(values[name], bool)}
-        weights, *kept = cls.reference(param, grad, *padded, **cls.scalars(step, values), **flags)
+        scalars = cls.scalars(step, {**values, **remembered})
+        after = [scalars.pop(name) for name in row.memory]
+        weights, *kept = cls.reference(param, grad, *padded, **scalars, **flags)
         weights = _reference.decayed_late(param, weights, values)
         moved = []
         if keeps_average:
             assert average is not None
             weight = _reference.average_weight(step, averaged or step, values)
             moved = [_reference.moved_average(average, weights, weight)]
-        first, n = index * (len(given) + 1), len(given)
+        first = index * (n + 1)
         bits = [partial(formats.random_bits, seed, step, first + k) for k in range(n + 1)]
         if step % _reference.FLUSH_EVERY == 0:
             kept = [array if array is None else _reference.flushed(array) for array in kept]
@@ -211,4 +218,12 @@ class Rule:
             for k, (array, before) in enumerate(zip(kept, given, strict=True))
         ]
         random = None if values["rounding"] == "nearest" else bits[n]
-        return (closed(weights, stored, random), *kept, *moved)
+        return (closed(weights, stored, random), *kept, *map(np.full_like, memory, after), *moved)
+
+
+def _number(name: str, array: Array | None) -> float:
+    """Return what a rule remembers, from the array that has it."""
+    if array is None or array.size != 1:
+        got = type(array).__name__ if array is None else f"shape {array.shape}"
+        raise ValueError(f"{name}: expected an array of one element, got {got}")
+    return float(array.item())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from itertools import islice
@@ -71,11 +72,12 @@ def state_dict(
             entry = kept.saved()
             if progress["accumulated"][index]:
                 entry[GATHERED] = progress["sums"][index].copy(order="K")
+            memory = dict(zip(cls.row.memory, progress["memory"][index], strict=True))
+            count = {"step": there.steps, **(memory if there.steps else {})}
             if there.steps or entry:
-                scalars = _saved_scalars(cls, group, there.steps)
-                state[key] = {"step": there.steps, **scalars, **entry}
+                state[key] = {**count, **_saved_scalars(cls, group, there.steps), **entry}
             if not there.same(kept):
-                unsettled[key] = {"step": there.steps, **there.saved()}
+                unsettled[key] = {**count, **there.saved()}
             index += 1
     own = engine.own
     options = {name: _saved(check, name, own[name]) for name, check in CHECKS.items()}
@@ -165,6 +167,7 @@ def loaded(
     progress: dict[str, Any] = {
         "steps": [0] * n,
         "average_from": [0] * n,
+        "memory": [()] * n,
         "kept": [()] * n,
         "sums": [None] * n,
         "accumulated": [0] * n,
@@ -193,7 +196,8 @@ def loaded(
             if key in saved.get(UNSETTLED, {}):
                 entry = {k: v for k, v in saved[UNSETTLED][key].items() if v is not None}
                 found = _entry(cls, None, param, entry, f"{UNSETTLED}[{key!r}]")
-            for name, value in zip(("steps", "average_from", "kept"), found, strict=True):
+            names = ("steps", "average_from", "memory", "kept")
+            for name, value in zip(names, found, strict=True):
                 progress[name][index] = value
             index += 1
     unknown = [key for key in (*saved["state"], *saved.get(UNSETTLED, ())) if key not in known]
@@ -316,8 +320,8 @@ def _entry(
     param: Array,
     entry: dict[str, Any],
     label: str,
-) -> tuple[int, int, tuple[Array | None, ...]]:
-    """Return the step of one parameter, that at which its average began, and its state.
+) -> tuple[int, int, list[float], tuple[Array | None, ...]]:
+    """Return a parameter's step, that at which its average began, its memory and its state.
 
     The settings, if given, say which arrays there must be.
     """
@@ -333,7 +337,11 @@ def _entry(
     master = _master(entry.pop(MASTER, None), param, settings, f"{label}[{MASTER!r}]")
     for name in cls.saved_scalars:
         entry.pop(name, None)
+    remembered = {name: entry.pop(name, None) for name in cls.row.memory}
     step = _count(entry.pop("step", cls.step_if_missing if entry else 0), f"{label}['step']")
+    memory = list(cls.row.memory_start)
+    if step:
+        memory = [_number(v, f"{label}[{name!r}]") for name, v in remembered.items()]
     # An option that was switched off may have left its array behind.
     if (step or entry) and not set(used) <= set(entry) <= set(names):
         raise ValueError(f"{label}: expected the arrays {used}, got {list(entry)}")
@@ -342,11 +350,11 @@ def _entry(
         for name, has_sign in zip(names, signs, strict=True)
     )
     if average is None:
-        return step, 0, (*state, None, master)
+        return step, 0, memory, (*state, None, master)
     began = step - _count(averaged, f"{label}[{AVERAGED!r}]")
     if began < 0:
         raise ValueError(f"{label}[{AVERAGED!r}]: expected at most {step}, got {averaged}")
-    return step, began, (*state, _average(average, param, f"{label}[{AVERAGE!r}]"), master)
+    return step, began, memory, (*state, _average(average, param, f"{label}[{AVERAGE!r}]"), master)
 
 
 def _average(saved: Any, param: Array, label: str) -> Array:
@@ -407,11 +415,19 @@ def _check_shape(array: Any, shape: tuple[int, ...], label: str) -> None:
         raise ValueError(f"{label}: expected shape {shape}, got {array.shape}")
 
 
-def _count(value: Any, label: str) -> int:
-    """Return a number of steps; PyTorch keeps it as a float in a 0-d tensor."""
+def _number(value: Any, label: str, expected: str = "a finite number") -> float:
+    """Return a saved number; PyTorch keeps it in a 0-d tensor."""
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value.item()
-    count = float(value) if isinstance(value, Real) and not isinstance(value, bool) else -1.0
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(number := float(value)):
+        raise ValueError(f"{label}: expected {expected}, got {value!r}")
+    return number
+
+
+def _count(value: Any, label: str) -> int:
+    expected = "a number of steps"
+    count = _number(value, label, expected)
     if not 0 <= count < 2**53 or not count.is_integer():
-        raise ValueError(f"{label}: expected a number of steps, got {value!r}")
+        raise ValueError(f"{label}: expected {expected}, got {count!r}")
     return int(count)

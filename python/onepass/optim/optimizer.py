@@ -388,6 +388,7 @@ class Optimizer(Owner):
         for name, value in {
             "steps": 0,
             "average_from": 0,
+            "memory": list(self.row.memory_start),
             "accumulated": 0,
             "kept": nothing,
             "sums": None,

@@ -17,6 +17,7 @@ from onepass.optim import (
     Adan,
     AdEMAMix,
     Lion,
+    NAdam,
     Optimizer,
     RAdam,
     RMSprop,
@@ -67,6 +68,7 @@ _CONTENDERS = (
     Contender("AdamW", AdamW, {"lr": 0.005}),
     Contender("Adadelta", Adadelta, {"lr": 2.0}),
     Contender("Adamax", Adamax, {"lr": 0.02}),
+    Contender("NAdam", NAdam, {"lr": 0.005}),
     Contender("RAdam", RAdam, {"lr": 0.1}),
     # Of 0.005, 0.01, 0.02 and 0.05 the largest step that is best too: signs of single batches would
     # let the steps grow to 50.

@@ -1,0 +1,226 @@
+"""What a rule remembers besides arrays: it moves when a step does, and belongs to a parameter."""
+
+import math
+
+import numpy as np
+import pytest
+
+import onepass as op
+from helpers import assert_same_bits, fresh_state, one_of_each, run_reference
+
+REMEMBERING = one_of_each(
+    [cls for cls in op.optim.registry.values() if cls.row.memory], lambda cls: len(cls.row.memory)
+)
+N = 20
+
+
+@pytest.fixture(params=REMEMBERING, ids=lambda cls: cls.__name__)
+def cls(request):
+    return request.param
+
+
+def memory_of(opt, key=0):
+    entry = opt.state_dict()["state"].get(key, {})
+    return [entry.get(name) for name in opt.row.memory]
+
+
+def numbers(rng, *shape):
+    return rng.normal(size=shape)
+
+
+def test_it_is_the_references(cls, rng):
+    start, grads = numbers(rng, N), list(numbers(rng, 5, N))
+    opt = cls(start.copy())
+    for grad in grads:
+        opt.step(grad)
+    expected = run_reference(cls, {}, start, grads)
+    assert memory_of(opt) == [float(number) for number in expected[-len(cls.row.memory) :]]
+    assert memory_of(opt) != list(cls.row.memory_start)
+
+
+def test_a_step_that_is_skipped_or_raises_leaves_it(cls, rng):
+    params, bad = [numbers(rng, N), numbers(rng, N)], np.full(N, np.nan)
+    opt = cls(params, nonfinite="skip")
+    opt.step([numbers(rng, N)] * 2)
+    before = memory_of(opt)
+    assert opt.step([numbers(rng, N), bad]).skipped
+    assert memory_of(opt) == before
+    opt.nonfinite = "raise"
+    with pytest.raises(ValueError, match="finite"):
+        opt.step([numbers(rng, N), bad])
+    with pytest.raises(ValueError, match="shape"):
+        opt.step([numbers(rng, N), numbers(rng, N + 1)])
+    opt.param_groups[0]["lr"] = lambda _: -1.0
+    with pytest.raises(ValueError, match="lr"):
+        opt.step([numbers(rng, N)] * 2)
+    assert memory_of(opt) == before
+
+
+@pytest.mark.parametrize("change", [{"ema_decay": 0.9}, {"state_format": "bf16"}])
+def test_a_skipped_step_that_would_have_changed_the_arrays_leaves_it(cls, change, rng):
+    param = np.ones(5000, np.float32)
+    opt = cls(param, nonfinite="skip")
+    opt.step(np.ones_like(param))
+    before = memory_of(opt)
+    opt.param_groups[0].update(change)
+    assert memory_of(opt) == before
+    assert opt.step(np.full_like(param, np.inf)).skipped
+    assert memory_of(opt) == before
+    opt.step(np.ones_like(param))
+    assert memory_of(opt) != before
+
+
+def test_a_parameter_that_misses_steps_keeps_its_own(cls, rng):
+    """Also where the numbers of steps are the same, and the settings then were not."""
+    starts, grads = numbers(rng, 3, N), list(numbers(rng, 4, N))
+    params = [start.copy() for start in starts]
+    opt = cls(params, betas=(0.5, 0.9))
+    opt.step([grads[0], None, None])
+    opt.param_groups[0]["betas"] = (0.8, 0.9)
+    opt.step([None, grads[1], None])
+    assert memory_of(opt, 0) != memory_of(opt, 1)
+    opt.step([grads[2], grads[2], grads[2]])
+
+    one = (starts[0], *fresh_state(cls, {}, starts[0]))
+    one = cls.reference_step(one[0], grads[0], *one[1:], step=1, betas=(0.5, 0.9))
+    one = cls.reference_step(one[0], grads[2], *one[1:], step=2, betas=(0.8, 0.9))
+    two = run_reference(cls, {"betas": (0.8, 0.9)}, starts[1], [grads[1], grads[2]])
+    three = run_reference(cls, {"betas": (0.8, 0.9)}, starts[2], [grads[2]])
+    for i, expected in enumerate((one, two, three)):
+        assert_same_bits(params[i], expected[0])
+        assert memory_of(opt, i) == [float(x) for x in expected[-len(cls.row.memory) :]]
+
+
+def test_resuming_is_bitwise_after_settings_have_changed(cls, tmp_path, rng):
+    """It cannot be computed anew from the settings of now."""
+    whole, grads = cls(numbers(rng, N), betas=(0.5, 0.9)), numbers(rng, 4, N)
+    whole.step(grads[0])
+    whole.param_groups[0]["betas"] = (0.9, 0.99)
+    whole.step(grads[1])
+    whole.save(tmp_path / "run.npz")
+    resumed = cls(whole.param_groups[0]["params"][0].copy())
+    resumed.load(tmp_path / "run.npz")
+    assert memory_of(resumed) == memory_of(whole)
+    for grad in grads[2:]:
+        whole.step(grad)
+        resumed.step(grad)
+    assert memory_of(resumed) == memory_of(whole)
+    assert_same_bits(resumed.param_groups[0]["params"][0], whole.param_groups[0]["params"][0])
+
+
+def test_parameters_that_are_added_begin_with_the_start(cls, rng):
+    old, new, grad = numbers(rng, N), numbers(rng, N), numbers(rng, N)
+    opt, alone = cls(old), cls(new.copy())
+    opt.step(grad)
+    opt.add_param_group({"params": [new]})
+    opt.step([None, [grad]])
+    alone.step(grad)
+    assert memory_of(opt, 1) == memory_of(alone)
+
+
+@pytest.mark.parametrize("value", [None, math.nan, math.inf, "1", True, np.ones(2), 1j])
+def test_a_saved_number_that_is_none(cls, value, rng):
+    opt = cls(numbers(rng, N))
+    opt.step(numbers(rng, N))
+    saved, before = opt.state_dict(), memory_of(opt)
+    saved["state"][0][cls.row.memory[0]] = value
+    words = rf"^state\[0\]\['{cls.row.memory[0]}'\]: expected a finite number, got "
+    with pytest.raises(ValueError, match=words):
+        opt.load_state_dict(saved)
+    del saved["state"][0][cls.row.memory[0]]
+    with pytest.raises(ValueError, match=words + "None"):
+        opt.load_state_dict(saved)
+    assert memory_of(opt) == before
+
+
+class TestKernels:
+    def arrays(self, cls, rng):
+        param = numbers(rng, N)
+        return [param, numbers(rng, N), *fresh_state(cls, {}, param)]
+
+    def refuse(self, cls, arrays, error, words):
+        before = [np.copy(a) if isinstance(a, np.ndarray) else a for a in arrays]
+        with pytest.raises(error, match=rf"^{words}"):
+            getattr(op.kernels, cls.rule)(*arrays, step=1)
+        for array, was in zip(arrays, before, strict=True):
+            np.testing.assert_array_equal(array, was)
+
+    @pytest.mark.parametrize(
+        ("bad", "error", "words"),
+        [
+            (None, TypeError, "a NumPy array, got NoneType"),
+            (1.0, TypeError, "a NumPy array, got float"),
+            (np.ones((), np.float32), TypeError, "dtype float64, got float32"),
+            (np.ones((), ">f8"), TypeError, "dtype float64, got"),
+            (np.ones(2), ValueError, r"an array of one element, got \(2,\)"),
+            (np.ones(0), ValueError, r"an array of one element, got \(0,\)"),
+            (np.broadcast_to(1.0, 1), ValueError, "a writable array"),
+            (np.zeros(9, np.uint8)[1:].view(np.float64), ValueError, "data aligned"),
+        ],
+    )
+    def test_a_bad_array(self, cls, bad, error, words, rng):
+        arrays = self.arrays(cls, rng)
+        arrays[-1] = bad
+        self.refuse(cls, arrays, error, f"{cls.row.memory[-1]}: expected {words}")
+
+    def test_arrays_that_lie_where_others_do(self, cls, rng):
+        arrays = self.arrays(cls, rng)
+        arrays[-1] = arrays[0][3:4]
+        self.refuse(cls, arrays, ValueError, ".*: expected memory of its own, got an overlap")
+        arrays = [[a, b] for a, b in zip(self.arrays(cls, rng), self.arrays(cls, rng), strict=True)]
+        arrays[-1][1] = arrays[-1][0]
+        with pytest.raises(ValueError, match=r"\]: expected memory of its own, got the same"):
+            getattr(op.kernels, cls.rule)(*arrays, step=1)
+
+    def test_left_out(self, cls, rng):
+        arrays = self.arrays(cls, rng)[: -len(cls.row.memory)]
+        self.refuse(cls, arrays, TypeError, f"{cls.row.memory[0]}: expected a NumPy array")
+        self.refuse(cls, [[a] for a in arrays], TypeError, f"{cls.row.memory[0]}: expected a list")
+
+    def test_a_list_of_another_length(self, cls, rng):
+        arrays = [[a] for a in self.arrays(cls, rng)]
+        arrays[-1] = []
+        self.refuse(cls, arrays, ValueError, f"{cls.row.memory[-1]}: expected a list of 1")
+
+    @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+    @pytest.mark.parametrize("usual", [True, False])
+    def test_it_moves_with_the_step(self, cls, shape, usual, rng):
+        arrays = self.arrays(cls, rng)
+        n = len(cls.row.memory)
+        arrays[-n:] = [np.reshape(a, shape).copy() for a in arrays[-n:]]
+        average = {} if usual else {"ema_decay": 0.5, "average": np.zeros(N)}
+        expected = run_reference(cls, {}, arrays[0], [arrays[1]] * 2)
+        kernel = getattr(op.kernels, cls.rule)
+        kernel(*arrays, step=1, **average)
+        before = [a.copy() for a in arrays]
+        nan = np.full(N, np.nan)
+        kernel(arrays[0], nan, *arrays[2:], step=2, nonfinite="skip", **average)
+        for array, was in zip(arrays, before, strict=True):
+            assert_same_bits(array, was)
+        kernel(*arrays, step=2, **average)
+        for array, wanted in zip([arrays[0], *arrays[2:]], expected, strict=True):
+            assert_same_bits(array.reshape(wanted.shape), wanted)
+
+    def test_none_leaves_it(self, cls, rng):
+        arrays = [[a, b] for a, b in zip(self.arrays(cls, rng), self.arrays(cls, rng), strict=True)]
+        arrays[1][0] = None
+        getattr(op.kernels, cls.rule)(*arrays, step=1)
+        for start, (left, moved) in zip(
+            cls.row.memory_start, arrays[-len(cls.row.memory) :], strict=True
+        ):
+            assert left == start
+            assert moved != start
+
+
+def test_the_product_of_nadams_momenta():
+    """What it is, with betas that change, and once it has vanished."""
+    w = np.ones(1)
+    opt = op.NAdam(w, betas=(0.5, 0.999), momentum_decay=math.inf)
+    opt.step(np.ones(1))
+    opt.param_groups[0]["betas"] = (0.25, 0.999)
+    opt.step(np.ones(1))
+    assert memory_of(opt) == [0.125]
+    opt.param_groups[0]["betas"] = (0.0, 0.999)
+    opt.step(np.ones(1))
+    assert memory_of(opt) == [0.0]
+    assert np.isfinite(w)
