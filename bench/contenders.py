@@ -23,12 +23,14 @@ Step = Callable[[], Any]
 
 
 def fresh_state(case: Case, param: Array) -> list[Array | None]:
-    """The rule's state before the first step, where the optimizer would put it."""
-    starts = case.cls.row.start_values({**case.cls.defaults, **case.settings})
-    return [
+    """The rule's state before the first step, where the optimizer would put it; and its memory."""
+    row = case.cls.row
+    starts = row.start_values({**case.cls.defaults, **case.settings})
+    arrays = [
         state_like(param, start) if name else None
         for name, start in zip(case.states, starts, strict=True)
     ]
+    return arrays + [np.array(start) for start in row.memory_start]
 
 
 class Onepass:

@@ -135,6 +135,12 @@ def test_every_optimizer_has_a_page_with_its_picture():
         assert f"**{cls.__name__}**" in pages["differs.inc"]
 
 
+def test_every_optimizer_is_said_to_be_for_something(every_class):
+    text = (DOCS / "optimizers.md").read_text(encoding="utf-8")
+    rows = text.partition("## What each is for")[2].partition("\n## ")[0]
+    assert f"`{every_class.__name__}`" in rows.partition("| --- |")[2]
+
+
 def test_every_command_is_on_the_site():
     page = sphinx_pages.pages()["commands.md"]
     for name, parser in sphinx_pages.commands().items():

@@ -91,7 +91,7 @@ class NAdam(Optimizer, rule="nadam"):
     >>> import onepass as op
     >>> w = np.array([1.0, 1.0])
     >>> opt = op.NAdam(w, lr=0.1, betas=(0.5, 0.5), momentum_decay=np.inf)
-    >>> info = opt.step(np.array([1.0, 0.01]))  # 0.1 * (1 + 0.5 / 0.75 * 0.5) for any gradient
+    >>> info = opt.step(np.array([1.0, 0.01]))  # the size of the gradient does not count
     >>> w.round(6)
     array([0.866667, 0.866667])
     """
