@@ -30,7 +30,7 @@ def fresh_state(case: Case, param: Array) -> list[Array | None]:
         state_like(param, start) if name else None
         for name, start in zip(case.states, starts, strict=True)
     ]
-    return arrays + [np.array(start) for start in row.memory_start]
+    return arrays + [np.array(start) for start in case.cls.memory_start().values()]
 
 
 class Onepass:

@@ -107,7 +107,8 @@ class BitsAndBytes:
 
 def rivals(case: Case, workload: Workload) -> dict[str, Any]:
     """The contenders by name: each format and its copy limit; torch's float32, bitsandbytes."""
-    formats = [form for form in FORMATS if case.n_small_states or form.state == "float32"]
+    differ = [form for form in FORMATS if case.n_small_states or form.state == "float32"]
+    formats = [form for form in differ if case.accepts(form.settings)]
     ours = {str(form): Onepass(case, workload, form) for form in formats}
     float32 = 4 * case.arrays_moved
     sizes = {name: round(rival.bytes["moved"] / float32) for name, rival in ours.items()}

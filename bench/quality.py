@@ -52,7 +52,7 @@ def in_bfloat16(optimizer: type[Any]) -> type[Any]:
     """The optimizer on weights in bfloat16, for a network that computes with them in float32."""
 
     class InBfloat16:
-        defaults, checks = optimizer.defaults, optimizer.checks
+        defaults, checks, own_average = optimizer.defaults, optimizer.checks, None
 
         def __init__(self, params: Array, **settings: Any) -> None:
             self._wide, self._weights = params, params.astype(ml_dtypes.bfloat16)

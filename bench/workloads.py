@@ -40,6 +40,14 @@ class Case:
         kept = zip(self.states, self.cls.row.in_full, strict=True)
         return sum(name is not None and not in_full for name, in_full in kept)
 
+    def accepts(self, options: Mapping[str, Any]) -> bool:
+        """Whether these settings go with options of a step, which some rules refuse."""
+        try:
+            self.cls(np.ones(1, np.float32), **self.settings, **options)
+        except ValueError:
+            return False
+        return True
+
     @property
     def arrays_moved(self) -> int:
         """Reads the parameter, the gradient and the state; writes the parameter and the state."""

@@ -131,7 +131,8 @@ def _summary(cls: type[Optimizer]) -> str:
     names = [name for name in cls.state_names() if name]
     keeps = f"keeps `{'`, `'.join(names)}`" if names else "keeps nothing"
     if cls.row.memory:
-        keeps += f" and, of a parameter as a whole, `{'`, `'.join(cls.row.memory)}`"
+        count = ("one number", "two numbers")[len(cls.row.memory) - 1]
+        keeps += f" and {count} for each parameter, `{'`, `'.join(cls.row.memory)}`"
     # In float32: parameter and state are read and written, the gradient is read.
     moves = f"moves {12 + 8 * len(names)} bytes an element"
     return f"* {{doc}}`generated/optimizers/{cls.__name__}`: {says}; {keeps}, {moves}\n"

@@ -67,15 +67,18 @@ def one_of_each(things: Iterable[Any], key: Callable[[Any], Any]) -> list[Any]:
     return list(found.values())
 
 
-# Of those that can be kept in any format: every test of the loop and of the engine takes them.
+MOST = {"state_format": "q8", "rounding": "stochastic", "ema_decay": 0.9}
+"""Options of a step that some classes refuse: Rprop a format, schedule-free ones the others."""
+
+# Of those that take all options: every test of the loop and of the engine takes them.
 SHAPES = one_of_each(
-    [case for case in CASES if accepts(case[0], {**case[1], "state_format": "q8"})],
+    [case for case in CASES if accepts(case[0], {**case[1], **MOST})],
     lambda case: (shape_of_state(*case), SHARED[1].keys() <= case[1].keys()),
 )
 # Of each kind, one that remembers numbers too, where there is one.
 KINDS = one_of_each(
     sorted(
-        [cls for cls in optim.registry.values() if accepts(cls, {"state_format": "q8"})],
+        [cls for cls in optim.registry.values() if accepts(cls, MOST)],
         key=lambda cls: not cls.row.memory,
     ),
     kind_of_state,
@@ -134,7 +137,7 @@ def kept_names(cls: type[Optimizer], settings: Mapping[str, Any]) -> list[str]:
 
 def entry_names(cls: type[Optimizer], settings: Mapping[str, Any]) -> list[str]:
     """What a parameter's saved state has, in PyTorch's order."""
-    return ["step", *cls.saved_scalars, *cls.row.memory, *state_names(cls, settings)]
+    return ["step", *cls.row.memory, *cls.saved_scalars, *state_names(cls, settings)]
 
 
 def format_of(cls: type[Optimizer], k: int, kept: Any) -> Any:
@@ -155,7 +158,7 @@ def fresh_state(cls: type[Optimizer], settings: Mapping[str, Any], param: np.nda
         np.full_like(param, start) if name else None
         for name, start in zip(names, starts, strict=True)
     ]
-    return arrays + [np.array(start) for start in cls.row.memory_start]
+    return arrays + [np.array(start) for start in cls.memory_start().values()]
 
 
 def run_reference(

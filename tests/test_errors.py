@@ -313,7 +313,7 @@ class TestHyperparameters:
                 check = optimizer.checks[name]
                 too_large = [] if getattr(check, "infinite", False) else TOO_LARGE
                 yield from ((name, bad) for bad in BAD_NUMBERS + too_large + NOT_NUMBERS)
-                if check.below < math.inf:
+                if getattr(check, "below", math.inf) < math.inf:
                     yield from ((name, value) for value in (check.below, check.below + 0.5))
                 if getattr(check, "high", math.inf) < math.inf:
                     yield name, check.high + 0.5

@@ -115,6 +115,44 @@ def test_algoperf_nadamw():
     check(lambda w: op.NAdam(w, LR, (0.8, 0.9), 1e-3, **options), path(algoperf))
 
 
+def schedule_free(momentum, r, power, update, warmup=0):
+    """Defazio et al., equations 3 to 5, with the weights of their section 3: the path of y."""
+    memory = {"x": START, "z": START, "weights": 0.0, "largest": 0.0}
+
+    def paper(t, _, g):
+        lr = LR * min(1.0, t / warmup) if warmup else LR
+        y = (1 - momentum) * memory["z"] + momentum * memory["x"]
+        memory["z"] -= lr * update(t, y, g)
+        memory["largest"] = max(memory["largest"], lr)
+        weight = t**r * memory["largest"] ** power
+        memory["weights"] += weight
+        c = weight / memory["weights"]
+        memory["x"] = (1 - c) * memory["x"] + c * memory["z"]
+        return (1 - momentum) * memory["z"] + momentum * memory["x"]
+
+    return paper
+
+
+@pytest.mark.parametrize(("r", "power", "warmup"), [(0.0, 2.0, 0), (1.5, 0.5, 5)])
+def test_schedule_free_sgd(r, power, warmup):
+    options = {"weight_decay": 0.3, "warmup_steps": warmup, "r": r, "weight_lr_power": power}
+    paper = schedule_free(0.8, r, power, lambda _, y, g: g + 0.3 * y, warmup)
+    check(lambda w: op.SGDScheduleFree(w, LR, 0.8, **options), path(paper))
+
+
+@pytest.mark.parametrize(("r", "power", "warmup"), [(0.0, 2.0, 0), (1.5, 0.5, 5)])
+def test_schedule_free_adamw(r, power, warmup):
+    memory = {"v": 0.0}
+
+    def update(t, y, g):
+        memory["v"] = 0.9 * memory["v"] + 0.1 * g * g
+        return g / (sqrt(memory["v"] / (1 - 0.9**t)) + 1e-3) + 0.3 * y
+
+    options = {"weight_decay": 0.3, "warmup_steps": warmup, "r": r, "weight_lr_power": power}
+    paper = schedule_free(0.8, r, power, update, warmup)
+    check(lambda w: op.AdamWScheduleFree(w, LR, (0.8, 0.9), 1e-3, **options), path(paper))
+
+
 def rectified(t, beta2):
     """The length of the paper's moving average, and its rectification."""
     longest = 2 / (1 - beta2) - 1

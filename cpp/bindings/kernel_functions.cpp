@@ -185,7 +185,7 @@ void Kernel::check_step(const Given& given, const Optimizer& optimizer) const {
   const bool rounds = std::any_of(optimizer.params.begin(), optimizer.params.end(),
                                   [](const Parameter& param) { return param.rounds; });
   if (rounds || given.average != Py_None ||
-      !std::equal(first, first + rule_.scalars.size(), second)) {
+      !std::equal(first, first + rule_.scalars.size() + rule_.memory.size(), second)) {
     throw py::type_error("step: expected the number of this step, from 1, got none");
   }
 }
@@ -293,6 +293,10 @@ void Kernel::lay_out(const Given& given, PyObject* const* args, std::size_t n_ke
     const Param param = check_param(params[i], params.label(i, Role::param));
     arrays.watch(params[i]);
     memory.add(param.array, params.label(i, Role::param));
+    if (rule_.full_weights && param.format != plain) {
+      fail_type(params.label(i, Role::param), "float32 or float64 for this rule",
+                dtype_name(param.array));
+    }
     Tensor& tensor = optimizer.tensors[i];
     Parameter& known = optimizer.params[i];
     start_layout(param, i, tensor, known);

@@ -185,9 +185,12 @@ Fields::Fields(const RuleRow& rule, py::dict checks, py::object check_setting,
   for (const auto& [name, check] : checks_) {
     Field field = make_field(name, check);
     const auto text = name.cast<std::string>();
+    // A rule may have a number of its own in the place of one that all share.
     const std::ptrdiff_t common = position(common_settings, text);
-    field.place = common != Field::nowhere ? first_common + common
-                                           : position(rule.hyper, first_number(text, field.check));
+    field.place = position(rule.hyper, first_number(text, field.check));
+    if (field.place == Field::nowhere && common != Field::nowhere) {
+      field.place = first_common + common;
+    }
     field.option = position(rule.options, text);
     add(std::move(field));
   }

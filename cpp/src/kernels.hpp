@@ -68,6 +68,7 @@ struct RuleRow {
   std::span<const Variant> variants{};  // index: bit k option k
   std::span<const char* const> memory{};
   std::span<const double> memory_start{};
+  bool full_weights = false;  // rounded ones would drift apart from others that the rule keeps
   // The numbers of a step (from 1): the rule's own scalars, not those that all rules share, and
   // behind them what its memory becomes.
   void (*at)(double step, const double* hyper, const double* memory,

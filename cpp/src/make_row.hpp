@@ -199,6 +199,7 @@ constexpr RuleRow make_row(const char* name, const char* const* options) {
           .variants = variants<Rule, n_options>,
           .memory = Said<R>::memory,
           .memory_start = Said<R>::memory_start,
+          .full_weights = requires { R::full_weights; },
           .at = Said<R>::at};
 }
 

@@ -141,8 +141,9 @@ void Optimizer::move_memory() noexcept {
 
 bool Optimizer::share_job(std::size_t param, std::size_t other) noexcept {
   const Parameter &a = params[param], &b = params[other];
+  const std::span<double> own = memory_of(param);
   return a.group == b.group && a.steps == b.steps && a.average_from == b.average_from &&
-         std::ranges::equal(memory_of(param), memory_of(other));
+         (own.empty() || std::memcmp(own.data(), memory_of(other).data(), own.size_bytes()) == 0);
 }
 
 void Optimizer::compute(const StepOptions& options, double factor) {

@@ -15,7 +15,11 @@ class RuleRow(TypedDict):
     defaults: list[float]
     has_sign: list[bool]
     start: list[str | None]
+    in_full: list[bool]
     uses_state: list[tuple[bool, ...]]
+    memory: list[str]
+    memory_start: list[float]
+    full_weights: bool
 
 isa: str
 isas: dict[str, bool]

@@ -18,6 +18,10 @@
 //     static constexpr const char* memory[];  // the names of its members, in order
 //     static Rule at(double step, const Hyper&, Memory&) noexcept;  // moves the memory
 //
+// and one that keeps other weights beside the parameter, from which these must not drift apart,
+//
+//     static constexpr bool full_weights = true;  // no rounding of them between steps
+//
 // `at` computes in double, in the order of the Python class's `scalars`, and rounds to T at the
 // end. A flag is 0 or 1, one of several names the number of its place among them. The learning rate
 // is `lr`. Weight decay and the direction (`maximize`) are no part of a rule: Stages has them

@@ -6,6 +6,7 @@ from onepass.optim.adagrad import Adagrad
 from onepass.optim.adam import Adam
 from onepass.optim.adamax import Adamax
 from onepass.optim.adamw import AdamW
+from onepass.optim.adamw_schedulefree import AdamWScheduleFree
 from onepass.optim.adan import Adan
 from onepass.optim.ademamix import AdEMAMix
 from onepass.optim.adopt import ADOPT
@@ -15,9 +16,11 @@ from onepass.optim.loss_scaler import LossScaler
 from onepass.optim.nadam import NAdam
 from onepass.optim.optimizer import Optimizer, registry
 from onepass.optim.radam import RAdam
+from onepass.optim.radam_schedulefree import RAdamScheduleFree
 from onepass.optim.rmsprop import RMSprop
 from onepass.optim.rprop import Rprop
 from onepass.optim.sgd import SGD
+from onepass.optim.sgd_schedulefree import SGDScheduleFree
 from onepass.optim.step_info import StepInfo
 from onepass.optim.yogi import Yogi
 
@@ -31,6 +34,7 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "AdamWScheduleFree",
     "Adamax",
     "Adan",
     "Lion",
@@ -38,8 +42,10 @@ __all__ = [
     "NAdam",
     "Optimizer",
     "RAdam",
+    "RAdamScheduleFree",
     "RMSprop",
     "Rprop",
+    "SGDScheduleFree",
     "StepInfo",
     "Yogi",
     "registry",

@@ -32,6 +32,9 @@ class Row:
     memory: tuple[str, ...]
     """The numbers that it remembers of each parameter."""
     memory_start: tuple[float, ...]
+    full_weights: bool
+    """Whether its weights must not be rounded between steps: they would drift apart from others
+    that it keeps."""
 
     def variant(self, settings: Mapping[str, Any]) -> int:
         """Return the number of the kernels that go with these settings.
@@ -50,7 +53,11 @@ class Row:
         return [name if used else None for name, used in zip(self.states, uses, strict=True)]
 
 
+def _fixed(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
 ROWS = {
-    name: Row(name, **{key: tuple(value) for key, value in row.items()})  # type: ignore[arg-type]
+    name: Row(name, **{key: _fixed(value) for key, value in row.items()})
     for name, row in _core.rules().items()
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -44,8 +44,9 @@ class Rule:
     saved_scalars: ClassVar[Sequence[str]] = ()
     """Numbers of the coming step that stand in a saved state, because PyTorch's has them; they are
     computed anew from what is loaded."""
-    average_state: ClassVar[str | None] = None
-    """The state that is an average of the weights, for `averaged`."""
+    own_average: ClassVar[Callable[..., Array] | None] = None
+    """`own_average(param, settings, state)` returns the average of the weights that the rule itself
+    keeps, for `averaged`, of the state by name; None where it keeps none."""
 
     group_checks: ClassVar[Checks]
     """Those of `checks`, and of what else may differ from group to group."""
@@ -107,12 +108,16 @@ class Rule:
     def _check_together(cls, settings: Mapping[str, Any]) -> None:
         cls.check_together(settings)
         check_together(settings)
+        if cls.row.full_weights and (got := settings.get("rounding", "master")) != "master":
+            expected = f"'master' for {cls.__name__} (it keeps other weights too)"
+            raise ValueError(f"rounding: expected {expected}, got {got!r}")
 
     @classmethod
     def state_names(cls, **settings: Any) -> list[str | None]:
         """Return the names of the state arrays that `onepass.kernels` takes, in its order.
 
-        None stands where these settings (else the defaults) leave an array out.
+        None stands where these settings (else the defaults) leave an array out. The numbers that a
+        rule remembers besides arrays come behind them: see `memory_start`.
 
         Examples
         --------
@@ -122,6 +127,20 @@ class Rule:
         """
         values = {**cls.defaults, **settings}
         return cls.row.used_states(values)
+
+    @classmethod
+    def memory_start(cls) -> dict[str, float]:
+        """Return what the rule remembers of each parameter besides arrays, as it begins.
+
+        `onepass.kernels` takes each number behind the state, as an array of one element.
+
+        Examples
+        --------
+        >>> import onepass as op
+        >>> op.NAdam.memory_start()
+        {'mu_product': 1.0}
+        """
+        return dict(zip(cls.row.memory, cls.row.memory_start, strict=True))
 
     @classmethod
     @quiet
@@ -176,7 +195,10 @@ class Rule:
         if keeps_average := averages(values):
             *state, average = state  # type: ignore[assignment]
         n = len(row.states)
-        padded = (*state, *[None] * (n + len(row.memory) - len(state)))
+        most = n + len(row.memory)
+        if len(state) > most:
+            raise ValueError(f"state: expected at most {most} arrays, got {len(state)}")
+        padded = (*state, *[None] * (most - len(state)))
         padded, memory = padded[:n], padded[n:]
         remembered = {k: _number(k, array) for k, array in zip(row.memory, memory, strict=True)}
         used = row.used_states(values)
@@ -184,7 +206,8 @@ class Rule:
             if (use is None) != (array is None):
                 expected = "None (these options do not use it)" if use is None else "an array"
                 raise ValueError(f"{name}: expected {expected}, got {type(array).__name__}")
-        sign, decay, shrink, max_value = _reference.constants(values)
+        stages = {**values, "weight_decay": 0.0} if "weight_decay" in row.hyper else values
+        sign, decay, shrink, max_value = _reference.constants(stages)
         stored, given = param, padded
         param = param if param.dtype.itemsize > 2 else param.astype(np.float32)
         padded = tuple(
@@ -201,7 +224,7 @@ class Rule:
         scalars = cls.scalars(step, {**values, **remembered})
         after = [scalars.pop(name) for name in row.memory]
         weights, *kept = cls.reference(param, grad, *padded, **scalars, **flags)
-        weights = _reference.decayed_late(param, weights, values)
+        weights = _reference.decayed_late(param, weights, stages)
         moved = []
         if keeps_average:
             assert average is not None
@@ -223,7 +246,7 @@ class Rule:
 
 def _number(name: str, array: Array | None) -> float:
     """Return what a rule remembers, from the array that has it."""
-    if array is None or array.size != 1:
-        got = type(array).__name__ if array is None else f"shape {array.shape}"
+    if not isinstance(array, np.ndarray) or array.size != 1:
+        got = f"shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
         raise ValueError(f"{name}: expected an array of one element, got {got}")
     return float(array.item())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from itertools import islice
 from numbers import Real
@@ -419,8 +420,11 @@ def _number(value: Any, label: str, expected: str = "a finite number") -> float:
     """Return a saved number; PyTorch keeps it in a 0-d tensor."""
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value.item()
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(number := float(value)):
+    number = math.nan
+    if isinstance(value, Real) and not isinstance(value, bool):
+        with suppress(OverflowError):  # of an integer
+            number = float(value)
+    if not math.isfinite(number):
         raise ValueError(f"{label}: expected {expected}, got {value!r}")
     return number
 

@@ -97,7 +97,6 @@ class ASGD(Optimizer, rule="asgd"):
     cases: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"lambd": 0.5, "alpha": 0.5, "t0": 2.0})
 
     saved_scalars: ClassVar = ("eta", "mu")
-    average_state: ClassVar = "ax"
 
     def __init__(
         self,
@@ -147,3 +146,8 @@ class ASGD(Optimizer, rule="asgd"):
         param = shrink * param - eta * grad
         is_copy = param.dtype.type(mu) == 1
         return param, np.where(is_copy, param, ax + mu * (param - ax))
+
+    @staticmethod
+    def own_average(_param: Array, _: Mapping[str, Any], state: Mapping[str, Array]) -> Array:
+        """Return the mean of the weights."""
+        return state["ax"]

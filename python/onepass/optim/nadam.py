@@ -24,8 +24,9 @@ class NAdam(Optimizer, rule="nadam"):
             \frac{\mu_{t+1}}{1 - M_{t+1}}\, m \right) \Big/
             \left( \sqrt{\frac{v}{1 - \beta_2^t}} + \epsilon \right)
 
-    with :math:`t` counted from 1. So the step looks ahead: of this gradient it takes the whole
-    share, and of the average the one that belongs to the next step.
+    with :math:`t` counted from 1 and :math:`\psi` the `momentum_decay`. The step weighs this
+    gradient by its own momentum, and the average by the momentum of the next step: so it looks one
+    step ahead.
 
     Parameters
     ----------
@@ -38,22 +39,21 @@ class NAdam(Optimizer, rule="nadam"):
     betas : two floats in [0, 1)
         How much of the old averages of g and of g squared stays.
     eps : float >= 0
-        Outside the root.
+        Is added outside the root.
     weight_decay : float >= 0, or schedule
         Coupled (L2): the gradient becomes :math:`g + \lambda w`; unless `decoupled_weight_decay` is
         on.
     momentum_decay : float >= 0, or ``math.inf``
-        How fast the momentum grows from half of :math:`\beta_1` to :math:`\beta_1`, :math:`\psi`.
-        With ``math.inf`` it is :math:`\beta_1` from the first step on, and with 0 half of it
-        forever.
+        :math:`\psi`: how fast the momentum grows from :math:`\beta_1 / 2` to :math:`\beta_1`. With
+        ``math.inf`` the momentum is :math:`\beta_1` from the first step on; with 0 it stays
+        :math:`\beta_1 / 2`.
     decoupled_weight_decay : bool
         The weights shrink before the step instead,
         :math:`w \leftarrow (1 - \eta \lambda)\, w`, as in `AdamW`.
     maximize : bool
         Ascend instead of descend.
     correct_ahead : bool
-        Whether the average is corrected as in the next step, by :math:`1 - M_{t+1}`, or as in this
-        one, by :math:`1 - M_t`.
+        Divide the average by :math:`1 - M_{t+1}` (True) or by :math:`1 - M_t` (False).
     **options
         `max_grad_norm`, `max_grad_value`, `nonfinite`, `clear_grads`, `ema_decay`, `ema_warmup`,
         `swa_start`, `state_format`, `rounding`, `cautious_weight_decay`, `seed`, `grads` and
@@ -73,12 +73,13 @@ class NAdam(Optimizer, rule="nadam"):
 
     Differs from
 
-    * PyTorch: nothing; but it keeps :math:`M_t` in float32, also beside float64 parameters, unless
-      its default dtype is float64.
+    * PyTorch: only the precision of :math:`M_t`, which is float32 there unless its default dtype is
+      float64.
     * Keras: there :math:`\psi = 1`: equal with ``lr=1e-3, eps=1e-7, momentum_decay=1``.
     * optax: its ``nadam`` and ``nadamw`` keep the momentum at :math:`\beta_1`: equal with
-      ``momentum_decay=math.inf``.
-    * timm's NAdamW, AlgoPerf's baseline: it also corrects the average as in this step: equal with
+      ``momentum_decay=math.inf``, and for ``nadamw`` with ``decoupled_weight_decay=True``.
+    * timm's NAdamW and AlgoPerf's baseline keep the momentum at :math:`\beta_1` too, and divide the
+      average by :math:`1 - M_t`: equal with
       ``momentum_decay=math.inf, correct_ahead=False, decoupled_weight_decay=True``.
 
     References
@@ -91,7 +92,7 @@ class NAdam(Optimizer, rule="nadam"):
     >>> import onepass as op
     >>> w = np.array([1.0, 1.0])
     >>> opt = op.NAdam(w, lr=0.1, betas=(0.5, 0.5), momentum_decay=np.inf)
-    >>> info = opt.step(np.array([1.0, 0.01]))  # the size of the gradient does not count
+    >>> info = opt.step(np.array([1.0, 0.01]))  # both move alike: the gradient's size cancels
     >>> w.round(6)
     array([0.866667, 0.866667])
     """

@@ -11,9 +11,10 @@ import numpy as np
 from onepass import _core
 from onepass._hyperparameters import check_setting
 from onepass._memory import state_like
-from onepass._typing import Grads, Params, Schedule
+from onepass._quiet import quiet
+from onepass._typing import Array, Grads, Params, Schedule
 from onepass.optim import _foreign, _rule, _storage
-from onepass.optim._arrays import arrange
+from onepass.optim._arrays import Kept, arrange
 from onepass.optim._owner import Owner, OwnSetting
 from onepass.optim._settings import (
     CHECKS,
@@ -413,10 +414,10 @@ class Optimizer(Owner):
     def averaged(self) -> AbstractContextManager[None]:
         """Show the average of the weights in the parameters while the block runs.
 
-        Of `ASGD` without `ema_decay` and `swa_start` it is the rule's own average. Use it at once:
-        ``with opt.averaged(): ...``. Leaving the block, also by an exception,
-        restores the parameters to the bit; it takes a copy of them. A parameter without an average,
-        or not stepped since it has one, stays as it is.
+        Of `ASGD` without `ema_decay` and `swa_start`, and of the schedule-free optimizers, it is
+        the rule's own average. Use it at once: ``with opt.averaged(): ...``. Leaving the block,
+        also by an exception, restores the parameters to the bit; it takes a copy of them. A
+        parameter without an average, or not stepped since it has one, stays as it is.
 
         Raises
         ------
@@ -426,16 +427,24 @@ class Optimizer(Owner):
         self._check_outside("averaged")
         progress = self._engine.contents()["progress"]
         done = zip(progress["kept"], progress["steps"], progress["average_from"], strict=True)
+        owners = ((param, group) for group in self.param_groups for param in group["params"])
         shown = {}
-        own = self.average_state and self.row.states.index(self.average_state)
-        for index, ((*state, average, _), steps, begun) in enumerate(done):
+        for index, ((kept, steps, begun), owner) in enumerate(zip(done, owners, strict=True)):
+            average = kept[-2]
             if average is not None and steps > begun:
                 shown[index] = average
-            elif average is None and own is not None and steps:
-                shown[index] = state[own]
-        if not shown and not any(map(averages, self.param_groups)) and own is None:
+            elif average is None and self.own_average and steps:
+                shown[index] = self._own_average(*owner, kept)
+        if not (shown or self.own_average or any(map(averages, self.param_groups))):
             raise ValueError("ema_decay: expected it, or swa_start, for averaged, got None")
         return self._show(list(shown), list(shown.values()))
+
+    @quiet
+    def _own_average(self, param: Array, group: Mapping[str, Any], kept: Kept) -> Array:
+        *state, _, master = kept
+        named = dict(zip(self.row.states, state, strict=True))
+        assert self.own_average
+        return self.own_average(_storage.weights(param, master), group, named)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute that there is."""

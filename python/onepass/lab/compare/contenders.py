@@ -14,14 +14,17 @@ from onepass.optim import (
     Adam,
     Adamax,
     AdamW,
+    AdamWScheduleFree,
     Adan,
     AdEMAMix,
     Lion,
     NAdam,
     Optimizer,
     RAdam,
+    RAdamScheduleFree,
     RMSprop,
     Rprop,
+    SGDScheduleFree,
     Yogi,
     registry,
 )
@@ -80,6 +83,9 @@ _CONTENDERS = (
     Contender("Yogi", Yogi, {"lr": 0.005}),
     Contender("Adan", Adan, {"lr": 0.01}),
     Contender("ASGD", ASGD, {"lr": 0.5}),
+    Contender("SGDScheduleFree", SGDScheduleFree, {"lr": 1.0}),
+    Contender("AdamWScheduleFree", AdamWScheduleFree, {"lr": 0.01}),
+    Contender("RAdamScheduleFree", RAdamScheduleFree, {"lr": 0.1}),
 )
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
@@ -207,9 +208,11 @@ class Training:
         return steps / self.recipe.all_steps(self._rows)
 
     def _evaluate(self) -> tuple[float, float, float]:
-        split = self._split
-        train_loss, _ = self.network.evaluate(split.train_inputs, split.train_targets)
-        return train_loss, *self.network.evaluate(split.validation_inputs, split.validation_targets)
+        split, network = self._split, self.network
+        averages = self.optimizer.own_average  # the weights that its training is for
+        with self.optimizer.averaged() if averages else nullcontext():
+            train_loss, _ = network.evaluate(split.train_inputs, split.train_targets)
+            return train_loss, *network.evaluate(split.validation_inputs, split.validation_targets)
 
     def _schedule(self) -> Schedule:
         recipe = self.recipe

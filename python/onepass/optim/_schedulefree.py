@@ -1,0 +1,67 @@
+"""Schedule-free learning: the average that is shown, and the two kinds of weights that are kept."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from onepass._typing import Array
+
+
+def scalars(step: int, values: Mapping[str, Any], lr: float, momentum: float) -> dict[str, float]:
+    """Return the numbers of a step of `lr`, and the memory after it.
+
+    A rate of 0 in all steps so far gives the steps no share in the average.
+    """
+    lr_max = max(values["lr_max"], lr)
+    weight = step ** values["r"] * lr_max ** values["weight_lr_power"]
+    weight_sum = values["weight_sum"] + weight
+    share = weight / weight_sum if weight_sum > 0 else 0.0
+    return {
+        "is_first": float(step == 1),
+        "share": share,
+        "rest": 1 - share,
+        "lr": lr,
+        "param_lr": lr * (1 - momentum * (1 - share)),
+        "weight_sum": weight_sum,
+        "lr_max": lr_max,
+    }
+
+
+def warmed_up(step: int, values: Mapping[str, Any]) -> float:
+    """Return the learning rate, which grows in a straight line over the first steps."""
+    lr: float = values["lr"]
+    warmup_steps: int = values["warmup_steps"]
+    return lr * (step / warmup_steps) if step < warmup_steps else lr
+
+
+def moved(
+    param: Array,
+    z: Array,
+    update: Array,
+    *,
+    is_first: float,
+    share: float,
+    rest: float,
+    lr: float,
+    param_lr: float,
+) -> tuple[Array, Array]:
+    """Return the weights y, where gradients are taken, and z, which descends, after a step."""
+    before = param if is_first > 0 else z
+    way = before - param
+    is_near = param.dtype.type(share) < param.dtype.type(rest)
+    nearer = param + share * way if is_near else before - rest * way
+    return nearer - param_lr * update, before - lr * update
+
+
+def shown(param: Array, z: Array, momentum: float) -> Array:
+    """Return the average x of the weights z, from which y lies between x and z."""
+    return np.asarray(param + (1 - 1 / momentum) * (z - param))
+
+
+def check_together(name: str, settings: Mapping[str, Any]) -> None:
+    """Raise ValueError for a second average."""
+    for average in ("ema_decay", "swa_start"):
+        if (got := settings.get(average)) is not None:
+            expected = f"None for {name} (it averages by itself)"
+            raise ValueError(f"{average}: expected {expected}, got {got!r}")

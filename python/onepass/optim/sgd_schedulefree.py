@@ -1,0 +1,164 @@
+"""Schedule-free SGD."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Unpack
+
+from onepass._hyperparameters import SCHEDULED, Number, Whole
+from onepass._typing import Array, Params, Schedule
+from onepass.optim import _schedulefree
+from onepass.optim._settings import StepOptions
+from onepass.optim.optimizer import Optimizer
+
+
+class SGDScheduleFree(Optimizer, rule="sgd_schedulefree"):
+    r"""Schedule-free SGD: an average of the weights stands for a schedule of the rate.
+
+    .. math::
+
+        \eta_t &= \eta \min(1,\, t / T_\text{warmup}), \qquad
+        c_t = \frac{\omega_t}{\omega_1 + \dots + \omega_t}, \quad
+        \omega_t = t^{\,r} \left(\max_{s \le t} \eta_s\right)^p \\
+        z &\leftarrow z - \eta_t g(y) \\
+        x &\leftarrow (1 - c_t)\, x + c_t\, z \\
+        y &= (1 - \mu)\, z + \mu\, x
+
+    with :math:`t` counted from 1. The parameters are :math:`y`, where the gradient is to be taken.
+    The weights that training is for are their average :math:`x`: `averaged` shows them. So
+    evaluate, and save weights for others, inside ``with opt.averaged():``, and train outside it.
+
+    Parameters
+    ----------
+    params : ndarray, sequence or mapping of them, or list of groups
+        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, C- or F-contiguous, updated
+        in place. A group is a mapping with ``"params"`` and the hyperparameters in which it
+        differs.
+    lr : float >= 0, or schedule
+        Learning rate; it need not fall. A schedule is called with the number of completed steps,
+        from 0.
+    momentum : float in (0, 1)
+        Where :math:`y` lies between :math:`z` and :math:`x`, :math:`\mu`.
+    weight_decay : float >= 0, or schedule
+        Coupled (L2): the gradient becomes :math:`g + \lambda y`.
+    warmup_steps : int >= 0
+        Over how many steps the rate grows in a straight line, :math:`T_\text{warmup}`; 0 for none.
+    r : float in [0, 10]
+        The power of the step by which later steps weigh more in the average.
+    weight_lr_power : float in [0, 10]
+        The power of the rate by which steps of a larger rate weigh more, :math:`p`.
+    maximize : bool
+        Ascend instead of descend.
+    **options
+        `max_grad_norm`, `max_grad_value`, `nonfinite`, `clear_grads`, `state_format`, `seed`,
+        `grads` and `copy_to`: see `onepass.Optimizer`. `ema_decay`, `ema_warmup` and `swa_start`
+        are refused, because there is an average already, `rounding` must be "master", because
+        rounded weights would drift apart from :math:`z`, and `cautious_weight_decay` needs a
+        decoupled decay.
+
+    Raises
+    ------
+    TypeError, ValueError
+        ``<argument>: expected ..., got ...`` if a parameter cannot be updated in place, shares
+        memory with another, or a hyperparameter is out of range.
+
+    Notes
+    -----
+    State per parameter: ``z``, which is kept as it is computed whatever `state_format` says and
+    begins as the weights of the first step, and two numbers, ``weight_sum`` and ``lr_max``, which
+    belong to a parameter: one that misses a step keeps its own.
+
+    Differs from
+
+    * schedulefree, the authors' package: there ``opt.eval()`` and ``opt.train()`` go from
+      :math:`y` to :math:`x` and back, and lose a few bits on the way; `averaged` restores
+      :math:`y` to the bit. A step in the wrong mode is an error in both.
+      There the numbers belong to a group.
+    * optax: ``contrib.schedule_free_sgd`` has no `r`, and a schedule sees another step there.
+    * PyTorch: it has no such class.
+
+    References
+    ----------
+    A. Defazio et al., "The road less scheduled", NeurIPS 2024, arXiv:2405.15682.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import onepass as op
+    >>> w = np.array([1.0])
+    >>> opt = op.SGDScheduleFree(w, lr=0.5, momentum=0.5)
+    >>> for _ in range(2):
+    ...     info = opt.step(w.copy())  # the gradient of w**2 / 2
+    >>> w  # half way between z = 0.25 and x = (0.5 + 0.25) / 2
+    array([0.3125])
+    >>> with opt.averaged():
+    ...     print(w)
+    [0.375]
+    """
+
+    checks: ClassVar = {
+        "lr": SCHEDULED,
+        "momentum": Number(above=0.0, below=1.0),
+        "warmup_steps": Whole(below=2**53),
+        "r": Number(high=10.0),
+        "weight_lr_power": Number(high=10.0),
+    }
+    cases: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {},
+        {"lr": 0.1, "momentum": 0.5, "warmup_steps": 2, "r": 1.5, "weight_lr_power": 0.0},
+    )
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Schedule = 1.0,
+        momentum: float = 0.9,
+        weight_decay: float | Schedule = 0.0,
+        warmup_steps: int = 0,
+        r: float = 0.0,
+        weight_lr_power: float = 2.0,
+        *,
+        maximize: bool = False,
+        **options: Unpack[StepOptions],
+    ) -> None:
+        super().__init__(
+            params,
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            warmup_steps=warmup_steps,
+            r=r,
+            weight_lr_power=weight_lr_power,
+            maximize=maximize,
+            **options,
+        )
+
+    @classmethod
+    def check_together(cls, settings: Mapping[str, Any]) -> None:
+        """Raise ValueError for a second average."""
+        _schedulefree.check_together(cls.__name__, settings)
+
+    @staticmethod
+    def scalars(step: int, values: Mapping[str, Any]) -> dict[str, float]:
+        """Return the rates, the point's share in the average, and the memory after the step."""
+        lr = _schedulefree.warmed_up(step, values)
+        return _schedulefree.scalars(step, values, lr, values["momentum"])
+
+    @staticmethod
+    def reference(  # type: ignore[override]
+        param: Array,
+        grad: Array,
+        z: Array,
+        *,
+        is_first: float,
+        share: float,
+        rest: float,
+        lr: float,
+        param_lr: float,
+    ) -> tuple[Array, Array]:
+        """Return the new weights y and z."""
+        move = {"is_first": is_first, "share": share, "rest": rest, "lr": lr, "param_lr": param_lr}
+        return _schedulefree.moved(param, z, grad, **move)
+
+    @staticmethod
+    def own_average(param: Array, settings: Mapping[str, Any], state: Mapping[str, Array]) -> Array:
+        """Return x, the average of z."""
+        return _schedulefree.shown(param, state["z"], settings["momentum"])
