@@ -52,7 +52,8 @@ def in_bfloat16(optimizer: type[Any]) -> type[Any]:
     """The optimizer on weights in bfloat16, for a network that computes with them in float32."""
 
     class InBfloat16:
-        defaults, checks, own_average = optimizer.defaults, optimizer.checks, None
+        defaults, checks, row = optimizer.defaults, optimizer.checks, optimizer.row
+        own_average = None
 
         def __init__(self, params: Array, **settings: Any) -> None:
             self._wide, self._weights = params, params.astype(ml_dtypes.bfloat16)

@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import inspect
+import math
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -41,6 +42,8 @@ CASES = [
 def shape_of_state(cls: type[Optimizer], settings: Mapping[str, Any]) -> tuple[Any, ...]:
     """What the loop sees of a rule: which arrays it keeps, and of what kind."""
     row, values = cls.row, {**cls.defaults, **settings}
+    if row.n_sums:
+        return ("measures",)
     arrays = zip(row.used_states(values), row.has_sign, row.in_full, strict=True)
     return tuple((sign, in_full) for name, sign, in_full in arrays if name)
 
@@ -70,16 +73,21 @@ def one_of_each(things: Iterable[Any], key: Callable[[Any], Any]) -> list[Any]:
 MOST = {"state_format": "q8", "rounding": "stochastic", "ema_decay": 0.9}
 """Options of a step that some classes refuse: Rprop a format, schedule-free ones the others."""
 
-# Of those that take all options: every test of the loop and of the engine takes them.
+# Of those that take all options: every test of the loop and of the engine takes them. Of those that
+# measure, one with the most state.
 SHAPES = one_of_each(
-    [case for case in CASES if accepts(case[0], {**case[1], **MOST})],
+    sorted(
+        [case for case in CASES if accepts(case[0], {**case[1], **MOST})],
+        key=lambda case: -len(case[0].row.states) if case[0].row.n_sums else 0,
+    ),
     lambda case: (shape_of_state(*case), SHARED[1].keys() <= case[1].keys()),
 )
-# Of each kind, one that remembers numbers too, where there is one.
+# Of each kind, one that measures and remembers numbers too, where there is one; none that only
+# measures.
 KINDS = one_of_each(
     sorted(
         [cls for cls in optim.registry.values() if accepts(cls, MOST)],
-        key=lambda cls: not cls.row.memory,
+        key=lambda cls: (not (cls.row.memory and cls.row.n_sums), bool(cls.row.n_sums)),
     ),
     kind_of_state,
 )
@@ -210,5 +218,6 @@ def as_numbers(checks: Checks, values: Mapping[str, Any]) -> dict[str, float]:
             case Choice(names):
                 numbers[name] = float(names.index(values[name]))
             case _:
-                numbers[name] = float(values[name])
+                value = values[name]
+                numbers[name] = math.nan if value is None else float(value)
     return numbers

@@ -8,6 +8,7 @@ import pytest
 
 import onepass as op
 from helpers import digest, fresh_state
+from onepass._hyperparameters import Maybe
 from onepass._memory import aligned_zeros
 
 N = 12
@@ -311,8 +312,11 @@ class TestHyperparameters:
                 yield from ((name, value) for value in ("no such", None, 1))
             else:
                 check = optimizer.checks[name]
+                wrong = NOT_NUMBERS
+                if isinstance(check, Maybe):
+                    check, wrong = check.kind, [w for w in wrong if w is not None]
                 too_large = [] if getattr(check, "infinite", False) else TOO_LARGE
-                yield from ((name, bad) for bad in BAD_NUMBERS + too_large + NOT_NUMBERS)
+                yield from ((name, bad) for bad in BAD_NUMBERS + too_large + wrong)
                 if getattr(check, "below", math.inf) < math.inf:
                     yield from ((name, value) for value in (check.below, check.below + 0.5))
                 if getattr(check, "high", math.inf) < math.inf:

@@ -115,6 +115,98 @@ def test_algoperf_nadamw():
     check(lambda w: op.NAdam(w, LR, (0.8, 0.9), 1e-3, **options), path(algoperf))
 
 
+def path_of_arrays(step, start, grads):
+    w = np.array(start)
+    for t, g in enumerate(grads, start=1):
+        w = step(t, w, np.array(g))
+    return w
+
+
+GRADS = ([3.0, 4.0], [-1.0, 2.0], [0.5, -0.25])
+
+
+def follows(make, step):
+    """Two arrays, of which one is the other twice as large, each with norms of its own."""
+    starts = [3.0, -4.0], [6.0, -8.0]
+    arrays = [np.array(start) for start in starts]
+    opt = make(arrays)
+    for grad in GRADS:
+        opt.step([np.array(grad), 2 * np.array(grad)])
+    for array, start, factor in zip(arrays, starts, (1, 2), strict=True):
+        grads = [factor * np.array(grad) for grad in GRADS]
+        np.testing.assert_allclose(array, path_of_arrays(step(), start, grads), rtol=1e-12)
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_lamb(clip):
+    def make():
+        memory = {"m": 0.0, "v": 0.0}
+
+        def paper(t, w, g):
+            memory["m"] = 0.8 * memory["m"] + 0.2 * g
+            memory["v"] = 0.9 * memory["v"] + 0.1 * g * g
+            root = np.sqrt(memory["v"] / (1 - 0.9**t)) + 1e-3
+            u = memory["m"] / (1 - 0.8**t) / root + 0.3 * w
+            ratio = sqrt((w * w).sum()) / sqrt((u * u).sum())
+            return w - LR * (min(ratio, 1.0) if clip else ratio) * u
+
+        return paper
+
+    options = {"weight_decay": 0.3, "trust_clip": clip}
+    follows(lambda w: op.LAMB(w, LR, (0.8, 0.9), 1e-3, **options), make)
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_novograd(average):
+    def make():
+        memory = {"m": 0.0, "v": 0.0}
+
+        def paper(t, w, g):
+            norm = (g * g).sum()
+            memory["v"] = norm if t == 1 else 0.9 * memory["v"] + 0.1 * norm
+            gain = 0.2 if average else 1.0
+            memory["m"] = 0.8 * memory["m"] + gain * (g / (sqrt(memory["v"]) + 1e-3) + 0.3 * w)
+            return w - LR * memory["m"]
+
+        return paper
+
+    options = {"weight_decay": 0.3, "grad_averaging": average}
+    follows(lambda w: op.NovoGrad(w, LR, (0.8, 0.9), 1e-3, **options), make)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("clip", [False, True])
+def test_lars(nesterov, clip):
+    def make():
+        memory = {"v": 0.0}
+
+        def paper(t, w, g):
+            w_norm, g_norm = sqrt((w * w).sum()), sqrt((g * g).sum())
+            ratio = 0.5 * w_norm / (g_norm + 0.3 * w_norm + 1e-3)
+            ratio = min(ratio / LR, 1.0) if clip else ratio
+            scaled = ratio * (g + 0.3 * w)
+            memory["v"] = 0.8 * memory["v"] + scaled
+            return w - LR * (scaled + 0.8 * memory["v"] if nesterov else memory["v"])
+
+        return paper
+
+    options = {"nesterov": nesterov, "trust_clip": clip, "trust_coeff": 0.5, "eps": 1e-3}
+    follows(lambda w: op.LARS(w, LR, 0.8, weight_decay=0.3, **options), make)
+
+
+def test_a_group_that_lars_leaves_to_sgd():
+    """Biases, as the authors have it: neither decay nor ratio."""
+    w, bias, twin, grad = np.ones(4), np.ones(3), np.ones(3), np.full(3, 0.5)
+    groups = [{"params": w}, {"params": bias, "trust_coeff": None, "weight_decay": 0.0}]
+    opt = op.LARS(groups, 0.1, 0.9, weight_decay=0.3)
+    sgd = op.SGD(twin, 0.1, 0.9)
+    for _ in range(3):
+        opt.step([np.full(4, 0.5), grad])
+        sgd.step(grad)
+    np.testing.assert_array_equal(bias, twin)
+    assert (w != bias[0]).all()
+
+
 def schedule_free(momentum, r, power, update, warmup=0):
     """Defazio et al., equations 3 to 5, with the weights of their section 3: the path of y."""
     memory = {"x": START, "z": START, "weights": 0.0, "largest": 0.0}

@@ -49,6 +49,18 @@ PAIRS = {
         {"betas": (0.5, 0.9), "eps": 1e-2},
         lambda: optax.adamax(LR, 0.5, 0.9, 1e-2),
     ),
+    "LAMB": (op.LAMB, {"weight_decay": 0.0}, lambda: optax.lamb(LR)),
+    "LAMB, decay": (
+        op.LAMB,
+        {"betas": (0.5, 0.9), "eps": 1e-3, "weight_decay": 0.3},
+        lambda: optax.lamb(LR, 0.5, 0.9, 1e-3, weight_decay=0.3),
+    ),
+    "NovoGrad": (op.NovoGrad, {"betas": (0.9, 0.25)}, lambda: optax.novograd(LR, eps=1e-8)),
+    "NovoGrad, decay": (
+        op.NovoGrad,
+        {"betas": (0.5, 0.9), "eps": 1e-3, "weight_decay": 0.3},
+        lambda: optax.novograd(LR, 0.5, 0.9, 1e-3, weight_decay=0.3),
+    ),
     "NAdam": (op.NAdam, {"momentum_decay": np.inf}, lambda: optax.nadam(LR)),
     "NAdam, decay": (
         op.NAdam,

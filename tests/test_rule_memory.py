@@ -123,13 +123,13 @@ def test_parameters_that_are_added_begin_with_the_start(cls, rng):
     assert memory_of(opt, 1) == memory_of(alone)
 
 
-@pytest.mark.parametrize("value", [None, math.nan, math.inf, 10**400, "1", True, np.ones(2), 1j])
+@pytest.mark.parametrize("value", [None, 10**400, "1", True, np.ones(2), 1j])
 def test_a_saved_number_that_is_no_number(cls, value, rng):
     opt = cls(numbers(rng, N))
     opt.step(numbers(rng, N))
     saved, before = opt.state_dict(), memory_of(opt)
     saved["state"][0][cls.row.memory[0]] = value
-    words = rf"^state\[0\]\['{cls.row.memory[0]}'\]: expected a finite number, got "
+    words = rf"^state\[0\]\['{cls.row.memory[0]}'\]: expected a number, got "
     with pytest.raises(ValueError, match=words):
         opt.load_state_dict(saved)
     del saved["state"][0][cls.row.memory[0]]
@@ -257,3 +257,18 @@ def test_the_product_of_nadams_momenta():
         opt.step(np.ones(1))
     assert memory_of(opt) == [0.0]
     assert np.isfinite(w)
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_what_is_not_finite_resumes_too(bad, tmp_path):
+    """It spreads into a norm that is remembered, as it does into arrays."""
+    w = np.ones((2, 3))
+    opt, resumed = op.NovoGrad(w[0]), op.NovoGrad(w[1])
+    opt.step(np.array([1.0, bad, 1.0]))
+    w[1] = w[0]
+    opt.save(tmp_path / "run.npz")
+    resumed.load(tmp_path / "run.npz")
+    assert not np.isfinite(memory_of(resumed)).any()
+    for each in (opt, resumed):
+        each.step(np.ones(3))
+    assert_same_bits(w[1], w[0])

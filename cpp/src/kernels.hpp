@@ -31,6 +31,12 @@ enum SharedScalar : std::size_t {
 inline constexpr std::size_t max_scalars = 24;  // those included, and the memory behind them
 inline constexpr std::size_t max_hyper = 16;    // hyperparameters of a rule
 inline constexpr std::size_t max_memory = 2;    // numbers that a rule remembers
+inline constexpr std::size_t max_sums = 2;      // that a rule measures
+
+// Writes the sums that a rule measures over elements [begin, end) of one tensor; `begin` is that of
+// a block.
+using Measure = void (*)(const Streams&, std::size_t begin, std::size_t end, const double* scalars,
+                         double* sums) noexcept;
 
 // The sum of the squares of x * unit (reduce.hpp).
 using SumOfSquares = double (*)(const Stored& x, std::size_t begin, std::size_t end, double unit,
@@ -48,6 +54,8 @@ struct Variant {
   Kernel f32_decay;  // with plain state
   Kernel f64;
   bool uses_state[max_states];
+  std::array<Measure, state_formats> measure_f32{};  // null where the rule measures nothing
+  Measure measure_f64 = nullptr;
 };
 
 // The kernel of a parameter; `decays`: by either weight decay.
@@ -55,6 +63,10 @@ inline Kernel find_kernel(const Variant& variant, bool is_double, StateFormat fo
                           bool decays) noexcept {
   if (is_double) return variant.f64;
   return decays && format == plain_state ? variant.f32_decay : variant.f32[format];
+}
+
+inline Measure find_measure(const Variant& variant, bool is_double, StateFormat format) noexcept {
+  return is_double ? variant.measure_f64 : variant.measure_f32[format];
 }
 
 // A row of rules.def, and what the rule's header says.
@@ -73,6 +85,9 @@ struct RuleRow {
   // behind them what its memory becomes.
   void (*at)(double step, const double* hyper, const double* memory,
              double* scalars) noexcept = nullptr;
+  std::size_t n_sums = 0;  // that it measures of each tensor
+  // Changes those numbers by the sums.
+  void (*weigh)(double* scalars, const double* sums) noexcept = nullptr;
 };
 
 // The loops of batch normalisation (batchnorm.hpp, channel_values.hpp) for one choice of what an

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "kernels.hpp"
+#include "onepass/measure.hpp"
 #include "onepass/q8.hpp"
 #include "onepass/update.hpp"
 
@@ -26,20 +27,33 @@ Rule make_rule(const double* scalars, std::index_sequence<I...>) noexcept {
   return Rule{static_cast<T>(scalars[I])...};
 }
 
+template <class T>
+Stages<T> make_stages(const double* scalars) noexcept {
+  return {static_cast<T>(scalars[grad_scale]),
+          scalars[weight_decay],
+          static_cast<T>(scalars[shrink]),
+          static_cast<T>(scalars[max_grad_value]),
+          scalars[average_weight],
+          1 - scalars[average_weight],
+          static_cast<std::uint64_t>(scalars[step_number]) % flush_every == 0,
+          static_cast<T>(scalars[late_shrink]),
+          static_cast<T>(scalars[cautious])};
+}
+
+template <class Rule, class T, template <bool> class State>
+void run_measure(const Streams& streams, std::size_t begin, std::size_t end, const double* scalars,
+                 double* sums) noexcept {
+  const auto rule = make_rule<Rule, T>(scalars + shared_scalars,
+                                       std::make_index_sequence<std::size(Rule::scalars)>{});
+  measure<State>(streams, begin, end, rule, make_stages<T>(scalars), sums);
+}
+
 // A kernel has a loop for weights with one kind of decay, and a loop for all others; where `rest`
 // is `decay`, these are the same loop.
 template <class Rule, class T, template <bool> class State, Decay decay, Decay rest = decay>
 void run_kernel(const Streams& streams, std::size_t begin, std::size_t end,
                 const double* scalars) noexcept {
-  const Stages<T> stages{static_cast<T>(scalars[grad_scale]),
-                         scalars[weight_decay],
-                         static_cast<T>(scalars[shrink]),
-                         static_cast<T>(scalars[max_grad_value]),
-                         scalars[average_weight],
-                         1 - scalars[average_weight],
-                         static_cast<std::uint64_t>(scalars[step_number]) % flush_every == 0,
-                         static_cast<T>(scalars[late_shrink]),
-                         static_cast<T>(scalars[cautious])};
+  const auto stages = make_stages<T>(scalars);
   const auto rule = make_rule<Rule, T>(scalars + shared_scalars,
                                        std::make_index_sequence<std::size(Rule::scalars)>{});
   const Decay found = stages.shrink != 1         ? Decay::decoupled
@@ -51,6 +65,9 @@ void run_kernel(const Streams& streams, std::size_t begin, std::size_t end,
     update<State, rest>(streams, begin, end, rule, stages);
   }
 }
+
+template <class Rule>
+concept Measures = requires { Rule::n_sums; };
 
 template <class Rule>
 constexpr auto uses_state() {
@@ -86,6 +103,14 @@ constexpr Variant make_variant() {
   variant.f32_decay = run_kernel<R, float, FloatState, Decay::coupled, Decay::decoupled>;
   variant.f64 = run_kernel<Rule<double>, double, DoubleState, Decay::none, Decay::decoupled>;
   std::ranges::copy(used, variant.uses_state);
+  if constexpr (Measures<R>) {
+    variant.measure_f32.fill(run_measure<R, float, FloatState>);
+    if constexpr (keeps_in_fewer_bits<R>()) {
+      variant.measure_f32[bf16_state] = run_measure<R, float, BFloat16State>;
+      variant.measure_f32[q8_state] = run_measure<R, float, Q8State>;
+    }
+    variant.measure_f64 = run_measure<Rule<double>, double, DoubleState>;
+  }
   return variant;
 }
 
@@ -177,7 +202,32 @@ struct Said {
       std::ranges::copy(to_array(Rule::at(step, named)), scalars);
     }
   }
+
+  static void weigh(double* scalars, [[maybe_unused]] const double* sums) noexcept {
+    auto rule = from_array<Rule>(scalars);
+    if constexpr (Remembers<Rule>) {
+      auto moved = from_array<typename Rule::Memory>(scalars + std::size(Rule::scalars));
+      rule.weigh(sums, moved);
+      std::ranges::copy(to_array(moved), scalars + std::size(Rule::scalars));
+    } else {
+      rule.weigh(sums);
+    }
+    std::ranges::copy(to_array(rule), scalars);
+  }
 };
+
+// How many sums a rule takes, and what it makes of them.
+template <class Rule>
+constexpr std::size_t n_sums_of() {
+  if constexpr (Measures<Rule>) return Rule::n_sums;
+  return 0;
+}
+template <class Rule>
+constexpr auto weigh_of() -> void (*)(double*, const double*) noexcept {
+  static_assert(n_sums_of<Rule>() <= max_sums);
+  if constexpr (Measures<Rule>) return Said<Rule>::weigh;
+  return nullptr;
+}
 
 template <template <class, bool...> class Rule, std::size_t n_options>
 constexpr auto variants =
@@ -200,7 +250,9 @@ constexpr RuleRow make_row(const char* name, const char* const* options) {
           .memory = Said<R>::memory,
           .memory_start = Said<R>::memory_start,
           .full_weights = requires { R::full_weights; },
-          .at = Said<R>::at};
+          .at = Said<R>::at,
+          .n_sums = n_sums_of<R>(),
+          .weigh = weigh_of<R>()};
 }
 
 }  // namespace

@@ -75,7 +75,11 @@ void Ready::run() noexcept {
     ++optimizer.skipped;
     return;
   }
-  step(optimizer.tensors, num_threads_);
+  if (optimizer.measures_.empty()) {
+    step(optimizer.tensors, num_threads_);
+  } else {
+    optimizer.measure_and_step(num_threads_);
+  }
   if (!optimizer.memory.empty()) optimizer.move_memory();
   for (std::size_t i = 0; i < optimizer.params.size(); ++i) {
     if (!optimizer.tensors[i].streams.grad.data) continue;
@@ -99,7 +103,9 @@ Ready Optimizer::prepare(const StepOptions& options) {
       coefficient = clip_coefficient(*ready.norm, options.max_grad_norm);
     ready.clipped = coefficient < 1;
   }
-  if (!ready.skipped) compute(options, coefficient / options.grad_scale);
+  if (ready.skipped) return ready;
+  compute(options, coefficient / options.grad_scale);
+  if (!groups.empty() && groups[0].rule->weigh) prepare_sums();
   return ready;
 }
 
@@ -116,7 +122,7 @@ void Optimizer::leave_out() {
 }
 
 void Optimizer::measure(const StepOptions& options, Ready& ready) {
-  sums_.resize(norm_blocks(tensors));
+  sums_.resize(count_blocks(tensors));
   const Norm found = onepass::norm(tensors, sums_, options.num_threads);
   ready.norm = found.value / options.grad_scale;
   if (found.nonfinite) ready.nonfinite = found.nonfinite - tensors.data();
@@ -139,8 +145,44 @@ void Optimizer::move_memory() noexcept {
   }
 }
 
+// Makes room for what the step will measure.
+void Optimizer::prepare_sums() {
+  measures_.resize(params.size());
+  for (std::size_t i = 0; i < params.size(); ++i) {
+    const Parameter& param = params[i];
+    measures_[i] = find_measure(groups[param.group].variant(), param.is_double, param.state_format);
+  }
+  sums_.resize(count_blocks(tensors) * groups[0].rule->n_sums);
+}
+
+// Goes on with the next tensors once the first ones have stepped: what a step reads is still in the
+// cache, where it was measured.
+void Optimizer::measure_and_step(int threads) noexcept {
+  constexpr std::size_t most_elements = 65536;  // four arrays of floats fill 1 MB of L2
+  const RuleRow& rule = *groups[0].rule;
+  Job* job = jobs_.data();
+  for (std::size_t first = 0, last = 0; first < tensors.size(); first = last) {
+    std::size_t elements = 0;
+    do {
+      elements += tensors[last++].size;
+    } while (last < tensors.size() && elements + tensors[last].size <= most_elements);
+    const std::span<Tensor> together(tensors.data() + first, last - first);
+    onepass::measure(together, measures_.data() + first, rule.n_sums, sums_, threads);
+    const double* block = sums_.data();
+    for (const Tensor& tensor : together) {
+      double totals[max_sums] = {};
+      for (std::size_t b = 0; b < count_blocks(tensor); ++b) {
+        for (std::size_t k = 0; k < rule.n_sums; ++k) totals[k] += *block++;
+      }
+      if (tensor.streams.grad.data) rule.weigh(job++->scalars.data() + shared_scalars, totals);
+    }
+    step(together, threads);
+  }
+}
+
 bool Optimizer::share_job(std::size_t param, std::size_t other) noexcept {
   const Parameter &a = params[param], &b = params[other];
+  if (groups[a.group].rule->weigh) return false;  // each has numbers of its own
   const std::span<double> own = memory_of(param);
   return a.group == b.group && a.steps == b.steps && a.average_from == b.average_from &&
          (own.empty() || std::memcmp(own.data(), memory_of(other).data(), own.size_bytes()) == 0);

@@ -99,15 +99,12 @@ void for_each_range(std::span<Tensor> tensors, int threads, const Body& body) no
       });
 }
 
-std::size_t count_blocks(const Tensor& tensor) noexcept {
-  return divide_up(tensor.size, norm_block);
-}
-
 // Fills `sums` block by block, and returns their sum in that order.
 double sum_of_squares(std::span<Tensor> tensors, std::span<double> sums, int threads,
                       double unit) noexcept {
   const bool prefetch_ahead = total_elements(tensors) * sizeof(float) > far_for_sums;
-  for_each_piece(tensors, threads, count_blocks,
+  const auto of_one = [](const Tensor& tensor) noexcept { return count_blocks(tensor); };
+  for_each_piece(tensors, threads, of_one,
                  [&](const Tensor& tensor, std::size_t index, std::size_t among_all) noexcept {
                    const Range range = block(tensor, index);
                    sums[among_all] = tensor.squares(tensor.streams.grad, range.begin, range.end,
@@ -151,7 +148,22 @@ void zero_gradients(std::span<Tensor> tensors, int threads) noexcept {
   });
 }
 
-std::size_t norm_blocks(std::span<const Tensor> tensors) noexcept {
+void measure(std::span<Tensor> tensors, const Measure* how, std::size_t n_sums,
+             std::span<double> sums, int threads) noexcept {
+  const auto of_one = [](const Tensor& tensor) noexcept { return count_blocks(tensor); };
+  for_each_piece(tensors, threads, of_one,
+                 [&](const Tensor& tensor, std::size_t index, std::size_t among_all) noexcept {
+                   const Range range = block(tensor, index);
+                   how[&tensor - tensors.data()](tensor.streams, range.begin, range.end,
+                                                 tensor.scalars, &sums[among_all * n_sums]);
+                 });
+}
+
+std::size_t count_blocks(const Tensor& tensor) noexcept {
+  return divide_up(tensor.size, norm_block);
+}
+
+std::size_t count_blocks(std::span<const Tensor> tensors) noexcept {
   std::size_t blocks = 0;
   for (const Tensor& tensor : tensors) blocks += count_blocks(tensor);
   return blocks;

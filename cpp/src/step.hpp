@@ -25,6 +25,10 @@ std::size_t total_elements(std::span<const Tensor> tensors) noexcept;
 // The arrays must not overlap where one of them is written. Cannot fail.
 void step(std::span<Tensor> tensors, int threads) noexcept;
 
+// What a rule measures: fills `sums` block by block, n_sums side by side. `how`: of each tensor.
+void measure(std::span<Tensor> tensors, const Measure* how, std::size_t n_sums,
+             std::span<double> sums, int threads) noexcept;
+
 // Zeroes the gradients that are to be zeroed, which is all that a skipped step does.
 void zero_gradients(std::span<Tensor> tensors, int threads) noexcept;
 
@@ -33,8 +37,9 @@ struct Norm {
   double value;
   const Tensor* nonfinite;  // the first one with an infinity or a NaN in its gradient, or null
 };
-// How many sums norm() needs room for.
-std::size_t norm_blocks(std::span<const Tensor> tensors) noexcept;
+// In how many blocks the tensors are summed, by norm() and by measure().
+std::size_t count_blocks(const Tensor& tensor) noexcept;
+std::size_t count_blocks(std::span<const Tensor> tensors) noexcept;
 // The same bits for any number of threads.
 Norm norm(std::span<Tensor> tensors, std::span<double> sums, int threads) noexcept;
 

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "kernels.hpp"
+#include "onepass/measure.hpp"
 #include "onepass/q8.hpp"
 #include "onepass/rules.def"
 #include "onepass/update.hpp"
@@ -32,34 +33,70 @@ struct Loops {
   Loop<double> f64;
 };
 
-template <class Rule, class T>
-inline void run_loop(const onepass::Streams& streams, std::size_t n, const Given& given,
-                     onepass::StateFormat state, const onepass::Stages<T>& stages) {
-  std::array<double, std::size(Rule::hyper)> hyper;
+// The rule's numbers, in double.
+template <class Wide>
+inline Wide numbers_of(const Given& given) {
+  std::array<double, std::size(Wide::hyper)> hyper;
   std::copy_n(given.hyper, hyper.size(), hyper.begin());
-  const Rule rule = [&] {
-    const auto named = std::bit_cast<typename Rule::Hyper>(hyper);
-    if constexpr (requires { typename Rule::Memory; }) {
-      return Rule::at(given.step, named, *reinterpret_cast<typename Rule::Memory*>(given.memory));
-    } else {
-      return Rule::at(given.step, named);
-    }
-  }();
-  if constexpr (std::is_same_v<T, double>) {
-    onepass::update<onepass::DoubleState>(streams, 0, n, rule, stages);
-  } else if (state == onepass::q8_state) {
-    onepass::update<onepass::Q8State>(streams, 0, n, rule, stages);
-  } else if (state == onepass::bf16_state) {
-    onepass::update<onepass::BFloat16State>(streams, 0, n, rule, stages);
+  const auto named = std::bit_cast<typename Wide::Hyper>(hyper);
+  if constexpr (requires { typename Wide::Memory; }) {
+    return Wide::at(given.step, named, *reinterpret_cast<typename Wide::Memory*>(given.memory));
   } else {
-    onepass::update<onepass::FloatState>(streams, 0, n, rule, stages);
+    return Wide::at(given.step, named);
+  }
+}
+
+// Measures, where the rule does, block after block.
+template <template <bool> class State, class Rule, class Wide, class Stages>
+inline void weigh(Wide& wide, const Rule& rule, const onepass::Streams& streams, std::size_t n,
+                  const Given& given, const Stages& stages) {
+  if constexpr (requires { Rule::n_sums; }) {
+    constexpr std::size_t block = 16384;
+    double totals[Rule::n_sums] = {}, sums[Rule::n_sums];
+    for (std::size_t begin = 0; begin < n; begin += block) {
+      onepass::measure<State>(streams, begin, std::min(n, begin + block), rule, stages, sums);
+      for (std::size_t k = 0; k < Rule::n_sums; ++k) totals[k] += sums[k];
+    }
+    if constexpr (requires { typename Wide::Memory; }) {
+      wide.weigh(totals, *reinterpret_cast<typename Wide::Memory*>(given.memory));
+    } else {
+      wide.weigh(totals);
+    }
+  }
+}
+
+template <template <bool> class State, class Rule, class Wide, class T>
+inline void run_in(const onepass::Streams& streams, std::size_t n, const Given& given,
+                   const onepass::Stages<T>& stages) {
+  constexpr auto all = std::make_index_sequence<std::size(Wide::scalars)>{};
+  const auto round = [&]<std::size_t... i>(const Wide& wide, std::index_sequence<i...>) {
+    const auto values = std::bit_cast<std::array<double, sizeof...(i)>>(wide);
+    return Rule{static_cast<T>(values[i])...};
+  };
+  Wide wide = numbers_of<Wide>(given);
+  weigh<State>(wide, round(wide, all), streams, n, given, stages);
+  onepass::update<State>(streams, 0, n, round(wide, all), stages);
+}
+
+template <class Rule, class Wide, class T>
+inline void run_loop(const onepass::Streams& streams, std::size_t n, const Given& given,
+                     [[maybe_unused]] onepass::StateFormat state,
+                     const onepass::Stages<T>& stages) {
+  if constexpr (std::is_same_v<T, double>) {
+    run_in<onepass::DoubleState, Rule, Wide>(streams, n, given, stages);
+  } else if (state == onepass::q8_state) {
+    run_in<onepass::Q8State, Rule, Wide>(streams, n, given, stages);
+  } else if (state == onepass::bf16_state) {
+    run_in<onepass::BFloat16State, Rule, Wide>(streams, n, given, stages);
+  } else {
+    run_in<onepass::FloatState, Rule, Wide>(streams, n, given, stages);
   }
 }
 
 template <template <class, bool...> class Rule, std::size_t mask, std::size_t... k>
 inline Loops loops_of_mask(std::index_sequence<k...>) {
-  return {run_loop<Rule<float, (mask >> k & 1)...>, float>,
-          run_loop<Rule<double, (mask >> k & 1)...>, double>};
+  using Wide = Rule<double, (mask >> k & 1)...>;
+  return {run_loop<Rule<float, (mask >> k & 1)...>, Wide, float>, run_loop<Wide, Wide, double>};
 }
 template <template <class, bool...> class Rule, std::size_t n_options, std::size_t... mask>
 inline std::vector<Loops> loops_of_rule(std::index_sequence<mask...>) {

@@ -25,6 +25,8 @@ from onepass.batchnorm import (
 from onepass.optim import (
     ADOPT,
     ASGD,
+    LAMB,
+    LARS,
     SGD,
     AdaBelief,
     Adadelta,
@@ -38,6 +40,7 @@ from onepass.optim import (
     Lion,
     LossScaler,
     NAdam,
+    NovoGrad,
     Optimizer,
     RAdam,
     RAdamScheduleFree,
@@ -52,6 +55,8 @@ from onepass.runtime import get_num_threads, set_num_threads
 __all__ = [
     "ADOPT",
     "ASGD",
+    "LAMB",
+    "LARS",
     "SGD",
     "AdEMAMix",
     "AdaBelief",
@@ -66,6 +71,7 @@ __all__ = [
     "Lion",
     "LossScaler",
     "NAdam",
+    "NovoGrad",
     "Optimizer",
     "RAdam",
     "RAdamScheduleFree",

@@ -20,6 +20,7 @@ class RuleRow(TypedDict):
     memory: list[str]
     memory_start: list[float]
     full_weights: bool
+    n_sums: int
 
 isa: str
 isas: dict[str, bool]

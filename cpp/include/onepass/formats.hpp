@@ -42,9 +42,9 @@ void close(const T* values, std::size_t n, const Stored& array, std::size_t begi
 }
 
 // The formats of state are template parameters, so that the rule's loop decodes elements inline:
-// with a Reader that begins at element `begin`, and takes a row and an element. The four rows are
-// those of a block of 8-bit numbers; all other formats have row 0 alone. A format that is not
-// `in_place` is encoded block by block after the rule.
+// with a Reader that begins at element `begin`, and takes a row of a block and an element in it.
+// In all formats but 8-bit numbers, row 0 may go on beyond its end. A format that is not `in_place`
+// is encoded block by block after the rule.
 template <class T>
 struct Plain {
   using Value = T;
@@ -78,7 +78,9 @@ struct Halved {
   static constexpr bool in_place = false;
   struct Reader {
     const std::uint16_t* halves;
-    float operator()(std::size_t, std::size_t i) const noexcept { return Format::widen(halves[i]); }
+    float operator()(std::size_t row, std::size_t column) const noexcept {
+      return Format::widen(halves[row * row_size + column]);
+    }
   };
   static Reader reader(const Stored& stored, std::size_t begin) noexcept {
     return {at(stored, begin)};

@@ -18,7 +18,15 @@
 //     static constexpr const char* memory[];  // the names of its members, in order
 //     static Rule at(double step, const Hyper&, Memory&) noexcept;  // moves the memory
 //
-// and one that keeps other weights beside the parameter, from which these must not drift apart,
+// One whose numbers depend on the whole tensor has a pass before, which adds up what it makes of
+// each element:
+//
+//     static constexpr std::size_t n_sums;
+//     Terms<n_sums> measure(T param, T grad, T... state) const noexcept;
+//     void weigh(const double* sums[, Memory&]) noexcept;  // changes its members; T is double
+//
+// It does its weight decay itself, as `weight_decay` among `hyper`. And one that keeps other
+// weights beside the parameter, from which these must not drift apart,
 //
 //     static constexpr bool full_weights = true;  // no rounding of them between steps
 //
@@ -52,6 +60,16 @@ struct State {
   const char* start = nullptr;  // the member of Hyper that its elements start from; null: zero
   bool in_full = false;  // true for what loses its meaning in fewer bits: weights, differences
 };
+
+// What a rule adds up of an element.
+template <std::size_t n>
+struct Terms {
+  double values[n];
+};
+
+inline double square(double x) noexcept {
+  return x * x;
+}
 
 // NumPy's maximum: a NaN on either side wins, so that it is never hidden.
 template <class T>

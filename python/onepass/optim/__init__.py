@@ -11,9 +11,12 @@ from onepass.optim.adan import Adan
 from onepass.optim.ademamix import AdEMAMix
 from onepass.optim.adopt import ADOPT
 from onepass.optim.asgd import ASGD
+from onepass.optim.lamb import LAMB
+from onepass.optim.lars import LARS
 from onepass.optim.lion import Lion
 from onepass.optim.loss_scaler import LossScaler
 from onepass.optim.nadam import NAdam
+from onepass.optim.novograd import NovoGrad
 from onepass.optim.optimizer import Optimizer, registry
 from onepass.optim.radam import RAdam
 from onepass.optim.radam_schedulefree import RAdamScheduleFree
@@ -27,6 +30,8 @@ from onepass.optim.yogi import Yogi
 __all__ = [
     "ADOPT",
     "ASGD",
+    "LAMB",
+    "LARS",
     "SGD",
     "AdEMAMix",
     "AdaBelief",
@@ -40,6 +45,7 @@ __all__ = [
     "Lion",
     "LossScaler",
     "NAdam",
+    "NovoGrad",
     "Optimizer",
     "RAdam",
     "RAdamScheduleFree",

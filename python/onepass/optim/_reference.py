@@ -62,6 +62,31 @@ def average_weight(step: int, averaged: int, values: Mapping[str, Any]) -> float
 LANES, ROWS, BLOCK = 64, 4, 16384
 
 
+def _folded(lanes: Array) -> float:
+    """Return the sum of the lanes, added up in halves."""
+    while lanes.size > 1:
+        lanes = lanes[: lanes.size // 2] + lanes[lanes.size // 2 :]
+    return float(lanes[0])
+
+
+def measured(values: Array, order: Any) -> float:
+    """Return the sum of the squares of what a rule measures, as it lies in memory, in double.
+
+    A block is summed in lanes, and the blocks' sums in their order (measure.hpp).
+    """
+    squares = np.square(values.ravel(order=order).astype(np.float64))
+    total = 0.0
+    for begin in range(0, squares.size, BLOCK):
+        block = squares[begin : begin + BLOCK]
+        rows = np.zeros((-(-block.size // LANES), LANES))
+        rows.ravel()[: block.size] = block
+        lanes = np.zeros(LANES)
+        for row in rows:
+            lanes += row
+        total += _folded(lanes)
+    return total
+
+
 def sum_of_squares(grad: Array) -> list[float]:
     """Return the sums of a gradient's blocks, in double: four rows of lanes at a time."""
     flat = grad.ravel(order="K").astype(np.float64)
@@ -76,9 +101,7 @@ def sum_of_squares(grad: Array) -> list[float]:
         lanes = np.zeros(LANES)
         for row in (*terms, *rest.reshape(-1, LANES)):
             lanes += row
-        while lanes.size > 1:
-            lanes = lanes[: lanes.size // 2] + lanes[lanes.size // 2 :]
-        sums.append(float(lanes[0]))
+        sums.append(_folded(lanes))
     return sums
 
 

@@ -35,6 +35,8 @@ class Row:
     full_weights: bool
     """Whether its weights must not be rounded between steps: they would drift apart from others
     that it keeps."""
+    n_sums: int
+    """How many sums over the whole array it takes before a step."""
 
     def variant(self, settings: Mapping[str, Any]) -> int:
         """Return the number of the kernels that go with these settings.

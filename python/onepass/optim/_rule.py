@@ -16,9 +16,9 @@ from onepass._typing import Array
 from onepass.optim import _reference
 from onepass.optim._row import ROWS, Row
 from onepass.optim._settings import GROUP_CHECKS, GROUP_DEFAULTS, averages, check_together
-from onepass.optim._storage import closed, opened
+from onepass.optim._storage import closed, opened, order_of
 
-_OF_THE_RULE = {"checks", "check_together", "scalars", "reference"}
+_OF_THE_RULE = {"checks", "check_together", "scalars", "measure", "weigh", "reference"}
 """What a class that is no rule of its own cannot define anew."""
 
 
@@ -103,6 +103,30 @@ class Rule:
         is None.
         """
         raise NotImplementedError
+
+    @staticmethod
+    def measure(
+        param: Array, grad: Array, *state: Array | None, **scalars: Any
+    ) -> tuple[Array, ...]:
+        """Return what the rule takes the squares' sums of, over a whole array, before its step."""
+        raise NotImplementedError
+
+    @staticmethod
+    def weigh(scalars: dict[str, float], sums: Sequence[float]) -> dict[str, float]:
+        """Return the numbers of the step, and the memory after it, once the sums are known."""
+        raise NotImplementedError
+
+    @classmethod
+    def _weighed(
+        cls, scalars: dict[str, Any], arrays: Sequence[Any], flags: Mapping[str, bool]
+    ) -> dict[str, Any]:
+        """Return the numbers of a step once the rule has measured the arrays, where it does."""
+        if not cls.row.n_sums:
+            return scalars
+        numbers = {name: scalars[name] for name in cls.row.scalars}
+        param, grad, *state = arrays
+        seen = cls.measure(param, grad, *state, **numbers, **flags)
+        return cls.weigh(scalars, [_reference.measured(each, order_of(param)) for each in seen])
 
     @classmethod
     def _check_together(cls, settings: Mapping[str, Any]) -> None:
@@ -220,8 +244,11 @@ class Rule:
         if decay:
             grad = grad + decay * param
         param = param * shrink
-        flags = {name: values[name] for name in row.options if isinstance(values[name], bool)}
+        flags: dict[str, Any] = {
+            name: values[name] for name in row.options if isinstance(values[name], bool)
+        }
         scalars = cls.scalars(step, {**values, **remembered})
+        scalars = cls._weighed(scalars, (param, grad, *padded), flags)
         after = [scalars.pop(name) for name in row.memory]
         weights, *kept = cls.reference(param, grad, *padded, **scalars, **flags)
         weights = _reference.decayed_late(param, weights, stages)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
@@ -416,17 +415,14 @@ def _check_shape(array: Any, shape: tuple[int, ...], label: str) -> None:
         raise ValueError(f"{label}: expected shape {shape}, got {array.shape}")
 
 
-def _number(value: Any, label: str, expected: str = "a finite number") -> float:
+def _number(value: Any, label: str, expected: str = "a number") -> float:
     """Return a saved number; PyTorch keeps it in a 0-d tensor."""
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value.item()
-    number = math.nan
     if isinstance(value, Real) and not isinstance(value, bool):
         with suppress(OverflowError):  # of an integer
-            number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"{label}: expected {expected}, got {value!r}")
-    return number
+            return float(value)
+    raise ValueError(f"{label}: expected {expected}, got {value!r}")
 
 
 def _count(value: Any, label: str) -> int:

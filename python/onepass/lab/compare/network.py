@@ -1,7 +1,7 @@
 """A small network in NumPy whose parameters lie in one flat vector, and its gradient likewise."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -38,6 +38,9 @@ class Network:
         step on it.
     grads : ndarray
         Their gradients, in the same order; `loss_and_grad` overwrites them.
+    arrays, grad_arrays : list of ndarray
+        The parts of the vectors that belong to one layer each, for rules that take a layer as a
+        whole.
     """
 
     def __init__(
@@ -52,7 +55,10 @@ class Network:
         count = count_parameters(sizes, batch_norm)
         self.params = aligned_zeros(count, dtype)
         self.grads = aligned_zeros(count, dtype)
-        self._layers = list(_layers(self.params, self.grads, sizes, batch_norm))
+        shapes = list(_shapes(sizes, batch_norm))
+        self.arrays = list(_views(self.params, shapes))
+        self.grad_arrays = list(_views(self.grads, shapes))
+        self._layers = list(_layers(iter(self.arrays), iter(self.grad_arrays), sizes, batch_norm))
         for weight, *_ in self._layers:
             weight[...] = init.he_normal(weight.shape, rng, dtype=weight.dtype)
 
@@ -134,11 +140,9 @@ class _Layer(NamedTuple):
 
 
 def _layers(
-    flat_params: Array, flat_grads: Array, sizes: Sequence[int], batch_norm: bool
+    params: Iterator[Array], grads: Iterator[Array], sizes: Sequence[int], batch_norm: bool
 ) -> Iterator[_Layer]:
-    """Yield the layers, their parameters and gradients cut from the flat vectors."""
-    params = _views(flat_params, _shapes(sizes, batch_norm))
-    grads = _views(flat_grads, _shapes(sizes, batch_norm))
+    """Yield the layers, of parameters and gradients in their order."""
     *hidden, _ = pairwise(sizes)
     for _ in hidden:
         weight, weight_grad = next(params), next(grads)
@@ -170,7 +174,7 @@ def _shapes(sizes: Sequence[int], batch_norm: bool) -> Iterator[tuple[int, ...]]
     yield (outputs,)
 
 
-def _views(flat: Array, shapes: Iterator[tuple[int, ...]]) -> Iterator[Array]:
+def _views(flat: Array, shapes: Iterable[tuple[int, ...]]) -> Iterator[Array]:
     start = 0
     for shape in shapes:
         end = start + math.prod(shape)

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -132,8 +132,12 @@ class Training:
         is_scheduled = run.contender.optimizer.checks["lr"].schedulable
         self._lr = self._schedule() if is_scheduled else run.contender.lr
         settings = {**run.contender.settings, "lr": self._lr}
+        # A rule that takes a whole array's norms is to see each layer by itself.
+        network, in_layers = self.network, run.contender.optimizer.row.n_sums > 0
+        params: Any = network.arrays if in_layers else network.params
+        self._grads: Any = network.grad_arrays if in_layers else network.grads
         self.optimizer = run.contender.optimizer(
-            self.network.params, max_grad_norm=recipe.max_grad_norm, **settings
+            params, max_grad_norm=recipe.max_grad_norm, **settings
         )
         self.last: Measurement | None = None
         self._gradient_seconds = self._update_seconds = 0.0
@@ -174,11 +178,9 @@ class Training:
         rng = np.random.default_rng((self.run.seed, epoch))
         for rows in self.recipe.batches(self._rows, rng):
             start = perf_counter()
-            _, grad = self.network.loss_and_grad(
-                split.train_inputs[rows], split.train_targets[rows]
-            )
+            self.network.loss_and_grad(split.train_inputs[rows], split.train_targets[rows])
             middle = perf_counter()
-            infos.append(self.optimizer.step(grad))
+            infos.append(self.optimizer.step(self._grads))
             self._gradient_seconds += middle - start
             self._update_seconds += perf_counter() - middle
             if self._share(before.step + len(infos)) >= 1:
