@@ -364,6 +364,7 @@ class Descent:
     """Gradient descent, the least that trains."""
 
     checks: ClassVar = SGD.checks
+    row: ClassVar = SGD.row
     defaults: ClassVar = {"lr": 0.5}
 
     def __init__(self, params, lr, rounding):

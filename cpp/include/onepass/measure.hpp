@@ -32,17 +32,18 @@ void measure(const Streams& streams, std::size_t begin, std::size_t end, const R
     if (prepares) prepare_tile<Decay::none>(prepared, grad, param, n, stages);
     const T* const given = prepares ? prepared : grad;
     const T scale = prepares ? T{1} : stages.scale;
-    [&](const auto... readers) {
+    [&]<std::size_t... k>(std::index_sequence<k...>, const auto... readers) {
       for (std::size_t row = 0; row * row_size < n; ++row) {
         const std::size_t columns = std::min(row_size, n - row * row_size);
 #pragma omp simd
         for (std::size_t j = 0; j < columns; ++j) {
           const std::size_t i = row * row_size + j;
-          const auto terms = rule.measure(param[i], scale * given[i], T(readers(row, j))...);
-          for (std::size_t k = 0; k < Rule::n_sums; ++k) sums_of_lanes[k][j] += terms.values[k];
+          rule.measure(param[i], scale * given[i], T(readers(row, j))..., sums_of_lanes[k][j]...);
         }
       }
-    }(Kept<Rule, State, K>::reader(streams.state[K], begin)...);
+    }
+    (std::make_index_sequence<Rule::n_sums>{},
+     Kept<Rule, State, K>::reader(streams.state[K], begin)...);
   }
   for (std::size_t k = 0; k < Rule::n_sums; ++k) sums[k] = fold_lanes(sums_of_lanes[k]);
 }

@@ -22,7 +22,7 @@
 // each element:
 //
 //     static constexpr std::size_t n_sums;
-//     Terms<n_sums> measure(T param, T grad, T... state) const noexcept;
+//     void measure(T param, T grad, T... state, double&... sums) const noexcept;  // adds to them
 //     void weigh(const double* sums[, Memory&]) noexcept;  // changes its members; T is double
 //
 // It does its weight decay itself, as `weight_decay` among `hyper`. And one that keeps other
@@ -59,12 +59,6 @@ struct State {
   bool has_sign = true;         // false for what is never negative
   const char* start = nullptr;  // the member of Hyper that its elements start from; null: zero
   bool in_full = false;  // true for what loses its meaning in fewer bits: weights, differences
-};
-
-// What a rule adds up of an element.
-template <std::size_t n>
-struct Terms {
-  double values[n];
 };
 
 inline double square(double x) noexcept {

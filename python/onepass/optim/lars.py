@@ -105,10 +105,9 @@ class LARS(Optimizer, rule="lars"):
         {},
         {"always_adapt": True, "trust_coeff": 0.1, "eps": 1e-3},
         {
-            "lr": 0.5,
             "momentum": 0.9,
             "nesterov": True,
-            "trust_coeff": 0.25,
+            "trust_coeff": 4.0,
             "trust_clip": True,
             "always_adapt": True,
         },

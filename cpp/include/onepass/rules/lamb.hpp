@@ -47,8 +47,10 @@ struct LAMB {
 
   // The squares of the parameter and of its update.
   static constexpr std::size_t n_sums = 2;
-  Terms<n_sums> measure(T param, T grad, T exp_avg, T exp_avg_sq) const noexcept {
-    return {square(param), square(update(param, grad, exp_avg, exp_avg_sq))};
+  void measure(T param, T grad, T exp_avg, T exp_avg_sq, double& param_sq,
+               double& update_sq) const noexcept {
+    param_sq += square(param);
+    update_sq += square(update(param, grad, exp_avg, exp_avg_sq));
   }
   // A parameter of zeros would never move, so its ratio is 1.
   void weigh(const double* sums) noexcept {

@@ -44,9 +44,9 @@ struct LARS {
 
   // The squares of the parameter and of the gradient.
   static constexpr std::size_t n_sums = 2;
-  template <class... S>
-  Terms<n_sums> measure(T param, T grad, S...) const noexcept {
-    return {square(param), square(grad)};
+  void measure(T param, T grad, T, double& param_sq, double& grad_sq) const noexcept {
+    param_sq += square(param);
+    grad_sq += square(grad);
   }
   void weigh(const double* sums) noexcept {
     if (adapts == 0) return;

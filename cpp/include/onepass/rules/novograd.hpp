@@ -39,7 +39,7 @@ struct NovoGrad {
   T beta1, gain, beta2, is_first, eps, weight_decay, lr, inv_root;
 
   static constexpr std::size_t n_sums = 1;
-  Terms<n_sums> measure(T, T grad, T) const noexcept { return {square(grad)}; }
+  void measure(T, T grad, T, double& grad_sq) const noexcept { grad_sq += square(grad); }
   void weigh(const double* sums, Memory& average) noexcept {
     double& norm_sq = average.exp_avg_sq;
     norm_sq = is_first > 0 ? sums[0] : beta2 * norm_sq + (1 - beta2) * sums[0];
