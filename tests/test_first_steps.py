@@ -194,6 +194,19 @@ def test_lars(nesterov, clip):
     follows(lambda w: op.LARS(w, LR, 0.8, weight_decay=0.3, **options), make)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("grad", [np.inf, 1e38, 0.0])
+def test_lars_with_a_rate_of_zero(dtype, grad):
+    """At the first step of a warm-up: 0 / 0 where the ratio is divided by the rate."""
+    w, grads = np.array([1.0, 2.0], dtype), np.array([grad, 1.0], dtype)
+    settings = {"lr": 0.0, "trust_clip": True, "always_adapt": True, "trust_coeff": 0.0}
+    with np.errstate(all="ignore"):
+        expected = op.LARS.reference_step(w.copy(), grads, None, **settings)[0]
+    op.LARS(w, **settings).step(grads)
+    np.testing.assert_array_equal(w, expected)
+    assert w[1] == 2.0
+
+
 def test_a_group_that_lars_leaves_to_sgd():
     """Biases, as the authors have it: neither decay nor ratio."""
     w, bias, twin, grad = np.ones(4), np.ones(3), np.ones(3), np.full(3, 0.5)

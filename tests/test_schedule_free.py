@@ -139,3 +139,16 @@ def test_the_weights_that_are_kept_stay_in_full(cls, state_format, rng):
     assert entry["z"].dtype == np.float32
     with opt.averaged():
         assert np.isfinite(param).all()
+
+
+def test_momenta_that_would_leave_the_average_to_rounding(cls):
+    name = "betas" if "betas" in cls.checks else "momentum"
+    small = (1e-8, 0.9) if name == "betas" else 1e-8
+    with pytest.raises(ValueError, match=rf"^{name}: expected .*\[0.001, 1\)"):
+        cls(np.ones(3), **{name: small})
+
+
+def test_a_decay_that_is_part_of_the_rule_is_not_cautious():
+    words = r"^cautious_weight_decay: expected False for AdamWScheduleFree \(its decay is part"
+    with pytest.raises(ValueError, match=words):
+        op.AdamWScheduleFree(np.ones(3), cautious_weight_decay=True)

@@ -15,7 +15,7 @@ struct ScheduleFreeMemory {
 };
 inline constexpr const char* schedule_free_memory[] = {"weight_sum", "lr_max"};
 
-// The share of a step's point in the average. A rate of 0 in all steps so far gives it none.
+// The share of a step's point in the average; none where all weights so far are 0.
 inline double share_in_average(double step, double lr, double r, double weight_lr_power,
                                ScheduleFreeMemory& memory) noexcept {
   memory.lr_max = std::max(memory.lr_max, lr);

@@ -131,6 +131,9 @@ class Rule:
     @classmethod
     def _check_together(cls, settings: Mapping[str, Any]) -> None:
         cls.check_together(settings)
+        if "weight_decay" in cls.row.hyper and settings.get("cautious_weight_decay"):
+            expected = f"False for {cls.__name__} (its decay is part of the rule)"
+            raise ValueError(f"cautious_weight_decay: expected {expected}, got True")
         check_together(settings)
         if cls.row.full_weights and (got := settings.get("rounding", "master")) != "master":
             expected = f"'master' for {cls.__name__} (it keeps other weights too)"

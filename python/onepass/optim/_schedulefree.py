@@ -5,13 +5,17 @@ from typing import Any
 
 import numpy as np
 
+from onepass._hyperparameters import Number
 from onepass._typing import Array
+
+MOMENTUM = Number(low=1e-3, below=1.0)
+"""Less of x in y would leave x to the rounding of y."""
 
 
 def scalars(step: int, values: Mapping[str, Any], lr: float, momentum: float) -> dict[str, float]:
     """Return the numbers of a step of `lr`, and the memory after it.
 
-    A rate of 0 in all steps so far gives the steps no share in the average.
+    Where all weights so far are 0, as with a rate of 0, a step has no share in the average.
     """
     lr_max = max(values["lr_max"], lr)
     weight = step ** values["r"] * lr_max ** values["weight_lr_power"]

@@ -44,11 +44,11 @@ class AdamWScheduleFree(Optimizer, rule="adamw_schedulefree"):
         in place. A group is a mapping with ``"params"`` and the hyperparameters in which it
         differs.
     lr : float >= 0, or schedule
-        Learning rate; it need not fall, and may be larger than Adam's. A schedule is called with
-        the number of completed steps, from 0.
-    betas : a float in (0, 1) and one in [0, 1)
-        Where :math:`y` lies between :math:`z` and :math:`x`, and how much of the old average of g
-        squared stays.
+        Learning rate; no decay of it is needed, and it may be larger than Adam's. A schedule is
+        called with the number of completed steps, from 0.
+    betas : a float in [0.001, 1) and one in [0, 1)
+        The share of :math:`x` in :math:`y`, and how much of the old average of g squared stays. Do
+        not change the first one in a run: :math:`x` is found from :math:`y` and :math:`z` with it.
     eps : float >= 0
         Is added outside the root.
     weight_decay : float >= 0, or schedule
@@ -56,9 +56,9 @@ class AdamWScheduleFree(Optimizer, rule="adamw_schedulefree"):
     warmup_steps : int >= 0
         Over how many steps the rate grows in a straight line; 0 for none.
     r : float in [0, 10]
-        The power of the step by which later steps weigh more in the average.
+        Step :math:`t` weighs :math:`t^r` in the average; 0 lets all weigh alike.
     weight_lr_power : float in [0, 10]
-        The power of the rate by which steps of a larger rate weigh more.
+        A step weighs the largest rate so far to this power.
     maximize : bool
         Ascend instead of descend; the decay still shrinks.
     rectify, silent_sgd_phase
@@ -79,15 +79,15 @@ class AdamWScheduleFree(Optimizer, rule="adamw_schedulefree"):
     -----
     State per parameter: ``z``, which is kept as it is computed whatever `state_format` says and
     begins as the weights of the first step, ``exp_avg_sq``, and two numbers, ``weight_sum`` and
-    ``lr_max``, which belong to a parameter: one that misses a step keeps its own.
+    ``lr_max``, which belong to a parameter: one that misses a step keeps its own. Of weights that
+    you change, and of BatchNorm, see `SGDScheduleFree`.
 
     Differs from
 
     * schedulefree, the authors' package: there ``opt.eval()`` and ``opt.train()`` go from
       :math:`y` to :math:`x` and back, and lose a few bits on the way; `averaged` restores
-      :math:`y` to the bit. There the numbers belong to a group. Its ``AdamWScheduleFreePaper`` has
-      the correction in the rate.
-    * optax: ``contrib.schedule_free_adamw`` has no `r`, and a schedule sees another step there.
+      :math:`y` to the bit. There the numbers belong to a group.
+    * optax: ``contrib.schedule_free_adamw`` has no `r`, and takes a number for the rate.
     * Keras: its share is :math:`1 / t`, whatever the rate does.
     * PyTorch: it has no such class.
 
@@ -108,7 +108,7 @@ class AdamWScheduleFree(Optimizer, rule="adamw_schedulefree"):
 
     checks: ClassVar = {
         "lr": SCHEDULED,
-        "betas": Several((Number(above=0.0, below=1.0), DECAY_RATE)),
+        "betas": Several((_schedulefree.MOMENTUM, DECAY_RATE)),
         "eps": NON_NEGATIVE,
         "warmup_steps": Whole(below=2**53),
         "r": Number(high=10.0),

@@ -23,8 +23,8 @@ class LAMB(Optimizer, rule="lamb"):
         w &\leftarrow w - \eta\, \frac{\|w\|}{\|u\|}\, u
 
     with :math:`t` counted from 1 and the norms taken of a whole array. Where one of them is 0, the
-    ratio is 1: weights of zero would never move. So how arrays are cut counts: a layer is to be an
-    array of its own, and not a part of one long vector.
+    ratio is 1: weights of zero would never move. Give each layer as an array of its own, and not as
+    a part of one long vector.
 
     Parameters
     ----------
@@ -33,8 +33,8 @@ class LAMB(Optimizer, rule="lamb"):
         in place. A group is a mapping with ``"params"`` and the hyperparameters in which it
         differs.
     lr : float >= 0, or schedule
-        Learning rate, the share of its norm by which an array moves. A schedule is called with the
-        number of completed steps, from 0.
+        Learning rate: a step moves an array by this share of the array's own norm. A schedule is
+        called with the number of completed steps, from 0.
     betas : two floats in [0, 1)
         How much of the old averages of g and of g squared stays.
     eps : float >= 0
@@ -64,9 +64,9 @@ class LAMB(Optimizer, rule="lamb"):
     Differs from
 
     * PyTorch: it has no such class.
-    * optax: nothing; it too takes the ratio whether there is a decay or not.
-    * apex, timm: they take the ratio only where there is a decay (``always_adapt``), and clip by a
-      common norm of 1 by default, which is ``max_grad_norm=1``.
+    * optax: its default decay is 0; the rule is the same.
+    * apex, timm: they take the ratio only where there is a decay, unless they are told to adapt
+      always, and clip by a common norm of 1 by default, which is ``max_grad_norm=1``.
     * Keras: its decay is outside the ratio.
     * bitsandbytes: its LAMB is Adam whose update has a largest norm, another rule.
     * The paper's first versions do not correct the averages, and clip the norm of the weights at

@@ -19,9 +19,9 @@ class LARS(Optimizer, rule="lars"):
         v &\leftarrow \mu v + r\, (g + \lambda w) \\
         w &\leftarrow w - \eta v
 
-    with the norms taken of a whole array; where one of them is 0, :math:`r = 1`. The arrays without
-    a decay are left to SGD, :math:`r = 1`, unless `always_adapt` is on. How arrays are cut counts:
-    a layer is to be an array of its own, and not a part of one long vector.
+    with the norms taken of a whole array; where one of them is 0, the ratio is 1. Arrays without a
+    decay, as by default, are left to SGD, :math:`r = 1`, unless `always_adapt` is on. Give each
+    layer as an array of its own, and not as a part of one long vector.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ class LARS(Optimizer, rule="lars"):
     momentum : float in [0, 1)
         How much of the buffer stays, :math:`\mu`. With 0 there is no buffer.
     dampening : float in [0, 1)
-        From the second step on, the buffer takes in this much less.
+        From the second step on, what enters the buffer is multiplied by one minus this.
     weight_decay : float >= 0, or schedule
         :math:`\lambda`, scaled with the gradient.
     nesterov : bool
@@ -43,12 +43,12 @@ class LARS(Optimizer, rule="lars"):
     trust_coeff : float >= 0, optional
         :math:`\tau`. None leaves a group to SGD.
     eps : float >= 0
-        Is added to the norms below.
+        Is added to the denominator.
     trust_clip : bool
-        Let :math:`r` be at most :math:`\eta`, and divide it by that: so the step is never longer
-        than SGD's (LARC).
+        Replace :math:`r` by :math:`\min(r / \eta, 1)`, so that the step is never longer than SGD's
+        (LARC).
     always_adapt : bool
-        Adapt arrays without a decay too.
+        Adapt arrays without a decay too. Use it where the decay is a schedule that reaches 0.
     maximize : bool
         Ascend instead of descend; the decay still shrinks.
     **options
@@ -193,7 +193,7 @@ class LARS(Optimizer, rule="lars"):
             below = grad_norm + param_norm * scalars["weight_decay"] + scalars["eps"]
             ratio = scalars["trust_coeff"] * param_norm / below
         if scalars["clips"]:
-            ratio = min(ratio / scalars["lr"], 1.0) if scalars["lr"] else 1.0
+            ratio = min(ratio / scalars["lr"], 1.0) if scalars["lr"] > 0 else 1.0
         return {**scalars, "ratio": ratio}
 
     @staticmethod

@@ -20,8 +20,8 @@ class NovoGrad(Optimizer, rule="novograd"):
         w &\leftarrow w - \eta m
 
     with the norm taken of a whole array, so that :math:`v` is one number for each. So it keeps
-    half of Adam's state. How arrays are cut counts: a layer is to be an array of its own, and not a
-    part of one long vector.
+    half of Adam's state. Give each layer as an array of its own, and not as a part of one long
+    vector.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class NovoGrad(Optimizer, rule="novograd"):
     weight_decay : float >= 0, or schedule
         Enters the momentum, and is not divided by the norm.
     grad_averaging : bool
-        Let the momentum be an average: :math:`1 - \beta_1` stands before the bracket.
+        Let the momentum be an average: multiply the bracket by :math:`1 - \beta_1`.
     maximize : bool
         Ascend instead of descend; the decay still shrinks.
     **options
@@ -59,9 +59,9 @@ class NovoGrad(Optimizer, rule="novograd"):
     Differs from
 
     * PyTorch: it has no such class.
-    * optax: its default betas are (0.9, 0.25).
-    * timm: its first step is the one in which :math:`v` is 0, so it begins anew after gradients of
-      0; here it is the step that is counted as the first.
+    * optax: its default betas are (0.9, 0.25), and its epsilon is 1e-6.
+    * timm: it begins :math:`v` anew whenever that is 0, so also after gradients of 0; here only the
+      first step begins it.
     * apex: it averages norms, not their squares, and corrects the averages by default.
 
     References

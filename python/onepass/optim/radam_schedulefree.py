@@ -17,10 +17,10 @@ class RAdamScheduleFree(AdamWScheduleFree, rule="radam_schedulefree"):
     .. math::
 
         \eta_t = \eta \cdot
-            \begin{cases} r_t & \rho_t > 4 \\ 0 \text{ or } 1 & \text{else} \end{cases}
+            \begin{cases} r_t & \rho_t > 4 \\ 0 & \text{else} \end{cases}
 
     with :math:`\rho_t` and :math:`r_t` as in `RAdam`. Where :math:`\rho_t \le 4` the gradient is
-    not divided, and `silent_sgd_phase` says whether the weights move at all.
+    not divided, and `silent_sgd_phase` says whether the weights stay where they are, as above.
 
     Parameters
     ----------
@@ -31,8 +31,8 @@ class RAdamScheduleFree(AdamWScheduleFree, rule="radam_schedulefree"):
     lr, betas, eps, weight_decay, r, weight_lr_power, maximize
         As in `AdamWScheduleFree`.
     silent_sgd_phase : bool
-        Leave the weights where they are until the average square is to be trusted; else these
-        steps are those of gradient descent.
+        True: the weights stay where they are while :math:`\rho_t \le 4`. False: those steps are
+        plain gradient descent, with :math:`\eta_t = \eta`.
     **options
         As in `AdamWScheduleFree`: `max_grad_norm`, `max_grad_value`, `nonfinite`, `clear_grads`,
         `state_format`, `seed`, `grads` and `copy_to`; not `ema_decay`, `ema_warmup`, `swa_start`,

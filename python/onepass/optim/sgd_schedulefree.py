@@ -33,18 +33,19 @@ class SGDScheduleFree(Optimizer, rule="sgd_schedulefree"):
         in place. A group is a mapping with ``"params"`` and the hyperparameters in which it
         differs.
     lr : float >= 0, or schedule
-        Learning rate; it need not fall. A schedule is called with the number of completed steps,
-        from 0.
-    momentum : float in (0, 1)
-        Where :math:`y` lies between :math:`z` and :math:`x`, :math:`\mu`.
+        Learning rate; no decay of it is needed. A schedule is called with the number of completed
+        steps, from 0.
+    momentum : float in [0.001, 1)
+        :math:`\mu`, the share of :math:`x` in :math:`y`. Do not change it in a run: :math:`x` is
+        found from :math:`y` and :math:`z` with it.
     weight_decay : float >= 0, or schedule
         Coupled (L2): the gradient becomes :math:`g + \lambda y`.
     warmup_steps : int >= 0
         Over how many steps the rate grows in a straight line, :math:`T_\text{warmup}`; 0 for none.
     r : float in [0, 10]
-        The power of the step by which later steps weigh more in the average.
+        Step :math:`t` weighs :math:`t^r` in the average; 0 lets all weigh alike.
     weight_lr_power : float in [0, 10]
-        The power of the rate by which steps of a larger rate weigh more, :math:`p`.
+        A step weighs the largest rate so far to this power, :math:`p`.
     maximize : bool
         Ascend instead of descend.
     **options
@@ -64,7 +65,9 @@ class SGDScheduleFree(Optimizer, rule="sgd_schedulefree"):
     -----
     State per parameter: ``z``, which is kept as it is computed whatever `state_format` says and
     begins as the weights of the first step, and two numbers, ``weight_sum`` and ``lr_max``, which
-    belong to a parameter: one that misses a step keeps its own.
+    belong to a parameter: one that misses a step keeps its own. Weights that you change after the
+    first step are pulled back to where ``z`` is. The running statistics of a BatchNorm are of
+    :math:`y`: for those of :math:`x`, let some batches pass inside the block before you evaluate.
 
     Differs from
 
@@ -72,7 +75,7 @@ class SGDScheduleFree(Optimizer, rule="sgd_schedulefree"):
       :math:`y` to :math:`x` and back, and lose a few bits on the way; `averaged` restores
       :math:`y` to the bit. A step in the wrong mode is an error in both.
       There the numbers belong to a group.
-    * optax: ``contrib.schedule_free_sgd`` has no `r`, and a schedule sees another step there.
+    * optax: ``contrib.schedule_free_sgd`` has no `r`, and takes a number for the rate.
     * PyTorch: it has no such class.
 
     References
@@ -96,7 +99,7 @@ class SGDScheduleFree(Optimizer, rule="sgd_schedulefree"):
 
     checks: ClassVar = {
         "lr": SCHEDULED,
-        "momentum": Number(above=0.0, below=1.0),
+        "momentum": _schedulefree.MOMENTUM,
         "warmup_steps": Whole(below=2**53),
         "r": Number(high=10.0),
         "weight_lr_power": Number(high=10.0),

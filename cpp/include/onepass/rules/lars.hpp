@@ -54,7 +54,7 @@ struct LARS {
     ratio = param_norm > 0 && grad_norm > 0
                 ? trust_coeff * param_norm / (grad_norm + param_norm * weight_decay + eps)
                 : 1;
-    if (clips > 0) ratio = std::min<T>(ratio / lr, 1);
+    if (clips > 0) ratio = lr > 0 ? std::min<T>(ratio / lr, 1) : 1;
   }
 
   void operator()(T& param, T grad, [[maybe_unused]] T& momentum_buffer) const noexcept {
