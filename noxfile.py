@@ -76,8 +76,8 @@ def cpp(session: nox.Session) -> None:
     """
     session.install("cmake>=3.25", "pybind11>=3")
     session.env["CMAKE_BUILD_PARALLEL_LEVEL"] = str(os.cpu_count())
-    compilers = ["driver", *(["clang"] if shutil.which("clang++") else [])]
-    for preset in (*compilers, "sanitize", "tsan", "module"):
+    compilers = ["module", *(["clang"] if shutil.which("clang++") else [])]
+    for preset in (*compilers, "sanitize", "tsan"):
         session.run("cmake", "--workflow", "--preset", preset)
     for preset in compilers:
         _check_kernels(session, Path("build", preset))
