@@ -122,7 +122,7 @@ void Optimizer::leave_out() {
 }
 
 void Optimizer::measure(const StepOptions& options, Ready& ready) {
-  sums_.resize(count_blocks(tensors));
+  sums_.resize(total_blocks(tensors));
   const Norm found = onepass::norm(tensors, sums_, options.num_threads);
   ready.norm = found.value / options.grad_scale;
   if (found.nonfinite) ready.nonfinite = found.nonfinite - tensors.data();
@@ -152,7 +152,7 @@ void Optimizer::prepare_sums() {
     const Parameter& param = params[i];
     measures_[i] = find_measure(groups[param.group].variant(), param.is_double, param.state_format);
   }
-  sums_.resize(count_blocks(tensors) * groups[0].rule->n_sums);
+  sums_.resize(total_blocks(tensors) * groups[0].rule->n_sums);
 }
 
 // Goes on with the next tensors once the first ones have stepped: what a step reads is still in the

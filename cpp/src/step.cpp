@@ -103,8 +103,7 @@ void for_each_range(std::span<Tensor> tensors, int threads, const Body& body) no
 double sum_of_squares(std::span<Tensor> tensors, std::span<double> sums, int threads,
                       double unit) noexcept {
   const bool prefetch_ahead = total_elements(tensors) * sizeof(float) > far_for_sums;
-  const auto of_one = [](const Tensor& tensor) noexcept { return count_blocks(tensor); };
-  for_each_piece(tensors, threads, of_one,
+  for_each_piece(tensors, threads, count_blocks,
                  [&](const Tensor& tensor, std::size_t index, std::size_t among_all) noexcept {
                    const Range range = block(tensor, index);
                    sums[among_all] = tensor.squares(tensor.streams.grad, range.begin, range.end,
@@ -150,8 +149,7 @@ void zero_gradients(std::span<Tensor> tensors, int threads) noexcept {
 
 void measure(std::span<Tensor> tensors, const Measure* how, std::size_t n_sums,
              std::span<double> sums, int threads) noexcept {
-  const auto of_one = [](const Tensor& tensor) noexcept { return count_blocks(tensor); };
-  for_each_piece(tensors, threads, of_one,
+  for_each_piece(tensors, threads, count_blocks,
                  [&](const Tensor& tensor, std::size_t index, std::size_t among_all) noexcept {
                    const Range range = block(tensor, index);
                    how[&tensor - tensors.data()](tensor.streams, range.begin, range.end,
@@ -163,7 +161,7 @@ std::size_t count_blocks(const Tensor& tensor) noexcept {
   return divide_up(tensor.size, norm_block);
 }
 
-std::size_t count_blocks(std::span<const Tensor> tensors) noexcept {
+std::size_t total_blocks(std::span<const Tensor> tensors) noexcept {
   std::size_t blocks = 0;
   for (const Tensor& tensor : tensors) blocks += count_blocks(tensor);
   return blocks;

@@ -39,7 +39,7 @@ struct Norm {
 };
 // In how many blocks the tensors are summed, by norm() and by measure().
 std::size_t count_blocks(const Tensor& tensor) noexcept;
-std::size_t count_blocks(std::span<const Tensor> tensors) noexcept;
+std::size_t total_blocks(std::span<const Tensor> tensors) noexcept;
 // The same bits for any number of threads.
 Norm norm(std::span<Tensor> tensors, std::span<double> sums, int threads) noexcept;
 

@@ -141,7 +141,7 @@ void check_generated() {
     }
     double norms[2];
     for (const int of : {0, 1}) {
-      std::vector<double> sums(onepass::count_blocks(made[of].tensors));
+      std::vector<double> sums(onepass::total_blocks(made[of].tensors));
       norms[of] = onepass::norm(made[of].tensors, sums, of ? threads : 1).value;
       onepass::step(made[of].tensors, of ? threads : 1);
     }
@@ -165,7 +165,7 @@ void check_norm(Format grad = plain) {
   const auto measure = [&](const onepass::Isa& isa, int threads) {
     std::vector<onepass::Tensor> tensors;
     for (const auto& each : arrays) tensors.push_back(each->tensor({isa.kernels, 0, 0}));
-    std::vector<double> sums(onepass::count_blocks(tensors));
+    std::vector<double> sums(onepass::total_blocks(tensors));
     const onepass::Norm norm = onepass::norm(tensors, sums, threads);
     const auto culprit = norm.nonfinite ? norm.nonfinite - tensors.data() : -1;
     return std::pair(norm.value, culprit);

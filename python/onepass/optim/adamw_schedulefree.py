@@ -191,17 +191,12 @@ class AdamWScheduleFree(Optimizer, rule="adamw_schedulefree"):
         divides: float,
         eps: float,
         weight_decay: float,
-        is_first: float,
-        share: float,
-        rest: float,
-        lr: float,
-        param_lr: float,
+        **move: float,
     ) -> tuple[Array, Array, Array]:
         """Return the new weights y and z, and the average square."""
         exp_avg_sq = beta2 * exp_avg_sq + one_minus_beta2 * grad * grad
         denominator = np.where(divides > 0, np.sqrt(exp_avg_sq * inv_bias2) + eps, 1)
         update = grad / denominator + weight_decay * param
-        move = {"is_first": is_first, "share": share, "rest": rest, "lr": lr, "param_lr": param_lr}
         return *_schedulefree.moved(param, z, update, **move), exp_avg_sq
 
     @staticmethod

@@ -150,15 +150,9 @@ class SGDScheduleFree(Optimizer, rule="sgd_schedulefree"):
         param: Array,
         grad: Array,
         z: Array,
-        *,
-        is_first: float,
-        share: float,
-        rest: float,
-        lr: float,
-        param_lr: float,
+        **move: float,
     ) -> tuple[Array, Array]:
         """Return the new weights y and z."""
-        move = {"is_first": is_first, "share": share, "rest": rest, "lr": lr, "param_lr": param_lr}
         return _schedulefree.moved(param, z, grad, **move)
 
     @staticmethod
