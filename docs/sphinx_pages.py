@@ -135,7 +135,7 @@ def _summary(cls: type[Optimizer]) -> str:
         keeps += f" and {count} for each parameter, `{'`, `'.join(cls.row.memory)}`"
     # In float32: parameter and state are read and written, the gradient is read.
     moves = f"moves {12 + 8 * len(names)} bytes an element"
-    moves += ", and measures before" * bool(cls.row.n_sums)
+    moves += ", and measures before" * cls.row.measures(cls.defaults)
     return f"* {{doc}}`generated/optimizers/{cls.__name__}`: {says}; {keeps}, {moves}\n"
 
 

@@ -42,7 +42,7 @@ CASES = [
 def shape_of_state(cls: type[Optimizer], settings: Mapping[str, Any]) -> tuple[Any, ...]:
     """What the loop sees of a rule: which arrays it keeps, and of what kind."""
     row, values = cls.row, {**cls.defaults, **settings}
-    if row.n_sums:
+    if row.measures(values):
         return ("measures",)
     arrays = zip(row.used_states(values), row.has_sign, row.in_full, strict=True)
     return tuple((sign, in_full) for name, sign, in_full in arrays if name)
@@ -78,7 +78,7 @@ MOST = {"state_format": "q8", "rounding": "stochastic", "ema_decay": 0.9}
 SHAPES = one_of_each(
     sorted(
         [case for case in CASES if accepts(case[0], {**case[1], **MOST})],
-        key=lambda case: -len(case[0].row.states) if case[0].row.n_sums else 0,
+        key=lambda case: -len(case[0].row.states) if shape_of_state(*case) == ("measures",) else 0,
     ),
     lambda case: (shape_of_state(*case), SHARED[1].keys() <= case[1].keys()),
 )
@@ -87,7 +87,7 @@ SHAPES = one_of_each(
 KINDS = one_of_each(
     sorted(
         [cls for cls in optim.registry.values() if accepts(cls, MOST)],
-        key=lambda cls: (not (cls.row.memory and cls.row.n_sums), bool(cls.row.n_sums)),
+        key=lambda cls: (not (cls.row.memory and any(cls.row.n_sums)), all(cls.row.n_sums)),
     ),
     kind_of_state,
 )

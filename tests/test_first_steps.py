@@ -37,6 +37,52 @@ def test_lion():
     check(lambda w: op.Lion(w, LR, weight_decay=0.3), path(paper))
 
 
+CAUTIOUS_GRADS = [(1.0, -2.0, 0.5), (-0.25, -1.0, -3.0), (0.0, 0.5, -2.0), (4.0, 1e-30, -1.0)]
+
+
+def cautious(update, grad):
+    """A step whose elements that disagree with the gradient are left out (Liang et al., 2024)."""
+    mask = [float(u * g > 0) for u, g in zip(update, grad, strict=True)]
+    return [u * m / max(sum(mask) / len(mask), 1e-3) for u, m in zip(update, mask, strict=True)]
+
+
+def test_cautious_adamw():
+    opt = op.AdamW(w := np.ones(3), LR, (0.8, 0.9), 0.01, weight_decay=0.3, cautious=True)
+    weights, m, v = [1.0] * 3, [0.0] * 3, [0.0] * 3
+    for t, grad in enumerate(CAUTIOUS_GRADS, 1):
+        opt.step(np.array(grad))
+        m = [0.8 * old + 0.2 * g for old, g in zip(m, grad, strict=True)]
+        v = [0.9 * old + 0.1 * g * g for old, g in zip(v, grad, strict=True)]
+        for i, step in enumerate(cautious(m, grad)):
+            below = sqrt(v[i] / (1 - 0.9**t)) + 0.01
+            weights[i] = (1 - LR * 0.3) * weights[i] - LR * step / (1 - 0.8**t) / below
+        np.testing.assert_allclose(w, weights, rtol=1e-13)
+
+
+def test_cautious_lion():
+    opt = op.Lion(w := np.ones(3), LR, (0.5, 0.9), weight_decay=0.3, cautious=True)
+    weights, m = [1.0] * 3, [0.0] * 3
+    for grad in CAUTIOUS_GRADS:
+        opt.step(np.array(grad))
+        average = [0.5 * old + 0.5 * g for old, g in zip(m, grad, strict=True)]
+        m = [0.9 * old + 0.1 * g for old, g in zip(m, grad, strict=True)]
+        for i, step in enumerate(cautious(list(map(sign, average)), grad)):
+            weights[i] = (1 - LR * 0.3) * weights[i] - LR * step
+        np.testing.assert_allclose(w, weights, rtol=1e-13)
+
+
+def test_elements_that_agree_nowhere_are_not_enlarged_beyond_bounds():
+    """One of ten thousand agrees: 1,000 times its step, and not 10,000 times."""
+    grad = np.full(10_000, -1.0)
+    opt = op.Lion(w := np.zeros(10_000), 0.5, (0.5, 0.5), cautious=True)
+    opt.step(-3 * grad)  # every average is 1.5 now, and 0.25 after the next gradient
+    w[:] = 0
+    grad[0] = 1.0
+    opt.step(grad)
+    assert w[0] == -0.5 * 1000
+    assert not w[1:].any()
+
+
 def test_adadelta():
     memory = {"g": 0.0, "d": 0.0}
 

@@ -83,8 +83,9 @@ py::dict rules() {
   py::dict rules;
   for (const RuleRow* found : kernels_in_use->rules) {
     const RuleRow& row = *found;
-    py::list variants;  // per combination of options: which state it uses
+    py::list variants, n_sums;  // per combination of options
     for (const Variant& variant : row.variants) {
+      n_sums.append(variant.n_sums);
       py::list used;
       for (std::size_t k = 0; k < row.states.size(); ++k) used.append(variant.uses_state[k]);
       variants.append(py::tuple(used));
@@ -105,7 +106,7 @@ py::dict rules() {
     rule["uses_state"] = variants;
     rule["memory"] = to_list(row.memory);
     rule["full_weights"] = row.full_weights;
-    rule["n_sums"] = row.n_sums;
+    rule["n_sums"] = n_sums;
     rule["memory_start"] =
         py::cast(std::vector<double>(row.memory_start.begin(), row.memory_start.end()));
     rules[row.name] = rule;

@@ -37,6 +37,8 @@ inline constexpr std::size_t max_sums = 2;      // that a rule measures
 // a block.
 using Measure = void (*)(const Streams&, std::size_t begin, std::size_t end, const double* scalars,
                          double* sums) noexcept;
+// Changes a rule's own scalars, and the memory behind them, by the sums over a tensor of `size`.
+using Weigh = void (*)(double* scalars, const double* sums, double size) noexcept;
 
 // The sum of the squares of x * unit (reduce.hpp).
 using SumOfSquares = double (*)(const Stored& x, std::size_t begin, std::size_t end, double unit,
@@ -56,6 +58,8 @@ struct Variant {
   bool uses_state[max_states];
   std::array<Measure, state_formats> measure_f32{};  // null where the rule measures nothing
   Measure measure_f64 = nullptr;
+  std::size_t n_sums = 0;  // that it measures of each tensor
+  Weigh weigh = nullptr;
 };
 
 // The kernel of a parameter; `decays`: by either weight decay.
@@ -85,9 +89,6 @@ struct RuleRow {
   // behind them what its memory becomes.
   void (*at)(double step, const double* hyper, const double* memory,
              double* scalars) noexcept = nullptr;
-  std::size_t n_sums = 0;  // that it measures of each tensor
-  // Changes those numbers by the sums.
-  void (*weigh)(double* scalars, const double* sums) noexcept = nullptr;
 };
 
 // The loops of batch normalisation (batchnorm.hpp, channel_values.hpp) for one choice of what an

@@ -21,10 +21,16 @@ static_assert(FLT_EVAL_METHOD == 0, "x87 computes wider than it stores: other bi
 namespace onepass::inline ONEPASS_ISA {
 namespace {
 
-// The rule's scalars, rounded from double to the type it computes in, as NumPy rounds them.
-template <class Rule, class T, std::size_t... I>
-Rule make_rule(const double* scalars, std::index_sequence<I...>) noexcept {
-  return Rule{static_cast<T>(scalars[I])...};
+// A structure of numbers from an array of doubles, each rounded as NumPy rounds it; and back.
+template <class Numbers, class T = double>
+Numbers from_array(const double* values) noexcept {
+  return [&]<std::size_t... i>(std::index_sequence<i...>) {
+    return Numbers{static_cast<T>(values[i])...};
+  }(std::make_index_sequence<sizeof(Numbers) / sizeof(T)>{});
+}
+template <class Numbers>
+constexpr auto to_array(const Numbers& numbers) {
+  return std::bit_cast<std::array<double, sizeof(Numbers) / sizeof(double)>>(numbers);
 }
 
 template <class T>
@@ -43,8 +49,7 @@ Stages<T> make_stages(const double* scalars) noexcept {
 template <class Rule, class T, template <bool> class State>
 void run_measure(const Streams& streams, std::size_t begin, std::size_t end, const double* scalars,
                  double* sums) noexcept {
-  const auto rule = make_rule<Rule, T>(scalars + shared_scalars,
-                                       std::make_index_sequence<std::size(Rule::scalars)>{});
+  const auto rule = from_array<Rule, T>(scalars + shared_scalars);
   measure<State>(streams, begin, end, rule, make_stages<T>(scalars), sums);
 }
 
@@ -54,8 +59,7 @@ template <class Rule, class T, template <bool> class State, Decay decay, Decay r
 void run_kernel(const Streams& streams, std::size_t begin, std::size_t end,
                 const double* scalars) noexcept {
   const auto stages = make_stages<T>(scalars);
-  const auto rule = make_rule<Rule, T>(scalars + shared_scalars,
-                                       std::make_index_sequence<std::size(Rule::scalars)>{});
+  const auto rule = from_array<Rule, T>(scalars + shared_scalars);
   const Decay found = stages.shrink != 1         ? Decay::decoupled
                       : stages.weight_decay != 0 ? Decay::coupled
                                                  : Decay::none;
@@ -65,9 +69,6 @@ void run_kernel(const Streams& streams, std::size_t begin, std::size_t end,
     update<State, rest>(streams, begin, end, rule, stages);
   }
 }
-
-template <class Rule>
-concept Measures = requires { Rule::n_sums; };
 
 template <class Rule>
 constexpr auto uses_state() {
@@ -87,6 +88,23 @@ constexpr auto state_names() {
   std::array<const char*, std::size(Rule::states)> names{};
   for (std::size_t k = 0; k < names.size(); ++k) names[k] = Rule::states[k].name;
   return names;
+}
+
+template <class Rule>
+concept Remembers = requires { typename Rule::Memory; };
+
+template <class Rule>
+void weigh(double* scalars, const double* sums, double size) noexcept {
+  auto rule = from_array<Rule>(scalars);
+  if constexpr (Remembers<Rule>) {
+    double* const memory = scalars + std::size(Rule::scalars);
+    auto moved = from_array<typename Rule::Memory>(memory);
+    rule.weigh(sums, size, moved);
+    std::ranges::copy(to_array(moved), memory);
+  } else {
+    rule.weigh(sums, size);
+  }
+  std::ranges::copy(to_array(rule), scalars);
 }
 
 // Measured in bench/NOTES.md: which loops are worth the time that they take to compile.
@@ -110,6 +128,9 @@ constexpr Variant make_variant() {
       variant.measure_f32[q8_state] = run_measure<R, float, Q8State>;
     }
     variant.measure_f64 = run_measure<Rule<double>, double, DoubleState>;
+    static_assert(R::n_sums <= max_sums);
+    variant.n_sums = R::n_sums;
+    variant.weigh = weigh<Rule<double>>;
   }
   return variant;
 }
@@ -126,21 +147,6 @@ template <template <class, bool...> class Rule, std::size_t n_options, std::size
 constexpr auto make_variants(std::index_sequence<mask...>) {
   return std::array<Variant, sizeof...(mask)>{
       make_variant<Bound<Rule, mask, std::make_index_sequence<n_options>>::template Type>()...};
-}
-
-template <class Rule>
-concept Remembers = requires { typename Rule::Memory; };
-
-// A structure of doubles, from and to an array.
-template <class Numbers>
-constexpr auto to_array(const Numbers& numbers) {
-  return std::bit_cast<std::array<double, sizeof(Numbers) / sizeof(double)>>(numbers);
-}
-template <class Numbers>
-Numbers from_array(const double* values) noexcept {
-  return [&]<std::size_t... i>(std::index_sequence<i...>) {
-    return Numbers{values[i]...};
-  }(std::make_index_sequence<sizeof(Numbers) / sizeof(double)>{});
 }
 
 // What a rule's header says, in arrays.
@@ -202,32 +208,7 @@ struct Said {
       std::ranges::copy(to_array(Rule::at(step, named)), scalars);
     }
   }
-
-  static void weigh(double* scalars, [[maybe_unused]] const double* sums) noexcept {
-    auto rule = from_array<Rule>(scalars);
-    if constexpr (Remembers<Rule>) {
-      auto moved = from_array<typename Rule::Memory>(scalars + std::size(Rule::scalars));
-      rule.weigh(sums, moved);
-      std::ranges::copy(to_array(moved), scalars + std::size(Rule::scalars));
-    } else {
-      rule.weigh(sums);
-    }
-    std::ranges::copy(to_array(rule), scalars);
-  }
 };
-
-// How many sums a rule takes, and what it makes of them.
-template <class Rule>
-constexpr std::size_t n_sums_of() {
-  if constexpr (Measures<Rule>) return Rule::n_sums;
-  return 0;
-}
-template <class Rule>
-constexpr auto weigh_of() -> void (*)(double*, const double*) noexcept {
-  static_assert(n_sums_of<Rule>() <= max_sums);
-  if constexpr (Measures<Rule>) return Said<Rule>::weigh;
-  return nullptr;
-}
 
 template <template <class, bool...> class Rule, std::size_t n_options>
 constexpr auto variants =
@@ -250,9 +231,7 @@ constexpr RuleRow make_row(const char* name, const char* const* options) {
           .memory = Said<R>::memory,
           .memory_start = Said<R>::memory_start,
           .full_weights = requires { R::full_weights; },
-          .at = Said<R>::at,
-          .n_sums = n_sums_of<R>(),
-          .weigh = weigh_of<R>()};
+          .at = Said<R>::at};
 }
 
 }  // namespace

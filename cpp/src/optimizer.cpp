@@ -75,7 +75,7 @@ void Ready::run() noexcept {
     ++optimizer.skipped;
     return;
   }
-  if (optimizer.measures_.empty()) {
+  if (optimizer.measuring_.empty()) {
     step(optimizer.tensors, num_threads_);
   } else {
     optimizer.measure_and_step(num_threads_);
@@ -104,8 +104,8 @@ Ready Optimizer::prepare(const StepOptions& options) {
     ready.clipped = coefficient < 1;
   }
   if (ready.skipped) return ready;
-  compute(options, coefficient / options.grad_scale);
-  if (!groups.empty() && groups[0].rule->weigh) prepare_sums();
+  measuring_.clear();
+  if (compute(options, coefficient / options.grad_scale)) prepare_measuring();
   return ready;
 }
 
@@ -146,35 +146,40 @@ void Optimizer::move_memory() noexcept {
 }
 
 // Makes room for what the step will measure.
-void Optimizer::prepare_sums() {
-  measures_.resize(params.size());
+void Optimizer::prepare_measuring() {
+  measuring_.resize(params.size());
+  Job* job = jobs_.data();
   for (std::size_t i = 0; i < params.size(); ++i) {
+    if (!tensors[i].streams.grad.data) continue;
+    while (job->scalars.data() != tensors[i].scalars) ++job;
     const Parameter& param = params[i];
-    measures_[i] = find_measure(groups[param.group].variant(), param.is_double, param.state_format);
+    const Variant& variant = groups[param.group].variant();
+    measuring_[i] = {find_measure(variant, param.is_double, param.state_format), variant.weigh,
+                     job->scalars.data() + shared_scalars};
   }
-  sums_.resize(total_blocks(tensors) * groups[0].rule->n_sums);
+  sums_.resize(total_blocks(tensors) * max_sums);
 }
 
 // Goes on with the next tensors once the first ones have stepped: what a step reads is still in the
 // cache, where it was measured.
 void Optimizer::measure_and_step(int threads) noexcept {
   constexpr std::size_t most_elements = 65536;  // four arrays of floats fill 1 MB of L2
-  const RuleRow& rule = *groups[0].rule;
-  Job* job = jobs_.data();
   for (std::size_t first = 0, last = 0; first < tensors.size(); first = last) {
     std::size_t elements = 0;
     do {
       elements += tensors[last++].size;
     } while (last < tensors.size() && elements + tensors[last].size <= most_elements);
     const std::span<Tensor> together(tensors.data() + first, last - first);
-    onepass::measure(together, measures_.data() + first, rule.n_sums, sums_, threads);
+    const Measuring* how = measuring_.data() + first;
+    onepass::measure(together, how, sums_, threads);
     const double* block = sums_.data();
     for (const Tensor& tensor : together) {
       double totals[max_sums] = {};
       for (std::size_t b = 0; b < count_blocks(tensor); ++b) {
-        for (std::size_t k = 0; k < rule.n_sums; ++k) totals[k] += *block++;
+        for (double& total : totals) total += *block++;
       }
-      if (tensor.streams.grad.data) rule.weigh(job++->scalars.data() + shared_scalars, totals);
+      if (how->weigh) how->weigh(how->scalars, totals, static_cast<double>(tensor.size));
+      ++how;
     }
     step(together, threads);
   }
@@ -182,28 +187,30 @@ void Optimizer::measure_and_step(int threads) noexcept {
 
 bool Optimizer::share_job(std::size_t param, std::size_t other) noexcept {
   const Parameter &a = params[param], &b = params[other];
-  if (groups[a.group].rule->weigh) return false;  // each has numbers of its own
   const std::span<double> own = memory_of(param);
   return a.group == b.group && a.steps == b.steps && a.average_from == b.average_from &&
          (own.empty() || std::memcmp(own.data(), memory_of(other).data(), own.size_bytes()) == 0);
 }
 
-void Optimizer::compute(const StepOptions& options, double factor) {
+// Returns whether any tensor is to be measured.
+bool Optimizer::compute(const StepOptions& options, double factor) {
   if (jobs_.size() < params.size()) jobs_.resize(params.size());  // none moves while one is used
   Job* job = jobs_.data();
   std::size_t before = params.size();  // none
   const Variant* variant = nullptr;
+  bool measures = false;
   for (std::size_t i = 0; i < params.size(); ++i) {
     Tensor& tensor = tensors[i];
     if (!tensor.streams.grad.data) continue;
     const Parameter& param = params[i];
     const Group& group = groups[param.group];
     const bool is_first = before == params.size();
-    if (is_first || !share_job(i, before)) {
+    if (is_first || variant->weigh || !share_job(i, before)) {
       if (!is_first) ++job;
       fill_scalars(group, param, memory_of(i).data(), options.seed, factor, job->scalars.data());
       job->bits.reset();
       variant = &group.variant();
+      measures = measures || variant->weigh;
     }
     if (param.rounds && !job->bits) job->draw(options.seed);
     before = i;
@@ -212,6 +219,7 @@ void Optimizer::compute(const StepOptions& options, double factor) {
     tensor.scalars = job->scalars.data();
     tensor.streams.random = param.rounds ? job->bits.get() : nullptr;
   }
+  return measures;
 }
 
 void accumulate(std::span<Tensor> tensors, const KernelTable& kernels, int num_threads) noexcept {

@@ -147,13 +147,13 @@ class Optimizer {
   void leave_out();
   bool share_job(std::size_t param, std::size_t other) noexcept;
   [[gnu::cold]] void move_memory() noexcept;
-  [[gnu::cold]] void prepare_sums();
+  [[gnu::cold]] void prepare_measuring();
   [[gnu::cold]] void measure_and_step(int threads) noexcept;
   void measure(const StepOptions& options, Ready& ready);
-  void compute(const StepOptions& options, double factor);
+  bool compute(const StepOptions& options, double factor);
   std::vector<Job> jobs_;
   std::vector<double> sums_;
-  std::vector<Measure> measures_;  // of each tensor, where the rule measures
+  std::vector<Measuring> measuring_;  // of each tensor; empty where none is measured
 };
 
 // Adds each tensor's gradient to its `param`.

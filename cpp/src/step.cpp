@@ -147,13 +147,15 @@ void zero_gradients(std::span<Tensor> tensors, int threads) noexcept {
   });
 }
 
-void measure(std::span<Tensor> tensors, const Measure* how, std::size_t n_sums,
-             std::span<double> sums, int threads) noexcept {
+void measure(std::span<Tensor> tensors, const Measuring* how, std::span<double> sums,
+             int threads) noexcept {
   for_each_piece(tensors, threads, count_blocks,
                  [&](const Tensor& tensor, std::size_t index, std::size_t among_all) noexcept {
+                   const Measure sum = how[&tensor - tensors.data()].measure;
                    const Range range = block(tensor, index);
-                   how[&tensor - tensors.data()](tensor.streams, range.begin, range.end,
-                                                 tensor.scalars, &sums[among_all * n_sums]);
+                   if (!sum) return;
+                   sum(tensor.streams, range.begin, range.end, tensor.scalars,
+                       &sums[among_all * max_sums]);
                  });
 }
 

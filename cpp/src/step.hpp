@@ -25,9 +25,16 @@ std::size_t total_elements(std::span<const Tensor> tensors) noexcept;
 // The arrays must not overlap where one of them is written. Cannot fail.
 void step(std::span<Tensor> tensors, int threads) noexcept;
 
-// What a rule measures: fills `sums` block by block, n_sums side by side. `how`: of each tensor.
-void measure(std::span<Tensor> tensors, const Measure* how, std::size_t n_sums,
-             std::span<double> sums, int threads) noexcept;
+// How a tensor is measured before its step, and the numbers of the step that depend on it. Of one
+// that is not, all are null.
+struct Measuring {
+  Measure measure = nullptr;
+  Weigh weigh = nullptr;
+  double* scalars = nullptr;  // the rule's own
+};
+// Fills `sums` block by block, max_sums side by side. `how`: of each tensor.
+void measure(std::span<Tensor> tensors, const Measuring* how, std::span<double> sums,
+             int threads) noexcept;
 
 // Zeroes the gradients that are to be zeroed, which is all that a skipped step does.
 void zero_gradients(std::span<Tensor> tensors, int threads) noexcept;

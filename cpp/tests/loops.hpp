@@ -50,17 +50,18 @@ inline Wide numbers_of(const Given& given) {
 template <template <bool> class State, class Rule, class Wide, class Stages>
 inline void weigh(Wide& wide, const Rule& rule, const onepass::Streams& streams, std::size_t n,
                   const Given& given, const Stages& stages) {
-  if constexpr (requires { Rule::n_sums; }) {
+  if constexpr (onepass::Measures<Rule>) {
     constexpr std::size_t block = 16384;
+    const auto size = static_cast<double>(n);
     double totals[Rule::n_sums] = {}, sums[Rule::n_sums];
     for (std::size_t begin = 0; begin < n; begin += block) {
       onepass::measure<State>(streams, begin, std::min(n, begin + block), rule, stages, sums);
       for (std::size_t k = 0; k < Rule::n_sums; ++k) totals[k] += sums[k];
     }
     if constexpr (requires { typename Wide::Memory; }) {
-      wide.weigh(totals, *reinterpret_cast<typename Wide::Memory*>(given.memory));
+      wide.weigh(totals, size, *reinterpret_cast<typename Wide::Memory*>(given.memory));
     } else {
-      wide.weigh(totals);
+      wide.weigh(totals, size);
     }
   }
 }

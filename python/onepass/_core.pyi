@@ -20,7 +20,7 @@ class RuleRow(TypedDict):
     memory: list[str]
     memory_start: list[float]
     full_weights: bool
-    n_sums: int
+    n_sums: list[int]
 
 isa: str
 isas: dict[str, bool]

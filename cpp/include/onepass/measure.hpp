@@ -12,24 +12,30 @@
 
 namespace onepass::inline ONEPASS_ISA {
 
+template <class Rule>
+concept Measures = requires { Rule::n_sums; } && (Rule::n_sums > 0);
+
 // Writes the sums of elements [begin, end) to `sums`; `begin` is that of a block. They are taken in
 // double, a lane for each place in a row, and the lanes then added up in halves: the number of
-// elements alone decides about the order. The stages must not decay.
+// elements alone decides about the order. A decoupled decay is still to come.
 template <template <bool> class State, class T, class Rule, std::size_t... K>
 void measure(const Streams& streams, std::size_t begin, std::size_t end, const Rule& rule,
              const Stages<T>& stages, double* sums, std::index_sequence<K...>) noexcept {
   static_assert(row_size == lanes);
   alignas(cache_line) double sums_of_lanes[Rule::n_sums][lanes] = {};
   alignas(cache_line) T scratch[block_size], opened[block_size], prepared[block_size];
-  const bool prepares = must_prepare<Decay::none>(stages);
+  const bool prepares = must_prepare<Decay::decoupled>(stages);
   for (; begin < end; begin += block_size) {
     const std::size_t n = std::min(end - begin, block_size);
     T* param = open(streams.param, begin, n, scratch);
     if constexpr (std::is_same_v<T, float>) {
-      if (streams.follows) streams.copy.codec->follow(streams.copy, begin, n, param);
+      if (streams.follows) {  // the step itself will write the master
+        param = std::copy_n(param, n, scratch) - n;
+        streams.copy.codec->follow(streams.copy, begin, n, param);
+      }
     }
     const T* grad = open(streams.grad, begin, n, opened);
-    if (prepares) prepare_tile<Decay::none>(prepared, grad, param, n, stages);
+    if (prepares) prepare_tile<Decay::decoupled>(prepared, grad, param, n, stages);
     const T* const given = prepares ? prepared : grad;
     const T scale = prepares ? T{1} : stages.scale;
     [&]<std::size_t... k>(std::index_sequence<k...>, const auto... readers) {

@@ -21,11 +21,12 @@
 // One whose numbers depend on the whole tensor has a pass before, which adds up what it makes of
 // each element:
 //
-//     static constexpr std::size_t n_sums;
+//     static constexpr std::size_t n_sums;  // 0 where its options need none
 //     void measure(T param, T grad, T... state, double&... sums) const noexcept;  // adds to them
-//     void weigh(const double* sums[, Memory&]) noexcept;  // changes its members; T is double
+//     void weigh(const double* sums, double size[, Memory&]) noexcept;  // T is double
 //
-// It does its weight decay itself, as `weight_decay` among `hyper`. And one that keeps other
+// `weigh` changes the members; `size` is the tensor's. Where the weights count in the sums, such a
+// rule does its weight decay itself, as `weight_decay` among `hyper`. And one that keeps other
 // weights beside the parameter, from which these must not drift apart,
 //
 //     static constexpr bool full_weights = true;  // no rounding of them between steps
@@ -75,6 +76,18 @@ inline T maximum(T a, T b) noexcept {
 template <class T>
 inline T sign(T x) noexcept {
   return x > 0 ? T(1) : x < 0 ? T(-1) : x == 0 ? T(0) : x;
+}
+
+// 1 where a step and its gradient have the same sign, else 0. The product is what the authors take:
+// it may underflow to 0.
+template <class T>
+inline T agree(T step, T grad) noexcept {
+  return step * grad > 0 ? T(1) : T(0);
+}
+// What the elements that agree are multiplied by, so that the step stays as long as it was.
+inline double cautious_scale(double agreeing, double size) noexcept {
+  const double mean = agreeing / size;
+  return 1 / (mean > 1e-3 ? mean : 1e-3);
 }
 
 }  // namespace onepass::inline ONEPASS_ISA

@@ -69,15 +69,20 @@ def _folded(lanes: Array) -> float:
     return float(lanes[0])
 
 
-def measured(values: Array, order: Any) -> float:
-    """Return the sum of the squares of what a rule measures, as it lies in memory, in double.
+def squared(values: Array) -> Array:
+    """Return squares to be summed: in double."""
+    return np.square(values.astype(np.float64))
+
+
+def measured(terms: Array, order: Any) -> float:
+    """Return the sum of what a rule measures, as it lies in memory, in double.
 
     A block is summed in lanes, and the blocks' sums in their order (measure.hpp).
     """
-    squares = np.square(values.ravel(order=order).astype(np.float64))
+    terms = terms.ravel(order=order).astype(np.float64)
     total = 0.0
-    for begin in range(0, squares.size, BLOCK):
-        block = squares[begin : begin + BLOCK]
+    for begin in range(0, terms.size, BLOCK):
+        block = terms[begin : begin + BLOCK]
         rows = np.zeros((-(-block.size // LANES), LANES))
         rows.ravel()[: block.size] = block
         lanes = np.zeros(LANES)
@@ -85,6 +90,16 @@ def measured(values: Array, order: Any) -> float:
             lanes += row
         total += _folded(lanes)
     return total
+
+
+def agreeing(step: Array, grad: Array) -> Array:
+    """Return 1 where a step and its gradient have the same sign, else 0."""
+    return (step * grad > 0).astype(step.dtype)
+
+
+def cautious_scale(agreeing: float, size: int) -> float:
+    """Return what so many elements of an array are multiplied by, those that agree."""
+    return 1 / max(agreeing / max(size, 1), 1e-3)
 
 
 def sum_of_squares(grad: Array) -> list[float]:

@@ -35,8 +35,8 @@ class Row:
     full_weights: bool
     """Whether its weights must not be rounded between steps: they would drift apart from others
     that it keeps."""
-    n_sums: int
-    """How many sums over the whole array it takes before a step."""
+    n_sums: tuple[int, ...]
+    """For each variant, how many sums over the whole array it takes before a step."""
 
     def variant(self, settings: Mapping[str, Any]) -> int:
         """Return the number of the kernels that go with these settings.
@@ -44,6 +44,10 @@ class Row:
         An option is on where its setting is a schedule: the state must not come and go.
         """
         return sum(1 << k for k, name in enumerate(self.options) if settings[name])
+
+    def measures(self, settings: Mapping[str, Any]) -> bool:
+        """Return whether a step with these settings depends on sums over the whole array."""
+        return self.n_sums[self.variant(settings)] > 0
 
     def start_values(self, settings: Mapping[str, Any]) -> list[float]:
         """Return what each of the arrays starts from."""

@@ -108,25 +108,29 @@ class Rule:
     def measure(
         param: Array, grad: Array, *state: Array | None, **scalars: Any
     ) -> tuple[Array, ...]:
-        """Return what the rule takes the squares' sums of, over a whole array, before its step."""
+        """Return the terms of each sum over a whole array that the rule takes before its step."""
         raise NotImplementedError
 
     @staticmethod
-    def weigh(scalars: dict[str, float], sums: Sequence[float]) -> dict[str, float]:
-        """Return the numbers of the step, and the memory after it, once the sums are known."""
+    def weigh(scalars: dict[str, float], sums: Sequence[float], size: int) -> dict[str, float]:
+        """Return the numbers of the step, and the memory after it, once the sums are known.
+
+        `size` is the number of elements that they are taken over.
+        """
         raise NotImplementedError
 
     @classmethod
     def _weighed(
-        cls, scalars: dict[str, Any], arrays: Sequence[Any], flags: Mapping[str, bool]
+        cls, scalars: dict[str, Any], arrays: Sequence[Any], settings: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Return the numbers of a step once the rule has measured the arrays, where it does."""
-        if not cls.row.n_sums:
+        if not cls.row.measures(settings):
             return scalars
         numbers = {name: scalars[name] for name in cls.row.scalars}
         param, grad, *state = arrays
-        seen = cls.measure(param, grad, *state, **numbers, **flags)
-        return cls.weigh(scalars, [_reference.measured(each, order_of(param)) for each in seen])
+        seen = cls.measure(param, grad, *state, **numbers)
+        sums = [_reference.measured(terms, order_of(param)) for terms in seen]
+        return cls.weigh(scalars, sums, param.size)
 
     @classmethod
     def _check_together(cls, settings: Mapping[str, Any]) -> None:
@@ -251,7 +255,7 @@ class Rule:
             name: values[name] for name in row.options if isinstance(values[name], bool)
         }
         scalars = cls.scalars(step, {**values, **remembered})
-        scalars = cls._weighed(scalars, (param, grad, *padded), flags)
+        scalars = cls._weighed(scalars, (param, grad, *padded), values)
         after = [scalars.pop(name) for name in row.memory]
         weights, *kept = cls.reference(param, grad, *padded, **scalars, **flags)
         weights = _reference.decayed_late(param, weights, stages)

@@ -8,6 +8,7 @@ import numpy as np
 
 from onepass._hyperparameters import BETAS, NON_NEGATIVE, SCHEDULED, Flag
 from onepass._typing import Array, Params, Schedule
+from onepass.optim._reference import agreeing, cautious_scale
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
 
@@ -54,6 +55,11 @@ class Adam(Optimizer, rule="adam"):
         Inside the root.
     amsgrad_corrected : bool
         Only with `amsgrad`, and without `eps_hat`.
+    cautious : bool
+        Leave those elements where they are whose average and gradient disagree, and let the others
+        go as much further: :math:`m \leftarrow m \circ \phi / \max(\bar\phi, 10^{-3})` in the
+        last line, where :math:`\phi` is 1 where :math:`m g > 0`, else 0, and :math:`\bar\phi` its
+        mean over the array. The state is Adam's. It is not `cautious_weight_decay`.
     maximize : bool
         Ascend instead of descend.
     decoupled_weight_decay : bool
@@ -77,7 +83,10 @@ class Adam(Optimizer, rule="adam"):
 
     Differs from
 
-    * PyTorch: nothing; `bias_correction`, `eps_hat`, `eps_root` and `amsgrad_corrected` are ours.
+    * PyTorch: nothing; `bias_correction`, `eps_hat`, `eps_root`, `amsgrad_corrected` and `cautious`
+      are ours.
+    * timm: its ``caution`` is `cautious`. The authors' first code divides the sum of the mask, plus
+      1, by the size instead.
     * Keras, TensorFlow, scikit-learn, Thinc: theirs is ``eps_hat=True`` (Keras with eps=1e-7).
     * optax: nothing; its ``amsgrad`` is ``amsgrad=True, amsgrad_corrected=True``.
     * MLX: its default is ``bias_correction=False``.
@@ -89,6 +98,8 @@ class Adam(Optimizer, rule="adam"):
     arXiv:1412.6980.
     S. J. Reddi, S. Kale and S. Kumar, "On the convergence of Adam and beyond", ICLR 2018,
     arXiv:1904.09237.
+    K. Liang, L. Chen, B. Liu and Q. Liu, "Cautious optimizers: improving training with one line of
+    code", 2024, arXiv:2411.16085.
 
     Examples
     --------
@@ -110,6 +121,7 @@ class Adam(Optimizer, rule="adam"):
         "eps_hat": Flag(),
         "eps_root": NON_NEGATIVE,
         "amsgrad_corrected": Flag(),
+        "cautious": Flag(),
         "decoupled_weight_decay": Flag(),
     }
     cases: ClassVar[Sequence[Mapping[str, Any]]] = (
@@ -120,6 +132,8 @@ class Adam(Optimizer, rule="adam"):
         {"eps": 0.0, "eps_root": 1e-6},
         {"amsgrad": True, "eps_hat": True, "eps_root": 1e-4, "betas": (0.8, 0.9)},
         {"amsgrad": True, "amsgrad_corrected": True, "betas": (0.8, 0.9)},
+        {"cautious": True},
+        {"cautious": True, "amsgrad": True},
         {"decoupled_weight_decay": True},
     )
 
@@ -136,6 +150,7 @@ class Adam(Optimizer, rule="adam"):
         eps_hat: bool = False,
         eps_root: float = 0.0,
         amsgrad_corrected: bool = False,
+        cautious: bool = False,
         maximize: bool = False,
         decoupled_weight_decay: bool = False,
         **options: Unpack[StepOptions],
@@ -151,6 +166,7 @@ class Adam(Optimizer, rule="adam"):
             eps_hat=eps_hat,
             eps_root=eps_root,
             amsgrad_corrected=amsgrad_corrected,
+            cautious=cautious,
             maximize=maximize,
             decoupled_weight_decay=decoupled_weight_decay,
             **options,
@@ -185,7 +201,26 @@ class Adam(Optimizer, rule="adam"):
             "inv_bias2": 1.0 if early else inv_bias2,
             "eps": values["eps"],
             "eps_root": values["eps_root"],
+            "mask": 1.0,
         }
+
+    @staticmethod
+    def measure(  # type: ignore[override]
+        param: Array,  # noqa: ARG004
+        grad: Array,
+        exp_avg: Array,
+        *state: Array | None,  # noqa: ARG004
+        beta1: float,
+        one_minus_beta1: float,
+        **_: Any,
+    ) -> tuple[Array, ...]:
+        """Return where the new average gradient agrees with the gradient."""
+        return (agreeing(beta1 * exp_avg + one_minus_beta1 * grad, grad),)
+
+    @staticmethod
+    def weigh(scalars: dict[str, float], sums: Sequence[float], size: int) -> dict[str, float]:
+        """Return the numbers with what the elements that agree are multiplied by."""
+        return {**scalars, "mask": cautious_scale(sums[0], size)}
 
     @staticmethod
     def reference(  # type: ignore[override]
@@ -204,6 +239,8 @@ class Adam(Optimizer, rule="adam"):
         inv_bias2: float,
         eps: float,
         eps_root: float,
+        mask: float,
+        cautious: bool,
         **_: Any,
     ) -> tuple[Array, Array, Array, Array | None]:
         """Return the new parameter, average gradient, average square and its maximum."""
@@ -215,4 +252,5 @@ class Adam(Optimizer, rule="adam"):
                 max_exp_avg_sq, exp_avg_sq * early_inv_bias2
             )
         denominator = np.sqrt(second_moment * inv_bias2 + eps_root) + eps
-        return param - step_size * exp_avg / denominator, exp_avg, exp_avg_sq, max_exp_avg_sq
+        average = exp_avg * (mask * agreeing(exp_avg, grad)) if cautious else exp_avg
+        return param - step_size * average / denominator, exp_avg, exp_avg_sq, max_exp_avg_sq

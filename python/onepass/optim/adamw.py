@@ -31,7 +31,7 @@ class AdamW(Adam, rule="adamw"):
         Outside the root.
     weight_decay : float >= 0, or schedule
         Decoupled, in units of `lr`.
-    amsgrad, bias_correction, eps_hat, eps_root, amsgrad_corrected
+    amsgrad, bias_correction, eps_hat, eps_root, amsgrad_corrected, cautious
         As in `Adam`.
     maximize : bool
         Ascend instead of descend; the decay still shrinks.
@@ -52,7 +52,8 @@ class AdamW(Adam, rule="adamw"):
 
     Differs from
 
-    * PyTorch: nothing; `bias_correction`, `eps_hat`, `eps_root` and `amsgrad_corrected` are ours.
+    * PyTorch: nothing; `bias_correction`, `eps_hat`, `eps_root`, `amsgrad_corrected` and `cautious`
+      are ours.
     * Keras: as for `Adam`, its form is ``eps_hat=True`` with eps=1e-7; its decay defaults to 0.004.
     * optax: ``adamw`` adds :math:`\lambda w` to the step, so decay and step see the same old
       parameter; equal in exact arithmetic, not in floats. Its default weight decay is 1e-4.
@@ -92,6 +93,7 @@ class AdamW(Adam, rule="adamw"):
         eps_hat: bool = False,
         eps_root: float = 0.0,
         amsgrad_corrected: bool = False,
+        cautious: bool = False,
         maximize: bool = False,
         **options: Unpack[StepOptions],
     ) -> None:
@@ -106,6 +108,7 @@ class AdamW(Adam, rule="adamw"):
             eps_hat=eps_hat,
             eps_root=eps_root,
             amsgrad_corrected=amsgrad_corrected,
+            cautious=cautious,
             maximize=maximize,
             **{"decoupled_weight_decay": True, **options},  # type: ignore[arg-type]
         )

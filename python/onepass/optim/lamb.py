@@ -8,6 +8,7 @@ import numpy as np
 
 from onepass._hyperparameters import BETAS, NON_NEGATIVE, SCHEDULED, Flag
 from onepass._typing import Array, Params, Schedule
+from onepass.optim._reference import squared
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
 
@@ -143,12 +144,12 @@ class LAMB(Optimizer, rule="lamb"):
     def measure(  # type: ignore[override]
         param: Array, grad: Array, exp_avg: Array, exp_avg_sq: Array, **scalars: float
     ) -> tuple[Array, Array]:
-        """Return the parameter and its update."""
+        """Return the squares of the parameter and of its update."""
         update, _, _ = _update(param, grad, exp_avg, exp_avg_sq, scalars)
-        return param, update
+        return squared(param), squared(update)
 
     @staticmethod
-    def weigh(scalars: dict[str, float], sums: Sequence[float]) -> dict[str, float]:
+    def weigh(scalars: dict[str, float], sums: Sequence[float], size: int) -> dict[str, float]:  # noqa: ARG004
         """Return the numbers with the rate times the ratio of the norms."""
         is_zero = not (sums[0] > 0 and sums[1] > 0)
         ratio = 1.0 if is_zero else math.sqrt(sums[0]) / math.sqrt(sums[1])

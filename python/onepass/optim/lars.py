@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Unpack
 
 from onepass._hyperparameters import DECAY_RATE, NON_NEGATIVE, SCHEDULED, Flag, Maybe, Number
 from onepass._typing import Array, Params, Schedule
+from onepass.optim._reference import squared
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
 
@@ -179,11 +180,11 @@ class LARS(Optimizer, rule="lars"):
         *state: Array | None,  # noqa: ARG004
         **scalars: float,  # noqa: ARG004
     ) -> tuple[Array, ...]:
-        """Return the parameter and the gradient."""
-        return param, grad
+        """Return the squares of the parameter and of the gradient."""
+        return squared(param), squared(grad)
 
     @staticmethod
-    def weigh(scalars: dict[str, float], sums: Sequence[float]) -> dict[str, float]:
+    def weigh(scalars: dict[str, float], sums: Sequence[float], size: int) -> dict[str, float]:  # noqa: ARG004
         """Return the numbers with the ratio."""
         if not scalars["adapts"]:
             return scalars

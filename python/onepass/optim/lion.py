@@ -7,6 +7,7 @@ import numpy as np
 
 from onepass._hyperparameters import BETAS, SCHEDULED, Fixed, Flag
 from onepass._typing import Array, Params, Schedule
+from onepass.optim._reference import agreeing, cautious_scale
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
 
@@ -34,6 +35,11 @@ class Lion(Optimizer, rule="lion"):
         How much of the average counts in the step, and how much of it stays.
     weight_decay : float >= 0, or schedule
         Decoupled: :math:`w \leftarrow (1 - \eta \lambda)\, w` before the step.
+    cautious : bool
+        Leave those elements where they are whose step :math:`u`, the sign, disagrees with the
+        gradient, and let the others go as much further: :math:`u \circ \phi / \max(\bar\phi,
+        10^{-3})`, where :math:`\phi` is 1 where the average times the gradient is positive, else
+        0, and :math:`\bar\phi` its mean over the array. It is not `cautious_weight_decay`.
     maximize : bool
         Ascend instead of descend; the decay still shrinks.
     **options
@@ -58,6 +64,7 @@ class Lion(Optimizer, rule="lion"):
       NaN.
     * optax, lucidrains: nothing but optax's default decay, 1e-3. lucidrains'
       ``decoupled_weight_decay=True`` means another decay, which the first learning rate divides.
+    * timm: its ``caution`` is `cautious`.
     * Keras: nothing but its default learning rate, 1e-3.
     * bitsandbytes: its 32-bit Lion had a coupled decay until July 2026; Hugging Face's Trainer
       gives its Lion Adam's betas.
@@ -67,6 +74,8 @@ class Lion(Optimizer, rule="lion"):
     X. Chen et al., "Symbolic discovery of optimization algorithms", NeurIPS 2023, arXiv:2302.06675.
     J. Bernstein et al., "signSGD: compressed optimisation for non-convex problems", ICML 2018,
     arXiv:1802.04434.
+    K. Liang, L. Chen, B. Liu and Q. Liu, "Cautious optimizers: improving training with one line of
+    code", 2024, arXiv:2411.16085.
 
     Examples
     --------
@@ -82,9 +91,14 @@ class Lion(Optimizer, rule="lion"):
     checks: ClassVar = {
         "lr": SCHEDULED,
         "betas": BETAS,
+        "cautious": Flag(),
         "decoupled_weight_decay": Fixed(Flag(), True),
     }
-    cases: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"betas": (0.5, 0.9)})
+    cases: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {},
+        {"betas": (0.5, 0.9)},
+        {"cautious": True},
+    )
 
     def __init__(
         self,
@@ -93,6 +107,7 @@ class Lion(Optimizer, rule="lion"):
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float | Schedule = 0.0,
         *,
+        cautious: bool = False,
         maximize: bool = False,
         **options: Unpack[StepOptions],
     ) -> None:
@@ -101,6 +116,7 @@ class Lion(Optimizer, rule="lion"):
             lr=lr,
             betas=betas,
             weight_decay=weight_decay,
+            cautious=cautious,
             maximize=maximize,
             **{"decoupled_weight_decay": True, **options},  # type: ignore[arg-type]
         )
@@ -115,7 +131,26 @@ class Lion(Optimizer, rule="lion"):
             "beta2": beta2,
             "one_minus_beta2": 1 - beta2,
             "lr": values["lr"],
+            "mask": 1.0,
         }
+
+    @staticmethod
+    def measure(  # type: ignore[override]
+        param: Array,  # noqa: ARG004
+        grad: Array,
+        exp_avg: Array,
+        *,
+        beta1: float,
+        one_minus_beta1: float,
+        **_: Any,
+    ) -> tuple[Array, ...]:
+        """Return where the step agrees with the gradient."""
+        return (agreeing(beta1 * exp_avg + one_minus_beta1 * grad, grad),)
+
+    @staticmethod
+    def weigh(scalars: dict[str, float], sums: Sequence[float], size: int) -> dict[str, float]:
+        """Return the numbers with what the elements that agree are multiplied by."""
+        return {**scalars, "mask": cautious_scale(sums[0], size)}
 
     @staticmethod
     def reference(  # type: ignore[override]
@@ -128,8 +163,13 @@ class Lion(Optimizer, rule="lion"):
         beta2: float,
         one_minus_beta2: float,
         lr: float,
+        mask: float,
+        cautious: bool,
     ) -> tuple[Array, Array]:
         """Return the new parameter and average."""
         average = beta1 * exp_avg + one_minus_beta1 * grad
         exp_avg = beta2 * exp_avg + one_minus_beta2 * grad
-        return param - lr * np.sign(average), exp_avg
+        direction = np.sign(average)
+        if cautious:
+            direction = direction * (mask * agreeing(average, grad))
+        return param - lr * direction, exp_avg

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Unpack
 
 from onepass._hyperparameters import BETAS, NON_NEGATIVE, SCHEDULED, Flag
 from onepass._typing import Array, Params, Schedule
+from onepass.optim._reference import squared
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
 
@@ -137,11 +138,11 @@ class NovoGrad(Optimizer, rule="novograd"):
         *state: Array | None,  # noqa: ARG004
         **scalars: float,  # noqa: ARG004
     ) -> tuple[Array, ...]:
-        """Return the gradient."""
-        return (grad,)
+        """Return the gradient's squares."""
+        return (squared(grad),)
 
     @staticmethod
-    def weigh(scalars: dict[str, float], sums: Sequence[float]) -> dict[str, float]:
+    def weigh(scalars: dict[str, float], sums: Sequence[float], size: int) -> dict[str, float]:  # noqa: ARG004
         """Return the numbers with the average of the squared norm, and 1 over its root."""
         beta2, average = scalars["beta2"], scalars["exp_avg_sq"]
         average = sums[0] if scalars["is_first"] else beta2 * average + (1 - beta2) * sums[0]

@@ -53,7 +53,7 @@ struct LAMB {
     update_sq += square(update(param, grad, exp_avg, exp_avg_sq));
   }
   // A parameter of zeros would never move, so its ratio is 1.
-  void weigh(const double* sums) noexcept {
+  void weigh(const double* sums, double) noexcept {
     const bool is_zero = !(sums[0] > 0 && sums[1] > 0);
     const double ratio = is_zero ? 1 : std::sqrt(sums[0]) / std::sqrt(sums[1]);
     step_size *= std::min(ratio, max_ratio);

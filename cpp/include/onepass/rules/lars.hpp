@@ -48,7 +48,7 @@ struct LARS {
     param_sq += square(param);
     grad_sq += square(grad);
   }
-  void weigh(const double* sums) noexcept {
+  void weigh(const double* sums, double) noexcept {
     if (adapts == 0) return;
     const double param_norm = std::sqrt(sums[0]), grad_norm = std::sqrt(sums[1]);
     ratio = param_norm > 0 && grad_norm > 0

@@ -40,7 +40,7 @@ struct NovoGrad {
 
   static constexpr std::size_t n_sums = 1;
   void measure(T, T grad, T, double& grad_sq) const noexcept { grad_sq += square(grad); }
-  void weigh(const double* sums, Memory& average) noexcept {
+  void weigh(const double* sums, double, Memory& average) noexcept {
     double& norm_sq = average.exp_avg_sq;
     norm_sq = is_first > 0 ? sums[0] : beta2 * norm_sq + (1 - beta2) * sums[0];
     inv_root = 1 / (std::sqrt(norm_sq) + eps);

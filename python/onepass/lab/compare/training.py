@@ -133,7 +133,8 @@ class Training:
         self._lr = self._schedule() if is_scheduled else run.contender.lr
         settings = {**run.contender.settings, "lr": self._lr}
         # A rule that takes a whole array's norms is to see each layer by itself.
-        network, in_layers = self.network, run.contender.optimizer.row.n_sums > 0
+        cls, network = run.contender.optimizer, self.network
+        in_layers = cls.row.measures({**cls.defaults, **run.contender.settings})
         params: Any = network.arrays if in_layers else network.params
         self._grads: Any = network.grad_arrays if in_layers else network.grads
         self.optimizer = run.contender.optimizer(
