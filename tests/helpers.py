@@ -73,12 +73,27 @@ def one_of_each(things: Iterable[Any], key: Callable[[Any], Any]) -> list[Any]:
 MOST = {"state_format": "q8", "rounding": "stochastic", "ema_decay": 0.9}
 """Options of a step that some classes refuse: Rprop a format, schedule-free ones the others."""
 
+
+def state_names(cls: type[Optimizer], settings: Mapping[str, Any]) -> list[str]:
+    """The state that these settings use."""
+    return [name for name in cls.state_names(**settings) if name]
+
+
+def how_much_it_measures(case: tuple[type[Optimizer], Mapping[str, Any]]) -> tuple[int, int]:
+    """How many sums a case takes, and beside how many arrays."""
+    cls, settings = case
+    row, values = cls.row, {**cls.defaults, **settings}
+    n_sums = row.n_sums[row.variant(values)]
+    return n_sums, len(state_names(cls, settings)) if n_sums else 0
+
+
 # Of those that take all options: every test of the loop and of the engine takes them. Of those that
-# measure, one with the most state.
+# measure, the one that measures most.
 SHAPES = one_of_each(
     sorted(
         [case for case in CASES if accepts(case[0], {**case[1], **MOST})],
-        key=lambda case: -len(case[0].row.states) if shape_of_state(*case) == ("measures",) else 0,
+        key=how_much_it_measures,
+        reverse=True,
     ),
     lambda case: (shape_of_state(*case), SHARED[1].keys() <= case[1].keys()),
 )
@@ -133,11 +148,6 @@ def assert_same_bits(actual: Any, expected: Any) -> None:
     assert same.all(), f"{(~same).sum()} of {same.size} differ"
 
 
-def state_names(cls: type[Optimizer], settings: Mapping[str, Any]) -> list[str]:
-    """The state that these settings use."""
-    return [name for name in cls.state_names(**settings) if name]
-
-
 def kept_names(cls: type[Optimizer], settings: Mapping[str, Any]) -> list[str]:
     """The same, and what the rule remembers: in the order in which kernels take them."""
     return [*state_names(cls, settings), *cls.row.memory]
@@ -181,7 +191,7 @@ def run_reference(
 
 
 def digest(*things: Any) -> str:
-    """A hash of arrays, optimizers and whatever holds them."""
+    """A hash of arrays, optimizers and whatever holds them. Any NaN equals any other."""
     hasher = hashlib.sha256()
 
     def add(thing: Any) -> None:
@@ -189,6 +199,8 @@ def digest(*things: Any) -> str:
             add(thing.state_dict())
             add([g["params"] for g in thing.param_groups])
         elif isinstance(thing, np.ndarray) and thing.dtype != object:
+            if thing.dtype.kind not in "biu" and (is_nan := np.isnan(thing)).any():
+                thing = np.where(is_nan, thing.dtype.type(np.nan), thing)
             hasher.update(f"{thing.dtype}{thing.shape}".encode() + thing.tobytes())
         elif isinstance(thing, Mapping):
             for key, value in thing.items():

@@ -27,6 +27,8 @@ STAGES = {
     "norm": {"max_grad_norm": 0.5, "nonfinite": "raise"},
     "norm that is measured": {"max_grad_norm": math.inf},
     "value": {"max_grad_value": 0.3},
+    "norms of each": {"max_grad_norm_each": 0.5},
+    "Lookahead": {"lookahead_every": 2},
     "average": {"ema_decay": 0.9},
     "average with warm-up": {"ema_decay": 0.99, "ema_warmup": True},
     "mean": {"swa_start": 2},
@@ -36,6 +38,8 @@ STAGES = {
         "nonfinite": "skip",
         "clear_grads": True,
         "ema_decay": 0.75,
+        "lookahead_every": 2,
+        "lookahead_weight": 0.25,
     },
 }
 
@@ -70,18 +74,21 @@ class Host:
             for k, of_all in enumerate(fresh)
         ]
         self.average = [p.astype(np.float64) for p in wide] if averages else None
+        self.slow = [np.full_like(p, 7) for p in wide] if "lookahead_every" in settings else None
         self.steps = 0
 
     def step(self, grads, **keywords):
         keywords = {**self.settings, "step": self.steps + 1, **keywords}
         if self.average is not None:
             keywords["average"] = self.average
+        if self.slow is not None:
+            keywords["slow"] = self.slow
         info = self.kernel(self.params, grads, *self.state, **keywords)
         self.steps = info.step
         return info
 
     def whole(self):
-        return digest(self.params, self.state, self.average)
+        return digest(self.params, self.state, self.average, self.slow)
 
     def assert_like(self, opt):
         saved = opt.state_dict()["state"]
@@ -91,6 +98,8 @@ class Host:
             arrays = {n: s[i] for n, s in zip(names, self.state, strict=True) if s}
             if self.average is not None:
                 arrays["average"] = self.average[i]
+            if self.slow is not None:
+                arrays["slow"] = self.slow[i]
             for name, array in arrays.items():
                 assert_same_bits(array, saved[i][name])
 
@@ -502,13 +511,13 @@ def test_settings_of_one_call_are_not_those_of_the_next(case, rng):
     """A call that gave many keywords, or raised, leaves the defaults as they were."""
     cls, settings = case
     hosts = [Host(cls, make(np.random.default_rng(0)), {}) for _ in range(2)]
-    disturbing = Host(cls, make(rng), settings, averages=True)
+    disturbing = Host(cls, make(rng), {**settings, **STAGES["all"]}, averages=True)
     for grads in [make(rng) for _ in range(3)]:
         for host, disturbed in zip(hosts, (False, True), strict=True):
             if disturbed:
-                disturbing.step(make(rng), **STAGES["all"])
+                disturbing.step(make(rng))
                 with pytest.raises(ValueError, match="lr"):
-                    disturbing.step(make(rng), lr=-1.0, **STAGES["all"])
+                    disturbing.step(make(rng), lr=-1.0)
             host.step(grads)
     assert hosts[0].whole() == hosts[1].whole()
 

@@ -18,12 +18,15 @@ N = 4200  # large enough for 8-bit state
 # Each option, switched on in ways that matter to others.
 OPTIONS = {
     "max_grad_norm": [{"max_grad_norm": 0.5}],
+    "max_grad_norm_each": [{"max_grad_norm_each": 0.25}],
     "max_grad_value": [{"max_grad_value": 0.1}],
     "nonfinite": [{"nonfinite": "skip"}, {"nonfinite": "raise"}],
     "clear_grads": [{"clear_grads": True}],
     "ema_decay": [{"ema_decay": 0.9}],
     "ema_warmup": [{"ema_decay": 0.9, "ema_warmup": True}],
     "swa_start": [{"swa_start": 2}],
+    "lookahead_every": [{"lookahead_every": 2}],
+    "lookahead_weight": [{"lookahead_every": 3, "lookahead_weight": 0.75}],
     "state_format": [{"state_format": "bf16"}, {"state_format": "q8"}],
     "rounding": [{"rounding": "stochastic"}, {"rounding": "nearest"}],
     "cautious_weight_decay": [{"cautious_weight_decay": True, "weight_decay": 0.1}],

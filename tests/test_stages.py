@@ -21,6 +21,10 @@ EVERYTHING = {
     "clipped by norm": {"max_grad_norm": 1.0},
     "not clipped": {"max_grad_norm": 1e9, "nonfinite": "raise"},
     "clipped by value": {"max_grad_value": 0.3},
+    "clipped one by one": {"max_grad_norm_each": 0.7},
+    "clipped together and one by one": {"max_grad_norm": 30.0, "max_grad_norm_each": 3.0},
+    "Lookahead": {"lookahead_every": 2, "lookahead_weight": 0.25},
+    "Lookahead in every step, and average": {"lookahead_every": 1, "ema_decay": 0.9},
     "average": {"ema_decay": 0.9},
     "average, far": {"ema_decay": 0.3},
     "average, warm-up": {"ema_decay": 0.99, "ema_warmup": True},
@@ -28,10 +32,12 @@ EVERYTHING = {
     "zeros": {"clear_grads": True},
     "all": {
         "max_grad_norm": 1.0,
+        "max_grad_norm_each": 0.5,
         "max_grad_value": 0.01,
         "nonfinite": "skip",
         "clear_grads": True,
         "ema_decay": 0.999,
+        "lookahead_every": 2,
     },
 }
 
@@ -43,25 +49,28 @@ def make(rng, dtype, shapes=SHAPES):
 
 
 def reference_run(cls, options, params, steps, grad_scale=1.0):
-    """Parameters, states and averages after whole steps in NumPy, and each step's norm."""
+    """What whole steps in NumPy come to, each step's norm, and whether that one clipped."""
     own = {name: value for name, value in options.items() if name not in _settings.CHECKS}
-    averages = _settings.averages({**_settings.GROUP_DEFAULTS, **own})
+    group = {**_settings.GROUP_DEFAULTS, **own}
+    others = _settings.averages(group) + ("lookahead_every" in own)
     rule = {name: value for name, value in own.items() if name not in _settings.GROUP_CHECKS}
     arrays = [
-        (param.copy(order="K"), *fresh_state(cls, rule, param), *[param.copy()] * averages)
+        (param.copy(order="K"), *fresh_state(cls, rule, param), *[param.copy()] * others)
         for param in params
     ]
-    norms = []
+    norms, clipped = [], []
     for t, grads in enumerate(steps, start=1):
         norms.append(_reference.grad_norm(grads, grad_scale))
         max_norm = options.get("max_grad_norm")
         coefficient = _reference.clip_coefficient(norms[-1], max_norm) if max_norm else 1.0
         factor = coefficient / grad_scale
+        own_coefficients = [_reference.own_clipping(grad, factor, group) for grad in grads]
+        clipped.append(min(coefficient, *own_coefficients) < 1)
         arrays = [
             cls.reference_step(own_[0], grad, *own_[1:], step=t, grad_factor=factor, **own)
             for own_, grad in zip(arrays, grads, strict=True)
         ]
-    return arrays, norms
+    return arrays, norms, clipped
 
 
 def check_run(cls, options, params, steps, grad_scale=1.0, threads=None):
@@ -69,15 +78,15 @@ def check_run(cls, options, params, steps, grad_scale=1.0, threads=None):
         [np.asarray(grad).astype(param.dtype) for param, grad in zip(params, grads, strict=True)]
         for grads in steps
     ]
-    expected, norms = reference_run(cls, options, params, widened, grad_scale)
+    expected, norms, clipped = reference_run(cls, options, params, widened, grad_scale)
     params = [param.copy(order="K") for param in params]
     opt = cls(params, **options)
-    for grads, norm in zip(steps, norms, strict=True):
+    for grads, norm, is_clipped in zip(steps, norms, clipped, strict=True):
         given_ = [grad.copy(order="K") for grad in grads]
         info = opt.step(given_, grad_scale=grad_scale, num_threads=threads)
-        if "max_grad_norm" in options or "nonfinite" in options:
+        assert info.clipped == is_clipped
+        if {"max_grad_norm", "max_grad_norm_each", "nonfinite"} & options.keys():
             assert_same_bits(np.float64(info.grad_norm), np.float64(norm))
-            assert info.clipped == ((options.get("max_grad_norm") or math.inf) < norm + 1e-6)
         else:
             assert info.grad_norm is None
         for array, grad in zip(given_, grads, strict=True):
@@ -86,8 +95,7 @@ def check_run(cls, options, params, steps, grad_scale=1.0, threads=None):
     for index, (param, arrays) in enumerate(zip(params, expected, strict=True)):
         assert_same_bits(param, arrays[0])
         names = kept_names(cls, rule_of(options))
-        if "average" in state[index]:
-            names.append("average")
+        names += [name for name in ("slow", "average") if name in state[index]]
         kept = [array for array in arrays[1:] if array is not None]
         for name, array in zip(names, kept, strict=True):
             assert_same_bits(state[index][name], array)
@@ -187,7 +195,10 @@ def test_special_values_spread_through_every_stage(optimizer, dtype):
 
 numbers = {
     "max_grad_norm": st.none() | st.floats(1e-3, 1e3),
+    "max_grad_norm_each": st.none() | st.floats(1e-3, 1e3),
     "max_grad_value": st.none() | st.floats(1e-3, 1e3),
+    "lookahead_every": st.none() | st.integers(1, 3),
+    "lookahead_weight": st.floats(2.0**-126, 1),
     "clear_grads": st.booleans(),
     "ema_decay": st.none() | st.floats(0, 0.9999),
 }

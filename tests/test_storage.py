@@ -62,7 +62,8 @@ class Reference:
             stored(array, param.size, format_of(cls, k, full["state_format"]), signs[k])
             for k, array in enumerate(fresh_state(cls, rule_of(options), wide))
         ]
-        self.state += [wide.copy(order="K")] * _settings.averages(full)
+        others = _settings.averages(full) + (full["lookahead_every"] is not None)
+        self.state += [wide.copy(order="K")] * others
 
     def step(self, grad, factor=1.0):
         self.steps += 1
@@ -92,8 +93,8 @@ class Reference:
         expected.pop(None, None)
         if self.has_master:
             expected["master"] = self.weights
-        if "average" in entry:
-            expected["average"] = self.state[-1]
+        others = [name for name in ("slow", "average") if name in entry]
+        expected |= zip(others, self.state[len(names) :], strict=True)
         numbers_ = {"step", "averaged", "shape", "order", *self.cls.saved_scalars}
         assert expected.keys() == entry.keys() - numbers_
         for name, array in expected.items():

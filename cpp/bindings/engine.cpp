@@ -18,15 +18,17 @@ py::tuple kept_arrays(const OwnedArrays& arrays) {
   for (const py::object& array : arrays.state) kept.append(array);
   kept.append(arrays.average);
   kept.append(arrays.master);
+  kept.append(arrays.slow);
   return py::tuple(kept);
 }
 
 void set_kept_arrays(OwnedArrays& arrays, const py::tuple& kept) {
   const std::size_t n = arrays.state.size();
-  if (kept.size() != n + 2) throw py::value_error("kept: expected an array for each name");
+  if (kept.size() != n + 3) throw py::value_error("kept: expected an array for each name");
   for (std::size_t k = 0; k < n; ++k) arrays.state[k] = kept[k];
   arrays.average = kept[n];
   arrays.master = kept[n + 1];
+  arrays.slow = kept[n + 2];
 }
 
 Optimizer copied(const Optimizer& from) {
@@ -45,6 +47,7 @@ Optimizer copied(const Optimizer& from) {
 Needs::Needs(const Group& group) noexcept
     : variant(group.variant_index()),
       averages(group.averages()),
+      looks_ahead(group.looks_ahead()),
       state_format(group.settings.state_format),
       rounding(group.settings.rounding) {
   for (std::size_t k = 0; k < group.rule->start.size(); ++k) {
@@ -56,8 +59,9 @@ Needs::Needs(const Group& group) noexcept
 bool Needs::operator==(const Needs& other) const noexcept {
   const bool same_format =
       state_format == other.state_format || (is_none(state_format) && is_none(other.state_format));
-  return variant == other.variant && averages == other.averages && same_format &&
-         rounding == other.rounding && start == other.start;
+  return variant == other.variant && averages == other.averages &&
+         looks_ahead == other.looks_ahead && same_format && rounding == other.rounding &&
+         start == other.start;
 }
 
 OneAtATime::OneAtATime(std::atomic<bool>& busy, const char* name) : taken_(busy) {
@@ -292,6 +296,10 @@ void Engine::lay_out(Arrangement& arrangement, std::size_t index) const {
     const Label label(labels_, index, Role::state, "average");
     streams.average = check_average(arrays.average, label, param, memory);
   }
+  if (!arrays.slow.is_none()) {
+    const Label label(labels_, index, Role::state, "slow");
+    streams.slow = check_state(arrays.slow, label, param, memory);
+  }
   if (!arrays.copy.is_none()) {
     const Checked copy = check_copy(arrays.copy, Label(labels_, index, Role::copy), param, memory);
     streams.copy = stored(copy.array.data(), copy.format);
@@ -320,8 +328,9 @@ int Engine::traverse(visitproc visit, void* arg) const {
   for (const Param& param : now_.params) Py_VISIT(param.object);
   for (const Bound& bound : bound_) Py_VISIT(bound.grad.ptr());
   for (const OwnedArrays& arrays : now_.arrays) {
-    for (const py::handle array : {py::handle(arrays.average), py::handle(arrays.master),
-                                   py::handle(arrays.copy), py::handle(arrays.sum)}) {
+    for (const py::handle array :
+         {py::handle(arrays.average), py::handle(arrays.master), py::handle(arrays.slow),
+          py::handle(arrays.copy), py::handle(arrays.sum)}) {
       Py_VISIT(array.ptr());
     }
     if (const int stop = visit_all(arrays.state)) return stop;

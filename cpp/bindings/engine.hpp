@@ -22,7 +22,7 @@ namespace onepass::bindings {
 struct Needs {
   explicit Needs(const Group& group) noexcept;
   std::size_t variant;
-  bool averages;
+  bool averages, looks_ahead;
   double state_format, rounding;
   std::array<double, max_states> start{};
   bool operator==(const Needs& other) const noexcept;
@@ -34,7 +34,8 @@ struct OwnedArrays {
   std::optional<Unchanged> copy_seen;
   std::vector<py::object> state;  // the rule's
   py::object average = py::none(), master = py::none();
-  py::object sum = py::none();  // of accumulated gradients
+  py::object slow = py::none();  // Lookahead's weights
+  py::object sum = py::none();   // of accumulated gradients
 };
 
 // A bound gradient, and where it lay when it was checked.

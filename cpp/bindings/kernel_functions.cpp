@@ -59,6 +59,13 @@ class Kind {
   py::object list_;
 };
 
+// An array is given where the settings ask for it, and nowhere else.
+void check_wanted(const char* name, PyObject* given, bool wanted, const std::string& settings) {
+  if ((given != Py_None) == wanted) return;
+  fail_type(Label(name, Role::input), (wanted ? "an array for " : "None without ") + settings,
+            wanted ? "None" : Py_TYPE(given)->tp_name);
+}
+
 [[gnu::noinline]] void keep_items(PyObject* const* lists, std::size_t n, Unchanging& kept) {
   for (std::size_t k = 0; k < n; ++k) {
     if (lists[k] == Py_None) continue;
@@ -109,7 +116,7 @@ class Kernel final : public Body {
   struct Given {
     Group& group;
     CallOptions options;
-    PyObject* average = Py_None;
+    PyObject *average = Py_None, *slow = Py_None;
     int num_threads = 0;
   };
   // State and memory, the arrays after the gradient.
@@ -137,6 +144,7 @@ class Kernel final : public Body {
 
 void Kernel::read(PyObject* const* values, PyObject* keywords, Given& given) const {
   static PyObject* const average = PyUnicode_InternFromString("average");
+  static PyObject* const slow = PyUnicode_InternFromString("slow");
   static PyObject* const num_threads = PyUnicode_InternFromString("num_threads");
   PyObject* threads = Py_None;
   const Py_ssize_t n = keywords ? PyTuple_GET_SIZE(keywords) : 0;
@@ -153,6 +161,8 @@ void Kernel::read(PyObject* const* values, PyObject* keywords, Given& given) con
       option->read(value, &given.options.step);
     } else if (is_name(average, name)) {
       given.average = value;
+    } else if (is_name(slow, name)) {
+      given.slow = value;
     } else if (is_name(num_threads, name)) {
       threads = value;
     } else {
@@ -184,7 +194,7 @@ void Kernel::check_step(const Given& given, const Optimizer& optimizer) const {
   rule_.at(2, hyper, rule_.memory_start.data(), second);
   const bool rounds = std::any_of(optimizer.params.begin(), optimizer.params.end(),
                                   [](const Parameter& param) { return param.rounds; });
-  if (rounds || given.average != Py_None ||
+  if (rounds || given.average != Py_None || given.slow != Py_None ||
       !std::equal(first, first + rule_.scalars.size() + rule_.memory.size(), second)) {
     throw py::type_error("step: expected the number of this step, from 1, got none");
   }
@@ -194,7 +204,8 @@ void Kernel::check_step(const Given& given, const Optimizer& optimizer) const {
 // Returns false where anything is unusual, or wrong.
 bool Kernel::lay_out_usual(const Given& given, PyObject* const* args, std::size_t n_kept,
                            Scratch& scratch, Unchanging& arrays) const {
-  if (given.average != Py_None || given.group.averages() || given.options.clear_grads != 0) {
+  if (given.average != Py_None || given.group.averages() || given.slow != Py_None ||
+      given.group.looks_ahead() || given.options.clear_grads != 0) {
     return false;
   }
   const bool many = is_list_or_tuple(args[0]);
@@ -266,7 +277,7 @@ void Kernel::lay_out(const Given& given, PyObject* const* args, std::size_t n_ke
   Optimizer& optimizer = scratch.optimizer;
   const bool many = is_list_or_tuple(args[0]);
   const Kind params("param", args[0], many), grads("grad", args[1], many),
-      averages("average", given.average, many);
+      averages("average", given.average, many), slows("slow", given.slow, many);
   const std::size_t n = params.size();
   std::vector<Kind> states, memories;
   for (std::size_t k = 0; k < most_kept(); ++k) {
@@ -276,14 +287,11 @@ void Kernel::lay_out(const Given& given, PyObject* const* args, std::size_t n_ke
   }
   grads.check(n, false);
   averages.check(n);
+  slows.check(n);
   for (const Kind& state : states) state.check(n);
   for (const Kind& each : memories) each.check(n, false);
-  if ((given.average != Py_None) != given.group.averages()) {
-    const bool has = given.average != Py_None;
-    fail_type(Label("average", Role::input),
-              has ? "None without ema_decay or swa_start" : "an array for ema_decay or swa_start",
-              has ? Py_TYPE(given.average)->tp_name : "None");
-  }
+  check_wanted("average", given.average, given.group.averages(), "ema_decay or swa_start");
+  check_wanted("slow", given.slow, given.group.looks_ahead(), "lookahead_every");
   optimizer.params.assign(n, {});
   optimizer.tensors.assign(n, {});
   scratch.remembered.clear();
@@ -324,6 +332,10 @@ void Kernel::lay_out(const Given& given, PyObject* const* args, std::size_t n_ke
       const Label average = averages.label(i, Role::state);
       tensor.streams.average = check_average(averages[i], average, param, memory);
       arrays.watch(averages[i]);
+    }
+    if (slows[i] != Py_None) {
+      tensor.streams.slow = check_state(slows[i], slows.label(i, Role::state), param, memory);
+      arrays.watch(slows[i]);
     }
     const bool stochastic = static_cast<int>(given.options.rounding) == call_stochastic;
     finish_layout(param, stochastic, tensor, known);

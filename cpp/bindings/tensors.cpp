@@ -22,7 +22,7 @@ void start_layout(const Like& param, std::size_t index, Tensor& tensor, Paramete
   tensor.item_size = param.item_size;
   tensor.squares = known.is_double ? kernels.squares_f64 : kernels.squares_f32;
   tensor.streams.param = stored(param.data, param.format);
-  tensor.streams.tensor = index;
+  tensor.streams.tensor = static_cast<std::uint32_t>(index);
 }
 
 void add_state(const Group& group, std::size_t k, py::handle array, const Label& label,

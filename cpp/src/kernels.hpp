@@ -24,11 +24,13 @@ enum SharedScalar : std::size_t {
   cautious,        // lr * decay of the cautious one, 0 without
   max_grad_value,  // infinite: none
   average_weight,  // of the new weights in their average
+  begins_slow,     // 1 where a round of Lookahead begins: the slow weights become the weights
+  slow_weight,     // of the new weights in the slow ones where a round ends, else 0
   random_seed,     // of stochastic rounding
   step_number,     // from 1; decides about random bits, and when subnormal numbers become zero
   shared_scalars
 };
-inline constexpr std::size_t max_scalars = 24;  // those included, and the memory behind them
+inline constexpr std::size_t max_scalars = 32;  // those included, and the memory behind them
 inline constexpr std::size_t max_hyper = 16;    // hyperparameters of a rule
 inline constexpr std::size_t max_memory = 2;    // numbers that a rule remembers
 inline constexpr std::size_t max_sums = 2;      // that a rule measures

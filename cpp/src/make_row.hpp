@@ -43,7 +43,9 @@ Stages<T> make_stages(const double* scalars) noexcept {
           1 - scalars[average_weight],
           static_cast<std::uint64_t>(scalars[step_number]) % flush_every == 0,
           static_cast<T>(scalars[late_shrink]),
-          static_cast<T>(scalars[cautious])};
+          static_cast<T>(scalars[cautious]),
+          scalars[begins_slow] != 0,
+          static_cast<T>(scalars[slow_weight])};
 }
 
 template <class Rule, class T, template <bool> class State>

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 #include "onepass/random.hpp"
 
@@ -48,6 +49,10 @@ void fill_scalars(const Group& group, const Parameter& param, const double* memo
       group.averages()
           ? average_weight_of(settings, step, step - static_cast<double>(param.average_from))
           : 0;
+  const double every = settings.lookahead_every, done = static_cast<double>(param.steps);
+  scalars[begins_slow] = group.looks_ahead() && std::fmod(done, every) == 0;
+  scalars[slow_weight] =
+      group.looks_ahead() && std::fmod(step, every) == 0 ? settings.lookahead_weight : 0;
   scalars[random_seed] = static_cast<double>(seed);
   scalars[step_number] = step;
   group.rule->at(step, settings.hyper.data(), memory, scalars + shared_scalars);
@@ -96,7 +101,9 @@ Ready Optimizer::prepare(const StepOptions& options) {
   leave_out();
   double coefficient = 1;
   const bool limits = !is_none(options.max_grad_norm);
-  if (limits || options.nonfinite != Nonfinite::propagate) {
+  const bool limits_each = std::any_of(groups.begin(), groups.end(),
+                                       [](const Group& group) { return group.clips_each(); });
+  if (limits || limits_each || options.nonfinite != Nonfinite::propagate) {
     measure(options, ready);
     ready.skipped = ready.nonfinite >= 0 && options.nonfinite == Nonfinite::skip;
     if (limits && !ready.skipped)
@@ -105,7 +112,7 @@ Ready Optimizer::prepare(const StepOptions& options) {
   }
   if (ready.skipped) return ready;
   measuring_.clear();
-  if (compute(options, coefficient / options.grad_scale)) prepare_measuring();
+  if (compute(options, coefficient / options.grad_scale, ready.clipped)) prepare_measuring();
   return ready;
 }
 
@@ -125,6 +132,7 @@ void Optimizer::measure(const StepOptions& options, Ready& ready) {
   sums_.resize(total_blocks(tensors));
   const Norm found = onepass::norm(tensors, sums_, options.num_threads);
   ready.norm = found.value / options.grad_scale;
+  unit_ = found.unit;
   if (found.nonfinite) ready.nonfinite = found.nonfinite - tensors.data();
 }
 
@@ -192,28 +200,41 @@ bool Optimizer::share_job(std::size_t param, std::size_t other) noexcept {
          (own.empty() || std::memcmp(own.data(), memory_of(other).data(), own.size_bytes()) == 0);
 }
 
-// Returns whether any tensor is to be measured.
-bool Optimizer::compute(const StepOptions& options, double factor) {
+// The coefficient of a gradient that is clipped by its own norm, once `factor` has scaled it.
+double Optimizer::clip_each(const Tensor& tensor, std::size_t first_block, double factor,
+                            const Group& group) const noexcept {
+  const double* sums = &sums_[first_block];
+  const double total = std::accumulate(sums, sums + count_blocks(tensor), 0.0);
+  return clip_coefficient(std::sqrt(total) / unit_ * factor, group.settings.max_grad_norm_each);
+}
+
+// Returns whether any tensor is to be measured, and whether any gradient is clipped by itself.
+bool Optimizer::compute(const StepOptions& options, double factor, bool& clipped) {
   if (jobs_.size() < params.size()) jobs_.resize(params.size());  // none moves while one is used
   Job* job = jobs_.data();
   std::size_t before = params.size();  // none
   const Variant* variant = nullptr;
   bool measures = false;
+  std::size_t first_block = 0;  // of the tensor's, among the sums of squares
   for (std::size_t i = 0; i < params.size(); ++i) {
     Tensor& tensor = tensors[i];
     if (!tensor.streams.grad.data) continue;
     const Parameter& param = params[i];
     const Group& group = groups[param.group];
     const bool is_first = before == params.size();
-    if (is_first || variant->weigh || !share_job(i, before)) {
+    if (is_first || variant->weigh || group.clips_each() || !share_job(i, before)) {
       if (!is_first) ++job;
-      fill_scalars(group, param, memory_of(i).data(), options.seed, factor, job->scalars.data());
+      double own = factor;
+      if (group.clips_each()) own *= clip_each(tensor, first_block, factor, group);
+      clipped = clipped || own < factor;
+      fill_scalars(group, param, memory_of(i).data(), options.seed, own, job->scalars.data());
       job->bits.reset();
       variant = &group.variant();
       measures = measures || variant->weigh;
     }
     if (param.rounds && !job->bits) job->draw(options.seed);
     before = i;
+    first_block += count_blocks(tensor);
     const bool decays = job->scalars[weight_decay] != 0 || job->scalars[shrink] != 1;
     tensor.kernel = find_kernel(*variant, param.is_double, param.state_format, decays);
     tensor.scalars = job->scalars.data();

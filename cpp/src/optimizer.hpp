@@ -40,13 +40,16 @@ struct Settings {
   double rounding = 0;         // of "master", "stochastic", "nearest"
   double cautious_weight_decay = 0;
   double no_prox = 1;  // 0: the decoupled decay is proximal
+  double max_grad_norm_each = none;
+  double lookahead_every = none, lookahead_weight = 0.5;
 };
-inline constexpr const char* common_settings[] = {"weight_decay", "decoupled_weight_decay",
-                                                  "maximize",     "max_grad_value",
-                                                  "ema_decay",    "ema_warmup",
-                                                  "swa_start",    "state_format",
-                                                  "rounding",     "cautious_weight_decay",
-                                                  "no_prox"};
+inline constexpr const char* common_settings[] = {"weight_decay",    "decoupled_weight_decay",
+                                                  "maximize",        "max_grad_value",
+                                                  "ema_decay",       "ema_warmup",
+                                                  "swa_start",       "state_format",
+                                                  "rounding",        "cautious_weight_decay",
+                                                  "no_prox",         "max_grad_norm_each",
+                                                  "lookahead_every", "lookahead_weight"};
 static_assert(sizeof(Settings) ==
               (max_hyper + max_options + std::size(common_settings)) * sizeof(double));
 
@@ -64,6 +67,8 @@ struct Group {
   bool averages() const noexcept {
     return !is_none(settings.ema_decay) || !is_none(settings.swa_start);
   }
+  bool looks_ahead() const noexcept { return !is_none(settings.lookahead_every); }
+  bool clips_each() const noexcept { return !is_none(settings.max_grad_norm_each); }
   double learning_rate() const noexcept { return settings.hyper[lr]; }
 };
 
@@ -93,7 +98,7 @@ class Optimizer;
 class Ready {
  public:
   std::optional<double> norm;     // of all gradients together, unscaled, where it was asked for
-  bool clipped = false;           // by their norm
+  bool clipped = false;           // by a norm
   bool skipped = false;           // because a gradient is not finite
   std::ptrdiff_t nonfinite = -1;  // the first parameter whose gradient is not
   // Moves everything, or counts a skipped step. No failure is possible any more.
@@ -150,9 +155,12 @@ class Optimizer {
   [[gnu::cold]] void prepare_measuring();
   [[gnu::cold]] void measure_and_step(int threads) noexcept;
   void measure(const StepOptions& options, Ready& ready);
-  bool compute(const StepOptions& options, double factor);
+  [[gnu::cold]] double clip_each(const Tensor& tensor, std::size_t first_block, double factor,
+                                 const Group& group) const noexcept;
+  bool compute(const StepOptions& options, double factor, bool& clipped);
   std::vector<Job> jobs_;
   std::vector<double> sums_;
+  double unit_ = 1;                   // in which the sums of squares are, over 1
   std::vector<Measuring> measuring_;  // of each tensor; empty where none is measured
 };
 

@@ -177,10 +177,11 @@ Norm norm(std::span<Tensor> tensors, std::span<double> sums, int threads) noexce
     unit = total < smallest_sum ? small_unit : large_unit;
     total = sum_of_squares(tensors, sums, threads, unit);
   }
-  if (std::isfinite(total)) return {std::sqrt(total) / unit, nullptr};
+  if (std::isfinite(total)) return {std::sqrt(total) / unit, unit, nullptr};
   const auto first =
       std::find_if(sums.begin(), sums.end(), [](double s) { return !std::isfinite(s); });
-  return {std::sqrt(total), &tensor_of(tensors, static_cast<std::size_t>(first - sums.begin()))};
+  return {std::sqrt(total), unit,
+          &tensor_of(tensors, static_cast<std::size_t>(first - sums.begin()))};
 }
 
 }  // namespace onepass

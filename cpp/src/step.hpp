@@ -39,9 +39,9 @@ void measure(std::span<Tensor> tensors, const Measuring* how, std::span<double> 
 // Zeroes the gradients that are to be zeroed, which is all that a skipped step does.
 void zero_gradients(std::span<Tensor> tensors, int threads) noexcept;
 
-// The Euclidean norm of all gradients together.
+// The Euclidean norm of all gradients together. Its sums are of squares in units of 1 / unit.
 struct Norm {
-  double value;
+  double value, unit;
   const Tensor* nonfinite;  // the first one with an infinity or a NaN in its gradient, or null
 };
 // In how many blocks the tensors are summed, by norm() and by measure().

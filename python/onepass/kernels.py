@@ -26,7 +26,16 @@ _OPTIONS = {
 }
 """What a call takes besides settings of a group, arrays and threads."""
 
-_STAGES = ("max_grad_value", "ema_decay", "ema_warmup", "swa_start", "cautious_weight_decay")
+_STAGES = (
+    "max_grad_norm_each",
+    "max_grad_value",
+    "ema_decay",
+    "ema_warmup",
+    "swa_start",
+    "lookahead_every",
+    "lookahead_weight",
+    "cautious_weight_decay",
+)
 """The settings of a group that every rule has. The arrays say what the others would."""
 
 _KEYWORDS = {
@@ -35,6 +44,7 @@ _KEYWORDS = {
     **{name: GROUP_DEFAULTS[name] for name in _STAGES},
     "average": None,
     "averaged": None,
+    "slow": None,
     "nonfinite": "propagate",
     "clear_grads": False,
     "rounding": "stochastic",
@@ -132,6 +142,8 @@ grad_scale : float in [2**-126, 2**128)
 max_grad_norm : float > 0, optional
     The Euclidean norm that all gradients of the call together may have; ``math.inf`` measures it
     and clips nothing.
+max_grad_norm_each : float > 0, optional
+    The norm that each parameter's gradient may have by itself.
 max_grad_value : float > 0, optional
     What the absolute value of a gradient's element may be.
 ema_decay : float in [0, 1), optional
@@ -141,11 +153,18 @@ ema_warmup : bool
 swa_start : int >= 1, optional
     Keep in `average` the plain mean of the weights after this step and all later ones instead;
     before it, the weights themselves.
+lookahead_every, lookahead_weight : int >= 1, optional; float in [2**-126, 1]
+    In every so-many-th `step`, go that part of the way from the weights with which the round began
+    to the new ones; see `onepass.Optimizer`.
 cautious_weight_decay : bool
     Let only those weights decay that the step brings nearer to 0; see `onepass.Optimizer`.
 average : ndarray of float64, or list of them, optional
     The average of the weights, needed with `ema_decay` or `swa_start`: like `param` in shape and
     order, updated in place. Its first step writes it, so it may start from anything.
+slow : ndarray, or list of them, optional
+    The weights with which the round of Lookahead began, needed with `lookahead_every`: like `param`
+    in shape and order, in float32 beside 16 bits, updated in place. The first step of a round
+    writes it, so it may start from anything where the first `step` is 1.
 averaged : int >= 1, optional
     How many steps the average has had, this one included; the default is `step`.
 nonfinite : {{"propagate", "skip", "raise"}}

@@ -26,8 +26,8 @@ inline constexpr std::size_t cache_line = 64;
 inline constexpr std::uint64_t flush_every = 64;
 
 // What surrounds the rule in a step, whichever it is, in this order: the gradient is scaled and
-// clipped, the weights decay, the rule; then the weights that decay after it do so, and the average
-// of the weights moves.
+// clipped, the weights decay, the rule; then the weights that decay after it do so, Lookahead
+// brings them back towards the slow weights, and their average moves.
 template <class T>
 struct Stages {
   T scale{1};               // the gradient's factor: clip coefficient / grad_scale, < 0 to maximize
@@ -38,6 +38,8 @@ struct Stages {
   bool flushes = false;  // whether subnormal numbers in state and average become zero
   T late_shrink{1};  // proximal decay: param *= late_shrink after the rule, 1 / (1 + lr * decay)
   T cautious{0};     // lr * decay where only those weights decay that the rule brings nearer to 0
+  bool begins_slow = false;  // whether the slow weights become those that the step begins with
+  T slow_weight{0};  // 0, or where to, from the slow weights to the new ones, the weights move
 };
 
 // The number of elements before `p` reaches a cache line, at most n.
@@ -128,6 +130,14 @@ template <class T>
     const bool nearer = ((was > 0) & (is < was)) | ((was < 0) & (is > was));
     param[i] = is - (nearer ? cautious * was : T(0));
   }
+}
+
+// The end of a round of Lookahead. The slow weights are the parameter then, and are written when
+// the next round begins.
+template <class T>
+[[gnu::noinline]] void look_ahead(T* param, const T* slow, std::size_t n, T weight) noexcept {
+#pragma omp simd
+  for (std::size_t i = 0; i < n; ++i) param[i] = slow[i] + weight * (param[i] - slow[i]);
 }
 
 // The format of a rule's k-th state; NotThere where the rule does not use it.
@@ -240,7 +250,7 @@ void update(const Streams& streams, std::size_t begin, std::size_t end, const Ru
   const bool ahead = streams.prefetch_ahead;
   std::uint64_t keys[n_states + 1] = {};  // for the random bits of each state, then the parameter
   for (std::size_t k = 0; streams.random && k <= n_states; ++k) {
-    keys[k] = array_key(*streams.random, streams.tensor * (n_states + 1) + k);
+    keys[k] = array_key(*streams.random, std::uint64_t{streams.tensor} * (n_states + 1) + k);
   }
 
   // A short first tile brings every later one onto cache lines: state lies at the parameter's own
@@ -272,6 +282,8 @@ void update(const Streams& streams, std::size_t begin, std::size_t end, const Ru
     if constexpr (std::is_same_v<T, float>) {
       if (streams.follows) streams.copy.codec->follow(streams.copy, begin, n, param);
     }
+    T* const slow = static_cast<T*>(streams.slow) + begin;
+    if (stages.begins_slow) std::copy_n(param, n, slow);
     ask_for(streams.grad);
     const T* grad = open(streams.grad, begin, n, opened);
     if (prepares) prepare_tile<decay>(prepared, grad, param, n, stages);
@@ -280,6 +292,7 @@ void update(const Streams& streams, std::size_t begin, std::size_t end, const Ru
                        prepares ? T{1} : stages.scale, stages, all,
                        Kept<Rule, State, K>::reader(streams.state[K], begin)...);
     if (decays_late) decay_late(param, before, n, stages);
+    if (stages.slow_weight != 0) look_ahead(param, slow, n, stages.slow_weight);
     ask_for(streams.param);  // earlier, there would be too many prefetches at once
     if (averages) {
       ask(averages, sizeof(double));

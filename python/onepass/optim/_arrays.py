@@ -13,8 +13,8 @@ from onepass.optim._row import ROWS, Row
 from onepass.optim._settings import averages
 
 Kept = tuple[Any, ...]
-"""A parameter's arrays: the rule's in order, the average of the weights, and their master in
-float32; None where no setting has asked for one."""
+"""A parameter's arrays: the rule's in order, the average of the weights, their master in float32,
+and Lookahead's slow weights; None where no setting has asked for one."""
 
 
 @quiet
@@ -26,7 +26,7 @@ def arrange(rule: str, settings: Mapping[str, Any], param: Array, kept: Kept, st
     """
     row = ROWS[rule]
     _storage.check_format(settings["state_format"], [param])
-    *state, average, master = kept
+    *state, average, master, slow = kept
     if not steps:  # there is nothing to keep; the settings of its first step say how it begins
         state = [None] * len(state)
     if not averages(settings):
@@ -37,12 +37,16 @@ def arrange(rule: str, settings: Mapping[str, Any], param: Array, kept: Kept, st
         master = None
     elif master is None:
         master = _storage.master_of(param)
+    if settings["lookahead_every"] is None:
+        slow = None
+    elif slow is None:  # in the middle of a round: it is as if it began here
+        slow = _storage.keep(_storage.weights(param, master), param, None, has_sign=True)
     used = row.used_states(settings)
     new = [
         _of_rule(row, k, param, array, settings, is_used=used[k] is not None)
         for k, array in enumerate(state)
     ]
-    return (*new, average, master)
+    return (*new, average, master, slow)
 
 
 def _of_rule(

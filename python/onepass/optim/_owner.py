@@ -124,9 +124,9 @@ class Owner(Rule, _core.Base):
             ``{"state": {key: {"step": t, name: array, ...}}, "param_groups": [...],
             "step_options": {...}}``, PyTorch's layout and names, but for the last: `max_grad_norm`,
             `nonfinite`, `clear_grads`, `seed` and `skipped_steps`. Beside the rule's arrays, which
-            stand as they are kept, are ``"average"``, with ``"averaged"``, its steps, ``"master"``
-            and ``"accumulated"``. A key is the parameter's dotted path (``"0.w"``) where a
-            mapping is anywhere in the structure, else its index. A group holds its
+            stand as they are kept, are ``"average"``, with ``"averaged"``, its steps, ``"master"``,
+            ``"slow"`` and ``"accumulated"``. A key is the parameter's dotted path (``"0.w"``) where
+            a mapping is anywhere in the structure, else its index. A group holds its
             hyperparameters, the keys of its parameters and ``"step"``, the steps completed. A
             schedule is code and stands there as None, or as the list of the memories in it (see
             `onepass.schedules`).

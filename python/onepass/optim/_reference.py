@@ -135,13 +135,41 @@ def clip_coefficient(norm: float, max_norm: float) -> float:
     return 1.0 if coefficient > 1 else coefficient  # a NaN stays one
 
 
-def moved_average(average: Array, param: Array, weight: float) -> Array:
-    """Return the average, in float64, after the parameters have entered it."""
+def own_clipping(grad: Array, factor: float, values: Mapping[str, Any]) -> float:
+    """Return what the gradient of one array is clipped by, once it is multiplied by `factor`."""
+    max_norm: float | None = values["max_grad_norm_each"]
+    return 1.0 if max_norm is None else clip_coefficient(grad_norm([grad]) * factor, max_norm)
+
+
+def slow_weights(
+    slow: Array | None, param: Array, step: int, values: Mapping[str, Any]
+) -> Array | None:
+    """Return Lookahead's slow weights: those with which its round begins."""
+    every: int | None = values["lookahead_every"]
+    return slow if every is None or (step - 1) % every else param
+
+
+def looked_ahead(param: Array, slow: Array | None, step: int, values: Mapping[str, Any]) -> Array:
+    """Return the weights after a step, which go back towards the slow ones where a round ends."""
+    every: int | None = values["lookahead_every"]
+    if every is None or step % every:
+        return param
+    assert slow is not None
+    moved: Array = slow + values["lookahead_weight"] * (param - slow)
+    return moved
+
+
+def moved_average(
+    average: Array, param: Array, step: int, averaged: int | None, values: Mapping[str, Any]
+) -> Array:
+    """Return the average, in float64, after the parameters of step `step` have entered it."""
+    weight = average_weight(step, averaged or step, values)
     if weight == 1:
         return param.astype(np.float64)
     way = param - average
     rest = 1 - weight
-    return average + weight * way if weight < rest else param - rest * way
+    moved = average + weight * way if weight < rest else param - rest * way
+    return flushed(moved) if step % FLUSH_EVERY == 0 else moved
 
 
 def flushed(values: Array) -> Array:

@@ -197,12 +197,14 @@ class Rule:
         param, grad, *state : ndarray
             As for `onepass.kernels`, the gradient of float32 or float64; None for state that the
             options do not use. Then each number that the rule remembers, as an array of one
-            element. Last of all, the average of the weights, where the settings keep one, in
-            float64. A parameter with a master stands for itself: give the master.
+            element. Then, where the settings keep them, Lookahead's slow weights, and last of all
+            the average of the weights, in float64. A parameter with a master stands for itself:
+            give the master.
         step : int
             Counted from 1.
         grad_factor : float
-            What the gradient is multiplied by first: the clipping of the norm over `grad_scale`.
+            What the gradient is multiplied by first: the clipping of the common norm over
+            `grad_scale`.
         averaged : int, optional
             The steps since the average began, this one included; all by default.
         seed, index : int
@@ -221,35 +223,23 @@ class Rule:
             values[name] = check_setting(cls.group_checks, name, value)
         values = resolve(cls.group_checks, values, step - 1)
         cls._check_together(values)
-        row = cls.row
-        average: Array | None = None
-        if keeps_average := averages(values):
-            *state, average = state  # type: ignore[assignment]
-        n = len(row.states)
-        most = n + len(row.memory)
-        if len(state) > most:
-            raise ValueError(f"state: expected at most {most} arrays, got {len(state)}")
-        padded = (*state, *[None] * (most - len(state)))
-        padded, memory = padded[:n], padded[n:]
+        row, n = cls.row, len(cls.row.states)
+        given, memory, slow, average = cls._split(state, values)
         remembered = {k: _number(k, array) for k, array in zip(row.memory, memory, strict=True)}
-        used = row.used_states(values)
-        for name, use, array in zip(row.states, used, padded, strict=True):
-            if (use is None) != (array is None):
-                expected = "None (these options do not use it)" if use is None else "an array"
-                raise ValueError(f"{name}: expected {expected}, got {type(array).__name__}")
         stages = {**values, "weight_decay": 0.0} if "weight_decay" in row.hyper else values
         sign, decay, shrink, max_value = _reference.constants(stages)
-        stored, given = param, padded
+        stored = param
         param = param if param.dtype.itemsize > 2 else param.astype(np.float32)
         padded = tuple(
             array if array is None else opened(array, param, has_sign)
             for array, has_sign in zip(given, row.has_sign, strict=True)
         )
-        grad = sign * grad_factor * grad
+        grad = sign * (grad_factor * _reference.own_clipping(grad, grad_factor, values)) * grad
         if values["max_grad_value"] is not None:
             grad = np.clip(grad, -max_value, max_value)
         if decay:
             grad = grad + decay * param
+        slow = _reference.slow_weights(slow, param, step, values)
         param = param * shrink
         flags: dict[str, Any] = {
             name: values[name] for name in row.options if isinstance(values[name], bool)
@@ -259,23 +249,46 @@ class Rule:
         after = [scalars.pop(name) for name in row.memory]
         weights, *kept = cls.reference(param, grad, *padded, **scalars, **flags)
         weights = _reference.decayed_late(param, weights, stages)
-        moved = []
-        if keeps_average:
-            assert average is not None
-            weight = _reference.average_weight(step, averaged or step, values)
-            moved = [_reference.moved_average(average, weights, weight)]
+        weights = _reference.looked_ahead(weights, slow, step, values)
+        flushes = step % _reference.FLUSH_EVERY == 0
+        if average is not None:
+            average = _reference.moved_average(average, weights, step, averaged, values)
         first = index * (n + 1)
         bits = [partial(formats.random_bits, seed, step, first + k) for k in range(n + 1)]
-        if step % _reference.FLUSH_EVERY == 0:
+        if flushes:
             kept = [array if array is None else _reference.flushed(array) for array in kept]
-            if keeps_average and weight != 1:  # not a copy of the weights
-                moved = [_reference.flushed(moved[0])]
         kept = [
             array if before is None else closed(array, before, bits[k], row.has_sign[k])
             for k, (array, before) in enumerate(zip(kept, given, strict=True))
         ]
         random = None if values["rounding"] == "nearest" else bits[n]
+        moved = [array for array in (slow, average) if array is not None]
         return (closed(weights, stored, random), *kept, *map(np.full_like, memory, after), *moved)
+
+    @classmethod
+    def _split(
+        cls, state: Sequence[Array | None], values: Mapping[str, Any]
+    ) -> tuple[Sequence[Array | None], Sequence[Any], Array | None, Array | None]:
+        """Return the rule's arrays, its memory, the slow weights, and the average of the weights.
+
+        Each is there where the settings use it, or that is an error.
+        """
+        row, n = cls.row, len(cls.row.states)
+        average: Array | None = None
+        slow: Array | None = None
+        if averages(values):
+            *state, average = state
+        if values["lookahead_every"] is not None:
+            *state, slow = state
+        most = n + len(row.memory)
+        if len(state) > most:
+            raise ValueError(f"state: expected at most {most} arrays, got {len(state)}")
+        padded = (*state, *[None] * (most - len(state)))
+        for name, use, array in zip(row.states, row.used_states(values), padded[:n], strict=True):
+            if (use is None) != (array is None):
+                expected = "None (these options do not use it)" if use is None else "an array"
+                raise ValueError(f"{name}: expected {expected}, got {type(array).__name__}")
+        return padded[:n], padded[n:], slow, average
 
 
 def _number(name: str, array: Array | None) -> float:

@@ -64,8 +64,11 @@ def shown(param: Array, z: Array, momentum: float) -> Array:
 
 
 def check_together(name: str, settings: Mapping[str, Any]) -> None:
-    """Raise ValueError for a second average."""
+    """Raise ValueError for a second average, and for what would move y without x and z."""
     for average in ("ema_decay", "swa_start"):
         if (got := settings.get(average)) is not None:
             expected = f"None for {name} (it averages by itself)"
             raise ValueError(f"{average}: expected {expected}, got {got!r}")
+    if (every := settings.get("lookahead_every")) is not None:
+        expected = f"None for {name} (its weights lie between two others)"
+        raise ValueError(f"lookahead_every: expected {expected}, got {every!r}")

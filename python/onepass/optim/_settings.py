@@ -18,6 +18,9 @@ GROUP_CHECKS: Mapping[str, Check] = {
     "state_format": Maybe(Choice(("bf16", "q8"))),
     "rounding": Choice(("master", "stochastic", "nearest")),
     "cautious_weight_decay": Flag(),
+    "max_grad_norm_each": Maybe(Number(above=0.0, schedulable=True)),
+    "lookahead_every": Maybe(Whole(low=1, below=2**53)),
+    "lookahead_weight": Number(low=2.0**-126, high=1.0),
 }
 """What may differ from group to group."""
 
@@ -30,6 +33,9 @@ GROUP_DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "state_format": None,
         "rounding": "master",
         "cautious_weight_decay": False,
+        "max_grad_norm_each": None,
+        "lookahead_every": None,
+        "lookahead_weight": 0.5,
     }
 )
 
@@ -55,12 +61,15 @@ class StepOptions(TypedDict, total=False):
     """What every optimizer takes besides its hyperparameters; see `onepass.Optimizer`."""
 
     max_grad_norm: float | Schedule | None
+    max_grad_norm_each: float | Schedule | None
     max_grad_value: float | Schedule | None
     nonfinite: Literal["propagate", "skip", "raise"]
     clear_grads: bool
     ema_decay: float | Schedule | None
     ema_warmup: bool
     swa_start: int | None
+    lookahead_every: int | None
+    lookahead_weight: float
     state_format: Literal["bf16", "q8"] | None
     rounding: Literal["master", "stochastic", "nearest"]
     cautious_weight_decay: bool

@@ -24,9 +24,10 @@ from onepass.optim._settings import CHECKS, OWN_FIELDS
 from onepass.optim._tree import keys_before_paths
 from onepass.schedules._base import Remembering, remembering
 
-AVERAGE, AVERAGED, MASTER, GATHERED = "average", "averaged", "master", "accumulated"
+AVERAGE, AVERAGED, MASTER, SLOW = "average", "averaged", "master", "slow"
+GATHERED = "accumulated"
 """State beside the rule's own: the average of the weights, its steps, the weights of a parameter of
-16 bits in float32, the sum of gradients."""
+16 bits in float32, Lookahead's slow weights, the sum of gradients."""
 
 UNSETTLED = "unsettled"
 """The key of the arrays as they are, where settings were changed since the last step so that the
@@ -104,12 +105,13 @@ class _Entry:
         self, row: Row, param: Array, progress: Mapping[str, Any], index: int, kept: Kept
     ) -> None:
         self.param, self.steps = param, progress["steps"][index]
-        *state, average, master = kept
-        has_begun = progress["kept"][index][-2] is not None
+        *state, average, master, slow = kept
+        has_begun = progress["kept"][index][len(state)] is not None
         self.averaged = self.steps - progress["average_from"][index] if has_begun else 0
         if not self.averaged:
             average = None  # nothing is in it yet
-        named = zip((*row.states, AVERAGE, MASTER), (*state, average, master), strict=True)
+        names = (*row.states, AVERAGE, MASTER, SLOW)
+        named = zip(names, (*state, average, master, slow), strict=True)
         self.arrays = {name: a for name, a in named if a is not None} if self.steps else {}
 
     def same(self, other: _Entry) -> bool:
@@ -335,6 +337,9 @@ def _entry(
     if order not in ("C", "F"):
         raise ValueError(f"{label}[{ORDER!r}]: expected 'C' or 'F', got {order!r}")
     master = _master(entry.pop(MASTER, None), param, settings, f"{label}[{MASTER!r}]")
+    slow = entry.pop(SLOW, None)
+    if slow is not None:
+        slow = _array(slow, param, f"{label}[{SLOW!r}]")
     for name in cls.saved_scalars:
         entry.pop(name, None)
     remembered = {name: entry.pop(name, None) for name in cls.row.memory}
@@ -350,11 +355,12 @@ def _entry(
         for name, has_sign in zip(names, signs, strict=True)
     )
     if average is None:
-        return step, 0, memory, (*state, None, master)
+        return step, 0, memory, (*state, None, master, slow)
     began = step - _count(averaged, f"{label}[{AVERAGED!r}]")
     if began < 0:
         raise ValueError(f"{label}[{AVERAGED!r}]: expected at most {step}, got {averaged}")
-    return step, began, memory, (*state, _average(average, param, f"{label}[{AVERAGE!r}]"), master)
+    average = _average(average, param, f"{label}[{AVERAGE!r}]")
+    return step, began, memory, (*state, average, master, slow)
 
 
 def _average(saved: Any, param: Array, label: str) -> Array:

@@ -41,8 +41,10 @@ class Optimizer(Owner):
     1. the gradients are divided by `grad_scale`: :math:`g \leftarrow g / s`;
     2. where one of them is not finite, `nonfinite` decides for all of them;
     3. their common norm is clipped, :math:`g \leftarrow g \min(1, c / (\|g\| + 10^{-6}))`, then
-       each element, :math:`g \leftarrow \max(\min(g, c), -c)`;
+       that of each array by itself, then each element, :math:`g \leftarrow \max(\min(g, c), -c)`;
     4. the weights decay and the rule steps, or the other way round where the decay depends on it;
+       where a round of Lookahead ends, the weights go back towards those with which it began,
+       :math:`w \leftarrow s + \alpha (w - s)`;
     5. the average of the weights moves, :math:`a \leftarrow \beta_t a + (1 - \beta_t) w`;
     6. the weights are copied in fewer bits, the gradients are zeroed, and what is kept in fewer
        bits is rounded.
@@ -73,9 +75,12 @@ class Optimizer(Owner):
         written here, by `load_state_dict`, and by each step that moves the parameter. None in it
         leaves that parameter without a copy. What you write into a parameter yourself, and what
         `averaged` and `lookahead` show, is not copied.
+    max_grad_norm_each : float > 0, or schedule, optional
+        The norm that each array's gradient may have by itself, :math:`g_i \leftarrow g_i
+        \min(1, c / (\|g_i\| + 10^{-6}))`; after `max_grad_norm`, where both are given. Groups may
+        differ in it, and in what follows.
     max_grad_value : float > 0, or schedule, optional
-        What the absolute value of a gradient's element may be. Groups may differ in it, and in
-        what follows.
+        What the absolute value of a gradient's element may be.
     ema_decay : float in [0, 1), or schedule, optional
         The :math:`\beta` of an exponential moving average of the weights, which `averaged` shows.
         It begins as the weights after its first step, as in PyTorch. It is kept in float64, 8 bytes
@@ -89,6 +94,14 @@ class Optimizer(Owner):
         Stochastic weight averaging: the plain mean of the weights after this step and all later
         ones, :math:`\beta_t = 1 - 1 / (t - t_0 + 1)`; before it, the weights themselves. Kept in
         float64 too, so that it is the mean of however many steps.
+    lookahead_every : int >= 1, optional
+        Lookahead: in every so-many-th step of a parameter, its weights go a part of the way from
+        where the round began, the slow weights :math:`s`, to where it ends, and the next round
+        begins there: :math:`w \leftarrow s + \alpha (w - s)`. The paper's is 5. The slow weights
+        take one more array, written once a round and read once. The rule's own state goes on. A
+        round begins with the weights as they are, also where you have changed them.
+    lookahead_weight : float in [2**-126, 1]
+        The :math:`\alpha` of Lookahead.
     state_format : {None, "bf16", "q8"}
         How the rule's arrays are kept between steps: as the rule computes with them, or in
         bfloat16, or in 8 bits (`onepass.formats.q8_encode`), rounded stochastically, since to the
@@ -151,7 +164,11 @@ class Optimizer(Owner):
     * PyTorch, in fewer bits: state has the parameter's dtype, there is no master (that is
       ``torch.amp``'s, which keeps the parameters in float32), and rounding is to nearest.
     * bitsandbytes: see `onepass.formats.q8_encode`.
-    * Keras: its `clipnorm` is per variable.
+    * Keras: its `clipnorm` is `max_grad_norm_each`, without the :math:`10^{-6}`, its
+      `global_clipnorm` `max_grad_norm`; only one of them may be given there.
+    * timm's Lookahead begins the slow weights at the end of the first round, so that this round
+      changes nothing; the paper's begins, as here, with the first step. `SGD.lookahead` is another
+      thing: it shows the weights at which Nesterov's momentum takes its gradient.
     * optax: `apply_if_finite` accepts what is not finite after so many errors in a row.
 
     References
@@ -162,6 +179,8 @@ class Optimizer(Owner):
     (stochastic rounding).
     T. Dettmers et al., "8-bit optimizers via block-wise quantization", ICLR 2022, arXiv:2110.02861.
     L. Chen et al., "Cautious weight decay", 2025, arXiv:2510.12402.
+    M. R. Zhang et al., "Lookahead optimizer: k steps forward, 1 step back", NeurIPS 2019,
+    arXiv:1907.08610.
     P. Izmailov et al., "Averaging weights leads to wider optima and better generalization", UAI
     2018, arXiv:1803.05407 (SWA).
 
@@ -385,7 +404,7 @@ class Optimizer(Owner):
         added = len(leaves.arrays) - first
         if not added:
             raise ValueError("params: expected at least one array, got none")
-        nothing = (None,) * (len(self.row.states) + 2)
+        nothing = (None,) * (len(self.row.states) + 3)
         for name, value in {
             "steps": 0,
             "average_from": 0,
@@ -430,7 +449,7 @@ class Optimizer(Owner):
         owners = ((param, group) for group in self.param_groups for param in group["params"])
         shown = {}
         for index, ((kept, steps, begun), owner) in enumerate(zip(done, owners, strict=True)):
-            average = kept[-2]
+            average = kept[len(self.row.states)]
             if average is not None and steps > begun:
                 shown[index] = average
             elif average is None and self.own_average and steps:
@@ -441,7 +460,7 @@ class Optimizer(Owner):
 
     @quiet
     def _own_average(self, param: Array, group: Mapping[str, Any], kept: Kept) -> Array:
-        *state, _, master = kept
+        *state, _, master, _ = kept
         named = dict(zip(self.row.states, state, strict=True))
         assert self.own_average
         return self.own_average(_storage.weights(param, master), group, named)

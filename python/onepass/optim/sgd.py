@@ -9,6 +9,7 @@ import numpy as np
 from onepass._hyperparameters import SCHEDULED, Choice, Flag, Number
 from onepass._quiet import quiet
 from onepass._typing import Array, Params, Schedule
+from onepass.optim._arrays import Kept
 from onepass.optim._settings import StepOptions
 from onepass.optim._storage import opened, weights
 from onepass.optim.optimizer import Optimizer
@@ -64,9 +65,10 @@ class SGD(Optimizer, rule="sgd"):
         Ascend instead of descend.
     form : "heavy_ball", "sutskever" or "ema"
     **options
-        `max_grad_norm`, `max_grad_value`, `nonfinite`, `clear_grads`, `ema_decay`, `ema_warmup`,
-        `swa_start`, `state_format`, `rounding`, `cautious_weight_decay`, `seed`, `grads` and
-        `copy_to`: see `onepass.Optimizer`.
+        `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`, `nonfinite`, `clear_grads`,
+        `ema_decay`, `ema_warmup`, `swa_start`, `lookahead_every`, `lookahead_weight`,
+        `state_format`, `rounding`, `cautious_weight_decay`, `seed`, `grads` and `copy_to`: see
+        `onepass.Optimizer`.
 
     Raises
     ------
@@ -226,7 +228,7 @@ class SGD(Optimizer, rule="sgd"):
                 raise ValueError("nesterov: expected False for lookahead, got True")
         kept = iter(self._coming())
         values = [
-            _ahead(param, settings, *next(kept))
+            _ahead(param, settings, next(kept))
             for settings in coming
             for param in settings["params"]
         ]
@@ -234,10 +236,9 @@ class SGD(Optimizer, rule="sgd"):
 
 
 @quiet
-def _ahead(
-    param: Array, settings: Mapping[str, Any], buffer: Any, _: Any, master: Array | None
-) -> Array:
+def _ahead(param: Array, settings: Mapping[str, Any], kept: Kept) -> Array:
     """Return a parameter at the look-ahead point."""
+    buffer, _, master, _ = kept
     rate = settings["lr"] if settings["form"] == "heavy_ball" else 1.0
     buffer = opened(buffer, param, has_sign=True)
     return np.asarray(weights(param, master) - rate * settings["momentum"] * buffer)
