@@ -53,6 +53,9 @@ class Kernel:
             arrays = [array for (array,) in arrays]
         else:
             arrays = [None if array[0] is None else list(array) for array in arrays]
+            if case.cls.row.sums_over_all:  # what is remembered is one for all
+                n = len(case.cls.row.memory)
+                arrays[-n:] = [of_all[0] for of_all in arrays[-n:]]
         kernel = getattr(kernels, case.cls.rule)
         self.step: Step = partial(kernel, *arrays, step=1, **case.settings)
 

@@ -131,8 +131,9 @@ def _summary(cls: type[Optimizer]) -> str:
     names = [name for name in cls.state_names() if name]
     keeps = f"keeps `{'`, `'.join(names)}`" if names else "keeps nothing"
     if cls.row.memory:
-        count = ("one number", "two numbers")[len(cls.row.memory) - 1]
-        keeps += f" and {count} for each parameter, `{'`, `'.join(cls.row.memory)}`"
+        count = ("one number", "two numbers", "three numbers")[len(cls.row.memory) - 1]
+        whose = "for all parameters together" if cls.row.sums_over_all else "for each parameter"
+        keeps += f" and {count} {whose}, `{'`, `'.join(cls.row.memory)}`"
     # In float32: parameter and state are read and written, the gradient is read.
     moves = f"moves {12 + 8 * len(names)} bytes an element"
     moves += ", and measures before" * cls.row.measures(cls.defaults)

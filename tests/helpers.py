@@ -155,7 +155,14 @@ def kept_names(cls: type[Optimizer], settings: Mapping[str, Any]) -> list[str]:
 
 def entry_names(cls: type[Optimizer], settings: Mapping[str, Any]) -> list[str]:
     """What a parameter's saved state has, in PyTorch's order."""
-    return ["step", *cls.row.memory, *cls.saved_scalars, *state_names(cls, settings)]
+    return ["step", *cls.row.own_memory, *cls.saved_scalars, *state_names(cls, settings)]
+
+
+def saved_entry(opt: Optimizer, key: Any = 0) -> dict[str, Any]:
+    """What is saved of a parameter, and of all together."""
+    saved = opt.state_dict()
+    of_all = {name: saved["param_groups"][0].get(name) for name in opt.row.memory}
+    return {**of_all, **saved["state"].get(key, {})}
 
 
 def format_of(cls: type[Optimizer], k: int, kept: Any) -> Any:

@@ -225,7 +225,9 @@ def test_layout(every_case, rng):
             assert entry[name].dtype == params[key].dtype
     (group,) = saved["param_groups"]
     assert group["params"] == ["w", "b", "frozen", "scale"]
-    assert {k: v for k, v in group.items() if k not in ("params", "step")} == {
+    of_all = set(cls.row.memory) - set(cls.row.own_memory)
+    assert of_all <= group.keys()
+    assert {k: v for k, v in group.items() if k not in {"params", "step", *of_all}} == {
         **cls.defaults,
         **GROUP_DEFAULTS,
         **options,

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 import onepass as op
-from helpers import assert_same_bits, fresh_state, one_of_each, run_reference
+from helpers import assert_same_bits, fresh_state, one_of_each, run_reference, saved_entry
 
 REMEMBERING = one_of_each(
     [cls for cls in op.optim.registry.values() if cls.row.memory], lambda cls: len(cls.row.memory)
 )
+OF_EACH = [cls for cls in REMEMBERING if cls.row.own_memory]
+"""Those that remember something of each parameter, and not of all together."""
 N = 20
 
 
@@ -19,8 +21,13 @@ def cls(request):
     return request.param
 
 
+@pytest.fixture(params=OF_EACH, ids=lambda cls: cls.__name__)
+def own(request):
+    return request.param
+
+
 def memory_of(opt, key=0):
-    entry = opt.state_dict()["state"].get(key, {})
+    entry = saved_entry(opt, key)
     return [entry.get(name) for name in opt.row.memory]
 
 
@@ -56,9 +63,9 @@ def test_a_step_that_is_skipped_or_raises_leaves_it(cls, rng):
     assert memory_of(opt) == before
 
 
-def test_a_skipped_step_that_would_have_changed_the_arrays_leaves_it(cls):
+def test_a_skipped_step_that_would_have_changed_the_arrays_leaves_it(own):
     param = np.ones(5000, np.float32)
-    opt = cls(param, nonfinite="skip")
+    opt = own(param, nonfinite="skip")
     opt.step(np.ones_like(param))
     before = memory_of(opt)
     opt.param_groups[0]["state_format"] = "bf16"
@@ -66,32 +73,32 @@ def test_a_skipped_step_that_would_have_changed_the_arrays_leaves_it(cls):
     assert opt.step(np.full_like(param, np.inf)).skipped
     assert memory_of(opt) == before
     opt.step(np.ones_like(param))
-    twin = cls(np.ones_like(param))
+    twin = own(np.ones_like(param))
     for _ in range(2):
         twin.step(np.ones_like(param))
     assert memory_of(opt) == memory_of(twin) != before
 
 
-def test_a_parameter_that_misses_steps_keeps_its_own(cls, rng):
+def test_a_parameter_that_misses_steps_keeps_its_own(own, rng):
     """Also where the numbers of steps are the same, and the settings then were not."""
     starts, grads = numbers(rng, 3, N), list(numbers(rng, 4, N))
     params = [start.copy() for start in starts]
     first, then = ({"lr": 0.1, "betas": (0.5, 0.9)}, {"lr": 0.05, "betas": (0.8, 0.9)})
-    opt = cls(params, **first)
+    opt = own(params, **first)
     opt.step([grads[0], None, None])
     opt.param_groups[0].update(then)
     opt.step([None, grads[1], None])
     assert memory_of(opt, 0) != memory_of(opt, 1)
     opt.step([grads[2], grads[2], grads[2]])
 
-    one = (starts[0], *fresh_state(cls, {}, starts[0]))
-    one = cls.reference_step(one[0], grads[0], *one[1:], step=1, **first)
-    one = cls.reference_step(one[0], grads[2], *one[1:], step=2, **then)
-    two = run_reference(cls, then, starts[1], [grads[1], grads[2]])
-    three = run_reference(cls, then, starts[2], [grads[2]])
+    one = (starts[0], *fresh_state(own, {}, starts[0]))
+    one = own.reference_step(one[0], grads[0], *one[1:], step=1, **first)
+    one = own.reference_step(one[0], grads[2], *one[1:], step=2, **then)
+    two = run_reference(own, then, starts[1], [grads[1], grads[2]])
+    three = run_reference(own, then, starts[2], [grads[2]])
     for i, expected in enumerate((one, two, three)):
         assert_same_bits(params[i], expected[0])
-        assert memory_of(opt, i) == [float(x) for x in expected[-len(cls.row.memory) :]]
+        assert memory_of(opt, i) == [float(x) for x in expected[-len(own.row.memory) :]]
 
 
 def test_resuming_is_bitwise_after_settings_have_changed(cls, tmp_path, rng):
@@ -111,9 +118,9 @@ def test_resuming_is_bitwise_after_settings_have_changed(cls, tmp_path, rng):
     assert_same_bits(resumed.param_groups[0]["params"][0], whole.param_groups[0]["params"][0])
 
 
-def test_parameters_that_are_added_begin_with_the_start(cls, rng):
+def test_parameters_that_are_added_begin_with_the_start(own, rng):
     old, new, grad = numbers(rng, N), numbers(rng, N), numbers(rng, N)
-    opt, alone = cls(old), cls(new.copy())
+    opt, alone = own(old), own(new.copy())
     opt.step(grad)
     before = memory_of(opt)
     opt.add_param_group({"params": [new]})
@@ -124,15 +131,15 @@ def test_parameters_that_are_added_begin_with_the_start(cls, rng):
 
 
 @pytest.mark.parametrize("value", [None, 10**400, "1", True, np.ones(2), 1j])
-def test_a_saved_number_that_is_no_number(cls, value, rng):
-    opt = cls(numbers(rng, N))
+def test_a_saved_number_that_is_no_number(own, value, rng):
+    opt = own(numbers(rng, N))
     opt.step(numbers(rng, N))
     saved, before = opt.state_dict(), memory_of(opt)
-    saved["state"][0][cls.row.memory[0]] = value
-    words = rf"^state\[0\]\['{cls.row.memory[0]}'\]: expected a number, got "
+    saved["state"][0][own.row.memory[0]] = value
+    words = rf"^state\[0\]\['{own.row.memory[0]}'\]: expected a number, got "
     with pytest.raises(ValueError, match=words):
         opt.load_state_dict(saved)
-    del saved["state"][0][cls.row.memory[0]]
+    del saved["state"][0][own.row.memory[0]]
     with pytest.raises(ValueError, match=words + "None"):
         opt.load_state_dict(saved)
     assert memory_of(opt) == before
@@ -172,20 +179,24 @@ class TestKernels:
         arrays = self.arrays(cls, rng)
         arrays[-1] = arrays[0][3:4]
         self.refuse(cls, arrays, ValueError, ".*: expected memory of its own, got an overlap")
-        arrays = [[a, b] for a, b in zip(self.arrays(cls, rng), self.arrays(cls, rng), strict=True)]
+
+    def test_one_array_for_two_parameters(self, own, rng):
+        arrays = [[a, b] for a, b in zip(self.arrays(own, rng), self.arrays(own, rng), strict=True)]
         arrays[-1][1] = arrays[-1][0]
         with pytest.raises(ValueError, match=r"\]: expected memory of its own, got the same"):
-            getattr(op.kernels, cls.rule)(*arrays, step=1)
+            getattr(op.kernels, own.rule)(*arrays, step=1)
 
     def test_left_out(self, cls, rng):
         arrays = self.arrays(cls, rng)[: -len(cls.row.memory)]
         self.refuse(cls, arrays, TypeError, f"{cls.row.memory[0]}: expected a NumPy array")
-        self.refuse(cls, [[a] for a in arrays], TypeError, f"{cls.row.memory[0]}: expected a list")
+        expected = "a list" if cls.row.own_memory else "a NumPy array"
+        lists = [[a] for a in arrays]
+        self.refuse(cls, lists, TypeError, f"{cls.row.memory[0]}: expected {expected}")
 
-    def test_a_list_of_another_length(self, cls, rng):
-        arrays = [[a] for a in self.arrays(cls, rng)]
+    def test_a_list_of_another_length(self, own, rng):
+        arrays = [[a] for a in self.arrays(own, rng)]
         arrays[-1] = []
-        self.refuse(cls, arrays, ValueError, f"{cls.row.memory[-1]}: expected a list of 1")
+        self.refuse(own, arrays, ValueError, f"{own.row.memory[-1]}: expected a list of 1")
 
     @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
     @pytest.mark.parametrize("usual", [True, False])
@@ -206,15 +217,15 @@ class TestKernels:
         for array, wanted in zip([arrays[0], *arrays[2:]], expected, strict=True):
             assert_same_bits(array.reshape(wanted.shape), wanted)
 
-    def test_lists_with_numbers_of_their_own(self, cls, rng):
+    def test_lists_with_numbers_of_their_own(self, own, rng):
         """Also 0.0 beside -0.0, which are equal and have other bits."""
         for last in (0.25, -0.0):
-            arrays = [[a, b] for a, b in zip(*(self.arrays(cls, rng) for _ in "ab"), strict=True)]
-            n = len(cls.row.memory)
-            for own in arrays[-n:]:
-                own[0][...], own[1][...] = 0.0, last
-            expected = [cls.reference_step(*of_one, step=3) for of_one in zip(*arrays, strict=True)]
-            getattr(op.kernels, cls.rule)(*arrays, step=3)
+            arrays = [[a, b] for a, b in zip(*(self.arrays(own, rng) for _ in "ab"), strict=True)]
+            n = len(own.row.memory)
+            for of_both in arrays[-n:]:
+                of_both[0][...], of_both[1][...] = 0.0, last
+            expected = [own.reference_step(*of_one, step=3) for of_one in zip(*arrays, strict=True)]
+            getattr(op.kernels, own.rule)(*arrays, step=3)
             for i, of_one in enumerate(expected):
                 for actual, wanted in zip([arrays[0], *arrays[2:]], of_one, strict=True):
                     assert_same_bits(actual[i], wanted)
@@ -233,12 +244,12 @@ class TestKernels:
         with pytest.raises(ValueError, match="^state: expected at most"):
             cls.reference_step(*arrays, arrays[-1], step=1)
 
-    def test_none_leaves_it(self, cls, rng):
-        arrays = [[a, b] for a, b in zip(self.arrays(cls, rng), self.arrays(cls, rng), strict=True)]
+    def test_none_leaves_it(self, own, rng):
+        arrays = [[a, b] for a, b in zip(self.arrays(own, rng), self.arrays(own, rng), strict=True)]
         arrays[1][0] = None
-        getattr(op.kernels, cls.rule)(*arrays, step=1)
+        getattr(op.kernels, own.rule)(*arrays, step=1)
         for start, (left, moved) in zip(
-            cls.row.memory_start, arrays[-len(cls.row.memory) :], strict=True
+            own.row.memory_start, arrays[-len(own.row.memory) :], strict=True
         ):
             assert left == start
             assert moved != start

@@ -220,6 +220,31 @@ void Engine::read_own_settings() {
   had_schedules_ = had_schedules_ || own_numbers_.has_schedules();
 }
 
+// Of a rule that sums over all tensors, groups may differ in the weight decay alone, and in a rate
+// of 0, which leaves a group where it is.
+void Engine::check_groups_agree() const {
+  const RuleRow& rule = *fields_->rule();
+  const auto& groups = now_.optimizer.groups;
+  for (std::size_t k = 0; k < rule.hyper.size(); ++k) {
+    const std::string name = rule.hyper[k];
+    if (name == "weight_decay") continue;
+    const bool is_rate = name == "lr";
+    double known = is_rate ? 0 : groups[0].settings.hyper[k];
+    for (const Group& group : groups) {
+      const double number = group.settings.hyper[k];
+      if ((is_none(number) && is_none(known)) || number == known || (is_rate && number == 0))
+        continue;
+      if (is_rate && known == 0) {
+        known = number;
+        continue;
+      }
+      throw py::value_error(name + ": expected the same in all groups" + (is_rate ? ", or 0" : "") +
+                            ", got " + py::str(py::float_(known)).cast<std::string>() + " and " +
+                            py::str(py::float_(number)).cast<std::string>());
+    }
+  }
+}
+
 void Engine::call_schedules() {
   if (!had_schedules_) return;
   const std::int64_t completed = now_.optimizer.completed;

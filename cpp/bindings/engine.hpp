@@ -98,6 +98,7 @@ class Engine {
   // engine.cpp: settings, and the arrays that they ask for.
   void read_progress(const py::dict& progress);
   void check_groups() const;
+  [[gnu::cold]] void check_groups_agree() const;
   void read_settings();
   void read_own_settings();
   void call_schedules();

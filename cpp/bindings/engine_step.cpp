@@ -57,6 +57,7 @@ py::object Engine::step(py::handle grads, double grad_scale, int num_threads) {
   py::object info = new_step_info(last_info_);
   read_settings();
   call_schedules();
+  if (fields_->rule()->sums_over_all) check_groups_agree();
   StepOptions options;
   options.grad_scale = grad_scale;
   options.max_grad_norm = own_settings_.max_grad_norm;

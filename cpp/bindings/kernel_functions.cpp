@@ -121,6 +121,10 @@ class Kernel final : public Body {
   };
   // State and memory, the arrays after the gradient.
   std::size_t most_kept() const { return rule_.states.size() + rule_.memory.size(); }
+  // Whether the k-th argument is one array, however many parameters there are.
+  bool is_for_all(std::size_t k) const {
+    return rule_.sums_over_all && k >= 2 + rule_.states.size();
+  }
   void read(PyObject* const* values, PyObject* keywords, Given& given) const;
   [[gnu::cold]] void check_together(const Group& group, PyObject* const* values, PyObject* keywords,
                                     Together& before) const;
@@ -211,6 +215,7 @@ bool Kernel::lay_out_usual(const Given& given, PyObject* const* args, std::size_
   const bool many = is_list_or_tuple(args[0]);
   const std::size_t n = many ? static_cast<std::size_t>(PySequence_Fast_GET_SIZE(args[0])) : 1;
   for (std::size_t k = 1; many && k < n_kept + 2; ++k) {
+    if (is_for_all(k)) continue;
     const bool fits = is_list_or_tuple(args[k]) &&
                       static_cast<std::size_t>(PySequence_Fast_GET_SIZE(args[k])) == n;
     if (!fits && (k < 2 || args[k] != Py_None)) return false;
@@ -223,7 +228,7 @@ bool Kernel::lay_out_usual(const Given& given, PyObject* const* args, std::size_
     PyObject* of_one[2 + max_states + max_memory];
     for (std::size_t k = 0; k < 2 + most_kept(); ++k) {
       PyObject* const kind = k < n_kept + 2 ? args[k] : Py_None;
-      of_one[k] = many && kind != Py_None
+      of_one[k] = many && kind != Py_None && !is_for_all(k)
                       ? PySequence_Fast_GET_ITEM(kind, static_cast<Py_ssize_t>(i))
                       : kind;
     }
@@ -261,7 +266,7 @@ bool Kernel::lay_out_usual(const Variant& variant, PyObject* const* arrays, std:
     tensor.streams.state[k] = Stored(data);
     scratch.add(data, bytes);
   }
-  for (std::size_t k = 0; k < rule_.memory.size(); ++k) {
+  for (std::size_t k = 0; k < rule_.memory.size() && !(rule_.sums_over_all && index > 0); ++k) {
     PyObject* const remembered = arrays[2 + rule_.states.size() + k];
     if (!is_usual_remembered(remembered)) return false;
     scratch.remembered.push_back(
@@ -283,7 +288,8 @@ void Kernel::lay_out(const Given& given, PyObject* const* args, std::size_t n_ke
   for (std::size_t k = 0; k < most_kept(); ++k) {
     const std::size_t n_states = rule_.states.size();
     const char* const name = k < n_states ? rule_.states[k] : rule_.memory[k - n_states];
-    (k < n_states ? states : memories).emplace_back(name, k < n_kept ? args[k + 2] : Py_None, many);
+    (k < n_states ? states : memories)
+        .emplace_back(name, k < n_kept ? args[k + 2] : Py_None, many && !is_for_all(k + 2));
   }
   grads.check(n, false);
   averages.check(n);
@@ -325,6 +331,7 @@ void Kernel::lay_out(const Given& given, PyObject* const* args, std::size_t n_ke
       arrays.watch(states[k][i]);
     }
     for (const Kind& each : memories) {
+      if (rule_.sums_over_all && i > 0) break;
       scratch.remembered.push_back(check_remembered(each[i], each.label(i, Role::state), memory));
       arrays.watch(each[i]);
     }

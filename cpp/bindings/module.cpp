@@ -106,6 +106,7 @@ py::dict rules() {
     rule["uses_state"] = variants;
     rule["memory"] = to_list(row.memory);
     rule["full_weights"] = row.full_weights;
+    rule["sums_over_all"] = row.sums_over_all;
     rule["n_sums"] = n_sums;
     rule["memory_start"] =
         py::cast(std::vector<double>(row.memory_start.begin(), row.memory_start.end()));

@@ -9,6 +9,7 @@ namespace onepass::bindings {
 namespace {
 
 PyTypeObject* step_info = nullptr;  // set once, at import
+constexpr Py_ssize_t info_size = 6;
 
 }  // namespace
 
@@ -61,9 +62,9 @@ void finish_layout(const Like& param, bool stochastic, Tensor& tensor, Parameter
 
 py::object new_step_info(py::object& last) {
   if (last && Py_REFCNT(last.ptr()) == 1) return std::move(last);
-  auto info = py::reinterpret_steal<py::object>(step_info->tp_alloc(step_info, 5));
+  auto info = py::reinterpret_steal<py::object>(step_info->tp_alloc(step_info, info_size));
   if (!info) throw py::error_already_set();
-  for (Py_ssize_t i = 0; i < 5; ++i) PyTuple_SET_ITEM(info.ptr(), i, Py_NewRef(Py_None));
+  for (Py_ssize_t i = 0; i < info_size; ++i) PyTuple_SET_ITEM(info.ptr(), i, Py_NewRef(Py_None));
   return info;
 }
 
@@ -88,6 +89,7 @@ void fill_step_info(const py::object& info, std::int64_t step, double lr, const 
   ready.norm ? set_number(2, *ready.norm) : set_constant(2, Py_None);
   set_constant(3, ready.clipped ? Py_True : Py_False);
   set_constant(4, ready.skipped ? Py_True : Py_False);
+  ready.d ? set_number(5, *ready.d) : set_constant(5, Py_None);
 }
 
 Ready prepare_step(Optimizer& optimizer, const StepOptions& options) {

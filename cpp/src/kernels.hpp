@@ -32,7 +32,7 @@ enum SharedScalar : std::size_t {
 };
 inline constexpr std::size_t max_scalars = 32;  // those included, and the memory behind them
 inline constexpr std::size_t max_hyper = 16;    // hyperparameters of a rule
-inline constexpr std::size_t max_memory = 2;    // numbers that a rule remembers
+inline constexpr std::size_t max_memory = 3;    // numbers that a rule remembers
 inline constexpr std::size_t max_sums = 2;      // that a rule measures
 
 // Writes the sums that a rule measures over elements [begin, end) of one tensor; `begin` is that of
@@ -86,7 +86,8 @@ struct RuleRow {
   std::span<const Variant> variants{};  // index: bit k option k
   std::span<const char* const> memory{};
   std::span<const double> memory_start{};
-  bool full_weights = false;  // rounded ones would drift apart from others that the rule keeps
+  bool sums_over_all = false;  // and not of each tensor; its memory is one for all, too
+  bool full_weights = false;   // rounded ones would drift apart from others that the rule keeps
   // The numbers of a step (from 1): the rule's own scalars, not those that all rules share, and
   // behind them what its memory becomes.
   void (*at)(double step, const double* hyper, const double* memory,

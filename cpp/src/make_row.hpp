@@ -232,6 +232,7 @@ constexpr RuleRow make_row(const char* name, const char* const* options) {
           .variants = variants<Rule, n_options>,
           .memory = Said<R>::memory,
           .memory_start = Said<R>::memory_start,
+          .sums_over_all = requires { R::sums_over_all; },
           .full_weights = requires { R::full_weights; },
           .at = Said<R>::at};
 }

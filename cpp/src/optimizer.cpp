@@ -98,6 +98,7 @@ void Ready::run() noexcept {
 
 Ready Optimizer::prepare(const StepOptions& options) {
   Ready ready(*this, options.num_threads);
+  if (shares_memory() && memory[0] != 0) ready.d = memory[0];
   leave_out();
   double coefficient = 1;
   const bool limits = !is_none(options.max_grad_norm);
@@ -113,6 +114,14 @@ Ready Optimizer::prepare(const StepOptions& options) {
   if (ready.skipped) return ready;
   measuring_.clear();
   if (compute(options, coefficient / options.grad_scale, ready.clipped)) prepare_measuring();
+  if (shares_memory()) {
+    measure_all(options.num_threads);
+    const auto first = std::ranges::find_if(
+        tensors, [](const Tensor& tensor) { return tensor.streams.grad.data != nullptr; });
+    if (first != tensors.end()) {
+      ready.d = memory_after(static_cast<std::size_t>(first - tensors.begin()))[0];
+    }
+  }
   return ready;
 }
 
@@ -141,16 +150,20 @@ void Optimizer::start_memory() {
   for (const Parameter& param : params) {
     const auto start = groups[param.group].rule->memory_start;
     memory.insert(memory.end(), start.begin(), start.end());
+    if (shares_memory()) return;
   }
 }
 
 void Optimizer::move_memory() noexcept {
   for (std::size_t i = 0; i < params.size(); ++i) {
-    if (!tensors[i].streams.grad.data) continue;
-    const std::size_t own = groups[params[i].group].rule->scalars.size();
-    const std::span<double> to = memory_of(i);
-    std::copy_n(tensors[i].scalars + shared_scalars + own, to.size(), to.begin());
+    if (tensors[i].streams.grad.data) std::ranges::copy(memory_after(i), memory_of(i).begin());
   }
+}
+
+// The memory of a parameter that steps stands behind the rule's scalars.
+std::span<const double> Optimizer::memory_after(std::size_t param) const noexcept {
+  const std::size_t own = groups[params[param].group].rule->scalars.size();
+  return {tensors[param].scalars + shared_scalars + own, memory_of(param).size()};
 }
 
 // Makes room for what the step will measure.
@@ -166,6 +179,18 @@ void Optimizer::prepare_measuring() {
                      job->scalars.data() + shared_scalars};
   }
   sums_.resize(total_blocks(tensors) * max_sums);
+}
+
+// What is summed over all tensors is known before the first one steps.
+void Optimizer::measure_all(int threads) noexcept {
+  onepass::measure(tensors, measuring_.data(), sums_, threads);
+  double totals[max_sums] = {};
+  for (std::size_t i = 0; i < sums_.size(); ++i) totals[i % max_sums] += sums_[i];
+  const auto size = static_cast<double>(total_elements(tensors));
+  for (const Measuring& how : measuring_) {
+    if (how.weigh) how.weigh(how.scalars, totals, size);
+  }
+  measuring_.clear();
 }
 
 // Goes on with the next tensors once the first ones have stepped: what a step reads is still in the

@@ -100,6 +100,7 @@ class Ready {
   std::optional<double> norm;     // of all gradients together, unscaled, where it was asked for
   bool clipped = false;           // by a norm
   bool skipped = false;           // because a gradient is not finite
+  std::optional<double> d;        // of a rule that finds its rate, after the step
   std::ptrdiff_t nonfinite = -1;  // the first parameter whose gradient is not
   // Moves everything, or counts a skipped step. No failure is possible any more.
   void run() noexcept;
@@ -119,7 +120,7 @@ class Optimizer {
   std::vector<Group> groups;
   std::vector<Parameter> params;
   std::vector<Tensor> tensors;  // one a parameter; without gradient data it is left alone
-  std::vector<double> memory;   // that the rule has of each parameter, one after the other
+  std::vector<double> memory;   // that the rule has of each parameter in turn, or of all together
   std::int64_t completed = 0, skipped = 0;
 
   // Of all parameters, those included that have no gradient.
@@ -131,11 +132,12 @@ class Optimizer {
   // What the rule remembers of a parameter; that of a step moves when the step is run.
   std::span<double> memory_of(std::size_t param) noexcept {
     const std::size_t n = memory.empty() ? 0 : groups[0].rule->memory.size();
-    return {memory.data() + param * n, n};
+    return {memory.data() + (shares_memory() ? 0 : param * n), n};
   }
   std::span<const double> memory_of(std::size_t param) const noexcept {
     return const_cast<Optimizer*>(this)->memory_of(param);
   }
+  bool shares_memory() const noexcept { return !groups.empty() && groups[0].rule->sums_over_all; }
   // Lets every parameter's memory begin.
   void start_memory();
   // May throw std::bad_alloc.
@@ -152,7 +154,9 @@ class Optimizer {
   void leave_out();
   bool share_job(std::size_t param, std::size_t other) noexcept;
   [[gnu::cold]] void move_memory() noexcept;
+  std::span<const double> memory_after(std::size_t param) const noexcept;
   [[gnu::cold]] void prepare_measuring();
+  [[gnu::cold]] void measure_all(int threads) noexcept;
   [[gnu::cold]] void measure_and_step(int threads) noexcept;
   void measure(const StepOptions& options, Ready& ready);
   [[gnu::cold]] double clip_each(const Tensor& tensor, std::size_t first_block, double factor,

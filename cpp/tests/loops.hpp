@@ -17,11 +17,19 @@
 #include "onepass/rules.def"
 #include "onepass/update.hpp"
 
+// What a rule measures: of one tensor, or of all.
+struct Totals {
+  double sums[onepass::max_sums] = {};
+  double size = 0;
+};
+
 // What the numbers of a step follow from. The memory moves.
 struct Given {
   double step;
   const double* hyper;
   double* memory;
+  Totals* found = nullptr;         // if given, the tensor is measured only, and added to it
+  const Totals* of_all = nullptr;  // what was measured of all tensors, where that counts
 };
 
 // One choice of a rule's options.
@@ -47,21 +55,27 @@ inline Wide numbers_of(const Given& given) {
 }
 
 // Measures, where the rule does, block after block.
-template <template <bool> class State, class Rule, class Wide, class Stages>
-inline void weigh(Wide& wide, const Rule& rule, const onepass::Streams& streams, std::size_t n,
-                  const Given& given, const Stages& stages) {
+template <template <bool> class State, class Rule, class Stages>
+inline void measure(const Rule& rule, const onepass::Streams& streams, std::size_t n,
+                    const Stages& stages, Totals& totals) {
   if constexpr (onepass::Measures<Rule>) {
     constexpr std::size_t block = 16384;
-    const auto size = static_cast<double>(n);
-    double totals[Rule::n_sums] = {}, sums[Rule::n_sums];
+    double sums[Rule::n_sums];
     for (std::size_t begin = 0; begin < n; begin += block) {
       onepass::measure<State>(streams, begin, std::min(n, begin + block), rule, stages, sums);
-      for (std::size_t k = 0; k < Rule::n_sums; ++k) totals[k] += sums[k];
+      for (std::size_t k = 0; k < Rule::n_sums; ++k) totals.sums[k] += sums[k];
     }
+    totals.size += static_cast<double>(n);
+  }
+}
+
+template <class Wide>
+inline void weigh(Wide& wide, const Given& given, const Totals& totals) {
+  if constexpr (onepass::Measures<Wide>) {
     if constexpr (requires { typename Wide::Memory; }) {
-      wide.weigh(totals, size, *reinterpret_cast<typename Wide::Memory*>(given.memory));
+      wide.weigh(totals.sums, totals.size, *reinterpret_cast<typename Wide::Memory*>(given.memory));
     } else {
-      wide.weigh(totals, size);
+      wide.weigh(totals.sums, totals.size);
     }
   }
 }
@@ -75,7 +89,10 @@ inline void run_in(const onepass::Streams& streams, std::size_t n, const Given& 
     return Rule{static_cast<T>(values[i])...};
   };
   Wide wide = numbers_of<Wide>(given);
-  weigh<State>(wide, round(wide, all), streams, n, given, stages);
+  Totals own;
+  measure<State>(round(wide, all), streams, n, stages, given.found ? *given.found : own);
+  if (given.found) return;
+  weigh(wide, given, given.of_all ? *given.of_all : own);
   onepass::update<State>(streams, 0, n, round(wide, all), stages);
 }
 

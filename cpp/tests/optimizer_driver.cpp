@@ -234,21 +234,33 @@ class Expected {
 
   void step(int number, double factor, const std::vector<onepass::Group>& groups, bool zeroes,
             std::uint64_t seed) {
+    Totals totals;
+    const auto each = [&](Totals* found, const Totals* of_all) {
+      const std::vector<double> memory = run.optimizer.memory;
+      for (std::size_t i = 0; i < n_items; ++i) {
+        if (!Run::takes_part(i, number)) continue;
+        const onepass::Group& group = groups[shapes[i].group];
+        if (of_all || found) run.optimizer.memory = memory;  // which all share
+        run.items[i].visit([&]<class T>(const Arrays<T>& arrays) {
+          step_one(arrays, i, group, factor, zeroes, seed, found, of_all);
+        });
+      }
+      if (found) run.optimizer.memory = memory;
+    };
     for (std::size_t i = 0; i < n_items; ++i) {
       if (!Run::takes_part(i, number)) continue;
-      const onepass::Group& group = groups[shapes[i].group];
       ++steps_[i];
-      averaged_[i] = group.averages() ? averaged_[i] + 1 : 0;
-      run.items[i].visit([&]<class T>(const Arrays<T>& arrays) {
-        step_one(arrays, i, group, factor, zeroes, seed);
-      });
+      averaged_[i] = groups[shapes[i].group].averages() ? averaged_[i] + 1 : 0;
     }
+    const bool over_all = run.optimizer.shares_memory();
+    if (over_all) each(&totals, nullptr);
+    each(nullptr, over_all ? &totals : nullptr);
   }
 
  private:
   template <class T>
   void step_one(const Arrays<T>& arrays, std::size_t i, const onepass::Group& group, double factor,
-                bool zeroes, std::uint64_t seed) {
+                bool zeroes, std::uint64_t seed, Totals* found, const Totals* of_all) {
     const onepass::Settings& settings = group.settings;
     const double decay = settings.weight_decay, lr = settings.hyper[group.lr];
     const bool decoupled = settings.decoupled_weight_decay != 0;
@@ -275,7 +287,7 @@ class Expected {
       }
     }();
     const Given given{static_cast<double>(steps_[i]), settings.hyper.data(),
-                      run.optimizer.memory_of(i).data()};
+                      run.optimizer.memory_of(i).data(), found, of_all};
     loop(streams, arrays.size, given, arrays.formats.state, stages);
   }
 

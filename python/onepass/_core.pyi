@@ -20,6 +20,7 @@ class RuleRow(TypedDict):
     memory: list[str]
     memory_start: list[float]
     full_weights: bool
+    sums_over_all: bool
     n_sums: list[int]
 
 isa: str

@@ -25,9 +25,11 @@
 //     void measure(T param, T grad, T... state, double&... sums) const noexcept;  // adds to them
 //     void weigh(const double* sums, double size[, Memory&]) noexcept;  // T is double
 //
-// `weigh` changes the members; `size` is the tensor's. Where the weights count in the sums, such a
-// rule does its weight decay itself, as `weight_decay` among `hyper`. And one that keeps other
-// weights beside the parameter, from which these must not drift apart,
+// `weigh` changes the members; `size` is the tensor's. With `static constexpr bool sums_over_all =
+// true` the sums and the size are those of all tensors of an optimizer together, whose memory is
+// one then, the same for all. Where the weights count in the sums, such a rule does its weight
+// decay itself, as `weight_decay` among `hyper`. And one that keeps other weights beside the
+// parameter, from which these must not drift apart,
 //
 //     static constexpr bool full_weights = true;  // no rounding of them between steps
 //

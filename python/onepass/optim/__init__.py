@@ -18,6 +18,7 @@ from onepass.optim.loss_scaler import LossScaler
 from onepass.optim.nadam import NAdam
 from onepass.optim.novograd import NovoGrad
 from onepass.optim.optimizer import Optimizer, registry
+from onepass.optim.prodigy import Prodigy
 from onepass.optim.radam import RAdam
 from onepass.optim.radam_schedulefree import RAdamScheduleFree
 from onepass.optim.rmsprop import RMSprop
@@ -47,6 +48,7 @@ __all__ = [
     "NAdam",
     "NovoGrad",
     "Optimizer",
+    "Prodigy",
     "RAdam",
     "RAdamScheduleFree",
     "RMSprop",

@@ -30,11 +30,13 @@ class Row:
     uses_state: tuple[tuple[bool, ...], ...]
     """For each variant, which of the arrays it keeps."""
     memory: tuple[str, ...]
-    """The numbers that it remembers of each parameter."""
+    """The numbers that it remembers."""
     memory_start: tuple[float, ...]
     full_weights: bool
     """Whether its weights must not be rounded between steps: they would drift apart from others
     that it keeps."""
+    sums_over_all: bool
+    """Whether its sums are over all arrays of an optimizer, for which it remembers once."""
     n_sums: tuple[int, ...]
     """For each variant, how many sums over the whole array it takes before a step."""
 
@@ -44,6 +46,11 @@ class Row:
         An option is on where its setting is a schedule: the state must not come and go.
         """
         return sum(1 << k for k, name in enumerate(self.options) if settings[name])
+
+    @property
+    def own_memory(self) -> tuple[str, ...]:
+        """The numbers that it remembers of each parameter, and not of all together."""
+        return () if self.sums_over_all else self.memory
 
     def measures(self, settings: Mapping[str, Any]) -> bool:
         """Return whether a step with these settings depends on sums over the whole array."""

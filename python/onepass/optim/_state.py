@@ -65,6 +65,8 @@ def state_dict(
         }
         own_keys = list(islice(keys, len(group["params"])))
         groups.append({**settings, "step": progress["completed"], "params": own_keys})
+        if cls.row.sums_over_all:
+            groups[-1] |= zip(cls.row.memory, progress["memory"][0], strict=True)
         for key in own_keys:
             there, kept = (
                 _Entry(cls.row, params[index], progress, index, arrays)
@@ -73,8 +75,8 @@ def state_dict(
             entry = kept.saved()
             if progress["accumulated"][index]:
                 entry[GATHERED] = progress["sums"][index].copy(order="K")
-            memory = dict(zip(cls.row.memory, progress["memory"][index], strict=True))
-            count = {"step": there.steps, **(memory if there.steps else {})}
+            memory = zip(cls.row.own_memory, progress["memory"][index], strict=False)
+            count = {"step": there.steps, **dict(memory if there.steps else ())}
             if there.steps or entry:
                 state[key] = {**count, **_saved_scalars(cls, group, there.steps), **entry}
             if not there.same(kept):
@@ -180,7 +182,8 @@ def loaded(
     index = 0
     for number, (saved_group, live) in enumerate(zip(saved_groups, engine.groups, strict=True)):
         label = f"param_groups[{number}]"
-        settings = _settings(cls, saved_group, live, label)
+        own, memory_of_all = _memory_of_all(cls.row, saved_group, label)
+        settings = _settings(cls, own, live, label)
         groups.append(cls._fields.settings(settings))
         _storage.check_format(settings["state_format"], live["params"])
         end = index + len(live["params"])
@@ -201,6 +204,8 @@ def loaded(
             names = ("steps", "average_from", "memory", "kept")
             for name, value in zip(names, found, strict=True):
                 progress[name][index] = value
+            if cls.row.sums_over_all:
+                progress["memory"][index] = memory_of_all
             index += 1
     unknown = [key for key in (*saved["state"], *saved.get(UNSETTLED, ())) if key not in known]
     if unknown:
@@ -218,6 +223,16 @@ def loaded(
     options = OWN_FIELDS.settings({**now["own"], **own})
     new = _core.Engine({**now, "groups": groups, "own": options, "progress": progress})
     return new, _remembered(engine, saved)
+
+
+def _memory_of_all(
+    row: Row, group: Mapping[str, Any], label: str
+) -> tuple[Mapping[str, Any], list[float]]:
+    """Return a saved group without the numbers that a rule remembers for all arrays, and these."""
+    if not row.sums_over_all:
+        return group, []
+    rest = {name: value for name, value in group.items() if name not in row.memory}
+    return rest, [_number(group.get(name), f"{label}[{name!r}]") for name in row.memory]
 
 
 def _check_kinds(saved: Mapping[str, Any]) -> None:
@@ -342,10 +357,10 @@ def _entry(
         slow = _array(slow, param, f"{label}[{SLOW!r}]")
     for name in cls.saved_scalars:
         entry.pop(name, None)
-    remembered = {name: entry.pop(name, None) for name in cls.row.memory}
+    remembered = {name: entry.pop(name, None) for name in cls.row.own_memory}
     step = _count(entry.pop("step", cls.step_if_missing if entry else 0), f"{label}['step']")
     memory = list(cls.row.memory_start)
-    if step:
+    if step and remembered:
         memory = [_number(v, f"{label}[{name!r}]") for name, v in remembered.items()]
     # An option that was switched off may have left its array behind.
     if (step or entry) and not set(used) <= set(entry) <= set(names):

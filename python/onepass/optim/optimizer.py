@@ -408,7 +408,9 @@ class Optimizer(Owner):
         for name, value in {
             "steps": 0,
             "average_from": 0,
-            "memory": list(self.row.memory_start),
+            "memory": progress["memory"][0]
+            if self.row.sums_over_all
+            else list(self.row.memory_start),
             "accumulated": 0,
             "kept": nothing,
             "sums": None,

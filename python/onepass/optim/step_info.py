@@ -14,11 +14,13 @@ class StepInfo(NamedTuple):
         The learning rate it used (of the first group).
     grad_norm : float or None
         The norm of all gradients together, unscaled and not clipped. None where neither
-        `max_grad_norm` nor `nonfinite` asks for it.
+        `max_grad_norm`, `max_grad_norm_each` nor `nonfinite` asks for it.
     clipped : bool
-        Whether `max_grad_norm` made the gradients smaller.
+        Whether `max_grad_norm` or `max_grad_norm_each` made a gradient smaller.
     skipped : bool
         Whether the step was left out because a gradient was not finite.
+    d : float or None
+        `Prodigy`'s estimate after the step; of other optimizers None.
     """
 
     step: int
@@ -26,3 +28,4 @@ class StepInfo(NamedTuple):
     grad_norm: float | None = None
     clipped: bool = False
     skipped: bool = False
+    d: float | None = None
