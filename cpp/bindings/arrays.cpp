@@ -49,14 +49,6 @@ void check_same_order(const py::array& array, const Label& label, const Param& p
 }
 
 constexpr char native_order = std::endian::native == std::endian::little ? '<' : '>';
-bool is_native(const PyObject* dtype) noexcept {
-  const char order = py::detail::array_descriptor_proxy(dtype)->byteorder;
-  return order == '=' || order == native_order;
-}
-bool is_native(const py::dtype& dtype) {
-  return is_native(dtype.ptr());
-}
-
 // Whether a dtype is bfloat16, which ml_dtypes registers; NumPy numbers such dtypes from 256 on.
 // The name is asked for once, because that takes longer than the step of a small tensor.
 std::atomic<int> known_bfloat16_num = -1;
@@ -70,7 +62,7 @@ bool is_bfloat16(const py::dtype& dtype) {
 
 // The format of an array of 16 bits, plain for any other dtype.
 Format small_format(const py::dtype& dtype) {
-  if (!is_native(dtype)) return plain;
+  if (!is_native(dtype.ptr())) return plain;
   return dtype.num() == float16_num ? f16 : is_bfloat16(dtype) ? bf16 : plain;
 }
 
@@ -89,23 +81,8 @@ void* written_beside(const py::array& array, const Label& label, const Param& pa
   return const_cast<void*>(array.data());
 }
 
-Format check_grad_format(const py::array& array, const Label& label, const Param& param) {
-  const py::dtype dtype = array.dtype();
-  if (dtype.is(param.array.dtype())) return param.format;
-  const bool is_float = param.dtype == Dtype::f32;
-  if (is_native(dtype) && dtype.num() == (is_float ? float32_num : float64_num)) return plain;
-  const Format format = is_float ? small_format(dtype) : plain;
-  if (format == plain) {
-    fail_type(label,
-              (is_float ? "dtype float32, float16 or bfloat16" : "the parameter's dtype float64") +
-                  std::string(is_native(dtype) ? "" : " in native byte order"),
-              dtype_name(array));
-  }
-  return format;
-}
-
 void check_is_float64(const py::array& array, const Label& label) {
-  if (array.dtype().num() == float64_num && is_native(array.dtype())) return;
+  if (array.dtype().num() == float64_num && is_native(array.dtype().ptr())) return;
   fail_type(label, "dtype float64", dtype_name(array));
 }
 
@@ -129,6 +106,26 @@ std::string strides_name(const py::array& array) {
   return py::str(array.attr("strides")).cast<std::string>();
 }
 
+Format check_grad_format(const py::array& array, const Label& label, const Param& param) {
+  const py::dtype dtype = array.dtype();
+  if (dtype.is(param.array.dtype())) return param.format;
+  const bool is_float = param.dtype == Dtype::f32;
+  if (is_native(dtype.ptr()) && dtype.num() == (is_float ? float32_num : float64_num)) return plain;
+  const Format format = is_float ? small_format(dtype) : plain;
+  if (format == plain) {
+    fail_type(label,
+              (is_float ? "dtype float32, float16 or bfloat16" : "the parameter's dtype float64") +
+                  std::string(is_native(dtype.ptr()) ? "" : " in native byte order"),
+              dtype_name(array));
+  }
+  return format;
+}
+
+bool is_native(const PyObject* dtype) noexcept {
+  const char order = py::detail::array_descriptor_proxy(dtype)->byteorder;
+  return order == '=' || order == native_order;
+}
+
 bool is_aligned(const py::array& array) {
   return has_all(*py::detail::array_proxy(array.ptr()), aligned_flag);
 }
@@ -146,7 +143,7 @@ py::array check_array(py::handle object, const Label& label) {
 
 Dtype check_dtype(const py::array& array, const Label& label, const char* expected) {
   const py::dtype dtype = array.dtype();
-  const bool native = is_native(dtype);
+  const bool native = is_native(dtype.ptr());
   if (native && dtype.num() == float32_num) return Dtype::f32;
   if (native && dtype.num() == float64_num) return Dtype::f64;
   fail_type(label, std::string("dtype ") + expected + " in native byte order", dtype_name(array));

@@ -185,7 +185,9 @@ void check_same_shape(const py::array& array, const Label& label, const py::arra
 void check_like(const py::array& array, const Label& label, const py::array& other,
                 const std::string& whose);
 void check_written_in_place(const py::array& array, const Label& label);
+Format check_grad_format(const py::array& array, const Label& label, const Param& param);
 bool is_aligned(const py::array& array);
+bool is_native(const PyObject* dtype) noexcept;  // in byte order
 std::string dtype_name(const py::array& array);
 std::string shape_name(const py::array& array);
 std::string strides_name(const py::array& array);

@@ -7,6 +7,7 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <deque>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -69,7 +70,8 @@ class Engine {
   // `contents`: what `contents()` returns. New parameters have no "progress" yet.
   explicit Engine(const py::dict& contents);
 
-  py::object step(py::handle grads, double grad_scale, int num_threads);
+  // `by_rows`: `grads` are rows by the parameters' keys.
+  py::object step(py::handle grads, bool by_rows, double grad_scale, int num_threads);
   void accumulate(py::handle grads, int num_threads);
   void discard_accumulated();
   void bind(py::handle grads);
@@ -107,6 +109,13 @@ class Engine {
   void lay_out(Arrangement& arrangement, std::size_t index) const;
   void note_written(const Arrangement& arrangement);
 
+  // What a call of step or step_rows is given.
+  struct Call {
+    py::handle grads;
+    bool by_rows;
+    StepOptions options;
+  };
+
   // gradients.cpp: from what a user gives to addresses.
   bool walk(py::handle shape, py::object grads);
   void collect_tree(py::handle grads);
@@ -120,14 +129,22 @@ class Engine {
   void bind_given();
   void note_bound();
   [[gnu::cold]] void check_slowly(Arrangement& arrangement, Source source);
+  bool is_still(const Arrangement& arrangement, std::size_t index) const;
+  void renew(Arrangement& arrangement, std::size_t index, Param param, Memory& memory) const;
   [[gnu::cold]] void lay_out_anew(Arrangement& arrangement, std::size_t index, Param param,
                                   std::optional<Unchanged> copy_seen) const;
 
+  // engine_rows.cpp
+  struct Named;
+  std::deque<Named> named_rows(py::handle grads);
+  std::vector<Rows> take_rows(Arrangement& arrangement, py::handle grads);
+  [[gnu::cold]] bool step_rows_in(Arrangement& arrangement, const Call& call,
+                                  const py::object& info);
+
   // engine_step.cpp
-  bool step_in(Arrangement& arrangement, py::handle grads, const StepOptions& options,
-               const py::object& info);
-  [[gnu::cold]] void step_and_arrange(py::handle grads, const StepOptions& options,
-                                      const py::object& info);
+  bool step_in(Arrangement& arrangement, const Call& call, const py::object& info);
+  bool run(Arrangement& arrangement, const StepOptions& options, const py::object& info);
+  [[gnu::cold]] void step_and_arrange(const Call& call, const py::object& info);
   Source gather(py::handle grads);
   void take_bound(const char* missing);
 
@@ -157,6 +174,7 @@ class Engine {
   const Fields* fields_;
   py::object shape_;
   py::list labels_, keys_;
+  py::object places_;  // from a key to the parameter's place; null until a step names keys
   std::vector<std::int64_t> accumulated_;  // how often, for each parameter
 };
 

@@ -50,36 +50,37 @@ void Engine::take_bound(const char* missing) {
   for (const Bound& bound : bound_) given_.push_back(bound.grad);
 }
 
-py::object Engine::step(py::handle grads, double grad_scale, int num_threads) {
-  const OneAtATime guard(busy_, "step");
+py::object Engine::step(py::handle grads, bool by_rows, double grad_scale, int num_threads) {
+  const char* const name = by_rows ? "step_rows" : "step";
+  const OneAtATime guard(busy_, name);
   const Cleared cleared(given_);
-  check_block("step");
+  check_block(name);
   py::object info = new_step_info(last_info_);
   read_settings();
   call_schedules();
   if (fields_->rule()->sums_over_all) check_groups_agree();
-  StepOptions options;
+  Call call{grads, by_rows, {}};
+  StepOptions& options = call.options;
   options.grad_scale = grad_scale;
   options.max_grad_norm = own_settings_.max_grad_norm;
   options.nonfinite = static_cast<Nonfinite>(own_settings_.nonfinite);
   options.seed = static_cast<std::uint64_t>(own_settings_.seed);
   options.num_threads = num_threads;
   if (is_arranged_) {
-    step_in(now_, grads, options, info);
+    step_in(now_, call, info);
   } else {
-    step_and_arrange(grads, options, info);
+    step_and_arrange(call, info);
   }
   last_info_ = info;
   return info;
 }
 
 // One that needs other arrays than there are: they are kept only if it steps.
-void Engine::step_and_arrange(py::handle grads, const StepOptions& options,
-                              const py::object& info) {
+void Engine::step_and_arrange(const Call& call, const py::object& info) {
   std::optional<Arrangement> coming = arranged();
   if (!coming) {
-    step_in(now_, grads, options, info);
-  } else if (step_in(*coming, grads, options, info)) {
+    step_in(now_, call, info);
+  } else if (step_in(*coming, call, info)) {
     now_.optimizer.skipped = coming->optimizer.skipped;
   } else {
     std::swap(now_, *coming);
@@ -87,18 +88,22 @@ void Engine::step_and_arrange(py::handle grads, const StepOptions& options,
 }
 
 // Returns whether the step was skipped.
-bool Engine::step_in(Arrangement& arrangement, py::handle grads, const StepOptions& options,
-                     const py::object& info) {
-  const Source source = gather(grads);
+bool Engine::step_in(Arrangement& arrangement, const Call& call, const py::object& info) {
+  if (call.by_rows) return step_rows_in(arrangement, call, info);
+  const Source source = gather(call.grads);
   check_gradients(arrangement, source);
-  const auto grad_label = [&](std::size_t i) { return Label(labels_, i, Role::grad); };
-  Optimizer& optimizer = arrangement.optimizer;
-  const bool skipped = run_step(optimizer, options, grad_label, optimizer.completed, info);
+  const bool skipped = run(arrangement, call.options, info);
   if (source == Source::sums) {
     std::fill(accumulated_.begin(), accumulated_.end(), 0);
     accumulations_ = 0;
   }
   return skipped;
+}
+
+bool Engine::run(Arrangement& arrangement, const StepOptions& options, const py::object& info) {
+  const auto grad_label = [&](std::size_t i) { return Label(labels_, i, Role::grad); };
+  Optimizer& optimizer = arrangement.optimizer;
+  return run_step(optimizer, options, grad_label, optimizer.completed, info);
 }
 
 void Engine::accumulate(py::handle grads, int num_threads) {

@@ -105,6 +105,12 @@ void Engine::take_leaves(const py::list& grads) {
                         std::to_string(given_.size()));
 }
 
+// Whether a parameter and its copy lie where they did when they were checked.
+bool Engine::is_still(const Arrangement& arrangement, std::size_t index) const {
+  return arrangement.params[index].still() &&
+         !(has_copies_ && !copy_is_still(arrangement.arrays[index]));
+}
+
 // Whether a gradient and its parameter can be used as they lie. Then the gradient's address is
 // noted. `checked`: check_slowly has looked at them. Runs no Python code.
 bool Engine::is_ready(Arrangement& arrangement, std::size_t index, Source source,
@@ -115,8 +121,8 @@ bool Engine::is_ready(Arrangement& arrangement, std::size_t index, Source source
   streams.grad = {};
   if (grad == Py_None) return true;
   Format format = plain;
-  if (!param.still() || (has_copies_ && !copy_is_still(arrangement.arrays[index])) ||
-      !(checked || is_plain_array(grad)) || !lies_like(grad, param, format)) {
+  if (!is_still(arrangement, index) || !(checked || is_plain_array(grad)) ||
+      !lies_like(grad, param, format)) {
     return false;
   }
   const auto* array = py::detail::array_proxy(grad);
@@ -145,27 +151,32 @@ void Engine::check_slowly(Arrangement& arrangement, Source source) {
   Memory memory;
   for (std::size_t i = 0; i < size(); ++i) {
     if (given_[i].is_none()) continue;
-    OwnedArrays& arrays = arrangement.arrays[i];
     const Label label(labels_, i, Role::param);
     const Label grad_label(labels_, i, zeroed ? Role::zeroed_grad : Role::grad);
     Param param = check_param(arrangement.params[i].array, label);
     memory.add(param.array, label);
     const Checked grad = in_place ? check_grad_in_place(given_[i], grad_label, param, memory)
                                   : check_grad(given_[i], grad_label, param, memory);
-    const bool copy_changed = !copy_is_still(arrays);
-    std::optional<Unchanged> copy_seen;
-    if (!arrays.copy.is_none()) {
-      const Label copy_label(labels_, i, Role::copy);
-      copy_seen.emplace(check_copy(arrays.copy, copy_label, param, memory).array);
-    }
-    if (!param.still()) fail_changed();
-    if (!arrangement.params[i].still() || copy_changed) {
-      lay_out_anew(arrangement, i, std::move(param), std::move(copy_seen));
-    }
+    renew(arrangement, i, std::move(param), memory);
     given_[i] = grad.array;
   }
   memory.check_overlap();
   note_written(arrangement);
+}
+
+// Checks a parameter's copy, and lays out anew what has changed. `param`: as it is now.
+void Engine::renew(Arrangement& arrangement, std::size_t index, Param param, Memory& memory) const {
+  const OwnedArrays& arrays = arrangement.arrays[index];
+  const bool copy_changed = !copy_is_still(arrays);
+  std::optional<Unchanged> copy_seen;
+  if (!arrays.copy.is_none()) {
+    const Label copy_label(labels_, index, Role::copy);
+    copy_seen.emplace(check_copy(arrays.copy, copy_label, param, memory).array);
+  }
+  if (!param.still()) fail_changed();
+  if (!arrangement.params[index].still() || copy_changed) {
+    lay_out_anew(arrangement, index, std::move(param), std::move(copy_seen));
+  }
 }
 
 // Where its state does not fit a parameter that has changed, that raises, and all is as it was.

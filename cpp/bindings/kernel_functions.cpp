@@ -3,11 +3,13 @@
 #include "kernel_functions.hpp"
 
 #include <algorithm>
+#include <list>
 #include <optional>
 #include <string>
 
 #include "engine.hpp"
 #include "function.hpp"
+#include "rows.hpp"
 #include "threads.hpp"
 
 namespace onepass::bindings {
@@ -116,9 +118,16 @@ class Kernel final : public Body {
   struct Given {
     Group& group;
     CallOptions options;
-    PyObject *average = Py_None, *slow = Py_None;
+    PyObject *average = Py_None, *slow = Py_None, *rows = Py_None;
     int num_threads = 0;
   };
+  // Rows of a parameter.
+  struct RowsOfOne {
+    std::size_t index;
+    Param param;
+    std::optional<GivenRows> given;
+  };
+  using RowsOfCall = std::list<RowsOfOne>;  // messages point to the names in it
   // State and memory, the arrays after the gradient.
   std::size_t most_kept() const { return rule_.states.size() + rule_.memory.size(); }
   // Whether the k-th argument is one array, however many parameters there are.
@@ -134,7 +143,7 @@ class Kernel final : public Body {
   bool lay_out_usual(const Variant& variant, PyObject* const* arrays, std::size_t index,
                      Scratch& scratch) const;
   [[gnu::cold]] void lay_out(const Given& given, PyObject* const* args, std::size_t n_kept,
-                             Scratch& scratch, Unchanging& arrays) const;
+                             Scratch& scratch, Unchanging& arrays, RowsOfCall& rows) const;
 
   const Fields& fields_;
   const RuleRow& rule_;
@@ -149,6 +158,7 @@ class Kernel final : public Body {
 void Kernel::read(PyObject* const* values, PyObject* keywords, Given& given) const {
   static PyObject* const average = PyUnicode_InternFromString("average");
   static PyObject* const slow = PyUnicode_InternFromString("slow");
+  static PyObject* const rows = PyUnicode_InternFromString("rows");
   static PyObject* const num_threads = PyUnicode_InternFromString("num_threads");
   PyObject* threads = Py_None;
   const Py_ssize_t n = keywords ? PyTuple_GET_SIZE(keywords) : 0;
@@ -167,6 +177,8 @@ void Kernel::read(PyObject* const* values, PyObject* keywords, Given& given) con
       given.average = value;
     } else if (is_name(slow, name)) {
       given.slow = value;
+    } else if (is_name(rows, name)) {
+      given.rows = value;
     } else if (is_name(num_threads, name)) {
       threads = value;
     } else {
@@ -209,7 +221,7 @@ void Kernel::check_step(const Given& given, const Optimizer& optimizer) const {
 bool Kernel::lay_out_usual(const Given& given, PyObject* const* args, std::size_t n_kept,
                            Scratch& scratch, Unchanging& arrays) const {
   if (given.average != Py_None || given.group.averages() || given.slow != Py_None ||
-      given.group.looks_ahead() || given.options.clear_grads != 0) {
+      given.group.looks_ahead() || given.rows != Py_None || given.options.clear_grads != 0) {
     return false;
   }
   const bool many = is_list_or_tuple(args[0]);
@@ -278,11 +290,12 @@ bool Kernel::lay_out_usual(const Variant& variant, PyObject* const* arrays, std:
 
 // Any number of parameters with any arrays, or an error.
 void Kernel::lay_out(const Given& given, PyObject* const* args, std::size_t n_kept,
-                     Scratch& scratch, Unchanging& arrays) const {
+                     Scratch& scratch, Unchanging& arrays, RowsOfCall& rows_of_call) const {
   Optimizer& optimizer = scratch.optimizer;
   const bool many = is_list_or_tuple(args[0]);
   const Kind params("param", args[0], many), grads("grad", args[1], many),
-      averages("average", given.average, many), slows("slow", given.slow, many);
+      averages("average", given.average, many), slows("slow", given.slow, many),
+      rows("rows", given.rows, many);
   const std::size_t n = params.size();
   std::vector<Kind> states, memories;
   for (std::size_t k = 0; k < most_kept(); ++k) {
@@ -294,6 +307,7 @@ void Kernel::lay_out(const Given& given, PyObject* const* args, std::size_t n_ke
   grads.check(n, false);
   averages.check(n);
   slows.check(n);
+  rows.check(n);
   for (const Kind& state : states) state.check(n);
   for (const Kind& each : memories) each.check(n, false);
   check_wanted("average", given.average, given.group.averages(), "ema_decay or swa_start");
@@ -314,7 +328,19 @@ void Kernel::lay_out(const Given& given, PyObject* const* args, std::size_t n_ke
     Tensor& tensor = optimizer.tensors[i];
     Parameter& known = optimizer.params[i];
     start_layout(param, i, tensor, known);
-    if (grads[i] != Py_None) {
+    const bool stochastic = static_cast<int>(given.options.rounding) == call_stochastic;
+    const bool by_rows = rows[i] != Py_None && grads[i] != Py_None;
+    if (by_rows) {
+      check_has_rows(param, params.label(i, Role::param));
+      check_moves_rows(given.group, grads.label(i, Role::grad));
+      check_keeps_gradients(given.options.clear_grads != 0);
+      check_rounds_rows(param, stochastic);
+      RowsOfOne& of_one = rows_of_call.emplace_back();
+      of_one.index = i;
+      of_one.param = param;
+      GivenRows::Names names{rows.label(i, Role::input).str(), grads.label(i, Role::grad).str()};
+      of_one.given.emplace(rows[i], grads[i], std::move(names), param, memory);
+    } else if (grads[i] != Py_None) {
       const bool zeroed = given.options.clear_grads != 0;
       const Label grad_label = grads.label(i, zeroed ? Role::zeroed_grad : Role::grad);
       const Checked grad = zeroed ? check_grad_in_place(grads[i], grad_label, param, memory)
@@ -329,6 +355,9 @@ void Kernel::lay_out(const Given& given, PyObject* const* args, std::size_t n_ke
       const Label label = states[k].label(i, Role::state);
       add_state(given.group, k, states[k][i], label, param, memory, tensor, known);
       arrays.watch(states[k][i]);
+      if (by_rows && known.state_format != plain_state) {
+        fail_type(label, "dtype float32 where rows move alone", "fewer bits");
+      }
     }
     for (const Kind& each : memories) {
       if (rule_.sums_over_all && i > 0) break;
@@ -344,7 +373,6 @@ void Kernel::lay_out(const Given& given, PyObject* const* args, std::size_t n_ke
       tensor.streams.slow = check_state(slows[i], slows.label(i, Role::state), param, memory);
       arrays.watch(slows[i]);
     }
-    const bool stochastic = static_cast<int>(given.options.rounding) == call_stochastic;
     finish_layout(param, stochastic, tensor, known);
   }
   memory.check_overlap();
@@ -370,8 +398,9 @@ PyObject* Kernel::call(PyObject* const* args, Py_ssize_t n_positional, PyObject*
     check_together(given.group, args + n_positional, keywords, scratch.together);
   }
   Unchanging arrays;
+  RowsOfCall rows_of_call;
   if (!lay_out_usual(given, args, n_kept, scratch, arrays)) {
-    lay_out(given, args, n_kept, scratch, arrays);
+    lay_out(given, args, n_kept, scratch, arrays, rows_of_call);
   }
   check_step(given, optimizer);
   const bool has_step = !is_none(given.options.step);
@@ -383,6 +412,10 @@ PyObject* Kernel::call(PyObject* const* args, Py_ssize_t n_positional, PyObject*
     }
   }
   arrays.check();
+  std::vector<Rows> rows(rows_of_call.empty() ? 0 : optimizer.tensors.size());
+  for (const RowsOfOne& of_one : rows_of_call) {
+    rows[of_one.index] = of_one.given->read(of_one.param, optimizer.tensors[of_one.index]);
+  }
   optimizer.memory.clear();
   for (const double* number : scratch.remembered) optimizer.memory.push_back(*number);
   StepOptions options;
@@ -391,6 +424,7 @@ PyObject* Kernel::call(PyObject* const* args, Py_ssize_t n_positional, PyObject*
   options.nonfinite = static_cast<Nonfinite>(given.options.nonfinite);
   options.seed = static_cast<std::uint64_t>(given.options.seed);
   options.num_threads = given.num_threads;
+  options.rows = rows;
   const bool many = is_list_or_tuple(args[0]);
   const auto grad_label = [=](std::size_t i) {
     return Label("grad", Role::grad, many ? static_cast<std::ptrdiff_t>(i) : Label::alone);

@@ -105,6 +105,7 @@ py::dict rules() {
     }
     rule["uses_state"] = variants;
     rule["memory"] = to_list(row.memory);
+    rule["keeps_weights"] = row.keeps_weights;
     rule["full_weights"] = row.full_weights;
     rule["sums_over_all"] = row.sums_over_all;
     rule["n_sums"] = n_sums;

@@ -57,10 +57,11 @@ double check_grad_scale(PyObject* value) {
   return scale;
 }
 
+template <bool by_rows>
 PyObject* step(PyObject* const* values) {  // self, grads, grad_scale, num_threads
   const Held engine(values[0]);
   const int num_threads = resolve_num_threads(values[3]);
-  return engine->step(values[1], check_grad_scale(values[2]), num_threads).release().ptr();
+  return engine->step(values[1], by_rows, check_grad_scale(values[2]), num_threads).release().ptr();
 }
 
 PyObject* accumulate(PyObject* const* values) {  // self, grads, num_threads
@@ -135,7 +136,9 @@ void set_engine(PyObject* optimizer, PyObject* engine) noexcept {
 }
 
 void bind_engine(py::module_& m) {
-  implement({"Optimizer.step", {"self", "grads", "grad_scale", "num_threads"}, step});
+  const std::vector<const char*> of_a_step = {"self", "grads", "grad_scale", "num_threads"};
+  implement({"Optimizer.step", of_a_step, step<false>});
+  implement({"Optimizer.step_rows", of_a_step, step<true>});
   implement({"Optimizer.accumulate", {"self", "grads", "num_threads"}, accumulate});
 
   const auto base = py::reinterpret_steal<py::object>(make_base_type());

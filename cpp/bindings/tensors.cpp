@@ -94,12 +94,12 @@ void fill_step_info(const py::object& info, std::int64_t step, double lr, const 
 
 Ready prepare_step(Optimizer& optimizer, const StepOptions& options) {
   std::optional<Ready> ready;
-  without_gil(optimizer.elements(), [&] { ready.emplace(optimizer.prepare(options)); });
+  without_gil(optimizer.elements(options.rows), [&] { ready.emplace(optimizer.prepare(options)); });
   return *ready;
 }
 
 void run_without_gil(Ready& ready) noexcept {
-  without_gil(ready.optimizer().elements(), [&]() noexcept { ready.run(); });
+  without_gil(ready.elements(), [&]() noexcept { ready.run(); });
 }
 
 void set_step_info(py::object type) {

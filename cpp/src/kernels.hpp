@@ -87,6 +87,7 @@ struct RuleRow {
   std::span<const char* const> memory{};
   std::span<const double> memory_start{};
   bool sums_over_all = false;  // and not of each tensor; its memory is one for all, too
+  bool keeps_weights = false;  // in its state, where the first step puts them
   bool full_weights = false;   // rounded ones would drift apart from others that the rule keeps
   // The numbers of a step (from 1): the rule's own scalars, not those that all rules share, and
   // behind them what its memory becomes.

@@ -233,6 +233,7 @@ constexpr RuleRow make_row(const char* name, const char* const* options) {
           .memory = Said<R>::memory,
           .memory_start = Said<R>::memory_start,
           .sums_over_all = requires { R::sums_over_all; },
+          .keeps_weights = std::ranges::any_of(R::states, &State::has_weights),
           .full_weights = requires { R::full_weights; },
           .at = Said<R>::at};
 }

@@ -81,9 +81,9 @@ void Ready::run() noexcept {
     return;
   }
   if (optimizer.measuring_.empty()) {
-    step(optimizer.tensors, num_threads_);
+    step(optimizer.tensors, rows_, num_threads_);
   } else {
-    optimizer.measure_and_step(num_threads_);
+    optimizer.measure_and_step(rows_, num_threads_);
   }
   if (!optimizer.memory.empty()) optimizer.move_memory();
   for (std::size_t i = 0; i < optimizer.params.size(); ++i) {
@@ -96,10 +96,15 @@ void Ready::run() noexcept {
   ++optimizer.completed;
 }
 
+std::size_t Ready::elements() const noexcept {
+  return optimizer_->elements(rows_);
+}
+
 Ready Optimizer::prepare(const StepOptions& options) {
-  Ready ready(*this, options.num_threads);
+  Ready ready(*this, options);
   if (shares_memory() && memory[0] != 0) ready.d = memory[0];
   leave_out();
+  if (!options.rows.empty()) join(options.rows, options.num_threads);
   double coefficient = 1;
   const bool limits = !is_none(options.max_grad_norm);
   const bool limits_each = std::any_of(groups.begin(), groups.end(),
@@ -134,6 +139,15 @@ void Optimizer::Job::draw(std::uint64_t seed) {
 void Optimizer::leave_out() {
   for (std::size_t i = 0; i < params.size(); ++i) {
     tensors[i].size = tensors[i].streams.grad.data ? params[i].size : 0;
+  }
+}
+
+// The tensors of which rows move have their gradients' sizes in this step.
+void Optimizer::join(std::span<Rows> rows, int threads) {
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    if (!rows[i].are_some) continue;
+    rows[i].join(tensors[i], threads);
+    tensors[i].size = rows[i].elements();
   }
 }
 
@@ -195,7 +209,7 @@ void Optimizer::measure_all(int threads) noexcept {
 
 // Goes on with the next tensors once the first ones have stepped: what a step reads is still in the
 // cache, where it was measured.
-void Optimizer::measure_and_step(int threads) noexcept {
+void Optimizer::measure_and_step(std::span<const Rows> rows, int threads) noexcept {
   constexpr std::size_t most_elements = 65536;  // four arrays of floats fill 1 MB of L2
   for (std::size_t first = 0, last = 0; first < tensors.size(); first = last) {
     std::size_t elements = 0;
@@ -214,7 +228,7 @@ void Optimizer::measure_and_step(int threads) noexcept {
       if (how->weigh) how->weigh(how->scalars, totals, static_cast<double>(tensor.size));
       ++how;
     }
-    step(together, threads);
+    step(together, rows.empty() ? rows : rows.subspan(first, together.size()), threads);
   }
 }
 

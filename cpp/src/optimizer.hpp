@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "kernels.hpp"
+#include "rows.hpp"
 #include "step.hpp"
 
 namespace onepass {
@@ -90,6 +91,7 @@ struct StepOptions {
   Nonfinite nonfinite = Nonfinite::propagate;
   std::uint64_t seed = 0;
   int num_threads = 1;
+  std::span<Rows> rows{};  // of each tensor, where a step moves rows of some; else none
 };
 
 class Optimizer;
@@ -104,14 +106,15 @@ class Ready {
   std::ptrdiff_t nonfinite = -1;  // the first parameter whose gradient is not
   // Moves everything, or counts a skipped step. No failure is possible any more.
   void run() noexcept;
-  const Optimizer& optimizer() const noexcept { return *optimizer_; }
+  std::size_t elements() const noexcept;
 
  private:
   friend class Optimizer;
-  Ready(Optimizer& optimizer, int num_threads) noexcept
-      : optimizer_(&optimizer), num_threads_(num_threads) {}
+  Ready(Optimizer& optimizer, const StepOptions& options) noexcept
+      : optimizer_(&optimizer), num_threads_(options.num_threads), rows_(options.rows) {}
   Optimizer* optimizer_;
   int num_threads_;
+  std::span<const Rows> rows_;
 };
 
 // The memory is the caller's, who keeps it alive.
@@ -123,10 +126,13 @@ class Optimizer {
   std::vector<double> memory;   // that the rule has of each parameter in turn, or of all together
   std::int64_t completed = 0, skipped = 0;
 
-  // Of all parameters, those included that have no gradient.
-  std::size_t elements() const noexcept {
+  // That a step may move: of all parameters, those included that have no gradient, or of rows.
+  std::size_t elements(std::span<const Rows> rows = {}) const noexcept {
     std::size_t total = 0;
     for (const Parameter& param : params) total += param.size;
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      if (rows[i].are_some) total = total - params[i].size + rows[i].elements();
+    }
     return total;
   }
   // What the rule remembers of a parameter; that of a step moves when the step is run.
@@ -152,12 +158,13 @@ class Optimizer {
     [[gnu::cold]] void draw(std::uint64_t seed);
   };
   void leave_out();
+  [[gnu::cold]] void join(std::span<Rows> rows, int threads);
   bool share_job(std::size_t param, std::size_t other) noexcept;
   [[gnu::cold]] void move_memory() noexcept;
   std::span<const double> memory_after(std::size_t param) const noexcept;
   [[gnu::cold]] void prepare_measuring();
   [[gnu::cold]] void measure_all(int threads) noexcept;
-  [[gnu::cold]] void measure_and_step(int threads) noexcept;
+  [[gnu::cold]] void measure_and_step(std::span<const Rows> rows, int threads) noexcept;
   void measure(const StepOptions& options, Ready& ready);
   [[gnu::cold]] double clip_each(const Tensor& tensor, std::size_t first_block, double factor,
                                  const Group& group) const noexcept;

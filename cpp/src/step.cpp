@@ -7,6 +7,7 @@
 
 #include "dispatch.hpp"
 #include "parallel.hpp"
+#include "rows.hpp"
 
 namespace onepass {
 namespace {
@@ -99,6 +100,38 @@ void for_each_range(std::span<Tensor> tensors, int threads, const Body& body) no
       });
 }
 
+// Of a tensor's rows: elements in a piece of their gradient. Where rows are short, a piece is some
+// of them.
+std::size_t piece_of(const Rows& rows) noexcept {
+  return rows.width < piece_size ? piece_size / rows.width * rows.width : piece_size;
+}
+
+std::size_t count_pieces(const Tensor& tensor, const Rows& rows) noexcept {
+  if (!tensor.size) return 0;
+  return rows.are_some ? divide_up(tensor.size, piece_of(rows))
+                       : divide_up(tensor.size + lead(tensor), piece_size);
+}
+
+// Steps the rows whose gradients are in this range: those that follow each other in the tensor at
+// once. The gradient's address is shifted by as much as its row and the tensor's lie apart.
+void step_rows(const Tensor& tensor, const Rows& rows, const Range& range) noexcept {
+  Streams streams = tensor.streams;
+  streams.prefetch_ahead = false;
+  const Stored& grad = tensor.streams.grad;
+  const std::size_t grad_size = grad.codec ? grad.codec->item_size : tensor.item_size;
+  std::size_t k = range.begin / rows.width;
+  for (std::size_t begin = range.begin, end = 0; begin < range.end; begin = end) {
+    const std::size_t first = rows.index[k] * rows.width + begin - k * rows.width;
+    do {
+      end = ++k * rows.width;
+    } while (end < range.end && rows.index[k] == rows.index[k - 1] + 1);
+    end = std::min(end, range.end);
+    const auto address = reinterpret_cast<std::uintptr_t>(grad.data) + (begin - first) * grad_size;
+    streams.grad.data = reinterpret_cast<void*>(address);
+    tensor.kernel(streams, first, first + end - begin, tensor.scalars);
+  }
+}
+
 // Fills `sums` block by block, and returns their sum in that order.
 double sum_of_squares(std::span<Tensor> tensors, std::span<double> sums, int threads,
                       double unit) noexcept {
@@ -135,6 +168,27 @@ void step(std::span<Tensor> tensors, int threads) noexcept {
   for_each_range(tensors, threads, [](const Tensor& tensor, const Range& range) noexcept {
     tensor.kernel(tensor.streams, range.begin, range.end, tensor.scalars);
   });
+}
+
+void step(std::span<Tensor> tensors, std::span<const Rows> rows, int threads) noexcept {
+  if (rows.empty()) return step(tensors, threads);
+  const auto rows_of = [&](const Tensor& tensor) noexcept -> const Rows& {
+    return rows[static_cast<std::size_t>(&tensor - tensors.data())];
+  };
+  const bool prefetch_ahead = is_far(total_elements(tensors) * bytes_per_element);
+  for (Tensor& tensor : tensors) tensor.streams.prefetch_ahead = prefetch_ahead;
+  for_each_piece(
+      tensors, threads,
+      [&](const Tensor& tensor) noexcept { return count_pieces(tensor, rows_of(tensor)); },
+      [&](const Tensor& tensor, std::size_t index, std::size_t) noexcept {
+        if (const Rows& own = rows_of(tensor); own.are_some) {
+          const std::size_t begin = index * piece_of(own);
+          step_rows(tensor, own, {begin, std::min(begin + piece_of(own), tensor.size)});
+        } else {
+          const Range range = piece(tensor, index);
+          tensor.kernel(tensor.streams, range.begin, range.end, tensor.scalars);
+        }
+      });
 }
 
 void zero_gradients(std::span<Tensor> tensors, int threads) noexcept {

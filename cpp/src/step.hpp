@@ -25,6 +25,11 @@ std::size_t total_elements(std::span<const Tensor> tensors) noexcept;
 // The arrays must not overlap where one of them is written. Cannot fail.
 void step(std::span<Tensor> tensors, int threads) noexcept;
 
+// The same, but of some tensors some rows alone (rows.hpp), whose gradients lie side by side; such
+// a tensor's size is that of its gradient. `rows`: of each tensor, or none.
+struct Rows;
+void step(std::span<Tensor> tensors, std::span<const Rows> rows, int threads) noexcept;
+
 // How a tensor is measured before its step, and the numbers of the step that depend on it. Of one
 // that is not, all are null.
 struct Measuring {

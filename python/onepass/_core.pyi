@@ -19,6 +19,7 @@ class RuleRow(TypedDict):
     uses_state: list[tuple[bool, ...]]
     memory: list[str]
     memory_start: list[float]
+    keeps_weights: bool
     full_weights: bool
     sums_over_all: bool
     n_sums: list[int]

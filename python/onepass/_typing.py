@@ -18,3 +18,9 @@ Grads: TypeAlias = Array | Sequence["Grads"] | Mapping[str, "Grads"] | None
 
 Params: TypeAlias = Tree | Sequence[Mapping[str, Any]]
 """A tree, or groups: mappings with a tree under "params" and hyperparameters of their own."""
+
+Rows: TypeAlias = tuple[npt.NDArray[np.integer[Any]], Array]
+"""Numbers of rows, and a gradient for each."""
+
+RowGrads: TypeAlias = Rows | Mapping[str, "Rows | Array | None"] | Mapping[int, "Rows | Array | None"]
+"""Gradients by their parameters' keys: of some rows, or whole; or the rows of the one parameter."""

@@ -39,6 +39,7 @@ _STAGES = (
 """The settings of a group that every rule has. The arrays say what the others would."""
 
 _KEYWORDS = {
+    "rows": None,
     "grad_scale": 1.0,
     "max_grad_norm": None,
     **{name: GROUP_DEFAULTS[name] for name in _STAGES},
@@ -134,6 +135,11 @@ grad : ndarray, or list of them
     The number of this step. It may be left out where the rule with these options does not depend
     on it, no array has fewer bits than float32 and there is no average. In every 64th step
     subnormal state becomes zero, see `onepass.Optimizer`; where it is left out, in none.
+rows : ndarray of integers, or list of them, optional
+    Move these rows of `param` and of the state alone (of the first axis): a 1-D array of numbers in
+    [0, rows), in any order. `grad` has their gradients, in the shape ``(len(rows),
+    *param.shape[1:])``; for a row that is named twice these are summed. None in a list moves that
+    parameter as a whole. See `onepass.Optimizer.step_rows`; `param` must lie in C order.
 **hyperparameters
     Those of `onepass.{cls}`, with its defaults, `weight_decay` and `maximize` among them; plain
     values, no schedules. Another value in each call costs nothing extra.

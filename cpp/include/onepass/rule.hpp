@@ -61,7 +61,8 @@ struct State {
   bool used = true;             // false where an option of the rule leaves the array out
   bool has_sign = true;         // false for what is never negative
   const char* start = nullptr;  // the member of Hyper that its elements start from; null: zero
-  bool in_full = false;  // true for what loses its meaning in fewer bits: weights, differences
+  bool in_full = false;      // true for what loses its meaning in fewer bits: weights, differences
+  bool has_weights = false;  // true for what the first step makes of all weights, whatever it was
 };
 
 inline double square(double x) noexcept {

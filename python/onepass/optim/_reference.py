@@ -59,6 +59,17 @@ def average_weight(step: int, averaged: int, values: Mapping[str, Any]) -> float
     return 1 - (min(decay, (1 + averaged) / (10 + averaged)) if values["ema_warmup"] else decay)
 
 
+def summed_rows(index: Array, values: Array, dtype: Any) -> tuple[Array, Array]:
+    """Return the rows that are named, ascending, and the sum of each one's values, in their order.
+
+    -0.0 is the number that changes no other by being added to it.
+    """
+    rows, places = np.unique(index, return_inverse=True)
+    sums = np.full((len(rows), *values.shape[1:]), -0.0, dtype)
+    np.add.at(sums, places, values.astype(dtype))
+    return rows, sums
+
+
 LANES, ROWS, BLOCK = 64, 4, 16384
 
 

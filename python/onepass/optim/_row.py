@@ -32,6 +32,8 @@ class Row:
     memory: tuple[str, ...]
     """The numbers that it remembers."""
     memory_start: tuple[float, ...]
+    keeps_weights: bool
+    """Whether its state has weights, which its first step puts there."""
     full_weights: bool
     """Whether its weights must not be rounded between steps: they would drift apart from others
     that it keeps."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from onepass import _core, formats
 from onepass._hyperparameters import SCHEDULED, Checks, Fixed, Flag, check_setting, resolve
+from onepass._memory import compute_dtype
 from onepass._quiet import quiet
 from onepass._typing import Array
 from onepass.optim import _reference
@@ -174,6 +175,25 @@ class Rule:
         return dict(zip(cls.row.memory, cls.row.memory_start, strict=True))
 
     @classmethod
+    def _reference_rows(
+        cls, rows: Array, arrays: Sequence[Any], grad: Array, settings: Mapping[str, Any]
+    ) -> tuple[Any, ...]:
+        """Return a parameter and what is kept of it after a step of some rows."""
+        param, *state = arrays
+        named, sums = _reference.summed_rows(rows, grad, compute_dtype(param))
+        n = len(cls.row.states)
+        parts = [a if a is None or k >= n else a[named] for k, a in enumerate(state)]
+        after = cls.reference_step(param[named], sums, *parts, **settings)
+        moved = []
+        for k, part in enumerate(after):
+            whole = part  # a number that the rule remembers, or None
+            if part is not None and k <= n:
+                whole = arrays[k].copy()
+                whole[named] = part
+            moved.append(whole)
+        return tuple(moved)
+
+    @classmethod
     @quiet
     def reference_step(
         cls,
@@ -185,6 +205,7 @@ class Rule:
         averaged: int | None = None,
         seed: int = 0,
         index: int = 0,
+        rows: Array | None = None,
         **settings: Any,
     ) -> tuple[Any, ...]:
         """Return what one step makes of these arrays, computed by NumPy, out of place.
@@ -210,6 +231,8 @@ class Rule:
         seed, index : int
             Of the random bits that arrays in fewer bits are rounded by: the optimizer's seed, and
             the parameter's place in it.
+        rows : ndarray of integers, optional
+            Move these rows alone, by the gradient's rows, as `onepass.kernels` does.
         **settings
             The class's hyperparameters, and those of `onepass.Optimizer` that groups have.
 
@@ -218,6 +241,9 @@ class Rule:
         tuple
             The new parameter and the new state, None where there is none, in the order given.
         """
+        if rows is not None:
+            numbers = {"step": step, "grad_factor": grad_factor, **settings}
+            return cls._reference_rows(rows, (param, *state), grad, numbers)
         values = {**cls.defaults, **GROUP_DEFAULTS}
         for name, value in settings.items():
             values[name] = check_setting(cls.group_checks, name, value)

@@ -12,7 +12,7 @@ from onepass import _core
 from onepass._hyperparameters import check_setting
 from onepass._memory import state_like
 from onepass._quiet import quiet
-from onepass._typing import Array, Grads, Params, Schedule
+from onepass._typing import Array, Grads, Params, RowGrads, Schedule
 from onepass.optim import _foreign, _rule, _storage
 from onepass.optim._arrays import Kept, arrange
 from onepass.optim._owner import Owner, OwnSetting
@@ -308,6 +308,71 @@ class Optimizer(Owner):
         TypeError, ValueError
             If an array, or what a schedule returns, is not as it must be, if settings do not go
             together, or if another mapping stands in `param_groups`. Then nothing has changed.
+        """
+        raise NotImplementedError
+
+    @_core.native
+    def step_rows(
+        self, grads: RowGrads, *, grad_scale: float = 1.0, num_threads: int | None = None
+    ) -> StepInfo:
+        """Update some rows of parameters in place: those of an embedding table that a batch used.
+
+        Only the rows named, of the first axis, are read and written, in the parameter and in its
+        state. They move as `step` would move them, to the bit, with their gradients' sums where a
+        row is named more than once. All other rows keep what they have: they do not decay, and no
+        momentum moves them. This is called *lazy*. The parameter's step counts each call that names
+        it, an index without rows included, and bias corrections go by that count for every row.
+
+        Parameters
+        ----------
+        grads : mapping, or pair
+            From a parameter's key, as `state_dict` has it (its dotted path, or its index where the
+            structure has no names), to a pair (index, values): a 1-D array of integers in
+            [0, rows), in any order, and an array of shape ``(len(index), *param.shape[1:])``, of a
+            dtype that `step` takes. Values for the same row are summed in the dtype that the rule
+            computes in, in the order in which they stand. Where the parameter is a single array,
+            the pair will do. A key may also have a whole gradient, in the place of a pair: so one
+            call, with one norm and one count, steps a model. Parameters that are not named, or
+            named with None, are left alone.
+        grad_scale, num_threads
+            As for `step`.
+
+        Returns
+        -------
+        StepInfo
+            Its `grad_norm` is the norm of the sums, each row's once, in the rows' order.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As in `step`; where a parameter whose rows are named does not lie in C order; and where
+            rows alone have no meaning: beside `ema_decay`, `swa_start`, `state_format`,
+            `clear_grads` and ``rounding="stochastic"`` of 16 bits, and for rules that take the norm
+            of the gradient or average all weights. Then nothing has changed.
+
+        Notes
+        -----
+        Differs from
+
+        * PyTorch: `torch.optim.SparseAdam` is ``Adam(eps_hat=True)`` here. It sums the values in an
+          order of its own, and knows no stage of a step. Its other optimizers take a sparse gradient
+          only in `SGD` and `Adagrad`.
+        * A `step` whose gradient is 0 in all other rows, which moves these too.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import onepass as op
+        >>> table = np.zeros((5, 2))
+        >>> opt = op.SGD({"embedding": table}, lr=1.0)
+        >>> index, values = np.array([3, 1, 3]), np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+        >>> info = opt.step_rows({"embedding": (index, values)})
+        >>> table
+        array([[ 0.,  0.],
+               [-3., -4.],
+               [ 0.,  0.],
+               [-6., -8.],
+               [ 0.,  0.]])
         """
         raise NotImplementedError
 

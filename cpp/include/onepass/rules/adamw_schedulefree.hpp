@@ -12,7 +12,7 @@ namespace onepass::inline ONEPASS_ISA {
 template <class T>
 struct AdamWScheduleFree {
   static constexpr bool full_weights = true;
-  static constexpr State states[] = {{.name = "z", .in_full = true},
+  static constexpr State states[] = {{.name = "z", .in_full = true, .has_weights = true},
                                      {.name = "exp_avg_sq", .has_sign = false}};
 
   using Memory = ScheduleFreeMemory;

@@ -8,7 +8,7 @@ namespace onepass::inline ONEPASS_ISA {
 
 template <class T>
 struct ASGD {
-  static constexpr State states[] = {{.name = "ax", .in_full = true}};
+  static constexpr State states[] = {{.name = "ax", .in_full = true, .has_weights = true}};
 
   struct Hyper {
     double lr = 1e-2, lambd = 1e-4, alpha = 0.75, t0 = 1e6;

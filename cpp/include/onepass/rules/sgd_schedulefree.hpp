@@ -10,7 +10,7 @@ namespace onepass::inline ONEPASS_ISA {
 template <class T>
 struct SGDScheduleFree {
   static constexpr bool full_weights = true;
-  static constexpr State states[] = {{.name = "z", .in_full = true}};
+  static constexpr State states[] = {{.name = "z", .in_full = true, .has_weights = true}};
 
   using Memory = ScheduleFreeMemory;
   static constexpr auto& memory = schedule_free_memory;
