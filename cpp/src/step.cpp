@@ -18,6 +18,8 @@ constexpr std::size_t piece_size = 16384;
 constexpr std::size_t min_elements_per_thread = 16384;
 // Elements that the norm sums at a time. Its bits depend on this number.
 constexpr std::size_t norm_block = 16384;
+// Rows by which an update of rows prefetches ahead.
+constexpr std::size_t rows_ahead = 4;
 constexpr std::size_t bytes_per_element = 16;  // a float, its gradient and two states
 
 // Where the squares of doubles are infinite or vanish, they are summed in units of 2^600 or 2^-600.
@@ -112,22 +114,46 @@ std::size_t count_pieces(const Tensor& tensor, const Rows& rows) noexcept {
                        : divide_up(tensor.size + lead(tensor), piece_size);
 }
 
+std::size_t grad_size(const Tensor& tensor) noexcept {
+  const Codec* const codec = tensor.streams.grad.codec;
+  return codec ? codec->item_size : tensor.item_size;
+}
+
+// Asks for the next row of an array early, for the processor cannot know where it is. Of a long row
+// it finds the rest itself. (Inlined, because GCC leaves out a call that only prefetches.)
+[[gnu::always_inline]] inline void prefetch_row(const Stored& array, std::size_t item_size,
+                                                const Rows& rows, std::size_t k) noexcept {
+#if defined(__GNUC__)
+  constexpr std::size_t most_bytes = 512;
+  const std::size_t bytes = (array.codec ? array.codec->item_size : item_size) * rows.width;
+  const char* const row = static_cast<const char*>(array.data) + rows.index[k] * bytes;
+  for (std::size_t i = 0; array.data && i < std::min(bytes, most_bytes); i += cache_line) {
+    __builtin_prefetch(row + i);
+  }
+#else
+  (void)array, (void)item_size, (void)rows, (void)k;
+#endif
+}
+
 // Steps the rows whose gradients are in this range: those that follow each other in the tensor at
 // once. The gradient's address is shifted by as much as its row and the tensor's lie apart.
 void step_rows(const Tensor& tensor, const Rows& rows, const Range& range) noexcept {
   Streams streams = tensor.streams;
   streams.prefetch_ahead = false;
-  const Stored& grad = tensor.streams.grad;
-  const std::size_t grad_size = grad.codec ? grad.codec->item_size : tensor.item_size;
+  const auto grad = reinterpret_cast<std::uintptr_t>(streams.grad.data);
   std::size_t k = range.begin / rows.width;
   for (std::size_t begin = range.begin, end = 0; begin < range.end; begin = end) {
+    if (const std::size_t next = k + rows_ahead; next < rows.index.size()) {
+      prefetch_row(streams.param, tensor.item_size, rows, next);
+      prefetch_row(streams.copy, tensor.item_size, rows, next);
+      for (const Stored& state : streams.state) prefetch_row(state, tensor.item_size, rows, next);
+    }
     const std::size_t first = rows.index[k] * rows.width + begin - k * rows.width;
     do {
       end = ++k * rows.width;
     } while (end < range.end && rows.index[k] == rows.index[k - 1] + 1);
     end = std::min(end, range.end);
-    const auto address = reinterpret_cast<std::uintptr_t>(grad.data) + (begin - first) * grad_size;
-    streams.grad.data = reinterpret_cast<void*>(address);
+    streams.grad.data = reinterpret_cast<void*>(grad + (begin - first) * grad_size(tensor));
     tensor.kernel(streams, first, first + end - begin, tensor.scalars);
   }
 }
@@ -194,9 +220,8 @@ void step(std::span<Tensor> tensors, std::span<const Rows> rows, int threads) no
 void zero_gradients(std::span<Tensor> tensors, int threads) noexcept {
   for_each_range(tensors, threads, [](const Tensor& tensor, const Range& range) noexcept {
     if (!tensor.streams.zero_grad) return;
-    const Stored& grad = tensor.streams.grad;
-    const std::size_t item_size = grad.codec ? grad.codec->item_size : tensor.item_size;
-    std::memset(static_cast<char*>(grad.data) + range.begin * item_size, 0,
+    const std::size_t item_size = grad_size(tensor);
+    std::memset(static_cast<char*>(tensor.streams.grad.data) + range.begin * item_size, 0,
                 (range.end - range.begin) * item_size);
   });
 }
