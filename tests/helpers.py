@@ -39,6 +39,11 @@ CASES = [
 ]
 
 
+def moves_rows(cls: type[Optimizer], settings: Mapping[str, Any]) -> bool:
+    """Whether rows of a parameter can move alone: the rule needs no sum over it, and no mean."""
+    return not (cls.row.measures({**cls.defaults, **settings}) or cls.row.keeps_weights)
+
+
 def shape_of_state(cls: type[Optimizer], settings: Mapping[str, Any]) -> tuple[Any, ...]:
     """What the loop sees of a rule: which arrays it keeps, and of what kind."""
     row, values = cls.row, {**cls.defaults, **settings}

@@ -106,7 +106,8 @@ std::vector<Rows> Engine::take_rows(Arrangement& arrangement, py::handle grads) 
       const Group& group = optimizer.groups[optimizer.params[i].group];
       check_has_rows(param, label);
       check_moves_rows(group, grad_label);
-      check_rounds_rows(param, static_cast<int>(group.settings.rounding) == round_stochastic);
+      check_rounds_rows(param, static_cast<int>(group.settings.rounding) == round_stochastic,
+                        "'master' or 'nearest'");
       given[k].emplace(each.index, each.grad,
                        GivenRows::Names{each.name + "[0]", each.name + "[1]"}, param, memory);
       given_.push_back(given[k]->values());

@@ -334,7 +334,7 @@ void Kernel::lay_out(const Given& given, PyObject* const* args, std::size_t n_ke
       check_has_rows(param, params.label(i, Role::param));
       check_moves_rows(given.group, grads.label(i, Role::grad));
       check_keeps_gradients(given.options.clear_grads != 0);
-      check_rounds_rows(param, stochastic);
+      check_rounds_rows(param, stochastic, "'nearest'");
       RowsOfOne& of_one = rows_of_call.emplace_back();
       of_one.index = i;
       of_one.param = param;

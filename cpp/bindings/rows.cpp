@@ -119,17 +119,19 @@ void check_keeps_gradients(bool clears) {
 }
 
 void check_moves_rows(const Group& group, const Label& grad) {
+  const Settings& settings = group.settings;
   const auto fail = [](const char* name, const std::string& got) {
     fail_value(Label(name, Role::input), "None where rows move alone", got);
   };
-  const std::string rule = std::string(group.rule->name) + " (";
-  if (group.variant().n_sums) {
-    fail_value(grad, "a whole gradient for " + rule + "which measures it)", "rows");
+  std::string rule = group.rule->name;
+  for (std::size_t k = 0; k < group.rule->options.size(); ++k) {
+    if (settings.options[k] != 0) rule += std::string(" with ") + group.rule->options[k];
   }
-  if (group.rule->keeps_weights) {
-    fail_value(grad, "a whole gradient for " + rule + "which averages all weights)", "rows");
-  }
-  const Settings& settings = group.settings;
+  const auto fail_rule = [&](const char* why) {
+    fail_value(grad, "a whole gradient for " + rule + ", which " + why, "rows");
+  };
+  if (group.variant().n_sums) fail_rule("measures it");
+  if (group.rule->keeps_weights) fail_rule("averages all weights");
   const auto number = [](const py::object& value) { return py::repr(value).cast<std::string>(); };
   if (!is_none(settings.ema_decay)) fail("ema_decay", number(py::float_(settings.ema_decay)));
   if (!is_none(settings.swa_start)) {
@@ -140,10 +142,10 @@ void check_moves_rows(const Group& group, const Label& grad) {
   }
 }
 
-void check_rounds_rows(const Param& param, bool stochastic) {
+void check_rounds_rows(const Param& param, bool stochastic, const char* others) {
   if (param.format == plain || !stochastic) return;
-  fail_value(Label("rounding", Role::input), "another one where rows of 16 bits move alone",
-             "'stochastic'");
+  fail_value(Label("rounding", Role::input),
+             std::string(others) + " where rows of 16 bits move alone", "'stochastic'");
 }
 
 }  // namespace onepass::bindings

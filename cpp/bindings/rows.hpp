@@ -37,7 +37,7 @@ class GivenRows {
 // Raise where a step of these settings cannot move rows alone. `grad` is the argument to blame.
 void check_moves_rows(const Group& group, const Label& grad);
 void check_keeps_gradients(bool clears);
-void check_rounds_rows(const Param& param, bool stochastic);
+void check_rounds_rows(const Param& param, bool stochastic, const char* others);
 // The parameter's rows must lie in one piece each.
 void check_has_rows(const Param& param, const Label& label);
 
