@@ -175,6 +175,17 @@ class Rule:
         return dict(zip(cls.row.memory, cls.row.memory_start, strict=True))
 
     @classmethod
+    def _check_moves_rows(cls, settings: Mapping[str, Any]) -> None:
+        """Raise ValueError where a step of these settings cannot move rows alone."""
+        if cls.row.measures(settings) or cls.row.keeps_weights:
+            why = "averages all weights" if cls.row.keeps_weights else "measures whole arrays"
+            raise ValueError(f"rows: expected None for {cls.__name__} (it {why}), got an index")
+        for name in ("ema_decay", "swa_start", "lookahead_every"):
+            if settings[name] is not None:
+                expected = "None where rows move alone"
+                raise ValueError(f"{name}: expected {expected}, got {settings[name]!r}")
+
+    @classmethod
     def _reference_rows(
         cls, rows: Array, arrays: Sequence[Any], grad: Array, settings: Mapping[str, Any]
     ) -> tuple[Any, ...]:
@@ -241,14 +252,15 @@ class Rule:
         tuple
             The new parameter and the new state, None where there is none, in the order given.
         """
-        if rows is not None:
-            numbers = {"step": step, "grad_factor": grad_factor, **settings}
-            return cls._reference_rows(rows, (param, *state), grad, numbers)
         values = {**cls.defaults, **GROUP_DEFAULTS}
         for name, value in settings.items():
             values[name] = check_setting(cls.group_checks, name, value)
         values = resolve(cls.group_checks, values, step - 1)
         cls._check_together(values)
+        if rows is not None:
+            cls._check_moves_rows(values)
+            numbers = {"step": step, "grad_factor": grad_factor, **settings}
+            return cls._reference_rows(rows, (param, *state), grad, numbers)
         row, n = cls.row, len(cls.row.states)
         given, memory, slow, average = cls._split(state, values)
         remembered = {k: _number(k, array) for k, array in zip(row.memory, memory, strict=True)}
