@@ -501,3 +501,22 @@ def test_a_new_rate_of_asgd_acts_at_once():
     opt.param_groups[0]["lr"] = 0.25
     opt.step(np.ones(1))
     assert w == -1.25
+
+
+def test_adam_of_rows():
+    """Lazily: a row moves where it is named, by the corrections of its table's step."""
+    table, t = np.ones((3, 1)), 0
+    opt = op.Adam({"table": table}, LR, (0.8, 0.9), 0.01)
+    w, m, v = [1.0] * 3, [0.0] * 3, [0.0] * 3
+    for named in ({0: (0.5,)}, {2: (0.25, -1.0)}, {}, {2: (3.0,), 0: (0.5, 0.125, 1.0)}):
+        t += 1
+        pairs = [(row, g) for row, values in named.items() for g in values]
+        index = np.array([row for row, _ in pairs], int)
+        opt.step_rows({"table": (index, np.array([g for _, g in pairs]).reshape(-1, 1))})
+        for row, values in named.items():
+            g = sum(values)
+            m[row] = 0.8 * m[row] + 0.2 * g
+            v[row] = 0.9 * v[row] + 0.1 * g * g
+            w[row] -= LR * m[row] / (1 - 0.8**t) / (sqrt(v[row] / (1 - 0.9**t)) + 0.01)
+        np.testing.assert_allclose(table.ravel(), w, rtol=1e-13)
+    assert w[1] == 1.0

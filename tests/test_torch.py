@@ -167,3 +167,73 @@ def test_groups_hold_what_theirs_hold():
         (theirs,) = getattr(torch.optim, name)([torch.ones(3)]).param_groups
         (ours,) = getattr(op, name)([np.ones(3)]).param_groups
         assert ours["decoupled_weight_decay"] is theirs["decoupled_weight_decay"]
+
+
+# PyTorch's optimizers that take sparse gradients, and which of ours each is on the rows it names.
+SPARSE = {
+    "SparseAdam": (torch.optim.SparseAdam, op.Adam, {"betas": (0.8, 0.95), "eps": 1e-3}),
+    "Adagrad": (torch.optim.Adagrad, op.Adagrad, {"initial_accumulator_value": 0.1, "eps": 1e-3}),
+    "SGD": (torch.optim.SGD, op.SGD, {}),
+}
+
+
+@pytest.fixture
+def one_thread():
+    """PyTorch's threads wait for each other many times a step of sparse gradients."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def sparse(index, values, shape):
+    indices = torch.from_numpy(index)[None]
+    return torch.sparse_coo_tensor(indices, torch.from_numpy(values), shape, check_invariants=True)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")  # PyTorch's own code
+@pytest.mark.parametrize(("theirs", "ours", "settings"), SPARSE.values(), ids=SPARSE)
+def test_rows(theirs, ours, settings, dtype, rng):
+    """Some rows are named twice, some never; one step names none."""
+    table = rng.normal(size=(40, 7)).astype(dtype)
+    tensor = torch.nn.Parameter(torch.from_numpy(table.copy()))
+    eps_hat = {"eps_hat": True} if ours is op.Adam else {}
+    opt, torch_opt = ours(table, 0.01, **settings, **eps_hat), theirs([tensor], 0.01, **settings)
+    start = table.copy()
+    named = set()
+    for step in range(1, 101):
+        index = rng.integers(0, 30, size=0 if step == 50 else 12)
+        named |= set(index.tolist())
+        values = rng.normal(size=(len(index), 7)).astype(dtype)
+        tensor.grad = sparse(index, values, table.shape)
+        torch_opt.step()
+        opt.step_rows((index, values))
+        assert_alike(table, tensor.detach().numpy(), step)
+    assert named == set(range(30))
+    np.testing.assert_array_equal(table[30:], start[30:])
+    saved, theirs_saved = opt.state_dict()["state"], as_numpy(torch_opt.state_dict())["state"]
+    for name, array in theirs_saved.get(0, {}).items():
+        if array is not None:
+            assert_alike(np.asarray(saved[0][name], dtype), array, 100)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_checkpoint_of_sparse_adam(rng):
+    """It lacks what SparseAdam does not have: those settings stay."""
+    settings = {"betas": (0.8, 0.95), "eps": 1e-3}
+    table = rng.normal(size=(40, 7))
+    tensor = torch.nn.Parameter(torch.from_numpy(table))  # of the same memory
+    torch_opt = torch.optim.SparseAdam([tensor], 0.01, **settings)
+    opt = op.Adam(np.array(table), 0.5, eps_hat=True)
+    for step in range(1, 11):
+        index, values = rng.integers(0, 30, size=12), rng.normal(size=(12, 7))
+        tensor.grad = sparse(index, values, table.shape)
+        if step == 6:
+            own = table.copy()
+            opt = op.Adam(own, 0.5, eps_hat=True)
+            opt.load_state_dict(as_numpy(torch_opt.state_dict()))
+        torch_opt.step()
+        if step > 5:
+            opt.step_rows((index, values))
+            assert_alike(own, table, step)
