@@ -505,11 +505,11 @@ def test_a_new_rate_of_asgd_acts_at_once():
 
 def test_adam_of_rows():
     """Lazily: a row moves where it is named, by the corrections of its table's step."""
-    table, t = np.ones((3, 1)), 0
+    table = np.ones((3, 1))
     opt = op.Adam({"table": table}, LR, (0.8, 0.9), 0.01)
     w, m, v = [1.0] * 3, [0.0] * 3, [0.0] * 3
-    for named in ({0: (0.5,)}, {2: (0.25, -1.0)}, {}, {2: (3.0,), 0: (0.5, 0.125, 1.0)}):
-        t += 1
+    calls = {0: (0.5,)}, {2: (0.25, -1.0)}, {}, {2: (3.0,), 0: (0.5, 0.125, 1.0)}
+    for t, named in enumerate(calls, 1):
         pairs = [(row, g) for row, values in named.items() for g in values]
         index = np.array([row for row, _ in pairs], int)
         opt.step_rows({"table": (index, np.array([g for _, g in pairs]).reshape(-1, 1))})

@@ -52,6 +52,21 @@ def some_rows(rng, shape, n, dtype):
     return index, rng.normal(size=(n, *shape[1:])).astype(dtype)
 
 
+def rows_of(arrays, rows, cls):
+    """Rows of a parameter and of its state; the numbers that a rule remembers as they are."""
+    n = len(cls.row.states)
+    return [a if a is None or k > n else a[rows] for k, a in enumerate(arrays)]
+
+
+def with_rows(arrays, rows, parts, cls):
+    """The arrays with other rows in the place of these."""
+    moved = [None if array is None else array.copy() for array in arrays]
+    for k, (array, part) in enumerate(zip(moved, parts, strict=True)):
+        if array is not None:
+            array[rows if k <= len(cls.row.states) else ...] = part
+    return moved
+
+
 def arrays_of(opt, key=0):
     """A parameter and what its optimizer keeps of it."""
     entry = opt.state_dict()["state"].get(key, {})
@@ -69,22 +84,18 @@ def test_rows_move_as_the_reference_moves_them(case, dtype, rng):
         index, values = some_rows(rng, table.shape, 12, dtype)
         info = opt.step_rows((index, values))
         assert info == op.StepInfo(step, opt.param_groups[0]["lr"])
+        keywords = {"step": step, **settings}
+        param, *state = expected
+        by_rows = cls.reference_step(param, values, *state, rows=index, **keywords)
         rows, sums = summed(index, values, dtype)
-        n = len(cls.row.states)
-        parts = [a if a is None or k > n else a[rows] for k, a in enumerate(expected)]
-        after = cls.reference_step(parts[0], sums, *parts[1:], step=step, **settings)
-        moved = []
-        for k, (whole, part) in enumerate(zip(expected, after, strict=True)):
-            if part is not None and k <= n:
-                whole = whole.copy()
-                whole[rows] = part
-            moved.append(whole if k <= n else part)
-        by_rows = cls.reference_step(*expected[:1], values, *expected[1:], step=step, rows=index, **settings)
-        expected = tuple(moved)
-        for own, reference in zip(by_rows, expected, strict=True):
-            assert (own is None) == (reference is None)
+        param, *state = rows_of(expected, rows, cls)
+        expected = with_rows(
+            expected, rows, cls.reference_step(param, sums, *state, **keywords), cls
+        )
+        for own, other in zip(by_rows, expected, strict=True):
+            assert (own is None) == (other is None)
             if own is not None:
-                assert_same_bits(own, reference)
+                assert_same_bits(own, other)
     found = arrays_of(opt)
     assert found["step"] == 3
     assert_same_bits(found["param"], expected[0])
@@ -101,7 +112,7 @@ def test_the_free_functions_move_the_same_rows(case, dtype, rng):
     arrays = [table, *fresh_state(cls, settings, table)]
     for array in arrays[1 : 1 + len(cls.row.states)]:
         if array is not None:
-            array += np.finfo(dtype).smallest_subnormal
+            np.add(array, np.finfo(dtype).smallest_subnormal, out=array)
     kernel = getattr(op.kernels, cls.rule)
     for step in (63, 64, 65):
         index, values = some_rows(rng, table.shape, 12, dtype)
@@ -255,7 +266,11 @@ def test_any_integers_in_any_layout(rng):
     forms.append(packed["row"])  # not aligned
     ends = set()
     for form in forms:
-        for given_values in (values, np.asfortranarray(values), np.repeat(values, 2, axis=1)[:, ::2]):
+        for given_values in (
+            values,
+            np.asfortranarray(values),
+            np.repeat(values, 2, axis=1)[:, ::2],
+        ):
             table = start.copy()
             op.Adam(table, lr=0.1).step_rows((form, given_values))
             ends.add(digest(table))
@@ -311,7 +326,10 @@ class TestStructures:
     def make(self, rng, **options):
         params = {
             "embedding": rng.normal(size=(20, 3)),
-            "layers": [{"w": rng.normal(size=(3, 4))}, {"w": np.asfortranarray(rng.normal(size=(4, 5)))}],
+            "layers": [
+                {"w": rng.normal(size=(3, 4))},
+                {"w": np.asfortranarray(rng.normal(size=(4, 5)))},
+            ],
         }
         return params, op.Adam(params, lr=0.1, **options)
 
@@ -329,8 +347,10 @@ class TestStructures:
         whole[rows] = sums
         other.step({"embedding": whole, "layers": [{"w": None}, {"w": grad}]})
         assert_same_bits(params["layers"][0]["w"], twin["layers"][0]["w"])
-        for own, their in ((params["embedding"][rows], twin["embedding"][rows]),
-                           (params["layers"][1]["w"], twin["layers"][1]["w"])):
+        for own, their in (
+            (params["embedding"][rows], twin["embedding"][rows]),
+            (params["layers"][1]["w"], twin["layers"][1]["w"]),
+        ):
             np.testing.assert_allclose(own, their, rtol=1e-14)  # the norms' last bits
         steps = {key: entry["step"] for key, entry in opt.state_dict()["state"].items()}
         assert steps == {"embedding": 1, "layers.1.w": 1}
@@ -350,7 +370,10 @@ class TestStructures:
         table, w = rng.normal(size=(20, 3)), rng.normal(size=(30, 4))
         twins = table[[4, 9]].copy(), w.copy()
         groups = [{"params": [table], "cautious": False}, {"params": [w], "cautious": True}]
-        other = [{"params": [twins[0]], "cautious": False}, {"params": [twins[1]], "cautious": True}]
+        other = [
+            {"params": [twins[0]], "cautious": False},
+            {"params": [twins[1]], "cautious": True},
+        ]
         opt, dense = op.AdamW(groups, lr=0.1), op.AdamW(other, lr=0.1)
         for _ in range(3):
             values, grad = rng.normal(size=(2, 3)), rng.normal(size=(30, 4))
@@ -436,8 +459,8 @@ class TestRuns:
         twin.step(rng)
         twin.check()
 
-    def test_a_large_number_that_is_finite_only_in_the_sum(self, rng):
-        """What is judged is the sum: half of the largest number, twice, is one."""
+    def test_whether_it_is_finite_is_asked_of_the_sum(self):
+        """Twice half of the largest number is finite, twice the largest is not."""
         table = np.zeros((3, 2), np.float32)
         opt = op.SGD(table, lr=0.0, nonfinite="raise")
         largest = np.finfo(np.float32).max
@@ -460,7 +483,7 @@ class TestRuns:
         twin.step(rng)
         twin.check()
 
-    def test_a_table_that_was_replaced_in_place(self, rng):
+    def test_a_table_that_was_replaced_in_place(self):
         """Its memory is another one after `resize`."""
         table = np.ones((4, 2))
         opt = op.SGD(table, lr=1.0)
@@ -517,7 +540,7 @@ class TestFreeFunctions:
         for param, other in zip(params, expected, strict=True):
             np.testing.assert_array_equal(param, other)
 
-    def test_a_tuple_of_one(self, rng):
+    def test_a_tuple_of_one(self):
         table = np.zeros((5, 2))
         op.kernels.sgd((table,), (np.ones((1, 2)),), None, rows=(np.array([3]),), lr=1.0)
         assert table.sum(axis=1).tolist() == [0, 0, 0, -2, 0]

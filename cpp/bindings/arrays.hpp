@@ -1,4 +1,5 @@
-// Every check of an array that Python hands in, and every message about one.
+// Every check of an array that Python hands in, and every message about one; rows.hpp has those of
+// rows, channels.hpp those of BatchNorm.
 #pragma once
 
 #include <pybind11/numpy.h>

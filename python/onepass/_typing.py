@@ -22,5 +22,7 @@ Params: TypeAlias = Tree | Sequence[Mapping[str, Any]]
 Rows: TypeAlias = tuple[npt.NDArray[np.integer[Any]], Array]
 """Numbers of rows, and a gradient for each."""
 
-RowGrads: TypeAlias = Rows | Mapping[str, "Rows | Array | None"] | Mapping[int, "Rows | Array | None"]
+RowGrads: TypeAlias = (
+    Rows | Mapping[str, "Rows | Array | None"] | Mapping[int, "Rows | Array | None"]
+)
 """Gradients by their parameters' keys: of some rows, or whole; or the rows of the one parameter."""

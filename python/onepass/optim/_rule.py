@@ -175,6 +175,16 @@ class Rule:
         return dict(zip(cls.row.memory, cls.row.memory_start, strict=True))
 
     @classmethod
+    def _values_of_step(cls, settings: Mapping[str, Any], step: int) -> Mapping[str, Any]:
+        """Return the settings of a step, checked, schedules evaluated, defaults included."""
+        values = {**cls.defaults, **GROUP_DEFAULTS}
+        for name, value in settings.items():
+            values[name] = check_setting(cls.group_checks, name, value)
+        values = resolve(cls.group_checks, values, step - 1)
+        cls._check_together(values)
+        return values
+
+    @classmethod
     def _check_moves_rows(cls, settings: Mapping[str, Any]) -> None:
         """Raise ValueError where a step of these settings cannot move rows alone."""
         if cls.row.measures(settings) or cls.row.keeps_weights:
@@ -252,11 +262,7 @@ class Rule:
         tuple
             The new parameter and the new state, None where there is none, in the order given.
         """
-        values = {**cls.defaults, **GROUP_DEFAULTS}
-        for name, value in settings.items():
-            values[name] = check_setting(cls.group_checks, name, value)
-        values = resolve(cls.group_checks, values, step - 1)
-        cls._check_together(values)
+        values = cls._values_of_step(settings, step)
         if rows is not None:
             cls._check_moves_rows(values)
             numbers = {"step": step, "grad_factor": grad_factor, **settings}

@@ -355,8 +355,8 @@ class Optimizer(Owner):
         Differs from
 
         * PyTorch: `torch.optim.SparseAdam` is ``Adam(eps_hat=True)`` here. It sums the values in an
-          order of its own, and knows no stage of a step. Its other optimizers take a sparse gradient
-          only in `SGD` and `Adagrad`.
+          order of its own, and knows no stage of a step. Of its other optimizers `SGD` and
+          `Adagrad` take sparse gradients.
         * A `step` whose gradient is 0 in all other rows, which moves these too.
 
         Examples
