@@ -245,6 +245,7 @@ OPTIONS = {
     "ema_decay": ({"ema_decay": 0.9}, "None where rows move alone, got 0.9"),
     "a schedule": ({"ema_decay": lambda _: 0.5}, "None where rows move alone, got 0.5"),
     "swa_start": ({"swa_start": 3}, "None where rows move alone, got 3"),
+    "lookahead_every": ({"lookahead_every": 5}, "None where rows move alone, got 5"),
     "bf16": ({"state_format": "bf16"}, "None where rows move alone, got 'bf16'"),
     "q8": ({"state_format": "q8"}, "None where rows move alone, got 'q8'"),
     "clear_grads": ({"clear_grads": True}, "False where rows move alone, got True"),

@@ -134,9 +134,11 @@ void check_moves_rows(const Group& group, const Label& grad) {
   if (group.rule->keeps_weights) fail_rule("averages all weights");
   const auto number = [](const py::object& value) { return py::repr(value).cast<std::string>(); };
   if (!is_none(settings.ema_decay)) fail("ema_decay", number(py::float_(settings.ema_decay)));
-  if (!is_none(settings.swa_start)) {
-    fail("swa_start", number(py::int_(static_cast<std::int64_t>(settings.swa_start))));
-  }
+  const auto whole = [&](double value) {
+    return number(py::int_(static_cast<std::int64_t>(value)));
+  };
+  if (!is_none(settings.swa_start)) fail("swa_start", whole(settings.swa_start));
+  if (!is_none(settings.lookahead_every)) fail("lookahead_every", whole(settings.lookahead_every));
   if (!is_none(settings.state_format)) {
     fail("state_format", settings.state_format == 0 ? "'bf16'" : "'q8'");
   }

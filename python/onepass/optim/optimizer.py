@@ -346,9 +346,9 @@ class Optimizer(Owner):
         ------
         TypeError, ValueError
             As in `step`; where a parameter whose rows are named does not lie in C order; and where
-            rows alone have no meaning: beside `ema_decay`, `swa_start`, `state_format`,
-            `clear_grads` and ``rounding="stochastic"`` of 16 bits, and for rules that take the norm
-            of the gradient or average all weights. Then nothing has changed.
+            rows alone have no meaning: beside `ema_decay`, `swa_start`, `lookahead_every`,
+            `state_format`, `clear_grads` and ``rounding="stochastic"`` of 16 bits, and for rules
+            that measure whole arrays or average all weights. Then nothing has changed.
 
         Notes
         -----
