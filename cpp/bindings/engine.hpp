@@ -57,6 +57,7 @@ struct Callbacks {
   py::object mirror;   // (shape, grouped, grads) -> gradients in the parameters' order
   py::object arrange;  // (rule, settings, param, kept, steps) -> kept
   py::object new_sum;  // (param) -> zeros
+  py::object direct;   // (rule, [(direction, its norm, hyperparameters)]) -> None
   Check grad_scale;
   py::str grad_scale_name{"grad_scale"};
 };

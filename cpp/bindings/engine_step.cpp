@@ -93,7 +93,14 @@ bool Engine::step_in(Arrangement& arrangement, py::handle grads, const StepOptio
   check_gradients(arrangement, source);
   const auto grad_label = [&](std::size_t i) { return Label(labels_, i, Role::grad); };
   Optimizer& optimizer = arrangement.optimizer;
-  const bool skipped = run_step(optimizer, options, grad_label, optimizer.completed, info);
+  const auto direct = [&](Directions& directions) {
+    const auto check = [&] {
+      if (!all_ready(arrangement, source, true)) fail_changed();
+    };
+    directions.make([&](std::size_t i) { return arrangement.params[i].array; }, check,
+                    options.num_threads);
+  };
+  const bool skipped = run_step(optimizer, options, grad_label, direct, optimizer.completed, info);
   if (source == Source::sums) {
     std::fill(accumulated_.begin(), accumulated_.end(), 0);
     accumulations_ = 0;
