@@ -102,7 +102,8 @@ class Muon(Optimizer, rule="muon"):
     `onepass.set_num_threads` says. They are computed in float32, or in float64 for parameters of
     float64. The second pass writes the parameters and the state, so that an error or an interrupt
     before it has changed nothing. During a step there is one more array for each of Muon's
-    parameters. What of the result is the same bits, and where, is on the page "Promises".
+    parameters. What of the result is the same bits, and where, is on the page "Promises"; the order
+    of the products is in ``onepass.optim._newton_schulz``.
 
     Differs from
 
