@@ -3,6 +3,7 @@
 A contender is built from a case and a workload; its `step` takes no argument and does one update.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -20,6 +21,9 @@ except ImportError:
     torch = None
 
 Step = Callable[[], Any]
+
+PLAIN = "plain"
+"""What a class of PyTorch's is called that has one form only."""
 
 
 def fresh_state(case: Case, param: Array) -> list[Array | None]:
@@ -108,7 +112,8 @@ class Torch:
         self.params = tensors(workload)
         self.form = form or torch_form(case)
         optimizer = getattr(torch.optim, case.cls.__name__)
-        self.step: Step = optimizer(self.params, **case.settings, **{self.form: True}).step
+        form_ = {} if self.form == PLAIN else {self.form: True}
+        self.step: Step = optimizer(self.params, **case.settings, **form_).step
 
 
 def tensors(workload: Workload) -> list[Any]:
@@ -128,6 +133,8 @@ def torch_form(case: Case) -> str | None:
     optimizer = getattr(torch, "optim", None) and getattr(torch.optim, case.cls.__name__, None)
     if optimizer is None:
         return None
+    if "foreach" not in inspect.signature(optimizer.__init__).parameters:
+        return PLAIN
     probe = torch.zeros(1, requires_grad=True)
     probe.grad = torch.ones(1)
     for form in ("fused", "foreach"):

@@ -106,6 +106,7 @@ def measure(options: argparse.Namespace) -> Results:
         ("batch_norm", operation, batch, "hot") for batch in batches for operation in OPERATIONS
     ]
     work = [item for item in work if item[0] in options.table]
+    work = [item for item in work if isinstance(item[1], Operation) or item[1].takes(item[2])]
     results: Results = {name: [] for name in TABLES}
     # Drawn by hand between the rows: a thread that draws would take its time from the contenders.
     with Progress(console=Console(stderr=True), auto_refresh=False) as progress:

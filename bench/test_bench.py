@@ -25,13 +25,13 @@ import training
 from onepass.lab.compare.contenders import Contender
 from onepass.optim import SGD, AdamW
 from timing import BATCH, Block, Situation, alternate
-from workloads import OPERATIONS, WORKLOADS, Case, batches, cases
+from workloads import OPERATIONS, WORKLOADS, Case, Workload, batches, cases
 
 SMALL = [WORKLOADS[name] for name in ("1e3", "1e5", "1e6", "mlp")]
 SMALL_BATCHES = batches((4, 64, 14, 14), (2, 256, 7, 5), (5, 512, 3, 3), (32, 1024))
 
 
-@pytest.fixture(params=cases(), ids=str)
+@pytest.fixture(params=[case for case in cases() if not case.is_directed], ids=str)
 def case(request):
     return request.param
 
@@ -67,6 +67,18 @@ def test_step(benchmark, case, workload):
             if name:
                 assert_same_bits([np.asarray(state[name])], [array])
     benchmark(ours.step)
+
+
+MATRICES = Workload("matrices", [(48, 96), (30, 20), (8, 3, 3, 3)])
+
+
+@pytest.mark.parametrize("directed", [case for case in cases() if case.is_directed], ids=str)
+def test_step_of_matrices(benchmark, directed):
+    assert not any(directed.takes(workload) for workload in SMALL)
+    assert directed.takes(MATRICES)
+    test_step(benchmark, directed, MATRICES)
+    # Gradient and state twice, parameter and state written, the direction written and read.
+    assert directed.arrays_moved == 9
 
 
 @pytest.fixture(params=[name for name in training.SITUATIONS_OF if name in ("1e3", "mlp")])
@@ -190,7 +202,11 @@ def test_torch_does_the_same(case):
         np.testing.assert_allclose(array, tensor.detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("case", [c for c in cases() if c.accepts(full_step.ALL)], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [c for c in cases() if c.accepts(full_step.ALL) and c.takes(WORKLOADS["mlp"])],
+    ids=str,
+)
 def test_full_step(benchmark, case):
     ours = full_step.rivals(case, WORKLOADS["mlp"])["onepass"]
     ours.before()

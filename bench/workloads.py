@@ -43,15 +43,27 @@ class Case:
     def accepts(self, options: Mapping[str, Any]) -> bool:
         """Whether these settings go with options of a step, which some rules refuse."""
         try:
-            self.cls(np.ones(1, np.float32), **self.settings, **options)
+            self.cls(np.ones((1, 1), np.float32), **self.settings, **options)
         except ValueError:
             return False
         return True
 
     @property
     def arrays_moved(self) -> int:
-        """Reads the parameter, the gradient and the state; writes the parameter and the state."""
-        return 3 + 2 * self.n_states
+        """Reads the parameter, the gradient and the state; writes the parameter and the state.
+
+        A pass before, for a direction, reads gradient and state, and the step reads what it wrote.
+        """
+        return 3 + 2 * self.n_states + self.is_directed * (3 + self.n_states)
+
+    @property
+    def is_directed(self) -> bool:
+        """Whether a step is a matrix's."""
+        return self.cls.row.is_directed({**self.cls.defaults, **self.settings})
+
+    def takes(self, workload: "Workload") -> bool:
+        """Whether these arrays are matrices, where they must be."""
+        return not self.is_directed or all(len(shape) > 1 for shape in workload.shapes)
 
     def __str__(self) -> str:
         return " ".join([self.cls.__name__, *(f"{k}={v}" for k, v in self.settings.items())])
@@ -131,6 +143,7 @@ WORKLOADS = {
         Workload("1e5", [(100_000,)]),
         Workload("1e6", [(1_000_000,)]),
         Workload("3e7", [(30_000_000,)]),
+        Workload("768x3072", [(768, 3072)]),
         Workload("mlp", tuple(mlp(64, 64, 32, 32, 16, 10))),
         _RESNET50,
         Workload("resnet50-flat", [(_RESNET50.elements,)]),

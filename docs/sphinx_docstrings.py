@@ -9,6 +9,7 @@ BEFORE_NAPOLEON = 400
 STATED = {
     *("rule", "row", "checks", "defaults", "cases", "group_checks", "step_if_missing"),
     *("check_together", "initial_state", "parts", "reference", "scalars"),
+    *("measure", "weigh", "direct", "finish_directions"),
 }
 """What a subclass states and nobody calls."""
 

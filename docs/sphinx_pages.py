@@ -134,8 +134,11 @@ def _summary(cls: type[Optimizer]) -> str:
         count = ("one number", "two numbers", "three numbers")[len(cls.row.memory) - 1]
         whose = "for all parameters together" if cls.row.sums_over_all else "for each parameter"
         keeps += f" and {count} {whose}, `{'`, `'.join(cls.row.memory)}`"
-    # In float32: parameter and state are read and written, the gradient is read.
-    moves = f"moves {12 + 8 * len(names)} bytes an element"
+    # In float32: parameter and state are read and written, the gradient is read; for a direction
+    # gradient and state once more, and the direction is written and read.
+    directed = cls.row.is_directed(cls.defaults)
+    size = 12 + 8 * len(names) + directed * (12 + 4 * len(names))
+    moves = f"moves {size} bytes an element" + ", beside matrix products" * directed
     moves += ", and measures before" * cls.row.measures(cls.defaults)
     return f"* {{doc}}`generated/optimizers/{cls.__name__}`: {says}; {keeps}, {moves}\n"
 

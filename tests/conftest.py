@@ -1,3 +1,5 @@
+import importlib
+import inspect
 import os
 
 import numpy as np
@@ -56,10 +58,20 @@ def function(request):
 
 
 @pytest.fixture
-def torch_in_float64():
-    """PyTorch's numbers of a step have the default dtype, whatever the parameters' is."""
+def torch_in_float64(monkeypatch):
+    """PyTorch's numbers of a step have the default dtype, whatever the parameters' is.
+
+    And its Muon computes its products in bfloat16: here, in the parameters' dtype.
+    """
     import torch
 
+    name = "_zeropower_via_newtonschulz"
+    muon = importlib.import_module("torch.optim._muon")
+    source = inspect.getsource(getattr(muon, name))
+    assert source.count(".bfloat16()") == 1
+    patched = dict(vars(muon))
+    exec(source.replace(".bfloat16()", ".clone()"), patched)
+    monkeypatch.setattr(muon, name, patched[name])
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)

@@ -13,7 +13,6 @@ import numpy as np
 
 import onepass
 from onepass import optim
-from onepass._hyperparameters import Checks, Choice, Several
 from onepass.optim import Optimizer
 from onepass.optim._settings import GROUP_DEFAULTS
 
@@ -153,6 +152,18 @@ def assert_same_bits(actual: Any, expected: Any) -> None:
     assert same.all(), f"{(~same).sum()} of {same.size} differ"
 
 
+def shaped(cls: type[Optimizer], settings: Mapping[str, Any], array: np.ndarray) -> np.ndarray:
+    """The array as such a class takes it: where the step is a matrix's, one of the same elements.
+
+    As nearly square as their number lets it be; in place, so that a view still is one.
+    """
+    if array.ndim >= 2 or not cls.row.is_directed({**cls.defaults, **settings}):
+        return array
+    n = array.size
+    rows = next(d for d in range(max(math.isqrt(n), 1), 0, -1) if n % d == 0)
+    return array.reshape(rows, n // rows)
+
+
 def kept_names(cls: type[Optimizer], settings: Mapping[str, Any]) -> list[str]:
     """The same, and what the rule remembers: in the order in which kernels take them."""
     return [*state_names(cls, settings), *cls.row.memory]
@@ -226,22 +237,3 @@ def digest(*things: Any) -> str:
 
     add(things)
     return hasher.hexdigest()
-
-
-def as_numbers(checks: Checks, values: Mapping[str, Any]) -> dict[str, float]:
-    """Return checked values as the rules in C++ take them: numbers by name.
-
-    Numbers called `betas` become `beta1`, `beta2` and so on, True and False 1 and 0, and one of
-    several names the number of its place among them.
-    """
-    numbers: dict[str, float] = {}
-    for name, check in checks.items():
-        match check:
-            case Several():
-                numbers |= {f"{name[:-1]}{i}": number for i, number in enumerate(values[name], 1)}
-            case Choice(names):
-                numbers[name] = float(names.index(values[name]))
-            case _:
-                value = values[name]
-                numbers[name] = math.nan if value is None else float(value)
-    return numbers

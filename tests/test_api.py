@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import onepass as op
-from helpers import assert_same_bits, entry_names, fresh_state, kept_names, run_reference
+from helpers import assert_same_bits, entry_names, fresh_state, kept_names, run_reference, shaped
 from onepass._memory import address
 
 
@@ -297,10 +297,11 @@ def test_every_class_goes_down_hill(every_case, surface):
     with np.errstate(all="ignore"):  # a rate may be too high
         for lr in (1e-3, 1e-2, 1e-1, 1.0):
             w = start.copy()
-            opt = cls(w, **{**settings, "lr": lr, "weight_decay": 0.0})
+            param = shaped(cls, settings, w)
+            opt = cls(param, **{**settings, "lr": lr, "weight_decay": 0.0})
             sign = -1.0 if settings.get("maximize") else 1.0
             for _ in range(500):
-                opt.step(sign * surface(w)[1])
+                opt.step(sign * surface(w)[1].reshape(param.shape))
             ends.append(surface(w)[0])
     assert np.nanmin(ends) < 0.2 * surface(start)[0]
 

@@ -16,6 +16,7 @@ from helpers import (
     entry_names,
     kept_names,
     run_reference,
+    shaped,
     state_names,
 )
 from onepass.optim._settings import DEFAULTS, GROUP_DEFAULTS
@@ -210,7 +211,7 @@ def test_a_parameter_that_had_no_step_when_saved_begins_as_new(case, rng):
 
 def test_layout(every_case, rng):
     cls, options = every_case
-    params = params_like(rng)
+    params = {name: shaped(cls, options, param) for name, param in params_like(rng).items()}
     opt = cls(params, **options)
     assert opt.state_dict()["state"] == {}
     run(opt, params, rng, 2)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import onepass as op
-from helpers import digest, fresh_state
+from helpers import digest, fresh_state, shaped
 from onepass._hyperparameters import Maybe
 from onepass._memory import aligned_zeros
 
@@ -302,7 +302,9 @@ class TestHyperparameters:
                 yield from ((name, value) for value in (1, 0.0, "yes", None))
             elif isinstance(default, tuple):
                 for i, kind in enumerate(optimizer.checks[name].kinds):
-                    low = min(kind.low, kind.above) - 0.5 if kind.above > -math.inf else -0.1
+                    low = kind.low - 0.1
+                    if kind.above > -math.inf:
+                        low = min(kind.low, kind.above) - 0.5
                     for value in [*{kind.below, kind.below + 0.5}, low, math.nan, "x"]:
                         yield name, (*default[:i], value, *default[i + 1 :])
                 one = default[0]
@@ -323,21 +325,21 @@ class TestHyperparameters:
                     yield name, check.high + 0.5
 
     def test_out_of_range(self, every_class):
-        tried = 0
+        tried, fits = 0, lambda: shaped(every_class, {}, good())
         for name, value in self.bad_values(every_class):
-            params = [good()]
+            params = [fits()]
             message = f"^{name}: expected "
             with pytest.raises((ValueError, TypeError), match=message):
                 every_class(params, **{name: value})
             with pytest.raises((ValueError, TypeError), match=message):
                 every_class([{"params": params, name: value}])
             with pytest.raises((ValueError, TypeError), match=message):
-                getattr(op.kernels, every_class.rule)(good(), good(), step=1, **{name: value})
+                getattr(op.kernels, every_class.rule)(fits(), fits(), step=1, **{name: value})
             tried += 1
             if np.all(value == every_class.defaults[name]):
                 continue  # 0 set where False stood says nothing new
             opt = every_class(params)  # set in the middle of a run
-            opt.step([good()])
+            opt.step([fits()])
             before = digest(params, opt.state_dict())
             group = opt.param_groups[0]
             lr = 0.5 * group["lr"]

@@ -520,3 +520,30 @@ def test_adam_of_rows():
             w[row] -= LR * m[row] / (1 - 0.8**t) / (sqrt(v[row] / (1 - 0.9**t)) + 0.01)
         np.testing.assert_allclose(table.ravel(), w, rtol=1e-13)
     assert w[1] == 1.0
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize(("shape", "ratio"), [((3, 2), sqrt(3 / 2)), ((2, 3), 1.0), ((2, 2), 1.0)])
+def test_muon(shape, ratio, nesterov):
+    """A diagonal stays one, and each of its numbers goes through the polynomial."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    w, momentum, weights = np.zeros(shape), [0.0, 0.0], [0.0, 0.0]
+    opt = op.Muon(w, LR, 0.3, 0.8, nesterov, ns_steps=4)
+    for diagonal in ((3.0, -4.0), (0.5, 1.0), (-2.0, 0.25)):
+        grad = np.zeros(shape)
+        grad[0, 0], grad[1, 1] = diagonal
+        opt.step(grad)
+        momentum = [0.8 * m + (1 - 0.8) * g for m, g in zip(momentum, diagonal, strict=True)]
+        x = momentum
+        if nesterov:
+            x = [0.8 * m + (1 - 0.8) * g for m, g in zip(momentum, diagonal, strict=True)]
+        norm = sqrt(sum(number**2 for number in x))
+        x = [number / norm for number in x]
+        for _ in range(4):
+            x = [a * number + b * number**3 + c * number**5 for number in x]
+        weights = [
+            (1 - LR * 0.3) * weight - LR * ratio * number
+            for weight, number in zip(weights, x, strict=True)
+        ]
+        np.testing.assert_allclose([w[0, 0], w[1, 1]], weights, rtol=1e-12)
+        assert np.count_nonzero(w) == 2

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import onepass as op
-from helpers import accepts
+from helpers import accepts, shaped
 
 LR, STEPS, START = 0.1, 12, 1.7
 
@@ -249,7 +249,7 @@ def test_weight_decay_is_coupled_and_maximize_climbs_in_every_class(every_class)
     before = {"no_prox": True} if "no_prox" in every_class.checks else {}  # not after the step
     is_a_stage = "weight_decay" not in every_class.row.hyper  # else the rule has its own
     decay = 0.25 * (is_a_stage and accepts(every_class, {"weight_decay": 0.25}))
-    w, v = np.array([START]), np.array([START])
+    w, v = (shaped(every_class, {}, np.array([START])) for _ in range(2))
     plain, both = (
         every_class(w, 0.01, weight_decay=0.0),
         every_class(v, 0.01, weight_decay=decay, maximize=True, **before),

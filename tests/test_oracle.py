@@ -9,16 +9,16 @@ from hypothesis.extra import numpy as hnp
 
 import onepass as op
 from helpers import (
-    as_numbers,
     assert_same_bits,
     format_of,
     fresh_state,
     kept_names,
     run_reference,
     saved_entry,
+    shaped,
     signs_of,
 )
-from onepass._hyperparameters import Choice, Fixed, Flag, Maybe, Number, Several, Whole
+from onepass._hyperparameters import Choice, Fixed, Flag, Maybe, Number, Several, Whole, as_numbers
 from onepass._memory import aligned_zeros
 
 BF16 = ml_dtypes.bfloat16
@@ -173,8 +173,9 @@ def test_special_values_spread_as_in_numpy(every_case, dtype):
     info = np.finfo(dtype)
     special = [0.0, -0.0, np.inf, -np.inf, np.nan, info.max, -info.max, info.tiny]
     special += [info.smallest_subnormal, 1.0]
-    start = np.repeat(np.array(special, dtype), len(special))
-    grads = [np.tile(np.array(special, dtype), len(special)), np.ones(start.size, dtype)]
+    start = shaped(cls, options, np.repeat(np.array(special, dtype), len(special)))
+    grads = [np.tile(np.array(special, dtype), len(special)).reshape(start.shape)]
+    grads.append(np.ones_like(start))
     param = start.copy()
     opt = cls(param, **options)
     for grad in grads:
@@ -249,8 +250,8 @@ def test_a_decay_that_float32_rounds_to_zero(optimizer, dtype, kept):
 
 def test_free_function_is_the_class(every_case, dtype, rng):
     cls, options = every_case
-    start = rng.normal(size=777).astype(dtype)
-    grads = list(gradients(rng, start.size, dtype, 3))
+    start = shaped(cls, options, rng.normal(size=777).astype(dtype))
+    grads = list(gradients(rng, start.shape, dtype, 3))
     param, state = start.copy(), fresh_state(cls, options, start)
     kernel = getattr(op.kernels, cls.rule)
     for t, grad in enumerate(grads, start=1):
@@ -267,8 +268,8 @@ def test_free_function_is_the_class(every_case, dtype, rng):
 def test_float32_is_as_accurate_as_float32_can_be(every_case, rng):
     """One step from the same state against float64: a few roundings of the numbers involved."""
     cls, options = every_case
-    start = rng.normal(size=1000).astype(np.float32)
-    grad = rng.normal(size=1000).astype(np.float32)
+    start = shaped(cls, options, rng.normal(size=1000).astype(np.float32))
+    grad = rng.normal(size=start.shape).astype(np.float32)
     param = start.copy()
     cls(param, **options).step(grad)
     exact = run_reference(cls, options, start.astype(np.float64), [grad.astype(np.float64)])[0]
@@ -290,7 +291,7 @@ def values_of(check):
             return st.tuples(*map(values_of, kinds))
         case Number(low, above, high, below):
             return st.floats(
-                max(low, above),
+                max(low, above, -10),
                 min(high, below, 10),
                 exclude_min=above >= low,
                 exclude_max=below <= min(high, 10),
@@ -332,7 +333,8 @@ def test_any_arrays_and_hyperparameters(every_class, data):
     except ValueError:
         reject()
     dtype = data.draw(st.sampled_from([np.float32, np.float64]), "dtype")
-    shape = data.draw(hnp.array_shapes(min_dims=0, max_side=20), "shape")
+    min_dims = 2 if every_class.row.is_directed(options) else 0
+    shape = data.draw(hnp.array_shapes(min_dims=min_dims, max_side=20), "shape")
     arrays = hnp.arrays(dtype, shape, elements=st.floats(-1e6, 1e6, width=32))
     start = data.draw(arrays, "param")
     grads = data.draw(st.lists(arrays, min_size=1, max_size=3), "grads")

@@ -4,12 +4,22 @@ import inspect
 import math
 import re
 
+import numpy as np
 import pytest
 
 import onepass as op
-from helpers import SHARED, as_numbers, kept_names
+from helpers import SHARED, kept_names, shaped
 from onepass import _core
-from onepass._hyperparameters import Choice, Fixed, Flag, Number, Several, Whole
+from onepass._hyperparameters import (
+    Choice,
+    Fixed,
+    Flag,
+    Maybe,
+    Number,
+    Several,
+    Whole,
+    as_numbers,
+)
 from onepass.optim import Optimizer
 from onepass.optim._settings import GROUP_DEFAULTS, StepOptions
 
@@ -66,10 +76,12 @@ def test_numbers_of_settings():
         "hat": Flag(),
         "form": Choice(("a", "b")),
         "n": Whole(),
+        "fn": Maybe(Choice(("a", "b"))),
     }
-    values = {"betas": (0.5, 0.25, 0.125), "hat": True, "form": "b", "n": 3}
+    values = {"betas": (0.5, 0.25, 0.125), "hat": True, "form": "b", "n": 3, "fn": "b"}
     expected = {"beta1": 0.5, "beta2": 0.25, "beta3": 0.125, "hat": 1.0, "form": 1.0, "n": 3.0}
-    assert as_numbers(checks, values) == expected
+    assert as_numbers(checks, values) == {**expected, "fn": 1.0}
+    assert np.isnan(as_numbers(checks, {**values, "fn": None})["fn"])
 
 
 def test_at_checks_what_it_is_given(every_class):
@@ -109,9 +121,7 @@ def test_cases_change_every_hyperparameter(every_class):
 
 
 def test_defaults_are_valid_and_every_hyperparameter_is_documented(every_class):
-    import numpy as np
-
-    opt = every_class([np.ones(3)])
+    opt = every_class([shaped(every_class, {}, np.ones(3))])
     (group,) = opt.param_groups
     assert {k: v for k, v in group.items() if k != "params"} == {
         **every_class.defaults,

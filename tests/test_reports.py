@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import onepass as op
-from helpers import accepts, assert_same_bits, digest, fresh_state
+from helpers import accepts, assert_same_bits, digest, fresh_state, shaped
 
 DECOUPLED = [
     pytest.param(
@@ -20,30 +20,32 @@ class TestDecoupledDecay:
     """bitsandbytes#1992 (it was coupled), #2010 and #2040 (the step decayed too)."""
 
     def test_without_a_gradient_the_weights_shrink_and_nothing_else(self, cls, settings, dtype):
-        w = np.array([1.5, -2.25, 3.0], dtype)
+        w = shaped(cls, settings, np.array([1.5, -2.25, 3.0], dtype))
         shrunk = w * dtype(1 - 0.125 * 0.5)
         opt = cls(w, lr=0.125, weight_decay=0.5, **settings)
-        opt.step(np.zeros(3, dtype))
+        opt.step(np.zeros_like(w))
         assert_same_bits(w, shrunk)
-        if "exp_avg" in cls.row.states and not cls.row.start_values(cls.defaults)[0]:
-            assert not opt.state_dict()["state"][0]["exp_avg"].any()
+        if not cls.row.start_values(cls.defaults)[0]:
+            state = opt.state_dict()["state"][0]
+            for name in {"exp_avg", "momentum_buffer"} & state.keys():
+                assert not state[name].any()
 
     def test_the_step_is_that_of_the_smaller_weights(self, cls, settings, dtype, rng):
-        w = rng.normal(size=50).astype(dtype)
+        w = shaped(cls, settings, rng.normal(size=50).astype(dtype))
         smaller = w * dtype(0.5)
         both = cls(w, lr=1.0, weight_decay=0.5, **settings)
         plain = cls(smaller, lr=1.0, weight_decay=0.0, **settings)
         for opt in (both, plain):
-            opt.step(100 * np.arange(50).astype(dtype))
+            opt.step(100 * np.arange(50).astype(dtype).reshape(w.shape))
         assert_same_bits(w, smaller)
 
 
 def run(cls, settings, steps=8, n=40):
     rng = np.random.default_rng(3)
-    w = rng.normal(size=n)
+    w = shaped(cls, settings, rng.normal(size=n))
     opt = cls(w, **settings)
     for _ in range(steps):
-        opt.step(rng.normal(size=n))
+        opt.step(rng.normal(size=w.shape))
     return digest(w, opt.state_dict()["state"])
 
 
@@ -67,9 +69,9 @@ def test_every_setting_counts(every_class):
 
 def test_the_gradient_may_be_overwritten_after_the_step(every_class, rng):
     """pytorch-image-models#2786: the last gradient was kept by reference."""
-    start = rng.normal(size=30)
-    grads = rng.normal(size=(4, 30))
-    w, v, reused = start.copy(), start.copy(), np.empty(30)
+    start = shaped(every_class, {}, rng.normal(size=30))
+    grads = rng.normal(size=(4, *start.shape))
+    w, v, reused = start.copy(), start.copy(), np.empty_like(start)
     first, second = every_class(w), every_class(v)
     for grad in grads:
         first.step(grad.copy())
@@ -82,12 +84,12 @@ def test_the_gradient_may_be_overwritten_after_the_step(every_class, rng):
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_gradients_of_zero_leave_finite_weights(every_class, dtype):
     """optax#1755: epsilon vanishes in float16, and 0 / 0 is left."""
-    w = np.array([0, 1, -2, 60_000], dtype)
+    w = shaped(every_class, {}, np.array([0, 1, -2, 60_000], dtype))
     start = w.copy()
     plain = {"lambd": 0.0} if "lambd" in every_class.checks else {}  # ASGD's decay of the weights
     opt = every_class(w, weight_decay=0.0, **plain)
     for _ in range(3):
-        opt.step(np.zeros(4, dtype))
+        opt.step(np.zeros_like(w))
     if every_class.row.start_values(every_class.defaults)[0]:  # an average that begins elsewhere
         assert np.isfinite(w).all()
     else:
@@ -96,16 +98,17 @@ def test_gradients_of_zero_leave_finite_weights(every_class, dtype):
 
 def test_weights_of_zero_move(every_class):
     """cybertronai/pytorch-lamb#6."""
-    w = np.zeros(3)
+    w = shaped(every_class, {}, np.zeros(3))
     opt = every_class(w)
     for _ in range(5):  # some wait until they have seen enough
-        opt.step(np.ones(3))
+        opt.step(np.ones_like(w))
     assert w.all()
 
 
 def test_steps_beyond_those_of_float32(every_class, rng):
     """pytorch/ao#4915: counters that stop. At 2**24 + 1 steps, and where powers are 0."""
-    w, grad = rng.normal(size=20), rng.normal(size=20)
+    w, grad = shaped(every_class, {}, rng.normal(size=20)), rng.normal(size=20)
+    grad = grad.reshape(w.shape)
     fresh = fresh_state(every_class, {}, w)
     state = [a if a is None or np.ndim(a) == 0 else np.abs(grad) for a in fresh]
     for step in (2**24 + 1, 2**31 + 1):

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import onepass as op
-from helpers import accepts, digest
+from helpers import accepts, digest, shaped
 from onepass import schedules as s
 from onepass.optim._settings import GROUP_DEFAULTS
 from test_registry import assert_documented, section
@@ -578,8 +578,9 @@ def test_every_setting_that_may_be_scheduled_takes_one(every_class):
     for name, check in every_class.group_checks.items():
         if check.schedulable and accepts(every_class, {name: s.step_decay(0.5, every=3)}):
             options = {**GROUP_DEFAULTS, name: s.step_decay(0.5, every=3)}
-            opt = every_class(np.ones(2), **options)
-            opt.step(np.ones(2))
+            w = shaped(every_class, {}, np.ones(2))
+            opt = every_class(w, **options)
+            opt.step(np.ones_like(w))
             assert "step_decay(initial=0.5" in repr(opt)
 
 

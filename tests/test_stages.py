@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import onepass as op
-from helpers import SMALL_FORMATS, accepts, assert_same_bits, fresh_state, kept_names
+from helpers import SMALL_FORMATS, accepts, assert_same_bits, fresh_state, kept_names, shaped
 from onepass.optim import _reference, _settings
 
 # More than a block of the norm, a part of one, parts of its rows; orders and empty ones.
@@ -263,9 +263,12 @@ def test_decay_after_the_rule(cls, dtype, rng):
     options = {"cautious_weight_decay": True, "weight_decay": 0.5, "lr": 0.5}
     special = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1.0, -1.0, 1e-40], dtype)
     for stages in ({}, EVERYTHING["all"]):
-        steps = [make(rng, dtype, SHAPES[1:-1]) for _ in range(3)]
-        check_run(cls, {**options, **stages}, make(rng, dtype, SHAPES[1:-1]), steps)
-    check_run(cls, options, [np.repeat(special, 8)], [[np.tile(special, 8)] for _ in range(2)])
+        start, *steps = (
+            [shaped(cls, {}, each) for each in make(rng, dtype, SHAPES[1:-1])] for _ in range(4)
+        )
+        check_run(cls, {**options, **stages}, start, steps)
+    start, grad = (shaped(cls, {}, each) for each in (np.repeat(special, 8), np.tile(special, 8)))
+    check_run(cls, options, [start], [[grad], [grad]])
 
 
 def test_only_what_the_step_brings_nearer_to_zero_decays():
@@ -279,7 +282,7 @@ def test_only_what_the_step_brings_nearer_to_zero_decays():
 def test_which_decays_can_be_cautious(every_class):
     decoupled = every_class.defaults.get("decoupled_weight_decay", False)
     if decoupled and every_class.defaults.get("no_prox", True):
-        every_class(np.ones(2), cautious_weight_decay=True)
+        every_class(shaped(every_class, {}, np.ones(2)), cautious_weight_decay=True)
         return
     is_own = "weight_decay" in every_class.row.hyper
     words = f"for {every_class.__name__} .its decay is part" if is_own else "with a weight decay"

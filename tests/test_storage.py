@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import onepass as op
-from helpers import SMALL_FORMATS, accepts, assert_same_bits, format_of, fresh_state, signs_of
+from helpers import (
+    SMALL_FORMATS,
+    accepts,
+    assert_same_bits,
+    format_of,
+    fresh_state,
+    shaped,
+    signs_of,
+)
 from onepass import formats
 from onepass.optim import _reference, _settings
 from storage_cases import blocks_of
@@ -156,8 +164,8 @@ def test_every_case_in_every_format(every_case, state_format, rng):
             ):
                 cls(numbers(rng, 4097, dtype), **settings_)
             continue
-        steps = [[numbers(rng, 4097, dtype)] for _ in range(3)]
-        check_run(cls, [(numbers(rng, 4097, dtype), settings_)], steps, {"seed": 2**53 - 1})
+        start, *steps = (shaped(cls, settings_, numbers(rng, 4097, dtype)) for _ in range(4))
+        check_run(cls, [(start, settings_)], [[grad] for grad in steps], {"seed": 2**53 - 1})
 
 
 @in_small_formats

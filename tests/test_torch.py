@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import onepass as op
-from helpers import CASES, case_id, entry_names, kept_names, state_names
+from helpers import CASES, case_id, entry_names, kept_names, shaped, state_names
 
 torch = pytest.importorskip("torch", reason="PyTorch, the second oracle, is not installed")
 pytestmark = pytest.mark.usefixtures("torch_in_float64")
@@ -39,9 +39,11 @@ def as_numpy(state_dict):
 
 def twins(cls, settings, dtype, rng, lr=0.01):
     start = [rng.normal(size=shape).astype(dtype) for shape in [(7, 5), (11,), ()]]
+    start = [shaped(cls, settings, p) for p in start]
     params = [np.array(p) for p in start]
     tensors = [torch.nn.Parameter(torch.from_numpy(np.array(p))) for p in start]
-    theirs = torch_class(cls)(tensors, lr, foreach=False, **settings)
+    plain = {"foreach": False} if torch_has(cls, ["foreach"]) else {}
+    theirs = torch_class(cls)(tensors, lr, **plain, **settings)
     return params, tensors, cls(params, lr, **settings), theirs
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import onepass as op
+from helpers import shaped
 
 torch = pytest.importorskip("torch", reason="PyTorch, the second oracle, is not installed")
 pytestmark = pytest.mark.usefixtures("torch_in_float64")
@@ -18,15 +19,15 @@ def optimizer(request):
     return request.param
 
 
-def start(rng):
-    values = [np.asarray(rng.normal(size=shape)) for shape in SHAPES]
+def start(optimizer, rng):
+    values = [shaped(optimizer, {}, np.asarray(rng.normal(size=shape))) for shape in SHAPES]
     return [value.copy() for value in values], [
         torch.nn.Parameter(torch.from_numpy(value.copy())) for value in values
     ]
 
 
 def gradients(rng, tensors):
-    grads = [np.asarray(rng.normal(size=shape)) for shape in SHAPES]
+    grads = [np.asarray(rng.normal(size=tensor.shape)) for tensor in tensors]
     for tensor, grad in zip(tensors, grads, strict=True):
         tensor.grad = torch.from_numpy(grad.copy())
     return grads
@@ -44,7 +45,7 @@ def theirs(optimizer, tensors):
 @pytest.mark.parametrize("max_norm", [0.5, 100.0])
 @pytest.mark.parametrize("grad_scale", [1.0, 4096.0])
 def test_unscale_clip_step_average(optimizer, max_norm, grad_scale, rng):
-    params, tensors = start(rng)
+    params, tensors = start(optimizer, rng)
     opt = optimizer(params, 0.01, max_grad_norm=max_norm, ema_decay=0.9)
     torch_opt = theirs(optimizer, tensors)
     average = None
@@ -67,7 +68,7 @@ def test_unscale_clip_step_average(optimizer, max_norm, grad_scale, rng):
 
 
 def test_clip_by_value(optimizer, rng):
-    params, tensors = start(rng)
+    params, tensors = start(optimizer, rng)
     opt, torch_opt = optimizer(params, 0.01, max_grad_value=0.3), theirs(optimizer, tensors)
     for _ in range(STEPS):
         grads = gradients(rng, tensors)
@@ -80,7 +81,7 @@ def test_clip_by_value(optimizer, rng):
 @pytest.mark.parametrize("first", [1, 4])
 def test_stochastic_weight_averaging(optimizer, first, rng):
     """`AveragedModel` as its documentation uses it: updated after each step from the first on."""
-    params, tensors = start(rng)
+    params, tensors = start(optimizer, rng)
     opt, torch_opt = optimizer(params, 0.01, swa_start=first), theirs(optimizer, tensors)
     model = torch.nn.ParameterList(tensors)
     averaged = torch.optim.swa_utils.AveragedModel(model)
@@ -96,7 +97,7 @@ def test_stochastic_weight_averaging(optimizer, first, rng):
 def test_loss_scaler_is_grad_scaler(optimizer, rng):
     settings = {"init_scale": 64.0, "growth_interval": 3}
     scaler, theirs_ = op.LossScaler(**settings), torch.amp.GradScaler("cpu", **settings)
-    params, tensors = start(rng)
+    params, tensors = start(optimizer, rng)
     opt, torch_opt = optimizer(params, 0.01, nonfinite="skip"), theirs(optimizer, tensors)
     theirs_.scale(torch.ones(()))  # makes the scale
     skipped = 0

@@ -18,6 +18,7 @@ from optuna.trial import FixedTrial, TrialState
 
 import onepass as op
 from commands import run, start, strict_json
+from helpers import shaped
 from onepass.lab import cli
 from onepass.lab.compare.contenders import contenders
 from onepass.lab.compare.training import Measurement
@@ -360,7 +361,8 @@ class TestCommand:
         study = done(tmp_path, 1, Settings("wine", 1, (name,), seed=0))
         (trial,) = study.trials
         line = report.python_line(study, trial)
-        optimizer = eval(line, {"op": op, "params": np.zeros(3)})
+        params = shaped(contenders()[name].optimizer, {}, np.zeros(3))
+        optimizer = eval(line, {"op": op, "params": params})
         assert type(optimizer) is contenders()[name].optimizer
         (group,) = optimizer.param_groups
         expected = {**contenders()[name].hyperparameters, "lr": trial.params["lr"]}

@@ -112,6 +112,10 @@ Engine::Engine(const py::dict& contents)
   numbers_.resize(known_groups_.size());
   now_.needs.resize(known_groups_.size());
   read_settings();
+  for (std::size_t i = 0; i < size(); ++i) {
+    const Group& group = now_.optimizer.groups[now_.optimizer.params[i].group];
+    check_axes(group, now_.params[i].array, Label(labels_, i, Role::param));
+  }
   if (contents.contains("progress")) {
     read_progress(contents["progress"]);
   } else if (std::optional<Arrangement> coming = arranged()) {
@@ -309,6 +313,7 @@ void Engine::lay_out(Arrangement& arrangement, std::size_t index) const {
   Parameter& known = arrangement.optimizer.params[index];
   const Group& group = arrangement.optimizer.groups[known.group];
   Tensor& tensor = arrangement.optimizer.tensors[index];
+  check_axes(group, param.array, Label(labels_, index, Role::param));
   Memory memory;  // of our own; nothing else can overlap it
   start_layout(param, index, tensor, known);
   for (std::size_t k = 0; k < arrays.state.size(); ++k) {

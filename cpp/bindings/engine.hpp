@@ -58,6 +58,7 @@ struct Callbacks {
   py::object mirror;   // (shape, grouped, grads) -> gradients in the parameters' order
   py::object arrange;  // (rule, settings, param, kept, steps) -> kept
   py::object new_sum;  // (param) -> zeros
+  py::object direct;   // (rule, [(direction, its norm, hyperparameters)]) -> None
   Check grad_scale;
   py::str grad_scale_name{"grad_scale"};
 };
@@ -143,7 +144,8 @@ class Engine {
 
   // engine_step.cpp
   bool step_in(Arrangement& arrangement, const Call& call, const py::object& info);
-  bool run(Arrangement& arrangement, const StepOptions& options, const py::object& info);
+  bool run(Arrangement& arrangement, const StepOptions& options,
+           const std::function<void()>& check, const py::object& info);
   [[gnu::cold]] void step_and_arrange(const Call& call, const py::object& info);
   Source gather(py::handle grads);
   void take_bound(const char* missing);

@@ -1,4 +1,5 @@
 // From the rows that a user gives to what a step of them reads.
+#include <algorithm>
 #include <deque>
 #include <string>
 #include <utility>
@@ -146,7 +147,17 @@ bool Engine::step_rows_in(Arrangement& arrangement, const Call& call, const py::
   std::vector<Rows> rows = take_rows(arrangement, call.grads);
   StepOptions options = call.options;
   options.rows = rows;
-  return run(arrangement, options, info);
+  std::vector<Unchanged> seen;
+  for (const py::object& grad : given_) seen.emplace_back(py::reinterpret_borrow<py::array>(grad));
+  const auto check = [&] {
+    bool still = std::ranges::all_of(seen, [](const Unchanged& grad) { return grad.still(); });
+    for (std::size_t i = 0; i < size(); ++i) {
+      const bool steps = arrangement.optimizer.tensors[i].streams.grad.data;
+      still = still && (!steps || is_still(arrangement, i));
+    }
+    if (!still) fail_changed();
+  };
+  return run(arrangement, options, check, info);
 }
 
 }  // namespace onepass::bindings

@@ -92,7 +92,10 @@ bool Engine::step_in(Arrangement& arrangement, const Call& call, const py::objec
   if (call.by_rows) return step_rows_in(arrangement, call, info);
   const Source source = gather(call.grads);
   check_gradients(arrangement, source);
-  const bool skipped = run(arrangement, call.options, info);
+  const auto check = [&] {
+    if (!all_ready(arrangement, source, true)) fail_changed();
+  };
+  const bool skipped = run(arrangement, call.options, check, info);
   if (source == Source::sums) {
     std::fill(accumulated_.begin(), accumulated_.end(), 0);
     accumulations_ = 0;
@@ -100,10 +103,16 @@ bool Engine::step_in(Arrangement& arrangement, const Call& call, const py::objec
   return skipped;
 }
 
-bool Engine::run(Arrangement& arrangement, const StepOptions& options, const py::object& info) {
+// `check`: raises where what the step reads has changed, since directions are made by Python code.
+bool Engine::run(Arrangement& arrangement, const StepOptions& options,
+                 const std::function<void()>& check, const py::object& info) {
   const auto grad_label = [&](std::size_t i) { return Label(labels_, i, Role::grad); };
+  const auto direct = [&](Directions& directions) {
+    directions.make([&](std::size_t i) { return arrangement.params[i].array; }, check,
+                    options.num_threads);
+  };
   Optimizer& optimizer = arrangement.optimizer;
-  return run_step(optimizer, options, grad_label, optimizer.completed, info);
+  return run_step(optimizer, options, grad_label, direct, optimizer.completed, info);
 }
 
 void Engine::accumulate(py::handle grads, int num_threads) {

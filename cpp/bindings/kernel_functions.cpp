@@ -101,6 +101,7 @@ class Kernel final : public Body {
     Together together;  // settings that were last seen to go together
     std::vector<Extent> extents;
     std::vector<double*> remembered;  // where the caller keeps the rule's memory
+    std::vector<py::object> params;   // of a rule that is directed
 
     void add(const void* data, std::size_t bytes) {
       const auto begin = reinterpret_cast<std::uintptr_t>(data);
@@ -221,7 +222,8 @@ void Kernel::check_step(const Given& given, const Optimizer& optimizer) const {
 bool Kernel::lay_out_usual(const Given& given, PyObject* const* args, std::size_t n_kept,
                            Scratch& scratch, Unchanging& arrays) const {
   if (given.average != Py_None || given.group.averages() || given.slow != Py_None ||
-      given.group.looks_ahead() || given.rows != Py_None || given.options.clear_grads != 0) {
+      given.group.looks_ahead() || given.rows != Py_None || given.options.clear_grads != 0 ||
+      given.group.variant().direct_f64) {
     return false;
   }
   const bool many = is_list_or_tuple(args[0]);
@@ -321,6 +323,8 @@ void Kernel::lay_out(const Given& given, PyObject* const* args, std::size_t n_ke
     const Param param = check_param(params[i], params.label(i, Role::param));
     arrays.watch(params[i]);
     memory.add(param.array, params.label(i, Role::param));
+    check_axes(given.group, param.array, params.label(i, Role::param));
+    if (given.group.variant().direct_f64) scratch.params.push_back(param.array);
     if (rule_.full_weights && param.format != plain) {
       fail_type(params.label(i, Role::param), "float32 or float64 for this rule",
                 dtype_name(param.array));
@@ -388,6 +392,7 @@ PyObject* Kernel::call(PyObject* const* args, Py_ssize_t n_positional, PyObject*
   const Taken is_first(is_taken_);
   std::optional<Scratch> own;
   Scratch& scratch = is_first ? scratch_ : own.emplace();
+  const Cleared cleared(scratch.params);
   py::object info = new_step_info(scratch.last_info);
   Optimizer& optimizer = scratch.optimizer;
   if (optimizer.groups.empty()) optimizer.groups.push_back(default_group_);
@@ -429,7 +434,11 @@ PyObject* Kernel::call(PyObject* const* args, Py_ssize_t n_positional, PyObject*
   const auto grad_label = [=](std::size_t i) {
     return Label("grad", Role::grad, many ? static_cast<std::ptrdiff_t>(i) : Label::alone);
   };
-  run_step(optimizer, options, grad_label, completed, info);
+  const auto direct = [&](Directions& directions) {
+    directions.make([&](std::size_t i) { return scratch.params[i]; }, [&] { arrays.check(); },
+                    options.num_threads);
+  };
+  run_step(optimizer, options, grad_label, direct, completed, info);
   for (std::size_t i = 0; i < optimizer.memory.size(); ++i) {
     *scratch.remembered[i] = optimizer.memory[i];
   }

@@ -83,9 +83,10 @@ py::dict rules() {
   py::dict rules;
   for (const RuleRow* found : kernels_in_use->rules) {
     const RuleRow& row = *found;
-    py::list variants, n_sums;  // per combination of options
+    py::list variants, n_sums, directed;  // per combination of options
     for (const Variant& variant : row.variants) {
       n_sums.append(variant.n_sums);
+      directed.append(variant.direct_f64 != nullptr);
       py::list used;
       for (std::size_t k = 0; k < row.states.size(); ++k) used.append(variant.uses_state[k]);
       variants.append(py::tuple(used));
@@ -109,6 +110,7 @@ py::dict rules() {
     rule["full_weights"] = row.full_weights;
     rule["sums_over_all"] = row.sums_over_all;
     rule["n_sums"] = n_sums;
+    rule["directed"] = directed;
     rule["memory_start"] =
         py::cast(std::vector<double>(row.memory_start.begin(), row.memory_start.end()));
     rules[row.name] = rule;

@@ -166,14 +166,14 @@ void bind_engine(py::module_& m) {
   m.def(
       "set_callbacks",
       [](py::object step_info, py::object mirror, py::object arrange, py::object new_sum,
-         py::object grad_scale, py::object call_schedule) {
+         py::object direct, py::object grad_scale, py::object call_schedule) {
         schedule_call = call_schedule.release().ptr();
         set_step_info(std::move(step_info));
         callbacks = new Callbacks{std::move(mirror), std::move(arrange), std::move(new_sum),
-                                  Check(std::move(grad_scale))};
+                                  std::move(direct), Check(std::move(grad_scale))};
       },
       py::kw_only(), py::arg("step_info"), py::arg("mirror"), py::arg("arrange"),
-      py::arg("new_sum"), py::arg("grad_scale"), py::arg("schedule_call"),
+      py::arg("new_sum"), py::arg("direct"), py::arg("grad_scale"), py::arg("schedule_call"),
       "Set what is done in Python.");
 }
 

@@ -131,6 +131,7 @@ void check_moves_rows(const Group& group, const Label& grad) {
     fail_value(grad, "a whole gradient for " + rule + ", which " + why, "rows");
   };
   if (group.variant().n_sums) fail_rule("measures it");
+  if (group.variant().direct_f64) fail_rule("takes it as a matrix");
   if (group.rule->keeps_weights) fail_rule("averages all weights");
   const auto number = [](const py::object& value) { return py::repr(value).cast<std::string>(); };
   if (!is_none(settings.ema_decay)) fail("ema_decay", number(py::float_(settings.ema_decay)));

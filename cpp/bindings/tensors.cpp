@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <optional>
+#include <string>
 
+#include "engine.hpp"
 #include "gil.hpp"
 
 namespace onepass::bindings {
@@ -58,6 +60,48 @@ void finish_layout(const Like& param, bool stochastic, Tensor& tensor, Parameter
   known.rounds = true;
   if (!stochastic) return;
   tensor.streams.param = stored(param.data, param.format == bf16 ? bf16_random : f16_random);
+}
+
+void check_axes(const Group& group, const py::array& param, const Label& label) {
+  if (!group.variant().direct_f64 || param.ndim() >= 2) return;
+  const std::string option = group.rule->options[0];
+  fail_value(label,
+             "at least 2 dimensions with " + option + "=True (others go into a group with " +
+                 option + "=False)",
+             "shape " + shape_name(param));
+}
+
+Directions::~Directions() {
+  if (arrays_.empty()) return;
+  for (Tensor& tensor : optimizer_.tensors) tensor.streams.state[direction_place] = {};
+}
+
+void Directions::make(const std::function<py::object(std::size_t)>& param,
+                      const std::function<void()>& check, int num_threads) {
+  std::vector<std::size_t> owners;
+  std::vector<Unchanged> seen;
+  for (std::size_t i = 0; i < optimizer_.tensors.size(); ++i) {
+    if (!optimizer_.is_directed(i)) continue;
+    py::array& array = arrays_.emplace_back(callbacks->new_sum(param(i)));
+    optimizer_.tensors[i].streams.state[direction_place] = {array.mutable_data()};
+    owners.push_back(i);
+    seen.emplace_back(array);
+  }
+  check();
+  std::vector<double> norms;
+  without_gil(optimizer_.elements(), [&] { norms = optimizer_.direct(num_threads); });
+  py::list given;
+  for (std::size_t n = 0; n < owners.size(); ++n) {
+    const Group& group = optimizer_.groups[optimizer_.params[owners[n]].group];
+    py::dict hyper;
+    for (std::size_t k = 0; k < group.rule->hyper.size(); ++k) {
+      hyper[group.rule->hyper[k]] = group.settings.hyper[k];
+    }
+    given.append(py::make_tuple(arrays_[n], norms[n], hyper));
+  }
+  callbacks->direct(optimizer_.groups[0].rule->name, given);
+  if (!std::ranges::all_of(seen, &Unchanged::still)) fail_changed();
+  check();
 }
 
 py::object new_step_info(py::object& last) {

@@ -4,6 +4,8 @@
 
 #include <pybind11/pybind11.h>
 
+#include <functional>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -25,6 +27,9 @@ void add_state(const Group& group, std::size_t k, py::handle array, const Label&
                const Param& param, Memory& memory, Tensor& tensor, Parameter& known);
 // Ends a layout: says how 16-bit weights without a master are rounded.
 void finish_layout(const Like& param, bool stochastic, Tensor& tensor, Parameter& known);
+
+// Raises where a directed rule is given what is no matrix.
+void check_axes(const Group& group, const py::array& param, const Label& label);
 
 // A onepass.StepInfo that is still to be filled: the one of the last call where nobody has kept
 // that, since a new one would cost a small step a tenth of its cold cache lines. It is made before
@@ -52,20 +57,41 @@ class Unchanging {
   std::vector<Unchanged> seen_;
 };
 
+// The directions of one step: an array for each tensor whose rule is directed, which a pass fills
+// and Python then changes. The tensors point to them until the step ends.
+class Directions {
+ public:
+  explicit Directions(Optimizer& optimizer) : optimizer_(optimizer) {}
+  Directions(const Directions&) = delete;
+  Directions& operator=(const Directions&) = delete;
+  ~Directions();
+  // `param(i)`: the parameter that the i-th tensor's direction must be like. Runs Python code, and
+  // after it `check`, which raises where another array of the step has changed meanwhile.
+  [[gnu::cold]] void make(const std::function<py::object(std::size_t)>& param,
+                          const std::function<void()>& check, int num_threads);
+
+ private:
+  Optimizer& optimizer_;
+  std::vector<py::array> arrays_;
+};
+
 Ready prepare_step(Optimizer& optimizer, const StepOptions& options);
 void fill_step_info(const py::object& info, std::int64_t step, double lr, const Ready& ready);
 void run_without_gil(Ready& ready) noexcept;
 
 // One step, or an error where a gradient is not finite and that is one. Fills `info`; `completed`:
-// the steps before this one. Returns whether it was skipped.
-template <class GradLabel>
+// the steps before this one; `direct` makes the directions, where there are some. Returns whether
+// it was skipped.
+template <class GradLabel, class Direct>
 bool run_step(Optimizer& optimizer, const StepOptions& options, const GradLabel& grad_label,
-              std::int64_t completed, const py::object& info) {
+              const Direct& direct, std::int64_t completed, const py::object& info) {
   Ready ready = prepare_step(optimizer, options);
   if (ready.nonfinite >= 0 && options.nonfinite == Nonfinite::raise) {
     const auto index = static_cast<std::size_t>(ready.nonfinite);
     fail_value(grad_label(index), "finite values", "an infinity or NaN");
   }
+  std::optional<Directions> directions;
+  if (!ready.skipped && optimizer.is_directed()) direct(directions.emplace(optimizer));
   fill_step_info(info, completed + !ready.skipped, optimizer.groups[0].learning_rate(), ready);
   run_without_gil(ready);  // from here on nothing fails
   return ready.skipped;

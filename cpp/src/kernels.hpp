@@ -62,6 +62,8 @@ struct Variant {
   Measure measure_f64 = nullptr;
   std::size_t n_sums = 0;  // that it measures of each tensor
   Weigh weigh = nullptr;
+  std::array<Measure, state_formats> direct_f32{};  // null where the rule is not directed
+  Measure direct_f64 = nullptr;                     // writes the direction, and measures one sum
 };
 
 // The kernel of a parameter; `decays`: by either weight decay.
@@ -73,6 +75,10 @@ inline Kernel find_kernel(const Variant& variant, bool is_double, StateFormat fo
 
 inline Measure find_measure(const Variant& variant, bool is_double, StateFormat format) noexcept {
   return is_double ? variant.measure_f64 : variant.measure_f32[format];
+}
+
+inline Measure find_direct(const Variant& variant, bool is_double, StateFormat format) noexcept {
+  return is_double ? variant.direct_f64 : variant.direct_f32[format];
 }
 
 // A row of rules.def, and what the rule's header says.

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "kernels.hpp"
+#include "onepass/direct.hpp"
 #include "onepass/measure.hpp"
 #include "onepass/q8.hpp"
 #include "onepass/update.hpp"
@@ -53,6 +54,13 @@ void run_measure(const Streams& streams, std::size_t begin, std::size_t end, con
                  double* sums) noexcept {
   const auto rule = from_array<Rule, T>(scalars + shared_scalars);
   measure<State>(streams, begin, end, rule, make_stages<T>(scalars), sums);
+}
+
+template <class Rule, class T, template <bool> class State>
+void run_direct(const Streams& streams, std::size_t begin, std::size_t end, const double* scalars,
+                double* sum) noexcept {
+  const auto rule = from_array<Rule, T>(scalars + shared_scalars);
+  *sum = direct<State>(streams, begin, end, rule, make_stages<T>(scalars));
 }
 
 // A kernel has a loop for weights with one kind of decay, and a loop for all others; where `rest`
@@ -133,6 +141,14 @@ constexpr Variant make_variant() {
     static_assert(R::n_sums <= max_sums);
     variant.n_sums = R::n_sums;
     variant.weigh = weigh<Rule<double>>;
+  }
+  if constexpr (Directed<R>) {
+    variant.direct_f32.fill(run_direct<R, float, FloatState>);
+    if constexpr (keeps_in_fewer_bits<R>()) {
+      variant.direct_f32[bf16_state] = run_direct<R, float, BFloat16State>;
+      variant.direct_f32[q8_state] = run_direct<R, float, Q8State>;
+    }
+    variant.direct_f64 = run_direct<Rule<double>, double, DoubleState>;
   }
   return variant;
 }

@@ -118,6 +118,7 @@ Ready Optimizer::prepare(const StepOptions& options) {
   }
   if (ready.skipped) return ready;
   measuring_.clear();
+  is_directed_ = false;
   if (compute(options, coefficient / options.grad_scale, ready.clipped)) prepare_measuring();
   if (shares_memory()) {
     measure_all(options.num_threads);
@@ -232,6 +233,29 @@ void Optimizer::measure_and_step(std::span<const Rows> rows, int threads) noexce
   }
 }
 
+bool Optimizer::is_directed(std::size_t param) const noexcept {
+  return tensors[param].size != 0 && groups[params[param].group].variant().direct_f64 != nullptr;
+}
+
+std::vector<double> Optimizer::direct(int num_threads) {
+  std::vector<Measuring> how(params.size());
+  for (std::size_t i = 0; i < params.size(); ++i) {
+    const Parameter& param = params[i];
+    const Variant& variant = groups[param.group].variant();
+    if (is_directed(i)) how[i].measure = find_direct(variant, param.is_double, param.state_format);
+  }
+  sums_.resize(total_blocks(tensors) * max_sums);
+  onepass::measure(tensors, how.data(), sums_, num_threads);
+  std::vector<double> norms;
+  const double* block = sums_.data();
+  for (std::size_t i = 0; i < params.size(); ++i) {
+    double total = 0;
+    for (std::size_t b = 0; b < count_blocks(tensors[i]); ++b, block += max_sums) total += *block;
+    if (is_directed(i)) norms.push_back(std::sqrt(total));
+  }
+  return norms;
+}
+
 bool Optimizer::share_job(std::size_t param, std::size_t other) noexcept {
   const Parameter &a = params[param], &b = params[other];
   const std::span<double> own = memory_of(param);
@@ -270,6 +294,7 @@ bool Optimizer::compute(const StepOptions& options, double factor, bool& clipped
       job->bits.reset();
       variant = &group.variant();
       measures = measures || variant->weigh;
+      is_directed_ = is_directed_ || variant->direct_f64;
     }
     if (param.rounds && !job->bits) job->draw(options.seed);
     before = i;

@@ -148,6 +148,13 @@ class Optimizer {
   void start_memory();
   // May throw std::bad_alloc.
   Ready prepare(const StepOptions& options);
+  // Whether the step that was prepared takes a direction, of any tensor or of this one. It must be
+  // there, at the tensor's direction_place, when the step is run.
+  bool is_directed() const noexcept { return is_directed_; }
+  bool is_directed(std::size_t param) const noexcept;
+  // The pass between `prepare` and Ready::run that writes there what these directions are made of;
+  // returns their norms in the tensors' order. May throw std::bad_alloc.
+  std::vector<double> direct(int num_threads);
 
  private:
   friend class Ready;
@@ -173,6 +180,7 @@ class Optimizer {
   std::vector<double> sums_;
   double unit_ = 1;                   // in which the sums of squares are, over 1
   std::vector<Measuring> measuring_;  // of each tensor; empty where none is measured
+  bool is_directed_ = false;
 };
 
 // Adds each tensor's gradient to its `param`.

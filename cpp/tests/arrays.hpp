@@ -72,8 +72,9 @@ struct Formats {
 // weights decay in all ways, the gradient is clipped, the average is near the new weights, and
 // subnormal numbers are flushed.
 using Scalars = std::array<double, onepass::max_scalars>;
-inline constexpr Scalars decaying = {-1.0, 0.1, 0.95, 0.97, 0.02, 0.7,  0.6,  0.0, 64.0, 0.9,
-                                     0.05, 0.3, 0.7,  0.2,  0.6,  1e-3, 1e-4, 0.4, 0.8,  0.9};
+inline constexpr Scalars decaying = {-1.0, 0.1,  0.95, 0.97, 0.02, 0.7, 0.6, 0.0, 0.0,
+                                     0.0,  64.0, 0.9,  0.05, 0.3,  0.7, 0.2, 0.6, 1e-3,
+                                     1e-4, 0.4,  0.8,  0.9,  0.5,  0.3, 0.7, 0.1, 0.6};
 // The same but for some of the decay.
 constexpr Scalars scalars_with(double weight_decay, double shrink) {
   Scalars scalars = decaying;
@@ -148,18 +149,20 @@ struct Arrays {
       return format == onepass::plain ? nullptr : &kernels.codecs[format];
     };
     const auto kept = [&](std::size_t k) {
-      return k < rule.in_full.size() && rule.in_full[k] ? full[k].stored() : state[k].stored();
+      const bool is_direction = k == onepass::direction_place && variant.direct_f64;
+      const bool in_full = is_direction || (k < rule.in_full.size() && rule.in_full[k]);
+      return in_full ? full[k].stored() : state[k].stored();
     };
     const onepass::Streams streams{
         .param = param.stored(codec(formats.param)),
         .grad = grad.stored(codec(formats.grad)),
         .zero_grad = true,
         .follows = formats.follows,
+        .tensor = static_cast<std::uint32_t>(number),
         .random = formats.rounds() ? &step_bits : nullptr,
         .average = average.data(),
         .copy = codec(formats.copy) ? copy.stored(codec(formats.copy)) : onepass::Stored{},
         .state = {kept(0), kept(1), kept(2), kept(3)},
-        .tensor = number,
     };
     return {.size = size,
             .kernel = onepass::find_kernel(variant, !is_float, formats.state, choice.decays()),

@@ -1,6 +1,7 @@
 // Runs every kernel of every build that this machine can run, for the sanitizers to watch: each
 // array is a heap block of its exact size, so one element too far is an error.
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <memory>
 #include <random>
@@ -78,6 +79,43 @@ void check_variant(std::size_t row, std::size_t variant, const Scalars& scalars,
         onepass::step({&tensor, 1}, 1);
         check(whole == expected, isa.kernels->rules[row]->name + (" on " + std::string(isa.name)) +
                                      ", n = " + std::to_string(n) + describe(formats));
+      }
+    }
+  }
+}
+
+// What a directed rule makes its direction of, and the sum of its squares: every build against the
+// first. Nothing but the direction is written.
+template <class T>
+void check_direction(std::size_t row, std::size_t variant, const Formats& formats = {}) {
+  for (const std::size_t n : lengths) {
+    std::unique_ptr<Arrays<T>> expected;
+    double expected_sum = 0;
+    for (const onepass::Isa& isa : onepass::compiled_isas()) {
+      if (!isa.supported) continue;
+      const onepass::Variant& kernels = isa.kernels->rules[row]->variants[variant];
+      auto arrays = std::make_unique<Arrays<T>>(n, 1, formats);
+      const onepass::Tensor tensor = arrays->tensor({isa.kernels, row, variant});
+      double sum = 0;
+      onepass::find_direct(kernels, sizeof(T) == sizeof(double), formats.state)(
+          tensor.streams, 0, n, tensor.scalars, &sum);
+      if (!expected) {
+        const StoredBlock<T>& direction = arrays->full[onepass::direction_place];
+        double squares = 0;
+        for (std::size_t i = 0; i < n; ++i) {
+          squares += static_cast<double>(direction.numbers.data()[i]) *
+                     static_cast<double>(direction.numbers.data()[i]);
+        }
+        check(std::abs(sum - squares) <= 1e-12 * squares, "the sum of a direction's squares");
+        Arrays<T> untouched(n, 1, formats);
+        std::copy_n(direction.numbers.data(), n,
+                    untouched.full[onepass::direction_place].numbers.data());
+        check(*arrays == untouched, "a direction, and nothing else" + describe(formats));
+        expected = std::move(arrays);
+        expected_sum = sum;
+      } else {
+        check(*arrays == *expected && sum == expected_sum,
+              "a direction on " + std::string(isa.name) + describe(formats));
       }
     }
   }
@@ -229,6 +267,9 @@ int main() {
         check_variant<float>(row, variant, *scalars);
       }
       for (const Formats& formats : all) check_variant<float>(row, variant, decaying, formats);
+      if (!rules[row]->variants[variant].direct_f64) continue;
+      check_direction<double>(row, variant);
+      for (const Formats& formats : all) check_direction<float>(row, variant, formats);
     }
   }
   check_threads();

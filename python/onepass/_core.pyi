@@ -23,6 +23,7 @@ class RuleRow(TypedDict):
     full_weights: bool
     sums_over_all: bool
     n_sums: list[int]
+    directed: list[bool]
 
 isa: str
 isas: dict[str, bool]
@@ -71,6 +72,7 @@ def set_callbacks(
     mirror: Callable[..., list[Any]],
     arrange: Callable[..., tuple[Any, ...]],
     new_sum: Callable[[Any], Any],
+    direct: Callable[..., None],
     grad_scale: Any,
     schedule_call: Callable[..., float],
 ) -> None: ...

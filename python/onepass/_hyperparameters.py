@@ -58,7 +58,7 @@ class Number:
         finite = "" if self.infinite else "finite "
         if self.above > -math.inf:
             return f"a {finite}number > {self.above:g}"
-        return f"a {finite}number >= {self.low:g}"
+        return f"a {finite}number" + (f" >= {self.low:g}" if self.low > -math.inf else "")
 
 
 @dataclass(frozen=True)
@@ -184,6 +184,27 @@ def resolve_one(checks: Checks, name: str, value: Any, completed: int) -> Any:
     if callable(value):
         value = check_setting(checks, name, value)(completed)
     return checks[name](name, value)
+
+
+def as_numbers(checks: Checks, values: Mapping[str, Any]) -> dict[str, float]:
+    """Return checked values as the rules in C++ take them: numbers by name.
+
+    Numbers called `betas` become `beta1`, `beta2` and so on, True and False 1 and 0, one of several
+    names the number of its place among them, and None a NaN.
+    """
+    numbers: dict[str, float] = {}
+    for name, check in checks.items():
+        kind = check.kind if isinstance(check, Maybe) else check
+        value = values[name]
+        if value is None:
+            numbers[name] = math.nan
+        elif isinstance(kind, Several):
+            numbers |= {f"{name[:-1]}{i}": number for i, number in enumerate(value, 1)}
+        elif isinstance(kind, Choice):
+            numbers[name] = float(kind.names.index(value))
+        else:
+            numbers[name] = float(value)
+    return numbers
 
 
 def check_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:

@@ -94,7 +94,8 @@ def _make_kernel(cls: type[Optimizer]) -> Kernel:
 def _signature(cls: type[Optimizer]) -> inspect.Signature:
     kinds = inspect.Parameter
     row = cls.row
-    always = [True, True, *row.uses_state[0], *[True] * len(row.memory)]
+    by_all = map(all, zip(*row.uses_state, strict=True))  # the options may leave out the others
+    always = [True, True, *by_all, *[True] * len(row.memory)]
     arrays = [
         kinds(name, kinds.POSITIONAL_ONLY, default=kinds.empty if used else None)
         for name, used in zip(["param", "grad", *row.states, *row.memory], always, strict=True)

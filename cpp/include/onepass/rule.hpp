@@ -28,8 +28,17 @@
 // `weigh` changes the members; `size` is the tensor's. With `static constexpr bool sums_over_all =
 // true` the sums and the size are those of all tensors of an optimizer together, whose memory is
 // one then, the same for all. Where the weights count in the sums, such a rule does its weight
-// decay itself, as `weight_decay` among `hyper`. And one that keeps other weights beside the
-// parameter, from which these must not drift apart,
+// decay itself, as `weight_decay` among `hyper`.
+//
+// One that steps along a direction that is made of the whole tensor (Muon's, by products of
+// matrices) has a pass before, whose results somebody else, in Python, changes before the step:
+//
+//     static constexpr bool is_directed;  // false where its options need none
+//     T direct(T grad, T... state) const noexcept;  // what the direction is made of
+//     void operator()(T& param, T grad, T direction, T&... state) const noexcept;
+//
+// Its decay is decoupled. And a rule that keeps other weights beside the parameter, from which these
+// must not drift apart,
 //
 //     static constexpr bool full_weights = true;  // no rounding of them between steps
 //

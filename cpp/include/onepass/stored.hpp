@@ -50,6 +50,8 @@ struct Codec {
 };
 
 inline constexpr std::size_t max_states = 4;
+// The place among the states in which a directed rule (rule.hpp) finds its direction.
+inline constexpr std::size_t direction_place = max_states - 1;
 
 // One tensor's arrays. What is not there is null. What every step reads stands first: for a small
 // tensor that is not in the caches, each cache line counts.

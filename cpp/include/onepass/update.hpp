@@ -147,15 +147,21 @@ using Kept = std::conditional_t<
     std::conditional_t<Rule::states[k].in_full, Plain<typename State<true>::Value>,
                        State<Rule::states[k].has_sign>>>;
 
+// A rule that steps along a direction made of the whole tensor.
+template <class Rule>
+concept Directed = requires { requires Rule::is_directed; };
+
 // A reader of numbers that stand four to a word (q8.hpp).
 template <class Reader>
 concept InWords = Reader::in_words;
 
-// Runs the rule over a tile. Reads state by `readers`, and writes it to `state`.
+// Runs the rule over a tile. Reads state by `readers`, and writes it to `state`. `direction`: null
+// where the rule is not directed.
 template <Decay decay, class Rule, class T, std::size_t... K, class... Reader>
-inline void update_tile(T* param, const T* grad, [[maybe_unused]] T* const* state, std::size_t n,
-                        const Rule rule, const T scale, const Stages<T>& stages,
-                        std::index_sequence<K...>, const Reader... readers) noexcept {
+inline void update_tile(T* param, const T* grad, [[maybe_unused]] const T* direction,
+                        [[maybe_unused]] T* const* state, std::size_t n, const Rule rule,
+                        const T scale, const Stages<T>& stages, std::index_sequence<K...>,
+                        const Reader... readers) noexcept {
   [[maybe_unused]] const T weight_decay = static_cast<T>(stages.weight_decay);
   [[maybe_unused]] const T shrink = stages.shrink;
   const auto write = [&]<std::size_t k>([[maybe_unused]] std::size_t i, [[maybe_unused]] T value) {
@@ -168,7 +174,11 @@ inline void update_tile(T* param, const T* grad, [[maybe_unused]] T* const* stat
     if constexpr (decay == Decay::coupled) g += weight_decay * param[i];
     [&](auto... values) {
       if constexpr (decay == Decay::decoupled) param[i] *= shrink;
-      rule(param[i], g, values...);
+      if constexpr (Directed<Rule>) {
+        rule(param[i], g, direction[i], values...);
+      } else {
+        rule(param[i], g, values...);
+      }
       (write.template operator()<K>(i, values), ...);
     }(T(readers(row, column))...);
   };
@@ -288,7 +298,13 @@ void update(const Streams& streams, std::size_t begin, std::size_t end, const Ru
     const T* grad = open(streams.grad, begin, n, opened);
     if (prepares) prepare_tile<decay>(prepared, grad, param, n, stages);
     if (stages.cautious != 0) std::copy_n(param, n, before);
-    update_tile<decay>(param, prepares ? prepared : grad, state, n, rule,
+    const T* direction = nullptr;
+    if constexpr (Directed<Rule>) {
+      static_assert(n_states <= direction_place);
+      ask(streams.state[direction_place].data, sizeof(T));
+      direction = static_cast<const T*>(streams.state[direction_place].data) + begin;
+    }
+    update_tile<decay>(param, prepares ? prepared : grad, direction, state, n, rule,
                        prepares ? T{1} : stages.scale, stages, all,
                        Kept<Rule, State, K>::reader(streams.state[K], begin)...);
     if (decays_late) decay_late(param, before, n, stages);

@@ -15,6 +15,7 @@ from onepass.optim.lamb import LAMB
 from onepass.optim.lars import LARS
 from onepass.optim.lion import Lion
 from onepass.optim.loss_scaler import LossScaler
+from onepass.optim.muon import Muon
 from onepass.optim.nadam import NAdam
 from onepass.optim.novograd import NovoGrad
 from onepass.optim.optimizer import Optimizer, registry
@@ -45,6 +46,7 @@ __all__ = [
     "Adan",
     "Lion",
     "LossScaler",
+    "Muon",
     "NAdam",
     "NovoGrad",
     "Optimizer",

@@ -41,6 +41,8 @@ class Row:
     """Whether its sums are over all arrays of an optimizer, for which it remembers once."""
     n_sums: tuple[int, ...]
     """For each variant, how many sums over the whole array it takes before a step."""
+    directed: tuple[bool, ...]
+    """For each variant, whether it steps along a direction that is made of the whole array."""
 
     def variant(self, settings: Mapping[str, Any]) -> int:
         """Return the number of the kernels that go with these settings.
@@ -57,6 +59,10 @@ class Row:
     def measures(self, settings: Mapping[str, Any]) -> bool:
         """Return whether a step with these settings depends on sums over the whole array."""
         return self.n_sums[self.variant(settings)] > 0
+
+    def is_directed(self, settings: Mapping[str, Any]) -> bool:
+        """Return whether a step with these settings takes a direction."""
+        return self.directed[self.variant(settings)]
 
     def start_values(self, settings: Mapping[str, Any]) -> list[float]:
         """Return what each of the arrays starts from."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
@@ -10,7 +11,15 @@ from typing import Any, ClassVar
 import numpy as np
 
 from onepass import _core, formats
-from onepass._hyperparameters import SCHEDULED, Checks, Fixed, Flag, check_setting, resolve
+from onepass._hyperparameters import (
+    SCHEDULED,
+    Checks,
+    Fixed,
+    Flag,
+    as_numbers,
+    check_setting,
+    resolve,
+)
 from onepass._memory import compute_dtype
 from onepass._quiet import quiet
 from onepass._typing import Array
@@ -19,7 +28,10 @@ from onepass.optim._row import ROWS, Row
 from onepass.optim._settings import GROUP_CHECKS, GROUP_DEFAULTS, averages, check_together
 from onepass.optim._storage import closed, opened, order_of
 
-_OF_THE_RULE = {"checks", "check_together", "scalars", "measure", "weigh", "reference"}
+_OF_THE_RULE = {
+    *("checks", "check_together", "scalars", "measure", "weigh"),
+    *("direct", "finish_directions", "reference"),
+}
 """What a class that is no rule of its own cannot define anew."""
 
 
@@ -119,6 +131,39 @@ class Rule:
         `size` is the number of elements that they are taken over.
         """
         raise NotImplementedError
+
+    @staticmethod
+    def direct(grad: Array, *state: Array | None, **scalars: Any) -> Array:
+        """Return what a directed rule makes its direction of: the pass before the step."""
+        raise NotImplementedError
+
+    @staticmethod
+    def finish_directions(
+        directions: Sequence[tuple[Array, float, Mapping[str, float]]],
+    ) -> None:
+        """Make the directions of a step, in place, of what `direct` has made.
+
+        Each comes with its Euclidean norm and the hyperparameters, as numbers under the header's
+        names. Whatever this raises, the step has changed nothing.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def _direction(
+        cls, values: Mapping[str, Any], scalars: dict[str, Any], arrays: Sequence[Any]
+    ) -> dict[str, Array]:
+        """Return the direction of a step as `reference` takes it, where there is one."""
+        if not cls.row.is_directed(values):
+            return {}
+        param, grad, *state = arrays
+        if param.ndim < 2:
+            raise ValueError(f"param: expected at least 2 dimensions, got shape {param.shape}")
+        order = order_of(param)
+        direction = np.asarray(cls.direct(grad, *state, **scalars), order=order)
+        norm = math.sqrt(_reference.measured(_reference.squared(direction), order))
+        if direction.size:
+            cls.finish_directions([(direction, norm, as_numbers(cls.checks, values))])
+        return {"direction": direction}
 
     @classmethod
     def _weighed(
@@ -291,7 +336,12 @@ class Rule:
         scalars = cls.scalars(step, {**values, **remembered})
         scalars = cls._weighed(scalars, (param, grad, *padded), values)
         after = [scalars.pop(name) for name in row.memory]
-        weights, *kept = cls.reference(param, grad, *padded, **scalars, **flags)
+        weights, *kept = cls.reference(
+            param,
+            grad,
+            *padded,
+            **{**scalars, **flags, **cls._direction(values, scalars, (param, grad, *padded))},
+        )
         weights = _reference.decayed_late(param, weights, stages)
         weights = _reference.looked_ahead(weights, slow, step, values)
         flushes = step % _reference.FLUSH_EVERY == 0

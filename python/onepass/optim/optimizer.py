@@ -1,7 +1,7 @@
 """What every optimizer shares: parameters, groups, state, the step, the checkpoint."""
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import repeat
 from typing import Any, Literal, cast
@@ -543,11 +543,19 @@ class Optimizer(Owner):
 registry = cast("dict[str, type[Optimizer]]", _rule.registry)
 """Every optimizer class, by the name of its rule."""
 
+
+@quiet
+def _direct(rule: str, directions: Sequence[tuple[Array, float, Mapping[str, float]]]) -> None:
+    """Make the directions of a step: see `Rule.finish_directions`."""
+    registry[rule].finish_directions(directions)
+
+
 _core.set_callbacks(
     step_info=StepInfo,
     mirror=leaves_like,
     arrange=arrange,
     new_sum=state_like,
+    direct=_direct,
     grad_scale=GRAD_SCALE,
     schedule_call=BaseSchedule.__call__,
 )

@@ -20,6 +20,7 @@ from onepass.optim import (
     Adan,
     AdEMAMix,
     Lion,
+    Muon,
     NAdam,
     NovoGrad,
     Optimizer,
@@ -91,6 +92,8 @@ _CONTENDERS = (
     Contender("LAMB", LAMB, {"lr": 0.01}),
     Contender("NovoGrad", NovoGrad, {"lr": 0.02}),
     Contender("Prodigy", Prodigy, {"lr": 1.0}),
+    # With the ratio that lets one rate fit AdamW too, which steps the biases.
+    Contender("Muon", Muon, {"lr": 0.02, "adjust_lr_fn": "match_rms_adamw"}),
     Contender("SGDScheduleFree", SGDScheduleFree, {"lr": 1.0}),
     Contender("AdamWScheduleFree", AdamWScheduleFree, {"lr": 0.01}),
     Contender("RAdamScheduleFree", RAdamScheduleFree, {"lr": 0.1}),

@@ -132,11 +132,7 @@ class Training:
         is_scheduled = run.contender.optimizer.checks["lr"].schedulable
         self._lr = self._schedule() if is_scheduled else run.contender.lr
         settings = {**run.contender.settings, "lr": self._lr}
-        # A rule that takes a whole array's norms is to see each layer by itself.
-        cls, network = run.contender.optimizer, self.network
-        in_layers = cls.row.measures({**cls.defaults, **run.contender.settings})
-        params: Any = network.arrays if in_layers else network.params
-        self._grads: Any = network.grad_arrays if in_layers else network.grads
+        params, self._grads = _as_seen_by(run.contender, self.network)
         self.optimizer = run.contender.optimizer(
             params, max_grad_norm=recipe.max_grad_norm, **settings
         )
@@ -231,3 +227,17 @@ class Training:
     @property
     def _seconds(self) -> float:
         return self._gradient_seconds + self._update_seconds
+
+
+def _as_seen_by(contender: Contender, network: Network) -> tuple[Any, Any]:
+    """Return the network's parameters and gradients in the structure that a rule is given."""
+    row, settings = contender.optimizer.row, contender.hyperparameters
+    if row.is_directed(settings):  # it steps matrices, and leaves the rest to AdamW
+        (matrices, rest), grads = (
+            [[array for array in arrays if (array.ndim > 1) == many] for many in (True, False)]
+            for arrays in (network.arrays, network.grad_arrays)
+        )
+        return [{"params": matrices}, {"params": rest, "use_muon": False}], grads
+    if row.measures(settings):  # it takes the norms of whole arrays: each layer's by itself
+        return network.arrays, network.grad_arrays
+    return network.params, network.grads

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -94,7 +94,7 @@ def descend(
         for _ in range(steps):
             with shown():
                 gradient = surface.gradient(w)
-            optimizer.step(gradient)
+            _step(optimizer, gradient)
             loss = surface.loss(w)
             if not (np.isfinite(loss) and np.isfinite(w).all()):
                 break
@@ -167,7 +167,7 @@ class Walker:
         lengths = []
         for gradient in (1.0, 2.0):
             w = np.ones(2)
-            self.make(w, lr=1e-3).step(np.full(2, gradient))
+            _step(self.make(w, lr=1e-3), np.full(2, gradient))
             lengths.append(float(np.linalg.norm(w - 1)))
         return lengths[1] < 1.5 * lengths[0]
 
@@ -185,6 +185,17 @@ class Walker:
         """Return the path at this learning rate, by default the surface's."""
         make = partial(self.make, lr=self.lr(surface) if lr is None else lr)
         return descend(surface, make, start, steps, lookahead=self.lookahead)
+
+
+def _step(optimizer: Optimizer, gradient: Array) -> None:
+    """Step a point, which the optimizer may see as a matrix."""
+    param, *_ = optimizer.param_groups[0]["params"]
+    optimizer.step(gradient.reshape(param.shape))
+
+
+def _of_a_matrix(cls: type[Optimizer], point: Array, **settings: Any) -> Optimizer:
+    """Return an optimizer that steps matrices: it sees the point as a row."""
+    return cls(point.reshape(1, -1), **settings)
 
 
 _momentum = partial(SGD, momentum=0.9)
@@ -210,7 +221,10 @@ def walkers() -> dict[str, Walker]:
     >>> path.steps_to(0.01)
     29
     """
-    others = {cls.__name__: Walker(cls) for cls in registry.values()}
+    others = {
+        cls.__name__: Walker(partial(_of_a_matrix, cls) if any(cls.row.directed) else cls)
+        for cls in registry.values()
+    }
     return _LECTURE | {name: walker for name, walker in others.items() if name not in _LECTURE}
 
 
