@@ -209,7 +209,7 @@ void Kernel::check_step(const Given& given, const Optimizer& optimizer) const {
 bool Kernel::lay_out_usual(const Given& given, PyObject* const* args, std::size_t n_kept,
                            Scratch& scratch, Unchanging& arrays) const {
   if (given.average != Py_None || given.group.averages() || given.slow != Py_None ||
-      given.group.looks_ahead() || given.options.clear_grads != 0) {
+      given.group.looks_ahead() || given.options.clear_grads != 0 || rule_.factored) {
     return false;
   }
   const bool many = is_list_or_tuple(args[0]);
@@ -300,6 +300,7 @@ void Kernel::lay_out(const Given& given, PyObject* const* args, std::size_t n_ke
   check_wanted("slow", given.slow, given.group.looks_ahead(), "lookahead_every");
   optimizer.params.assign(n, {});
   optimizer.tensors.assign(n, {});
+  optimizer.axes.clear();
   scratch.remembered.clear();
   Memory memory;
   memory.reserve(n * (most_kept() + 3));
@@ -314,6 +315,7 @@ void Kernel::lay_out(const Given& given, PyObject* const* args, std::size_t n_ke
     Tensor& tensor = optimizer.tensors[i];
     Parameter& known = optimizer.params[i];
     start_layout(param, i, tensor, known);
+    note_axes(param, i, optimizer);
     if (grads[i] != Py_None) {
       const bool zeroed = given.options.clear_grads != 0;
       const Label grad_label = grads.label(i, zeroed ? Role::zeroed_grad : Role::grad);

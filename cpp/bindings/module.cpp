@@ -104,6 +104,12 @@ py::dict rules() {
           place < 0 ? py::object(py::none()) : py::str(row.hyper[static_cast<std::size_t>(place)]));
     }
     rule["uses_state"] = variants;
+    rule["factored"] = row.factored;
+    rule["shape"] = py::list();
+    for (const Shape shape : row.shape) {
+      constexpr const char* names[] = {"param", "rows", "columns", "axes"};
+      rule["shape"].cast<py::list>().append(py::str(names[static_cast<std::size_t>(shape)]));
+    }
     rule["memory"] = to_list(row.memory);
     rule["full_weights"] = row.full_weights;
     rule["sums_over_all"] = row.sums_over_all;

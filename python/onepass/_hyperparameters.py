@@ -53,12 +53,11 @@ class Number:
             return f"a number in [{self.low:g}, {self.below:g})"
         if math.inf not in (self.high, -self.above):
             return f"a number in ({self.above:g}, {self.high:g}]"
-        if self.high < math.inf:
+        if math.inf not in (self.high, -self.low):
             return f"a number in [{self.low:g}, {self.high:g}]"
         finite = "" if self.infinite else "finite "
-        if self.above > -math.inf:
-            return f"a {finite}number > {self.above:g}"
-        return f"a {finite}number >= {self.low:g}"
+        bound = f"> {self.above:g}" if self.above > -math.inf else f">= {self.low:g}"
+        return f"a {finite}number {bound if self.high == math.inf else f'<= {self.high:g}'}"
 
 
 @dataclass(frozen=True)
@@ -84,12 +83,12 @@ class Whole:
 
 @dataclass(frozen=True)
 class Several:
-    """Two or three numbers, each of its kind."""
+    """Two or three numbers, each of its kind, or None where it may be that."""
 
-    kinds: tuple[Number, ...]
+    kinds: tuple["Number | Maybe", ...]
     schedulable: bool = False
 
-    def __call__(self, name: str, value: Any) -> tuple[float, ...]:
+    def __call__(self, name: str, value: Any) -> tuple[Any, ...]:
         is_list = isinstance(value, tuple | list) or getattr(value, "ndim", 0) == 1
         if not is_list or len(value) != len(self.kinds):
             raise TypeError(f"{name}: expected {self}, got {value!r}")
@@ -139,6 +138,9 @@ class Maybe:
 
     def __call__(self, name: str, value: Any) -> Any:
         return None if value is None else self.kind(name, value)
+
+    def __str__(self) -> str:
+        return f"None or {self.kind}"
 
 
 @dataclass(frozen=True)

@@ -132,9 +132,10 @@ class Training:
         is_scheduled = run.contender.optimizer.checks["lr"].schedulable
         self._lr = self._schedule() if is_scheduled else run.contender.lr
         settings = {**run.contender.settings, "lr": self._lr}
-        # A rule that takes a whole array's norms is to see each layer by itself.
+        # A rule that takes a whole array's norms, or its axes, is to see each layer by itself.
         cls, network = run.contender.optimizer, self.network
-        in_layers = cls.row.measures({**cls.defaults, **run.contender.settings})
+        hyperparameters = {**cls.defaults, **run.contender.settings}
+        in_layers = cls.row.measures(hyperparameters) or cls.row.factored
         params: Any = network.arrays if in_layers else network.params
         self._grads: Any = network.grad_arrays if in_layers else network.grads
         self.optimizer = run.contender.optimizer(
