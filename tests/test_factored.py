@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import onepass as op
-from helpers import assert_same_bits, digest, fresh_state, one_of_each, state_names
+from helpers import accepts, assert_same_bits, digest, fresh_state, one_of_each, state_names
+from test_pairs import OPTIONS, Run
 
 CASES = [
     (cls, case)
@@ -360,6 +361,25 @@ def test_blocks_averages_and_new_groups(cls, rng):
     alone = cls(more_start := more.copy())
     assert set(opt.state_dict()["state"][1]) >= set(alone.state_names((4, 3))) - {None}
     assert more_start.shape == (4, 3)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_whole_life_with_each_option(cls, name, tmp_path):
+    """Steps, accumulated ones, one that is not finite; saved and loaded in between."""
+    for options in OPTIONS[name]:
+        if not accepts(cls, options):
+            continue
+        run, twin = Run(options, cls=cls), Run(options, cls=cls)
+        for number in range(4):
+            finite = number != 2 or options.get("nonfinite") == "raise"
+            for each in (run, twin):
+                each.step(number, "accumulated" if number == 3 else "given", finite=finite)
+            assert run.whole() == twin.whole()
+            run.opt.save(tmp_path / "run.npz")
+            start = {key: param.copy(order="K") for key, param in run.params.items()}
+            run = Run(options, start, cls)
+            run.opt.load(tmp_path / "run.npz")
+            assert run.whole() == twin.whole()
 
 
 # What the rules promise

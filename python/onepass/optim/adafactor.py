@@ -74,9 +74,10 @@ class Adafactor(Optimizer, rule="adafactor"):
     maximize : bool
         Ascend instead of descend; the decay still shrinks.
     **options
-        `max_grad_norm`, `max_grad_value`, `nonfinite`, `clear_grads`, `ema_decay`, `ema_warmup`,
-        `swa_start`, `state_format`, `rounding`, `seed`, `grads` and `copy_to`: see
-        `onepass.Optimizer`. There is no `cautious_weight_decay`.
+        `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`, `nonfinite`, `clear_grads`,
+        `ema_decay`, `ema_warmup`, `swa_start`, `lookahead_every`, `lookahead_weight`,
+        `state_format`, `rounding`, `seed`, `grads` and `copy_to`: see `onepass.Optimizer`. There is
+        no `cautious_weight_decay`.
 
     Raises
     ------
@@ -273,7 +274,7 @@ def _update(
     if row_var is None or col_var is None:
         assert variance is not None
         variance = rest * variance + weight * (grad * grad + added)
-        update = grad / np.sqrt(np.maximum(variance, least * least))
+        update: Array = grad / np.sqrt(np.maximum(variance, least * least))
     elif param.size:
         order = order_of(param)
         rows, columns = _factored.mean_squares(grad, order)
