@@ -29,10 +29,11 @@ PLAIN = "plain"
 def fresh_state(case: Case, param: Array) -> list[Array | None]:
     """The rule's state before the first step, where the optimizer would put it; and its memory."""
     row = case.cls.row
-    starts = row.start_values({**case.cls.defaults, **case.settings})
+    settings = {**case.cls.defaults, **case.settings}
+    shapes = row.state_shapes(settings, param.shape)
     arrays = [
-        state_like(param, start) if name else None
-        for name, start in zip(case.states, starts, strict=True)
+        None if shape is None else state_like(param, start, shape=shape)
+        for shape, start in zip(shapes, row.start_values(settings), strict=True)
     ]
     return arrays + [np.array(start) for start in case.cls.memory_start().values()]
 
@@ -72,7 +73,7 @@ class CopyLimit:
         # Zeros, so that the values stay what they are; written once, so that they are real memory.
         grads = [np.multiply(grad, 0, out=grad) for grad in workload.grads()]
         states = [
-            tuple(state_like(param, 1.0) if name else None for name in case.states)
+            tuple(state_like(param, 1.0) if like else None for like in case.like_param(param.shape))
             for param in self.params
         ]
         self.step = copy_limit(self.params, grads, states)

@@ -89,7 +89,12 @@ def measure(options: argparse.Namespace) -> Results:
     steps = [WORKLOADS[name] for name in options.workload if name in WORKLOADS]
     batches = [batch for batch in BATCHES if batch.name in options.workload]
     work: list[tuple[str, Case | Operation, Workload, str]] = []
-    work += [("steps", case, workload, "hot") for workload in steps for case in chosen]
+    work += [
+        ("steps", case, workload, "hot")
+        for workload in steps
+        for case in chosen
+        if case.cls.row.factored or "matrix" not in workload.name
+    ]
     work += [
         ("training", case, workload, situation)
         for workload in steps
@@ -136,7 +141,12 @@ def measure_row(
         situation=situation,
         tensors=len(workload.shapes),
         elements=workload.elements,
-        bytes=np.dtype(np.float32).itemsize * workload.elements * case.arrays_moved,
+        bytes=np.dtype(np.float32).itemsize
+        * (
+            case.elements_moved(workload)
+            if isinstance(case, Case)
+            else workload.elements * case.arrays_moved
+        ),
         isa=op.runtime.info()["isa"],
         torch_form=getattr(rivals.get("torch"), "form", None),
         formats={name: rival.bytes for name, rival in rivals.items() if hasattr(rival, "bytes")},

@@ -65,6 +65,15 @@ class Case:
         """Whether these arrays are matrices, where they must be."""
         return not self.is_directed or all(len(shape) > 1 for shape in workload.shapes)
 
+    def like_param(self, shape: Shape) -> list[bool]:
+        """Which state a parameter of this shape has that is as large as itself."""
+        values = {**self.cls.defaults, **self.settings}
+        return [own == shape for own in self.cls.row.state_shapes(values, shape)]
+
+    def elements_moved(self, workload: "Workload") -> int:
+        """The same in elements; numbers of rows, columns or axes are too few to count."""
+        return sum(math.prod(s) * (3 + 2 * sum(self.like_param(s))) for s in workload.shapes)
+
     def __str__(self) -> str:
         return " ".join([self.cls.__name__, *(f"{k}={v}" for k, v in self.settings.items())])
 
@@ -144,6 +153,9 @@ WORKLOADS = {
         Workload("1e6", [(1_000_000,)]),
         Workload("3e7", [(30_000_000,)]),
         Workload("768x3072", [(768, 3072)]),
+        # For rules that keep numbers of rows and columns.
+        Workload("1e5-matrix", [(200, 500)]),
+        Workload("3e7-matrix", [(5_000, 6_000)]),
         Workload("mlp", tuple(mlp(64, 64, 32, 32, 16, 10))),
         _RESNET50,
         Workload("resnet50-flat", [(_RESNET50.elements,)]),

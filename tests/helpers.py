@@ -46,6 +46,8 @@ def moves_rows(cls: type[Optimizer], settings: Mapping[str, Any]) -> bool:
 def shape_of_state(cls: type[Optimizer], settings: Mapping[str, Any]) -> tuple[Any, ...]:
     """What the loop sees of a rule: which arrays it keeps, and of what kind."""
     row, values = cls.row, {**cls.defaults, **settings}
+    if row.factored:
+        return ("factored", row.measures(values))
     if row.measures(values):
         return ("measures",)
     arrays = zip(row.used_states(values), row.has_sign, row.in_full, strict=True)
@@ -78,9 +80,14 @@ MOST = {"state_format": "q8", "rounding": "stochastic", "ema_decay": 0.9}
 """Options of a step that some classes refuse: Rprop a format, schedule-free ones the others."""
 
 
-def state_names(cls: type[Optimizer], settings: Mapping[str, Any]) -> list[str]:
-    """The state that these settings use."""
-    return [name for name in cls.state_names(**settings) if name]
+Shape = tuple[int, ...]
+
+
+def state_names(
+    cls: type[Optimizer], settings: Mapping[str, Any], shape: Shape = (1,)
+) -> list[str]:
+    """The state that these settings use for a parameter of a shape, a vector by default."""
+    return [name for name in cls.row.used_states({**cls.defaults, **settings}, shape) if name]
 
 
 def how_much_it_measures(case: tuple[type[Optimizer], Mapping[str, Any]]) -> tuple[int, int]:
@@ -164,14 +171,17 @@ def shaped(cls: type[Optimizer], settings: Mapping[str, Any], array: np.ndarray)
     return array.reshape(rows, n // rows)
 
 
-def kept_names(cls: type[Optimizer], settings: Mapping[str, Any]) -> list[str]:
+def kept_names(cls: type[Optimizer], settings: Mapping[str, Any], shape: Shape = (1,)) -> list[str]:
     """The same, and what the rule remembers: in the order in which kernels take them."""
-    return [*state_names(cls, settings), *cls.row.memory]
+    return [*state_names(cls, settings, shape), *cls.row.memory]
 
 
-def entry_names(cls: type[Optimizer], settings: Mapping[str, Any]) -> list[str]:
+def entry_names(
+    cls: type[Optimizer], settings: Mapping[str, Any], shape: Shape = (1,)
+) -> list[str]:
     """What a parameter's saved state has, in PyTorch's order."""
-    return ["step", *cls.row.own_memory, *cls.saved_scalars, *state_names(cls, settings)]
+    own = cls.row.own_memory
+    return ["step", *own, *cls.saved_scalars, *state_names(cls, settings, shape)]
 
 
 def saved_entry(opt: Optimizer, key: Any = 0) -> dict[str, Any]:
@@ -193,11 +203,12 @@ def signs_of(cls: type[Optimizer]) -> tuple[bool | None, ...]:
 
 def fresh_state(cls: type[Optimizer], settings: Mapping[str, Any], param: np.ndarray) -> list[Any]:
     """State as before the first step, None where the settings use none; then the rule's memory."""
-    starts = cls.row.start_values({**cls.defaults, **settings})
-    names = cls.state_names(**settings)
+    values = {**cls.defaults, **settings}
+    shapes = cls.row.state_shapes(values, param.shape)
+    order: Any = "C" if param.flags.c_contiguous else "F"
     arrays = [
-        np.full_like(param, start) if name else None
-        for name, start in zip(names, starts, strict=True)
+        None if shape is None else np.full_like(param, start, shape=shape, order=order)
+        for shape, start in zip(shapes, cls.row.start_values(values), strict=True)
     ]
     return arrays + [np.array(start) for start in cls.memory_start().values()]
 

@@ -547,3 +547,127 @@ def test_muon(shape, ratio, nesterov):
         ]
         np.testing.assert_allclose([w[0, 0], w[1, 1]], weights, rtol=1e-12)
         assert np.count_nonzero(w) == 2
+
+
+def adafactor(t, w, g, rows, columns, *, decay=0.0, eps1=2**-52, eps2=1e-3, d=1.0, gamma=-0.8):
+    """Shazeer and Stern's algorithm 4 with PyTorch's bounds, of a matrix as lists of rows."""
+    n, m = len(w), len(w[0])
+    share = t**gamma
+    length = sqrt(sum(x * x for row in w for x in row) / (n * m))
+    alpha = max(eps2, length) * min(LR, 1 / sqrt(t))
+    for i in range(n):
+        rows[i] += share * (sum(g[i][j] ** 2 for j in range(m)) / m - rows[i])
+    for j in range(m):
+        columns[j] += share * (sum(g[i][j] ** 2 for i in range(n)) / n - columns[j])
+    mean = max(sum(rows) / n, eps1)
+    update = [
+        [g[i][j] / sqrt(max(rows[i] * columns[j] / mean, eps1**2)) for j in range(m)]
+        for i in range(n)
+    ]
+    too_long = max(1, sqrt(sum(u * u for row in update for u in row) / (n * m)) / d)
+    return [
+        [w[i][j] * (1 - LR * decay) - alpha / too_long * update[i][j] for j in range(m)]
+        for i in range(n)
+    ]
+
+
+MATRIX_GRADS = [
+    [[1.0, -2.0, 0.5], [3.0, 0.25, -1.0]],
+    [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]],
+    [[4.0, 1e-9, -3.0], [0.5, -0.5, 2.0]],
+    [[1e-9, 0.0, 0.0], [0.0, -1e-9, 0.0]],
+]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"decay": 0.3}, {"eps1": 0.1, "eps2": 2.0, "d": 2.0, "gamma": -0.5}],
+)
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_adafactor(options, order):
+    start = [[1.0, -2.0, 3.0], [0.5, 0.0, 4.0]]
+    ours = np.array(start, order=order)
+    names = {"decay": "weight_decay", "d": "d", "gamma": "beta2_decay"}
+    settings = {names[name]: value for name, value in options.items() if name in names}
+    opt = op.Adafactor(ours, LR, eps=(options.get("eps1"), options.get("eps2", 1e-3)), **settings)
+    theirs, rows, columns = start, [0.0, 0.0], [0.0, 0.0, 0.0]
+    for t, grad in enumerate(MATRIX_GRADS, start=1):
+        opt.step(np.array(grad))
+        theirs = adafactor(t, theirs, grad, rows, columns, **options)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-14, atol=1e-15)
+
+
+def test_adafactor_of_a_vector():
+    memory = {"v": [0.0, 0.0]}
+
+    def paper(t, w, g):
+        share = t**-0.8
+        length = sqrt(sum(x * x for x in w) / 2)
+        v = memory["v"] = [o + share * (x * x - o) for o, x in zip(memory["v"], g, strict=True)]
+        update = [x / max(sqrt(o), 2**-52) for o, x in zip(v, g, strict=True)]
+        too_long = max(1, sqrt(sum(u * u for u in update) / 2))
+        alpha = max(1e-3, length) * min(0.7, 1 / sqrt(t)) / too_long
+        return [x - alpha * u for x, u in zip(w, update, strict=True)]
+
+    ours, theirs = np.array([3.0, -1.0]), [3.0, -1.0]
+    opt = op.Adafactor(ours, lr=0.7)
+    for t, grad in enumerate([(1.0, -2.0), (0.0, 0.0), (0.25, 8.0), (1e-20, -1.0)], start=1):
+        opt.step(np.array(grad))
+        theirs = paper(t, theirs, grad)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-14)
+
+
+def test_adafactor_of_transformers():
+    """Its code over a matrix: epsilon is added, the rate falls, a momentum of finished updates."""
+    ours = np.array([[1.0, -2.0, 3.0], [0.5, 0.0, 4.0]])
+    w, rows, columns, average = ours.copy(), np.zeros(2), np.zeros(3), np.zeros((2, 3))
+    opt = op.Adafactor(ours, eps=(1e-3, 1e-2), beta1=0.8, d=1.5, add_eps=True)
+    for t, given in enumerate(MATRIX_GRADS, start=1):
+        g = np.array(given)
+        opt.step(g)
+        beta2 = 1 - t**-0.8
+        lr = max(1e-2, np.sqrt(np.mean(w**2))) * min(1e-2, 1 / sqrt(t))
+        square = g**2 + 1e-3
+        rows = beta2 * rows + (1 - beta2) * square.mean(axis=1)
+        columns = beta2 * columns + (1 - beta2) * square.mean(axis=0)
+        update = g / np.sqrt(np.outer(rows / rows.mean(), columns))
+        update /= max(1.0, np.sqrt(np.mean(update**2)) / 1.5)
+        average = 0.8 * average + (1 - 0.8) * lr * update
+        w = w - average
+        np.testing.assert_allclose(ours, w, rtol=1e-14, atol=1e-15)
+
+
+@pytest.mark.parametrize("relative", [True, False])
+@pytest.mark.parametrize("scale", [True, False])
+def test_the_rates_of_adafactor(relative, scale):
+    """A gradient of ones is an update of ones."""
+    w = np.full((2, 2), 4.0)
+    opt = op.Adafactor(w, lr=0.8, relative_step=relative, scale_parameter=scale)
+    expected = 4.0
+    for t in range(1, 6):
+        opt.step(np.ones((2, 2)))
+        rate = min(0.8, 1 / sqrt(t)) if relative else 0.8
+        expected -= rate * (max(1e-3, abs(expected)) if scale else 1)
+        np.testing.assert_allclose(w, expected, rtol=1e-13)
+
+
+def test_sm3():
+    """Anil et al.'s algorithm SM3-I over the rows and columns of a matrix, with momentum."""
+    w = [[1.0, -2.0, 3.0], [0.5, 0.0, 4.0]]
+    ours = np.array(w)
+    opt = op.SM3(ours, LR, momentum=0.8, eps=1e-3)
+    rows, columns = [0.0] * 2, [0.0] * 3
+    average = [[0.0] * 3 for _ in range(2)]
+    for g in MATRIX_GRADS:
+        opt.step(np.array(g))
+        bound = [[min(rows[i], columns[j]) + g[i][j] ** 2 for j in range(3)] for i in range(2)]
+        rows = [max(row) for row in bound]
+        columns = [max(row[j] for row in bound) for j in range(3)]
+        for i in range(2):
+            for j in range(3):
+                update = g[i][j] / sqrt(bound[i][j] + 1e-3) if bound[i][j] else 0.0
+                average[i][j] = 0.8 * average[i][j] + (1 - 0.8) * update
+                w[i][j] -= LR * average[i][j]
+        np.testing.assert_allclose(ours, w, rtol=1e-14, atol=1e-15)
+        accumulators = opt.state_dict()["state"][0]["accumulators"]
+        np.testing.assert_allclose(accumulators, [*rows, *columns], rtol=1e-14)

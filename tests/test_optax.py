@@ -108,6 +108,12 @@ PAIRS = {
             LR, 0.8, 0.9, warmed_up_beta3, warmed_up_alpha, eps=1e-3, weight_decay=0.0
         ),
     ),
+    "SM3": (op.SM3, {}, lambda: optax.sm3(LR)),
+    "SM3, momentum": (
+        op.SM3,
+        {"momentum": 0.5, "eps": 1e-3},
+        lambda: optax.chain(optax.scale_by_sm3(0.5, eps=1e-3), optax.scale_by_learning_rate(LR)),
+    ),
     "Yogi": (op.Yogi, {}, lambda: optax.yogi(LR)),
     "Yogi, betas": (
         op.Yogi,
@@ -123,8 +129,10 @@ PAIRS = {
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_hundred_steps(name, rng):
     cls, settings, make = PAIRS[name]
-    ours = [rng.normal(size=shape) for shape in [(7, 5), (11,), ()]]
-    ours = [np.array(param) for param in ours]
+    shapes = [(7, 5), (11,), (2, 3, 4), (1, 6), ()]
+    if cls is op.SM3:
+        shapes.remove(())  # theirs refuses it
+    ours = [np.array(rng.normal(size=shape)) for shape in shapes]
     opt = cls(ours, LR, **settings)
     with jax.enable_x64(True):
         theirs = [jax.numpy.asarray(param.copy()) for param in ours]

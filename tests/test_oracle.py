@@ -45,7 +45,7 @@ def assert_step_by_step(opt, param, expected):
     assert_same_bits(param, expected[0])
     state = opt.state_dict()["state"]
     if expected[0].size or state:
-        names = kept_names(type(opt), opt.param_groups[0])
+        names = kept_names(type(opt), opt.param_groups[0], param.shape)
         arrays = [array for array in expected[1:] if array is not None]
         for name, array in zip(names, arrays, strict=True):
             assert_same_bits(saved_entry(opt)[name], array)

@@ -156,7 +156,8 @@ def test_documentation_is_whole(every_class):
     assert "PyTorch" in notes
     assert "optax" in doc
     for cls in {every_class, *every_class.__bases__} & set(op.optim.registry.values()):
-        names = {name for case in cls.cases for name in kept_names(cls, case)}
+        shapes = [(1,), (1, 1)]
+        names = {n for case in cls.cases for shape in shapes for n in kept_names(cls, case, shape)}
         assert (
             cls is not every_class or cls.__bases__ != (Optimizer,) or all(n in doc for n in names)
         )

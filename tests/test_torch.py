@@ -38,7 +38,7 @@ def as_numpy(state_dict):
 
 
 def twins(cls, settings, dtype, rng, lr=0.01):
-    start = [rng.normal(size=shape).astype(dtype) for shape in [(7, 5), (11,), ()]]
+    start = [rng.normal(size=shape).astype(dtype) for shape in [(7, 5), (11,), (), (2, 3, 4)]]
     start = [shaped(cls, settings, p) for p in start]
     params = [np.array(p) for p in start]
     tensors = [torch.nn.Parameter(torch.from_numpy(np.array(p))) for p in start]
@@ -73,12 +73,12 @@ def test_same_path(settings, dtype, rng):
     cls, options = settings
     both = twins(cls, options, dtype, rng)
     assert_same_path(*both, rng, steps=100)
-    _, _, opt, torch_opt = both
+    params, _, opt, torch_opt = both
     ours, theirs = opt.state_dict()["state"], as_numpy(torch_opt.state_dict())["state"]
     for key, entry in ours.items():
-        assert list(entry) == entry_names(cls, options)
+        assert list(entry) == entry_names(cls, options, params[key].shape)
         assert theirs.get(key, {}).keys() <= entry.keys()  # their SGD may have none
-        for name in (*cls.saved_scalars, *kept_names(cls, options)):
+        for name in (*cls.saved_scalars, *kept_names(cls, options, params[key].shape)):
             assert_alike(np.asarray(entry[name]), theirs[key][name], 100)
 
 

@@ -72,13 +72,25 @@ bool has_its_dtype(const py::array& array, const Param& param) {
   return param.format == plain && array.dtype().is(param.array.dtype());
 }
 
-void* written_beside(const py::array& array, const Label& label, const Param& param,
-                     Memory& memory) {
-  check_same_shape(array, label, param.array, "the parameter's");
+void* written_in_its_order(const py::array& array, const Label& label, const Param& param,
+                           Memory& memory) {
   check_written_in_place(array, label);
   check_same_order(array, label, param);
   memory.add(array, label);
   return const_cast<void*>(array.data());
+}
+
+void* written_beside(const py::array& array, const Label& label, const Param& param,
+                     Memory& memory) {
+  check_same_shape(array, label, param.array, "the parameter's");
+  return written_in_its_order(array, label, param, memory);
+}
+
+void check_its_dtype(const py::array& array, const Label& label, const Param& param) {
+  if (has_its_dtype(array, param) || check_dtype(array, label) == param.dtype) return;
+  const bool is_plain = param.format == plain;
+  fail_type(label, is_plain ? "the parameter's dtype " + dtype_name(param.array) : "dtype float32",
+            dtype_name(array));
 }
 
 void check_is_float64(const py::array& array, const Label& label) {
@@ -100,6 +112,11 @@ std::string dtype_name(const py::array& array) {
 }
 std::string shape_name(const py::array& array) {
   return py::str(array.attr("shape")).cast<std::string>();
+}
+
+std::vector<std::size_t> sizes_of(PyObject* array) {
+  const auto& proxy = *py::detail::array_proxy(array);
+  return {proxy.dimensions, proxy.dimensions + proxy.nd};
 }
 
 std::string strides_name(const py::array& array) {
@@ -390,13 +407,28 @@ Checked check_copy(py::handle object, const Label& label, const Param& param, Me
 
 void* check_state(py::handle object, const Label& label, const Param& param, Memory& memory) {
   const py::array array = check_array(object, label);
-  if (!has_its_dtype(array, param) && check_dtype(array, label) != param.dtype) {
-    const bool is_plain = param.format == plain;
-    fail_type(label,
-              is_plain ? "the parameter's dtype " + dtype_name(param.array) : "dtype float32",
-              dtype_name(array));
-  }
+  check_its_dtype(array, label, param);
   return written_beside(array, label, param, memory);
+}
+
+void* check_shaped_state(py::handle object, const Label& label, const Param& param, Shape shape,
+                         Memory& memory) {
+  const py::array array = check_array(object, label);
+  check_its_dtype(array, label, param);
+  std::vector<std::size_t> expected = sizes_of(param.object);
+  if (shape == Shape::axes) {
+    std::size_t total = 0;
+    for (const std::size_t size : expected) total += size;
+    expected = {total};
+  } else {
+    expected[expected.size() - (shape == Shape::rows ? 1 : 2)] = 1;
+  }
+  if (sizes_of(array.ptr()) != expected) {
+    const std::string text = py::str(py::tuple(py::cast(expected))).cast<std::string>();
+    fail_value(label, "shape " + text + " beside a parameter of shape " + shape_name(param.array),
+               shape_name(array));
+  }
+  return written_in_its_order(array, label, param, memory);
 }
 
 double* check_remembered(py::handle object, const Label& label, Memory& memory) {

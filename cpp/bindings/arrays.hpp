@@ -155,6 +155,10 @@ Checked check_copy(py::handle object, const Label& label, const Param& param, Me
 // with.
 void* check_state(py::handle object, const Label& label, const Param& param, Memory& memory);
 
+// State of another shape, with the numbers of rows, columns or axes: in the parameter's order.
+void* check_shaped_state(py::handle object, const Label& label, const Param& param, Shape shape,
+                         Memory& memory);
+
 // A number of a rule's memory: an array of one element, of float64.
 double* check_remembered(py::handle object, const Label& label, Memory& memory);
 
@@ -187,6 +191,7 @@ void check_like(const py::array& array, const Label& label, const py::array& oth
                 const std::string& whose);
 void check_written_in_place(const py::array& array, const Label& label);
 Format check_grad_format(const py::array& array, const Label& label, const Param& param);
+std::vector<std::size_t> sizes_of(PyObject* array);  // of each axis
 bool is_aligned(const py::array& array);
 bool is_native(const PyObject* dtype) noexcept;  // in byte order
 std::string dtype_name(const py::array& array);

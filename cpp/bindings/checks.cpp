@@ -7,8 +7,12 @@ namespace onepass::bindings {
 
 Check::Bounds Check::bounds_of(const py::object& number) {
   const auto bound = [&](const char* name) { return number.attr(name).cast<double>(); };
-  return {bound("low"), bound("above"), bound("high"), bound("below"),
-          number.attr("infinite").cast<bool>()};
+  return {bound("low"),
+          bound("above"),
+          bound("high"),
+          bound("below"),
+          number.attr("infinite").cast<bool>(),
+          false};
 }
 
 Check::Check(py::object check) : check_(std::move(check)) {
@@ -31,12 +35,16 @@ Check::Check(py::object check) : check_(std::move(check)) {
     kind_ = Kind::several;
     for (py::handle each : own.attr("kinds")) {
       if (n_bounds_ == most) throw py::type_error("check: expected at most three numbers");
-      bounds_[n_bounds_++] = bounds_of(py::reinterpret_borrow<py::object>(each));
+      auto number = py::reinterpret_borrow<py::object>(each);
+      const bool may_be_none = name_of(number) == "Maybe";
+      if (may_be_none) number = number.attr("kind");
+      bounds_[n_bounds_] = bounds_of(number);
+      bounds_[n_bounds_++].or_none = may_be_none;
     }
   } else if (kind == "Whole") {
     kind_ = Kind::whole;
-    bounds_[n_bounds_++] = {own.attr("low").cast<double>(), -infinity, infinity,
-                            own.attr("below").cast<double>(), false};
+    bounds_[n_bounds_++] = {own.attr("low").cast<double>(),   -infinity, infinity,
+                            own.attr("below").cast<double>(), false,     false};
   } else if (kind == "Choice") {
     kind_ = Kind::choice;
     for (py::handle name : own.attr("names")) {
@@ -73,7 +81,8 @@ bool Check::quick(PyObject* value, double* to) const noexcept {
       for (Py_ssize_t i = 0; i < n; ++i) {
         PyObject* item = PyTuple_GET_ITEM(value, i);
         to[i] = PyFloat_CheckExact(item) ? PyFloat_AS_DOUBLE(item) : none;
-        contained = contained && bounds_[static_cast<std::size_t>(i)].contain(to[i]);
+        const Bounds& bounds = bounds_[static_cast<std::size_t>(i)];
+        contained = contained && (bounds.contain(to[i]) || (item == Py_None && bounds.or_none));
       }
       return contained;
     }

@@ -38,7 +38,7 @@ class Check {
   static constexpr double infinity = std::numeric_limits<double>::infinity();
   struct Bounds {
     double low = 0, above = -infinity, high = infinity, below = infinity;
-    bool infinite = false;
+    bool infinite = false, or_none = false;
     bool contain(double value) const noexcept {
       return low <= value && value <= high && above < value &&
              (value < below || below == infinity) && (value < infinity || infinite);

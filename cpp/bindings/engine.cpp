@@ -37,6 +37,7 @@ Optimizer copied(const Optimizer& from) {
   to.params = from.params;
   to.tensors = from.tensors;
   to.memory = from.memory;
+  to.axes = from.axes;
   to.completed = from.completed;
   to.skipped = from.skipped;
   return to;
@@ -316,8 +317,10 @@ void Engine::lay_out(Arrangement& arrangement, std::size_t index) const {
   check_axes(group, param.array, Label(labels_, index, Role::param));
   Memory memory;  // of our own; nothing else can overlap it
   start_layout(param, index, tensor, known);
+  note_axes(param, index, arrangement.optimizer);
   for (std::size_t k = 0; k < arrays.state.size(); ++k) {
-    if (!group.variant().uses_state[k]) continue;  // kept, perhaps, for later options
+    if (!group.variant(known.is_factored).uses_state[k])
+      continue;  // kept, perhaps, for later options
     const Label label(labels_, index, Role::state, group.rule->states[k]);
     add_state(group, k, arrays.state[k], label, param, memory, tensor, known);
   }

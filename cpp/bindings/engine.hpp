@@ -126,6 +126,7 @@ class Engine {
   bool is_ready(Arrangement& arrangement, std::size_t index, Source source, bool checked) const;
   bool all_ready(Arrangement& arrangement, Source source, bool checked) const;
   void check_gradients(Arrangement& arrangement, Source source);
+  void check_axes(const Arrangement& arrangement) const;
   void bind_leaves(const py::list& grads);
   void bind_given();
   void note_bound();

@@ -200,9 +200,24 @@ void Engine::lay_out_anew(Arrangement& arrangement, std::size_t index, Param par
   }
 }
 
+// State that has another shape than its parameter would not fit one that was reshaped in place.
+void Engine::check_axes(const Arrangement& arrangement) const {
+  const auto& axes = arrangement.optimizer.axes;
+  for (std::size_t i = 0; i < axes.size(); ++i) {
+    PyObject* const param = arrangement.params[i].object;
+    if (given_[i].is_none() || !arrangement.optimizer.params[i].is_factored) continue;
+    if (sizes_of(param) == axes[i].sizes) continue;
+    fail_value(Label(labels_, i, Role::param),
+               "shape " + py::str(py::tuple(py::cast(axes[i].sizes))).cast<std::string>() +
+                   ", as its state has",
+               shape_name(arrangement.params[i].array));
+  }
+}
+
 // Notes the addresses of the gradients in `given_`, or raises.
 void Engine::check_gradients(Arrangement& arrangement, Source source) {
   // Whether gradients that are zeroed overlap each other is seen by a slow look only.
+  check_axes(arrangement);
   const bool looked_at =
       source == Source::sums || !clears() || (source == Source::bound && bound_to_be_zeroed_);
   if (looked_at && all_ready(arrangement, source, false)) return;

@@ -223,7 +223,7 @@ bool Kernel::lay_out_usual(const Given& given, PyObject* const* args, std::size_
                            Scratch& scratch, Unchanging& arrays) const {
   if (given.average != Py_None || given.group.averages() || given.slow != Py_None ||
       given.group.looks_ahead() || given.rows != Py_None || given.options.clear_grads != 0 ||
-      given.group.variant().direct_f64) {
+      given.group.variant().direct_f64 || rule_.factored) {
     return false;
   }
   const bool many = is_list_or_tuple(args[0]);
@@ -316,6 +316,7 @@ void Kernel::lay_out(const Given& given, PyObject* const* args, std::size_t n_ke
   check_wanted("slow", given.slow, given.group.looks_ahead(), "lookahead_every");
   optimizer.params.assign(n, {});
   optimizer.tensors.assign(n, {});
+  optimizer.axes.clear();
   scratch.remembered.clear();
   Memory memory;
   memory.reserve(n * (most_kept() + 3));
@@ -332,6 +333,7 @@ void Kernel::lay_out(const Given& given, PyObject* const* args, std::size_t n_ke
     Tensor& tensor = optimizer.tensors[i];
     Parameter& known = optimizer.params[i];
     start_layout(param, i, tensor, known);
+    note_axes(param, i, optimizer);
     const bool stochastic = static_cast<int>(given.options.rounding) == call_stochastic;
     const bool by_rows = rows[i] != Py_None && grads[i] != Py_None;
     if (by_rows) {

@@ -105,6 +105,12 @@ py::dict rules() {
           place < 0 ? py::object(py::none()) : py::str(row.hyper[static_cast<std::size_t>(place)]));
     }
     rule["uses_state"] = variants;
+    rule["factored"] = row.factored;
+    rule["shape"] = py::list();
+    for (const Shape shape : row.shape) {
+      constexpr const char* names[] = {"param", "rows", "columns", "axes"};
+      rule["shape"].cast<py::list>().append(py::str(names[static_cast<std::size_t>(shape)]));
+    }
     rule["memory"] = to_list(row.memory);
     rule["keeps_weights"] = row.keeps_weights;
     rule["full_weights"] = row.full_weights;

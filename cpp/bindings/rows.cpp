@@ -132,6 +132,7 @@ void check_moves_rows(const Group& group, const Label& grad) {
   };
   if (group.variant().n_sums) fail_rule("measures it");
   if (group.variant().direct_f64) fail_rule("takes it as a matrix");
+  if (group.rule->factored) fail_rule("keeps numbers of rows and columns");
   if (group.rule->keeps_weights) fail_rule("averages all weights");
   const auto number = [](const py::object& value) { return py::repr(value).cast<std::string>(); };
   if (!is_none(settings.ema_decay)) fail("ema_decay", number(py::float_(settings.ema_decay)));

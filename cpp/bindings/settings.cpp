@@ -18,9 +18,11 @@ std::ptrdiff_t position(std::span<const char* const> names, const std::string& n
   return found == names.end() ? Field::nowhere : found - names.begin();
 }
 
-// A setting of several numbers, say `betas`, has its places under `beta1`, `beta2` and so on.
+// A setting of several numbers, say `betas`, has its places under `beta1`, `beta2` and so on; those
+// of `eps` are `eps1` and `eps2`.
 std::string first_number(const std::string& name, const Check& check) {
-  return check.size() == 1 ? name : name.substr(0, name.size() - 1) + "1";
+  if (check.size() == 1) return name;
+  return (name == "eps" ? name : name.substr(0, name.size() - 1)) + "1";
 }
 
 constexpr std::ptrdiff_t first_option = max_hyper, first_common = first_option + max_options;

@@ -28,11 +28,24 @@ void start_layout(const Like& param, std::size_t index, Tensor& tensor, Paramete
   tensor.streams.tensor = static_cast<std::uint32_t>(index);
 }
 
+void note_axes(const Like& param, std::size_t index, Optimizer& optimizer) {
+  Parameter& known = optimizer.params[index];
+  if (!optimizer.groups[known.group].rule->factored) return;
+  optimizer.axes.resize(optimizer.params.size());
+  optimizer.axes[index] = {sizes_of(param.object), param.order == Order::f};
+  known.is_factored = optimizer.axes[index].sizes.size() > 1;
+}
+
 void add_state(const Group& group, std::size_t k, py::handle array, const Label& label,
                const Param& param, Memory& memory, Tensor& tensor, Parameter& known) {
-  if (!group.variant().uses_state[k]) {
+  if (!group.variant(known.is_factored).uses_state[k]) {
     if (array.is_none()) return;
     fail_value(label, "None (these options do not use it)", Py_TYPE(array.ptr())->tp_name);
+  }
+  const Shape shape = known.is_factored ? group.rule->shape[k] : Shape::param;
+  if (shape != Shape::param) {
+    tensor.streams.state[k] = Stored(check_shaped_state(array, label, param, shape, memory));
+    return;
   }
   const auto& in_full = group.rule->in_full;
   if (in_full[k]) {

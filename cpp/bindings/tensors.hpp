@@ -22,6 +22,8 @@ inline Stored stored(const void* data, Format format) {
 
 // Begins a layout, with the parameter alone. `index`: the random bits depend on it.
 void start_layout(const Like& param, std::size_t index, Tensor& tensor, Parameter& known);
+// Notes the axes of the parameter, where its rule may be factored.
+void note_axes(const Like& param, std::size_t index, Optimizer& optimizer);
 // Adds the k-th state of the rule; `array` is None where the rule's options do not use it.
 void add_state(const Group& group, std::size_t k, py::handle array, const Label& label,
                const Param& param, Memory& memory, Tensor& tensor, Parameter& known);

@@ -42,6 +42,18 @@ using Measure = void (*)(const Streams&, std::size_t begin, std::size_t end, con
 // Changes a rule's own scalars, and the memory behind them, by the sums over a tensor of `size`.
 using Weigh = void (*)(double* scalars, const double* sums, double size) noexcept;
 
+// What a rule whose state has other shapes does besides (factored.hpp), of one tensor with the
+// numbers of its step.
+struct Shaping {
+  // Sums the squared gradients over some tiles of a Matrix.
+  void (*sum)(const Streams&, std::size_t first, std::size_t last,
+              const double* scalars) noexcept = nullptr;
+  // Then, before the step: moves the numbers of rows and columns.
+  void (*move)(const Streams&, const double* scalars) noexcept = nullptr;
+  // After the step.
+  void (*close)(const Streams&, const double* scalars) noexcept = nullptr;
+};
+
 // The sum of the squares of x * unit (reduce.hpp).
 using SumOfSquares = double (*)(const Stored& x, std::size_t begin, std::size_t end, double unit,
                                 bool prefetch_ahead) noexcept;
@@ -64,6 +76,7 @@ struct Variant {
   Weigh weigh = nullptr;
   std::array<Measure, state_formats> direct_f32{};  // null where the rule is not directed
   Measure direct_f64 = nullptr;                     // writes the direction, and measures one sum
+  Shaping shaping_f32{}, shaping_f64{};
 };
 
 // The kernel of a parameter; `decays`: by either weight decay.
@@ -81,6 +94,10 @@ inline Measure find_direct(const Variant& variant, bool is_double, StateFormat f
   return is_double ? variant.direct_f64 : variant.direct_f32[format];
 }
 
+inline const Shaping& find_shaping(const Variant& variant, bool is_double) noexcept {
+  return is_double ? variant.shaping_f64 : variant.shaping_f32;
+}
+
 // A row of rules.def, and what the rule's header says.
 struct RuleRow {
   const char* name;
@@ -88,8 +105,10 @@ struct RuleRow {
   std::span<const double> defaults{};  // of each hyperparameter
   std::span<const bool> has_sign{};    // of each state
   std::span<const bool> in_full{};     // of each state: kept as it is computed, in any format
+  std::span<const Shape> shape{};      // of each state, where the parameter has two or more axes
   std::span<const int> start{};        // of each state: the hyperparameter it starts from, -1: zero
-  std::span<const Variant> variants{};  // index: bit k option k
+  std::span<const Variant>
+      variants{};  // index: bit k option k, behind these whether it is factored
   std::span<const char* const> memory{};
   std::span<const double> memory_start{};
   bool sums_over_all = false;  // and not of each tensor; its memory is one for all, too
@@ -99,6 +118,7 @@ struct RuleRow {
   // behind them what its memory becomes.
   void (*at)(double step, const double* hyper, const double* memory,
              double* scalars) noexcept = nullptr;
+  bool factored = false;  // whether parameters of two or more axes have variants of their own
 };
 
 // The loops of batch normalisation (batchnorm.hpp, channel_values.hpp) for one choice of what an

@@ -13,6 +13,7 @@
 
 #include "kernels.hpp"
 #include "onepass/direct.hpp"
+#include "onepass/factored.hpp"
 #include "onepass/measure.hpp"
 #include "onepass/q8.hpp"
 #include "onepass/update.hpp"
@@ -62,6 +63,45 @@ void run_direct(const Streams& streams, std::size_t begin, std::size_t end, cons
   const auto rule = from_array<Rule, T>(scalars + shared_scalars);
   *sum = direct<State>(streams, begin, end, rule, make_stages<T>(scalars));
 }
+
+template <class Rule, class T>
+struct ShapingOf {
+  static constexpr std::size_t rows = place_of<Rule>(Shape::rows),
+                               columns = place_of<Rule>(Shape::columns),
+                               axes = place_of<Rule>(Shape::axes);
+
+  static void sum(const Streams& streams, std::size_t first, std::size_t last,
+                  const double* scalars) noexcept {
+    const auto stages = make_stages<T>(scalars);
+    for (; first < last; ++first) {
+      sum_tile(streams.grad, *streams.state[rows].matrix, first, stages);
+    }
+  }
+  static void move(const Streams& streams, const double* scalars) noexcept {
+    const auto rule = from_array<Rule, T>(scalars + shared_scalars);
+    move_matrix<T>(streams.state[rows], streams.state[columns], rule);
+  }
+  static void close_matrix(const Streams& streams, const double* scalars) noexcept {
+    if (!make_stages<T>(scalars).flushes) return;
+    const Matrix& m = *streams.state[rows].matrix;
+    const std::size_t along = m.groups * m.lines * m.width, across = m.groups * m.length * m.width;
+    flush(static_cast<T*>(streams.state[rows].data), m.rows_along ? along : across);
+    flush(static_cast<T*>(streams.state[columns].data), m.rows_along ? across : along);
+  }
+  static void close(const Streams& streams, const double* scalars) noexcept {
+    close_axes<T>(streams.state[axes], make_stages<T>(scalars).flushes);
+  }
+
+  static constexpr Shaping make() {
+    if constexpr (has_shape<Rule>(Shape::rows)) {
+      return {.sum = sum, .move = move, .close = close_matrix};
+    } else if constexpr (has_shape<Rule>(Shape::axes)) {
+      return {.close = close};
+    } else {
+      return {};
+    }
+  }
+};
 
 // A kernel has a loop for weights with one kind of decay, and a loop for all others; where `rest`
 // is `decay`, these are the same loop.
@@ -150,6 +190,8 @@ constexpr Variant make_variant() {
     }
     variant.direct_f64 = run_direct<Rule<double>, double, DoubleState>;
   }
+  variant.shaping_f32 = ShapingOf<R, float>::make();
+  variant.shaping_f64 = ShapingOf<Rule<double>, double>::make();
   return variant;
 }
 
@@ -228,6 +270,14 @@ struct Said {
   }
 };
 
+// The shape of each state where every option is on.
+template <class Rule>
+constexpr auto shapes = [] {
+  std::array<Shape, std::size(Rule::states)> found{};
+  for (std::size_t k = 0; k < found.size(); ++k) found[k] = Rule::states[k].shape;
+  return found;
+}();
+
 template <template <class, bool...> class Rule, std::size_t n_options>
 constexpr auto variants =
     make_variants<Rule, n_options>(std::make_index_sequence<(1u << n_options)>{});
@@ -235,15 +285,19 @@ constexpr auto variants =
 template <template <class, bool...> class Rule, std::size_t n_options>
 constexpr RuleRow make_row(const char* name, const char* const* options) {
   // Names and numbers are the same for every choice of options; this takes the first one.
-  using R = typename Bound<Rule, 0, std::make_index_sequence<n_options>>::template Type<double>;
+  using Options = std::make_index_sequence<n_options>;
+  using R = typename Bound<Rule, 0, Options>::template Type<double>;
+  using Whole = typename Bound<Rule, (1u << n_options) - 1, Options>::template Type<double>;
+  const bool factored = n_options > 0 && std::string_view(options[n_options - 1]) == "factored";
   return {.name = name,
           .states = Said<R>::states,
           .scalars = R::scalars,
-          .options = std::span(options, n_options),
+          .options = std::span(options, n_options - factored),
           .hyper = R::hyper,
           .defaults = Said<R>::defaults,
           .has_sign = Said<R>::has_sign,
           .in_full = Said<R>::in_full,
+          .shape = shapes<Whole>,
           .start = Said<R>::start,
           .variants = variants<Rule, n_options>,
           .memory = Said<R>::memory,
@@ -251,7 +305,8 @@ constexpr RuleRow make_row(const char* name, const char* const* options) {
           .sums_over_all = requires { R::sums_over_all; },
           .keeps_weights = std::ranges::any_of(R::states, &State::has_weights),
           .full_weights = requires { R::full_weights; },
-          .at = Said<R>::at};
+          .at = Said<R>::at,
+          .factored = factored};
 }
 
 }  // namespace

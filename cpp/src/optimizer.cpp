@@ -85,6 +85,7 @@ void Ready::run() noexcept {
   } else {
     optimizer.measure_and_step(rows_, num_threads_);
   }
+  if (!optimizer.shaped_.empty()) optimizer.close_shapes();
   if (!optimizer.memory.empty()) optimizer.move_memory();
   for (std::size_t i = 0; i < optimizer.params.size(); ++i) {
     if (!optimizer.tensors[i].streams.grad.data) continue;
@@ -120,6 +121,7 @@ Ready Optimizer::prepare(const StepOptions& options) {
   measuring_.clear();
   is_directed_ = false;
   if (compute(options, coefficient / options.grad_scale, ready.clipped)) prepare_measuring();
+  if (!axes.empty()) prepare_shapes(options.num_threads);
   if (shares_memory()) {
     measure_all(options.num_threads);
     const auto first = std::ranges::find_if(
@@ -189,7 +191,7 @@ void Optimizer::prepare_measuring() {
     if (!tensors[i].streams.grad.data) continue;
     while (job->scalars.data() != tensors[i].scalars) ++job;
     const Parameter& param = params[i];
-    const Variant& variant = groups[param.group].variant();
+    const Variant& variant = groups[param.group].variant(param.is_factored);
     measuring_[i] = {find_measure(variant, param.is_double, param.state_format), variant.weigh,
                      job->scalars.data() + shared_scalars};
   }
@@ -208,16 +210,70 @@ void Optimizer::measure_all(int threads) noexcept {
   measuring_.clear();
 }
 
-// Goes on with the next tensors once the first ones have stepped: what a step reads is still in the
-// cache, where it was measured.
-void Optimizer::measure_and_step(std::span<const Rows> rows, int threads) noexcept {
+// The tensors that go together begin with this one: what a step reads is still in the cache, where
+// it was measured.
+std::size_t Optimizer::end_of_group(std::size_t first) const noexcept {
   constexpr std::size_t most_elements = 65536;  // four arrays of floats fill 1 MB of L2
+  std::size_t elements = 0;
+  do {
+    elements += tensors[first++].size;
+  } while (first < tensors.size() && elements + tensors[first].size <= most_elements);
+  return first;
+}
+
+// Makes room for state of another shape, and for the sums that such tensors take together.
+void Optimizer::prepare_shapes(int threads) {
+  shaped_.resize(tensors.size());
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const Parameter& param = params[i];
+    const Group& group = groups[param.group];
+    shaped_[i].shaping = nullptr;
+    if (!param.is_factored || tensors[i].size == 0) continue;
+    shaped_[i].prepare(axes[i], group.rule->shape, tensors[i].item_size, threads,
+                       tensors[i].streams);
+    shaped_[i].shaping = &find_shaping(group.variant(true), param.is_double);
+  }
   for (std::size_t first = 0, last = 0; first < tensors.size(); first = last) {
-    std::size_t elements = 0;
-    do {
-      elements += tensors[last++].size;
-    } while (last < tensors.size() && elements + tensors[last].size <= most_elements);
+    last = end_of_group(first);
+    std::size_t n = 0;
+    for (; first < last; ++first) {
+      if (shaped_[first].shaping && shaped_[first].shaping->sum) n += shaped_[first].n_sums();
+    }
+    if (tile_sums_.size() < n) tile_sums_.resize(n);
+  }
+}
+
+// Moves the numbers of rows and columns that the coming step reads.
+void Optimizer::move_shapes(std::size_t first, std::size_t last, int threads) noexcept {
+  double* sums = tile_sums_.data();
+  for (std::size_t i = first; i < last; ++i) {
+    if (!shaped_[i].shaping || !shaped_[i].shaping->sum) continue;
+    shaped_[i].use(sums);
+    sums += shaped_[i].n_sums();
+  }
+  const std::span<Tensor> together(tensors.data() + first, last - first);
+  sum_tiles(together, shaped_.data() + first, threads);
+  for (std::size_t i = first; i < last; ++i) {
+    if (const Shaping* shaping = shaped_[i].shaping; shaping && shaping->move) {
+      shaping->move(tensors[i].streams, tensors[i].scalars);
+    }
+  }
+}
+
+void Optimizer::close_shapes() noexcept {
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    if (const Shaping* shaping = shaped_[i].shaping) {
+      shaping->close(tensors[i].streams, tensors[i].scalars);
+    }
+  }
+}
+
+// Goes on with the next tensors once the first ones have stepped.
+void Optimizer::measure_and_step(std::span<const Rows> rows, int threads) noexcept {
+  for (std::size_t first = 0, last = 0; first < tensors.size(); first = last) {
+    last = end_of_group(first);
     const std::span<Tensor> together(tensors.data() + first, last - first);
+    if (!shaped_.empty()) move_shapes(first, last, threads);
     const Measuring* how = measuring_.data() + first;
     onepass::measure(together, how, sums_, threads);
     const double* block = sums_.data();
@@ -259,7 +315,8 @@ std::vector<double> Optimizer::direct(int num_threads) {
 bool Optimizer::share_job(std::size_t param, std::size_t other) noexcept {
   const Parameter &a = params[param], &b = params[other];
   const std::span<double> own = memory_of(param);
-  return a.group == b.group && a.steps == b.steps && a.average_from == b.average_from &&
+  return a.group == b.group && a.is_factored == b.is_factored && a.steps == b.steps &&
+         a.average_from == b.average_from &&
          (own.empty() || std::memcmp(own.data(), memory_of(other).data(), own.size_bytes()) == 0);
 }
 
@@ -292,7 +349,7 @@ bool Optimizer::compute(const StepOptions& options, double factor, bool& clipped
       clipped = clipped || own < factor;
       fill_scalars(group, param, memory_of(i).data(), options.seed, own, job->scalars.data());
       job->bits.reset();
-      variant = &group.variant();
+      variant = &group.variant(param.is_factored);
       measures = measures || variant->weigh;
       is_directed_ = is_directed_ || variant->direct_f64;
     }

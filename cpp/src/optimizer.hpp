@@ -13,6 +13,7 @@
 
 #include "kernels.hpp"
 #include "rows.hpp"
+#include "shapes.hpp"
 #include "step.hpp"
 
 namespace onepass {
@@ -64,7 +65,11 @@ struct Group {
 
   explicit Group(const RuleRow& row) noexcept;
   std::size_t variant_index() const noexcept;
-  const Variant& variant() const noexcept { return rule->variants[variant_index()]; }
+  // `is_factored`: whether that is of a parameter of two or more axes.
+  const Variant& variant(bool is_factored = false) const noexcept {
+    const std::size_t factored = is_factored && rule->factored;
+    return rule->variants[variant_index() | factored << rule->options.size()];
+  }
   bool averages() const noexcept {
     return !is_none(settings.ema_decay) || !is_none(settings.swa_start);
   }
@@ -78,6 +83,7 @@ struct Parameter {
   std::size_t size = 0;
   std::uint32_t group = 0;
   bool is_double = false, rounds = false;  // whether it is of doubles; whether anything is rounded
+  bool is_factored = false;                // whether it has two or more axes, where its rule cares
   StateFormat state_format = plain_state;
   std::int64_t steps = 0;         // completed
   std::int64_t average_from = 0;  // steps it had completed when its average began
@@ -124,6 +130,7 @@ class Optimizer {
   std::vector<Parameter> params;
   std::vector<Tensor> tensors;  // one a parameter; without gradient data it is left alone
   std::vector<double> memory;   // that the rule has of each parameter in turn, or of all together
+  std::vector<AxesOf> axes;     // of each parameter, where the rule may be factored
   std::int64_t completed = 0, skipped = 0;
 
   // That a step may move: of all parameters, those included that have no gradient, or of rows.
@@ -171,6 +178,10 @@ class Optimizer {
   std::span<const double> memory_after(std::size_t param) const noexcept;
   [[gnu::cold]] void prepare_measuring();
   [[gnu::cold]] void measure_all(int threads) noexcept;
+  [[gnu::cold]] void prepare_shapes(int threads);
+  std::size_t end_of_group(std::size_t first) const noexcept;
+  void move_shapes(std::size_t first, std::size_t last, int threads) noexcept;
+  [[gnu::cold]] void close_shapes() noexcept;
   [[gnu::cold]] void measure_and_step(std::span<const Rows> rows, int threads) noexcept;
   void measure(const StepOptions& options, Ready& ready);
   [[gnu::cold]] double clip_each(const Tensor& tensor, std::size_t first_block, double factor,
@@ -181,6 +192,8 @@ class Optimizer {
   double unit_ = 1;                   // in which the sums of squares are, over 1
   std::vector<Measuring> measuring_;  // of each tensor; empty where none is measured
   bool is_directed_ = false;
+  std::vector<ShapedState> shaped_;   // of each tensor, where the rule may be factored
+  std::vector<double> tile_sums_;     // of the tensors that go together
 };
 
 // Adds each tensor's gradient to its `param`.

@@ -238,6 +238,25 @@ void measure(std::span<Tensor> tensors, const Measuring* how, std::span<double> 
                  });
 }
 
+void sum_tiles(std::span<Tensor> tensors, const ShapedState* shaped, int threads) noexcept {
+  const auto shaped_of = [&](const Tensor& tensor) -> const ShapedState& {
+    return shaped[&tensor - tensors.data()];
+  };
+  for_each_piece(
+      tensors, threads,
+      [&](const Tensor& tensor) noexcept -> std::size_t {
+        const ShapedState& own = shaped_of(tensor);
+        if (!own.shaping || !own.shaping->sum) return 0;
+        return divide_up(own.matrix().n_tiles, own.matrix().tiles_at_once);
+      },
+      [&](const Tensor& tensor, std::size_t index, std::size_t) noexcept {
+        const ShapedState& own = shaped_of(tensor);
+        const std::size_t first = index * own.matrix().tiles_at_once;
+        const std::size_t last = std::min(first + own.matrix().tiles_at_once, own.matrix().n_tiles);
+        own.shaping->sum(tensor.streams, first, last, tensor.scalars);
+      });
+}
+
 std::size_t count_blocks(const Tensor& tensor) noexcept {
   return divide_up(tensor.size, norm_block);
 }

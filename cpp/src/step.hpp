@@ -5,6 +5,7 @@
 #include <span>
 
 #include "kernels.hpp"
+#include "shapes.hpp"
 
 namespace onepass {
 
@@ -40,6 +41,9 @@ struct Measuring {
 // Fills `sums` block by block, max_sums side by side. `how`: of each tensor.
 void measure(std::span<Tensor> tensors, const Measuring* how, std::span<double> sums,
              int threads) noexcept;
+
+// The sums of squared gradients over the tiles of rows and columns; `shaped`: of each tensor.
+void sum_tiles(std::span<Tensor> tensors, const ShapedState* shaped, int threads) noexcept;
 
 // Zeroes the gradients that are to be zeroed, which is all that a skipped step does.
 void zero_gradients(std::span<Tensor> tensors, int threads) noexcept;

@@ -93,6 +93,11 @@ inline const onepass::StepBits step_bits = [] {
   return bits;
 }();
 
+// How many variants a rule has for state that is like its parameter: all, unless it is factored.
+inline std::size_t count_variants(const onepass::RuleRow& rule) {
+  return rule.variants.size() >> rule.factored;
+}
+
 // One variant of one rule, in the build for one instruction set, and the numbers of a step.
 struct Choice {
   const onepass::KernelTable* kernels;

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <iterator>
 #include <limits>
@@ -443,12 +444,96 @@ void check_concurrent_optimizers() {
   for (const auto& run : runs) check(run->same_arrays(alone), "concurrent optimizers");
 }
 
+// A parameter of some axes with the state of a factored rule.
+struct Shaped {
+  std::size_t size = 1;
+  std::deque<Block<float>> arrays;  // parameter, gradient and state
+};
+
+// Some steps of parameters of many shapes by a factored rule: any number of threads and any build
+// gives the same bits, and no thread reads or writes beyond an array.
+std::deque<Shaped> factored_steps(const onepass::KernelTable& kernels, std::size_t row,
+                                  std::size_t variant, bool f_order, int threads) {
+  const onepass::RuleRow& rule = *kernels.rules[row];
+  const std::vector<std::vector<std::size_t>> axes = {
+      {7, 5}, {1, 300},  {300, 1},     {65, 257},  {3, 9000}, {9000, 3},
+      {0, 4}, {4, 3, 5}, {2, 2100, 3}, {130, 300}, {1, 1},    {3, 2, 1}};
+  std::deque<Shaped> made;
+  onepass::Optimizer optimizer;
+  onepass::Group& group = optimizer.groups.emplace_back(rule);
+  for (std::size_t k = 0; k < rule.options.size(); ++k) {
+    group.settings.options[k] = static_cast<double>(variant >> k & 1);
+  }
+  for (const auto& sizes : axes) {
+    Shaped& own = made.emplace_back();
+    std::size_t total = 0;
+    for (const std::size_t size : sizes) own.size *= size, total += size;
+    const auto seed = static_cast<std::uint32_t>(made.size());
+    for (const std::uint32_t which : {1, 2}) own.arrays.emplace_back(own.size, 0, seed + which);
+    optimizer.params.push_back({.size = own.size, .is_factored = true});
+    optimizer.axes.push_back({sizes, f_order});
+    onepass::Tensor tensor{
+        .size = own.size,
+        .streams = {.param = {own.arrays[0].data()}, .grad = {own.arrays[1].data()}},
+        .item_size = sizeof(float),
+        .squares = kernels.squares_f32};
+    const onepass::Variant& kernel = group.variant(true);
+    for (std::size_t k = 0; k < rule.states.size(); ++k) {
+      if (!kernel.uses_state[k]) continue;
+      const std::size_t rows = sizes[sizes.size() - 2], columns = sizes.back();
+      const onepass::Shape shape = rule.shape[k];
+      const std::size_t n =
+          shape == onepass::Shape::axes      ? total
+          : shape == onepass::Shape::rows    ? own.size / std::max<std::size_t>(1, columns)
+          : shape == onepass::Shape::columns ? own.size / std::max<std::size_t>(1, rows)
+                                             : own.size;
+      Block<float>& array = own.arrays.emplace_back(n, 0, 9);
+      std::fill_n(array.data(), n, 0.0f);
+      tensor.streams.state[k] = onepass::Stored(array.data());
+    }
+    optimizer.tensors.push_back(tensor);
+  }
+  for (int step = 0; step < 3; ++step) {
+    onepass::StepOptions options;
+    options.num_threads = threads;
+    optimizer.prepare(options).run();
+  }
+  return made;
+}
+
+void check_factored() {
+  const onepass::KernelTable& first = *onepass::choose_isa(nullptr).kernels;
+  for (std::size_t row = 0; row < first.rules.size(); ++row) {
+    const onepass::RuleRow& rule = *first.rules[row];
+    if (!rule.factored) continue;
+    for (std::size_t variant = 0; variant < count_variants(rule); ++variant) {
+      for (const bool f_order : {false, true}) {
+        const auto expected = factored_steps(first, row, variant, f_order, 1);
+        const auto same = [&](const onepass::KernelTable& kernels, int threads) {
+          const auto found = factored_steps(kernels, row, variant, f_order, threads);
+          bool all = true;
+          for (std::size_t i = 0; i < found.size(); ++i) {
+            all = all && found[i].arrays == expected[i].arrays;
+          }
+          return all;
+        };
+        for (const int threads : {2, 3, 5}) {
+          check(same(first, threads), rule.name + (", threads " + std::to_string(threads)));
+        }
+        for_each_isa([&](const onepass::KernelTable& kernels, const std::string& where) {
+          check(same(kernels, 1), rule.name + where);
+        });
+      }
+    }
+  }
+}
+
 // Every rule, choice of its options and trial.
 void check_trials(const onepass::KernelTable& kernels, int threads, const std::string& where) {
   for (std::size_t row = 0; row < kernels.rules.size(); ++row) {
-    const std::size_t n_variants = kernels.rules[row]->variants.size();
-    check(all_loops()[row].size() == n_variants, "the options" + where);
-    for (std::size_t variant = 0; variant < n_variants; ++variant) {
+    const onepass::RuleRow& rule = *kernels.rules[row];
+    check(all_loops()[row].size() == rule.variants.size(), "the options" + where);
+    for (std::size_t variant = 0; variant < count_variants(rule); ++variant) {
       for (const Trial& trial : trials()) {
         check_trial(kernels, row, variant, trial, threads, where);
       }
@@ -465,5 +550,6 @@ int main() {
   check_trials(*onepass::choose_isa(nullptr).kernels, 4, "");
   check_accumulate();
   check_concurrent_optimizers();
+  check_factored();
   return report();
 }

@@ -135,7 +135,7 @@ void check_threads() {
       const std::size_t n = i % 2 ? i : i % 4 ? 2 * piece + 257 + i : piece - 1 + i % 3;
       const std::size_t row = i % kernels->rules.size();
       arrays.push_back(std::make_unique<Arrays<float>>(n, i % 16, all[i % all.size()]));
-      const Choice choice{kernels, row, kernels->rules[row]->variants.size() - 1};
+      const Choice choice{kernels, row, count_variants(*kernels->rules[row]) - 1};
       tensors.push_back(arrays.back()->tensor(choice, i));
     }
     onepass::step(tensors, threads);
@@ -169,7 +169,7 @@ void check_generated() {
                                    std::min(wanted, draw(40 * piece))};
       const std::size_t n = sizes[draw(std::size(sizes))], offset = draw(16);
       const std::size_t row = draw(kernels->rules.size());
-      const Choice choice{kernels, row, draw(kernels->rules[row]->variants.size())};
+      const Choice choice{kernels, row, draw(count_variants(*kernels->rules[row]))};
       const Formats& formats = all[draw(all.size())];
       for (Made& each : made) {
         each.arrays.push_back(std::make_unique<Arrays<float>>(n, offset, formats));
@@ -261,7 +261,7 @@ int main() {
   const auto rules = onepass::compiled_isas()[0].kernels->rules;
   const std::vector<Formats> all = all_formats();
   for (std::size_t row = 0; row < rules.size(); ++row) {
-    for (std::size_t variant = 0; variant < rules[row]->variants.size(); ++variant) {
+    for (std::size_t variant = 0; variant < count_variants(*rules[row]); ++variant) {
       for (const Scalars* scalars : {&undecayed, &coupled, &decoupled}) {
         check_variant<double>(row, variant, *scalars);
         check_variant<float>(row, variant, *scalars);

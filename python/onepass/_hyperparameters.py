@@ -53,12 +53,16 @@ class Number:
             return f"a number in [{self.low:g}, {self.below:g})"
         if math.inf not in (self.high, -self.above):
             return f"a number in ({self.above:g}, {self.high:g}]"
-        if self.high < math.inf:
+        if math.inf not in (self.high, -self.low):
             return f"a number in [{self.low:g}, {self.high:g}]"
         finite = "" if self.infinite else "finite "
         if self.above > -math.inf:
-            return f"a {finite}number > {self.above:g}"
-        return f"a {finite}number" + (f" >= {self.low:g}" if self.low > -math.inf else "")
+            bound = f" > {self.above:g}"
+        elif self.high < math.inf:
+            bound = f" <= {self.high:g}"
+        else:
+            bound = f" >= {self.low:g}" if self.low > -math.inf else ""
+        return f"a {finite}number{bound}"
 
 
 @dataclass(frozen=True)
@@ -84,12 +88,12 @@ class Whole:
 
 @dataclass(frozen=True)
 class Several:
-    """Two or three numbers, each of its kind."""
+    """Two or three numbers, each of its kind, or None where it may be that."""
 
-    kinds: tuple[Number, ...]
+    kinds: tuple["Number | Maybe", ...]
     schedulable: bool = False
 
-    def __call__(self, name: str, value: Any) -> tuple[float, ...]:
+    def __call__(self, name: str, value: Any) -> tuple[Any, ...]:
         is_list = isinstance(value, tuple | list) or getattr(value, "ndim", 0) == 1
         if not is_list or len(value) != len(self.kinds):
             raise TypeError(f"{name}: expected {self}, got {value!r}")
@@ -140,6 +144,9 @@ class Maybe:
     def __call__(self, name: str, value: Any) -> Any:
         return None if value is None else self.kind(name, value)
 
+    def __str__(self) -> str:
+        return f"None or {self.kind}"
+
 
 @dataclass(frozen=True)
 class Fixed:
@@ -189,8 +196,8 @@ def resolve_one(checks: Checks, name: str, value: Any, completed: int) -> Any:
 def as_numbers(checks: Checks, values: Mapping[str, Any]) -> dict[str, float]:
     """Return checked values as the rules in C++ take them: numbers by name.
 
-    Numbers called `betas` become `beta1`, `beta2` and so on, True and False 1 and 0, one of several
-    names the number of its place among them, and None a NaN.
+    Numbers called `betas` become `beta1`, `beta2` and so on, those called `eps` `eps1` and `eps2`,
+    True and False 1 and 0, one of several names the number of its place among them, and None a NaN.
     """
     numbers: dict[str, float] = {}
     for name, check in checks.items():
@@ -199,7 +206,9 @@ def as_numbers(checks: Checks, values: Mapping[str, Any]) -> dict[str, float]:
         if value is None:
             numbers[name] = math.nan
         elif isinstance(kind, Several):
-            numbers |= {f"{name[:-1]}{i}": number for i, number in enumerate(value, 1)}
+            one = name if name == "eps" else name[:-1]
+            for i, number in enumerate(value, 1):
+                numbers[f"{one}{i}"] = math.nan if number is None else number
         elif isinstance(kind, Choice):
             numbers[name] = float(kind.names.index(value))
         else:

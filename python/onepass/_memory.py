@@ -1,5 +1,6 @@
 """Arrays that start where the kernels want them."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,12 @@ def compute_dtype(param: Array) -> np.dtype[Any]:
     return param.dtype if param.dtype.itemsize > 2 else np.dtype(np.float32)
 
 
-def state_like(param: Array, value: float = 0.0, dtype: npt.DTypeLike | None = None) -> Array:
+def state_like(
+    param: Array,
+    value: float = 0.0,
+    dtype: npt.DTypeLike | None = None,
+    shape: tuple[int, ...] | None = None,
+) -> Array:
     """Return a state array for a parameter: of its shape and order, by default of `compute_dtype`.
 
     It lies as many elements past a cache line as the parameter, so that one short first tile aligns
@@ -45,7 +51,8 @@ def state_like(param: Array, value: float = 0.0, dtype: npt.DTypeLike | None = N
     in_step = min(dtype.itemsize, param.dtype.itemsize) > 2
     past = address(param) * dtype.itemsize // param.dtype.itemsize % CACHE_LINE
     offset = past if in_step else 0
-    flat = aligned_zeros(param.size, dtype, offset=offset)
+    shape = param.shape if shape is None else shape
+    flat = aligned_zeros(math.prod(shape), dtype, offset=offset)
     if value:
         flat.fill(value)
-    return flat.reshape(param.shape, order=order)  # type: ignore[call-overload, no-any-return]
+    return flat.reshape(shape, order=order)  # type: ignore[call-overload, no-any-return]

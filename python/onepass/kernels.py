@@ -76,6 +76,8 @@ def _make_kernel(cls: type[Optimizer]) -> Kernel:
     kernel.__doc__ = _DOC.format(
         cls=cls.__name__,
         states=", ".join(row.states),
+        shape="" if row.factored else "shape, ",
+        shapes=_SHAPES if row.factored else "",
         rule=cls.rule,
         memory=_MEMORY.format(names=", ".join(row.memory), starts=starts) if row.memory else "",
     )
@@ -94,8 +96,9 @@ def _make_kernel(cls: type[Optimizer]) -> Kernel:
 def _signature(cls: type[Optimizer]) -> inspect.Signature:
     kinds = inspect.Parameter
     row = cls.row
-    by_all = map(all, zip(*row.uses_state, strict=True))  # the options may leave out the others
-    always = [True, True, *by_all, *[True] * len(row.memory)]
+    without_options = row.uses_state[:: 1 << len(row.options)]  # of any parameter
+    uses = [all(used) for used in zip(*without_options, strict=True)]
+    always = [True, True, *uses, *[True] * len(row.memory)]
     arrays = [
         kinds(name, kinds.POSITIONAL_ONLY, default=kinds.empty if used else None)
         for name, used in zip(["param", "grad", *row.states, *row.memory], always, strict=True)
@@ -105,6 +108,10 @@ def _signature(cls: type[Optimizer]) -> inspect.Signature:
     named = [kinds(name, kinds.KEYWORD_ONLY, default=value) for name, value in keywords.items()]
     return inspect.Signature([*arrays, *named])
 
+
+_SHAPES = """ The class's `state_names` says which arrays a parameter of some shape has, and
+    its `state_shapes` what their shapes are; one that is not like `param` is kept in no other
+    format."""
 
 _MEMORY = """{names} : ndarray of one float64, or list of them
     What the rule remembers of each parameter besides arrays, from {starts}; updated in place.
@@ -127,11 +134,11 @@ grad : ndarray, or list of them
     ``ml_dtypes.bfloat16``; with any strides; only read, unless `clear_grads`. None in a list leaves
     that parameter and its state alone.
 {states} : ndarray, or list of them
-    The state, where the options use it (else absent or None): like `param` in shape, dtype (float32
+    The state, where the options use it (else absent or None): like `param` in {shape}dtype (float32
     beside 16 bits) and order, starting from zeros, or from `initial_accumulator_value` where the
     class has it, updated in place. But for float64 also bfloat16, or uint8 of
     shape (257 * ceil(size / 256),), see `onepass.formats.q8_encode`; all state of one parameter in
-    one format.
+    one format.{shapes}
 {memory}step : int >= 1, optional
     The number of this step. It may be left out where the rule with these options does not depend
     on it, no array has fewer bits than float32 and there is no average. In every 64th step

@@ -25,6 +25,7 @@ void measure(const Streams& streams, std::size_t begin, std::size_t end, const R
   alignas(cache_line) double sums_of_lanes[Rule::n_sums][lanes] = {};
   alignas(cache_line) T scratch[block_size], opened[block_size], prepared[block_size];
   const bool prepares = must_prepare<Decay::decoupled>(stages);
+  [[maybe_unused]] Shaped<Rule, T> shaped(streams, begin);
   for (; begin < end; begin += block_size) {
     const std::size_t n = std::min(end - begin, block_size);
     T* param = open(streams.param, begin, n, scratch);
@@ -38,6 +39,7 @@ void measure(const Streams& streams, std::size_t begin, std::size_t end, const R
     if (prepares) prepare_tile<Decay::decoupled>(prepared, grad, param, n, stages);
     const T* const given = prepares ? prepared : grad;
     const T scale = prepares ? T{1} : stages.scale;
+    shaped.open(n);
     [&]<std::size_t... k>(std::index_sequence<k...>, const auto... readers) {
       for (std::size_t row = 0; row * row_size < n; ++row) {
         const std::size_t columns = std::min(row_size, n - row * row_size);
@@ -49,7 +51,7 @@ void measure(const Streams& streams, std::size_t begin, std::size_t end, const R
       }
     }
     (std::make_index_sequence<Rule::n_sums>{},
-     Kept<Rule, State, K>::reader(streams.state[K], begin)...);
+     reader_of<Rule, State, K>(streams, begin, shaped)...);
   }
   for (std::size_t k = 0; k < Rule::n_sums; ++k) sums[k] = fold_lanes(sums_of_lanes[k]);
 }

@@ -42,6 +42,18 @@
 //
 //     static constexpr bool full_weights = true;  // no rounding of them between steps
 //
+// Where the last of its options is called `factored`, that is no setting: it is on for parameters
+// of two or more axes, and state may have another shape there. Numbers for rows and columns are
+// moved before the step, by the means of the squared gradients over each of them, and the rule
+// reads what it has made of them:
+//
+//     T moved(T number, double mean) const noexcept;
+//     T opened_row(T row, double mean_of_rows) const noexcept;
+//     T opened_column(T column) const noexcept;
+//
+// Where a number stands for each place along every axis, the rule is given the smallest of those of
+// an element, and the largest number that it makes of an element stays at each place.
+//
 // `at` computes in double, in the order of the Python class's `scalars`, and rounds to T at the
 // end. A flag is 0 or 1, one of several names the number of its place among them. The learning rate
 // is `lr`. Weight decay and the direction (`maximize`) are no part of a rule: Stages has them
@@ -56,6 +68,8 @@
 
 #include <cmath>
 #include <cstddef>
+
+#include "onepass/stored.hpp"
 
 // Each instruction set compiles these headers into a namespace of its own, so that the linker can
 // never hand one set's code to another (a weak symbol shared by two builds would crash old CPUs).
@@ -72,13 +86,18 @@ struct State {
   const char* start = nullptr;  // the member of Hyper that its elements start from; null: zero
   bool in_full = false;      // true for what loses its meaning in fewer bits: weights, differences
   bool has_weights = false;  // true for what the first step makes of all weights, whatever it was
+  Shape shape = Shape::param;  // another one only in a rule that is `factored`
 };
 
 inline double square(double x) noexcept {
   return x * x;
 }
 
-// NumPy's maximum: a NaN on either side wins, so that it is never hidden.
+// NumPy's minimum and maximum: a NaN on either side wins, so that it is never hidden.
+template <class T>
+inline T minimum(T a, T b) noexcept {
+  return (a <= b || a != a) ? a : b;
+}
 template <class T>
 inline T maximum(T a, T b) noexcept {
   return (a >= b || a != a) ? a : b;

@@ -1,6 +1,7 @@
 // How an array of a step lies in memory. Plain data, the same for every instruction set.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
@@ -24,6 +25,42 @@ struct BlockBits {
   std::uint32_t row;
 };
 
+// How a parameter of two or more axes falls into the rows and columns of its last two, for state
+// that has a number for each of these. In the order of memory its elements are an array of shape
+// (groups, lines, length, width), of which groups or width is 1. Of rows and columns, one kind has
+// a number for each [group, line, width], which is `along` a line, and the other for each
+// [group, length, width], `across` the lines.
+struct Matrix {
+  std::size_t groups = 1, lines = 1, length = 1, width = 1;
+  bool rows_along = true;  // else the columns are
+  // Sums are taken over tiles: a strip of lines, of which a segment of the length.
+  std::size_t strip = 1, n_strips = 1, segment = 1, n_segments = 1;
+  std::size_t n_tiles = 1, tiles_at_once = 1;
+  double *along = nullptr, *across = nullptr;  // the tiles' sums, those of one strip side by side
+  void *opened_rows = nullptr, *opened_columns = nullptr;  // what the loop reads instead
+};
+
+// State that has a number for each place along every axis.
+struct Axes {
+  // What the pieces of a step make of the numbers, each in a copy of its own, since others still
+  // read the old ones.
+  struct Copy {
+    std::atomic<bool> is_taken = false;
+    bool is_used = false;  // else its numbers mean nothing
+    void* numbers = nullptr;
+  };
+  std::size_t rank = 0;
+  const std::size_t* sizes = nullptr;   // of each axis, that of the farthest elements first
+  const std::size_t* places = nullptr;  // where the numbers of each axis begin
+  std::size_t total = 0;                // of all axes
+  Copy* copies = nullptr;               // as many as threads
+};
+
+// What a state has numbers for: like the parameter, for each element; or for each row or column of
+// its last two axes, an array in which the other one of these has length 1; or for each place along
+// every axis, those of the first axis first.
+enum class Shape : unsigned char { param, rows, columns, axes };
+
 struct Codec;
 
 struct Stored {
@@ -35,6 +72,8 @@ struct Stored {
   union {
     const Codec* codec = nullptr;  // null: in the type that the rule computes with
     std::uint8_t* scales;          // of 8-bit state: one per block
+    const Matrix* matrix;          // of state with a number for each row or column
+    const Axes* axes;              // of state with a number for each place along an axis
   };
 };
 

@@ -12,6 +12,7 @@
 
 #include "onepass/formats.hpp"
 #include "onepass/rule.hpp"
+#include "onepass/shaped.hpp"
 
 namespace onepass::inline ONEPASS_ISA {
 
@@ -140,7 +141,8 @@ template <class T>
   for (std::size_t i = 0; i < n; ++i) param[i] = slow[i] + weight * (param[i] - slow[i]);
 }
 
-// The format of a rule's k-th state; NotThere where the rule does not use it.
+// The format of a rule's k-th state; NotThere where the rule does not use it. State of another
+// shape is always kept in full.
 template <class Rule, template <bool> class State, std::size_t k>
 using Kept = std::conditional_t<
     !Rule::states[k].used, NotThere,
@@ -150,6 +152,19 @@ using Kept = std::conditional_t<
 // A rule that steps along a direction made of the whole tensor.
 template <class Rule>
 concept Directed = requires { requires Rule::is_directed; };
+
+template <class Rule, std::size_t k>
+constexpr bool has_own_shape = Rule::states[k].used && Rule::states[k].shape != Shape::param;
+
+// Reads a rule's k-th state from element `begin` on; a state of another shape, as it was opened.
+template <class Rule, template <bool> class State, std::size_t k, class T>
+auto reader_of(const Streams& streams, std::size_t begin, const Shaped<Rule, T>& shaped) noexcept {
+  if constexpr (has_own_shape<Rule, k>) {
+    return typename Plain<T>::Reader{shaped.template values<k>()};
+  } else {
+    return Kept<Rule, State, k>::reader(streams.state[k], begin);
+  }
+}
 
 // A reader of numbers that stand four to a word (q8.hpp).
 template <class Reader>
@@ -165,7 +180,10 @@ inline void update_tile(T* param, const T* grad, [[maybe_unused]] const T* direc
   [[maybe_unused]] const T weight_decay = static_cast<T>(stages.weight_decay);
   [[maybe_unused]] const T shrink = stages.shrink;
   const auto write = [&]<std::size_t k>([[maybe_unused]] std::size_t i, [[maybe_unused]] T value) {
-    if constexpr (Rule::states[k].used) state[k][i] = value;
+    constexpr Shape shape = Rule::states[k].shape;
+    if constexpr (Rule::states[k].used && shape != Shape::rows && shape != Shape::columns) {
+      state[k][i] = value;
+    }
   };
   // Always inlined, however large it is, or the loops would not be vectorised.
   const auto step = [&](std::size_t row, std::size_t column) __attribute__((always_inline)) {
@@ -258,6 +276,7 @@ void update(const Streams& streams, std::size_t begin, std::size_t end, const Ru
   const bool prepares = must_prepare<decay>(stages);
   const bool decays_late = stages.late_shrink != 1 || stages.cautious != 0;
   const bool ahead = streams.prefetch_ahead;
+  [[maybe_unused]] Shaped<Rule, T> shaped(streams, begin);
   std::uint64_t keys[n_states + 1] = {};  // for the random bits of each state, then the parameter
   for (std::size_t k = 0; streams.random && k <= n_states; ++k) {
     keys[k] = array_key(*streams.random, std::uint64_t{streams.tensor} * (n_states + 1) + k);
@@ -269,7 +288,9 @@ void update(const Streams& streams, std::size_t begin, std::size_t end, const Ru
   std::size_t n = !streams.random && end - begin >= min_elements_to_align
                       ? elements_to_alignment(first, end - begin)
                       : 0;
-  const std::size_t tile = streams.random ? block_size : tile_size;
+  // To open state of another shape takes longer for each tile.
+  constexpr bool is_shaped = Shaped<Rule, T>::has_matrix || Shaped<Rule, T>::has_axes;
+  const std::size_t tile = streams.random || is_shaped ? block_size : tile_size;
   if (n == 0) n = std::min(end - begin, tile);
 
   for (; begin < end; begin += n, n = std::min(end - begin, tile)) {
@@ -281,6 +302,8 @@ void update(const Streams& streams, std::size_t begin, std::size_t end, const Ru
       using Codec = Kept<Rule, State, k>;
       if constexpr (!Rule::states[k].used) {
         return nullptr;
+      } else if constexpr (has_own_shape<Rule, k>) {
+        return scratch[k];
       } else {
         ask(streams.state[k].data, sizeof(typename Codec::Item));
         if constexpr (Codec::in_place) return static_cast<T*>(streams.state[k].data) + begin;
@@ -298,6 +321,7 @@ void update(const Streams& streams, std::size_t begin, std::size_t end, const Ru
     const T* grad = open(streams.grad, begin, n, opened);
     if (prepares) prepare_tile<decay>(prepared, grad, param, n, stages);
     if (stages.cautious != 0) std::copy_n(param, n, before);
+    shaped.open(n);
     const T* direction = nullptr;
     if constexpr (Directed<Rule>) {
       static_assert(n_states <= direction_place);
@@ -306,7 +330,8 @@ void update(const Streams& streams, std::size_t begin, std::size_t end, const Ru
     }
     update_tile<decay>(param, prepares ? prepared : grad, direction, state, n, rule,
                        prepares ? T{1} : stages.scale, stages, all,
-                       Kept<Rule, State, K>::reader(streams.state[K], begin)...);
+                       reader_of<Rule, State, K>(streams, begin, shaped)...);
+    shaped.close(state, n);
     if (decays_late) decay_late(param, before, n, stages);
     if (stages.slow_weight != 0) look_ahead(param, slow, n, stages.slow_weight);
     ask_for(streams.param);  // earlier, there would be too many prefetches at once
@@ -331,7 +356,7 @@ void flush_state(const Streams& streams, std::size_t begin, std::size_t n,
                  std::index_sequence<K...>) noexcept {
   const auto flush_one = [&]<std::size_t k>() {
     using Codec = Kept<Rule, State, k>;
-    if constexpr (Rule::states[k].used && Codec::in_place) {
+    if constexpr (Rule::states[k].used && Codec::in_place && !has_own_shape<Rule, k>) {
       flush(static_cast<typename Codec::Value*>(streams.state[k].data) + begin, n);
     }
   };

@@ -2,6 +2,7 @@
 
 from onepass.optim.adabelief import AdaBelief
 from onepass.optim.adadelta import Adadelta
+from onepass.optim.adafactor import Adafactor
 from onepass.optim.adagrad import Adagrad
 from onepass.optim.adam import Adam
 from onepass.optim.adamax import Adamax
@@ -26,6 +27,7 @@ from onepass.optim.rmsprop import RMSprop
 from onepass.optim.rprop import Rprop
 from onepass.optim.sgd import SGD
 from onepass.optim.sgd_schedulefree import SGDScheduleFree
+from onepass.optim.sm3 import SM3
 from onepass.optim.step_info import StepInfo
 from onepass.optim.yogi import Yogi
 
@@ -35,9 +37,11 @@ __all__ = [
     "LAMB",
     "LARS",
     "SGD",
+    "SM3",
     "AdEMAMix",
     "AdaBelief",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",

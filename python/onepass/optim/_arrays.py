@@ -41,25 +41,33 @@ def arrange(rule: str, settings: Mapping[str, Any], param: Array, kept: Kept, st
         slow = None
     elif slow is None:  # in the middle of a round: it is as if it began here
         slow = _storage.keep(_storage.weights(param, master), param, None, has_sign=True)
-    used = row.used_states(settings)
+    shapes = row.state_shapes(settings, param.shape)
     new = [
-        _of_rule(row, k, param, array, settings, is_used=used[k] is not None)
-        for k, array in enumerate(state)
+        _of_rule(row, k, param, array, settings, shape)
+        for k, (array, shape) in enumerate(zip(state, shapes, strict=True))
     ]
     return (*new, average, master, slow)
 
 
 def _of_rule(
-    row: Row, k: int, param: Array, array: Any, settings: Mapping[str, Any], *, is_used: bool
+    row: Row,
+    k: int,
+    param: Array,
+    array: Any,
+    settings: Mapping[str, Any],
+    shape: tuple[int, ...] | None,
 ) -> Any:
-    """Return the k-th array of the rule in the format that the settings ask for."""
+    """Return the k-th array of the rule in the format that the settings ask for.
+
+    `shape` is that of a new one, None where the settings use none.
+    """
     has_sign = row.has_sign[k]
     state_format = None if row.in_full[k] else settings["state_format"]
     if array is None:
-        if not is_used:
+        if shape is None:
             return None
         start = row.start_values(settings)[k]
-        return _storage.fresh(param, start, state_format, has_sign)
+        return _storage.fresh(param, start, state_format, has_sign, shape)
     if _storage.is_kept_as(array, param, state_format):
         return array
     return _storage.keep(_storage.opened(array, param, has_sign), param, state_format, has_sign)

@@ -21,6 +21,11 @@ NAMES = {
     "b1": "betas",
     "b2": "betas",
     "epsilon": "eps",
+    "clip_threshold": "d in Adafactor",
+    "clipping_threshold": "d in Adafactor",
+    "decay_rate": "beta2_decay in Adafactor, with the other sign in optax",
+    "multiply_by_parameter_scale": "scale_parameter in Adafactor",
+    "warmup_init": "a schedule for lr",
     "l2": "weight_decay",
     "l2_regularization": "weight_decay",
     "weight_decouple": "decoupled_weight_decay in Adam, or AdamW",
@@ -69,6 +74,8 @@ def no_attribute(cls: type[Rule], name: str) -> str:
 
 def hint(name: str) -> str:
     """Return which class has such a hyperparameter, or what it is called here; or nothing."""
+    here = f"here it is {NAMES[name]}" if name in NAMES else ""
     if owners := [cls.__name__ for cls in registry.values() if name in cls.checks]:
-        return f" ({', '.join(owners)} {'has' if len(owners) == 1 else 'have'} it)"
-    return f" (here it is {NAMES[name]})" if name in NAMES else ""
+        has = f"{', '.join(owners)} {'has' if len(owners) == 1 else 'have'} it"
+        return f" ({here}; {has})" if here else f" ({has})"
+    return f" ({here})" if here else ""

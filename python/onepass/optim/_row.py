@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from onepass import _core
+from onepass.optim._factored import Shape, shape_of
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class Row:
     """The numbers of a step."""
     uses_state: tuple[tuple[bool, ...], ...]
     """For each variant, which of the arrays it keeps."""
+    factored: bool
+    """Whether parameters of two or more axes have variants of their own."""
+    shape: tuple[str, ...]
+    """What each of the arrays has numbers for in such a parameter: "param", "rows", "columns" or
+    "axes"."""
     memory: tuple[str, ...]
     """The numbers that it remembers."""
     memory_start: tuple[float, ...]
@@ -44,12 +50,13 @@ class Row:
     directed: tuple[bool, ...]
     """For each variant, whether it steps along a direction that is made of the whole array."""
 
-    def variant(self, settings: Mapping[str, Any]) -> int:
-        """Return the number of the kernels that go with these settings.
+    def variant(self, settings: Mapping[str, Any], shape: Shape = ()) -> int:
+        """Return the number of the kernels that go with these settings and a parameter's shape.
 
         An option is on where its setting is a schedule: the state must not come and go.
         """
-        return sum(1 << k for k, name in enumerate(self.options) if settings[name])
+        factored = (self.factored and len(shape) > 1) << len(self.options)
+        return factored + sum(1 << k for k, name in enumerate(self.options) if settings[name])
 
     @property
     def own_memory(self) -> tuple[str, ...]:
@@ -68,10 +75,19 @@ class Row:
         """Return what each of the arrays starts from."""
         return [settings[name] if name else 0.0 for name in self.start]
 
-    def used_states(self, settings: Mapping[str, Any]) -> list[str | None]:
-        """Return the names of the arrays in order, None where the settings leave one out."""
-        uses = self.uses_state[self.variant(settings)]
+    def used_states(self, settings: Mapping[str, Any], shape: Shape = ()) -> list[str | None]:
+        """Return the names of the arrays in order, None where a parameter of this shape has none.
+
+        That depends on the shape only where the row is `factored`.
+        """
+        uses = self.uses_state[self.variant(settings, shape)]
         return [name if used else None for name, used in zip(self.states, uses, strict=True)]
+
+    def state_shapes(self, settings: Mapping[str, Any], shape: Shape) -> list[Shape | None]:
+        """Return the shapes of the arrays of a parameter of this shape, None where it has none."""
+        used = self.used_states(settings, shape)
+        kinds = zip(used, self.shape, strict=True)
+        return [None if name is None else shape_of(kind, shape) for name, kind in kinds]
 
 
 def _fixed(value: Any) -> Any:

@@ -190,11 +190,12 @@ class Rule:
             raise ValueError(f"rounding: expected {expected}, got {got!r}")
 
     @classmethod
-    def state_names(cls, **settings: Any) -> list[str | None]:
+    def state_names(cls, shape: tuple[int, ...] = (), **settings: Any) -> list[str | None]:
         """Return the names of the state arrays that `onepass.kernels` takes, in its order.
 
-        None stands where these settings (else the defaults) leave an array out. The numbers that a
-        rule remembers besides arrays come behind them: see `memory_start`.
+        None stands where these settings (else the defaults) leave an array out. `shape` is the
+        parameter's: it matters to `Adafactor` alone. The numbers that a rule remembers besides
+        arrays come behind them: see `memory_start`.
 
         Examples
         --------
@@ -203,7 +204,22 @@ class Rule:
         ['square_avg', None, 'grad_avg']
         """
         values = {**cls.defaults, **settings}
-        return cls.row.used_states(values)
+        return cls.row.used_states(values, shape)
+
+    @classmethod
+    def state_shapes(cls, shape: tuple[int, ...], **settings: Any) -> list[tuple[int, ...] | None]:
+        """Return the shapes of those arrays for a parameter of this shape.
+
+        Examples
+        --------
+        >>> import onepass as op
+        >>> op.Adam.state_shapes((3, 4))
+        [(3, 4), (3, 4), None]
+        >>> op.Adafactor.state_shapes((3, 4))
+        [(3, 1), (1, 4), None, None]
+        """
+        values = {**cls.defaults, **settings}
+        return cls.row.state_shapes(values, shape)
 
     @classmethod
     def memory_start(cls) -> dict[str, float]:
@@ -232,9 +248,15 @@ class Rule:
     @classmethod
     def _check_moves_rows(cls, settings: Mapping[str, Any]) -> None:
         """Raise ValueError where a step of these settings cannot move rows alone."""
-        if cls.row.measures(settings) or cls.row.keeps_weights:
-            why = "averages all weights" if cls.row.keeps_weights else "measures whole arrays"
-            raise ValueError(f"rows: expected None for {cls.__name__} (it {why}), got an index")
+        row = cls.row
+        for why, is_so in {
+            "measures whole arrays": row.measures(settings),
+            "takes whole matrices": row.is_directed(settings),
+            "keeps numbers of rows and columns": row.factored,
+            "averages all weights": row.keeps_weights,
+        }.items():
+            if is_so:
+                raise ValueError(f"rows: expected None for {cls.__name__} (it {why}), got an index")
         for name in ("ema_decay", "swa_start", "lookahead_every"):
             if settings[name] is not None:
                 expected = "None where rows move alone"
@@ -313,7 +335,7 @@ class Rule:
             numbers = {"step": step, "grad_factor": grad_factor, **settings}
             return cls._reference_rows(rows, (param, *state), grad, numbers)
         row, n = cls.row, len(cls.row.states)
-        given, memory, slow, average = cls._split(state, values)
+        given, memory, slow, average = cls._split(state, values, param.shape)
         remembered = {k: _number(k, array) for k, array in zip(row.memory, memory, strict=True)}
         stages = {**values, "weight_decay": 0.0} if "weight_decay" in row.hyper else values
         sign, decay, shrink, max_value = _reference.constants(stages)
@@ -336,12 +358,13 @@ class Rule:
         scalars = cls.scalars(step, {**values, **remembered})
         scalars = cls._weighed(scalars, (param, grad, *padded), values)
         after = [scalars.pop(name) for name in row.memory]
-        weights, *kept = cls.reference(
+        computed = cls.reference(
             param,
             grad,
             *padded,
             **{**scalars, **flags, **cls._direction(values, scalars, (param, grad, *padded))},
         )
+        weights, *kept = map(partial(_in_its_order, param), computed)
         weights = _reference.decayed_late(param, weights, stages)
         weights = _reference.looked_ahead(weights, slow, step, values)
         flushes = step % _reference.FLUSH_EVERY == 0
@@ -361,7 +384,7 @@ class Rule:
 
     @classmethod
     def _split(
-        cls, state: Sequence[Array | None], values: Mapping[str, Any]
+        cls, state: Sequence[Array | None], values: Mapping[str, Any], shape: tuple[int, ...]
     ) -> tuple[Sequence[Array | None], Sequence[Any], Array | None, Array | None]:
         """Return the rule's arrays, its memory, the slow weights, and the average of the weights.
 
@@ -378,11 +401,22 @@ class Rule:
         if len(state) > most:
             raise ValueError(f"state: expected at most {most} arrays, got {len(state)}")
         padded = (*state, *[None] * (most - len(state)))
-        for name, use, array in zip(row.states, row.used_states(values), padded[:n], strict=True):
+        used = row.used_states(values, shape)
+        for name, use, array in zip(row.states, used, padded[:n], strict=True):
             if (use is None) != (array is None):
                 expected = "None (these options do not use it)" if use is None else "an array"
                 raise ValueError(f"{name}: expected {expected}, got {type(array).__name__}")
         return padded[:n], padded[n:], slow, average
+
+
+def _in_its_order(param: Array, array: Any) -> Any:
+    """Return an array in the order of a parameter, that of sums and random bits.
+
+    What NumPy computes of arrays in several orders has any of them.
+    """
+    if array is None or array.ndim < 2:
+        return array
+    return np.asarray(array, order=order_of(param))
 
 
 def _number(name: str, array: Array | None) -> float:

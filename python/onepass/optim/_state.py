@@ -18,6 +18,7 @@ from onepass._quiet import quiet
 from onepass._typing import Array
 from onepass.optim import _storage
 from onepass.optim._arrays import Kept
+from onepass.optim._factored import shape_of
 from onepass.optim._row import Row
 from onepass.optim._rule import Rule
 from onepass.optim._settings import CHECKS, OWN_FIELDS
@@ -342,8 +343,12 @@ def _entry(
 
     The settings, if given, say which arrays there must be.
     """
-    names, signs = cls.row.states, cls.row.has_sign
-    used = [] if settings is None else [name for name in cls.row.used_states(settings) if name]
+    names, signs, kinds = cls.row.states, cls.row.has_sign, cls.row.shape
+    used = (
+        []
+        if settings is None
+        else [name for name in cls.row.used_states(settings, param.shape) if name]
+    )
     average = entry.pop(AVERAGE, None)
     averaged = entry.pop(AVERAGED, None)
     shape, order = entry.pop(SHAPE, list(param.shape)), entry.pop(ORDER, "C")
@@ -366,8 +371,12 @@ def _entry(
     if (step or entry) and not set(used) <= set(entry) <= set(names):
         raise ValueError(f"{label}: expected the arrays {used}, got {list(entry)}")
     state = tuple(
-        _kept(entry[name], param, has_sign, order, f"{label}[{name!r}]") if name in entry else None
-        for name, has_sign in zip(names, signs, strict=True)
+        _kept(
+            entry[name], param, has_sign, order, f"{label}[{name!r}]", shape_of(kind, param.shape)
+        )
+        if name in entry
+        else None
+        for name, has_sign, kind in zip(names, signs, kinds, strict=True)
     )
     if average is None:
         return step, 0, memory, (*state, None, master, slow)
@@ -385,22 +394,33 @@ def _average(saved: Any, param: Array, label: str) -> Array:
     return _array(source, param, label, np.dtype(np.float64))
 
 
-def _array(saved: Any, param: Array, label: str, dtype: np.dtype[Any] | None = None) -> Array:
+def _array(
+    saved: Any,
+    param: Array,
+    label: str,
+    dtype: np.dtype[Any] | None = None,
+    shape: tuple[int, ...] | None = None,
+) -> Array:
     source, dtype = np.asarray(saved), dtype or compute_dtype(param)
+    shape = param.shape if shape is None else shape
     if source.dtype != dtype:
         raise TypeError(f"{label}: expected dtype {dtype}, got {source.dtype}")
-    _check_shape(source, param.shape, label)
-    array = state_like(param, dtype=dtype)
+    _check_shape(source, shape, label)
+    array = state_like(param, dtype=dtype, shape=shape)
     array[...] = source
     return array
 
 
-def _kept(saved: Any, param: Array, has_sign: bool, order: str, label: str) -> Any:
+def _kept(
+    saved: Any, param: Array, has_sign: bool, order: str, label: str, shape: tuple[int, ...]
+) -> Any:
     """Return saved state in the parameter's layout, in the format in which it was saved."""
     source = np.asarray(saved)
     is_small = source.dtype.name in ("bfloat16", "float16", "uint8")
     if not is_small or compute_dtype(param) != np.float32:
-        return _array(source, param, label)
+        return _array(source, param, label, shape=shape)
+    if shape != param.shape and source.dtype != np.uint8:  # kept in full
+        return _array(source.astype(np.float32), param, label, shape=shape)
     if source.dtype != np.uint8:
         _check_shape(source, param.shape, label)
         array = state_like(param, dtype=np.float32 if source.dtype == np.float16 else source.dtype)

@@ -47,11 +47,17 @@ def keep(values: Array, param: Array, state_format: str | None, has_sign: bool) 
     return array
 
 
-def fresh(param: Array, value: float, state_format: str | None, has_sign: bool) -> Any:
-    """Return such an array that is filled with a value."""
+def fresh(
+    param: Array,
+    value: float,
+    state_format: str | None,
+    has_sign: bool,
+    shape: tuple[int, ...] | None = None,
+) -> Any:
+    """Return such an array that is filled with a value; one of another shape has no format."""
     own = _format_of(param, state_format)
     if own != "q8":
-        return state_like(param, value, _dtype_of(own))
+        return state_like(param, value, _dtype_of(own), shape)
     if not value:
         return aligned_zeros(formats.q8_size(param.size), np.uint8)
     return keep(np.broadcast_to(np.float32(value), param.shape), param, state_format, has_sign)

@@ -238,6 +238,6 @@ def _as_seen_by(contender: Contender, network: Network) -> tuple[Any, Any]:
             for arrays in (network.arrays, network.grad_arrays)
         )
         return [{"params": matrices}, {"params": rest, "use_muon": False}], grads
-    if row.measures(settings):  # it takes the norms of whole arrays: each layer's by itself
+    if row.measures(settings) or row.factored:  # it is to see each layer, its norm and its axes
         return network.arrays, network.grad_arrays
     return network.params, network.grads
