@@ -39,8 +39,10 @@ CASES = [
 
 
 def moves_rows(cls: type[Optimizer], settings: Mapping[str, Any]) -> bool:
-    """Whether rows of a parameter can move alone: the rule needs no sum over it, and no mean."""
-    return not (cls.row.measures({**cls.defaults, **settings}) or cls.row.keeps_weights)
+    """Whether rows of a parameter can move alone: the rule needs nothing of the whole of it."""
+    row, values = cls.row, {**cls.defaults, **settings}
+    needs_all = row.measures(values) or row.is_directed(values)
+    return not (needs_all or row.keeps_weights or row.factored)
 
 
 def shape_of_state(cls: type[Optimizer], settings: Mapping[str, Any]) -> tuple[Any, ...]:
