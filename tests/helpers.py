@@ -235,7 +235,8 @@ def digest(*things: Any) -> str:
             add(thing.state_dict())
             add([g["params"] for g in thing.param_groups])
         elif isinstance(thing, np.ndarray) and thing.dtype != object:
-            if thing.dtype.kind not in "biu" and (is_nan := np.isnan(thing)).any():
+            is_float = thing.dtype.kind in "fc" or thing.dtype == ml_dtypes.bfloat16
+            if is_float and (is_nan := np.isnan(thing)).any():
                 thing = np.where(is_nan, thing.dtype.type(np.nan), thing)
             hasher.update(f"{thing.dtype}{thing.shape}".encode() + thing.tobytes())
         elif isinstance(thing, Mapping):

@@ -430,7 +430,8 @@ def test_a_file_of_another_class(optimizer, tmp_path, rng):
     _, path = saved_run(optimizer, tmp_path, rng)
     for other in op.optim.registry.values():
         if other is not optimizer:
-            fresh = other(params_like(rng))
+            params = params_like(rng)
+            fresh = other({name: shaped(other, {}, param) for name, param in params.items()})
             with pytest.raises(
                 ValueError,
                 match=f"expected a checkpoint of {other.rule}, got one of {optimizer.rule}",

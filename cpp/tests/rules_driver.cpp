@@ -95,7 +95,7 @@ void check_direction(std::size_t row, std::size_t variant, const Formats& format
       if (!isa.supported) continue;
       const onepass::Variant& kernels = isa.kernels->rules[row]->variants[variant];
       auto arrays = std::make_unique<Arrays<T>>(n, 1, formats);
-      const onepass::Tensor tensor = arrays->tensor({isa.kernels, row, variant});
+      const onepass::Tensor tensor = arrays->tensor({isa.kernels, row, variant, &decoupled});
       double sum = 0;
       onepass::find_direct(kernels, sizeof(T) == sizeof(double), formats.state)(
           tensor.streams, 0, n, tensor.scalars, &sum);
