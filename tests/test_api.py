@@ -269,7 +269,7 @@ def test_signatures_of_the_free_functions(optimizer):
         **{"max_grad_value": None, "clear_grads": False, "average": None, "averaged": None},
         **{"ema_decay": None, "ema_warmup": False, "swa_start": None},
         **{"cautious_weight_decay": False, "max_grad_norm_each": None},
-        **{"lookahead_every": None, "lookahead_weight": 0.5, "slow": None},
+        **{"lookahead_every": None, "lookahead_weight": 0.5, "slow": None, "rows": None},
     }
     taken = inspect.signature(optimizer).parameters
     own = {name: value for name, value in optimizer.defaults.items() if name in taken}

@@ -12,7 +12,7 @@
 namespace onepass {
 namespace {
 
-// Elements that a thread adds up at a time, and below twice of which no other thread is woken.
+// Elements that a thread adds up at a time; for fewer than two times as many none is woken.
 constexpr std::size_t piece_size = 16384;
 constexpr std::size_t tile_size = 256;
 
