@@ -226,7 +226,7 @@ def test_free_function_refuses_other_shapes_in_words(cls, order):
         with pytest.raises(ValueError, match=f"^{name}: expected a writable array"):
             kernel(param, grad, *state, step=1)
         state = [
-            param.ravel("K")[: array.size].reshape(array.shape) if i == k else array
+            param.ravel("K")[: array.size].reshape(array.shape, order=order) if i == k else array
             for i, array in enumerate(good)
         ]
         with pytest.raises(ValueError, match=f"^{name}: expected memory of its own"):
@@ -241,9 +241,7 @@ def test_a_parameter_that_was_reshaped_in_place_is_refused(cls, rng):
     opt.step(np.ones((4, 6)))
     before = digest(opt)
     param.shape = (6, 4)
-    with pytest.raises(
-        ValueError, match=r"^params\[0\]: expected shape \(4, 6\), as its state has"
-    ):
+    with pytest.raises(ValueError, match=r"^params: expected shape \(4, 6\), as its state has"):
         opt.step(np.ones((6, 4)))
     param.shape = (4, 6)
     assert digest(opt) == before
@@ -349,18 +347,16 @@ def test_gradients_in_sixteen_bits_and_masters(cls, rng):
 
 
 def test_blocks_averages_and_new_groups(cls, rng):
-    params, opt = run_of(cls, rng, [(7, 5)], ema_decay=0.5)
-    step_all(opt, params, 1)
-    first = params[0].copy()
-    more = numbers(rng, (4, 3), np.float32)
-    opt.add_param_group({"params": more, "lr": 0.5})
-    step_all(opt, [*params, more], 2)
+    first, second = numbers(rng, (7, 5), np.float32), numbers(rng, (4, 3), np.float32)
+    opt = cls([first], ema_decay=0.5)
+    opt.step([np.ones((7, 5), np.float32)])
+    before = first.astype(np.float64)
+    opt.add_param_group({"params": [second], "lr": 0.5})
+    opt.step([[np.ones((7, 5), np.float32)], [np.ones((4, 3), np.float32)]])
     with opt.averaged():
-        shown = params[0].copy()
-    np.testing.assert_array_equal(shown, ((first.astype(np.float64) + params[0]) / 2).astype("f4"))
-    alone = cls(more_start := more.copy())
-    assert set(opt.state_dict()["state"][1]) >= set(alone.state_names((4, 3))) - {None}
-    assert more_start.shape == (4, 3)
+        shown = first.copy()
+    np.testing.assert_array_equal(shown, ((before + first) / 2).astype(np.float32))
+    assert set(state_names(cls, {}, (4, 3))) <= set(opt.state_dict()["state"][1])
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -417,7 +413,7 @@ def test_no_bound_on_the_update(rng):
         w = np.ones((3, 4))
         op.Adafactor(w, eps=(eps1, 1e-3), d=np.inf).step(np.full((3, 4), 1e-6))
         steps.append(1 - w[0, 0])
-    np.testing.assert_allclose(steps[0], 10 * steps[1], rtol=1e-9)
+    np.testing.assert_allclose(steps[0], 10 * steps[1], rtol=1e-6)
 
 
 @given(shape=hnp.array_shapes(min_dims=2, max_dims=4, max_side=6), seed=st.integers(0, 2**32 - 1))

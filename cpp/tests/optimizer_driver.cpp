@@ -472,11 +472,12 @@ std::deque<Shaped> factored_steps(const onepass::KernelTable& kernels, std::size
     for (const std::uint32_t which : {1, 2}) own.arrays.emplace_back(own.size, 0, seed + which);
     optimizer.params.push_back({.size = own.size, .is_factored = true});
     optimizer.axes.push_back({sizes, f_order});
-    onepass::Tensor tensor{
-        .size = own.size,
-        .streams = {.param = {own.arrays[0].data()}, .grad = {own.arrays[1].data()}},
-        .item_size = sizeof(float),
-        .squares = kernels.squares_f32};
+    onepass::Tensor tensor{};
+    tensor.size = own.size;
+    tensor.item_size = sizeof(float);
+    tensor.squares = kernels.squares_f32;
+    tensor.streams.param = onepass::Stored(own.arrays[0].data());
+    tensor.streams.grad = onepass::Stored(own.arrays[1].data());
     const onepass::Variant& kernel = group.variant(true);
     for (std::size_t k = 0; k < rule.states.size(); ++k) {
       if (!kernel.uses_state[k]) continue;

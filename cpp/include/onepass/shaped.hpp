@@ -108,7 +108,7 @@ class AxesTiles {
   AxesTiles(const AxesTiles&) = delete;
   AxesTiles& operator=(const AxesTiles&) = delete;
   ~AxesTiles() {
-    end_line(opened_at_);
+    if (opened_at_[last_] != 0) end_line(opened_at_);  // in the midst of one
     copy_.is_taken.store(false, std::memory_order_release);
   }
 
