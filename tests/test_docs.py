@@ -36,6 +36,22 @@ def test_doctests_are_found():
         assert any(test.examples for test in finder.find(cls)), cls
 
 
+def test_every_class_stands_beside_those_of_other_libraries():
+    rows = (DOCS / "libraries.md").read_text().partition("## Not here")[0]
+    for cls in onepass.optim.registry.values():
+        assert f"`{cls.__name__}`" in rows, cls
+
+
+def test_every_class_of_pytorch_is_here_or_has_another_way():
+    torch = pytest.importorskip("torch", reason="PyTorch, the second oracle, is not installed")
+    page = (DOCS / "libraries.md").read_text()
+    for name, cls in vars(torch.optim).items():
+        is_optimizer = isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)
+        if is_optimizer and cls is not torch.optim.Optimizer:
+            assert f"`{name}`" in page
+            assert hasattr(onepass, name) or name in ("SparseAdam", "LBFGS")
+
+
 def with_code(texts):
     return {name: text for name, text in texts.items() if sphinx_pages.blocks(text, "python")}
 
