@@ -219,10 +219,13 @@ def test_layout(every_case, rng):
     assert list(saved) == ["state", "param_groups", "step_options"]
     assert list(saved["state"]) == ["w", "b", "scale"]
     for key, entry in saved["state"].items():
-        assert list(entry) == entry_names(cls, options)
+        shape = params[key].shape
+        assert list(entry) == entry_names(cls, options, shape)
         assert entry["step"] == 2
-        for name in state_names(cls, options):
-            assert entry[name].shape == params[key].shape
+        kept = cls.row.state_shapes({**cls.defaults, **options}, shape)
+        shapes = [own for own in kept if own is not None]
+        for name, own in zip(state_names(cls, options, shape), shapes, strict=True):
+            assert entry[name].shape == own
             assert entry[name].dtype == params[key].dtype
     (group,) = saved["param_groups"]
     assert group["params"] == ["w", "b", "frozen", "scale"]

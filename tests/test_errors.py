@@ -301,7 +301,8 @@ class TestHyperparameters:
             if isinstance(default, bool):
                 yield from ((name, value) for value in (1, 0.0, "yes", None))
             elif isinstance(default, tuple):
-                for i, kind in enumerate(optimizer.checks[name].kinds):
+                for i, each in enumerate(optimizer.checks[name].kinds):
+                    kind = getattr(each, "kind", each)
                     low = kind.low - 0.1
                     if kind.above > -math.inf:
                         low = min(kind.low, kind.above) - 0.5
@@ -318,7 +319,9 @@ class TestHyperparameters:
                 if isinstance(check, Maybe):
                     check, wrong = check.kind, [w for w in wrong if w is not None]
                 too_large = [] if getattr(check, "infinite", False) else TOO_LARGE
-                yield from ((name, bad) for bad in BAD_NUMBERS + too_large + wrong)
+                signed = getattr(check, "low", 0) == -math.inf
+                bad_numbers = [bad for bad in BAD_NUMBERS if not (signed and bad == -1.0)]
+                yield from ((name, bad) for bad in bad_numbers + too_large + wrong)
                 if getattr(check, "below", math.inf) < math.inf:
                     yield from ((name, value) for value in (check.below, check.below + 0.5))
                 if getattr(check, "high", math.inf) < math.inf:

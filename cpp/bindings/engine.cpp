@@ -115,7 +115,7 @@ Engine::Engine(const py::dict& contents)
   read_settings();
   for (std::size_t i = 0; i < size(); ++i) {
     const Group& group = now_.optimizer.groups[now_.optimizer.params[i].group];
-    check_axes(group, now_.params[i].array, Label(labels_, i, Role::param));
+    check_dimensions(group, now_.params[i].array, Label(labels_, i, Role::param));
   }
   if (contents.contains("progress")) {
     read_progress(contents["progress"]);
@@ -314,7 +314,7 @@ void Engine::lay_out(Arrangement& arrangement, std::size_t index) const {
   Parameter& known = arrangement.optimizer.params[index];
   const Group& group = arrangement.optimizer.groups[known.group];
   Tensor& tensor = arrangement.optimizer.tensors[index];
-  check_axes(group, param.array, Label(labels_, index, Role::param));
+  check_dimensions(group, param.array, Label(labels_, index, Role::param));
   Memory memory;  // of our own; nothing else can overlap it
   start_layout(param, index, tensor, known);
   note_axes(param, index, arrangement.optimizer);

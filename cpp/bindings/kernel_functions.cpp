@@ -324,7 +324,7 @@ void Kernel::lay_out(const Given& given, PyObject* const* args, std::size_t n_ke
     const Param param = check_param(params[i], params.label(i, Role::param));
     arrays.watch(params[i]);
     memory.add(param.array, params.label(i, Role::param));
-    check_axes(given.group, param.array, params.label(i, Role::param));
+    check_dimensions(given.group, param.array, params.label(i, Role::param));
     if (given.group.variant().direct_f64) scratch.params.push_back(param.array);
     if (rule_.full_weights && param.format != plain) {
       fail_type(params.label(i, Role::param), "float32 or float64 for this rule",

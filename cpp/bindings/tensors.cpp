@@ -75,7 +75,7 @@ void finish_layout(const Like& param, bool stochastic, Tensor& tensor, Parameter
   tensor.streams.param = stored(param.data, param.format == bf16 ? bf16_random : f16_random);
 }
 
-void check_axes(const Group& group, const py::array& param, const Label& label) {
+void check_dimensions(const Group& group, const py::array& param, const Label& label) {
   if (!group.variant().direct_f64 || param.ndim() >= 2) return;
   const std::string option = group.rule->options[0];
   fail_value(label,

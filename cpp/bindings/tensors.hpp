@@ -31,7 +31,7 @@ void add_state(const Group& group, std::size_t k, py::handle array, const Label&
 void finish_layout(const Like& param, bool stochastic, Tensor& tensor, Parameter& known);
 
 // Raises where a directed rule is given what is no matrix.
-void check_axes(const Group& group, const py::array& param, const Label& label);
+void check_dimensions(const Group& group, const py::array& param, const Label& label);
 
 // A onepass.StepInfo that is still to be filled: the one of the last call where nobody has kept
 // that, since a new one would cost a small step a tenth of its cold cache lines. It is made before

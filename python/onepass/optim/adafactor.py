@@ -145,9 +145,10 @@ class Adafactor(Optimizer, rule="adafactor"):
     }
     cases: ClassVar[Sequence[Mapping[str, Any]]] = (
         {},
-        {"beta2_decay": -0.5, "eps": (1e-3, 1e-2), "d": 2.0},
+        {"beta2_decay": -2.0, "eps": (1e-3, 1e-2), "d": 2.0},
         {
-            "eps": (1e-30, 1e-3),
+            "lr": 0.5,
+            "eps": (1e-3, 1e-3),
             "beta1": 0.9,
             "scale_parameter": False,
             "relative_step": False,
