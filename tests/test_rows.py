@@ -26,6 +26,7 @@ from helpers import (
     moves_rows,
     one_of_each,
     shape_of_state,
+    shaped,
 )
 
 MOVING = [case for case in CASES if moves_rows(*case)]
@@ -357,11 +358,11 @@ class TestStructures:
 
     def test_whole_gradients_alone(self, every_class, rng):
         """Of any rule, those included that have no rows."""
-        own, other = rng.normal(size=(20, 3)), rng.normal(size=5)
+        own, other = rng.normal(size=(20, 3)), shaped(every_class, {}, rng.normal(size=5))
         copies = own.copy(), other.copy()
         opt, by_rows = every_class([own, other]), every_class(list(copies))
         for _ in range(2):
-            grads = rng.normal(size=(20, 3)), rng.normal(size=5)
+            grads = rng.normal(size=(20, 3)), rng.normal(size=other.shape)
             assert opt.step(list(grads)) == by_rows.step_rows(dict(enumerate(grads)))
         assert digest(opt) == digest(by_rows)
 

@@ -214,12 +214,13 @@ def test_parameters_that_have_no_rows(param, got):
 
 @pytest.mark.parametrize("case", REFUSING, ids=lambda case: f"{case[0].__name__}{len(case[1])}")
 def test_rules_that_need_the_whole_array(case):
-    """Those that take its norm, and those that keep an average of all weights."""
+    """Those that take its norm or see a matrix, and those that keep an average of all weights."""
     cls, settings = case
     table = TABLE.copy()
     opt = cls({"a": table}, **settings)
     before = digest(opt)
-    words = r"expected a whole gradient for .*, which (measures it|averages all weights), got rows$"
+    why = "(measures it|takes it as a matrix|keeps numbers of rows .*|averages all weights)"
+    words = f"expected a whole gradient for .*, which {why}, got rows$"
     with pytest.raises(ValueError, match=r"^grads\['a'\]: " + words):
         opt.step_rows({"a": (INDEX, VALUES)})
     assert digest(opt) == before

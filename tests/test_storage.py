@@ -98,7 +98,8 @@ class Reference:
         assert_same_bits(param, self.param)
         names = [*self.cls.state_names(**rule_of(self.options)), *self.cls.row.memory]
         expected = dict(zip(names, self.state[: len(names)], strict=True))
-        expected.pop(None, None)
+        for name in (None, *set(self.cls.row.memory) - set(self.cls.row.own_memory)):
+            expected.pop(name, None)
         if self.has_master:
             expected["master"] = self.weights
         others = [name for name in ("slow", "average") if name in entry]

@@ -40,6 +40,8 @@ def as_numpy(state_dict):
 def twins(cls, settings, dtype, rng, lr=0.01):
     start = [rng.normal(size=shape).astype(dtype) for shape in [(7, 5), (11,), (), (2, 3, 4)]]
     start = [shaped(cls, settings, p) for p in start]
+    if cls.row.is_directed({**cls.defaults, **settings}):  # PyTorch's takes matrices only
+        start = [p.reshape(len(p), -1) for p in start]
     params = [np.array(p) for p in start]
     tensors = [torch.nn.Parameter(torch.from_numpy(np.array(p))) for p in start]
     plain = {"foreach": False} if torch_has(cls, ["foreach"]) else {}

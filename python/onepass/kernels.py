@@ -96,9 +96,8 @@ def _make_kernel(cls: type[Optimizer]) -> Kernel:
 def _signature(cls: type[Optimizer]) -> inspect.Signature:
     kinds = inspect.Parameter
     row = cls.row
-    without_options = row.uses_state[:: 1 << len(row.options)]  # of any parameter
-    uses = [all(used) for used in zip(*without_options, strict=True)]
-    always = [True, True, *uses, *[True] * len(row.memory)]
+    by_all = map(all, zip(*row.uses_state, strict=True))  # options or shapes leave out the others
+    always = [True, True, *by_all, *[True] * len(row.memory)]
     arrays = [
         kinds(name, kinds.POSITIONAL_ONLY, default=kinds.empty if used else None)
         for name, used in zip(["param", "grad", *row.states, *row.memory], always, strict=True)

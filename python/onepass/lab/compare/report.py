@@ -155,7 +155,10 @@ def _entry_as_dict(entry: Entry, recipe: Recipe, sizes: Sequence[int]) -> dict[s
         "batch_norm": entry.batch_norm,
         "parameters": count_parameters(sizes, entry.batch_norm),
         "optimizer": contender.optimizer.__name__,
-        "hyperparameters": contender.hyperparameters,
+        "hyperparameters": {
+            name: finite(value) if isinstance(value, float) else value
+            for name, value in contender.hyperparameters.items()
+        },
         "lr": contender.lr,
         "tried": [
             {
