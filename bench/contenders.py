@@ -57,7 +57,7 @@ class Kernel:
         if len(self.params) == 1:
             arrays = [array for (array,) in arrays]
         else:
-            arrays = [None if array[0] is None else list(array) for array in arrays]
+            arrays = [None if all(a is None for a in kind) else list(kind) for kind in arrays]
             if case.cls.row.sums_over_all:  # what is remembered is one for all
                 n = len(case.cls.row.memory)
                 arrays[-n:] = [of_all[0] for of_all in arrays[-n:]]

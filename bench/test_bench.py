@@ -62,9 +62,9 @@ def test_step(benchmark, case, workload):
     assert_same_bits(ours.params, reference.params)
     for index, states in enumerate(reference.states):
         state = ours.optimizer.state_dict()["state"][index]
-        names = (*case.states, *case.cls.row.own_memory)
+        names = (*case.cls.row.states, *case.cls.row.own_memory)
         for name, array in zip(names, states[: len(names)], strict=True):
-            if name:
+            if array is not None:
                 assert_same_bits([np.asarray(state[name])], [array])
     benchmark(ours.step)
 
