@@ -1,12 +1,15 @@
 // Single steps by hand, in numbers that are exact in binary: what surrounds the rule, and the
 // formats.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <iterator>
 #include <limits>
 #include <string>
+#include <utility>
 
 #include "checks.hpp"
 #include "dispatch.hpp"
@@ -16,18 +19,31 @@
 
 namespace {
 
+using Scalars = std::array<double, onepass::max_scalars>;
+
+// Stages that change nothing, but for these; and then the rule's own scalars.
+constexpr Scalars scalars_of(
+    std::initializer_list<std::pair<onepass::SharedScalar, double>> stages = {},
+    std::initializer_list<double> own = {}) {
+  Scalars all{};
+  all[onepass::grad_scale] = all[onepass::shrink] = all[onepass::late_shrink] = 1;
+  all[onepass::max_grad_value] = HUGE_VAL;
+  all[onepass::step_number] = 1;
+  for (const auto& [place, number] : stages) all[place] = number;
+  std::copy(own.begin(), own.end(), all.begin() + onepass::shared_scalars);
+  return all;
+}
+
 // The first row, SGD, at a learning rate of 1; with a momentum of 0.5 where `state` is not plain.
 onepass::Tensor sgd(const onepass::KernelTable& kernels, const onepass::Streams& streams,
                     std::size_t n, onepass::StateFormat state = onepass::plain_state) {
-  // Scale, decays, no clipping, no average, seed and step; momentum, gain, step_size.
-  static constexpr double scalars[] = {1.0, 0.0, 1.0, 1.0, 0.0, HUGE_VAL,
-                                       0.0, 0.0, 1.0, 0.5, 1.0, 1.0};
+  static constexpr Scalars scalars = scalars_of({}, {0.5, 1.0, 1.0});  // momentum, gain, step_size
   const onepass::RuleRow& row = *kernels.rules[0];
   check(std::string(row.name) == "sgd", "the first row is sgd");
   const std::size_t variant = state == onepass::plain_state ? 0 : 1;
   return {.size = n,
           .kernel = onepass::find_kernel(row.variants[variant], false, state, false),
-          .scalars = scalars,
+          .scalars = scalars.data(),
           .streams = streams,
           .item_size = sizeof(float),
           .squares = kernels.squares_f32};
@@ -35,8 +51,7 @@ onepass::Tensor sgd(const onepass::KernelTable& kernels, const onepass::Streams&
 
 // p - lr * g, and what surrounds it.
 void check_stages() {
-  // Scale, decays, no clipping, the average's weight, seed and step; momentum, gain, step_size.
-  constexpr double scalars[] = {1.0, 0.0, 1.0, 1.0, 0.0, HUGE_VAL, 0.5, 0.0, 1.0, 0.0, 1.0, 0.25};
+  constexpr Scalars scalars = scalars_of({{onepass::average_weight, 0.5}}, {0.0, 1.0, 0.25});
   for_each_isa([&](const onepass::KernelTable& kernels, const std::string& where) {
     float param[] = {1.0f, -2.0f, 8.0f}, grad[] = {4.0f, 2.0f, -16.0f};
     double average[] = {2.0, 0.5, 0.0};
@@ -46,7 +61,7 @@ void check_stages() {
     streams.average = average;
     streams.zero_grad = true;
     onepass::Tensor tensor = sgd(kernels, streams, 3);
-    tensor.scalars = scalars;
+    tensor.scalars = scalars.data();
     double sums[1];
     check(onepass::norm({&tensor, 1}, sums, 1).value == std::sqrt(276.0), "the norm" + where);
     onepass::step({&tensor, 1}, 1);
@@ -65,8 +80,10 @@ void check_decay() {
   constexpr T expected[][2] = {{T(1), T(-1.625)}, {T(1), T(-1.125)}};
   for_each_isa([&](const onepass::KernelTable& kernels, const std::string& where) {
     for (const std::size_t i : {0u, 1u}) {
-      const double scalars[] = {1.0, 0.5, 0.75, 1.0, 0.0, largest[i],
-                                0.0, 0.0, 1.0,  0.0, 1.0, 0.25};
+      const Scalars scalars = scalars_of({{onepass::weight_decay, 0.5},
+                                          {onepass::shrink, 0.75},
+                                          {onepass::max_grad_value, largest[i]}},
+                                         {0.0, 1.0, 0.25});
       for (const bool decays : {false, true}) {
         T param[] = {T(2), T(-1)}, grad[] = {T(1), T(4)};
         onepass::Streams streams;
@@ -74,7 +91,7 @@ void check_decay() {
         streams.grad = {grad};
         const bool is_double = sizeof(T) == sizeof(double);
         onepass::find_kernel(kernels.rules[0]->variants[0], is_double, onepass::plain_state,
-                             decays)(streams, 0, 2, scalars);
+                             decays)(streams, 0, 2, scalars.data());
         check(param[0] == expected[i][0] && param[1] == expected[i][1], "both decays" + where);
       }
     }
@@ -106,20 +123,20 @@ void check_numbers() {
 // Gradients of 16 bits are added to a sum, and zeroed.
 void check_add() {
   for_each_isa([](const onepass::KernelTable& kernels, const std::string& where) {
-    constexpr double scalars[] = {1.0, 0.0, 1.0, 1.0, 0.0, HUGE_VAL, 0.0, 0.0, 1.0};
+    constexpr Scalars scalars = scalars_of();
     float sum[] = {1.0f, -2.0f};
     std::uint16_t grad[] = {0x3fc0, 0xc000};
     onepass::Streams streams;
     streams.param = {sum};
     streams.grad = {grad, &kernels.codecs[onepass::bf16]};
     streams.zero_grad = true;
-    kernels.add_f32(streams, 0, 2, scalars);
+    kernels.add_f32(streams, 0, 2, scalars.data());
     check(sum[0] == 2.5f && sum[1] == -4.0f && grad[0] == 0 && grad[1] == 0, "a sum" + where);
     double sum64[] = {1.0}, grad64[] = {0x1p-52};
     streams = {};
     streams.param = {sum64};
     streams.grad = {grad64};
-    kernels.add_f64(streams, 0, 1, scalars);
+    kernels.add_f64(streams, 0, 1, scalars.data());
     check(sum64[0] == 1.0 + 0x1p-52 && grad64[0] == 0x1p-52, "a sum in double" + where);
   });
 }
@@ -230,7 +247,8 @@ void check_flush() {
   for_each_isa([&](const onepass::KernelTable& kernels, const std::string& where) {
     for (const double step : {1.0, 63.0, 64.0, 65.0, 128.0}) {
       // Weights of 0 leave a quarter of the average.
-      const double scalars[] = {1.0, 0.0, 1.0, 1.0, 0.0, HUGE_VAL, 0.75, 0.0, step, 1.0, 1.0, 0.0};
+      const Scalars scalars = scalars_of(
+          {{onepass::average_weight, 0.75}, {onepass::step_number, step}}, {1.0, 1.0, 0.0});
       float param[n] = {}, grad[n] = {}, momentum[n];
       std::copy(values, values + n, momentum);
       double average[n] = {0x1p-1020, -0x1p-1020, 0x1p-1021, -0x1p-1021, 0x1p-1072, 0.0};
@@ -241,7 +259,7 @@ void check_flush() {
       streams.average = average;
       onepass::Tensor tensor = sgd(kernels, streams, n);
       tensor.kernel = kernels.rules[0]->variants[1].f32[onepass::plain_state];
-      tensor.scalars = scalars;
+      tensor.scalars = scalars.data();
       onepass::step({&tensor, 1}, 1);
       const bool flushes = std::fmod(step, 64.0) == 0;
       const std::string what = ", step " + std::to_string(step) + where;
