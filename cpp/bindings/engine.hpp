@@ -145,8 +145,19 @@ class Engine {
 
   // engine_step.cpp
   bool step_in(Arrangement& arrangement, const Call& call, const py::object& info);
-  bool run(Arrangement& arrangement, const StepOptions& options,
-           const std::function<void()>& check, const py::object& info);
+  // `check`: raises where what the step reads has changed, since directions are made by Python
+  // code.
+  template <class Check>
+  bool run(Arrangement& arrangement, const StepOptions& options, const Check& check,
+           const py::object& info) {
+    const auto grad_label = [&](std::size_t i) { return Label(labels_, i, Role::grad); };
+    const auto direct = [&](Directions& directions) {
+      directions.make([&](std::size_t i) { return arrangement.params[i].array; }, check,
+                      options.num_threads);
+    };
+    Optimizer& optimizer = arrangement.optimizer;
+    return run_step(optimizer, options, grad_label, direct, optimizer.completed, info);
+  }
   [[gnu::cold]] void step_and_arrange(const Call& call, const py::object& info);
   Source gather(py::handle grads);
   void take_bound(const char* missing);

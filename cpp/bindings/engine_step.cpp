@@ -103,18 +103,6 @@ bool Engine::step_in(Arrangement& arrangement, const Call& call, const py::objec
   return skipped;
 }
 
-// `check`: raises where what the step reads has changed, since directions are made by Python code.
-bool Engine::run(Arrangement& arrangement, const StepOptions& options,
-                 const std::function<void()>& check, const py::object& info) {
-  const auto grad_label = [&](std::size_t i) { return Label(labels_, i, Role::grad); };
-  const auto direct = [&](Directions& directions) {
-    directions.make([&](std::size_t i) { return arrangement.params[i].array; }, check,
-                    options.num_threads);
-  };
-  Optimizer& optimizer = arrangement.optimizer;
-  return run_step(optimizer, options, grad_label, direct, optimizer.completed, info);
-}
-
 void Engine::accumulate(py::handle grads, int num_threads) {
   const OneAtATime guard(busy_, "accumulate");
   const Cleared cleared(given_);

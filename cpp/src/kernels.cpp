@@ -51,14 +51,15 @@ constexpr Kernel add_f64 = run_kernel<Add<double, n_states>, double, DoubleState
 
 template <std::size_t... n>
 constexpr auto make_copy_limits(std::index_sequence<n...>) {
-  std::array<Variant, sizeof...(n)> variants{Variant{{add_f32<n>}, nullptr, add_f64<n>, {}}...};
+  std::array<Variant, sizeof...(n)> variants{
+      Variant{.f32 = {add_f32<n>}, .f32_decay = nullptr, .f64 = add_f64<n>, .uses_state = {}}...};
   (std::ranges::copy(uses_state<Add<float, n>>(), variants[n].uses_state), ...);
   return variants;
 }
 constexpr auto copy_limits = make_copy_limits(std::make_index_sequence<max_states + 1>{});
 constexpr auto copy_limit_states = state_names<Add<float, 0>>();
 constexpr RuleRow copy_limit{
-    .name = "copy_limit", .states = copy_limit_states, .variants = copy_limits};
+    .variants = copy_limits, .name = "copy_limit", .states = copy_limit_states};
 
 template <template <class> class Each, bool relu, bool residual, class T>
 constexpr BatchNormLoops<T> make_loops() {

@@ -69,13 +69,13 @@ struct Variant {
   std::array<Kernel, state_formats> f32;
   Kernel f32_decay;  // with plain state
   Kernel f64;
+  Weigh weigh = nullptr;
+  Measure direct_f64 = nullptr;  // writes the direction, and measures one sum
   bool uses_state[max_states];
   std::array<Measure, state_formats> measure_f32{};  // null where the rule measures nothing
   Measure measure_f64 = nullptr;
-  std::size_t n_sums = 0;  // that it measures of each tensor
-  Weigh weigh = nullptr;
+  std::size_t n_sums = 0;                           // that it measures of each tensor
   std::array<Measure, state_formats> direct_f32{};  // null where the rule is not directed
-  Measure direct_f64 = nullptr;                     // writes the direction, and measures one sum
   Shaping shaping_f32{}, shaping_f64{};
 };
 
@@ -100,25 +100,28 @@ inline const Shaping& find_shaping(const Variant& variant, bool is_double) noexc
 
 // A row of rules.def, and what the rule's header says.
 struct RuleRow {
+  // What every step reads stands first, in one cache line.
+  //
+  // The numbers of a step (from 1): the rule's own scalars, not those that all rules share, and
+  // behind them what its memory becomes.
+  void (*at)(double step, const double* hyper, const double* memory,
+             double* scalars) noexcept = nullptr;
+  std::span<const char* const> options{};
+  std::span<const Variant>
+      variants{};              // index: bit k option k, behind these whether it is factored
+  bool factored = false;       // whether parameters of two or more axes have variants of their own
+  bool sums_over_all = false;  // and not of each tensor; its memory is one for all, too
+  bool keeps_weights = false;  // in its state, where the first step puts them
+  bool full_weights = false;   // rounded ones would drift apart from others that the rule keeps
   const char* name;
-  std::span<const char* const> states{}, scalars{}, options{}, hyper{};
+  std::span<const char* const> states{}, scalars{}, hyper{};
   std::span<const double> defaults{};  // of each hyperparameter
   std::span<const bool> has_sign{};    // of each state
   std::span<const bool> in_full{};     // of each state: kept as it is computed, in any format
   std::span<const Shape> shape{};      // of each state, where the parameter has two or more axes
   std::span<const int> start{};        // of each state: the hyperparameter it starts from, -1: zero
-  std::span<const Variant>
-      variants{};  // index: bit k option k, behind these whether it is factored
   std::span<const char* const> memory{};
   std::span<const double> memory_start{};
-  bool sums_over_all = false;  // and not of each tensor; its memory is one for all, too
-  bool keeps_weights = false;  // in its state, where the first step puts them
-  bool full_weights = false;   // rounded ones would drift apart from others that the rule keeps
-  // The numbers of a step (from 1): the rule's own scalars, not those that all rules share, and
-  // behind them what its memory becomes.
-  void (*at)(double step, const double* hyper, const double* memory,
-             double* scalars) noexcept = nullptr;
-  bool factored = false;  // whether parameters of two or more axes have variants of their own
 };
 
 // The loops of batch normalisation (batchnorm.hpp, channel_values.hpp) for one choice of what an

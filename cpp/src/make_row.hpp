@@ -28,7 +28,8 @@ template <class Numbers, class T = double>
 Numbers from_array(const double* values) noexcept {
   return [&]<std::size_t... i>(std::index_sequence<i...>) {
     return Numbers{static_cast<T>(values[i])...};
-  }(std::make_index_sequence<sizeof(Numbers) / sizeof(T)>{});
+  }
+  (std::make_index_sequence<sizeof(Numbers) / sizeof(T)>{});
 }
 template <class Numbers>
 constexpr auto to_array(const Numbers& numbers) {
@@ -289,25 +290,19 @@ constexpr RuleRow make_row(const char* name, const char* const* options) {
   using R = typename Bound<Rule, 0, Options>::template Type<double>;
   using Whole = typename Bound<Rule, (1u << n_options) - 1, Options>::template Type<double>;
   const bool factored = n_options > 0 && std::string_view(options[n_options - 1]) == "factored";
-  return {.name = name,
-          .states = Said<R>::states,
-          .scalars = R::scalars,
+  return {.at = Said<R>::at,
           .options = std::span(options, n_options - factored),
-          .hyper = R::hyper,
-          .defaults = Said<R>::defaults,
-          .has_sign = Said<R>::has_sign,
-          .in_full = Said<R>::in_full,
-          .shape = shapes<Whole>,
-          .start = Said<R>::start,
           .variants = variants<Rule, n_options>,
-          .memory = Said<R>::memory,
-          .memory_start = Said<R>::memory_start,
-          .sums_over_all = requires { R::sums_over_all; },
-          .keeps_weights = std::ranges::any_of(R::states, &State::has_weights),
-          .full_weights = requires { R::full_weights; },
-          .at = Said<R>::at,
-          .factored = factored};
+          .factored = factored,
+          .sums_over_all = requires {R::sums_over_all;
 }
+, .keeps_weights = std::ranges::any_of(R::states, &State::has_weights),
+  .full_weights = requires { R::full_weights; }, .name = name, .states = Said<R>::states,
+  .scalars = R::scalars, .hyper = R::hyper, .defaults = Said<R>::defaults,
+  .has_sign = Said<R>::has_sign, .in_full = Said<R>::in_full, .shape = shapes<Whole>,
+  .start = Said<R>::start, .memory = Said<R>::memory, .memory_start = Said<R>::memory_start
+};  // namespace
+}  // namespace onepass::inline ONEPASS_ISA
 
 }  // namespace
 }  // namespace onepass::inline ONEPASS_ISA

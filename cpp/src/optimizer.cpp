@@ -28,6 +28,12 @@ double average_weight_of(const Settings& settings, double step, double averaged)
   return 1 - (settings.ema_warmup != 0 ? std::min(decay, (1 + averaged) / (10 + averaged)) : decay);
 }
 
+[[gnu::cold]] void look_ahead(const Settings& settings, double step, double* scalars) noexcept {
+  const double every = settings.lookahead_every;
+  scalars[begins_slow] = std::fmod(step - 1, every) == 0;
+  if (std::fmod(step, every) == 0) scalars[slow_weight] = settings.lookahead_weight;
+}
+
 // Fills in all scalars of the coming step of a parameter, and behind them its memory after it.
 void fill_scalars(const Group& group, const Parameter& param, const double* memory,
                   std::uint64_t seed, double factor, double* scalars) noexcept {
@@ -49,10 +55,9 @@ void fill_scalars(const Group& group, const Parameter& param, const double* memo
       group.averages()
           ? average_weight_of(settings, step, step - static_cast<double>(param.average_from))
           : 0;
-  const double every = settings.lookahead_every, done = static_cast<double>(param.steps);
-  scalars[begins_slow] = group.looks_ahead() && std::fmod(done, every) == 0;
-  scalars[slow_weight] =
-      group.looks_ahead() && std::fmod(step, every) == 0 ? settings.lookahead_weight : 0;
+  scalars[begins_slow] = scalars[slow_weight] = 0;
+  if (group.looks_ahead()) [[unlikely]]
+    look_ahead(settings, step, scalars);
   scalars[random_seed] = static_cast<double>(seed);
   scalars[step_number] = step;
   group.rule->at(step, settings.hyper.data(), memory, scalars + shared_scalars);
@@ -110,7 +115,7 @@ Ready Optimizer::prepare(const StepOptions& options) {
   const bool limits = !is_none(options.max_grad_norm);
   const bool limits_each = std::any_of(groups.begin(), groups.end(),
                                        [](const Group& group) { return group.clips_each(); });
-  if (limits || limits_each || options.nonfinite != Nonfinite::propagate) {
+  if (limits || limits_each || options.nonfinite != Nonfinite::propagate) [[unlikely]] {
     measure(options, ready);
     ready.skipped = ready.nonfinite >= 0 && options.nonfinite == Nonfinite::skip;
     if (limits && !ready.skipped)
@@ -122,7 +127,7 @@ Ready Optimizer::prepare(const StepOptions& options) {
   is_directed_ = false;
   if (compute(options, coefficient / options.grad_scale, ready.clipped)) prepare_measuring();
   if (!axes.empty()) prepare_shapes(options.num_threads);
-  if (shares_memory()) {
+  if (shares_memory()) [[unlikely]] {
     measure_all(options.num_threads);
     const auto first = std::ranges::find_if(
         tensors, [](const Tensor& tensor) { return tensor.streams.grad.data != nullptr; });
@@ -345,7 +350,8 @@ bool Optimizer::compute(const StepOptions& options, double factor, bool& clipped
     if (is_first || variant->weigh || group.clips_each() || !share_job(i, before)) {
       if (!is_first) ++job;
       double own = factor;
-      if (group.clips_each()) own *= clip_each(tensor, first_block, factor, group);
+      if (group.clips_each()) [[unlikely]]
+        own *= clip_each(tensor, first_block, factor, group);
       clipped = clipped || own < factor;
       fill_scalars(group, param, memory_of(i).data(), options.seed, own, job->scalars.data());
       job->bits.reset();

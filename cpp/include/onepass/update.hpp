@@ -273,6 +273,8 @@ void update(const Streams& streams, std::size_t begin, std::size_t end, const Ru
   alignas(cache_line) T scratch[n_states + 1][block_size];
   alignas(cache_line) T opened[block_size], prepared[block_size], before[block_size];
   double* averages = stages.average_weight == 0 ? nullptr : streams.average;
+  const bool looks = stages.begins_slow || stages.slow_weight != 0;
+  T* slow = looks ? static_cast<T*>(streams.slow) : nullptr;
   const bool prepares = must_prepare<decay>(stages);
   const bool decays_late = stages.late_shrink != 1 || stages.cautious != 0;
   const bool ahead = streams.prefetch_ahead;
@@ -313,14 +315,17 @@ void update(const Streams& streams, std::size_t begin, std::size_t end, const Ru
     T* const state[] = {open_state.template operator()<K>()...};
     T* param = open(streams.param, begin, n, scratch[n_states]);
     if constexpr (std::is_same_v<T, float>) {
-      if (streams.follows) streams.copy.codec->follow(streams.copy, begin, n, param);
+      if (streams.follows) [[unlikely]]
+        streams.copy.codec->follow(streams.copy, begin, n, param);
     }
-    T* const slow = static_cast<T*>(streams.slow) + begin;
-    if (stages.begins_slow) std::copy_n(param, n, slow);
+    if (stages.begins_slow) [[unlikely]]
+      std::memcpy(slow + begin, param, n * sizeof(T));
     ask_for(streams.grad);
     const T* grad = open(streams.grad, begin, n, opened);
-    if (prepares) prepare_tile<decay>(prepared, grad, param, n, stages);
-    if (stages.cautious != 0) std::copy_n(param, n, before);
+    if (prepares) [[unlikely]]
+      prepare_tile<decay>(prepared, grad, param, n, stages);
+    if (stages.cautious != 0) [[unlikely]]
+      std::memcpy(before, param, n * sizeof(T));
     shaped.open(n);
     const T* direction = nullptr;
     if constexpr (Directed<Rule>) {
@@ -332,18 +337,21 @@ void update(const Streams& streams, std::size_t begin, std::size_t end, const Ru
                        prepares ? T{1} : stages.scale, stages, all,
                        reader_of<Rule, State, K>(streams, begin, shaped)...);
     shaped.close(state, n);
-    if (decays_late) decay_late(param, before, n, stages);
-    if (stages.slow_weight != 0) look_ahead(param, slow, n, stages.slow_weight);
+    if (decays_late) [[unlikely]]
+      decay_late(param, before, n, stages);
+    if (stages.slow_weight != 0) [[unlikely]]
+      look_ahead(param, slow + begin, n, stages.slow_weight);
     ask_for(streams.param);  // earlier, there would be too many prefetches at once
-    if (averages) {
+    if (averages) [[unlikely]] {
       ask(averages, sizeof(double));
       average_tile(averages + begin, param, n, stages.average_weight, stages.average_rest);
     }
-    if (streams.copy.data) close(param, n, streams.copy, begin, {});
+    if (streams.copy.data) [[unlikely]]
+      close(param, n, streams.copy, begin, {});
     if (streams.random) {
       close_block<Rule, State>(streams, begin, n, stages.flushes, scratch, keys, all);
     }
-    if (streams.zero_grad) {
+    if (streams.zero_grad) [[unlikely]] {
       const std::size_t size = item_size<T>(streams.grad);
       std::memset(static_cast<char*>(streams.grad.data) + begin * size, 0, n * size);
     }
