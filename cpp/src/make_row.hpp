@@ -158,6 +158,13 @@ void weigh(double* scalars, const double* sums, double size) noexcept {
   std::ranges::copy(to_array(rule), scalars);
 }
 
+// Whether the stages let the weights decay, and not the rule itself.
+template <class Rule>
+constexpr bool decays_by_stages() {
+  const auto is_decay = [](std::string_view name) { return name == "weight_decay"; };
+  return std::ranges::none_of(Rule::hyper, is_decay);
+}
+
 // Measured in bench/NOTES.md: which loops are worth the time that they take to compile.
 template <template <class> class Rule>
 constexpr Variant make_variant() {
@@ -169,8 +176,13 @@ constexpr Variant make_variant() {
     variant.f32[bf16_state] = run_kernel<R, float, BFloat16State, Decay::decoupled>;
     variant.f32[q8_state] = run_kernel<R, float, Q8State, Decay::decoupled>;
   }
-  variant.f32_decay = run_kernel<R, float, FloatState, Decay::coupled, Decay::decoupled>;
-  variant.f64 = run_kernel<Rule<double>, double, DoubleState, Decay::none, Decay::decoupled>;
+  if constexpr (decays_by_stages<R>()) {
+    variant.f32_decay = run_kernel<R, float, FloatState, Decay::coupled, Decay::decoupled>;
+    variant.f64 = run_kernel<Rule<double>, double, DoubleState, Decay::none, Decay::decoupled>;
+  } else {
+    variant.f32_decay = variant.f32[plain_state];
+    variant.f64 = run_kernel<Rule<double>, double, DoubleState, Decay::none>;
+  }
   std::ranges::copy(used, variant.uses_state);
   if constexpr (Measures<R>) {
     variant.measure_f32.fill(run_measure<R, float, FloatState>);
