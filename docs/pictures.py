@@ -40,10 +40,20 @@ SCHEDULES = {
 
 def optimizer(cls: type[Optimizer], surface: str, path: Path) -> None:
     """Draw the paths of a class, in all its forms that the lectures have, and plain descent's."""
-    makers = {name: getattr(walker.make, "func", walker.make) for name, walker in walkers().items()}
-    names = [name for name, maker in makers.items() if maker is cls]
-    found = contest(SURFACES[surface], list(dict.fromkeys((*names, "SGD"))), None, STEPS, None)
+    names = dict.fromkeys((*forms(cls), "SGD"))
+    found = contest(SURFACES[surface], list(names), None, STEPS, None)
     Picture(found.surface, found.labels, found.searches).save(path)
+
+
+def forms(cls: type[Optimizer]) -> list[str]:
+    """Return the names of the walkers that step by this class."""
+    found = []
+    for name, walker in walkers().items():
+        make = walker.make
+        makes = (make.func, *make.args) if isinstance(make, partial) else (make,)
+        if cls in makes:
+            found.append(name)
+    return found
 
 
 def line_searches(path: Path) -> None:

@@ -36,6 +36,11 @@ def test_doctests_are_found():
         assert any(test.examples for test in finder.find(cls)), cls
 
 
+def test_every_class_is_in_the_picture_of_its_page():
+    for cls in onepass.optim.registry.values():
+        assert pictures.forms(cls), cls
+
+
 def test_every_class_stands_beside_those_of_other_libraries():
     rows = (DOCS / "libraries.md").read_text().partition("## Not here")[0]
     for cls in onepass.optim.registry.values():
