@@ -31,6 +31,8 @@ constexpr bool has_shape(Shape shape) {
 template <class T>
 class MatrixTiles {
  public:
+  MatrixTiles(const Stored& rows, std::size_t begin) noexcept
+      : MatrixTiles(*rows.matrix, begin) {}
   MatrixTiles(const Matrix& matrix, std::size_t begin) noexcept
       : rows_along_(matrix.rows_along),
         lines_(matrix.lines),
@@ -216,7 +218,7 @@ class Shaped {
   static constexpr bool has_axes = has_shape<Rule>(Shape::axes);
 
   Shaped(const Streams& streams, std::size_t begin) noexcept
-      : matrix_(*streams.state[rows % max_states].matrix, begin),
+      : matrix_(streams.state[rows % max_states], begin),
         axes_(streams.state[axes % max_states], begin) {}
 
   void open(std::size_t n) noexcept {
