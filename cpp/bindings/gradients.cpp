@@ -216,8 +216,8 @@ void Engine::check_axes(const Arrangement& arrangement) const {
 
 // Notes the addresses of the gradients in `given_`, or raises.
 void Engine::check_gradients(Arrangement& arrangement, Source source) {
-  // Whether gradients that are zeroed overlap each other is seen by a slow look only.
   check_axes(arrangement);
+  // Whether gradients that are zeroed overlap each other is seen by a slow look only.
   const bool looked_at =
       source == Source::sums || !clears() || (source == Source::bound && bound_to_be_zeroed_);
   if (looked_at && all_ready(arrangement, source, false)) return;

@@ -28,8 +28,7 @@ template <class Numbers, class T = double>
 Numbers from_array(const double* values) noexcept {
   return [&]<std::size_t... i>(std::index_sequence<i...>) {
     return Numbers{static_cast<T>(values[i])...};
-  }
-  (std::make_index_sequence<sizeof(Numbers) / sizeof(T)>{});
+  }(std::make_index_sequence<sizeof(Numbers) / sizeof(T)>{});
 }
 template <class Numbers>
 constexpr auto to_array(const Numbers& numbers) {
@@ -306,15 +305,21 @@ constexpr RuleRow make_row(const char* name, const char* const* options) {
           .options = std::span(options, n_options - factored),
           .variants = variants<Rule, n_options>,
           .factored = factored,
-          .sums_over_all = requires {R::sums_over_all;
+          .sums_over_all = requires { R::sums_over_all; },
+          .keeps_weights = std::ranges::any_of(R::states, &State::has_weights),
+          .full_weights = requires { R::full_weights; },
+          .name = name,
+          .states = Said<R>::states,
+          .scalars = R::scalars,
+          .hyper = R::hyper,
+          .defaults = Said<R>::defaults,
+          .has_sign = Said<R>::has_sign,
+          .in_full = Said<R>::in_full,
+          .shape = shapes<Whole>,
+          .start = Said<R>::start,
+          .memory = Said<R>::memory,
+          .memory_start = Said<R>::memory_start};
 }
-, .keeps_weights = std::ranges::any_of(R::states, &State::has_weights),
-  .full_weights = requires { R::full_weights; }, .name = name, .states = Said<R>::states,
-  .scalars = R::scalars, .hyper = R::hyper, .defaults = Said<R>::defaults,
-  .has_sign = Said<R>::has_sign, .in_full = Said<R>::in_full, .shape = shapes<Whole>,
-  .start = Said<R>::start, .memory = Said<R>::memory, .memory_start = Said<R>::memory_start
-};  // namespace
-}  // namespace onepass::inline ONEPASS_ISA
 
 }  // namespace
 }  // namespace onepass::inline ONEPASS_ISA

@@ -103,16 +103,6 @@ def measured(terms: Array, order: Any) -> float:
     return total
 
 
-def agreeing(step: Array, grad: Array) -> Array:
-    """Return 1 where a step and its gradient have the same sign, else 0."""
-    return (step * grad > 0).astype(step.dtype)
-
-
-def cautious_scale(agreeing: float, size: int) -> float:
-    """Return what so many elements of an array are multiplied by, those that agree."""
-    return 1 / max(agreeing / max(size, 1), 1e-3)
-
-
 def sum_of_squares(grad: Array) -> list[float]:
     """Return the sums of a gradient's blocks, in double: four rows of lanes at a time."""
     flat = grad.ravel(order="K").astype(np.float64)

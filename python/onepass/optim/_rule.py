@@ -367,12 +367,11 @@ class Rule:
         weights, *kept = map(partial(_in_its_order, param), computed)
         weights = _reference.decayed_late(param, weights, stages)
         weights = _reference.looked_ahead(weights, slow, step, values)
-        flushes = step % _reference.FLUSH_EVERY == 0
         if average is not None:
             average = _reference.moved_average(average, weights, step, averaged, values)
         first = index * (n + 1)
         bits = [partial(formats.random_bits, seed, step, first + k) for k in range(n + 1)]
-        if flushes:
+        if step % _reference.FLUSH_EVERY == 0:
             kept = [array if array is None else _reference.flushed(array) for array in kept]
         kept = [
             array if before is None else closed(array, before, bits[k], row.has_sign[k])

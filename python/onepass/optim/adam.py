@@ -8,7 +8,7 @@ import numpy as np
 
 from onepass._hyperparameters import BETAS, NON_NEGATIVE, SCHEDULED, Flag
 from onepass._typing import Array, Params, Schedule
-from onepass.optim._reference import agreeing, cautious_scale
+from onepass.optim import _cautious
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
 
@@ -205,23 +205,8 @@ class Adam(Optimizer, rule="adam"):
             "mask": 1.0,
         }
 
-    @staticmethod
-    def measure(  # type: ignore[override]
-        param: Array,  # noqa: ARG004
-        grad: Array,
-        exp_avg: Array,
-        *state: Array | None,  # noqa: ARG004
-        beta1: float,
-        one_minus_beta1: float,
-        **_: Any,
-    ) -> tuple[Array, ...]:
-        """Return where the new average gradient agrees with the gradient."""
-        return (agreeing(beta1 * exp_avg + one_minus_beta1 * grad, grad),)
-
-    @staticmethod
-    def weigh(scalars: dict[str, float], sums: Sequence[float], size: int) -> dict[str, float]:
-        """Return the numbers with what the elements that agree are multiplied by."""
-        return {**scalars, "mask": cautious_scale(sums[0], size)}
+    measure = staticmethod(_cautious.measure)
+    weigh = staticmethod(_cautious.weigh)
 
     @staticmethod
     def reference(  # type: ignore[override]
@@ -253,5 +238,5 @@ class Adam(Optimizer, rule="adam"):
                 max_exp_avg_sq, exp_avg_sq * early_inv_bias2
             )
         denominator = np.sqrt(second_moment * inv_bias2 + eps_root) + eps
-        average = exp_avg * (mask * agreeing(exp_avg, grad)) if cautious else exp_avg
+        average = exp_avg * (mask * _cautious.agreeing(exp_avg, grad)) if cautious else exp_avg
         return param - step_size * average / denominator, exp_avg, exp_avg_sq, max_exp_avg_sq

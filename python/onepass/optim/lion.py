@@ -7,7 +7,7 @@ import numpy as np
 
 from onepass._hyperparameters import BETAS, SCHEDULED, Fixed, Flag
 from onepass._typing import Array, Params, Schedule
-from onepass.optim._reference import agreeing, cautious_scale
+from onepass.optim import _cautious
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
 
@@ -135,23 +135,8 @@ class Lion(Optimizer, rule="lion"):
             "mask": 1.0,
         }
 
-    @staticmethod
-    def measure(  # type: ignore[override]
-        param: Array,  # noqa: ARG004
-        grad: Array,
-        exp_avg: Array,
-        *,
-        beta1: float,
-        one_minus_beta1: float,
-        **_: Any,
-    ) -> tuple[Array, ...]:
-        """Return where the step agrees with the gradient."""
-        return (agreeing(beta1 * exp_avg + one_minus_beta1 * grad, grad),)
-
-    @staticmethod
-    def weigh(scalars: dict[str, float], sums: Sequence[float], size: int) -> dict[str, float]:
-        """Return the numbers with what the elements that agree are multiplied by."""
-        return {**scalars, "mask": cautious_scale(sums[0], size)}
+    measure = staticmethod(_cautious.measure)
+    weigh = staticmethod(_cautious.weigh)
 
     @staticmethod
     def reference(  # type: ignore[override]
@@ -172,5 +157,5 @@ class Lion(Optimizer, rule="lion"):
         exp_avg = beta2 * exp_avg + one_minus_beta2 * grad
         direction = np.sign(average)
         if cautious:
-            direction = direction * (mask * agreeing(average, grad))
+            direction = direction * (mask * _cautious.agreeing(average, grad))
         return param - lr * direction, exp_avg

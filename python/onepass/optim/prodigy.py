@@ -98,7 +98,8 @@ class Prodigy(Optimizer, rule="prodigy"):
 
     * PyTorch: it has no such class.
     * prodigyopt: it does not count a step where all gradients so far were 0. There a group with a
-      `lr` of 0 leaves its averages alone. `slice_p` and `fsdp_in_use` are not here.
+      `lr` of 0 leaves its averages alone. With a first beta of 0 its step is along :math:`d' g`,
+      and here along :math:`d g`. `slice_p` and `fsdp_in_use` are not here.
     * optax: its ``contrib.prodigy`` always corrects the bias.
 
     References
