@@ -76,15 +76,26 @@ class CopyLimit:
             tuple(state_like(param, 1.0) if like else None for like in case.like_param(param.shape))
             for param in self.params
         ]
-        self.step = copy_limit(self.params, grads, states)
+        arrays = list(zip(self.params, grads, *zip(*states, strict=True), strict=True))
+        reads = [
+            [[array for array, reads in zip(own, which, strict=True) if reads] for own in arrays]
+            for which in case.passes_before(max(len(shape) for shape in workload.shapes))
+        ]
+        self.step = copy_limit(self.params, grads, states, reads)
 
 
 def copy_limit(
-    params: Sequence[Array], grads: Sequence[Array], states: Sequence[tuple[Array | None, ...]]
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    states: Sequence[tuple[Array | None, ...]],
+    reads: Sequence[list[list[Array]]] = (),
 ) -> Step:
-    """Read all and write all but the gradients; with gradients of zero the values stay."""
+    """Read all and write all but the gradients; with gradients of zero the values stay.
+
+    `reads`: of passes before that, the arrays that each reads of each parameter.
+    """
     kept = [[array for array in state if array is not None] for state in states]
-    ruler = _core.CopyLimit(list(params), list(grads), kept)
+    ruler = _core.CopyLimit(list(params), list(grads), kept, list(reads))
     return partial(ruler.run, runtime.get_num_threads())
 
 

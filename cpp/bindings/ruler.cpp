@@ -1,7 +1,9 @@
 // The ruler that the benchmarks hold every step against: the same arrays read and written, and one
-// addition for each. Nothing but the benchmarks uses it.
+// addition for each; before that, the arrays that passes before a step read. Nothing but the
+// benchmarks uses it.
 #include "ruler.hpp"
 
+#include <algorithm>
 #include <limits>
 #include <vector>
 
@@ -14,7 +16,8 @@ namespace {
 
 class CopyLimit {
  public:
-  CopyLimit(const py::list& params, const py::list& grads, const py::list& states) {
+  CopyLimit(const py::list& params, const py::list& grads, const py::list& states,
+            const py::list& reads) {
     Memory memory;
     for (std::size_t i = 0; i < params.size(); ++i) {
       const Param param = check_param(params[i], Label("param", Role::param));
@@ -39,15 +42,48 @@ class CopyLimit {
     kept_.append(grads);
     scalars_[grad_scale] = scalars_[shrink] = scalars_[late_shrink] = scalars_[step_number] = 1;
     scalars_[max_grad_value] = std::numeric_limits<double>::infinity();
+    for (const py::handle pass : reads) add_pass(pass.cast<py::list>());
+    sums_.resize(total_blocks(tensors_) * max_sums);
   }
   CopyLimit(const CopyLimit&) = delete;
   CopyLimit& operator=(const CopyLimit&) = delete;
 
-  void run(py::handle num_threads) { step(tensors_, resolve_num_threads(num_threads.ptr())); }
+  void run(py::handle num_threads) {
+    const int threads = resolve_num_threads(num_threads.ptr());
+    for (Pass& pass : passes_) measure(pass.tensors, pass.how.data(), sums_, threads);
+    step(tensors_, threads);
+  }
 
  private:
+  struct Pass {
+    std::vector<Tensor> tensors;
+    std::vector<Measuring> how;
+  };
+
+  // `read`: of each tensor, the arrays of its own shape and dtype that a pass reads.
+  void add_pass(const py::list& read) {
+    Pass& pass = passes_.emplace_back();
+    for (std::size_t i = 0; i < tensors_.size(); ++i) {
+      const auto arrays = read[i].cast<std::vector<py::array>>();
+      const std::size_t n = arrays.size();
+      Tensor& tensor = pass.tensors.emplace_back(tensors_[i]);
+      tensor.streams = {};
+      tensor.streams.param.data = const_cast<void*>(arrays[0].data());  // which a pass only reads
+      tensor.streams.grad.data = const_cast<void*>(arrays[std::min<std::size_t>(1, n - 1)].data());
+      for (std::size_t k = 2; k < n; ++k) {
+        tensor.streams.state[k - 2].data = const_cast<void*>(arrays[k].data());
+      }
+      const Variant& variant = kernels_in_use->copy_limit->variants[n > 2 ? n - 2 : 0];
+      const bool is_double = tensor.item_size == sizeof(double);
+      pass.how.push_back({.measure = find_measure(variant, is_double, plain_state)});
+    }
+    kept_.append(read);
+  }
+
   py::list kept_;
   std::vector<Tensor> tensors_;
+  std::vector<Pass> passes_;
+  std::vector<double> sums_;
   std::array<double, max_scalars> scalars_{};
 };
 
@@ -55,10 +91,11 @@ class CopyLimit {
 
 void bind_ruler(py::module_& m) {
   py::class_<CopyLimit>(m, "CopyLimit", "What the benchmarks hold every step against.")
-      .def(py::init<const py::list&, const py::list&, const py::list&>(), py::arg("params"),
-           py::arg("grads"), py::arg("states"), py::call_guard<InCall>())
+      .def(py::init<const py::list&, const py::list&, const py::list&, const py::list&>(),
+           py::arg("params"), py::arg("grads"), py::arg("states"), py::arg("reads") = py::list(),
+           py::call_guard<InCall>())
       .def("run", &CopyLimit::run, py::arg("num_threads"), py::call_guard<InCall>(),
-           "Read all, and write all but the gradients.");
+           "Read what each pass before reads; then read all, and write all but the gradients.");
 }
 
 }  // namespace onepass::bindings

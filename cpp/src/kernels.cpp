@@ -28,7 +28,8 @@ constexpr const RuleRow* rows[] = {
 #include "onepass/rules.def"
 };
 
-// Adds the gradient to the parameter and to the first n_states arrays of state.
+// Adds the gradient to the parameter and to the first n_states arrays of state; measured, it sums
+// all of them.
 template <class T, std::size_t n_states>
 struct Add {
   static constexpr State states[] = {{"first", n_states > 0},
@@ -37,6 +38,14 @@ struct Add {
                                      {"fourth", n_states > 3}};
   static_assert(std::size(states) == max_states);
   static constexpr std::array<const char*, 0> scalars{};
+
+  // Takes n_states of the states, and the sum last.
+  static constexpr std::size_t n_sums = 1;
+  void measure(T param, T grad, T first, T second, T third, T fourth, double& sum) const noexcept {
+    const T kept[] = {first, second, third, fourth};
+    for (std::size_t k = 0; k < n_states; ++k) grad += kept[k];
+    sum += static_cast<double>(param + grad);
+  }
 
   template <class... S>
   void operator()(T& param, T grad, S&... state) const noexcept {
@@ -49,12 +58,19 @@ constexpr Kernel add_f32 = run_kernel<Add<float, n_states>, float, FloatState, D
 template <std::size_t n_states>
 constexpr Kernel add_f64 = run_kernel<Add<double, n_states>, double, DoubleState, Decay::none>;
 
+template <std::size_t n_states>
+constexpr Variant make_copy_limit() {
+  Variant variant{};
+  variant.f32[plain_state] = add_f32<n_states>;
+  variant.f64 = add_f64<n_states>;
+  variant.measure_f32[plain_state] = run_measure<Add<float, n_states>, float, FloatState>;
+  variant.measure_f64 = run_measure<Add<double, n_states>, double, DoubleState>;
+  std::ranges::copy(uses_state<Add<float, n_states>>(), variant.uses_state);
+  return variant;
+}
 template <std::size_t... n>
 constexpr auto make_copy_limits(std::index_sequence<n...>) {
-  std::array<Variant, sizeof...(n)> variants{
-      Variant{.f32 = {add_f32<n>}, .f32_decay = nullptr, .f64 = add_f64<n>, .uses_state = {}}...};
-  (std::ranges::copy(uses_state<Add<float, n>>(), variants[n].uses_state), ...);
-  return variants;
+  return std::array<Variant, sizeof...(n)>{make_copy_limit<n>()...};
 }
 constexpr auto copy_limits = make_copy_limits(std::make_index_sequence<max_states + 1>{});
 constexpr auto copy_limit_states = state_names<Add<float, 0>>();

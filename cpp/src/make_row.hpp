@@ -12,7 +12,6 @@
 #include <utility>
 
 #include "kernels.hpp"
-#include "onepass/direct.hpp"
 #include "onepass/factored.hpp"
 #include "onepass/measure.hpp"
 #include "onepass/q8.hpp"
@@ -74,7 +73,7 @@ struct ShapingOf {
                   const double* scalars) noexcept {
     const auto stages = make_stages<T>(scalars);
     for (; first < last; ++first) {
-      sum_tile(streams.grad, *streams.state[rows].matrix, first, stages);
+      sum_tile(streams, *streams.state[rows].matrix, first, stages);
     }
   }
   static void move(const Streams& streams, const double* scalars) noexcept {

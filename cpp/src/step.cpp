@@ -180,6 +180,12 @@ bool is_far(std::size_t bytes) noexcept {
   return bytes > far;
 }
 
+// Lets a pass over these tensors prefetch if what a step of them reads is far away.
+void prefetch_if_far(std::span<Tensor> tensors) noexcept {
+  const bool prefetch_ahead = is_far(total_elements(tensors) * bytes_per_element);
+  for (Tensor& tensor : tensors) tensor.streams.prefetch_ahead = prefetch_ahead;
+}
+
 }  // namespace
 
 std::size_t total_elements(std::span<const Tensor> tensors) noexcept {
@@ -189,8 +195,7 @@ std::size_t total_elements(std::span<const Tensor> tensors) noexcept {
 }
 
 void step(std::span<Tensor> tensors, int threads) noexcept {
-  const bool prefetch_ahead = is_far(total_elements(tensors) * bytes_per_element);
-  for (Tensor& tensor : tensors) tensor.streams.prefetch_ahead = prefetch_ahead;
+  prefetch_if_far(tensors);
   for_each_range(tensors, threads, [](const Tensor& tensor, const Range& range) noexcept {
     tensor.kernel(tensor.streams, range.begin, range.end, tensor.scalars);
   });
@@ -201,8 +206,7 @@ void step(std::span<Tensor> tensors, std::span<const Rows> rows, int threads) no
   const auto rows_of = [&](const Tensor& tensor) noexcept -> const Rows& {
     return rows[static_cast<std::size_t>(&tensor - tensors.data())];
   };
-  const bool prefetch_ahead = is_far(total_elements(tensors) * bytes_per_element);
-  for (Tensor& tensor : tensors) tensor.streams.prefetch_ahead = prefetch_ahead;
+  prefetch_if_far(tensors);
   for_each_piece(
       tensors, threads,
       [&](const Tensor& tensor) noexcept { return count_pieces(tensor, rows_of(tensor)); },
@@ -239,6 +243,7 @@ void measure(std::span<Tensor> tensors, const Measuring* how, std::span<double> 
 }
 
 void sum_tiles(std::span<Tensor> tensors, const ShapedState* shaped, int threads) noexcept {
+  prefetch_if_far(tensors);
   const auto shaped_of = [&](const Tensor& tensor) -> const ShapedState& {
     return shaped[&tensor - tensors.data()];
   };

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 
+#include "onepass/reduce.hpp"
 #include "onepass/shaped.hpp"
 #include "onepass/update.hpp"
 
@@ -47,7 +48,7 @@ inline void add_squares(const T* grad, T scale, std::size_t n, double* across,
 // The sums of a tile's squared gradients, along and across the lines (Matrix in stored.hpp). The
 // layout alone decides about their order.
 template <class T>
-void sum_tile(const Stored& array, const Matrix& m, std::size_t tile,
+void sum_tile(const Streams& streams, const Matrix& m, std::size_t tile,
               const Stages<T>& stages) noexcept {
   const std::size_t line_size = m.length * m.width;
   const std::size_t segment = tile % m.n_segments, strip = tile / m.n_segments % m.n_strips,
@@ -66,7 +67,13 @@ void sum_tile(const Stored& array, const Matrix& m, std::size_t tile,
     if (m.width > 1) std::fill_n(along, m.width, 0.0);
     for (std::size_t place = 0, count = 0; place < n; place += count) {
       count = std::min(n - place, block_size);
-      const T* grad = open(array, i * line_size + first + place, count, opened);
+      if (streams.prefetch_ahead) {
+        // What comes after this part of a line is the next line's part.
+        const std::size_t ahead = place + sums_prefetch_bytes / sizeof(T);
+        const std::size_t skip = ahead < n ? 0 : line_size - n;
+        prefetch_sums<T>(streams.grad, i * line_size + first + ahead + skip, count);
+      }
+      const T* grad = open(streams.grad, i * line_size + first + place, count, opened);
       if (prepares) {
         prepare_tile<Decay::none>(prepared, grad, static_cast<T*>(nullptr), count, stages);
         grad = prepared;

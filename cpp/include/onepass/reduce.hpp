@@ -21,6 +21,12 @@ inline void prefetch_into_l2(const T* p) noexcept {
   (void)p;
 #endif
 }
+template <class T>
+inline void prefetch_sums(const Stored& array, std::size_t begin, std::size_t n) noexcept {
+  const std::size_t size = item_size<T>(array);
+  const char* const p = static_cast<const char*>(array.data) + begin * size;
+  for (std::size_t i = 0; i < n * size; i += cache_line) prefetch_into_l2(p + i);
+}
 
 // Adds n sums up in halves, overwriting them, and returns the total.
 template <std::size_t n = lanes>
@@ -49,9 +55,7 @@ double sum_of_squares(const Stored& array, std::size_t begin, std::size_t end, d
   };
   std::size_t i = begin;
   for (; i + rows <= end; i += rows) {
-    for (std::size_t k = 0; prefetch_ahead && k < rows * size; k += cache_line) {
-      prefetch_into_l2(static_cast<const char*>(array.data) + i * size + k + sums_prefetch_bytes);
-    }
+    if (prefetch_ahead) prefetch_sums<T>(array, i + sums_prefetch_bytes / size, rows);
     const T* x = open(array, i, rows, opened);
 #pragma omp simd
     for (std::size_t j = 0; j < lanes; ++j) {
