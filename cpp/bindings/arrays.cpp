@@ -5,6 +5,8 @@
 #include <bit>
 #include <utility>
 
+#include "overlap.hpp"
+
 namespace onepass::bindings {
 namespace {
 
@@ -257,30 +259,15 @@ void Memory::add(const py::array& array, const Label& label) {
 }
 
 void Memory::check_overlap() {
-  const auto before = [](const Range& a, const Range& b) { return a.begin < b.begin; };
-  if (!std::is_sorted(ranges_.begin(), ranges_.end(), before)) {
-    std::sort(ranges_.begin(), ranges_.end(), before);
-  }
-  const Range* farthest = nullptr;          // of all so far
-  const Range* farthest_written = nullptr;  // of those that the step writes
-  for (const Range& range : ranges_) {
-    const bool written = range.label.written();
-    const Range* other = written ? farthest : farthest_written;
-    if (other && range.begin < other->end) {
-      // Name the culprit the user can act on: not a parameter, not what is only read.
-      const bool keep = other->label.role() == Role::param || range.label.role() == Role::output;
-      const Range& first = keep ? *other : range;
-      const Range& second = keep ? range : *other;
-      const bool same = first.begin == second.begin && first.end == second.end;
-      fail_value(
-          second.label, "memory of its own",
-          std::string(same ? "the same memory as " : "an overlap with ") + first.label.str());
-    }
-    if (!farthest || range.end > farthest->end) farthest = &range;
-    if (written && (!farthest_written || range.end > farthest_written->end)) {
-      farthest_written = &range;
-    }
-  }
+  const auto [other, range] = find_overlap(std::span(ranges_));
+  if (!other) return;
+  // Name the culprit the user can act on: not a parameter, not what is only read.
+  const bool keep = other->label.role() == Role::param || range->label.role() == Role::output;
+  const Range& first = keep ? *other : *range;
+  const Range& second = keep ? *range : *other;
+  const bool same = first.begin == second.begin && first.end == second.end;
+  fail_value(second.label, "memory of its own",
+             std::string(same ? "the same memory as " : "an overlap with ") + first.label.str());
 }
 
 Param check_param(py::handle object, const Label& label) {

@@ -104,6 +104,7 @@ class Memory {
   struct Range {
     std::uintptr_t begin, end;
     Label label;
+    bool written() const { return label.written(); }
   };
   std::vector<Range> ranges_;
 };

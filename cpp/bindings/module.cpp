@@ -4,7 +4,6 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <optional>
 #include <span>
@@ -20,11 +19,16 @@
 #include "gil.hpp"
 #include "kernel_functions.hpp"
 #include "kernels_in_use.hpp"
+#include "onepass/capi.h"
 #include "ruler.hpp"
 #include "settings.hpp"
 #include "shown.hpp"
 #include "threads.hpp"
 #include "updates.hpp"
+
+namespace onepass {
+extern const onepass_api c_api;  // capi.cpp
+}
 
 namespace onepass::bindings {
 namespace {
@@ -142,8 +146,7 @@ std::vector<double> at(const std::string& name, double step, const std::vector<d
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
-  const Isa& isa_in_use = choose_isa(std::getenv("ONEPASS_ISA"));
-  kernels_in_use = isa_in_use.kernels;
+  kernels_in_use = isa_in_use().kernels;
 
   m.doc() = "The compiled kernels of onepass.";
   m.def("check_params", &check_params, py::arg("names"), py::arg("params"),
@@ -169,10 +172,11 @@ PYBIND11_MODULE(_core, m) {
   bind_ruler(m);
   bind_batch_norm(m);
 
-  m.attr("isa") = isa_in_use.name;
+  m.attr("isa") = isa_in_use().name;
   py::dict isas;
   for (const Isa& isa : compiled_isas()) isas[isa.name] = isa.supported;
   m.attr("isas") = isas;
+  m.attr("_C_API") = py::capsule(&c_api, "onepass._core._C_API");
   m.attr("version") = ONEPASS_VERSION;
   m.attr("compiler") = ONEPASS_COMPILER;
   m.attr("flags") = ONEPASS_FLAGS;

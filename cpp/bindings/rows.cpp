@@ -28,8 +28,8 @@ py::array check_index(py::handle object, const Label& label) {
 
 // Reads the numbers of rows, each of them below `length`.
 template <class Integer>
-std::vector<std::size_t> read_as(const py::array& array, std::size_t length, const Label& label) {
-  std::vector<std::size_t> rows(static_cast<std::size_t>(array.shape(0)));
+std::vector<std::int64_t> read_as(const py::array& array, std::size_t length, const Label& label) {
+  std::vector<std::int64_t> rows(static_cast<std::size_t>(array.shape(0)));
   const char* at = static_cast<const char*>(array.data());
   for (std::size_t i = 0; i < rows.size(); ++i, at += array.strides(0)) {
     const Integer row = *reinterpret_cast<const Integer*>(at);
@@ -37,13 +37,13 @@ std::vector<std::size_t> read_as(const py::array& array, std::size_t length, con
       fail_value(label, "rows in [0, " + std::to_string(length) + ")",
                  std::to_string(row) + " at " + std::to_string(i));
     }
-    rows[i] = static_cast<std::size_t>(row);
+    rows[i] = static_cast<std::int64_t>(row);
   }
   return rows;
 }
 
-std::vector<std::size_t> read_index(const py::array& array, std::size_t length,
-                                    const Label& label) {
+std::vector<std::int64_t> read_index(const py::array& array, std::size_t length,
+                                     const Label& label) {
   const bool is_signed = array.dtype().kind() == 'i';
   switch (array.itemsize()) {
     case 1:

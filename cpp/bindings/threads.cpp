@@ -1,7 +1,6 @@
 #include "threads.hpp"
 
 #include <algorithm>
-#include <atomic>
 #include <string>
 
 #include "parallel.hpp"
@@ -10,8 +9,6 @@ namespace onepass::bindings {
 namespace {
 
 namespace py = pybind11;
-
-std::atomic<int> in_use{1};  // runtime.py sets it at import
 
 // An integer of Python's or NumPy's, but no bool.
 int check_num_threads(py::handle value) {
@@ -35,7 +32,7 @@ int check_num_threads(py::handle value) {
 }  // namespace
 
 int resolve_num_threads(PyObject* num_threads) {
-  return num_threads == Py_None ? in_use.load() : check_num_threads(num_threads);
+  return num_threads == Py_None ? default_threads() : check_num_threads(num_threads);
 }
 
 void bind_threads(py::module_& m) {
@@ -43,9 +40,8 @@ void bind_threads(py::module_& m) {
   m.def("in_forked_child", &in_forked_child, "Whether steps run serial because of a fork.");
   m.def("check_num_threads", &check_num_threads, py::arg("num_threads"),
         "Return the number, or raise what is wrong with it.");
-  m.def(
-      "use_threads", [](int threads) { in_use = threads; }, py::arg("num_threads"),
-      "Set how many threads a call uses that is not told a number.");
+  m.def("use_threads", &set_default_threads, py::arg("num_threads"),
+        "Set how many threads a call uses that is not told a number.");
 }
 
 }  // namespace onepass::bindings

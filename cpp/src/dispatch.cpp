@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <stdexcept>
 
 #if defined(__unix__) || defined(__APPLE__)
@@ -62,6 +63,11 @@ const Isa& choose_isa(const char* forced) {
                                 " (what this machine runs), got '" + forced + "'");
   }
   return *best;
+}
+
+const Isa& isa_in_use() {
+  static const Isa& chosen = choose_isa(std::getenv("ONEPASS_ISA"));
+  return chosen;
 }
 
 // Linux's file is read first: on AMD, glibc's sysconf adds up all L3 caches of the socket, and a

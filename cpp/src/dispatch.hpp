@@ -23,6 +23,10 @@ std::span<const Isa> compiled_isas();
 // run here.
 const Isa& choose_isa(const char* forced);
 
+// The build that this process uses: chosen when it is first asked for, by the environment's
+// ONEPASS_ISA. Throws as above, and then every time.
+const Isa& isa_in_use();
+
 // Returns the bytes of the last cache before memory, which neighbouring cores share; 0 if the
 // system does not tell.
 std::size_t last_level_cache() noexcept;

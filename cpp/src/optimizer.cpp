@@ -34,7 +34,8 @@ double average_weight_of(const Settings& settings, double step, double averaged)
   if (std::fmod(step, every) == 0) scalars[slow_weight] = settings.lookahead_weight;
 }
 
-// Fills in all scalars of the coming step of a parameter, and behind them its memory after it.
+}  // namespace
+
 void fill_scalars(const Group& group, const Parameter& param, const double* memory,
                   std::uint64_t seed, double factor, double* scalars) noexcept {
   const Settings& settings = group.settings;
@@ -62,8 +63,6 @@ void fill_scalars(const Group& group, const Parameter& param, const double* memo
   scalars[step_number] = step;
   group.rule->at(step, settings.hyper.data(), memory, scalars + shared_scalars);
 }
-
-}  // namespace
 
 Group::Group(const RuleRow& row) noexcept : rule(&row), lr(0) {
   std::copy(row.defaults.begin(), row.defaults.end(), settings.hyper.begin());

@@ -192,9 +192,14 @@ class Optimizer {
   double unit_ = 1;                   // in which the sums of squares are, over 1
   std::vector<Measuring> measuring_;  // of each tensor; empty where none is measured
   bool is_directed_ = false;
-  std::vector<ShapedState> shaped_;   // of each tensor, where the rule may be factored
-  std::vector<double> tile_sums_;     // of the tensors that go together
+  std::vector<ShapedState> shaped_;  // of each tensor, where the rule may be factored
+  std::vector<double> tile_sums_;    // of the tensors that go together
 };
+
+// Fills in all scalars of the coming step of a parameter, and behind them its memory after it.
+// `factor`: the gradient's.
+void fill_scalars(const Group& group, const Parameter& param, const double* memory,
+                  std::uint64_t seed, double factor, double* scalars) noexcept;
 
 // Adds each tensor's gradient to its `param`.
 void accumulate(std::span<Tensor> tensors, const KernelTable& kernels, int num_threads) noexcept;

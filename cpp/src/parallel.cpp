@@ -4,6 +4,7 @@
 #include <array>
 #include <atomic>
 #include <cfenv>
+#include <cstdlib>
 #include <thread>
 #include <type_traits>
 
@@ -56,9 +57,7 @@ class BlockedSignals {
     for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL}) sigdelset(&all, fault);
     pthread_sigmask(SIG_SETMASK, &all, &before_);
   }
-  ~BlockedSignals() {
-    pthread_sigmask(SIG_SETMASK, &before_, nullptr);
-  }
+  ~BlockedSignals() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
 
  private:
   sigset_t before_;
@@ -85,9 +84,7 @@ class Place {
     sched_setaffinity(thread_.load(std::memory_order_relaxed), sizeof cores, &cores);
     core_.store(unknown, std::memory_order_relaxed);
   }
-  static int callers_core() noexcept {
-    return sched_getcpu();
-  }
+  static int callers_core() noexcept { return sched_getcpu(); }
 
  private:
   static constexpr int unknown = -1;
@@ -96,9 +93,7 @@ class Place {
 #else
   void note() noexcept {}
   void leave(int) noexcept {}
-  static int callers_core() noexcept {
-    return 0;
-  }
+  static int callers_core() noexcept { return 0; }
 #endif
 };
 
@@ -222,6 +217,35 @@ void run(std::size_t count, int threads, Task task) noexcept {
 }  // namespace onepass::detail
 
 namespace onepass {
+
+namespace {
+
+int threads_of_environment() noexcept {
+  const char* const given = std::getenv("OMP_NUM_THREADS");
+  int threads = given ? std::atoi(given) : 0;
+#ifdef __linux__
+  cpu_set_t cores;
+  if (threads < 1 && sched_getaffinity(0, sizeof cores, &cores) == 0) threads = CPU_COUNT(&cores);
+#endif
+  if (threads < 1) threads = static_cast<int>(std::thread::hardware_concurrency());
+  return std::clamp(threads, 1, max_threads);
+}
+
+std::atomic<int> threads_in_use{0};  // 0: not yet known
+
+}  // namespace
+
+int default_threads() noexcept {
+  const int threads = threads_in_use.load(std::memory_order_relaxed);
+  if (threads > 0) [[likely]]
+    return threads;
+  static const int found = threads_of_environment();
+  return found;
+}
+
+void set_default_threads(int threads) noexcept {
+  threads_in_use.store(std::clamp(threads, 1, max_threads), std::memory_order_relaxed);
+}
 
 bool in_forked_child() noexcept {
   return detail::forked.load(std::memory_order_relaxed);

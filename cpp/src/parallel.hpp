@@ -8,6 +8,11 @@ namespace onepass {
 
 inline constexpr int max_threads = 256;
 
+// Threads of a call that is not told how many. Until somebody sets it: the environment's
+// OMP_NUM_THREADS, or the cores that this process may use.
+int default_threads() noexcept;
+void set_default_threads(int threads) noexcept;
+
 // Calls body(i) once for each i < count, on up to `threads` threads, and returns when all calls
 // have returned. A body with two parameters is called as body(i, rank), where the number of the
 // thread, rank, is less than `threads`.

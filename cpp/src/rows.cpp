@@ -23,13 +23,13 @@ struct Place {
 
 // In the order of the rows, and for the same row in the order given. A stable sort by a digit at a
 // time: its work grows with the index, and not with the tensor.
-std::vector<Place> sorted(std::span<const std::size_t> index) {
+std::vector<Place> sorted(std::span<const std::int64_t> index) {
   constexpr std::size_t bits = 8, digits = std::size_t{1} << bits;
   std::vector<Place> places(index.size()), moved(index.size());
   std::size_t largest = 0;
   for (std::size_t i = 0; i < index.size(); ++i) {
-    places[i] = {index[i], i};
-    largest = std::max(largest, index[i]);
+    places[i] = {static_cast<std::size_t>(index[i]), i};
+    largest = std::max(largest, places[i].row);
   }
   for (std::size_t shift = 0; shift < 8 * sizeof largest && largest >> shift != 0; shift += bits) {
     const auto digit = [=](const Place& each) { return each.row >> shift & (digits - 1); };
@@ -82,7 +82,7 @@ void Rows::join(Tensor& tensor, int threads) {
   for (std::size_t i = 0; i < places.size(); ++i) {
     if (i > 0 && places[i].row == places[i - 1].row) continue;
     begin.push_back(i);
-    index.push_back(places[i].row);
+    index.push_back(static_cast<std::int64_t>(places[i].row));
   }
   begin.push_back(places.size());
   sums = std::make_unique_for_overwrite<std::byte[]>(elements() * tensor.item_size);

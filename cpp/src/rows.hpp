@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -14,7 +15,7 @@ namespace onepass {
 struct Rows {
   Rows() noexcept = default;  // all: the tensor moves as a whole
   // `of`: the row of the tensor that each row of its gradient is for, in any order, also twice.
-  Rows(std::vector<std::size_t> of, std::size_t elements)
+  Rows(std::vector<std::int64_t> of, std::size_t elements)
       : are_some(true), width(elements), index(std::move(of)) {}
 
   // Brings the gradient's rows into the tensor's order, and adds up those for the same row of the
@@ -22,10 +23,11 @@ struct Rows {
   // throw std::bad_alloc.
   void join(Tensor& tensor, int threads);
   std::size_t elements() const noexcept { return index.size() * width; }
+  RowIndex view() const noexcept { return {index, width}; }
 
   bool are_some = false;
   std::size_t width = 0;              // elements of a row
-  std::vector<std::size_t> index;     // after join() ascending, none twice
+  std::vector<std::int64_t> index;    // after join() ascending, none twice
   std::unique_ptr<std::byte[]> sums;  // the gradient after join(), where that had to be made
 };
 

@@ -104,13 +104,13 @@ void for_each_range(std::span<Tensor> tensors, int threads, const Body& body) no
 
 // Of a tensor's rows: elements in a piece of their gradient. Where rows are short, a piece is some
 // of them.
-std::size_t piece_of(const Rows& rows) noexcept {
+std::size_t piece_of(const RowIndex& rows) noexcept {
   return rows.width < piece_size ? piece_size / rows.width * rows.width : piece_size;
 }
 
 std::size_t count_pieces(const Tensor& tensor, const Rows& rows) noexcept {
   if (!tensor.size) return 0;
-  return rows.are_some ? divide_up(tensor.size, piece_of(rows))
+  return rows.are_some ? divide_up(tensor.size, piece_of(rows.view()))
                        : divide_up(tensor.size + lead(tensor), piece_size);
 }
 
@@ -119,14 +119,18 @@ std::size_t grad_size(const Tensor& tensor) noexcept {
   return codec ? codec->item_size : tensor.item_size;
 }
 
+std::size_t place_of(const RowIndex& rows, std::size_t k) noexcept {
+  return static_cast<std::size_t>(rows.rows[k]);
+}
+
 // Asks for the next row of an array early, for the processor cannot know where it is. Of a long row
 // it finds the rest itself. (Inlined, because GCC leaves out a call that only prefetches.)
 [[gnu::always_inline]] inline void prefetch_row(const Stored& array, std::size_t item_size,
-                                                const Rows& rows, std::size_t k) noexcept {
+                                                const RowIndex& rows, std::size_t k) noexcept {
 #if defined(__GNUC__)
   constexpr std::size_t most_bytes = 512;
   const std::size_t bytes = (array.codec ? array.codec->item_size : item_size) * rows.width;
-  const char* const row = static_cast<const char*>(array.data) + rows.index[k] * bytes;
+  const char* const row = static_cast<const char*>(array.data) + place_of(rows, k) * bytes;
   for (std::size_t i = 0; array.data && i < std::min(bytes, most_bytes); i += cache_line) {
     __builtin_prefetch(row + i);
   }
@@ -137,25 +141,30 @@ std::size_t grad_size(const Tensor& tensor) noexcept {
 
 // Steps the rows whose gradients are in this range: those that follow each other in the tensor at
 // once. The gradient's address is shifted by as much as its row and the tensor's lie apart.
-void step_rows(const Tensor& tensor, const Rows& rows, const Range& range) noexcept {
+void step_rows(const Tensor& tensor, const RowIndex& rows, const Range& range) noexcept {
   Streams streams = tensor.streams;
   streams.prefetch_ahead = false;
   const auto grad = reinterpret_cast<std::uintptr_t>(streams.grad.data);
   std::size_t k = range.begin / rows.width;
   for (std::size_t begin = range.begin, end = 0; begin < range.end; begin = end) {
-    if (const std::size_t next = k + rows_ahead; next < rows.index.size()) {
+    if (const std::size_t next = k + rows_ahead; next < rows.rows.size()) {
       prefetch_row(streams.param, tensor.item_size, rows, next);
       prefetch_row(streams.copy, tensor.item_size, rows, next);
       for (const Stored& state : streams.state) prefetch_row(state, tensor.item_size, rows, next);
     }
-    const std::size_t first = rows.index[k] * rows.width + begin - k * rows.width;
+    const std::size_t first = place_of(rows, k) * rows.width + begin - k * rows.width;
     do {
       end = ++k * rows.width;
-    } while (end < range.end && rows.index[k] == rows.index[k - 1] + 1);
+    } while (end < range.end && rows.rows[k] == rows.rows[k - 1] + 1);
     end = std::min(end, range.end);
     streams.grad.data = reinterpret_cast<void*>(grad + (begin - first) * grad_size(tensor));
     tensor.kernel(streams, first, first + end - begin, tensor.scalars);
   }
+}
+
+Range piece_of_rows(const Tensor& tensor, const RowIndex& rows, std::size_t index) noexcept {
+  const std::size_t begin = index * piece_of(rows);
+  return {begin, std::min(begin + piece_of(rows), tensor.size)};
 }
 
 // Fills `sums` block by block, and returns their sum in that order.
@@ -201,6 +210,15 @@ void step(std::span<Tensor> tensors, int threads) noexcept {
   });
 }
 
+void step_rows(Tensor& tensor, const RowIndex& rows, int threads) noexcept {
+  for_each_piece(
+      {&tensor, 1}, threads,
+      [&](const Tensor& of) noexcept { return divide_up(of.size, piece_of(rows)); },
+      [&](const Tensor& of, std::size_t index, std::size_t) noexcept {
+        step_rows(of, rows, piece_of_rows(of, rows, index));
+      });
+}
+
 void step(std::span<Tensor> tensors, std::span<const Rows> rows, int threads) noexcept {
   if (rows.empty()) return step(tensors, threads);
   const auto rows_of = [&](const Tensor& tensor) noexcept -> const Rows& {
@@ -212,8 +230,7 @@ void step(std::span<Tensor> tensors, std::span<const Rows> rows, int threads) no
       [&](const Tensor& tensor) noexcept { return count_pieces(tensor, rows_of(tensor)); },
       [&](const Tensor& tensor, std::size_t index, std::size_t) noexcept {
         if (const Rows& own = rows_of(tensor); own.are_some) {
-          const std::size_t begin = index * piece_of(own);
-          step_rows(tensor, own, {begin, std::min(begin + piece_of(own), tensor.size)});
+          step_rows(tensor, own.view(), piece_of_rows(tensor, own.view(), index));
         } else {
           const Range range = piece(tensor, index);
           tensor.kernel(tensor.streams, range.begin, range.end, tensor.scalars);
@@ -240,6 +257,14 @@ void measure(std::span<Tensor> tensors, const Measuring* how, std::span<double> 
                    sum(tensor.streams, range.begin, range.end, tensor.scalars,
                        &sums[among_all * max_sums]);
                  });
+}
+
+void measure_blocks(const Tensor& tensor, const Measuring& how, std::size_t first,
+                    std::span<double> sums, int threads) noexcept {
+  parallel_for(sums.size() / max_sums, threads, [&](std::size_t i) noexcept {
+    const Range range = block(tensor, first + i);
+    how.measure(tensor.streams, range.begin, range.end, tensor.scalars, &sums[i * max_sums]);
+  });
 }
 
 void sum_tiles(std::span<Tensor> tensors, const ShapedState* shaped, int threads) noexcept {

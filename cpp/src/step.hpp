@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 
 #include "kernels.hpp"
@@ -26,6 +27,15 @@ std::size_t total_elements(std::span<const Tensor> tensors) noexcept;
 // The arrays must not overlap where one of them is written. Cannot fail.
 void step(std::span<Tensor> tensors, int threads) noexcept;
 
+// Rows of a tensor, each once.
+struct RowIndex {
+  std::span<const std::int64_t> rows;
+  std::size_t width;  // elements of a row
+};
+// Steps these rows where they stand. Their gradients lie side by side, and the tensor's size is
+// that of these.
+void step_rows(Tensor& tensor, const RowIndex& rows, int threads) noexcept;
+
 // The same, but of some tensors some rows alone (rows.hpp), whose gradients lie side by side; such
 // a tensor's size is that of its gradient. `rows`: of each tensor, or none.
 struct Rows;
@@ -41,6 +51,10 @@ struct Measuring {
 // Fills `sums` block by block, max_sums side by side. `how`: of each tensor.
 void measure(std::span<Tensor> tensors, const Measuring* how, std::span<double> sums,
              int threads) noexcept;
+
+// The same of some blocks of one tensor, from `first` on, as many as `sums` has room for.
+void measure_blocks(const Tensor& tensor, const Measuring& how, std::size_t first,
+                    std::span<double> sums, int threads) noexcept;
 
 // The sums of squared gradients over the tiles of rows and columns; `shaped`: of each tensor.
 void sum_tiles(std::span<Tensor> tensors, const ShapedState* shaped, int threads) noexcept;

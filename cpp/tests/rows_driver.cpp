@@ -100,7 +100,7 @@ void check_rows(const Choice& choice, const Shape& shape, const Formats& formats
   for (int step = 0; step < 3; ++step) {
     by_rows.tensors[0].streams.grad = {values.data()};
     alone.tensors[0].streams.grad = {sums.data()};
-    onepass::Rows rows(index, shape.width);
+    onepass::Rows rows({index.begin(), index.end()}, shape.width);
     onepass::StepOptions of_rows = options;
     of_rows.rows = {&rows, 1};
     onepass::Ready ready = by_rows.prepare(of_rows), other = alone.prepare(options);

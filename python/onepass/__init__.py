@@ -96,6 +96,7 @@ __all__ = [
     "ema",
     "formats",
     "get_include",
+    "get_library",
     "get_num_threads",
     "init",
     "kernels",
@@ -135,3 +136,20 @@ def get_include() -> str:
     makes the bits those of the library, the others its speed.
     """
     return str(Path(_core.__file__).parent / "include")  # an editable install lies in two places
+
+
+def get_library() -> str:
+    """Return the file that exports the functions of `onepass/capi.h`.
+
+    It is the extension module itself, for whatever loads a library by its path into a process that
+    runs Python: ctypes, cffi, Numba. Programs without Python take `libonepass`.
+
+    Examples
+    --------
+    >>> import ctypes
+    >>> import onepass as op
+    >>> library = ctypes.CDLL(op.get_library())
+    >>> library.onepass_rule(b"adam") >= 0
+    True
+    """
+    return str(_core.__file__)

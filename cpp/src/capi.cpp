@@ -1,0 +1,309 @@
+// The C interface: the rules by name, the numbers of a step, and the table of all functions.
+#include "capi.hpp"
+
+#include <iterator>
+#include <string_view>
+
+#include "dispatch.hpp"
+#include "parallel.hpp"
+
+namespace onepass::capi {
+namespace {
+
+constexpr std::size_t first_common = max_hyper + max_options;
+
+// What a tensor's formats say in C is no setting there.
+bool is_common(const RuleRow& rule, std::string_view name) noexcept {
+  const auto is_name = [=](const char* other) { return name == other; };
+  return name != "state_format" && name != "rounding" && std::ranges::none_of(rule.hyper, is_name);
+}
+
+// Calls visit(name, place among the numbers of Settings) for each setting of the rule, in the order
+// in which C has them, until it returns true.
+template <class Visit>
+void find_setting(const RuleRow& rule, const Visit& visit) noexcept {
+  for (std::size_t k = 0; k < rule.hyper.size(); ++k) {
+    if (visit(rule.hyper[k], k)) return;
+  }
+  for (std::size_t k = 0; k < std::size(common_settings); ++k) {
+    const char* const name = common_settings[k];
+    if (is_common(rule, name) && visit(name, first_common + k)) return;
+  }
+}
+
+std::int32_t count_settings(const RuleRow& rule) noexcept {
+  std::int32_t n = 0;
+  find_setting(rule, [&](const char*, std::size_t) { return ++n, false; });
+  return n;
+}
+
+std::int32_t size_of(std::span<const char* const> names) noexcept {
+  return static_cast<std::int32_t>(names.size());
+}
+
+std::span<const char* const> names_of(const RuleRow& rule, std::int32_t what) noexcept {
+  if (what == ONEPASS_STATES) return rule.states;
+  if (what == ONEPASS_OPTIONS) return rule.options;
+  if (what == ONEPASS_MEMORY) return rule.memory;
+  return {};
+}
+
+std::size_t product(const std::int64_t* sizes, std::int32_t n) noexcept {
+  std::size_t product = 1;
+  for (std::int32_t k = 0; k < n; ++k) product *= static_cast<std::size_t>(sizes[k]);
+  return product;
+}
+
+}  // namespace
+
+const KernelTable* kernels() noexcept {
+  try {
+    return isa_in_use().kernels;
+  } catch (...) {
+    return nullptr;
+  }
+}
+
+const RuleRow* find_rule(std::int32_t rule) noexcept {
+  const KernelTable* const table = kernels();
+  const bool is_there = table && rule >= 0 && static_cast<std::size_t>(rule) < table->rules.size();
+  return is_there ? table->rules[static_cast<std::size_t>(rule)] : nullptr;
+}
+
+std::int32_t traits(const RuleRow& rule, const Variant& variant) noexcept {
+  std::int32_t found = 0;
+  if (variant.n_sums) found |= ONEPASS_MEASURES;
+  if (variant.direct_f64) found |= ONEPASS_DIRECTED;
+  if (rule.factored) found |= ONEPASS_SHAPED;
+  if (rule.sums_over_all) found |= ONEPASS_TOGETHER;
+  if (found == 0 && !rule.keeps_weights) found |= ONEPASS_ROWS;
+  return found;
+}
+
+std::size_t elements_of(Shape shape, const std::int64_t* sizes, std::int32_t n) noexcept {
+  const std::size_t all = product(sizes, n);
+  if (shape == Shape::param) return all;
+  if (shape == Shape::rows) return product(sizes, n - 1);
+  if (shape == Shape::columns) return product(sizes, n - 2) * product(sizes + n - 1, 1);
+  std::size_t sum = 0;
+  for (std::int32_t k = 0; k < n; ++k) sum += static_cast<std::size_t>(sizes[k]);
+  return sum;
+}
+
+Group make_group(const RuleRow& rule, std::int32_t options, const double* settings) noexcept {
+  Group group(rule);
+  for (std::size_t k = 0; k < rule.options.size(); ++k) {
+    group.settings.options[k] = static_cast<double>(options >> k & 1);
+  }
+  double* const numbers = group.settings.hyper.data();
+  const auto set = [&](const char*, std::size_t place) {
+    return numbers[place] = *settings++, false;
+  };
+  if (settings) find_setting(rule, set);
+  return group;
+}
+
+}  // namespace onepass::capi
+
+using namespace onepass;
+using namespace onepass::capi;
+
+int32_t onepass_abi(void) {
+  return ONEPASS_ABI;
+}
+const char* onepass_version(void) {
+  return ONEPASS_VERSION;
+}
+const char* onepass_isa(void) {
+  return kernels() ? isa_in_use().name : "";
+}
+
+const char* onepass_message(int32_t code) {
+  static constexpr const char* messages[] = {
+      "all is well",
+      "no rule has this number",
+      "the rule has no such option",
+      "an array is NULL that must be there, or there that must not be",
+      "an array does not begin at a multiple of its items' size",
+      "the format does not exist, or not for this array",
+      "two arrays share memory, and one of them is written",
+      "sizes that do not go together, or are too large",
+      "the tensor has no such row",
+      "rows cannot move alone with this rule, or with these settings",
+      "a number that is not one of those that there are",
+      "the rule steps along a direction, which is not there",
+      "a gradient has an infinity or a NaN",
+      "there is not enough memory",
+      "ONEPASS_ISA names no instruction set that runs here",
+  };
+  static_assert(std::size(messages) == ONEPASS_NO_ISA + 1);
+  const bool is_code = code >= 0 && static_cast<std::size_t>(code) < std::size(messages);
+  return is_code ? messages[code] : "no such code";
+}
+
+int32_t onepass_threads(void) {
+  return default_threads();
+}
+void onepass_set_threads(int32_t threads) {
+  if (threads >= 1) set_default_threads(threads);
+}
+
+int32_t onepass_rules(void) {
+  const KernelTable* const table = kernels();
+  return table ? static_cast<int32_t>(table->rules.size()) : 0;
+}
+const char* onepass_rule_name(int32_t rule) {
+  const RuleRow* const row = find_rule(rule);
+  return row ? row->name : nullptr;
+}
+int32_t onepass_rule(const char* name) {
+  for (int32_t rule = onepass_rules(); name && rule-- > 0;) {
+    if (std::string_view(name) == onepass_rule_name(rule)) return rule;
+  }
+  return -1;
+}
+
+int32_t onepass_count(int32_t rule, int32_t what) {
+  const RuleRow* const row = find_rule(rule);
+  if (!row) return 0;
+  if (what == ONEPASS_SETTINGS) return count_settings(*row);
+  const int32_t n_memory = size_of(row->memory);
+  if (what != ONEPASS_SCALARS) return size_of(names_of(*row, what));
+  return static_cast<int32_t>(shared_scalars) + size_of(row->scalars) + n_memory;
+}
+
+const char* onepass_name(int32_t rule, int32_t what, int32_t i) {
+  const RuleRow* const row = find_rule(rule);
+  if (!row || i < 0) return nullptr;
+  const char* found = nullptr;
+  if (what == ONEPASS_SETTINGS) {
+    find_setting(*row, [&](const char* name, std::size_t) {
+      if (i-- == 0) found = name;
+      return found != nullptr;
+    });
+    return found;
+  }
+  const auto names = names_of(*row, what);
+  return static_cast<std::size_t>(i) < names.size() ? names[static_cast<std::size_t>(i)] : nullptr;
+}
+
+int32_t onepass_index(int32_t rule, int32_t what, const char* name) {
+  for (int32_t i = 0; name; ++i) {
+    const char* const found = onepass_name(rule, what, i);
+    if (!found) break;
+    if (std::string_view(name) == found) return i;
+  }
+  return -1;
+}
+
+int32_t onepass_traits(int32_t rule, int32_t options) {
+  const RuleRow* const row = find_rule(rule);
+  return row && are_options(*row, options) ? traits(*row, find_variant(*row, options, 0)) : 0;
+}
+
+int32_t onepass_uses_state(int32_t rule, int32_t options, int32_t ndim, int32_t state) {
+  const RuleRow* const row = find_rule(rule);
+  const bool is_there =
+      row && are_options(*row, options) && state >= 0 && state < size_of(row->states);
+  return is_there && find_variant(*row, options, ndim).uses_state[state];
+}
+
+size_t onepass_state_size(int32_t rule, int32_t options, int32_t ndim, const int64_t* shape,
+                          int32_t state) {
+  if (!onepass_uses_state(rule, options, ndim, state) || (ndim > 0 && !shape)) return 0;
+  const RuleRow& row = *find_rule(rule);
+  const bool is_shaped = row.factored && ndim > 1;
+  return elements_of(is_shaped ? row.shape[static_cast<std::size_t>(state)] : Shape::param, shape,
+                     std::max(ndim, 0));
+}
+
+int32_t onepass_state_start(int32_t rule, int32_t state) {
+  const RuleRow* const row = find_rule(rule);
+  const bool is_there = row && state >= 0 && state < size_of(row->states);
+  return is_there ? row->start[static_cast<std::size_t>(state)] : -1;
+}
+
+int32_t onepass_defaults(int32_t rule, double* settings) {
+  const RuleRow* const row = find_rule(rule);
+  if (!row) return kernels() ? ONEPASS_NO_RULE : ONEPASS_NO_ISA;
+  if (!settings) return ONEPASS_NO_ARRAY;
+  const Group group(*row);
+  const double* const numbers = group.settings.hyper.data();
+  find_setting(*row,
+               [&](const char*, std::size_t place) { return *settings++ = numbers[place], false; });
+  return ONEPASS_OK;
+}
+
+int32_t onepass_memory_start(int32_t rule, double* memory) {
+  const RuleRow* const row = find_rule(rule);
+  if (!row) return kernels() ? ONEPASS_NO_RULE : ONEPASS_NO_ISA;
+  if (!memory && !row->memory.empty()) return ONEPASS_NO_ARRAY;
+  std::ranges::copy(row->memory_start, memory);
+  return ONEPASS_OK;
+}
+
+size_t onepass_bytes(int32_t format, size_t n) {
+  if (!is_size(n)) return 0;
+  switch (format) {
+    case ONEPASS_F64:
+      return n * sizeof(double);
+    case ONEPASS_BF16:
+    case ONEPASS_F16:
+      return n * sizeof(std::uint16_t);
+    case ONEPASS_Q8:
+      return (n + block_size - 1) / block_size * (block_size + 1);
+    case 0:
+    case ONEPASS_F32:
+      return n * sizeof(float);
+    default:
+      return 0;
+  }
+}
+
+int32_t onepass_scalars(int32_t rule, int64_t step, const double* settings, const double* memory,
+                        double* scalars) {
+  const RuleRow* const row = find_rule(rule);
+  if (!row) return kernels() ? ONEPASS_NO_RULE : ONEPASS_NO_ISA;
+  if (!scalars || (!memory && !row->memory.empty())) return ONEPASS_NO_ARRAY;
+  if (step < 1) return ONEPASS_BAD_NUMBER;
+  const Group group = make_group(*row, 0, settings);
+  Parameter param;
+  param.steps = step - 1;
+  fill_scalars(group, param, memory, 0, 1, scalars);
+  return ONEPASS_OK;
+}
+
+namespace onepass {
+// What the capsule of the Python module points to.
+extern const onepass_api c_api;
+const onepass_api c_api{
+    ONEPASS_ABI,
+    sizeof(onepass_api),
+    ONEPASS_VERSION,
+    onepass_isa,
+    onepass_message,
+    onepass_threads,
+    onepass_set_threads,
+    onepass_rules,
+    onepass_rule_name,
+    onepass_rule,
+    onepass_count,
+    onepass_name,
+    onepass_index,
+    onepass_traits,
+    onepass_uses_state,
+    onepass_state_size,
+    onepass_state_start,
+    onepass_defaults,
+    onepass_memory_start,
+    onepass_bytes,
+    onepass_scalars,
+    onepass_update,
+    onepass_update_rows,
+    onepass_step,
+    onepass_direct,
+    onepass_batch_norm_train,
+    onepass_batch_norm_infer,
+    onepass_batch_norm_backward,
+};
+}  // namespace onepass

@@ -1,0 +1,80 @@
+// What the files of the C interface (onepass/capi.h) share.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <new>
+
+#include "optimizer.hpp"
+#include "parallel.hpp"
+
+// The module and the library export these functions and nothing else.
+#if defined(__GNUC__) && !defined(_WIN32)
+#pragma GCC visibility push(default)
+#endif
+#include "onepass/capi.h"
+#if defined(__GNUC__) && !defined(_WIN32)
+#pragma GCC visibility pop
+#endif
+
+namespace onepass::capi {
+
+// Null where the environment names an instruction set that does not run here.
+const KernelTable* kernels() noexcept;
+const RuleRow* find_rule(std::int32_t rule) noexcept;
+
+// Whether these are bits of options that the rule has.
+inline bool are_options(const RuleRow& rule, std::int32_t options) noexcept {
+  return options >= 0 && static_cast<std::size_t>(options) >> rule.options.size() == 0;
+}
+// The kernels of these options, for a parameter of so many axes.
+inline const Variant& find_variant(const RuleRow& rule, std::int32_t options,
+                                   std::int32_t ndim) noexcept {
+  const std::size_t factored = rule.factored && ndim > 1;
+  return rule.variants[static_cast<std::size_t>(options) | factored << rule.options.size()];
+}
+std::int32_t traits(const RuleRow& rule, const Variant& variant) noexcept;
+
+// The elements of a state of this shape, of a parameter with two or more axes.
+std::size_t elements_of(Shape shape, const std::int64_t* sizes, std::int32_t ndim) noexcept;
+
+// A group of the rule with these options, and settings as onepass_defaults fills them, or null.
+Group make_group(const RuleRow& rule, std::int32_t options, const double* settings) noexcept;
+
+inline bool is_aligned(const void* array, std::size_t item_size) noexcept {
+  return reinterpret_cast<std::uintptr_t>(array) % item_size == 0;
+}
+
+// Elements of an array whose bytes can be counted, whatever its format.
+inline bool is_size(std::size_t n) noexcept {
+  return n <= PTRDIFF_MAX / (2 * sizeof(double));
+}
+
+inline bool is_threads(std::int32_t threads) noexcept {
+  return threads >= 0;
+}
+inline int resolve_threads(std::int32_t threads) noexcept {
+  return threads == 0 ? onepass_threads() : std::min<std::int32_t>(threads, max_threads);
+}
+
+// A struct of the caller's, who may know fewer of its members: those are 0.
+template <class Struct>
+Struct read_struct(const void* from, std::size_t size) noexcept {
+  Struct read{};
+  std::memcpy(&read, from, std::min(size, sizeof read));
+  return read;
+}
+
+// Calls body(), which returns a code, and catches what it throws.
+template <class Body>
+std::int32_t guarded(const Body& body) noexcept {
+  try {
+    return body();
+  } catch (...) {  // std::bad_alloc, or a vector's std::length_error
+    return ONEPASS_NO_MEMORY;
+  }
+}
+
+}  // namespace onepass::capi
