@@ -9,7 +9,7 @@ from pathlib import Path
 
 import nox
 
-nox.options.sessions = ["tests", "cpp", "extras"]
+nox.options.sessions = ["tests", "cpp", "cross", "extras"]
 nox.options.reuse_existing_virtualenvs = True
 
 EXTRAS = nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]
@@ -18,6 +18,8 @@ OUT = Path("build", "extras")
 
 MOST_SECONDS = 10.0
 """CPU seconds that a rule may take to compile for one instruction set. Most take two."""
+
+CROSS_TARGETS = ("aarch64-linux-gnu", "x86_64-windows-gnu", "aarch64-macos")
 
 LINT = (("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",))
 DOCS = (("python", "-m", "sphinx", "-q", "-W", "--keep-going", "docs", "build/docs"),)
@@ -130,6 +132,56 @@ def _check_seconds(session: nox.Session, build: Path) -> None:
     if slow or not found:
         got = ", ".join(slow) or "no times"
         session.error(f"{build}: expected at most {MOST_SECONDS} s a rule, got more for {got}")
+
+
+@nox.session
+def cross(session: nox.Session) -> None:
+    """Compile headers, engine and all rules' kernels for other systems: nothing is GNU's alone."""
+    session.install("ziglang==0.17.1")
+    build = Path("build", "cross")
+    build.mkdir(parents=True, exist_ok=True)
+    session.env["ZIG_GLOBAL_CACHE_DIR"] = session.env["ZIG_LOCAL_CACHE_DIR"] = str(build / "cache")
+    sources = set(Path("cpp", "src").glob("*.cpp")) - {Path("cpp", "src", "rule_kernels.cpp")}
+    units = (*_write_cross_units(build), *sorted(sources))
+    flags = [
+        *_flags_of_cmake("onepass_options INTERFACE -Wall"),
+        *_flags_of_cmake("set(kernel_flags"),
+    ]
+    includes = ["-Icpp/include", "-Icpp/src"]
+    for target in CROSS_TARGETS:
+        # Unoptimised, which is faster, and as good a test of what a compiler takes.
+        command = ["-m", "ziglang", "c++", "-target", target, "-std=c++20", "-O0", "-Werror"]
+        defined = ['-DONEPASS_VERSION=""']
+        if target.startswith("x86_64"):
+            defined.append("-DONEPASS_X86_64_LEVELS")
+        for unit in units:
+            to = ["-c", str(unit), "-o", str(build / "unit.o")]
+            session.run(
+                "python", *command, *flags, *defined, *includes, *to, silent=True, log=False
+            )
+        session.log(f"{target}: {len(units)} units compile")
+
+
+def _flags_of_cmake(start: str) -> list[str]:
+    """Return the flags that a command of CMakeLists.txt has from `start` on."""
+    (found,) = re.findall(re.escape(start) + r"[^()]*", Path("CMakeLists.txt").read_text())
+    return [flag for flag in str(found).split() if flag.startswith("-")]
+
+
+def _write_cross_units(folder: Path) -> tuple[Path, Path]:
+    """Write a unit of all headers, and one of all rules' kernels, each of these in a namespace."""
+    include = Path("cpp", "include")
+    names = sorted(path.relative_to(include) for path in include.glob("onepass/**/*.hpp"))
+    headers, kernels = folder / "headers.cpp", folder / "kernels.cpp"
+    headers.write_text("".join(f'#include "{name.as_posix()}"\n' for name in names))
+    rules = (include / "onepass" / "rules.def").read_text()
+    text = '#include "onepass/rules.def"\n'
+    for row, name in re.findall(r"^(RULE\((\w+),.*\))$", rules, re.M):
+        values = {"ONEPASS_ISA": name, "ONEPASS_RULE": name, "ONEPASS_RULE_ROW": row}
+        text += "".join(f"#undef {key}\n#define {key} {value}\n" for key, value in values.items())
+        text += '#include "rule_kernels.cpp"\n'
+    kernels.write_text(text)
+    return headers, kernels
 
 
 @nox.session

@@ -1,8 +1,8 @@
 #include "batchnorm.hpp"
 
 #include <bit>
-#include <cfloat>
 #include <cmath>
+#include <limits>
 #include <type_traits>
 
 #include "parallel.hpp"
@@ -283,7 +283,7 @@ bool BatchNorm<T>::improve_centers(std::size_t tile, const Statistics& batch) no
     double &magnitude = channels_.magnitude[c], &center = channels_.center[c];
     const double mean = batch.mean[c] * magnitude;
     const double off = (mean - center) * (mean - center);
-    if (in_units && magnitude == 1 && !(batch.variance[c] <= DBL_MAX)) {
+    if (in_units && magnitude == 1 && !(batch.variance[c] <= std::numeric_limits<double>::max())) {
       magnitude = small_magnitude;
       set_first_means(c, 1);
       improved = true;

@@ -148,7 +148,7 @@ class Pool {
   int start_helpers(int wanted) noexcept {
     while (n_helpers_ < wanted) {
       try {
-        const BlockedSignals blocked;
+        [[maybe_unused]] const BlockedSignals blocked;  // where there are signals
         const int rank = n_helpers_ + 1;
         const int seen = shares_[static_cast<std::size_t>(rank)].calls.load();
         std::thread([this, rank, seen] { help(rank, seen); }).detach();

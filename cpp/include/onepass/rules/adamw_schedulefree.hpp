@@ -27,7 +27,7 @@ struct AdamWScheduleFree {
       "lr",           "beta1", "beta2",           "eps",     "weight_decay",
       "warmup_steps", "r",     "weight_lr_power", "rectify", "silent_sgd_phase"};
 
-  static AdamWScheduleFree at(double step, const Hyper& h, Memory& memory) noexcept {
+  static AdamWScheduleFree at(double step, const Hyper& h, Memory& past) noexcept {
     double lr = step < h.warmup_steps ? h.lr * (step / h.warmup_steps) : h.lr;
     bool divides = true;
     if (h.rectify != 0) {
@@ -35,7 +35,7 @@ struct AdamWScheduleFree {
       divides = found.length > 4;
       lr *= divides ? found.factor : h.silent_sgd_phase != 0 ? 0 : 1;
     }
-    const double share = share_in_average(step, lr, h.r, h.weight_lr_power, memory);
+    const double share = share_in_average(step, lr, h.r, h.weight_lr_power, past);
     return {.beta2 = T(h.beta2),
             .one_minus_beta2 = T(1 - h.beta2),
             .inv_bias2 = T(1 / (1 - std::pow(h.beta2, step))),

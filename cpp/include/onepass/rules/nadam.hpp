@@ -22,12 +22,12 @@ struct NAdam {
   static constexpr const char* hyper[] = {"lr",  "beta1",          "beta2",
                                           "eps", "momentum_decay", "correct_ahead"};
 
-  static NAdam at(double step, const Hyper& h, Memory& memory) noexcept {
+  static NAdam at(double step, const Hyper& h, Memory& past) noexcept {
     const auto momentum = [&](double t) {
       return h.beta1 * (1 - 0.5 * std::pow(0.96, t * h.momentum_decay));
     };
     const double now = momentum(step), next = momentum(step + 1);
-    const double product = memory.mu_product *= now;
+    const double product = past.mu_product *= now;
     const double ahead = 1 - (h.correct_ahead != 0 ? product * next : product);
     return {.beta1 = T(h.beta1),
             .one_minus_beta1 = T(1 - h.beta1),

@@ -20,9 +20,9 @@ struct SGDScheduleFree {
   };
   static constexpr const char* hyper[] = {"lr", "momentum", "warmup_steps", "r", "weight_lr_power"};
 
-  static SGDScheduleFree at(double step, const Hyper& h, Memory& memory) noexcept {
+  static SGDScheduleFree at(double step, const Hyper& h, Memory& past) noexcept {
     const double lr = step < h.warmup_steps ? h.lr * (step / h.warmup_steps) : h.lr;
-    const double share = share_in_average(step, lr, h.r, h.weight_lr_power, memory);
+    const double share = share_in_average(step, lr, h.r, h.weight_lr_power, past);
     return {.move = ScheduleFreeStep<T>::at(step, lr, h.momentum, share)};
   }
 
