@@ -29,7 +29,7 @@ def misaligned(n=N):
     return np.zeros(4 * n + 8, np.uint8)[1 : 4 * n + 1]
 
 
-def update(n=N, rule=RULE, options=0, format=1, threads=1, **changes):
+def update(n=N, rule=RULE, options=0, kind=1, threads=1, **changes):
     """A call of onepass_update with some of its arguments changed; returns what it did."""
     param, grad, first, second, scalars = arrays()
     given = {"param": param, "grad": grad, "first": first, "second": second, "scalars": scalars}
@@ -37,7 +37,7 @@ def update(n=N, rule=RULE, options=0, format=1, threads=1, **changes):
     before = digest(param, grad, first, second)
     pointers = {name: capi.address(array) for name, array in given.items()}
     code = C.update(
-        *(rule, options, format, n, pointers["param"], pointers["grad"], pointers["first"]),
+        *(rule, options, kind, n, pointers["param"], pointers["grad"], pointers["first"]),
         *(pointers["second"], None, None, pointers["scalars"], None, threads),
     )
     assert (digest(param, grad, first, second) != before) == (code == capi.OK)
@@ -57,8 +57,8 @@ UPDATES = {
     "param misaligned": ({"param": misaligned()}, "MISALIGNED"),
     "grad misaligned": ({"grad": misaligned()}, "MISALIGNED"),
     "state misaligned": ({"first": misaligned()}, "MISALIGNED"),
-    "format of 16 bits": ({"format": 3}, "BAD_FORMAT"),
-    "format 77": ({"format": 77}, "BAD_FORMAT"),
+    "format of 16 bits": ({"kind": 3}, "BAD_FORMAT"),
+    "format 77": ({"kind": 77}, "BAD_FORMAT"),
     "threads -1": ({"threads": -1}, "BAD_NUMBER"),
     "more elements than memory": ({"n": 2**62}, "BAD_SIZE"),
     "scalars of no step": ({"scalars": np.zeros(64)}, "BAD_NUMBER"),
@@ -152,7 +152,7 @@ def test_the_registry_answers_whatever_it_is_asked():
     assert C.name(RULE, 99, 0) is C.name(RULE, capi.STATES, -1) is None
     assert C.uses_state(RULE, 0, 1, 99) == C.uses_state(RULE, 0, 1, -1) == 0
     assert C.state_size(RULE, 0, 2, None, 0) == 0
-    assert [C.bytes(format, 257) for format in range(-1, 7)] == [
+    assert [C.bytes(kind, 257) for kind in range(-1, 7)] == [
         *(0, 1028, 1028, 2056, 514, 514, 514, 0)
     ]
     assert C.bytes(1, 2**62) == 0
@@ -230,7 +230,7 @@ def infinite(call):
 
 ROWS = np.array([0, 1, 20], np.int64)
 STEPS = {
-    "a good call": (lambda call: None, None, 0),
+    "a good call": (setting(), None, 0),
     "one gradient for two tensors": (same_gradient, None, 0),
     "param that is not there": (setting(param=None), "NO_ARRAY", 1),
     "state that is not there": (no_state, "NO_ARRAY", 16),
