@@ -89,7 +89,7 @@ static int32_t update(one *it, int64_t step, int32_t threads) {
 
 static int32_t step_together(one *them, size_t n, int64_t step, int32_t threads,
                              onepass_result *result) {
-  onepass_call call = ONEPASS_CALL;
+  onepass_call call = onepass_new_call();
   onepass_group group;
   onepass_tensor *tensors = (onepass_tensor *)calloc(n, sizeof *tensors);
   int64_t *sizes = (int64_t *)calloc(n, sizeof *sizes);
@@ -131,7 +131,7 @@ static void check_rule(int32_t rule, int32_t options) {
   for (i = 0; i < sizeof sizes / sizeof *sizes; ++i) {
     one alone = make(rule, options, sizes[i]), together = make(rule, options, sizes[i]);
     for (step = 1; step <= 3; ++step) {
-      onepass_result result = ONEPASS_RESULT;
+      onepass_result result = onepass_new_result();
       check(update(&alone, step, 1) == ONEPASS_OK, "an update", name);
       check(step_together(&together, 1, step, 3, &result) == ONEPASS_OK, "a step", name);
       check(result.tensor == -1 && !result.skipped, "its result", name);
@@ -216,7 +216,7 @@ static void check_fork(int32_t rule) {
 static void check_bad_input(int32_t rule) {
   one it = make(rule, 0, 100), before = make(rule, 0, 100);
   float *const param = it.param;
-  onepass_result result = ONEPASS_RESULT;
+  onepass_result result = onepass_new_result();
   it.param = NULL;
   check(update(&it, 1, 1) == ONEPASS_NO_ARRAY, "no parameter", "bad input");
   check(step_together(&it, 1, 1, 1, &result) == ONEPASS_NO_ARRAY, "no parameter", "bad input");

@@ -156,7 +156,7 @@ typedef struct onepass_tensor {
 } onepass_tensor;
 
 typedef struct onepass_call {
-  size_t struct_size, group_size, tensor_size; /* ONEPASS_CALL fills these in */
+  size_t struct_size, group_size, tensor_size; /* onepass_new_call fills these in */
   double grad_scale; /* the loss scale, which gradients are divided by; 0: 1 */
   double max_norm;   /* gradients are clipped to it together; infinite: measured alone; 0: none */
   int64_t seed;      /* of random rounding */
@@ -167,7 +167,7 @@ typedef struct onepass_call {
 } onepass_call;
 
 typedef struct onepass_result {
-  size_t struct_size; /* ONEPASS_RESULT fills it in */
+  size_t struct_size; /* onepass_new_result fills it in */
   double norm;        /* of all gradients, unscaled; NaN where it was not asked for */
   double d;           /* of a rule that finds its rate; else NaN */
   int64_t tensor;     /* with an error: which, from 0; else -1 */
@@ -192,7 +192,7 @@ int32_t onepass_direct(const onepass_group *groups, size_t n_groups, const onepa
 
 /* Batch normalisation of x, in C order and of shape (outer, channels, inner). */
 typedef struct onepass_batch_norm {
-  size_t struct_size; /* ONEPASS_BATCH_NORM fills it in */
+  size_t struct_size; /* onepass_new_batch_norm fills it in */
   size_t outer, channels, inner;
   const void *x;
   const void *residual; /* NULL: none; added before the ReLU */
