@@ -11,6 +11,8 @@ namespace onepass::capi {
 namespace {
 
 constexpr std::size_t first_common = max_hyper + max_options;
+static_assert(max_scalars <= ONEPASS_MOST && max_memory <= ONEPASS_MOST);
+static_assert(max_hyper + std::size(common_settings) <= ONEPASS_MOST);
 
 // What a tensor's formats say in C is no setting there.
 bool is_common(const RuleRow& rule, std::string_view name) noexcept {

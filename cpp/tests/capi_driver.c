@@ -11,7 +11,7 @@
 
 #include "onepass/capi.h"
 
-enum { STATES = 4, MOST_NUMBERS = 64 };
+enum { STATES = 4 };
 
 static int checks = 0, failures = 0;
 
@@ -27,7 +27,7 @@ typedef struct one {
   int32_t rule, options;
   size_t n;
   float *param, *grad, *state[STATES];
-  double memory[MOST_NUMBERS], settings[MOST_NUMBERS];
+  double memory[ONEPASS_MOST], settings[ONEPASS_MOST];
 } one;
 
 static float *numbers(size_t n, unsigned seed) {
@@ -79,7 +79,7 @@ static int same(const one *a, const one *b) {
 }
 
 static int32_t update(one *it, int64_t step, int32_t threads) {
-  double scalars[MOST_NUMBERS];
+  double scalars[ONEPASS_MOST];
   const int32_t code = onepass_scalars(it->rule, step, it->settings, it->memory, scalars);
   if (code != ONEPASS_OK) return code;
   return onepass_update(it->rule, it->options, ONEPASS_F32, it->n, it->param, it->grad,
@@ -145,7 +145,7 @@ static void check_rule(int32_t rule, int32_t options) {
 static void check_rows(int32_t rule, int32_t options) {
   enum { rows = 50, width = 3, n_index = 20 };
   int64_t index[n_index];
-  double scalars[MOST_NUMBERS];
+  double scalars[ONEPASS_MOST];
   one table = make(rule, options, (size_t)rows * width), part = make(rule, options, n_index * width);
   int i;
   int equal = 1;

@@ -10,6 +10,9 @@
 /* Of this header. A library with the same number has at least what stands here. */
 #define ONEPASS_ABI 0
 
+/* Numbers enough for any rule's settings, for its scalars, or for what it remembers. */
+#define ONEPASS_MOST 64
+
 /* Codes: onepass_message has a sentence for each. */
 #define ONEPASS_OK 0
 #define ONEPASS_NO_RULE 1       /* no rule with this number */
