@@ -84,6 +84,7 @@ def cpp(session: nox.Session) -> None:
     for preset in compilers:
         _check_kernels(session, Path("build", preset))
         _check_seconds(session, Path("build", preset))
+    _check_library(session, Path("build", "module"))
     for module in Path("build", "module").glob("_core*.so"):
         stripped = module.with_suffix(".stripped")
         session.run("strip", "-o", str(stripped), str(module), external=True)
@@ -132,6 +133,36 @@ def _check_seconds(session: nox.Session, build: Path) -> None:
     if slow or not found:
         got = ", ".join(slow) or "no times"
         session.error(f"{build}: expected at most {MOST_SECONDS} s a rule, got more for {got}")
+
+
+def _check_library(session: nox.Session, build: Path) -> None:
+    """Install libonepass, and build a project of somebody else with it, in every way there is."""
+    source, consumer = Path("tests", "consumer"), build / "consumer"
+    installed = (build / "installed").resolve()
+    for folder in (consumer, installed):
+        shutil.rmtree(folder, ignore_errors=True)
+    session.run("cmake", "--install", str(build), "--prefix", str(installed), silent=True)
+    found = f"-DCMAKE_PREFIX_PATH={installed}"
+    session.run("cmake", "-S", str(source), "-B", str(consumer), found, silent=True)
+    session.run("cmake", "--build", str(consumer), silent=True)
+    programs = ["headers", "library", "library_static"]
+    (library,) = installed.glob("lib*/**/libonepass.so")
+    if shutil.which("pkg-config"):
+        session.env["PKG_CONFIG_PATH"] = str(library.parent / "pkgconfig")
+        asked = session.run(
+            "pkg-config", "--cflags", "--libs", "onepass", silent=True, external=True
+        )
+        flags = [*str(asked).split(), f"-Wl,-rpath,{library.parent}"]
+        to = ["-o", str(consumer / "by_pkg_config")]
+        session.run("cc", str(source / "library.c"), *flags, *to, silent=True, external=True)
+        programs.append("by_pkg_config")
+    printed = {name: _output(str(consumer / name)) for name in programs}
+    if len(set(map(tuple, printed.values()))) != 1:
+        session.error(f"expected the same of all programs, got {printed}")
+    exported = [line.split()[-1] for line in _output("nm", "-D", "--defined-only", str(library))]
+    if foreign := [name for name in exported if not name.startswith("onepass_")]:
+        session.error(f"{library} exports {foreign}")
+    session.log(f"{library} exports {len(exported)} functions; " + ", ".join(programs) + " agree")
 
 
 @nox.session

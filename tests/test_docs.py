@@ -3,7 +3,6 @@
 import doctest
 import importlib
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -224,20 +223,3 @@ def test_the_c_program_of_the_site(tmp_path):
     scope: dict[str, object] = {}
     exec("".join(sphinx_pages.code_blocks(page, "python")), scope)
     assert float.fromhex(printed) == scope["param"][0]
-
-
-@pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
-def test_the_c_plus_plus_program_of_the_site(tmp_path):
-    """As the page says, it gives the bits of the Python above it."""
-    page = DOCS / "embedding.md"
-    (program,) = sphinx_pages.code_blocks(page, "cpp")
-    (command,) = sphinx_pages.code_blocks(page, "console")
-    (tmp_path / "adam.cpp").write_text(program)
-    command = command.replace("\\\n", " ").replace(
-        "$(python -c 'import onepass; print(onepass.get_include())')", onepass.get_include()
-    )
-    subprocess.run(shlex.split(command), check=True, cwd=tmp_path)
-    printed = subprocess.run([tmp_path / "adam"], check=True, capture_output=True, text=True).stdout
-    scope: dict[str, object] = {}
-    exec("".join(sphinx_pages.code_blocks(page, "python")), scope)
-    assert [float.fromhex(line) for line in printed.split()] == scope["param"].tolist()

@@ -9,6 +9,10 @@
 // GCC cannot be asked about the first.
 #pragma once
 
+#if defined(__GNUC__) && __cplusplus <= 201703L
+#error "onepass: expected C++20, got an older standard: compile with -std=c++20"
+#endif
+
 // Clang honours a pragma. It holds for what comes after it too, so for a rule of one's own.
 #if defined(__clang__)
 #pragma clang fp contract(off)

@@ -96,15 +96,15 @@ inline constexpr std::size_t direction_place = max_states - 1;
 // tensor that is not in the caches, each cache line counts.
 struct Streams {
   Stored param, grad;
-  bool zero_grad = false;       // whether the loop zeroes the gradient after reading it
-  bool follows = false;         // whether `param` takes over what the user has changed in `copy`
-  bool prefetch_ahead = false;  // whether the loop prefetches, because the data is far away
-  std::uint32_t tensor = 0;     // the tensor's number, which its random bits depend on
-  const StepBits* random = {};  // where parameter or state is rounded, else null
-  double* average = nullptr;    // of the weights
-  Stored copy;                  // of the parameter, in fewer bits
-  Stored state[max_states];     // few rules have more than two
-  void* slow = nullptr;         // Lookahead's weights, in the type that the rule computes with
+  bool zero_grad = false;         // whether the loop zeroes the gradient after reading it
+  bool follows = false;           // whether `param` takes over what the user has changed in `copy`
+  bool prefetch_ahead = false;    // whether the loop prefetches, because the data is far away
+  std::uint32_t tensor = 0;       // the tensor's number, which its random bits depend on
+  const StepBits* random = {};    // where parameter or state is rounded, else null
+  double* average = nullptr;      // of the weights
+  Stored copy = {};               // of the parameter, in fewer bits
+  Stored state[max_states] = {};  // few rules have more than two
+  void* slow = nullptr;           // Lookahead's weights, in the type that the rule computes with
 };
 
 }  // namespace onepass
