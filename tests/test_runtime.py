@@ -419,3 +419,26 @@ def test_headers_are_shipped():
     assert (include / "update.hpp").is_file()
     for rule in op._core.rules():
         assert (include / "rules" / f"{rule}.hpp").is_file()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_what_was_loaded_stays_so(tmp_path):
+    """Threads of the pool sleep in its code; here a copy's, which nobody else holds."""
+    code = f"""
+import _ctypes, ctypes, shutil, sys
+import numpy as np, onepass
+copy = shutil.copy(onepass.get_library(), {str(tmp_path)!r})
+library = ctypes.CDLL(copy)
+adam = library.onepass_rule(b"adam")
+scalars, arrays = np.ones(64), [np.zeros({LARGE}, np.float32) for _ in range(4)]
+pointer = lambda array: ctypes.c_void_p(array.ctypes.data)
+param, grad, *state = map(pointer, arrays)
+size = ctypes.c_size_t({LARGE})
+code = library.onepass_update(
+    adam, 0, 1, size, param, grad, *state, None, None, pointer(scalars), None, 4
+)
+_ctypes.dlclose(library._handle)
+with open("/proc/self/maps") as maps:
+    print(code, copy in maps.read())
+"""
+    assert python(code) == "0 True"
