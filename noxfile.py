@@ -9,7 +9,7 @@ from pathlib import Path
 
 import nox
 
-nox.options.sessions = ["tests", "cpp", "extras"]
+nox.options.sessions = ["tests", "cpp", "extras", "examples"]
 nox.options.reuse_existing_virtualenvs = True
 
 EXTRAS = nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]
@@ -153,11 +153,18 @@ def extras(session: nox.Session, extra: str) -> None:
     """Install the wheel with one extra alone, in a fresh environment, and do what that is for."""
     if extra not in JOBS:
         session.error(f"the extra {extra!r} has no job: what is it for?")
-    (wheel,) = DISTRIBUTIONS.glob("*.whl")
-    session.install(f"{wheel}[{extra}]" if extra else str(wheel))
+    wheel = _wheel()
+    session.install(f"{wheel}[{extra}]" if extra else wheel)
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir(parents=True)
     _run_all(session, JOBS[extra])
+
+
+@nox.session(reuse_venv=False, requires=["distributions"])
+def examples(session: nox.Session) -> None:
+    """Install the wheel and what the examples are written for, and run these and their tests."""
+    session.install(_wheel(), "--requirement", "examples/requirements.txt")
+    session.run("python", "-m", "pytest", "-q", "examples")
 
 
 @nox.session
@@ -173,6 +180,11 @@ def cold(session: nox.Session) -> None:
     """Count the cold cache lines of small calls, and hold them to their budgets; needs valgrind."""
     session.install(".")
     session.run("python", "bench/cold_lines.py", *session.posargs)
+
+
+def _wheel() -> str:
+    (wheel,) = DISTRIBUTIONS.glob("*.whl")
+    return str(wheel)
 
 
 def _run_all(session: nox.Session, commands: Iterable[tuple[str, ...]]) -> None:
