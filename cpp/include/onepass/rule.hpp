@@ -61,14 +61,14 @@
 // Hyper; rules.def names it.
 //
 // Only + - * / and sqrt, in the order the NumPy reference writes them: that is what makes the
-// results the same bits on every instruction set and in NumPy. Compile with -ffp-contract=off, or
-// the compiler fuses a * b + c, which gives other bits; and with -fopenmp-simd -fno-math-errno, or
-// the loops are slow.
+// results the same bits on every instruction set and in NumPy. It takes the compiler's flags that
+// flags.hpp asks for.
 #pragma once
 
 #include <cmath>
 #include <cstddef>
 
+#include "onepass/flags.hpp"
 #include "onepass/stored.hpp"
 
 // Each instruction set compiles these headers into a namespace of its own, so that the linker can
