@@ -77,7 +77,7 @@ def test_the_gradient_is_that_of_the_loss(skipgram):
 def test_sizes_that_do_not_fit_are_refused(skipgram):
     table = skipgram.initial_table(4)
     batches = np.zeros((1, 2, 3), np.int64)
-    with pytest.raises(ValueError, match="^sums: expected"):
+    with pytest.raises(ValueError, match=r"^sums: expected"):
         skipgram.train(table, np.zeros_like(table)[1:], batches, 0.1)
-    with pytest.raises(ValueError, match="^batches: expected"):
+    with pytest.raises(ValueError, match=r"^batches: expected"):
         skipgram.train(table, np.zeros_like(table), batches + len(table), 0.1)
