@@ -15,10 +15,14 @@ extern "C" {
 
 #include "onepass/capi_functions.h"
 
-/* Designed to stand in an initialiser: onepass_call call = ONEPASS_CALL; */
-#define ONEPASS_CALL {sizeof(onepass_call), sizeof(onepass_group), sizeof(onepass_tensor)}
-#define ONEPASS_RESULT {sizeof(onepass_result)}
-#define ONEPASS_BATCH_NORM {sizeof(onepass_batch_norm)}
+/* Designed to stand in an initialiser: onepass_call call = ONEPASS_CALL; Every member has its 0,
+ * because compilers warn of members that are left out. */
+#define ONEPASS_CALL \
+  {sizeof(onepass_call), sizeof(onepass_group), sizeof(onepass_tensor), 0, 0, 0, 0, 0, 0, 0}
+#define ONEPASS_RESULT {sizeof(onepass_result), 0, 0, 0, 0, 0, 0, 0, 0}
+#define ONEPASS_BATCH_NORM                                                                     \
+  {sizeof(onepass_batch_norm), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, \
+   0, 0, 0, 0, 0, 0, 0}
 
 /* Include Python.h first. Returns the functions of the installed onepass, or NULL with an
  * ImportError set. Call it while your module is imported and keep the table: it is static memory,
