@@ -1,5 +1,8 @@
 """What the tests of the examples share: the rules in NumPy, and equality to the bit."""
 
+import os
+import sysconfig
+
 import numpy as np
 import pytest
 
@@ -46,6 +49,14 @@ class Oracle:
     @property
     def averages(self):
         return [arrays[-1] for arrays in self.arrays]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tools_of_this_environment():
+    """Let programs that are installed beside this Python be found, even where it is not active."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", sysconfig.get_path("scripts"), prepend=os.pathsep)
+        yield
 
 
 @pytest.fixture
