@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -198,6 +199,31 @@ def test_what_the_line_searches_on_their_page_cost():
             search(w, ravine.gradient(w), lambda w=w: float(ravine.loss(w))) for _ in range(40)
         ]
         assert {info.evaluations for info in taken} == cost
+
+
+RUN_MAIN = """
+import ctypes, sys, onepass
+ctypes.CDLL(onepass.get_library(), ctypes.RTLD_GLOBAL)
+program = ctypes.CDLL(sys.argv[1])
+program.main()
+ctypes.CDLL(None).fflush(None)
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+def test_the_c_program_of_the_site(tmp_path):
+    """It gives the bits of the Python above it; here the module stands for libonepass."""
+    page = DOCS / "embedding.md"
+    program = next(block for block in sphinx_pages.code_blocks(page, "c") if "main" in block)
+    (tmp_path / "adam.c").write_text(program)
+    flags = ["-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", f"-I{onepass.get_include()}"]
+    command = ["cc", *flags, "-shared", "-fPIC", "adam.c", "-o", "adam.so"]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    command = [sys.executable, "-c", RUN_MAIN, str(tmp_path / "adam.so")]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    scope: dict[str, object] = {}
+    exec("".join(sphinx_pages.code_blocks(page, "python")), scope)
+    assert float.fromhex(printed) == scope["param"][0]
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")

@@ -38,6 +38,7 @@ def run(isa, *command):
     "oracle",
     [
         "test_oracle.py",
+        "test_capi.py",
         "test_stages.py",
         "test_formats.py",
         "test_storage.py",

@@ -3,6 +3,7 @@
 
 #include <iterator>
 #include <string_view>
+#include <vector>
 
 #include "dispatch.hpp"
 #include "parallel.hpp"
@@ -11,30 +12,43 @@ namespace onepass::capi {
 namespace {
 
 constexpr std::size_t first_common = max_hyper + max_options;
+static_assert(max_scalars <= ONEPASS_MOST && max_memory <= ONEPASS_MOST);
+static_assert(max_hyper + std::size(common_settings) <= ONEPASS_MOST);
 
-// What a tensor's formats say in C is no setting there.
-bool is_common(const RuleRow& rule, std::string_view name) noexcept {
-  const auto is_name = [=](const char* other) { return name == other; };
-  return name != "state_format" && name != "rounding" && std::ranges::none_of(rule.hyper, is_name);
-}
+// Where a rule's settings stand among the numbers of Settings, in the order in which C has them.
+struct Places {
+  std::size_t n = 0;
+  std::uint8_t at[ONEPASS_MOST] = {};
+};
 
-// Calls visit(name, place among the numbers of Settings) for each setting of the rule, in the order
-// in which C has them, until it returns true.
-template <class Visit>
-void find_setting(const RuleRow& rule, const Visit& visit) noexcept {
+Places find_places(const RuleRow& rule) noexcept {
+  Places places;
   for (std::size_t k = 0; k < rule.hyper.size(); ++k) {
-    if (visit(rule.hyper[k], k)) return;
+    places.at[places.n++] = static_cast<std::uint8_t>(k);
   }
   for (std::size_t k = 0; k < std::size(common_settings); ++k) {
-    const char* const name = common_settings[k];
-    if (is_common(rule, name) && visit(name, first_common + k)) return;
+    const std::string_view name = common_settings[k];
+    const auto is_name = [=](const char* other) { return name == other; };
+    // What a tensor's formats say in C is no setting there.
+    const bool is_format = name == "state_format" || name == "rounding";
+    if (is_format || std::ranges::any_of(rule.hyper, is_name)) continue;
+    places.at[places.n++] = static_cast<std::uint8_t>(first_common + k);
   }
+  return places;
 }
 
-std::int32_t count_settings(const RuleRow& rule) noexcept {
-  std::int32_t n = 0;
-  find_setting(rule, [&](const char*, std::size_t) { return ++n, false; });
-  return n;
+// Found once, because it takes longer than the numbers of a step.
+const Places& places_of(std::int32_t rule) noexcept {
+  static const auto found = [] {
+    std::vector<Places> of_rules;
+    for (const RuleRow* row : kernels()->rules) of_rules.push_back(find_places(*row));
+    return of_rules;
+  }();
+  return found[static_cast<std::size_t>(rule)];
+}
+
+const char* name_of(const RuleRow& rule, std::size_t place) noexcept {
+  return place < max_hyper ? rule.hyper[place] : common_settings[place - first_common];
 }
 
 std::int32_t size_of(std::span<const char* const> names) noexcept {
@@ -90,16 +104,17 @@ std::size_t elements_of(Shape shape, const std::int64_t* sizes, std::int32_t n) 
   return sum;
 }
 
-Group make_group(const RuleRow& rule, std::int32_t options, const double* settings) noexcept {
-  Group group(rule);
-  for (std::size_t k = 0; k < rule.options.size(); ++k) {
+Group make_group(std::int32_t rule, std::int32_t options, const double* settings) noexcept {
+  const RuleRow& row = *find_rule(rule);
+  Group group(row);
+  for (std::size_t k = 0; k < row.options.size(); ++k) {
     group.settings.options[k] = static_cast<double>(options >> k & 1);
   }
-  double* const numbers = group.settings.hyper.data();
-  const auto set = [&](const char*, std::size_t place) {
-    return numbers[place] = *settings++, false;
-  };
-  if (settings) find_setting(rule, set);
+  if (!settings) return group;
+  const Places& places = places_of(rule);
+  for (std::size_t i = 0; i < places.n; ++i) {
+    group.settings.hyper.data()[places.at[i]] = settings[i];
+  }
   return group;
 }
 
@@ -166,7 +181,7 @@ int32_t onepass_rule(const char* name) {
 int32_t onepass_count(int32_t rule, int32_t what) {
   const RuleRow* const row = find_rule(rule);
   if (!row) return 0;
-  if (what == ONEPASS_SETTINGS) return count_settings(*row);
+  if (what == ONEPASS_SETTINGS) return static_cast<int32_t>(places_of(rule).n);
   const int32_t n_memory = size_of(row->memory);
   if (what != ONEPASS_SCALARS) return size_of(names_of(*row, what));
   return static_cast<int32_t>(shared_scalars) + size_of(row->scalars) + n_memory;
@@ -175,16 +190,13 @@ int32_t onepass_count(int32_t rule, int32_t what) {
 const char* onepass_name(int32_t rule, int32_t what, int32_t i) {
   const RuleRow* const row = find_rule(rule);
   if (!row || i < 0) return nullptr;
-  const char* found = nullptr;
+  const auto place = static_cast<std::size_t>(i);
   if (what == ONEPASS_SETTINGS) {
-    find_setting(*row, [&](const char* name, std::size_t) {
-      if (i-- == 0) found = name;
-      return found != nullptr;
-    });
-    return found;
+    const Places& places = places_of(rule);
+    return place < places.n ? name_of(*row, places.at[place]) : nullptr;
   }
   const auto names = names_of(*row, what);
-  return static_cast<std::size_t>(i) < names.size() ? names[static_cast<std::size_t>(i)] : nullptr;
+  return place < names.size() ? names[place] : nullptr;
 }
 
 int32_t onepass_index(int32_t rule, int32_t what, const char* name) {
@@ -228,9 +240,10 @@ int32_t onepass_defaults(int32_t rule, double* settings) {
   if (!row) return kernels() ? ONEPASS_NO_RULE : ONEPASS_NO_ISA;
   if (!settings) return ONEPASS_NO_ARRAY;
   const Group group(*row);
-  const double* const numbers = group.settings.hyper.data();
-  find_setting(*row,
-               [&](const char*, std::size_t place) { return *settings++ = numbers[place], false; });
+  const Places& places = places_of(rule);
+  for (std::size_t i = 0; i < places.n; ++i) {
+    settings[i] = group.settings.hyper.data()[places.at[i]];
+  }
   return ONEPASS_OK;
 }
 
@@ -266,7 +279,7 @@ int32_t onepass_scalars(int32_t rule, int64_t step, const double* settings, cons
   if (!row) return kernels() ? ONEPASS_NO_RULE : ONEPASS_NO_ISA;
   if (!scalars || (!memory && !row->memory.empty())) return ONEPASS_NO_ARRAY;
   if (step < 1) return ONEPASS_BAD_NUMBER;
-  const Group group = make_group(*row, 0, settings);
+  const Group group = make_group(rule, 0, settings);
   Parameter param;
   param.steps = step - 1;
   fill_scalars(group, param, memory, 0, 1, scalars);

@@ -40,8 +40,9 @@ std::int32_t traits(const RuleRow& rule, const Variant& variant) noexcept;
 // The elements of a state of this shape, of a parameter with two or more axes.
 std::size_t elements_of(Shape shape, const std::int64_t* sizes, std::int32_t ndim) noexcept;
 
-// A group of the rule with these options, and settings as onepass_defaults fills them, or null.
-Group make_group(const RuleRow& rule, std::int32_t options, const double* settings) noexcept;
+// A group of the rule, which exists, with these options; settings as onepass_defaults fills them,
+// or null.
+Group make_group(std::int32_t rule, std::int32_t options, const double* settings) noexcept;
 
 inline bool is_aligned(const void* array, std::size_t item_size) noexcept {
   return reinterpret_cast<std::uintptr_t>(array) % item_size == 0;

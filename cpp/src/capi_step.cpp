@@ -119,7 +119,7 @@ std::int32_t Step::read_groups(const onepass_group* groups, std::size_t n) {
     if (!rule || (rule_ && rule != rule_)) return ONEPASS_NO_RULE;
     rule_ = rule;
     if (!are_options(*rule, given.options)) return ONEPASS_NO_OPTION;
-    optimizer_.groups.push_back(make_group(*rule, given.options, given.settings));
+    optimizer_.groups.push_back(make_group(given.rule, given.options, given.settings));
   }
   return ONEPASS_OK;
 }

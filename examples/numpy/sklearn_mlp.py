@@ -21,9 +21,9 @@ from comparing import median_times, show
 
 class AdamOptimizer(_stochastic_optimizers.AdamOptimizer):
     def update_params(self, params, grads):
-        settings = {"lr": self.learning_rate_init, "betas": (self.beta_1, self.beta_2)}
-        settings |= {"eps": self.epsilon, "eps_hat": True}
-        op.kernels.adam(params, grads, self.ms, self.vs, step=self.t + 1, **settings)
+        betas = self.beta_1, self.beta_2
+        settings = {"lr": self.learning_rate_init, "betas": betas, "eps": self.epsilon}
+        op.kernels.adam(params, grads, self.ms, self.vs, step=self.t + 1, eps_hat=True, **settings)
         self.t += 1
 
 

@@ -18,11 +18,19 @@ def test_sgd_is_bit_for_bit(mass):
     np.testing.assert_array_equal(flatten(own)[0], flatten(ours)[0], strict=True)
 
 
-@pytest.mark.parametrize("name", ["rmsprop", "adam"])
-def test_the_others_end_where_autograds_do(name):
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("rmsprop", {}),
+        ("rmsprop", {"gamma": 0.8, "eps": 1e-3}),
+        ("adam", {}),
+        ("adam", {"b1": 0.8, "b2": 0.9, "eps": 1e-3}),
+    ],
+)
+def test_the_others_end_where_autograds_do(name, settings):
     """A step may round each weight to either neighbour of the exact result."""
     both = (getattr(optimizers, name), OURS[name])
-    own, ours = (flatten(fit(f, step_size=RATES[name]))[0] for f in both)
+    own, ours = (flatten(fit(f, step_size=RATES[name], **settings))[0] for f in both)
     assert np.abs(own - ours).max() <= STEPS * np.spacing(np.abs(own).max())
 
 

@@ -35,8 +35,13 @@ def test_sgd_is_bit_for_bit(dtype, settings):
     assert_same_bits(own, ours)
 
 
-def test_adam_ends_where_scikit_learns_does():
-    data, settings = digits(np.float64), {"solver": "adam", "max_iter": 5}
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"learning_rate_init": 2e-3, "beta_1": 0.8, "beta_2": 0.99, "epsilon": 1e-3}],
+    ids=["default", "all"],
+)
+def test_adam_ends_where_scikit_learns_does(settings):
+    data, settings = digits(np.float64), {"solver": "adam", "max_iter": 5, **settings}
     own, ours = fit(data, **settings), fit_replaced(data, **settings)
     assert ours._optimizer.t == own._optimizer.t > 0
     for a, b in zip(weights(own), weights(ours), strict=True):

@@ -8,6 +8,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -15,14 +16,27 @@ extern "C" {
 
 #include "onepass/capi_functions.h"
 
-/* Designed to stand in an initialiser: onepass_call call = ONEPASS_CALL; Every member has its 0,
- * because compilers warn of members that are left out. */
-#define ONEPASS_CALL \
-  {sizeof(onepass_call), sizeof(onepass_group), sizeof(onepass_tensor), 0, 0, 0, 0, 0, 0, 0}
-#define ONEPASS_RESULT {sizeof(onepass_result), 0, 0, 0, 0, 0, 0, 0, 0}
-#define ONEPASS_BATCH_NORM                                                                     \
-  {sizeof(onepass_batch_norm), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, \
-   0, 0, 0, 0, 0, 0, 0}
+/* Structs with their sizes, and 0 in every other member. */
+static inline onepass_call onepass_new_call(void) {
+  onepass_call made;
+  memset(&made, 0, sizeof made);
+  made.struct_size = sizeof made;
+  made.group_size = sizeof(onepass_group);
+  made.tensor_size = sizeof(onepass_tensor);
+  return made;
+}
+static inline onepass_result onepass_new_result(void) {
+  onepass_result made;
+  memset(&made, 0, sizeof made);
+  made.struct_size = sizeof made;
+  return made;
+}
+static inline onepass_batch_norm onepass_new_batch_norm(void) {
+  onepass_batch_norm made;
+  memset(&made, 0, sizeof made);
+  made.struct_size = sizeof made;
+  return made;
+}
 
 /* Include Python.h first. Returns the functions of the installed onepass, or NULL with an
  * ImportError set. Call it while your module is imported and keep the table: it is static memory,

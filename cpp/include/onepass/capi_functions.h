@@ -10,6 +10,9 @@
 /* Of this header. A library with the same number has at least what stands here. */
 #define ONEPASS_ABI 0
 
+/* Numbers enough for any rule's settings, for its scalars, or for what it remembers. */
+#define ONEPASS_MOST 64
+
 /* Codes: onepass_message has a sentence for each. */
 #define ONEPASS_OK 0
 #define ONEPASS_NO_RULE 1       /* no rule with this number */
@@ -156,7 +159,7 @@ typedef struct onepass_tensor {
 } onepass_tensor;
 
 typedef struct onepass_call {
-  size_t struct_size, group_size, tensor_size; /* ONEPASS_CALL fills these in */
+  size_t struct_size, group_size, tensor_size; /* onepass_new_call fills these in */
   double grad_scale; /* the loss scale, which gradients are divided by; 0: 1 */
   double max_norm;   /* gradients are clipped to it together; infinite: measured alone; 0: none */
   int64_t seed;      /* of random rounding */
@@ -167,7 +170,7 @@ typedef struct onepass_call {
 } onepass_call;
 
 typedef struct onepass_result {
-  size_t struct_size; /* ONEPASS_RESULT fills it in */
+  size_t struct_size; /* onepass_new_result fills it in */
   double norm;        /* of all gradients, unscaled; NaN where it was not asked for */
   double d;           /* of a rule that finds its rate; else NaN */
   int64_t tensor;     /* with an error: which, from 0; else -1 */
@@ -192,7 +195,7 @@ int32_t onepass_direct(const onepass_group *groups, size_t n_groups, const onepa
 
 /* Batch normalisation of x, in C order and of shape (outer, channels, inner). */
 typedef struct onepass_batch_norm {
-  size_t struct_size; /* ONEPASS_BATCH_NORM fills it in */
+  size_t struct_size; /* onepass_new_batch_norm fills it in */
   size_t outer, channels, inner;
   const void *x;
   const void *residual; /* NULL: none; added before the ReLU */
