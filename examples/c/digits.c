@@ -90,8 +90,8 @@ int main(int argc, char **argv) {
   const onepass_group groups[] = {{rule, 0, make_settings(rule, 0.05)},
                                   {rule, 0, make_settings(rule, 0)}};
   static onepass_tensor tensors[2];
-  onepass_call call = ONEPASS_CALL;
-  onepass_result result = ONEPASS_RESULT;
+  onepass_call call = onepass_new_call();
+  onepass_result result = onepass_new_result();
   FILE *const file = argc > 1 ? fopen(argv[1], "r") : NULL;
   FILE *const record = argc > 2 ? fopen(argv[2], "wb") : NULL;
   const int n = file ? read_digits(file) - HELD_OUT : 0;

@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 import onepass as op
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 WARNINGS = ("-pedantic", "-Wall", "-Wextra", "-Werror")
 SIZES = (640, 10)  # of the weights and the biases
 
@@ -27,14 +28,17 @@ def run(*command, **changed):
 
 @pytest.fixture(scope="module")
 def libraries(tmp_path_factory):
-    """The folder that has libonepass, built without Python for the machine's lowest level."""
-    folder = tmp_path_factory.mktemp("onepass")
-    prefix, build = folder / "prefix", folder / "build"
-    options = ("-DONEPASS_LIBRARY=ON", "-DONEPASS_HAS_X86_64_LEVELS=OFF")
-    where = (f"-DCMAKE_INSTALL_PREFIX={prefix}", "-DCMAKE_INSTALL_LIBDIR=lib")
-    run("cmake", "-G", "Ninja", "-S", HERE.parents[1], "-B", build, *options, *where)
+    """The folder that has libonepass, built without Python for the machine's lowest level.
+
+    It is built in the repository, as deep in it as any other build: so a compiler cache knows it,
+    and what has not changed since the last time is not built again.
+    """
+    prefix, build = tmp_path_factory.mktemp("onepass"), ROOT / "build" / "libonepass"
+    options = ("LIBRARY=ON", "WERROR=ON", "HAS_X86_64_LEVELS=OFF")
+    given = ("-DCMAKE_INSTALL_LIBDIR=lib", *(f"-DONEPASS_{option}" for option in options))
+    run("cmake", "-G", "Ninja", "-S", ROOT, "-B", build, *given)
     run("cmake", "--build", build)
-    run("cmake", "--install", build)
+    run("cmake", "--install", build, "--prefix", prefix)
     return prefix / "lib"
 
 
