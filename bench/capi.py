@@ -12,6 +12,7 @@ import ctypes
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from itertools import cycle
 from pathlib import Path
@@ -92,40 +93,46 @@ class Adam:
         )
         self.param = np.ones(shape, np.float32)
         self.states = [np.zeros(shape, np.float32) for _ in range(2)]
+        self.arrays = (self.param, *self.states)
 
 
 def at(array: np.ndarray) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
 
 
-def succeed(function, *arguments) -> None:
+def moved(arrays: Sequence[np.ndarray], function, *arguments) -> Sequence[np.ndarray]:
+    """Call a function that returns a code, and return the arrays that it moves."""
     if code := function(*arguments):
         raise RuntimeError(f"code {code}")
+    return arrays
 
 
 def small_calls(n: int, calls: int = CALLS) -> dict[str, Step]:
-    """Return what takes a step of n elements, compiled loops `calls` of them."""
+    """Return what takes a step of n elements, compiled loops `calls` of them.
+
+    A loop returns the parameter and the state.
+    """
     grad = np.linspace(-1, 1, n, dtype=np.float32)
-    param = np.ones(n, np.float32)
-    state = [np.zeros_like(param) for _ in range(2)]
-    steps: dict[str, Step] = {
-        "op.kernels": partial(op.kernels.adam, param, grad, *state, step=1),
-    }
+    param, *states = Adam(n).arrays
+    step = partial(op.kernels.adam, param, grad, *states, step=1)
+    steps: dict[str, Step] = {"op.kernels": step}
     if (repeat := c_loop()) is not None:
-        for name, with_scalars in {"C": False, "C with scalars": True}.items():
-            steps[name] = partial(_repeat, repeat, Adam(n), grad, calls, with_scalars)
+        steps["C"] = partial(_c_steps, repeat, Adam(n), grad, calls, False)
+        steps["C with scalars"] = partial(_c_steps, repeat, Adam(n), grad, calls, True)
     if (loops := numba_loops()) is not None:
         adam = Adam(n)
-        arrays = (adam.param, grad, *adam.states, adam.scalars)
-        steps["Numba"] = partial(succeed, loops["repeat"], calls, adam.rule, *arrays)
+        arguments = (calls, adam.rule, adam.param, grad, *adam.states, adam.scalars)
+        steps["Numba"] = partial(moved, adam.arrays, loops["repeat"], *arguments)
     return steps
 
 
-def _repeat(repeat, adam: Adam, grad: np.ndarray, calls: int, with_scalars: bool) -> None:
+def _c_steps(
+    repeat, adam: Adam, grad: np.ndarray, calls: int, with_scalars: bool
+) -> Sequence[np.ndarray]:
     size = ctypes.c_size_t(grad.size)
     arrays = map(at, (adam.param, grad, *adam.states, adam.scalars))
     settings = at(adam.settings) if with_scalars else None
-    succeed(repeat, c_api(), calls, adam.rule, size, *arrays, settings)
+    return moved(adam.arrays, repeat, c_api(), calls, adam.rule, size, *arrays, settings)
 
 
 @cache
@@ -189,53 +196,36 @@ def numba_loops():
 
 
 def row_steps(table: int, width: int, rows: int) -> dict[str, Step]:
-    """Return what steps some rows of a table by the numbers of the first step."""
+    """Return what steps some rows of a table, by the numbers of the first step.
+
+    Each returns the parameter and the state.
+    """
     rng = np.random.default_rng(0)
     named = [rng.permutation(table)[:rows] for _ in range(SETS)]
     grad = rng.normal(size=(rows, width)).astype(np.float32)
-    steps: dict[str, Step] = {"onepass": _each(onepass_rows(table, width), named, grad)}
+    contenders = {"onepass": partial(_update_rows, Adam(table, width))}
     if (loops := numba_loops()) is not None:
-        steps["Numba"] = _each(numba_rows(table, width, loops["gather"]), named, grad)
-    return steps
+        contenders["Numba"] = partial(_gather_rows, loops["gather"], Adam(table, width))
+    return {name: partial(_next, step, cycle(named), grad) for name, step in contenders.items()}
 
 
-def _each(step, named, grad: np.ndarray) -> Step:
-    return partial(_next, step, cycle(named), grad)
+def _next(step, named: Iterator[np.ndarray], grad: np.ndarray) -> Sequence[np.ndarray]:
+    return step(next(named), grad)
 
 
-def _next(step, named, grad: np.ndarray) -> None:
-    step(next(named), grad)
+def _update_rows(adam: Adam, index: np.ndarray, grad: np.ndarray) -> Sequence[np.ndarray]:
+    sizes = map(ctypes.c_size_t, adam.param.shape)
+    rows = (*sizes, at(index), ctypes.c_size_t(len(index)))
+    arrays = (at(adam.param), at(grad), *map(at, adam.states), None, None)
+    arguments = (adam.rule, 0, F32, *rows, *arrays, at(adam.scalars), None, 1)
+    return moved(adam.arrays, adam.library.onepass_update_rows, *arguments)
 
 
-def onepass_rows(table: int, width: int):
-    adam = Adam(table, width)
-    sizes = ctypes.c_size_t(table), ctypes.c_size_t(width)
-    kept = at(adam.param), [*map(at, adam.states)], at(adam.scalars)
-
-    def step(index: np.ndarray, grad: np.ndarray) -> list[np.ndarray]:
-        param, states, scalars = kept
-        succeed(
-            adam.library.onepass_update_rows,
-            *(adam.rule, 0, F32, *sizes, at(index), ctypes.c_size_t(len(index))),
-            *(param, at(grad), *states, None, None, scalars, None, 1),
-        )
-        return [adam.param, *adam.states]
-
-    return step
-
-
-def numba_rows(table: int, width: int, gather):
-    param = np.ones((table, width), np.float32)
-    states = [np.zeros_like(param) for _ in range(2)]
+def _gather_rows(gather, adam: Adam, index: np.ndarray, grad: np.ndarray) -> Sequence[np.ndarray]:
     lr, beta1, beta2, eps = 1e-3, 0.9, 0.999, 1e-8
-    in_double = (beta1, 1 - beta1, beta2, 1 - beta2, lr / (1 - beta1), 1 / (1 - beta2), eps)
-    numbers = tuple(map(np.float32, in_double))
-
-    def step(index: np.ndarray, grad: np.ndarray) -> list[np.ndarray]:
-        gather(index, grad, param, *states, numbers)
-        return [param, *states]
-
-    return step
+    numbers = (beta1, 1 - beta1, beta2, 1 - beta2, lr / (1 - beta1), 1 / (1 - beta2), eps)
+    gather(index, grad, *adam.arrays, tuple(map(np.float32, numbers)))
+    return adam.arrays
 
 
 if __name__ == "__main__":
