@@ -69,6 +69,7 @@ static double part_found(const float *param, int first, int last) {
   return (double)found / (last - first);
 }
 
+/* AdamW is the rule adam with a decay that is decoupled. */
 static double *make_settings(int32_t rule, double weight_decay) {
   static const char *const names[] = {"lr", "ema_decay", "decoupled_weight_decay", "weight_decay"};
   const double values[] = {0.01, 0.98, 1, weight_decay};
@@ -118,7 +119,7 @@ int main(int argc, char **argv) {
   for (epoch = 0; epoch < EPOCHS; ++epoch) {
     double loss = 0;
     for (batch = 0; batch < n / BATCH; ++batch) {
-      for (i = 0; i < BATCH; ++i) loss += add_gradient(param, (batch * BATCH + i) % n, grad);
+      for (i = 0; i < BATCH; ++i) loss += add_gradient(param, batch * BATCH + i, grad);
       if (record) fwrite(grad, sizeof grad, 1, record);
       const int32_t code = onepass_step(groups, 2, tensors, 2, &call, &result);
       if (code != ONEPASS_OK) {

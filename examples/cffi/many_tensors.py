@@ -25,7 +25,10 @@ def pointer(array):
 
 
 class AdamW:
-    """Moves float32 arrays in place, by gradients that are written into the same arrays anew."""
+    """Moves float32 arrays in place, by gradients that are written into the same arrays anew.
+
+    AdamW is the rule adam with a decay that is decoupled.
+    """
 
     def __init__(self, params, grads, *, max_norm, weight_decay, **settings):
         self.rule = lib.onepass_rule(b"adam")

@@ -7,21 +7,25 @@ import sys
 from copy import deepcopy
 
 import numpy as np
+import pytest
 
 import layout
 import onepass as op
 
 
-def test_the_layout_is_that_of_the_rule_in_numpy(oracle, assert_same_bits):
+@pytest.mark.parametrize(("cls", "lr"), [(op.Adam, 0.2), (op.Lion, 0.02)])
+def test_the_layout_is_that_of_the_rule_in_numpy(cls, lr, oracle, assert_same_bits):
+    """The same compiled code takes either rule: which one is no constant in it."""
     _, places, edges, rng = layout.begin()
     same = deepcopy(rng)
-    reference = oracle(op.Adam, [places], {"lr": 0.2})
-    assert layout.train(places, edges, rng, 20, *layout.find_rule("adam", lr=0.2)) == 0
+    reference = oracle(cls, [places], {"lr": lr})
+    assert layout.train(places, edges, rng, 20, *layout.find_rule(cls.rule, lr=lr)) == 0
     for _ in range(20):
         grad = np.empty_like(places)
         layout.find_gradient(reference.params[0], edges, same, grad)
         reference.step([grad])
     assert_same_bits([places], reference.params)
+    assert len(layout.train.signatures) == 1
 
 
 def test_the_second_process_compiles_nothing(tmp_path):
