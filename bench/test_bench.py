@@ -14,16 +14,18 @@ import numpy as np
 import pytest
 
 import batch_norm
+import capi
 import contenders
 import formats
 import full_step
+import onepass as op
 import problems
 import quality
 import report
 import run
 import training
 from onepass.lab.compare.contenders import Contender
-from onepass.optim import SGD, AdamW
+from onepass.optim import SGD, Adam, AdamW
 from timing import BATCH, Block, Situation, alternate
 from workloads import OPERATIONS, WORKLOADS, Case, Workload, batches, cases
 
@@ -446,3 +448,38 @@ def test_qualitys_table():
         "| digits | Adam | bf16 state | 2.0000 (1 diverged) | +1.0000 (1 diverged) "
         f"| {score} | {same} |",
     ]
+
+
+@pytest.mark.parametrize("n", capi.SIZES)
+def test_the_callers_of_c_take_the_same_step(n):
+    _, *loops = capi.small_calls(n, calls=1).values()
+    param, *states = expected = capi.Adam(n).arrays
+    op.kernels.adam(param, np.linspace(-1, 1, n, dtype=np.float32), *states, step=1)
+    for loop in loops:
+        assert_same_bits(loop(), expected)
+
+
+def test_rows_beside_numba_are_the_reference():
+    table, width, rows = 50, 7, 20
+    steps = capi.row_steps(table, width, rows)
+    rng = np.random.default_rng(0)
+    named = [rng.permutation(table)[:rows] for _ in range(capi.SETS)]
+    grad = rng.normal(size=(rows, width)).astype(np.float32)
+    expected = capi.Adam(table, width).arrays
+    for index in named[:3]:
+        expected = Adam.reference_step(*expected[:1], grad, *expected[1:], step=1, rows=index)[:3]
+        for step in steps.values():
+            assert_same_bits(step(), expected)
+
+
+def test_a_table_of_c_has_a_column_for_what_is_there(capsys, monkeypatch):
+    options = "--table 50 --rows 20 --width 2 --seconds 0.01"
+    monkeypatch.setattr("sys.argv", ["capi.py", *options.split()])
+    monkeypatch.setattr(capi, "SIZES", (8,))
+    monkeypatch.setattr(capi, "numba_loops", lambda: None)
+    capi.main()
+    _, _, head, calls, _, rows_head, rows = capsys.readouterr().out.splitlines()
+    in_c = 2 if capi.c_loop() else 0
+    assert len(calls.split()) == 2 + in_c
+    assert "Numba" not in head + rows_head
+    assert len(rows.split()) == 2
