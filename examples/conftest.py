@@ -1,12 +1,16 @@
 """What the tests of the examples share: the rules in NumPy, and equality to the bit."""
 
 import os
+import subprocess
 import sysconfig
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from onepass.optim._reference import clip_coefficient, grad_norm
+
+ROOT = Path(__file__).parents[1]
 
 
 class Oracle:
@@ -57,6 +61,35 @@ def tools_of_this_environment():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", sysconfig.get_path("scripts"), prepend=os.pathsep)
         yield
+
+
+@pytest.fixture(scope="session")
+def run():
+    """Run a command, with some variables of the environment changed; return what it prints."""
+
+    def run_command(*command, **changed):
+        environment = {**os.environ, **{name: str(value) for name, value in changed.items()}}
+        return subprocess.run(
+            [*map(str, command)], env=environment, check=True, stdout=subprocess.PIPE, text=True
+        ).stdout
+
+    return run_command
+
+
+@pytest.fixture(scope="session")
+def libraries(run, tmp_path_factory):
+    """The folder that has libonepass, built without Python for the machine's lowest level.
+
+    It is built in the repository, as deep in it as any other build: so a compiler cache knows it,
+    and what has not changed since the last time is not built again.
+    """
+    prefix, build = tmp_path_factory.mktemp("onepass"), ROOT / "build" / "libonepass"
+    options = ("LIBRARY=ON", "WERROR=ON", "HAS_X86_64_LEVELS=OFF")
+    given = ("-DCMAKE_INSTALL_LIBDIR=lib", *(f"-DONEPASS_{option}" for option in options))
+    run("cmake", "-G", "Ninja", "-S", ROOT, "-B", build, *given)
+    run("cmake", "--build", build)
+    run("cmake", "--install", build, "--prefix", prefix)
+    return prefix / "lib"
 
 
 @pytest.fixture

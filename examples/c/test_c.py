@@ -13,37 +13,12 @@ from sklearn.datasets import load_digits
 import onepass as op
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
 WARNINGS = ("-pedantic", "-Wall", "-Wextra", "-Werror")
 SIZES = (640, 10)  # of the weights and the biases
 
 
-def run(*command, **changed):
-    """Run a command, with some variables of the environment changed; return what it prints."""
-    environment = {**os.environ, **{name: str(value) for name, value in changed.items()}}
-    return subprocess.run(
-        [*map(str, command)], env=environment, check=True, stdout=subprocess.PIPE, text=True
-    ).stdout
-
-
 @pytest.fixture(scope="module")
-def libraries(tmp_path_factory):
-    """The folder that has libonepass, built without Python for the machine's lowest level.
-
-    It is built in the repository, as deep in it as any other build: so a compiler cache knows it,
-    and what has not changed since the last time is not built again.
-    """
-    prefix, build = tmp_path_factory.mktemp("onepass"), ROOT / "build" / "libonepass"
-    options = ("LIBRARY=ON", "WERROR=ON", "HAS_X86_64_LEVELS=OFF")
-    given = ("-DCMAKE_INSTALL_LIBDIR=lib", *(f"-DONEPASS_{option}" for option in options))
-    run("cmake", "-G", "Ninja", "-S", ROOT, "-B", build, *given)
-    run("cmake", "--build", build)
-    run("cmake", "--install", build, "--prefix", prefix)
-    return prefix / "lib"
-
-
-@pytest.fixture(scope="module")
-def digits(libraries, tmp_path_factory):
+def digits(libraries, run, tmp_path_factory):
     """The program, compiled as its first lines say."""
     program = tmp_path_factory.mktemp("c") / "digits"
     found = libraries / "pkgconfig"
@@ -62,7 +37,7 @@ def pictures(tmp_path_factory):
 
 
 def test_the_weights_are_those_of_the_rule_in_numpy(
-    libraries, digits, pictures, oracle, assert_same_bits, tmp_path
+    libraries, run, digits, pictures, oracle, assert_same_bits, tmp_path
 ):
     record = tmp_path / "steps.bin"
     printed = run(digits, pictures, record, LD_LIBRARY_PATH=libraries)
