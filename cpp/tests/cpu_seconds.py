@@ -1,8 +1,8 @@
 """A compiler launcher: runs the compiler and writes the CPU seconds it took beside the object.
 
 CMakePresets.json sets it as CMAKE_CXX_COMPILER_LAUNCHER, and `nox -s cpp` reads what it wrote. A
-launcher that the environment names is called in its turn: with ccache, what was compiled here is there
-for later builds, and what those have compiled took no time.
+launcher that the environment names is called in its turn: with ccache, what was compiled here is
+there for later builds, and what those have compiled took no time.
 """
 
 import os
