@@ -27,6 +27,8 @@ CODES = {
     "NONFINITE": 12,
     "NO_MEMORY": 13,
     "NO_ISA": 14,
+    "NO_SETTING": 15,
+    "DISAGREE": 16,
 }
 STATES, SETTINGS, OPTIONS, MEMORY, SCALARS = range(5)
 MEASURES, DIRECTED, SHAPED, TOGETHER, ROWS = (1 << k for k in range(5))
@@ -72,6 +74,7 @@ class Tensor(ctypes.Structure):
         ("copy_format", c_int32),
         ("is_master", c_int32),
         ("nearest", c_int32),
+        ("reserved", c_int32),
     )
 
 
@@ -131,6 +134,7 @@ class BatchNorm(ctypes.Structure):
         ("skip_nonfinite", c_int32),
         ("threads", c_int32),
         ("unchecked", c_int32),
+        ("reserved", c_int32),
     )
 
     def __init__(self, *first: Any, **members: Any) -> None:
@@ -156,6 +160,7 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "state_start": (c_int32, [c_int32] * 2),
     "defaults": (c_int32, [c_int32, c_void_p]),
     "memory_start": (c_int32, [c_int32, c_void_p]),
+    "set": (c_int32, [c_int32, c_void_p, c_char_p, c_double]),
     "bytes": (c_size_t, [c_int32, c_size_t]),
     "scalars": (c_int32, [c_int32, c_int64, *[c_void_p] * 3]),
     "update": (c_int32, [*[c_int32] * 3, c_size_t, *[c_void_p] * 8, c_int32]),

@@ -327,6 +327,11 @@ def test_batch_norm(dtype, rng):
         assert C.batch_norm_infer(bn) == capi.OK
         right = op.batch_norm_infer(x, mean=running_mean, var=running_var, **given, **options)
         assert_same_bits(out, right)
+        in_place = x.copy()
+        bn.x = bn.out = capi.address(in_place)
+        assert C.batch_norm_infer(bn) == capi.OK
+        assert_same_bits(in_place, right)
+        bn.x, bn.out = capi.address(x), capi.address(out)
         dz = np.empty_like(x)
         weight_grad, bias_grad = np.empty(channels, dtype), np.empty(channels, dtype)
         bn.dresidual = capi.address(dz)

@@ -62,6 +62,7 @@ UPDATES = {
     "threads -1": ({"threads": -1}, "BAD_NUMBER"),
     "more elements than memory": ({"n": 2**62}, "BAD_SIZE"),
     "scalars of no step": ({"scalars": np.zeros(64)}, "BAD_NUMBER"),
+    "scalars of an infinite step": ({"scalars": np.full(64, np.inf)}, "BAD_NUMBER"),
     "a good call": ({}, None),
     "nothing to do": ({"n": 0, "param": None, "grad": None, "first": None, "second": None}, None),
 }
@@ -125,6 +126,7 @@ def test_scalars():
     scalars, settings = np.zeros(64), capi.settings_of(ADAM, {})
     call = (capi.address(settings), None, capi.address(scalars))
     assert C.scalars(RULE, 0, *call) == CODES["BAD_NUMBER"]
+    assert C.scalars(RULE, 2**53 + 1, *call) == CODES["BAD_NUMBER"]
     assert C.scalars(-1, 1, *call) == CODES["NO_RULE"]
     assert C.scalars(RULE, 1, None, None, None) == CODES["NO_ARRAY"]
     assert not scalars.any()
@@ -138,6 +140,20 @@ def test_scalars():
             assert C.memory_start(capi.rule_of(cls), None) == CODES["NO_ARRAY"]
     assert C.defaults(RULE, None) == CODES["NO_ARRAY"]
     assert C.defaults(99, capi.address(settings)) == CODES["NO_RULE"]
+
+
+def test_settings_by_name():
+    settings = capi.settings_of(ADAM, {})
+    wanted = capi.settings_of(ADAM, {"lr": 0.25, "max_grad_value": 2.0})
+    before = settings.copy()
+    to = capi.address(settings)
+    assert C.set(RULE, to, b"learning rate", 1.0) == CODES["NO_SETTING"]
+    assert C.set(RULE, to, b"state_format", 1.0) == CODES["NO_SETTING"]  # the tensors say it
+    assert C.set(99, to, b"lr", 1.0) == CODES["NO_RULE"]
+    assert C.set(RULE, None, b"lr", 1.0) == C.set(RULE, to, None, 1.0) == CODES["NO_ARRAY"]
+    assert digest(settings) == digest(before)
+    assert C.set(RULE, to, b"lr", 0.25) == C.set(RULE, to, b"max_grad_value", 2.0) == capi.OK
+    assert digest(settings) == digest(wanted)
 
 
 def test_the_registry_answers_whatever_it_is_asked():
@@ -206,6 +222,10 @@ def state_too_many(call):
     call.tensors[1].state[2] = call.tensors[1].state[0]
 
 
+def state_of_nobody(call):
+    call.tensors[1].state[3] = call.tensors[1].state[0]
+
+
 def overlapping(call):
     call.tensors[1].param = call.tensors[0].param + 4 * (N - 1)
 
@@ -246,6 +266,10 @@ STEPS = {
     "state of doubles": (setting(state_format=2), "BAD_FORMAT", 16),
     "size": (setting(size=2**62), "BAD_SIZE", 0),
     "steps": (setting(steps=-1), "BAD_NUMBER", 0),
+    "more steps than can be counted": (setting(steps=2**53), "BAD_NUMBER", 0),
+    "an average of the future": (setting(average_from=1), "BAD_NUMBER", 0),
+    "reserved": (setting(reserved=1), "BAD_NUMBER", 0),
+    "a fifth state": (state_of_nobody, "NO_ARRAY", 19),
     "no such group": (setting(group=1), "BAD_NUMBER", 0),
     "group -1": (setting(group=-1), "BAD_NUMBER", 0),
     "overlap": (overlapping, "OVERLAP", 1),
@@ -267,6 +291,8 @@ STEPS = {
     "threads": (in_call(threads=-1), "BAD_NUMBER", None),
     "what to do": (in_call(nonfinite=3), "BAD_NUMBER", None),
     "scale": (in_call(grad_scale=np.nan), "BAD_NUMBER", None),
+    "scale below zero": (in_call(grad_scale=-1.0), "BAD_NUMBER", None),
+    "scale that is subnormal": (in_call(grad_scale=1e-40), "BAD_NUMBER", None),
     "norm": (in_call(max_norm=-1.0), "BAD_NUMBER", None),
     "norm that is none": (in_call(max_norm=np.nan), "BAD_NUMBER", None),
     "small call": (in_call(struct_size=8), "BAD_SIZE", None),
@@ -299,12 +325,12 @@ def test_unchecked_overlap_is_not_looked_for():
     assert step(change)[0] == capi.OK
 
 
-def test_a_larger_struct_of_a_later_header_is_read_as_far_as_it_is_known():
+def test_a_larger_struct_of_a_later_header_is_read_where_it_asks_for_nothing_new():
     class Later(ctypes.Structure):
         _fields_ = (*capi.Tensor._fields_, ("more", ctypes.c_int64 * 3))
 
     outcomes = []
-    for kind in (capi.Tensor, Later):
+    for kind, more in ((capi.Tensor, 0), (Later, 0), (Later, 1)):
         params = [np.full(N, 0.5, np.float32) for _ in range(2)]
         grads = [np.full(N, 0.25, np.float32) for _ in range(2)]
         kept = [fresh_state(ADAM, {}, param) for param in params]
@@ -312,13 +338,71 @@ def test_a_larger_struct_of_a_later_header_is_read_as_far_as_it_is_known():
         tensors = (kind * 2)()
         for later, known in zip(tensors, call.tensors, strict=True):
             ctypes.memmove(ctypes.byref(later), ctypes.byref(known), ctypes.sizeof(known))
-            if kind is Later:
-                later.more[0] = later.more[2] = -1
+        if more:
+            tensors[1].more[2] = more
         call.tensors = tensors
         call.call.tensor_size = ctypes.sizeof(kind)
-        assert call.run() == capi.OK
+        assert call.run() == (CODES["BAD_SIZE"] if more else capi.OK)
         outcomes.append(digest(params, kept))
-    assert outcomes[0] == outcomes[1]
+    assert outcomes[0] == outcomes[1] != outcomes[2]
+
+
+def test_no_tensors(every_class):
+    settings = capi.settings_of(every_class, {})
+    group = capi.Group(capi.rule_of(every_class), 0, capi.address(settings))
+    result = capi.Result()
+    assert C.step(ctypes.byref(group), 1, None, 0, capi.Call(), ctypes.byref(result)) == capi.OK
+    assert (result.tensor, result.skipped) == (-1, 0)
+
+
+def test_groups_that_do_not_go_together(every_class):
+    settings = [capi.settings_of(every_class, {}) for _ in range(2)]
+    rule = capi.rule_of(every_class)
+    groups = (capi.Group * 2)(*[capi.Group(rule, 0, capi.address(s)) for s in settings])
+    place = C.index(rule, capi.SETTINGS, b"d0")
+    settings[1][place if place >= 0 else 0] *= 2
+    together = every_class.row.sums_over_all
+    expected = CODES["DISAGREE"] if together else capi.OK
+    assert C.step(groups, 2, None, 0, capi.Call(), None) == expected
+    groups[1].rule = (rule + 1) % C.rules()
+    groups[1].settings = None
+    assert C.step(groups, 2, None, 0, capi.Call(), None) == CODES["DISAGREE"]
+
+
+def test_shapes(every_class):
+    """Of a rule that needs them: of any order of axes, also of none, and no more than there are."""
+    if not every_class.row.factored:
+        pytest.skip("it needs no shape")
+    for shape, size, good in (
+        ((3, 0), 0, True),
+        ((0, 3), 0, True),
+        ((2, 5, 10), N, True),
+        ((N,), N, True),
+        ((2, N), N, False),
+        ((-1, -N), N, False),
+        ((2**32, 2**32), 0, False),
+        ((*[1] * 63, N), N, True),
+        ((*[1] * 64, N), N, False),
+    ):
+        param = np.full(size, 0.5, np.float32)
+        as_shaped = param.reshape(shape) if good else param
+        kept = fresh_state(every_class, {}, as_shaped)
+        call = capi.Step(every_class, {}, [param], [param.copy()], [kept])
+        sizes = np.array(shape, np.int64)
+        call.tensors[0].shape, call.tensors[0].ndim = capi.address(sizes), len(shape)
+        assert call.run() == (capi.OK if good else CODES["BAD_SIZE"]), shape
+    sizes = np.array([2**32, 2**32], np.int64)
+    assert C.state_size(RULE, 0, 2, capi.address(sizes), 0) == 0
+    assert C.state_size(RULE, 0, 2, capi.address(-sizes), 0) == 0
+
+
+def test_no_rows_are_no_whole_gradient():
+    for n_rows, code in ((1, "NO_ARRAY"), (0, None)):
+        found, _ = step(setting(rows=None, n_rows=n_rows, width=5))
+        assert found == (CODES[code] if code else capi.OK)
+    assert step(setting(rows=ROWS.ctypes.data, n_rows=2, width=5, f_order=1))[0] == CODES["NO_ROWS"]
+    full = setting(rows=ROWS.ctypes.data, n_rows=2, width=5, state_format=1)
+    assert step(full)[0] == capi.OK
 
 
 def test_no_pointers_at_all():
@@ -326,7 +410,14 @@ def test_no_pointers_at_all():
     assert C.step(None, 1, None, 0, capi.Call(), None) == CODES["NO_ARRAY"]
     assert C.step(None, 0, None, 1, capi.Call(), None) == CODES["NO_ARRAY"]
     assert C.step(None, 0, None, 0, capi.Call(), None) == capi.OK
+    tensor = ctypes.byref(capi.Tensor())  # more than there can be
+    assert C.step(None, 0, tensor, 2**62, capi.Call(), None) == CODES["NO_MEMORY"]
     assert C.direct(None, 0, None, 0, capi.Call(), None, None) == CODES["NO_ARRAY"]
+    stale = capi.Result()
+    stale.tensor = 7
+    stale_call = (None, 0, None, 0, capi.Call(), None, ctypes.byref(stale))
+    assert C.direct(*stale_call) == CODES["NO_ARRAY"]
+    assert stale.tensor == -1
     small = capi.Result()
     small.struct_size = 8
     assert C.step(None, 0, None, 0, capi.Call(), ctypes.byref(small)) == CODES["BAD_SIZE"]
@@ -357,6 +448,7 @@ def batch_norm(name, **changes):
     return code
 
 
+MINUS_ONE, NEGATIVE = np.array([-1]), np.array([1, -1, 1], np.float32)
 BATCH_NORMS = {
     "train": ("train", {}, None),
     "infer": ("infer", {}, None),
@@ -372,6 +464,20 @@ BATCH_NORMS = {
     "format": ("infer", {"format": 3}, "BAD_FORMAT"),
     "format of channels": ("infer", {"channel_format": 5}, "BAD_FORMAT"),
     "overlap": ("infer", {"out": lambda g: g["x"] + 4}, "OVERLAP"),
+    "no out of training": ("train", {"out": None}, "NO_ARRAY"),
+    "out over x, and x over another": (
+        "infer",
+        {"out": lambda g: g["x"], "residual": lambda g: g["x"] - 4},
+        "OVERLAP",
+    ),
+    "out over x, and weights within": (
+        "infer",
+        {"out": lambda g: g["x"], "weight": lambda g: g["x"] + 4},
+        "OVERLAP",
+    ),
+    "a count below zero": ("train", {"batches": lambda _: capi.address(MINUS_ONE)}, "BAD_NUMBER"),
+    "a variance below zero": ("infer", {"var": lambda _: capi.address(NEGATIVE)}, "BAD_NUMBER"),
+    "reserved": ("infer", {"reserved": 1}, "BAD_NUMBER"),
     "in place": ("train", {"out": lambda g: g["x"]}, "OVERLAP"),
     "weights are gradients": ("backward", {"weight_grad": lambda g: g["weight"]}, "OVERLAP"),
     "one value a channel": ("train", {"outer": 1, "inner": 1}, "BAD_SIZE"),

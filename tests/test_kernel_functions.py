@@ -572,3 +572,13 @@ def test_state_that_is_kept_in_full_has_no_other_format(every_class):
         with pytest.raises(TypeError, match=f"^{names[k]}: expected .*, got bfloat16$"):
             kernel(param, grad, *kept, step=1)
     assert (param == 1).all()
+
+
+def test_lists_of_no_arrays(every_class):
+    memory = [np.array(start) for start in every_class.memory_start().values()]
+    if not every_class.row.sums_over_all:  # it has a number for each array
+        memory = [[] for _ in memory]
+    names = every_class.state_names()
+    states = [None if name is None else [] for name in names]
+    info = getattr(op.kernels, every_class.rule)([], [], *states, *memory, step=1)
+    assert not info.skipped

@@ -228,26 +228,14 @@ void Engine::read_own_settings() {
 // Of a rule that sums over all tensors, groups may differ in the weight decay alone, and in a rate
 // of 0, which leaves a group where it is.
 void Engine::check_groups_agree() const {
-  const RuleRow& rule = *fields_->rule();
-  const auto& groups = now_.optimizer.groups;
-  for (std::size_t k = 0; k < rule.hyper.size(); ++k) {
-    const std::string name = rule.hyper[k];
-    if (name == "weight_decay") continue;
-    const bool is_rate = name == "lr";
-    double known = is_rate ? 0 : groups[0].settings.hyper[k];
-    for (const Group& group : groups) {
-      const double number = group.settings.hyper[k];
-      if ((is_none(number) && is_none(known)) || number == known || (is_rate && number == 0))
-        continue;
-      if (is_rate && known == 0) {
-        known = number;
-        continue;
-      }
-      throw py::value_error(name + ": expected the same in all groups" + (is_rate ? ", or 0" : "") +
-                            ", got " + py::str(py::float_(known)).cast<std::string>() + " and " +
-                            py::str(py::float_(number)).cast<std::string>());
-    }
-  }
+  const auto found = find_disagreement(now_.optimizer.groups);
+  if (!found) return;
+  const Group& group = now_.optimizer.groups[0];
+  const auto text = [](double number) { return py::str(py::float_(number)).cast<std::string>(); };
+  throw py::value_error(std::string(group.rule->hyper[found->hyper]) +
+                        ": expected the same in all groups" +
+                        (found->hyper == group.lr ? ", or 0" : "") + ", got " + text(found->first) +
+                        " and " + text(found->second));
 }
 
 void Engine::call_schedules() {

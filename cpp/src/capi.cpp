@@ -1,9 +1,10 @@
 // The C interface: the rules by name, the numbers of a step, and the table of all functions.
 #include "capi.hpp"
 
+#include <array>
 #include <iterator>
 #include <string_view>
-#include <vector>
+#include <type_traits>
 
 #include "dispatch.hpp"
 #include "parallel.hpp"
@@ -12,13 +13,13 @@ namespace onepass::capi {
 namespace {
 
 constexpr std::size_t first_common = max_hyper + max_options;
-static_assert(max_scalars <= ONEPASS_MOST && max_memory <= ONEPASS_MOST);
-static_assert(max_hyper + std::size(common_settings) <= ONEPASS_MOST);
+static_assert(max_scalars <= ONEPASS_MOST_NUMBERS && max_memory <= ONEPASS_MOST_NUMBERS);
+static_assert(max_hyper + std::size(common_settings) <= ONEPASS_MOST_NUMBERS);
 
 // Where a rule's settings stand among the numbers of Settings, in the order in which C has them.
 struct Places {
   std::size_t n = 0;
-  std::uint8_t at[ONEPASS_MOST] = {};
+  std::uint8_t at[ONEPASS_MOST_NUMBERS] = {};
 };
 
 Places find_places(const RuleRow& rule) noexcept {
@@ -37,13 +38,24 @@ Places find_places(const RuleRow& rule) noexcept {
   return places;
 }
 
-// Found once, because it takes longer than the numbers of a step.
+constexpr std::size_t most_rules = 64;
+
+std::size_t count_rules() noexcept {
+  const KernelTable* const table = kernels();
+  return table ? std::min(table->rules.size(), most_rules) : 0;
+}
+
+// Found once, because it takes longer than the numbers of a step. Nothing of it ends with the
+// process, because other threads may still be there.
 const Places& places_of(std::int32_t rule) noexcept {
   static const auto found = [] {
-    std::vector<Places> of_rules;
-    for (const RuleRow* row : kernels()->rules) of_rules.push_back(find_places(*row));
+    std::array<Places, most_rules> of_rules;
+    for (std::size_t k = 0; k < count_rules(); ++k) {
+      of_rules[k] = find_places(*kernels()->rules[k]);
+    }
     return of_rules;
   }();
+  static_assert(std::is_trivially_destructible_v<decltype(found)>);
   return found[static_cast<std::size_t>(rule)];
 }
 
@@ -62,12 +74,6 @@ std::span<const char* const> names_of(const RuleRow& rule, std::int32_t what) no
   return {};
 }
 
-std::size_t product(const std::int64_t* sizes, std::int32_t n) noexcept {
-  std::size_t product = 1;
-  for (std::int32_t k = 0; k < n; ++k) product *= static_cast<std::size_t>(sizes[k]);
-  return product;
-}
-
 }  // namespace
 
 const KernelTable* kernels() noexcept {
@@ -79,26 +85,40 @@ const KernelTable* kernels() noexcept {
 }
 
 const RuleRow* find_rule(std::int32_t rule) noexcept {
-  const KernelTable* const table = kernels();
-  const bool is_there = table && rule >= 0 && static_cast<std::size_t>(rule) < table->rules.size();
-  return is_there ? table->rules[static_cast<std::size_t>(rule)] : nullptr;
+  const bool is_there = rule >= 0 && static_cast<std::size_t>(rule) < count_rules();
+  return is_there ? kernels()->rules[static_cast<std::size_t>(rule)] : nullptr;
 }
 
 std::int32_t traits(const RuleRow& rule, const Variant& variant) noexcept {
   std::int32_t found = 0;
-  if (variant.n_sums) found |= ONEPASS_MEASURES;
-  if (variant.direct_f64) found |= ONEPASS_DIRECTED;
-  if (rule.factored) found |= ONEPASS_SHAPED;
-  if (rule.sums_over_all) found |= ONEPASS_TOGETHER;
-  if (found == 0 && !rule.keeps_weights) found |= ONEPASS_ROWS;
+  if (variant.n_sums) found |= ONEPASS_TRAIT_MEASURES;
+  if (variant.direct_f64) found |= ONEPASS_TRAIT_DIRECTED;
+  if (rule.factored) found |= ONEPASS_TRAIT_SHAPED;
+  if (rule.sums_over_all) found |= ONEPASS_TRAIT_TOGETHER;
+  if (found == 0 && !rule.keeps_weights) found |= ONEPASS_TRAIT_ROWS;
   return found;
+}
+
+std::size_t product(const std::int64_t* sizes, std::int32_t n) noexcept {
+  std::size_t product = 1;
+  bool is_empty = false, is_large = false;
+  for (std::int32_t k = 0; k < n; ++k) {
+    const auto size = static_cast<std::size_t>(sizes[k]);
+    is_empty = is_empty || size == 0;
+    is_large = is_large || sizes[k] < 0 || (size && product > most_elements / size);
+    product = is_large || is_empty ? 1 : product * size;
+  }
+  return is_empty ? 0 : is_large ? SIZE_MAX : product;
 }
 
 std::size_t elements_of(Shape shape, const std::int64_t* sizes, std::int32_t n) noexcept {
   const std::size_t all = product(sizes, n);
-  if (shape == Shape::param) return all;
+  if (all == SIZE_MAX || shape == Shape::param) return all;
   if (shape == Shape::rows) return product(sizes, n - 1);
-  if (shape == Shape::columns) return product(sizes, n - 2) * product(sizes + n - 1, 1);
+  if (shape == Shape::columns) {
+    const std::size_t before = product(sizes, n - 2), columns = product(sizes + n - 1, 1);
+    return before && columns > most_elements / before ? SIZE_MAX : before * columns;
+  }
   std::size_t sum = 0;
   for (std::int32_t k = 0; k < n; ++k) sum += static_cast<std::size_t>(sizes[k]);
   return sum;
@@ -150,8 +170,10 @@ const char* onepass_message(int32_t code) {
       "a gradient has an infinity or a NaN",
       "there is not enough memory",
       "ONEPASS_ISA names no instruction set that runs here",
+      "the rule has no setting of this name",
+      "groups that must share their rule, or the settings of this rule, do not",
   };
-  static_assert(std::size(messages) == ONEPASS_NO_ISA + 1);
+  static_assert(std::size(messages) == ONEPASS_DISAGREE + 1);
   const bool is_code = code >= 0 && static_cast<std::size_t>(code) < std::size(messages);
   return is_code ? messages[code] : "no such code";
 }
@@ -164,8 +186,7 @@ void onepass_set_threads(int32_t threads) {
 }
 
 int32_t onepass_rules(void) {
-  const KernelTable* const table = kernels();
-  return table ? static_cast<int32_t>(table->rules.size()) : 0;
+  return static_cast<int32_t>(count_rules());
 }
 const char* onepass_rule_name(int32_t rule) {
   const RuleRow* const row = find_rule(rule);
@@ -225,8 +246,9 @@ size_t onepass_state_size(int32_t rule, int32_t options, int32_t ndim, const int
   if (!onepass_uses_state(rule, options, ndim, state) || (ndim > 0 && !shape)) return 0;
   const RuleRow& row = *find_rule(rule);
   const bool is_shaped = row.factored && ndim > 1;
-  return elements_of(is_shaped ? row.shape[static_cast<std::size_t>(state)] : Shape::param, shape,
-                     std::max(ndim, 0));
+  const Shape kind = is_shaped ? row.shape[static_cast<std::size_t>(state)] : Shape::param;
+  const std::size_t n = elements_of(kind, shape, std::max(ndim, 0));
+  return is_size(n) ? n : 0;
 }
 
 int32_t onepass_state_start(int32_t rule, int32_t state) {
@@ -255,6 +277,15 @@ int32_t onepass_memory_start(int32_t rule, double* memory) {
   return ONEPASS_OK;
 }
 
+int32_t onepass_set(int32_t rule, double* settings, const char* name, double value) {
+  if (!find_rule(rule)) return kernels() ? ONEPASS_NO_RULE : ONEPASS_NO_ISA;
+  if (!settings || !name) return ONEPASS_NO_ARRAY;
+  const int32_t place = onepass_index(rule, ONEPASS_SETTINGS, name);
+  if (place < 0) return ONEPASS_NO_SETTING;
+  settings[place] = value;
+  return ONEPASS_OK;
+}
+
 size_t onepass_bytes(int32_t format, size_t n) {
   if (!is_size(n)) return 0;
   switch (format) {
@@ -278,7 +309,7 @@ int32_t onepass_scalars(int32_t rule, int64_t step, const double* settings, cons
   const RuleRow* const row = find_rule(rule);
   if (!row) return kernels() ? ONEPASS_NO_RULE : ONEPASS_NO_ISA;
   if (!scalars || (!memory && !row->memory.empty())) return ONEPASS_NO_ARRAY;
-  if (step < 1) return ONEPASS_BAD_NUMBER;
+  if (step < 1 || step > most_steps) return ONEPASS_BAD_NUMBER;
   const Group group = make_group(rule, 0, settings);
   Parameter param;
   param.steps = step - 1;
@@ -318,5 +349,6 @@ const onepass_api c_api{
     onepass_batch_norm_train,
     onepass_batch_norm_infer,
     onepass_batch_norm_backward,
+    onepass_set,
 };
 }  // namespace onepass

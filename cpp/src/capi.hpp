@@ -37,6 +37,8 @@ inline const Variant& find_variant(const RuleRow& rule, std::int32_t options,
 }
 std::int32_t traits(const RuleRow& rule, const Variant& variant) noexcept;
 
+// The elements of an array of these axes; SIZE_MAX where they cannot be counted.
+std::size_t product(const std::int64_t* sizes, std::int32_t ndim) noexcept;
 // The elements of a state of this shape, of a parameter with two or more axes.
 std::size_t elements_of(Shape shape, const std::int64_t* sizes, std::int32_t ndim) noexcept;
 
@@ -48,9 +50,12 @@ inline bool is_aligned(const void* array, std::size_t item_size) noexcept {
   return reinterpret_cast<std::uintptr_t>(array) % item_size == 0;
 }
 
-// Elements of an array whose bytes can be counted, whatever its format.
+// Elements of an array whose bytes can be counted, whatever its format; and steps, which are
+// counted in double.
+inline constexpr std::size_t most_elements = PTRDIFF_MAX / (2 * sizeof(double));
+inline constexpr std::int64_t most_steps = std::int64_t{1} << 53;
 inline bool is_size(std::size_t n) noexcept {
-  return n <= PTRDIFF_MAX / (2 * sizeof(double));
+  return n <= most_elements;
 }
 
 inline bool is_threads(std::int32_t threads) noexcept {
@@ -60,12 +65,15 @@ inline int resolve_threads(std::int32_t threads) noexcept {
   return threads == 0 ? onepass_threads() : std::min<std::int32_t>(threads, max_threads);
 }
 
-// A struct of the caller's, who may know fewer of its members: those are 0.
+// Reads a struct of the caller's, who may know fewer of its members: those are 0. Returns whether
+// all is known here that the caller asks for with more of them.
 template <class Struct>
-Struct read_struct(const void* from, std::size_t size) noexcept {
-  Struct read{};
-  std::memcpy(&read, from, std::min(size, sizeof read));
-  return read;
+bool read_struct(const void* from, std::size_t size, Struct& to) noexcept {
+  to = {};
+  std::memcpy(&to, from, std::min(size, sizeof to));
+  const auto* const bytes = static_cast<const unsigned char*>(from);
+  return size <= sizeof to ||
+         std::all_of(bytes + sizeof to, bytes + size, [](unsigned char byte) { return byte == 0; });
 }
 
 // Calls body(), which returns a code, and catches what it throws.

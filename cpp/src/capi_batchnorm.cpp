@@ -1,6 +1,7 @@
 // The C interface: batch normalisation, checked before the first write.
 #include <cmath>
-#include <limits>
+#include <cstddef>
+#include <iterator>
 #include <span>
 
 #include "batchnorm.hpp"
@@ -18,8 +19,7 @@ struct Range {
 };
 
 // The size of the struct in the first version of this interface.
-constexpr std::size_t first_size = 208;
-static_assert(sizeof(onepass_batch_norm) >= first_size);
+constexpr std::size_t first_size = offsetof(onepass_batch_norm, reserved) + sizeof(std::int32_t);
 
 // A call: its arrays, checked, and the loops run with them.
 class Call {
@@ -34,13 +34,8 @@ class Call {
   std::int32_t check_arrays(Operation operation);
   std::int32_t check_overlap();
   std::int32_t note(const void* array, std::size_t n, std::size_t item_size, bool is_written);
-  // Of an array that is as large as x, and of one with a number for each channel.
-  std::int32_t note_like_x(const void* array, bool is_written = false) {
-    return note(array, layout_.size(), item_size_, is_written);
-  }
-  std::int32_t note_channels(const void* array, bool is_written = false) {
-    return note(array, layout_.channels, channel_size_, is_written);
-  }
+  // Whether none of the variances that the caller gives is negative.
+  bool are_variances() const noexcept;
 
   PerChannel channels(const void* array, double absent) const noexcept {
     return {array, static_cast<std::ptrdiff_t>(channel_size_), channel_size_ == sizeof(float),
@@ -105,7 +100,8 @@ std::int32_t Call::check_numbers() const {
     return format == 0 || format == ONEPASS_F32 || format == ONEPASS_F64;
   };
   if (!is_format(bn_.format) || !is_format(bn_.channel_format)) return ONEPASS_BAD_FORMAT;
-  if (!(bn_.eps >= 0) || bn_.momentum < 0 || bn_.momentum > 1 || !is_threads(bn_.threads)) {
+  if (!(bn_.eps >= 0) || bn_.momentum < 0 || bn_.momentum > 1 || !is_threads(bn_.threads) ||
+      bn_.reserved != 0) {
     return ONEPASS_BAD_NUMBER;
   }
   const std::size_t sizes[] = {bn_.outer, bn_.channels, bn_.inner};
@@ -122,7 +118,7 @@ std::int32_t Call::read(const onepass_batch_norm* given, Operation operation) {
   if (!kernels_) return ONEPASS_NO_ISA;
   if (!given) return ONEPASS_NO_ARRAY;
   if (given->struct_size < first_size) return ONEPASS_BAD_SIZE;
-  bn_ = read_struct<onepass_batch_norm>(given, given->struct_size);
+  if (!read_struct(given, given->struct_size, bn_)) return ONEPASS_BAD_SIZE;
   if (const std::int32_t code = check_numbers()) return code;
   if (bn_.eps == 0) bn_.eps = 1e-5;
   if (bn_.momentum == 0) bn_.momentum = 0.1;
@@ -141,29 +137,30 @@ std::int32_t Call::check_arrays(Operation operation) {
   const bool is_given = operation == Operation::infer || (back && bn_.var);
   const bool has_running = trains && (bn_.running_mean || bn_.running_var);
   if (trains && layout_.channels && layout_.per_channel() < 2) return ONEPASS_BAD_SIZE;
-  const bool in_place = bn_.out == bn_.x || (back && bn_.out == bn_.dy) || bn_.out == bn_.residual;
+  const void* const over[] = {bn_.x, bn_.residual, back ? bn_.dy : nullptr};
+  const bool in_place = bn_.out && std::ranges::find(over, bn_.out) != std::end(over);
   // What train reads, the backward pass needs again.
   if (trains && in_place && layout_.size()) return ONEPASS_OVERLAP;
-  std::int32_t code = note_like_x(bn_.x);
-  const auto also = [&](bool is_there, std::int32_t found) {
-    if (is_there && code == ONEPASS_OK) code = found;
+  std::int32_t code = ONEPASS_OK;
+  const auto add = [&](bool is_there, const void* array, std::size_t n, std::size_t item_size,
+                       bool is_written) {
+    if (is_there && code == ONEPASS_OK) code = note(array, n, item_size, is_written);
   };
+  // What the result is written over counts as the result.
   const auto like_x = [&](const void* array, bool is_there, bool is_written = false) {
-    if (is_there) also(true, note_like_x(array, is_written));
+    const bool is_result = in_place && !is_written && array == bn_.out;
+    add(is_there && !is_result, array, layout_.size(), item_size_, is_written);
   };
   const auto per_channel = [&](const void* array, bool is_there, bool is_written = false) {
-    if (is_there) also(true, note_channels(array, is_written));
+    add(is_there, array, layout_.channels, channel_size_, is_written);
   };
   const auto doubles = [&](const void* array, bool is_there, bool is_written) {
-    if (is_there) also(true, note(array, layout_.channels, sizeof(double), is_written));
+    add(is_there, array, layout_.channels, sizeof(double), is_written);
   };
+  like_x(bn_.x, true);
   like_x(bn_.residual, bn_.residual);
   like_x(bn_.dy, back);
-  if (in_place) {
-    if (!bn_.out && layout_.size()) return ONEPASS_NO_ARRAY;
-  } else {
-    like_x(bn_.out, true, true);
-  }
+  like_x(bn_.out, true, true);
   like_x(bn_.dresidual, back && bn_.residual, true);
   per_channel(bn_.weight, bn_.weight);
   per_channel(bn_.bias, bn_.bias);
@@ -175,9 +172,21 @@ std::int32_t Call::check_arrays(Operation operation) {
   per_channel(bn_.running_var, has_running, true);
   per_channel(bn_.weight_grad, back, true);
   per_channel(bn_.bias_grad, back, true);
-  if (has_running && bn_.batches) also(true, note(bn_.batches, 1, sizeof(std::int64_t), true));
-  if (has_running && std::isnan(bn_.momentum) && !bn_.batches) also(true, ONEPASS_NO_ARRAY);
-  return code;
+  add(has_running && bn_.batches, bn_.batches, 1, sizeof(std::int64_t), true);
+  if (code != ONEPASS_OK) return code;
+  if (has_running && std::isnan(bn_.momentum) && !bn_.batches) return ONEPASS_NO_ARRAY;
+  const bool counts = has_running && bn_.batches;
+  if (counts && (*bn_.batches < 0 || *bn_.batches >= most_steps)) return ONEPASS_BAD_NUMBER;
+  return is_given && !are_variances() ? ONEPASS_BAD_NUMBER : ONEPASS_OK;
+}
+
+bool Call::are_variances() const noexcept {
+  for (std::size_t c = 0; c < layout_.channels; ++c) {
+    double var;
+    channels(bn_.var, 0).load(&var, 1, c);
+    if (var < 0) return false;
+  }
+  return true;
 }
 
 std::int32_t Call::check_overlap() {

@@ -21,16 +21,22 @@ struct Range {
   bool written() const { return is_written; }
 };
 
-// Structs of the caller's, each `stride` bytes behind the other.
+// One of the caller's structs, each `stride` bytes behind the other.
 template <class Struct>
-Struct read_one(const Struct* from, std::size_t i, std::size_t stride) noexcept {
-  return read_struct<Struct>(reinterpret_cast<const char*>(from) + i * stride, stride);
+bool read_one(const Struct* from, std::size_t i, std::size_t stride, Struct& to) noexcept {
+  return read_struct(reinterpret_cast<const char*>(from) + i * stride, stride, to);
 }
 
 // The sizes of the structs in the first version of this interface.
-constexpr std::size_t first_call = 64, first_group = 16, first_tensor = 184, first_result = 56;
-static_assert(sizeof(onepass_call) >= first_call && sizeof(onepass_group) >= first_group);
-static_assert(sizeof(onepass_tensor) >= first_tensor && sizeof(onepass_result) >= first_result);
+constexpr std::size_t first_call = offsetof(onepass_call, unchecked) + sizeof(std::int32_t),
+                      first_group = sizeof(onepass_group),
+                      first_tensor = offsetof(onepass_tensor, reserved) + sizeof(std::int32_t),
+                      first_result = offsetof(onepass_result, skipped) + sizeof(std::int32_t);
+
+// Python's range.
+bool is_grad_scale(double scale) noexcept {
+  return scale == 0 || (scale >= 0x1p-126 && scale < 0x1p128);
+}
 
 class Step {
  public:
@@ -95,14 +101,14 @@ std::int32_t Step::note(std::int32_t array, const void* data, std::int32_t forma
 std::int32_t Step::read_call(const onepass_call* call) {
   if (!call) return ONEPASS_NO_ARRAY;
   if (call->struct_size < first_call) return ONEPASS_BAD_SIZE;
-  call_ = read_struct<onepass_call>(call, call->struct_size);
+  if (!read_struct(call, call->struct_size, call_)) return ONEPASS_BAD_SIZE;
   if (call_.group_size < first_group || call_.group_size % alignof(onepass_group) != 0 ||
       call_.tensor_size < first_tensor || call_.tensor_size % alignof(onepass_tensor) != 0) {
     return ONEPASS_BAD_SIZE;
   }
   const bool are_numbers = is_threads(call_.threads) && call_.nonfinite >= ONEPASS_PROPAGATE &&
                            call_.nonfinite <= ONEPASS_FAIL && call_.max_norm >= 0 &&
-                           std::isfinite(call_.grad_scale);
+                           is_grad_scale(call_.grad_scale);
   if (!are_numbers) return ONEPASS_BAD_NUMBER;
   options_.grad_scale = call_.grad_scale == 0 ? 1 : call_.grad_scale;
   options_.max_grad_norm = call_.max_norm == 0 ? none : call_.max_norm;
@@ -114,14 +120,17 @@ std::int32_t Step::read_call(const onepass_call* call) {
 
 std::int32_t Step::read_groups(const onepass_group* groups, std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) {
-    const auto given = read_one(groups, i, call_.group_size);
+    onepass_group given;
+    if (!read_one(groups, i, call_.group_size, given)) return ONEPASS_BAD_SIZE;
     const RuleRow* const rule = find_rule(given.rule);
-    if (!rule || (rule_ && rule != rule_)) return ONEPASS_NO_RULE;
+    if (!rule) return ONEPASS_NO_RULE;
+    if (rule_ && rule != rule_) return ONEPASS_DISAGREE;
     rule_ = rule;
     if (!are_options(*rule, given.options)) return ONEPASS_NO_OPTION;
     optimizer_.groups.push_back(make_group(given.rule, given.options, given.settings));
   }
-  return ONEPASS_OK;
+  const bool agree = !rule_ || !rule_->sums_over_all || !find_disagreement(optimizer_.groups);
+  return agree ? ONEPASS_OK : ONEPASS_DISAGREE;
 }
 
 std::int32_t Step::read(const onepass_group* groups, std::size_t n_groups,
@@ -137,7 +146,8 @@ std::int32_t Step::read(const onepass_group* groups, std::size_t n_groups,
   rows_.resize(n_tensors);
   for (std::size_t i = 0; i < n_tensors; ++i) {
     place_ = {static_cast<std::int64_t>(i), ONEPASS_ARRAY_NONE};
-    const auto given = read_one(tensors, i, call_.tensor_size);
+    onepass_tensor given;
+    if (!read_one(tensors, i, call_.tensor_size, given)) return ONEPASS_BAD_SIZE;
     if (given.group < 0 || static_cast<std::size_t>(given.group) >= n_groups) {
       return ONEPASS_BAD_NUMBER;
     }
@@ -151,7 +161,9 @@ std::int32_t Step::read(const onepass_group* groups, std::size_t n_groups,
 
 std::int32_t Step::add(const onepass_tensor& given, bool is_first) {
   if (!is_size(given.size) || !is_size(given.n_rows)) return ONEPASS_BAD_SIZE;
-  if (given.steps < 0 || given.average_from < 0) return ONEPASS_BAD_NUMBER;
+  const bool are_counts = given.average_from >= 0 && given.average_from <= given.steps &&
+                          given.steps < most_steps && given.reserved == 0;
+  if (!are_counts) return ONEPASS_BAD_NUMBER;
   Parameter& known = optimizer_.params.emplace_back();
   Tensor& tensor = optimizer_.tensors.emplace_back();
   known.size = given.size;
@@ -198,18 +210,12 @@ std::int32_t Step::add_shape(const onepass_tensor& given, Parameter& known) {
   if (!rule_->factored && !is_directed) return ONEPASS_OK;
   if (given.ndim < 0) return fail(ONEPASS_BAD_SIZE, ONEPASS_ARRAY_SHAPE);
   if (!given.shape && given.ndim > 0) return fail(ONEPASS_NO_ARRAY, ONEPASS_ARRAY_SHAPE);
-  AxesOf axes;
-  std::size_t size = 1;
-  for (std::int32_t k = 0; k < given.ndim; ++k) {
-    if (given.shape[k] < 0) return fail(ONEPASS_BAD_SIZE, ONEPASS_ARRAY_SHAPE);
-    axes.sizes.push_back(static_cast<std::size_t>(given.shape[k]));
-    if (size && axes.sizes.back() > given.size) return fail(ONEPASS_BAD_SIZE, ONEPASS_ARRAY_SHAPE);
-    size *= axes.sizes.back();
-    if (size > given.size) return fail(ONEPASS_BAD_SIZE, ONEPASS_ARRAY_SHAPE);
-  }
-  if (size != given.size || (is_directed && given.ndim < 2)) {
+  if (given.ndim > static_cast<std::int32_t>(max_rank) ||
+      product(given.shape, given.ndim) != given.size || (is_directed && given.ndim < 2)) {
     return fail(ONEPASS_BAD_SIZE, ONEPASS_ARRAY_SHAPE);
   }
+  AxesOf axes;
+  axes.sizes.assign(given.shape, given.shape + given.ndim);
   axes.f_order = given.f_order != 0;
   known.is_factored = rule_->factored && given.ndim > 1;
   if (rule_->factored) optimizer_.axes.push_back(std::move(axes));
@@ -227,7 +233,7 @@ std::int32_t Step::add_grad(const onepass_tensor& given, Tensor& tensor, Paramet
   tensor.streams.grad = stored(given.grad, format);
   tensor.streams.zero_grad = call_.zero_grad != 0;
   std::size_t n = given.size;
-  if (given.rows) {
+  if (given.rows || given.n_rows || given.width) {
     if (const std::int32_t code = add_rows(given, tensor, known)) return code;
     n = given.n_rows * given.width;
   }
@@ -238,8 +244,9 @@ std::int32_t Step::add_rows(const onepass_tensor& given, const Tensor& tensor,
                             const Parameter& known) {
   const Group& group = group_of(known);
   const bool is_rounded_at_random = tensor.streams.param.codec && !given.nearest;
-  if (!(traits(*rule_, group.variant()) & ONEPASS_ROWS) || group.averages() ||
-      group.looks_ahead() || given.state_format != 0 || is_rounded_at_random || call_.zero_grad) {
+  const bool is_small = given.state_format == ONEPASS_BF16 || given.state_format == ONEPASS_Q8;
+  if (!(traits(*rule_, group.variant()) & ONEPASS_TRAIT_ROWS) || group.averages() ||
+      group.looks_ahead() || is_small || is_rounded_at_random || call_.zero_grad || given.f_order) {
     return fail(ONEPASS_NO_ROWS, ONEPASS_ARRAY_ROWS);
   }
   const std::size_t width = given.width;
@@ -253,13 +260,11 @@ std::int32_t Step::add_rows(const onepass_tensor& given, const Tensor& tensor,
   if (const auto code = note(ONEPASS_ARRAY_ROWS, given.rows, ONEPASS_F64, given.n_rows, false)) {
     return code;
   }
-  const std::size_t n = width ? given.size / width : 0;
   std::vector<std::int64_t> index(given.rows, given.rows + given.n_rows);
-  for (const std::int64_t row : index) {
-    if (row < 0 || static_cast<std::size_t>(row) >= n) {
-      return fail(ONEPASS_BAD_ROW, ONEPASS_ARRAY_ROWS);
-    }
-  }
+  const auto is_row = [&](std::int64_t row) {  // how many there are of no elements, nobody knows
+    return row >= 0 && (width == 0 || static_cast<std::size_t>(row) < given.size / width);
+  };
+  if (!std::ranges::all_of(index, is_row)) return fail(ONEPASS_BAD_ROW, ONEPASS_ARRAY_ROWS);
   rows_[optimizer_.tensors.size() - 1] = Rows(std::move(index), width);
   moves_rows_ = true;
   return ONEPASS_OK;
@@ -273,9 +278,9 @@ std::int32_t Step::add_states(const onepass_tensor& given, Tensor& tensor, Param
     return fail(ONEPASS_BAD_FORMAT, ONEPASS_ARRAY_STATE);
   }
   const Group& group = group_of(known);
-  for (std::size_t k = 0; k < rule_->states.size(); ++k) {
+  for (std::size_t k = 0; k < max_states; ++k) {
     const auto array = ONEPASS_ARRAY_STATE + static_cast<std::int32_t>(k);
-    if (!group.variant(known.is_factored).uses_state[k]) {
+    if (k >= rule_->states.size() || !group.variant(known.is_factored).uses_state[k]) {
       if (given.state[k]) return fail(ONEPASS_NO_ARRAY, array);
       continue;
     }
@@ -395,10 +400,16 @@ void Step::say(onepass_result& result) const noexcept {
   std::memcpy(&result, &said, std::min(result.struct_size, sizeof said));
 }
 
+std::int32_t refuse(std::int32_t code, onepass_result* result) noexcept {
+  if (result && result->struct_size >= first_result) Step().say(*result);
+  return code;
+}
+
 std::int32_t take_step(const onepass_group* groups, std::size_t n_groups,
                        const onepass_tensor* tensors, std::size_t n_tensors,
                        const onepass_call* call, double* norms, onepass_result* result) noexcept {
   if (result && result->struct_size < first_result) return ONEPASS_BAD_SIZE;
+  if (result) Step().say(*result);
   return guarded([&] {
     Step step;
     std::int32_t code = step.read(groups, n_groups, tensors, n_tensors, call);
@@ -419,6 +430,6 @@ int32_t onepass_step(const onepass_group* groups, size_t n_groups, const onepass
 int32_t onepass_direct(const onepass_group* groups, size_t n_groups, const onepass_tensor* tensors,
                        size_t n_tensors, const onepass_call* call, double* norms,
                        onepass_result* result) {
-  if (!norms) return ONEPASS_NO_ARRAY;
+  if (!norms) return onepass::capi::refuse(ONEPASS_NO_ARRAY, result);
   return onepass::capi::take_step(groups, n_groups, tensors, n_tensors, call, norms, result);
 }

@@ -66,7 +66,8 @@ std::int32_t make(const Asked& asked, const Given& given, One& one) noexcept {
   }
   std::copy_n(given.scalars, shared_scalars + rule.scalars.size() + rule.memory.size(),
               one.scalars);
-  if (!(one.scalars[step_number] >= 1)) return ONEPASS_BAD_NUMBER;
+  const double step = one.scalars[step_number];
+  if (!(step >= 1 && step <= static_cast<double>(most_steps))) return ONEPASS_BAD_NUMBER;
   one.scalars[average_weight] = one.scalars[begins_slow] = one.scalars[slow_weight] = 0;
   const bool decays = one.scalars[weight_decay] != 0 || one.scalars[shrink] != 1;
   tensor.kernel = find_kernel(variant, is_double, plain_state, decays);
@@ -124,7 +125,7 @@ int32_t onepass_update_rows(int32_t rule, int32_t options, int32_t format, size_
   const Asked asked{rule, options, format, threads, n_index * width};
   const Given given{param, grad, {state0, state1, state2, state3}, scalars, memory};
   if (const int32_t code = make(asked, given, one)) return code;
-  if (!(traits(*one.rule, *one.variant) & ONEPASS_ROWS)) return ONEPASS_NO_ROWS;
+  if (!(traits(*one.rule, *one.variant) & ONEPASS_TRAIT_ROWS)) return ONEPASS_NO_ROWS;
   if (const int32_t code = check_array(index, true, n_index, sizeof(int64_t))) return code;
   const auto is_row = [=](int64_t row) { return row >= 0 && static_cast<size_t>(row) < n_rows; };
   if (!std::all_of(index, index + n_index, is_row)) return ONEPASS_BAD_ROW;

@@ -69,6 +69,24 @@ Group::Group(const RuleRow& row) noexcept : rule(&row), lr(0) {
   while (lr + 1 < row.hyper.size() && std::strcmp(row.hyper[lr], "lr") != 0) ++lr;
 }
 
+std::optional<Disagreement> find_disagreement(std::span<const Group> groups) noexcept {
+  if (groups.empty()) return {};
+  const RuleRow& rule = *groups[0].rule;
+  for (std::size_t k = 0; k < rule.hyper.size(); ++k) {
+    if (std::strcmp(rule.hyper[k], "weight_decay") == 0) continue;
+    const bool is_rate = k == groups[0].lr;
+    double known = is_rate ? 0 : groups[0].settings.hyper[k];
+    for (const Group& group : groups) {
+      const double number = group.settings.hyper[k];
+      const bool both_none = is_none(number) && is_none(known);
+      if (both_none || number == known || (is_rate && number == 0)) continue;
+      if (!is_rate || known != 0) return Disagreement{k, known, number};
+      known = number;
+    }
+  }
+  return {};
+}
+
 std::size_t Group::variant_index() const noexcept {
   std::size_t index = 0;
   for (std::size_t k = 0; k < rule->options.size(); ++k) {
@@ -107,7 +125,7 @@ std::size_t Ready::elements() const noexcept {
 
 Ready Optimizer::prepare(const StepOptions& options) {
   Ready ready(*this, options);
-  if (shares_memory() && memory[0] != 0) ready.d = memory[0];
+  if (shares_memory() && !memory.empty() && memory[0] != 0) ready.d = memory[0];
   leave_out();
   if (!options.rows.empty()) join(options.rows, options.num_threads);
   double coefficient = 1;

@@ -78,6 +78,14 @@ struct Group {
   double learning_rate() const noexcept { return settings.hyper[lr]; }
 };
 
+// Two numbers of a hyperparameter in groups of a rule that sums over all tensors, which must share
+// all but the decay, and a rate of 0.
+struct Disagreement {
+  std::size_t hyper;
+  double first, second;
+};
+std::optional<Disagreement> find_disagreement(std::span<const Group> groups) noexcept;
+
 // What is known of a parameter besides its arrays.
 struct Parameter {
   std::size_t size = 0;

@@ -27,7 +27,7 @@ typedef struct one {
   int32_t rule, options;
   size_t n;
   float *param, *grad, *state[STATES];
-  double memory[ONEPASS_MOST], settings[ONEPASS_MOST];
+  double memory[ONEPASS_MOST_NUMBERS], settings[ONEPASS_MOST_NUMBERS];
 } one;
 
 static float *numbers(size_t n, unsigned seed) {
@@ -79,7 +79,7 @@ static int same(const one *a, const one *b) {
 }
 
 static int32_t update(one *it, int64_t step, int32_t threads) {
-  double scalars[ONEPASS_MOST];
+  double scalars[ONEPASS_MOST_NUMBERS];
   const int32_t code = onepass_scalars(it->rule, step, it->settings, it->memory, scalars);
   if (code != ONEPASS_OK) return code;
   return onepass_update(it->rule, it->options, ONEPASS_F32, it->n, it->param, it->grad,
@@ -122,7 +122,7 @@ static void check_rule(int32_t rule, int32_t options) {
   const char *name = onepass_rule_name(rule);
   size_t i;
   int64_t step;
-  if (onepass_traits(rule, options) & ONEPASS_DIRECTED) {
+  if (onepass_traits(rule, options) & ONEPASS_TRAIT_DIRECTED) {
     one it = make(rule, options, 7);
     check(update(&it, 1, 1) == ONEPASS_NO_DIRECTION, "a direction is asked for", name);
     drop(&it);
@@ -145,7 +145,7 @@ static void check_rule(int32_t rule, int32_t options) {
 static void check_rows(int32_t rule, int32_t options) {
   enum { rows = 50, width = 3, n_index = 20 };
   int64_t index[n_index];
-  double scalars[ONEPASS_MOST];
+  double scalars[ONEPASS_MOST_NUMBERS];
   one table = make(rule, options, (size_t)rows * width), part = make(rule, options, n_index * width);
   int i;
   int equal = 1;
@@ -247,7 +247,7 @@ int main(void) {
     const int32_t end = 1 << onepass_count(rule, ONEPASS_OPTIONS);
     for (options = 0; options < end; ++options) {
       check_rule(rule, options);
-      if (onepass_traits(rule, options) & ONEPASS_ROWS) check_rows(rule, options);
+      if (onepass_traits(rule, options) & ONEPASS_TRAIT_ROWS) check_rows(rule, options);
     }
   }
   check_callers(adam);

@@ -77,9 +77,7 @@ static double *make_settings(int32_t rule, double weight_decay) {
   int k;
   if (settings == NULL || onepass_defaults(rule, settings) != ONEPASS_OK) abort();
   for (k = 0; k < 4; ++k) {
-    const int32_t place = onepass_index(rule, ONEPASS_SETTINGS, names[k]);
-    if (place < 0) abort();
-    settings[place] = values[k];
+    if (onepass_set(rule, settings, names[k], values[k]) != ONEPASS_OK) abort();
   }
   return settings;
 }

@@ -52,8 +52,9 @@ class AdamW:
     def _settings(self, **given):
         numbers = ffi.new("double[]", lib.onepass_count(self.rule, lib.ONEPASS_SETTINGS))
         lib.onepass_defaults(self.rule, numbers)
-        for name, value in given.items():  # a name that there is not has the index -1: IndexError
-            numbers[lib.onepass_index(self.rule, lib.ONEPASS_SETTINGS, name.encode())] = value
+        for name, value in given.items():
+            if lib.onepass_set(self.rule, numbers, name.encode(), value) != lib.ONEPASS_OK:
+                raise TypeError(f"adam has no setting {name}")
         return numbers
 
     def step(self):

@@ -48,7 +48,7 @@ void adam(Array x, std::int64_t steps, double lr) {
   const std::int32_t rule = api->rule("adam");
   Vector settings(api->count(rule, ONEPASS_SETTINGS)), scalars(api->count(rule, ONEPASS_SCALARS));
   api->defaults(rule, settings.data());
-  settings.at(api->index(rule, ONEPASS_SETTINGS, "lr")) = lr;
+  api->set(rule, settings.data(), "lr", lr);
   Vector exp_avg(x.size()), exp_avg_sq(x.size());
   descend(x, steps, [&](std::int64_t t, double* param, Vector& grad) {
     api->scalars(rule, t, settings.data(), nullptr, scalars.data());

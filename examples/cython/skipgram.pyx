@@ -25,8 +25,8 @@ cdef extern from "onepass/capi.h":
         const char *(*message)(int32_t code) nogil
         int32_t (*rule)(const char *name)
         int32_t (*count)(int32_t rule, int32_t what)
-        int32_t (*index)(int32_t rule, int32_t what, const char *name)
         int32_t (*defaults)(int32_t rule, double *settings)
+        int32_t (*set)(int32_t rule, double *settings, const char *name, double value)
         int32_t (*scalars)(int32_t rule, int64_t step, const double *settings,
                            const double *memory, double *scalars) nogil
         int32_t (*update_rows)(int32_t rule, int32_t options, int32_t format, size_t n_rows,
@@ -99,7 +99,7 @@ def train(float[:, ::1] table, float[:, ::1] sums, const int64_t[:, :, ::1] batc
     cdef float[:, ::1] grad = np.empty((most, table.shape[1]), np.float32)
     cdef Py_ssize_t[::1] places = np.full(table.shape[0], -1, np.intp)
     onepass.defaults(rule, &settings[0])
-    settings[onepass.index(rule, ONEPASS_SETTINGS, b"lr")] = lr
+    onepass.set(rule, &settings[0], b"lr", lr)
     with nogil:
         for i in range(batches.shape[0]):
             n = find_gradient(table, batches[i], index, grad, places, loss)

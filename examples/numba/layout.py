@@ -41,7 +41,9 @@ def find_rule(name, **changed):
     settings = np.empty(library.onepass_count(rule, ONEPASS_SETTINGS))
     library.onepass_defaults(rule, settings.ctypes.data_as(ctypes.c_void_p))
     for key, value in changed.items():
-        settings[library.onepass_index(rule, ONEPASS_SETTINGS, key.encode())] = value
+        to = settings.ctypes.data_as(ctypes.c_void_p)
+        if library.onepass_set(rule, to, key.encode(), ctypes.c_double(value)):
+            raise TypeError(f"{name} has no setting {key}")
     return rule, settings, np.empty(library.onepass_count(rule, ONEPASS_SCALARS))
 
 

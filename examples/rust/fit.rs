@@ -11,14 +11,13 @@ use std::os::raw::{c_char, c_void};
 use std::ptr;
 
 const F32: i32 = 1;
-const SETTINGS: i32 = 1;
 const MOST: usize = 64;
 
 extern "C" {
     fn onepass_rule(name: *const c_char) -> i32;
-    fn onepass_index(rule: i32, what: i32, name: *const c_char) -> i32;
     fn onepass_message(code: i32) -> *const c_char;
     fn onepass_defaults(rule: i32, settings: *mut f64) -> i32;
+    fn onepass_set(rule: i32, settings: *mut f64, name: *const c_char, value: f64) -> i32;
     fn onepass_scalars(
         rule: i32,
         step: i64,
@@ -66,7 +65,7 @@ impl Adam {
         let mut settings = [0.0; MOST];
         let rule = unsafe { onepass_rule(name.as_ptr()) };
         check(unsafe { onepass_defaults(rule, settings.as_mut_ptr()) })?;
-        settings[unsafe { onepass_index(rule, SETTINGS, lr_name.as_ptr()) } as usize] = lr;
+        check(unsafe { onepass_set(rule, settings.as_mut_ptr(), lr_name.as_ptr(), lr) })?;
         Ok(Adam {
             rule,
             settings,

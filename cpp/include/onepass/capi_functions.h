@@ -11,7 +11,7 @@
 #define ONEPASS_ABI 0
 
 /* Numbers enough for any rule's settings, for its scalars, or for what it remembers. */
-#define ONEPASS_MOST 64
+#define ONEPASS_MOST_NUMBERS 64
 
 /* Codes: onepass_message has a sentence for each. */
 #define ONEPASS_OK 0
@@ -29,8 +29,11 @@
 #define ONEPASS_NONFINITE 12    /* a gradient has an infinity or a NaN, and the call says to fail */
 #define ONEPASS_NO_MEMORY 13
 #define ONEPASS_NO_ISA 14 /* the environment's ONEPASS_ISA names no instruction set that runs here */
+#define ONEPASS_NO_SETTING 15 /* the rule has no setting of this name */
+#define ONEPASS_DISAGREE 16   /* groups that must share their rule, or this rule's settings, do not */
 
-/* Formats of arrays. 0: what the rule computes with, float32 or as the parameter. */
+/* Formats of arrays. 0 is that in which the rule computes: F64 where the parameter is F64, else F32.
+ * (A gradient of 16 bits needs its format, beside a parameter of 16 bits too.) */
 #define ONEPASS_F32 1
 #define ONEPASS_F64 2
 #define ONEPASS_BF16 3
@@ -45,11 +48,11 @@
 #define ONEPASS_SCALARS 4 /* how many there are; they have no names */
 
 /* What a rule is like: bits that onepass_traits returns. */
-#define ONEPASS_MEASURES 1 /* it reads whole arrays before it steps */
-#define ONEPASS_DIRECTED 2 /* it steps along directions that the caller makes of matrices */
-#define ONEPASS_SHAPED 4   /* its state has other shapes than a parameter of two or more axes */
-#define ONEPASS_TOGETHER 8 /* what it measures is summed over all tensors, and its memory is one */
-#define ONEPASS_ROWS 16    /* rows of a table may move alone */
+#define ONEPASS_TRAIT_MEASURES 1 /* it reads whole arrays before it steps */
+#define ONEPASS_TRAIT_DIRECTED 2 /* it steps along directions that the caller makes of matrices */
+#define ONEPASS_TRAIT_SHAPED 4   /* its state has other shapes than a parameter of two or more axes */
+#define ONEPASS_TRAIT_TOGETHER 8 /* what it measures is summed over all tensors, and its memory is one */
+#define ONEPASS_TRAIT_ROWS 16    /* rows of a table may move alone */
 
 /* What a call does with a gradient that is not finite. */
 #define ONEPASS_PROPAGATE 0
@@ -78,7 +81,8 @@ const char *onepass_message(int32_t code);
 int32_t onepass_threads(void);
 void onepass_set_threads(int32_t threads);
 
-/* The rules. A number that does not exist: -1, NULL, 0. */
+/* The rules. A number that does not exist: -1, NULL, 0. AdamW is the rule adam with the setting
+ * decoupled_weight_decay. */
 int32_t onepass_rules(void);
 const char *onepass_rule_name(int32_t rule);
 int32_t onepass_rule(const char *name);
@@ -89,7 +93,7 @@ int32_t onepass_traits(int32_t rule, int32_t options);
 /* Whether the state is an array with these options (bit k: option k) and a parameter of so many
  * axes. */
 int32_t onepass_uses_state(int32_t rule, int32_t options, int32_t ndim, int32_t state);
-/* How many elements it has then, of a parameter of this shape. */
+/* How many elements it has then, of a parameter of this shape; 0 where they cannot be counted. */
 size_t onepass_state_size(int32_t rule, int32_t options, int32_t ndim, const int64_t *shape,
                           int32_t state);
 /* The setting that the state starts from; -1: it starts from zeros. */
@@ -98,17 +102,20 @@ int32_t onepass_state_start(int32_t rule, int32_t state);
  * none), and what a rule remembers as it begins. */
 int32_t onepass_defaults(int32_t rule, double *settings);
 int32_t onepass_memory_start(int32_t rule, double *memory);
+/* Changes one of the settings, by its name. */
+int32_t onepass_set(int32_t rule, double *settings, const char *name, double value);
 /* The bytes of n elements. */
 size_t onepass_bytes(int32_t format, size_t n);
 
 /* The numbers of a step (from 1), in double and to the bit as the classes of Python have them:
  * onepass_count(rule, ONEPASS_SCALARS) of them. settings: NULL, or as onepass_defaults fills it;
- * ranges are not checked. memory: what the rule remembers before the step; NULL where nothing. */
+ * they are those of Python's classes, whose ranges nobody checks here. memory: what the rule remembers before the step; NULL where nothing. */
 int32_t onepass_scalars(int32_t rule, int64_t step, const double *settings, const double *memory,
                         double *scalars);
 
-/* A step of one array of n elements, which is taken for a vector. It allocates nothing and takes
- * numbers and pointers alone, so it may stand in a loop that holds no lock. format: of all arrays,
+/* A step of one array of n elements, which is taken for a vector. After the process's first call it
+ * allocates nothing; it takes numbers and pointers alone, so it may stand in a loop that holds no
+ * lock. format: of all arrays,
  * ONEPASS_F32 or ONEPASS_F64. Of the settings that became scalars, those of averages, of Lookahead
  * and of norms have no effect. memory: as above; it becomes what the rule remembers after the step.
  * Arrays must not overlap, which is not checked. */
@@ -124,24 +131,27 @@ int32_t onepass_update_rows(int32_t rule, int32_t options, int32_t format, size_
                             void *state3, const double *scalars, double *memory,
                             int32_t threads);
 
-/* Tensors that share their settings. */
+/* Tensors that share their settings. All groups of a call share their rule. */
 typedef struct onepass_group {
   int32_t rule;
   int32_t options;        /* bit k: option k */
   const double *settings; /* as onepass_defaults fills them; NULL: those */
 } onepass_group;
 
+/* state, average and slow must be NULL where the rule or the settings do not ask for them, since a
+ * forgotten option would not be noticed; what else is not asked for is ignored. All arrays lie in one
+ * piece, in the order of param. */
 typedef struct onepass_tensor {
   size_t size;
   void *param;
   void *grad; /* of it, or of the rows; written where the call zeroes it. NULL: left alone */
   void *state[4];
-  double *memory;       /* what the rule remembers. ONEPASS_TOGETHER: the first tensor's */
-  double *average;      /* of the weights, where the settings ask for one */
-  void *slow;           /* Lookahead's weights, where the settings ask for them */
+  double *memory;       /* what the rule remembers; of ONEPASS_TRAIT_TOGETHER, the first tensor's */
+  double *average;      /* of the weights, where the settings ask for one; in double */
+  void *slow;           /* Lookahead's weights, where the settings ask for them; in format 0 */
   void *copy;           /* of a float32 parameter, in 16 bits; the step writes it */
-  void *direction;      /* ONEPASS_DIRECTED: what the step goes along */
-  const int64_t *shape; /* of the parameter; needed with ONEPASS_DIRECTED or ONEPASS_SHAPED */
+  void *direction;      /* ONEPASS_TRAIT_DIRECTED: what the step goes along; in format 0 */
+  const int64_t *shape; /* of param; for ONEPASS_TRAIT_DIRECTED and ONEPASS_TRAIT_SHAPED */
   const int64_t *rows;  /* rows of a table that step alone; also twice, then gradients add up */
   size_t n_rows;
   size_t width;         /* elements of a row */
@@ -150,17 +160,18 @@ typedef struct onepass_tensor {
   int32_t group;
   int32_t ndim;
   int32_t f_order;      /* not 0: the first axis is the one that moves fastest */
-  int32_t format;       /* of param, and of average's and slow's values */
+  int32_t format;       /* of param */
   int32_t grad_format;
   int32_t state_format; /* of the state that may be kept in fewer bits: BF16, Q8 */
   int32_t copy_format;  /* BF16, F16 */
   int32_t is_master;    /* not 0: param takes over what others have changed in copy */
   int32_t nearest;      /* not 0: 16-bit weights are rounded to nearest, and not at random */
+  int32_t reserved;     /* 0 */
 } onepass_tensor;
 
 typedef struct onepass_call {
   size_t struct_size, group_size, tensor_size; /* onepass_new_call fills these in */
-  double grad_scale; /* the loss scale, which gradients are divided by; 0: 1 */
+  double grad_scale; /* the loss scale, which gradients are divided by: positive; 0: 1 */
   double max_norm;   /* gradients are clipped to it together; infinite: measured alone; 0: none */
   int64_t seed;      /* of random rounding */
   int32_t threads;   /* 0: onepass_threads() */
@@ -186,7 +197,7 @@ typedef struct onepass_result {
  * skipped has changed nothing but the zeroed gradients, and does not count. */
 int32_t onepass_step(const onepass_group *groups, size_t n_groups, const onepass_tensor *tensors,
                      size_t n_tensors, const onepass_call *call, onepass_result *result);
-/* Before a step of rules that are ONEPASS_DIRECTED: writes to each tensor's `direction` what its
+/* Before a step of rules that are ONEPASS_TRAIT_DIRECTED: writes to each tensor's `direction` what its
  * direction is to be made of, and the norms of these to `norms`, one a tensor. Then the caller makes
  * the directions in their place, and calls onepass_step with the same arguments. */
 int32_t onepass_direct(const onepass_group *groups, size_t n_groups, const onepass_tensor *tensors,
@@ -200,13 +211,13 @@ typedef struct onepass_batch_norm {
   const void *x;
   const void *residual; /* NULL: none; added before the ReLU */
   const void *dy;       /* backward */
-  void *out;            /* y, or backward dx */
+  void *out; /* y, or backward dx; it may be x, dy or residual itself, but for train */
   void *dresidual;      /* backward, where there is a residual */
   const void *weight, *bias;        /* one a channel; NULL: ones, zeros */
   const void *mean, *var;           /* infer, and backward through given statistics */
   double *batch_mean, *batch_invstd; /* train writes them, backward reads them */
   void *running_mean, *running_var; /* train moves them; NULL: none */
-  int64_t *batches;                 /* train adds 1; NULL: not counted */
+  int64_t *batches; /* with running statistics, train adds 1; NULL: not counted */
   void *weight_grad, *bias_grad;    /* backward writes them */
   double eps;                       /* 0: 1e-5 */
   double momentum;                  /* 0: 0.1; NaN: all batches count alike (needs batches) */
@@ -217,6 +228,7 @@ typedef struct onepass_batch_norm {
   int32_t skip_nonfinite; /* not 0: a batch that is not finite leaves running statistics alone */
   int32_t threads;        /* 0: onepass_threads() */
   int32_t unchecked;      /* not 0: arrays are known not to overlap */
+  int32_t reserved;       /* 0 */
 } onepass_batch_norm;
 
 int32_t onepass_batch_norm_train(const onepass_batch_norm *bn);
@@ -264,4 +276,5 @@ typedef struct onepass_api {
   int32_t (*batch_norm_train)(const onepass_batch_norm *bn);
   int32_t (*batch_norm_infer)(const onepass_batch_norm *bn);
   int32_t (*batch_norm_backward)(const onepass_batch_norm *bn);
+  int32_t (*set)(int32_t rule, double *settings, const char *name, double value);
 } onepass_api;

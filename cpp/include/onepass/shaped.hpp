@@ -31,8 +31,7 @@ constexpr bool has_shape(Shape shape) {
 template <class T>
 class MatrixTiles {
  public:
-  MatrixTiles(const Stored& rows, std::size_t begin) noexcept
-      : MatrixTiles(*rows.matrix, begin) {}
+  MatrixTiles(const Stored& rows, std::size_t begin) noexcept : MatrixTiles(*rows.matrix, begin) {}
   MatrixTiles(const Matrix& matrix, std::size_t begin) noexcept
       : rows_along_(matrix.rows_along),
         lines_(matrix.lines),
@@ -195,7 +194,6 @@ class AxesTiles {
     }
   }
 
-  static constexpr std::size_t max_rank = 64;  // NumPy's
   const Axes& axes_;
   const std::size_t last_;
   const T* const numbers_;

@@ -40,6 +40,8 @@ struct Matrix {
   void *opened_rows = nullptr, *opened_columns = nullptr;  // what the loop reads instead
 };
 
+inline constexpr std::size_t max_rank = 64;  // axes of an array, NumPy's
+
 // State that has a number for each place along every axis.
 struct Axes {
   // What the pieces of a step make of the numbers, each in a copy of its own, since others still

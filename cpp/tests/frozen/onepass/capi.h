@@ -49,9 +49,13 @@ static inline const onepass_api *onepass_import(void) {
   Py_DECREF(core);
   api = (const onepass_api *)PyCapsule_Import("onepass._core._C_API", 0);
   if (api == NULL) return NULL;
-  if (api->abi == ONEPASS_ABI && api->size >= sizeof(onepass_api)) return api;
+  /* Before the first ABI that is promised, nothing but the same table will do. */
+  if (api->abi == ONEPASS_ABI && (ONEPASS_ABI == 0 ? api->size == sizeof(onepass_api)
+                                                   : api->size >= sizeof(onepass_api))) {
+    return api;
+  }
   PyErr_Format(PyExc_ImportError,
-               "onepass: expected ABI %d with at least %d bytes of functions, got ABI %d with %d "
+               "onepass: expected ABI %d with %d bytes of functions, got ABI %d with %d "
                "(onepass %s)",
                ONEPASS_ABI, (int)sizeof(onepass_api), (int)api->abi, (int)api->size, api->version);
   return NULL;
