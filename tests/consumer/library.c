@@ -6,12 +6,12 @@
 int main(void) {
   float param[] = {1, 1, 1, 1}, grad[] = {0.5f, 0.5f, 0.5f, 0.5f};
   float exp_avg[4] = {0}, exp_avg_sq[4] = {0};
-  double settings[ONEPASS_MOST], scalars[ONEPASS_MOST];
+  double settings[ONEPASS_MOST_NUMBERS], scalars[ONEPASS_MOST_NUMBERS];
   const int32_t adam = onepass_rule("adam");
   int step, i;
 
   onepass_defaults(adam, settings);
-  settings[onepass_index(adam, ONEPASS_SETTINGS, "lr")] = 0.1;
+  onepass_set(adam, settings, "lr", 0.1);
   for (step = 1; step <= 3; ++step) {
     onepass_scalars(adam, step, settings, NULL, scalars);
     onepass_update(adam, 0, ONEPASS_F32, 4, param, grad, exp_avg, exp_avg_sq, NULL, NULL, scalars,
