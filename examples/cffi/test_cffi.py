@@ -35,7 +35,7 @@ def test_what_is_refused_changes_nothing_and_says_why():
     with pytest.raises(ValueError, match=r"^tensor 3: two arrays share memory"):
         optimizer.step()
     assert all(map(np.array_equal, params, before))
-    with pytest.raises(IndexError):
+    with pytest.raises(TypeError, match="no setting learning_rate"):
         many_tensors.AdamW(params, grads, max_norm=1.0, weight_decay=0.0, learning_rate=1.0)
 
 
