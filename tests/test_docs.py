@@ -213,10 +213,11 @@ ctypes.CDLL(None).fflush(None)
 def test_the_c_program_of_the_site(tmp_path):
     """It gives the bits of the Python above it; here the module stands for libonepass."""
     page = DOCS / "embedding.md"
-    program = next(block for block in sphinx_pages.code_blocks(page, "c") if "main" in block)
+    program, function = sphinx_pages.code_blocks(page, "c")
     (tmp_path / "adam.c").write_text(program)
+    (tmp_path / "step.c").write_text(function)
     flags = ["-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", f"-I{onepass.get_include()}"]
-    command = ["cc", *flags, "-shared", "-fPIC", "adam.c", "-o", "adam.so"]
+    command = ["cc", *flags, "-shared", "-fPIC", "adam.c", "step.c", "-o", "adam.so"]
     subprocess.run(command, check=True, cwd=tmp_path)
     command = [sys.executable, "-c", RUN_MAIN, str(tmp_path / "adam.so")]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -15,7 +15,7 @@ enum { STATES = 4 };
 
 static int checks = 0, failures = 0;
 
-static void check(int holds, const char *what, const char *of) {
+static void check(int holds, const char* what, const char* of) {
   ++checks;
   if (holds) return;
   ++failures;
@@ -30,8 +30,8 @@ typedef struct one {
   double memory[ONEPASS_MOST_NUMBERS], settings[ONEPASS_MOST_NUMBERS];
 } one;
 
-static float *numbers(size_t n, unsigned seed) {
-  float *made = (float *)malloc(n * sizeof(float) + (n == 0));
+static float* numbers(size_t n, unsigned seed) {
+  float* made = (float*)malloc(n * sizeof(float) + (n == 0));
   size_t i;
   for (i = 0; i < n; ++i) {
     seed = seed * 1664525u + 1013904223u;
@@ -61,14 +61,14 @@ static one make(int32_t rule, int32_t options, size_t n) {
   return made;
 }
 
-static void drop(one *it) {
+static void drop(one* it) {
   int k;
   free(it->param);
   free(it->grad);
   for (k = 0; k < STATES; ++k) free(it->state[k]);
 }
 
-static int same(const one *a, const one *b) {
+static int same(const one* a, const one* b) {
   int k;
   int equal = memcmp(a->param, b->param, a->n * sizeof(float)) == 0 &&
               memcmp(a->memory, b->memory, sizeof a->memory) == 0;
@@ -78,21 +78,21 @@ static int same(const one *a, const one *b) {
   return equal;
 }
 
-static int32_t update(one *it, int64_t step, int32_t threads) {
+static int32_t update(one* it, int64_t step, int32_t threads) {
   double scalars[ONEPASS_MOST_NUMBERS];
   const int32_t code = onepass_scalars(it->rule, step, it->settings, it->memory, scalars);
   if (code != ONEPASS_OK) return code;
   return onepass_update(it->rule, it->options, ONEPASS_F32, it->n, it->param, it->grad,
-                        it->state[0], it->state[1], it->state[2], it->state[3], scalars,
-                        it->memory, threads);
+                        it->state[0], it->state[1], it->state[2], it->state[3], scalars, it->memory,
+                        threads);
 }
 
-static int32_t step_together(one *them, size_t n, int64_t step, int32_t threads,
-                             onepass_result *result) {
+static int32_t step_together(one* them, size_t n, int64_t step, int32_t threads,
+                             onepass_result* result) {
   onepass_call call = onepass_new_call();
   onepass_group group;
-  onepass_tensor *tensors = (onepass_tensor *)calloc(n, sizeof *tensors);
-  int64_t *sizes = (int64_t *)calloc(n, sizeof *sizes);
+  onepass_tensor* tensors = (onepass_tensor*)calloc(n, sizeof *tensors);
+  int64_t* sizes = (int64_t*)calloc(n, sizeof *sizes);
   size_t i;
   int32_t code;
   call.threads = threads;
@@ -119,7 +119,7 @@ static int32_t step_together(one *them, size_t n, int64_t step, int32_t threads,
 
 static void check_rule(int32_t rule, int32_t options) {
   static const size_t sizes[] = {0, 1, 7, 1000, 40001};
-  const char *name = onepass_rule_name(rule);
+  const char* name = onepass_rule_name(rule);
   size_t i;
   int64_t step;
   if (onepass_traits(rule, options) & ONEPASS_TRAIT_DIRECTED) {
@@ -146,7 +146,8 @@ static void check_rows(int32_t rule, int32_t options) {
   enum { rows = 50, width = 3, n_index = 20 };
   int64_t index[n_index];
   double scalars[ONEPASS_MOST_NUMBERS];
-  one table = make(rule, options, (size_t)rows * width), part = make(rule, options, n_index * width);
+  one table = make(rule, options, (size_t)rows * width),
+      part = make(rule, options, n_index * width);
   int i;
   int equal = 1;
   for (i = 0; i < n_index; ++i) {
@@ -172,8 +173,8 @@ static void check_rows(int32_t rule, int32_t options) {
 enum { callers = 8, steps = 20 };
 static const size_t size_of_each = 70000;
 
-static void *call_often(void *of) {
-  one *it = (one *)of;
+static void* call_often(void* of) {
+  one* it = (one*)of;
   int64_t step;
   for (step = 1; step <= steps; ++step) {
     if (update(it, step, 4) != ONEPASS_OK) return of;
@@ -189,7 +190,7 @@ static void check_callers(int32_t rule) {
   for (i = 0; i < callers; ++i) made[i] = make(rule, 0, size_of_each);
   for (i = 0; i < callers; ++i) pthread_create(&threads[i], NULL, call_often, &made[i]);
   for (i = 0; i < callers; ++i) {
-    void *failed = NULL;
+    void* failed = NULL;
     pthread_join(threads[i], &failed);
     check(failed == NULL && same(&made[i], &expected), "one of eight callers",
           onepass_rule_name(rule));
@@ -215,13 +216,13 @@ static void check_fork(int32_t rule) {
 
 static void check_bad_input(int32_t rule) {
   one it = make(rule, 0, 100), before = make(rule, 0, 100);
-  float *const param = it.param;
+  float* const param = it.param;
   onepass_result result = onepass_new_result();
   it.param = NULL;
   check(update(&it, 1, 1) == ONEPASS_NO_ARRAY, "no parameter", "bad input");
   check(step_together(&it, 1, 1, 1, &result) == ONEPASS_NO_ARRAY, "no parameter", "bad input");
   check(result.tensor == 0 && result.array == ONEPASS_ARRAY_PARAM, "which array", "bad input");
-  it.param = (float *)(void *)((char *)(void *)param + 1);
+  it.param = (float*)(void*)((char*)(void*)param + 1);
   check(update(&it, 1, 1) == ONEPASS_MISALIGNED, "misaligned", "bad input");
   it.param = it.state[0];
   check(step_together(&it, 1, 1, 1, &result) == ONEPASS_OVERLAP, "overlap", "bad input");

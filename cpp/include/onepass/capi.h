@@ -42,16 +42,16 @@ static inline onepass_batch_norm onepass_new_batch_norm(void) {
  * ImportError set. Call it while your module is imported and keep the table: it is static memory,
  * which stays for ever and holds no Python object. */
 #ifdef Py_PYTHON_H
-static inline const onepass_api *onepass_import(void) {
-  const onepass_api *api;
-  PyObject *core = PyImport_ImportModule("onepass._core");
+static inline const onepass_api* onepass_import(void) {
+  const onepass_api* api;
+  PyObject* core = PyImport_ImportModule("onepass._core");
   if (core == NULL) return NULL;
   Py_DECREF(core);
-  api = (const onepass_api *)PyCapsule_Import("onepass._core._C_API", 0);
+  api = (const onepass_api*)PyCapsule_Import("onepass._core._C_API", 0);
   if (api == NULL) return NULL;
   /* Before the first ABI that is promised, nothing but the same table will do. */
-  if (api->abi == ONEPASS_ABI && (ONEPASS_ABI == 0 ? api->size == sizeof(onepass_api)
-                                                   : api->size >= sizeof(onepass_api))) {
+  if (api->abi == ONEPASS_ABI &&
+      (ONEPASS_ABI == 0 ? api->size == sizeof(onepass_api) : api->size >= sizeof(onepass_api))) {
     return api;
   }
   PyErr_Format(PyExc_ImportError,
