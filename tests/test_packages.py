@@ -87,10 +87,9 @@ def test_pkg_config_finds_the_headers_and_their_flags(python_aware, tmp_path):
 
 def test_the_entry_points_name_the_folders():
     """In the terms of scikit-build-core and of pkgconf, which read them."""
-    folders = {"cmake.root": "", "pkg_config": "lib/pkgconfig"}
-    for group, folder in folders.items():
+    files = {"cmake.root": "lib/cmake/onepass/onepass-config.cmake", "pkg_config": "onepass.pc"}
+    for group, file in files.items():
         (point,) = importlib.metadata.entry_points(group=group, name="onepass")
-        found = importlib.resources.files(point.value)
-        assert (found / "lib" / "cmake" if group == "cmake.root" else found).is_dir()
-        if folder:
-            assert Path(str(found)) == PACKAGE / folder
+        found = importlib.resources.files(point.value).joinpath(file)
+        assert found.is_file()
+        assert Path(str(found)).is_relative_to(PACKAGE)
