@@ -3,7 +3,6 @@
 import copy
 import ctypes
 import itertools
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -24,7 +23,6 @@ from helpers import (
     signs_of,
 )
 
-HEADERS = Path(op.get_include()) / "onepass"
 LENGTHS = ((0, 1), (1, 1), (65, 2), (1000, 1), (40_003, 1), (40_003, 3))
 """Elements, and threads."""
 VECTORS = [

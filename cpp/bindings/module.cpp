@@ -13,22 +13,18 @@
 
 #include "arrays.hpp"
 #include "batchnorm_bindings.hpp"
+#include "capi.hpp"
 #include "dispatch.hpp"
 #include "engine.hpp"
 #include "function.hpp"
 #include "gil.hpp"
 #include "kernel_functions.hpp"
 #include "kernels_in_use.hpp"
-#include "onepass/capi.h"
 #include "ruler.hpp"
 #include "settings.hpp"
 #include "shown.hpp"
 #include "threads.hpp"
 #include "updates.hpp"
-
-namespace onepass {
-extern const onepass_api c_api;  // capi.cpp
-}
 
 namespace onepass::bindings {
 namespace {

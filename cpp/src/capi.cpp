@@ -318,8 +318,6 @@ int32_t onepass_scalars(int32_t rule, int64_t step, const double* settings, cons
 }
 
 namespace onepass {
-// What the capsule of the Python module points to.
-extern const onepass_api c_api;
 const onepass_api c_api{
     ONEPASS_ABI,
     sizeof(onepass_api),

@@ -5,7 +5,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <new>
 
 #include "optimizer.hpp"
 #include "parallel.hpp"
@@ -18,6 +17,10 @@
 #if defined(__GNUC__) && !defined(_WIN32)
 #pragma GCC visibility pop
 #endif
+
+namespace onepass {
+extern const onepass_api c_api;  // all of them; what the capsule of the Python module points to
+}
 
 namespace onepass::capi {
 

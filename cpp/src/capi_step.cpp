@@ -1,5 +1,4 @@
 // The C interface: a step over many tensors with all stages, checked before the first write.
-#include <cmath>
 #include <vector>
 
 #include "capi.hpp"

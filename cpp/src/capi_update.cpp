@@ -1,6 +1,4 @@
 // The C interface: a step of one array, and of rows of one, without an allocation.
-#include <cmath>
-
 #include "capi.hpp"
 #include "parallel.hpp"
 
