@@ -9,12 +9,13 @@ from pathlib import Path
 
 import nox
 
-nox.options.sessions = ["tests", "cpp", "cross", "extras", "examples"]
+nox.options.sessions = ["tests", "cpp", "cross", "extras", "examples", "hosts"]
 nox.options.reuse_existing_virtualenvs = True
 
 EXTRAS = nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]
 DISTRIBUTIONS = Path("build", "distributions")
 OUT = Path("build", "extras")
+HOSTS = sorted(path.parent.name for path in Path("tests", "hosts").glob("*/requirements.txt"))
 
 MOST_SECONDS = 10.0
 """CPU seconds that a rule may take to compile for one instruction set. Most take two."""
@@ -231,7 +232,7 @@ def distributions(session: nox.Session) -> None:
 
 
 @nox.session(reuse_venv=False, requires=["distributions"])
-@nox.parametrize("extra", ["", *EXTRAS])
+@nox.parametrize("extra", ["", *(extra for extra in EXTRAS if extra not in HOSTS)])
 def extras(session: nox.Session, extra: str) -> None:
     """Install the wheel with one extra alone, in a fresh environment, and do what that is for."""
     if extra not in JOBS:
@@ -248,6 +249,16 @@ def examples(session: nox.Session) -> None:
     """Install the wheel and what the examples are written for, and run these and their tests."""
     session.install(_wheel(), "--requirement", "examples/requirements.txt")
     session.run("python", "-m", "pytest", "-q", "examples")
+
+
+@nox.session(reuse_venv=False, requires=["distributions"])
+@nox.parametrize("host", HOSTS)
+def hosts(session: nox.Session, host: str) -> None:
+    """Install the wheel beside a library that has an adapter, and run its own tests and ours."""
+    wheel, folder = _wheel(), Path("tests", "hosts", host)
+    wanted = f"{wheel}[{host}]" if host in EXTRAS else wheel
+    session.install(wanted, "--requirement", str(folder / "requirements.txt"))
+    session.run("python", "-m", "pytest", "-q", str(folder))
 
 
 @nox.session

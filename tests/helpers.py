@@ -6,6 +6,7 @@ import inspect
 import math
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -137,10 +138,21 @@ RICHEST = max(
 """A class with every option of a step and much state, for tests of what all share and take long."""
 SMALL_FORMATS = (np.float16, ml_dtypes.bfloat16)
 
+ADAPTERS = tuple(
+    folder.parent.name for folder in Path(__file__).parent.glob("hosts/*/requirements.txt")
+)
+"""Modules that are for another library, and named after it: `hosts/` has their tests."""
+
 MODULES = ["onepass"] + [
+    module
+    for module in (name for _, name, _ in pkgutil.iter_modules(onepass.__path__, "onepass."))
+    if module.rpartition(".")[2] not in (*ADAPTERS, "__main__")
+]
+MODULES += [
     module.name
-    for module in pkgutil.walk_packages(onepass.__path__, "onepass.")
-    if not module.name.endswith("__main__")
+    for package in MODULES[1:]
+    if (path := getattr(importlib.import_module(package), "__path__", None))
+    for module in pkgutil.walk_packages(path, f"{package}.")
 ]
 PUBLIC = [
     f"{module}.{name}"

@@ -15,7 +15,8 @@ import pytest
 import onepass
 import pictures
 import sphinx_pages
-from helpers import MODULES, PUBLIC
+from examples_in_text import EXAMPLE, run_examples
+from helpers import ADAPTERS, MODULES, PUBLIC
 from onepass.lab.surface import SURFACES
 from onepass.line_search import backtracking, best_of
 
@@ -71,17 +72,17 @@ PAGES = with_code(TEXTS)
 SECTIONS = with_code(
     {text.partition("\n")[0]: text for text in re.split(r"^## ", README, flags=re.M)[1:]}
 )
-EXAMPLE = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", re.M | re.S)
 
 
-@pytest.mark.parametrize("text", [*PAGES.values(), *SECTIONS.values()], ids=[*PAGES, *SECTIONS])
+RUN = {name: text for name, text in (PAGES | SECTIONS).items() if "docs/hosts/" not in name}
+"""The pages of hosts run beside their hosts."""
+
+
+@pytest.mark.parametrize("text", RUN.values(), ids=RUN)
 def test_code_runs_on_its_own_and_prints_what_stands_below_it(text, tmp_path, monkeypatch, capsys):
     """On each page as its reader sees it, with what it includes, and in each section of README."""
     monkeypatch.chdir(tmp_path)  # it may save something
-    scope: dict[str, object] = {}
-    for code, printed in EXAMPLE.findall(text):
-        exec(compile(code, "example", "exec"), scope)
-        assert capsys.readouterr().out == printed
+    run_examples(text, capsys)
 
 
 def test_all_code_is_found():
@@ -99,7 +100,8 @@ def test_names_in_the_text_exist():
     named = set(re.findall(r"\b(?:op|onepass)\.([a-zA-Z_][\w.]*\w)", spans))
     assert "schedules.cosine" in named
     for name in named:
-        resolve_name(f"onepass.{name}")
+        if name.partition(".")[0] not in ADAPTERS:
+            resolve_name(f"onepass.{name}")
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -129,6 +131,7 @@ def site():
 def documented():
     """Return all that a directive of some page documents, by its dotted name."""
     directives = re.findall(r"^\.\. (automodule|auto\w+|py:data):: (\S+)$", site(), re.M)
+    directives = [(kind, name) for kind, name in directives if name.split(".")[1] not in ADAPTERS]
     found = {name: resolve_name(name) for kind, name in directives if kind != "automodule"}
     for module in (name for kind, name in directives if kind == "automodule"):
         found |= {

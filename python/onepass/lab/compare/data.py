@@ -58,7 +58,7 @@ DATA: Mapping[str, Data] = {
 
 @cache  # reading the file takes longer than some trainings
 def _table(name: str) -> tuple[Array, Targets]:
-    from sklearn import datasets  # type: ignore[import-untyped]
+    from sklearn import datasets
 
     inputs, targets = getattr(datasets, f"load_{name}")(return_X_y=True)
     return inputs, targets

@@ -1,0 +1,28 @@
+"""What the tests of all adapters share."""
+
+import doctest
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from examples_in_text import EXAMPLE, run_examples
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def check_documentation(tmp_path, monkeypatch, capsys) -> Callable[[str], None]:
+    """Run the examples of an adapter's docstrings and of its page."""
+
+    def check(host: str) -> None:
+        failed, tried = doctest.testmod(importlib.import_module(f"onepass.{host}"), globs={})
+        assert tried
+        assert failed == 0, capsys.readouterr().out
+        page = (ROOT / "docs" / "hosts" / f"{host}.md").read_text()
+        assert EXAMPLE.search(page)
+        monkeypatch.chdir(tmp_path)  # an example may save something
+        run_examples(page, capsys)
+
+    return check
