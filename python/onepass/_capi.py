@@ -1,0 +1,170 @@
+"""The C interface's step over many tensors, for adapters whose arrays are another library's.
+
+They have addresses, not ndarrays, and fill these in by the column (`cpp/include/onepass/capi.h`).
+"""
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from ctypes import c_double, c_int32, c_int64, c_size_t, c_void_p
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onepass import _core
+from onepass._hyperparameters import as_numbers
+from onepass.optim import Optimizer
+
+F32, F64, BF16, F16, Q8 = range(1, 6)
+NONFINITE = ("propagate", "skip", "raise")
+"""What a step does with a gradient that is not finite, by the number that C has for it."""
+
+_SETTINGS, _MOST_STATES = 1, 4
+_MISALIGNED, _OVERLAP, _NONFINITE = 4, 6, 12
+_ARRAYS = ("", "param", "grad", "average", "copy", "slow", "rows", "memory", "direction", "shape")
+_FIRST_STATE = 16
+
+_POINTERS = ("memory", "average", "slow", "copy", "direction", "shape", "rows")
+_NUMBERS = ("group", "ndim", "f_order", "format", "grad_format", "state_format", "copy_format")
+TENSOR = np.dtype(
+    [
+        ("size", np.uintp),
+        ("param", np.uintp),
+        ("grad", np.uintp),
+        ("state", np.uintp, _MOST_STATES),
+        *((name, np.uintp) for name in _POINTERS),
+        ("n_rows", np.uintp),
+        ("width", np.uintp),
+        ("steps", np.int64),
+        ("average_from", np.int64),
+        *((name, np.int32) for name in (*_NUMBERS, "is_master", "nearest", "reserved")),
+    ],
+    align=True,
+)
+GROUP = np.dtype(
+    [("rule", np.int32), ("options", np.int32), ("settings", np.uintp)],
+    align=True,
+)
+
+
+class Call(ctypes.Structure):
+    """`onepass_call`."""
+
+    _fields_ = (
+        ("struct_size", c_size_t),
+        ("group_size", c_size_t),
+        ("tensor_size", c_size_t),
+        ("grad_scale", c_double),
+        ("max_norm", c_double),
+        ("seed", c_int64),
+        ("threads", c_int32),
+        ("nonfinite", c_int32),
+        ("zero_grad", c_int32),
+        ("unchecked", c_int32),
+    )
+
+
+class Result(ctypes.Structure):
+    """`onepass_result`."""
+
+    _fields_ = (
+        ("struct_size", c_size_t),
+        ("norm", c_double),
+        ("d", c_double),
+        ("tensor", c_int64),
+        ("other_tensor", c_int64),
+        ("array", c_int32),
+        ("other_array", c_int32),
+        ("clipped", c_int32),
+        ("skipped", c_int32),
+    )
+
+
+class Overlap(ValueError):  # noqa: N818
+    """Two tensors share memory of which one is written."""
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL(_core.__file__)
+    library.onepass_name.restype = library.onepass_message.restype = ctypes.c_char_p
+    step: list[Any] = [c_void_p, c_size_t, c_void_p, c_size_t, ctypes.POINTER(Call)]
+    library.onepass_step.argtypes = [*step, ctypes.POINTER(Result)]
+    library.onepass_direct.argtypes = [*step, c_void_p, ctypes.POINTER(Result)]
+    return library
+
+
+@cache
+def _settings_of(rule: int) -> dict[str, int]:
+    """Return the place of each of a rule's settings."""
+    library = _library()
+    count = library.onepass_count(rule, _SETTINGS)
+    return {library.onepass_name(rule, _SETTINGS, i).decode(): i for i in range(count)}
+
+
+class Step:
+    """The arguments of a step by the rule of a class: groups, and tensors to fill in."""
+
+    def __init__(self, cls: type[Optimizer], n_groups: int, labels: Sequence[str]) -> None:
+        library, n_tensors = _library(), len(labels)
+        self.cls, self._labels = cls, labels
+        rule = library.onepass_rule(cls.row.name.encode())
+        self._columns = _settings_of(rule)
+        self._settings = np.empty((n_groups, len(self._columns)))
+        self._groups = np.zeros(n_groups, GROUP)
+        self._groups["rule"] = rule
+        for i, settings in enumerate(self._settings):
+            library.onepass_defaults(rule, c_void_p(settings.ctypes.data))
+            self._groups["settings"][i] = settings.ctypes.data
+        self.tensors = np.zeros(n_tensors, TENSOR)
+        sizes = ctypes.sizeof(Call), GROUP.itemsize, TENSOR.itemsize
+        self.call = Call(*sizes, 1.0)
+        self.result = Result(ctypes.sizeof(Result))
+        self._arguments = (
+            self._groups.ctypes.data,
+            n_groups,
+            self.tensors.ctypes.data,
+            n_tensors,
+            ctypes.byref(self.call),
+        )
+        self._step = library.onepass_step
+
+    def set(self, group: int, values: Mapping[str, Any]) -> None:
+        """Change some of the settings of a group, which are checked."""
+        checks = {name: self.cls.group_checks[name] for name in values}
+        settings, columns = self._settings[group], self._columns
+        for name, number in as_numbers(checks, values).items():
+            if name in columns:
+                settings[columns[name]] = number
+        for bit, name in enumerate(self.cls.row.options):
+            if name in values:
+                options = int(self._groups["options"][group]) & ~(1 << bit)
+                self._groups["options"][group] = options | bool(values[name]) << bit
+
+    def run(self) -> None:
+        """Take the step, or raise what is wrong, which has changed nothing."""
+        if code := self._step(*self._arguments, self.result):
+            self._fail(code)
+
+    def direct(self) -> npt.NDArray[np.float64]:
+        """Write what directions are made of, and return the norm of each."""
+        norms = np.zeros(len(self.tensors))
+        library = _library()
+        if code := library.onepass_direct(*self._arguments, norms.ctypes.data, self.result):
+            self._fail(code)
+        return norms
+
+    def _fail(self, code: int) -> None:
+        result = self.result
+        label = self._labels[result.tensor] if result.tensor >= 0 else self.cls.__name__
+        if code == _OVERLAP:
+            other = self._labels[result.other_tensor]
+            raise Overlap(f"{label}: expected memory of its own, got the same memory as {other}")
+        if code == _NONFINITE:
+            raise ValueError(f"{label}: expected a gradient of finite values, got another")
+        message = _library().onepass_message(code).decode()
+        array = result.array - _FIRST_STATE
+        states = self.cls.row.states
+        name = states[array] if array >= 0 else _ARRAYS[result.array]
+        raise ValueError(f"{label}: expected {name} to be as C takes it, got: {message}")

@@ -1,0 +1,292 @@
+"""What a step needs of parameters and their state, for as long as nothing about these changes."""
+
+from collections.abc import Mapping
+from itertools import chain
+from operator import is_
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onepass import _capi
+from onepass._hyperparameters import as_numbers
+from onepass._quiet import quiet
+from onepass.optim import Optimizer
+from onepass.optim._settings import GROUP_DEFAULTS, averages
+from onepass.torch import _tensors
+from onepass.torch._tensors import AVERAGE, AVERAGE_FROM, FORMATS, MASTER, SLOW, STATE_FORMATS
+
+Groups = list[dict[str, Any]]
+State = dict[Tensor, dict[str, Any]]
+
+
+class Unfit(Exception):  # noqa: N818
+    """Something is not for our kernels: why, and what to raise where PyTorch's step will not do."""
+
+    def __init__(self, why: str, index: int = 0, got: str = "", error: Any = None) -> None:
+        super().__init__(why)
+        expected = "a dense tensor in the CPU's memory, of a dtype that the kernels take"
+        self.why = why
+        self.error = error or ValueError(f"params[{index}]: expected {expected}, got {got}")
+
+
+def plain(value: Any) -> Any:
+    """Return a setting without tensors, which schedulers may put there."""
+    if isinstance(value, Tensor):
+        return value.item()
+    return tuple(map(plain, value)) if isinstance(value, tuple | list) else value
+
+
+class Plan:
+    """A step of the parameters that have a gradient now."""
+
+    def __init__(self, cls: type[Optimizer], groups: Groups, state: State) -> None:
+        self.cls = cls
+        lists = [group["params"] for group in groups]
+        self._lengths = list(map(len, lists))
+        self._everywhere = [p for params in lists for p in params]
+        self._has_grad = [p.grad is not None for p in self._everywhere]
+        owners = [number for number, params in enumerate(lists) for _ in params]
+        found = [i for i, has_grad in enumerate(self._has_grad) if has_grad]
+        self._places = found
+        self.params = [self._everywhere[i] for i in found]
+        self._owners = [owners[i] for i in found]
+        self.step = _capi.Step(cls, len(groups), [f"params[{i}]" for i in found])
+        self._names = [name for name in cls.group_checks if name in groups[0]]
+        self.settings: list[dict[str, Any]] = [{} for _ in groups]
+        self._values: list[Any] = []
+        self._are_tensors = False
+        self.read_settings(groups)
+        self._add_params()
+        self._add_state(state)
+        self.grads: list[Tensor] = []
+        self._looks_of_grads: list[Any] = []
+        self._looks = self._look()
+
+    # What may change between steps, looked at in every one
+
+    def is_as_before(self, groups: Groups, state: State) -> bool:
+        """Return whether parameters, and their state, are what they were."""
+        lists = [group["params"] for group in groups]
+        if list(map(len, lists)) != self._lengths:
+            return False
+        if not all(map(is_, chain.from_iterable(lists), self._everywhere)):
+            return False
+        if [p.grad is not None for p in self._everywhere] != self._has_grad:
+            return False
+        try:
+            kept = [state[p][name] for p, name in self._names_of_state]
+        except KeyError:
+            return False
+        return all(map(is_, kept, self._kept)) and self._look() == self._looks
+
+    def _look(self) -> Any:
+        """Return where everything begins, and what the parameters look like."""
+        params = self.params
+        begins = list(map(Tensor.data_ptr, chain(params, self._kept)))
+        return begins, [p.shape for p in params], list(map(Tensor.stride, params))
+
+    def read_settings(self, groups: Groups) -> bool:
+        """Take over what has changed; return whether the state must be another one."""
+        values = [[group.get(name) for name in self._names] for group in groups]
+        if not self._are_tensors and values == self._values:
+            return False
+        other_state = False
+        for number, given in enumerate(values):
+            before = self.settings[number]
+            new = {name: plain(value) for name, value in zip(self._names, given, strict=True)}
+            changed = {name: new[name] for name in new if new[name] != before.get(name, before)}
+            self._check(changed, new)
+            self.step.set(number, _ours(changed))
+            other_state |= self._kind_of_state(before) != self._kind_of_state(new)
+            self.settings[number] = new
+        self._values = values
+        self._are_tensors = any(map(_has_tensor, chain.from_iterable(values)))
+        return other_state
+
+    def read_grads(self) -> list[int]:
+        """Take the gradients as they are now; return the places of those that had to be copied."""
+        grads = [p.grad for p in self.params]
+        try:
+            looks = [(type(g), g.dtype, g.is_neg(), g.stride()) for g in grads]
+        except RuntimeError:  # a sparse tensor has no strides
+            looks = []
+        if looks != self._looks_of_grads or not looks:
+            for place, param, grad in zip(self._places, self.params, grads, strict=True):
+                _check_grad(place, param, grad)
+            self._looks_of_grads = looks
+            order = [p.stride() for p in self.params]
+            self._copied = [i for i, g in enumerate(grads) if g.stride() != order[i]]
+            self.step.tensors["grad_format"] = [FORMATS[g.dtype] for g in grads]
+        for i in self._copied:
+            grads[i] = _tensors.with_strides_of(self.params[i], grads[i])
+        self.grads = grads
+        self.step.tensors["grad"] = list(map(Tensor.data_ptr, grads))
+        return self._copied
+
+    def _check(self, changed: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+        for name, value in _ours(changed).items():
+            try:
+                self.cls.group_checks[name](name, value)
+            except (TypeError, ValueError) as error:
+                raise Unfit(name, error=error) from None
+        if changed.keys() - {"lr"}:
+            self.cls._check_together({**self.cls.defaults, **_ours(values)})
+
+    def _kind_of_state(self, settings: Mapping[str, Any]) -> Any:
+        """Return what decides which state a parameter keeps."""
+        values = {**self.cls.defaults, **GROUP_DEFAULTS, **settings}
+        kept = averages(values), values["lookahead_every"] is None
+        return self.cls.row.variant(values), values["state_format"], values["rounding"], kept
+
+    # How it is made
+
+    def _add_params(self) -> None:
+        table = self.step.tensors
+        table["group"] = self._owners
+        self._shapes = []
+        for i, param in enumerate(self.params):
+            values, place = self.settings[self._owners[i]], self._places[i]
+            if why := _tensors.unfit(param):
+                raise Unfit(why, place, f"a {why}")
+            if param.dtype in _tensors.SMALL and values["rounding"] is None:
+                raise Unfit("16-bit parameters without rounding=", place, f"{param.dtype}")
+            if not _tensors.is_dense(param):
+                raise Unfit("not dense", place, f"strides {param.stride()}")
+            shaped = self.cls.row.factored or self.cls.row.is_directed(_ours(values))
+            f_order = not param.is_contiguous()
+            if shaped and f_order and not param.permute(*range(param.ndim)[::-1]).is_contiguous():
+                raise Unfit("order of axes", place, f"strides {param.stride()}")
+            shape = np.array(param.shape, np.int64)
+            self._shapes.append(shape)
+            row = table[i]
+            row["size"], row["ndim"], row["f_order"] = param.numel(), param.ndim, f_order
+            row["shape"] = shape.ctypes.data
+            row["format"], row["param"] = FORMATS[param.dtype], param.data_ptr()
+            row["nearest"] = values["rounding"] == "nearest"
+
+    def _add_state(self, state: State) -> None:
+        cls, row, table = self.cls, self.cls.row, self.step.tensors
+        self._new: State = {}
+        n = len(self.params)
+        self.steps = np.zeros(n, _dtype_of_steps())
+        self.memory = np.zeros((n, max(1, len(row.memory))))
+        for i, param in enumerate(self.params):
+            values = self.settings[self._owners[i]]
+            before = state.get(param) or {}
+            settled = _tensors.settle(cls, {**cls.defaults, **_ours(values)}, param, before)
+            self.steps[i] = _tensors.steps_of(before, cls.step_if_missing)
+            settled["step"] = _scalar(self.steps, i)
+            for k, name in enumerate(row.own_memory):
+                self.memory[i, k] = before.get(name, row.memory_start[k])
+                settled[name] = _scalar(self.memory[i], k)
+            for name in cls.saved_scalars:
+                settled[name] = before.get(name, torch.zeros((), dtype=torch.float64))
+            self._write_row(table[i], settled)
+            if row.memory:
+                table["memory"][i] = self.memory[i].ctypes.data
+            self._new[param] = settled
+        pairs = [(p, name) for p, new in self._new.items() for name in new if name != AVERAGE_FROM]
+        self._names_of_state = pairs
+        self._kept = [self._new[p][name] for p, name in pairs]
+
+    def _write_row(self, row: Any, settled: Mapping[str, Any]) -> None:
+        for k, name in enumerate(self.cls.row.states):
+            if (kept := settled.get(name)) is not None:
+                row["state"][k] = kept.data_ptr()
+                row["state_format"] = max(row["state_format"], STATE_FORMATS.get(kept.dtype, 0))
+        for name, column in ((AVERAGE, "average"), (SLOW, "slow")):
+            if name in settled:
+                row[column] = settled[name].data_ptr()
+        row["average_from"] = settled.get(AVERAGE_FROM, 0)
+        if MASTER in settled:
+            row["copy"], row["copy_format"] = row["param"], row["format"]
+            row["param"], row["format"] = settled[MASTER].data_ptr(), _capi.F32
+            row["is_master"] = True
+
+    # The step
+
+    def run(self, groups: Groups) -> None:
+        """Take the step. What it raises has changed nothing."""
+        self.step.tensors["steps"] = self.steps
+        if self.cls.row.sums_over_all:
+            names = zip(self.cls.row.memory, self.cls.row.memory_start, strict=True)
+            self.memory[0] = [groups[0].get(name, start) for name, start in names]
+        directions = self._make_directions()
+        self.step.run()
+        del directions
+        if self.cls.row.sums_over_all:
+            for group in groups:
+                group.update(zip(self.cls.row.memory, self.memory[0].tolist(), strict=True))
+
+    def commit(self, state: State) -> None:
+        """Count the step, and let the optimizer's state be that of this plan."""
+        self.steps += 1
+        for param, settled in self._new.items():
+            entry = state.setdefault(param, {})
+            for name in (*self.cls.row.states, AVERAGE, AVERAGE_FROM, MASTER, SLOW):
+                if name not in settled and entry.get(name) is not None:
+                    del entry[name]
+            entry.update(settled)
+        self._new = {}
+        if self.cls.saved_scalars:
+            self._write_saved(state)
+
+    def _write_saved(self, state: State) -> None:
+        """Write numbers of the coming step that PyTorch keeps in the state."""
+        for param, owner, steps in zip(self.params, self._owners, self.steps, strict=True):
+            values = {**self.cls.defaults, **self.settings[owner]}
+            scalars = self.cls.scalars(int(steps) + 1, values)
+            for name in self.cls.saved_scalars:
+                state[param][name].fill_(scalars[name])
+
+    def _make_directions(self) -> dict[int, Tensor]:
+        """Make the directions that the step goes along, where the rule has some."""
+        cls, made = self.cls, dict[int, Tensor]()
+        if not any(cls.row.directed):
+            return made
+        values = [{**cls.defaults, **_ours(settings)} for settings in self.settings]
+        for i, (param, owner) in enumerate(zip(self.params, self._owners, strict=True)):
+            if cls.row.is_directed(values[owner]):
+                made[i] = torch.empty_like(param, dtype=_tensors.full(param))
+                self.step.tensors["direction"][i] = made[i].data_ptr()
+        if made:
+            norms = self.step.direct()
+            numbers = [as_numbers(cls.checks, each) for each in values]
+            if not self.step.result.skipped:
+                quiet(cls.finish_directions)(
+                    [
+                        (d.numpy(), float(norms[i]), numbers[self._owners[i]])
+                        for i, d in made.items()
+                    ]
+                )
+        return made
+
+
+def _check_grad(place: int, param: Tensor, grad: Tensor) -> None:
+    if why := _tensors.unfit(grad):
+        raise Unfit(f"gradient: {why}", place, f"a gradient that is a {why}")
+    is_small = _tensors.full(param) == torch.float32 and grad.dtype != torch.float64
+    if grad.dtype != param.dtype and not is_small:
+        raise Unfit("gradient of another dtype", place, f"a gradient of {grad.dtype}")
+
+
+def _has_tensor(value: Any) -> bool:
+    """Return whether a setting is a tensor, which may be changed in place."""
+    each = value if isinstance(value, tuple | list) else (value,)
+    return any(isinstance(one, Tensor) for one in each)
+
+
+def _ours(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as our classes have them, which know no rounding of PyTorch's."""
+    return {n: "master" if n == "rounding" and v is None else v for n, v in values.items()}
+
+
+def _dtype_of_steps() -> Any:
+    return np.float64 if torch.get_default_dtype() == torch.float64 else np.float32
+
+
+def _scalar(numbers: Any, i: int) -> Tensor:
+    """Return a number of an array as a tensor without axes, which shares its memory."""
+    return torch.from_numpy(numbers[i : i + 1])[0]

@@ -1,0 +1,140 @@
+"""What the kernels take of PyTorch's tensors, and the state that goes with one."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onepass import _capi, formats
+from onepass.optim import Optimizer, _storage
+from onepass.optim._settings import averages
+
+FORMATS = {
+    torch.float32: _capi.F32,
+    torch.float64: _capi.F64,
+    torch.bfloat16: _capi.BF16,
+    torch.float16: _capi.F16,
+}
+STATE_FORMATS = {torch.bfloat16: _capi.BF16, torch.uint8: _capi.Q8}
+SMALL = (torch.bfloat16, torch.float16)
+
+AVERAGE, AVERAGE_FROM, MASTER, SLOW = "average", "average_from", "master", "slow"
+"""State beside the rule's own: the average of the weights, the steps before it began, the weights
+of a parameter of 16 bits in float32, Lookahead's slow weights."""
+
+
+def unfit(tensor: Tensor) -> str | None:
+    """Return what is wrong with a parameter or gradient, or None where the kernels take it."""
+    if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return type(tensor).__name__
+    if tensor.layout is not torch.strided:
+        return f"{str(tensor.layout).removeprefix('torch.')} tensor"
+    if not tensor.is_cpu:
+        return f"{tensor.device.type.upper()} tensor"
+    if tensor.dtype not in FORMATS:
+        return f"{str(tensor.dtype).removeprefix('torch.')} tensor"
+    return "lazily negated tensor" if tensor.is_neg() else None
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Return whether the elements fill a piece of memory, in whatever order of axes."""
+    # A new tensor takes over the strides of just such a one.
+    return bool(torch.empty_like(tensor, device="meta").stride() == tensor.stride())
+
+
+def flat(tensor: Tensor) -> Any:
+    """Return the memory of a dense tensor, which is not of 16 bits, as a vector of NumPy's."""
+    return tensor.detach().as_strided((tensor.numel(),), (1,)).numpy()
+
+
+def full(param: Tensor) -> torch.dtype:
+    """Return the dtype in which the rule computes."""
+    return torch.float32 if param.dtype in SMALL else param.dtype
+
+
+def dtype_of_state(param: Tensor, state_format: str | None) -> torch.dtype:
+    """Return the dtype in which a parameter keeps state that may be kept in fewer bits."""
+    if state_format is None or param.numel() < _storage.SMALL:
+        return full(param)
+    return torch.bfloat16 if state_format == "bf16" else torch.uint8
+
+
+def settle(
+    cls: type[Optimizer], values: Mapping[str, Any], param: Tensor, state: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the state that the settings ask for, of what is there, by PyTorch's names.
+
+    What is there may be in another format, in a file of PyTorch's, say.
+    """
+    row, new = cls.row, dict[str, Any]()
+    shape = tuple(param.shape)
+    for k, own_shape in enumerate(row.state_shapes(values, shape)):
+        if own_shape is None:
+            continue
+        kept = state.get(row.states[k])
+        in_full = row.in_full[k] or own_shape != shape
+        dtype = full(param) if in_full else dtype_of_state(param, values["state_format"])
+        if kept is None:
+            kept = torch.zeros_like(param, dtype=full(param))
+            if own_shape != shape:
+                kept = torch.zeros(own_shape, dtype=full(param))
+            if start := row.start_values(values)[k]:
+                kept.fill_(start)
+        new[row.states[k]] = stored(kept, param, dtype, row.has_sign[k])
+    return new | _beside(values, param, state)
+
+
+def _beside(values: Mapping[str, Any], param: Tensor, state: Mapping[str, Any]) -> dict[str, Any]:
+    new: dict[str, Any] = {}
+    if averages(values):
+        begun = AVERAGE in state
+        average = state[AVERAGE] if begun else torch.zeros_like(param)  # the first step writes it
+        new[AVERAGE] = average.to(torch.float64)
+        new[AVERAGE_FROM] = state[AVERAGE_FROM] if begun else steps_of(state)
+    if values["rounding"] == "master" and param.dtype in SMALL:
+        new[MASTER] = state.get(MASTER, param.detach()).to(torch.float32)
+    if values["lookahead_every"] is not None:
+        # In the middle of a round it is as if the round began here.
+        weights = new.get(MASTER, param).detach().clone()
+        new[SLOW] = state.get(SLOW, weights).to(full(param))
+    return new
+
+
+def stored(kept: Tensor, param: Tensor, dtype: torch.dtype, has_sign: bool) -> Tensor:
+    """Return state in a format, rounded to nearest; the same tensor where it is in that already."""
+    if kept.dtype == torch.uint8 != dtype:
+        values = formats.q8_decode(kept.numpy(), param.numel(), signed=has_sign)
+        kept = torch.empty_like(param, dtype=torch.float32)
+        flat(kept)[...] = values
+    if dtype == torch.uint8 != kept.dtype:
+        values = flat(torch.empty_like(param, dtype=torch.float32).copy_(kept))
+        return torch.from_numpy(formats.q8_encode(values, signed=has_sign))
+    if kept.shape == param.shape and kept.dtype != torch.uint8:
+        like = torch.empty_like(param, dtype=dtype)
+        return kept if _same(kept, like) else like.copy_(kept)
+    return kept.to(dtype)
+
+
+def _same(kept: Tensor, like: Tensor) -> bool:
+    return bool(kept.dtype == like.dtype and kept.stride() == like.stride() and kept.is_cpu)
+
+
+def steps_of(state: Mapping[str, Any], if_missing: int | None = None) -> int:
+    """Return how many steps a parameter has completed."""
+    if "step" in state:
+        return int(state["step"])
+    return if_missing or 0 if any(isinstance(a, Tensor) for a in state.values()) else 0
+
+
+def with_strides_of(param: Tensor, grad: Tensor) -> Tensor:
+    """Return a gradient in the parameter's order."""
+    if grad.stride() == param.stride():
+        return grad
+    return torch.empty_like(param, dtype=grad.dtype).copy_(grad)
+
+
+def addresses(tensors: Any) -> Any:
+    """Return where tensors begin; None begins nowhere."""
+    return np.array([0 if t is None else t.data_ptr() for t in tensors], np.uintp)
