@@ -20,6 +20,7 @@
 #include "gil.hpp"
 #include "kernel_functions.hpp"
 #include "kernels_in_use.hpp"
+#include "looks.hpp"
 #include "ruler.hpp"
 #include "settings.hpp"
 #include "shown.hpp"
@@ -166,6 +167,7 @@ PYBIND11_MODULE(_core, m) {
   bind_engine(m);
   bind_kernel_functions(m);
   bind_ruler(m);
+  bind_looks(m);
   bind_batch_norm(m);
 
   m.attr("isa") = isa_in_use().name;

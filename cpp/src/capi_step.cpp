@@ -355,6 +355,7 @@ std::int32_t Step::find_overlapping() {
 
 std::int32_t Step::run(double* norms) {
   if (optimizer_.groups.empty()) return ONEPASS_OK;
+  const OnTeam on_team(call_.parallel);
   Ready ready = optimizer_.prepare(options_);
   if (ready.norm) norm_ = *ready.norm;
   clipped_ = ready.clipped;

@@ -97,44 +97,35 @@ class Place {
 #endif
 };
 
+struct alignas(64) Share {
+  std::atomic<std::size_t> next;
+  std::size_t end;
+  std::atomic<int> calls;  // the share's helper sleeps on this; only needed helpers are called
+};
+
 // Deals the indices out in one contiguous share per thread, so that a thread finds the same memory
 // in its cache step after step. A thread that is through with its share helps with the others.
-class Pool {
+class Shares {
  public:
-  void run(std::size_t count, int threads, Task task) noexcept {
+  void deal(std::size_t count, int threads, Task task) noexcept {
     task_ = task;
-    n_shares_ = std::min(threads, start_helpers(threads - 1) + 1);
-    const auto n = static_cast<std::size_t>(n_shares_);
+    n_ = threads;
+    const auto n = static_cast<std::size_t>(threads);
     for (std::size_t k = 0; k < n; ++k) {
       shares_[k].next.store(count * k / n, std::memory_order_relaxed);
       shares_[k].end = count * (k + 1) / n;
     }
-    const int core = Place::callers_core();
-    for (std::size_t k = 1; k < n; ++k) places_[k].leave(core);
     std::fegetenv(&environment_);
-    gate_.store(0, std::memory_order_release);
-    for (std::size_t k = 1; k < n; ++k) {
-      shares_[k].calls.fetch_add(1, std::memory_order_release);
-      shares_[k].calls.notify_one();
-    }
-
-    work(0);
-    int inside = gate_.fetch_or(closed, std::memory_order_acq_rel) | closed;
-    while (inside != closed) inside = wait_for_change(gate_, inside);
   }
-
-  std::atomic<bool> busy{false};
-
- private:
-  struct alignas(64) Share {
-    std::atomic<std::size_t> next;
-    std::size_t end;
-    std::atomic<int> calls;  // the share's helper sleeps on this; only needed helpers are called
-  };
-
+  // What a thread does that is not the caller: it rounds and flushes as the caller does.
+  void help(int rank) noexcept {
+    if (rank >= n_) return;
+    std::fesetenv(&environment_);
+    work(rank);
+  }
   void work(int rank) noexcept {
-    for (int i = 0; i < n_shares_; ++i) {
-      Share& share = shares_[static_cast<std::size_t>((rank + i) % n_shares_)];
+    for (int i = 0; i < n_; ++i) {
+      Share& share = shares_[static_cast<std::size_t>((rank + i) % n_)];
       for (;;) {
         const std::size_t index = share.next.fetch_add(1, std::memory_order_relaxed);
         if (index >= share.end) break;
@@ -142,7 +133,37 @@ class Pool {
       }
     }
   }
+  Share& operator[](std::size_t rank) noexcept { return shares_[rank]; }
 
+ private:
+  Task task_{};
+  std::fenv_t environment_{};
+  int n_ = 0;
+  std::array<Share, max_threads> shares_{};
+};
+
+class Pool {
+ public:
+  void run(std::size_t count, int threads, Task task) noexcept {
+    const int n_shares = std::min(threads, start_helpers(threads - 1) + 1);
+    shares_.deal(count, n_shares, task);
+    const auto n = static_cast<std::size_t>(n_shares);
+    const int core = Place::callers_core();
+    for (std::size_t k = 1; k < n; ++k) places_[k].leave(core);
+    gate_.store(0, std::memory_order_release);
+    for (std::size_t k = 1; k < n; ++k) {
+      shares_[k].calls.fetch_add(1, std::memory_order_release);
+      shares_[k].calls.notify_one();
+    }
+
+    shares_.work(0);
+    int inside = gate_.fetch_or(closed, std::memory_order_acq_rel) | closed;
+    while (inside != closed) inside = wait_for_change(gate_, inside);
+  }
+
+  std::atomic<bool> busy{false};
+
+ private:
   // Starts helpers until there are `wanted`, and returns how many there are: the system may refuse
   // some.
   int start_helpers(int wanted) noexcept {
@@ -169,10 +190,7 @@ class Pool {
       int inside = gate_.load(std::memory_order_relaxed);
       while (!(inside & closed)) {
         if (gate_.compare_exchange_weak(inside, inside + 1, std::memory_order_acq_rel)) {
-          if (rank < n_shares_) {
-            std::fesetenv(&environment_);  // round and flush as the caller does
-            work(rank);
-          }
+          shares_.help(rank);
           if (gate_.fetch_sub(1, std::memory_order_acq_rel) == closed + 1) gate_.notify_one();
           break;
         }
@@ -182,11 +200,8 @@ class Pool {
 
   static constexpr int closed = 1 << 30;
   std::atomic<int> gate_{closed};  // helpers inside the task, and whether more may enter
-  Task task_{};
-  std::fenv_t environment_{};
-  int n_shares_ = 0;
   int n_helpers_ = 0;
-  std::array<Share, max_threads> shares_{};
+  Shares shares_;
   std::array<Place, max_threads> places_{};  // by rank; the caller's own is not used
 };
 
@@ -201,11 +216,40 @@ Pool& pool() noexcept {
   return pool;
 }
 
+thread_local Team team = nullptr;  // whose threads a call takes; null: our helpers
+
+// One task on a team. The caller is always the first: what it finds in its cache, it finds again.
+class TeamWork {
+ public:
+  TeamWork(std::size_t count, int threads, Task task) noexcept {
+    shares_.deal(count, threads, task);
+  }
+  static void work(void* data) noexcept {
+    auto& self = *static_cast<TeamWork*>(data);
+    if (std::this_thread::get_id() == self.caller_) return self.shares_.work(0);
+    std::fenv_t own;  // the thread is not ours
+    std::fegetenv(&own);
+    self.shares_.help(self.next_rank_.fetch_add(1, std::memory_order_relaxed));
+    std::fesetenv(&own);
+  }
+
+ private:
+  const std::thread::id caller_ = std::this_thread::get_id();
+  std::atomic<int> next_rank_{1};
+  Shares shares_;
+};
+
 }  // namespace
 
 void run(std::size_t count, int threads, Task task) noexcept {
   threads = std::min(threads, max_threads);
   const bool alone = threads <= 1 || count <= 1 || forked.load(std::memory_order_relaxed);
+  if (!alone && team) {
+    TeamWork work(count, threads, task);
+    const auto call = [](void* data) { TeamWork::work(data); };
+    team(call, &work, static_cast<unsigned>(threads), 0);
+    return;
+  }
   if (alone || pool().busy.exchange(true, std::memory_order_acquire)) {
     for (std::size_t i = 0; i < count; ++i) task.call(task.body, i, 0);
     return;
@@ -245,6 +289,13 @@ int default_threads() noexcept {
 
 void set_default_threads(int threads) noexcept {
   threads_in_use.store(std::clamp(threads, 1, max_threads), std::memory_order_relaxed);
+}
+
+OnTeam::OnTeam(Team team) noexcept : before_(detail::team) {
+  detail::team = team;
+}
+OnTeam::~OnTeam() {
+  detail::team = before_;
 }
 
 bool in_forked_child() noexcept {

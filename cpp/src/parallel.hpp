@@ -25,6 +25,25 @@ void set_default_threads(int threads) noexcept;
 template <class Body>
 void parallel_for(std::size_t count, int threads, const Body& body) noexcept;
 
+// Somebody else's threads: calls work(data) on up to so many of them, the caller among them, and
+// returns when all calls have returned. OpenMP run-time libraries have such a function,
+// GOMP_parallel, whose last argument is 0.
+using Team = void (*)(void (*work)(void*), void* data, unsigned threads, unsigned flags);
+
+// As long as it lives, the calling thread's parallel_for takes this team's threads, not our
+// helpers: where a team has just worked, its threads still spin on the cores that helpers would
+// need. A null team changes nothing.
+class OnTeam {
+ public:
+  explicit OnTeam(Team team) noexcept;
+  ~OnTeam();
+  OnTeam(const OnTeam&) = delete;
+  OnTeam& operator=(const OnTeam&) = delete;
+
+ private:
+  Team before_;
+};
+
 // Returns whether this process came from a fork and therefore runs serial.
 bool in_forked_child() noexcept;
 

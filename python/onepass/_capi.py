@@ -62,6 +62,7 @@ class Call(ctypes.Structure):
         ("nonfinite", c_int32),
         ("zero_grad", c_int32),
         ("unchecked", c_int32),
+        ("parallel", c_void_p),
     )
 
 

@@ -183,6 +183,10 @@ typedef struct onepass_call {
   int32_t nonfinite;
   int32_t zero_grad; /* not 0: gradients are zeroed by the way */
   int32_t unchecked; /* not 0: arrays are known not to overlap */
+  /* NULL, or whose threads take the step: it calls work(data) on up to so many of its threads, the
+   * caller among them, and returns when all calls have. OpenMP's GOMP_parallel is such a function,
+   * for programs whose own loops have just run on OpenMP's threads, which then still spin. */
+  void (*parallel)(void (*work)(void*), void* data, unsigned threads, unsigned flags);
 } onepass_call;
 
 typedef struct onepass_result {

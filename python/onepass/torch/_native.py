@@ -144,10 +144,10 @@ class Native(torch.optim.Optimizer):
         plan = self._plan
         if not plan or not plan.is_as_before(groups, state) or plan.read_settings(groups):
             plan = self._plan = Plan(self.cls, groups, state)
+            self._write_options(plan.step.call)
         copies = plan.read_grads()
-        self._read_options(plan.step.call)
-        if getattr(self, "found_inf", None):  # torch.amp's scaler may leave the step to us
-            self._last = plan, True
+        plan.step.call.threads = self._options["num_threads"] or torch.get_num_threads()
+        if "found_inf" in self.__dict__ and self._scaled(plan):
             return
         plan.run(groups)
         self._commit(plan, copies)
@@ -160,16 +160,21 @@ class Native(torch.optim.Optimizer):
                 if group.get(name):
                     raise Unfit(name, error=ValueError(f"{name}: expected False, got True"))
 
-    def _read_options(self, call: _capi.Call) -> None:
+    def _write_options(self, call: _capi.Call) -> None:
         options = self._options
         max_norm = options["max_grad_norm"]
         call.max_norm = 0.0 if max_norm is None else max_norm
         call.nonfinite = _capi.NONFINITE.index(options["nonfinite"])
         call.zero_grad = options["clear_grads"]
         call.seed = options["seed"]
-        call.threads = options["num_threads"] or torch.get_num_threads()
-        scale = getattr(self, "grad_scale", None)
-        call.grad_scale = 1.0 if scale is None else float(scale)
+
+    def _scaled(self, plan: Plan) -> bool:
+        """Take over what torch.amp's scaler leaves to a fused step; return whether to skip it."""
+        scale = self.__dict__.get("grad_scale")
+        plan.step.call.grad_scale = 1.0 if scale is None else float(scale)
+        if skipped := bool(self.found_inf):
+            self._last = plan, True
+        return skipped
 
     def _commit(self, plan: Plan, copies: list[int]) -> None:
         """Make PyTorch see what the step has done."""
@@ -209,10 +214,12 @@ class Native(torch.optim.Optimizer):
         """Restore them; a file of PyTorch's has none of our settings."""
         if "_options" in state:
             self._forget()
-        super().__setstate__(state)
-        for group in self.param_groups:
-            for name, value in self._given.items():
+        given = state.get("_given") or self._given
+        for group in state["param_groups"]:
+            for name, value in given.items():
                 group.setdefault(name, value)
+        _find(self.cls, state)
+        super().__setstate__(state)
         self._plan = None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -220,13 +227,12 @@ class Native(torch.optim.Optimizer):
 
         State that is not in its parameter's dtype stays as it was saved.
         """
-        kept = self.register_load_state_dict_pre_hook(_hide)
-        found = self.register_load_state_dict_post_hook(_find, prepend=True)
+        # A hook, so that it sees what hooks of others have made of the file.
+        hook = self.register_load_state_dict_pre_hook(_hide)
         try:
             super().load_state_dict(state_dict)
         finally:
-            kept.remove()
-            found.remove()
+            hook.remove()
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -290,22 +296,18 @@ class _Kept:
 
 
 def _hide(optimizer: Native, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """Before PyTorch casts what is loaded: put what has another dtype out of its reach."""
-    own = _names_of_ours(optimizer)
+    """Put what has not its parameter's dtype out of PyTorch's reach, which would cast it."""
     groups = zip(optimizer.param_groups, state_dict["param_groups"], strict=False)
     params = {
         key: param
         for group, saved in groups
         for key, param in zip(saved["params"], group["params"], strict=False)
     }
+    names = {*optimizer.cls.row.states, *_own_names(optimizer.cls)}
 
     def hidden(key: Any, name: str, value: Any) -> Any:
-        is_other = isinstance(value, Tensor) and key in params and value.dtype != params[key].dtype
-        return (
-            _Kept(value)
-            if is_other and (name in own or name in optimizer.cls.row.states)
-            else value
-        )
+        is_tensor = isinstance(value, Tensor) and key in params and name in names
+        return _Kept(value) if is_tensor and value.dtype != params[key].dtype else value
 
     state = {
         key: {name: hidden(key, name, value) for name, value in entry.items()}
@@ -316,20 +318,21 @@ def _hide(optimizer: Native, state_dict: dict[str, Any]) -> dict[str, Any]:
     return {**state_dict, "state": state}
 
 
-def _find(optimizer: Native) -> None:
-    """After that: cast what is PyTorch's, as it does; what is ours stays as it was saved."""
-    own = _names_of_ours(optimizer)
-    for group in optimizer.param_groups:
+def _find(cls: type[optim.Optimizer], state: dict[str, Any]) -> None:
+    """Take it out again: cast what is PyTorch's, as that does, and leave the rest."""
+    own = _own_names(cls)
+    for group in state["param_groups"]:
         for param in group["params"]:
             is_ours = group["state_format"] is not None
             is_ours |= param.dtype in _tensors.SMALL and group["rounding"] is not None
-            for name, value in optimizer.state.get(param, {}).items():
+            entry = state["state"].get(param, {})
+            for name, value in entry.items():
                 if isinstance(value, _Kept):
                     stays = is_ours or name in own or value.tensor.dtype == torch.uint8
-                    dtype = None if stays else param.dtype
-                    optimizer.state[param][name] = value.tensor.to(param.device, dtype)
+                    dtype = value.tensor.dtype if stays else param.dtype
+                    entry[name] = value.tensor.to(param.device, dtype)
 
 
-def _names_of_ours(optimizer: Native) -> set[str]:
-    row = optimizer.cls.row
-    return {AVERAGE, MASTER, SLOW, *row.own_memory, *optimizer.cls.saved_scalars}
+def _own_names(cls: type[optim.Optimizer]) -> set[str]:
+    """Return the names of state that has a dtype of its own."""
+    return {AVERAGE, MASTER, SLOW, *cls.row.own_memory, *cls.saved_scalars}

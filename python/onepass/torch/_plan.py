@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onepass import _capi
+from onepass import _capi, _core
 from onepass._hyperparameters import as_numbers
 from onepass._quiet import quiet
 from onepass.optim import Optimizer
@@ -19,6 +19,8 @@ from onepass.torch._tensors import AVERAGE, AVERAGE_FROM, FORMATS, MASTER, SLOW,
 
 Groups = list[dict[str, Any]]
 State = dict[Tensor, dict[str, Any]]
+
+_EXCHANGE = Tensor.__dlpack_c_exchange_api__
 
 
 class Unfit(Exception):  # noqa: N818
@@ -43,12 +45,14 @@ class Plan:
 
     def __init__(self, cls: type[Optimizer], groups: Groups, state: State) -> None:
         self.cls = cls
+        self._is_directed = any(cls.row.directed)
         lists = [group["params"] for group in groups]
         self._lengths = list(map(len, lists))
         self._everywhere = [p for params in lists for p in params]
-        self._has_grad = [p.grad is not None for p in self._everywhere]
+        self._grads = [p.grad for p in self._everywhere]
+        self._missing = [grad is None for grad in self._grads]
         owners = [number for number, params in enumerate(lists) for _ in params]
-        found = [i for i, has_grad in enumerate(self._has_grad) if has_grad]
+        found = [i for i, is_missing in enumerate(self._missing) if not is_missing]
         self._places = found
         self.params = [self._everywhere[i] for i in found]
         self._owners = [owners[i] for i in found]
@@ -60,9 +64,14 @@ class Plan:
         self.read_settings(groups)
         self._add_params()
         self._add_state(state)
-        self.grads: list[Tensor] = []
-        self._looks_of_grads: list[Any] = []
-        self._looks = self._look()
+        self._addresses, self._steps_before = (self.step.tensors[n] for n in ("grad", "steps"))
+        self._copied: list[int] = []
+        self._entries: list[Any] = [object()]  # nothing is like it
+        self._own_entries: list[Any] = []
+        self._kept: list[Any] = []
+        self._tensors: list[Tensor] = []
+        self._has_looked = False
+        self._looks_of_grads, self._looks = (_core.Looks(_EXCHANGE) for _ in range(2))
 
     # What may change between steps, looked at in every one
 
@@ -73,19 +82,17 @@ class Plan:
             return False
         if not all(map(is_, chain.from_iterable(lists), self._everywhere)):
             return False
-        if [p.grad is not None for p in self._everywhere] != self._has_grad:
+        self._grads = [p.grad for p in self._everywhere]
+        if [grad is None for grad in self._grads] != self._missing:
             return False
-        try:
-            kept = [state[p][name] for p, name in self._names_of_state]
-        except KeyError:
+        # By value, since to look a parameter up takes a Python call.
+        entries = list(state.values())
+        if len(entries) != len(self._entries) or not all(map(is_, entries, self._entries)):
             return False
-        return all(map(is_, kept, self._kept)) and self._look() == self._looks
-
-    def _look(self) -> Any:
-        """Return where everything begins, and what the parameters look like."""
-        params = self.params
-        begins = list(map(Tensor.data_ptr, chain(params, self._kept)))
-        return begins, [p.shape for p in params], list(map(Tensor.stride, params))
+        kept = list(chain.from_iterable(map(dict.values, self._own_entries)))
+        if len(kept) != len(self._kept) or not all(map(is_, kept, self._kept)):
+            return False
+        return self._looks.same(self._tensors)
 
     def read_settings(self, groups: Groups) -> bool:
         """Take over what has changed; return whether the state must be another one."""
@@ -107,23 +114,25 @@ class Plan:
 
     def read_grads(self) -> list[int]:
         """Take the gradients as they are now; return the places of those that had to be copied."""
-        grads = [p.grad for p in self.params]
-        try:
-            looks = [(type(g), g.dtype, g.is_neg(), g.stride()) for g in grads]
-        except RuntimeError:  # a sparse tensor has no strides
-            looks = []
-        if looks != self._looks_of_grads or not looks:
-            for place, param, grad in zip(self._places, self.params, grads, strict=True):
-                _check_grad(place, param, grad)
-            self._looks_of_grads = looks
-            order = [p.stride() for p in self.params]
-            self._copied = [i for i, g in enumerate(grads) if g.stride() != order[i]]
-            self.step.tensors["grad_format"] = [FORMATS[g.dtype] for g in grads]
+        grads = self.grads = [grad for grad in self._grads if grad is not None]
+        alike = self._has_looked and self._looks_of_grads.read(grads, self._addresses)
+        if not alike:
+            self._check_grads(grads)
+        elif any(map(Tensor.is_neg, grads)):
+            raise Unfit("gradient: lazily negated tensor", got="a negated view")
         for i in self._copied:
             grads[i] = _tensors.with_strides_of(self.params[i], grads[i])
-        self.grads = grads
-        self.step.tensors["grad"] = list(map(Tensor.data_ptr, grads))
+            self._addresses[i] = grads[i].data_ptr()
         return self._copied
+
+    def _check_grads(self, grads: list[Tensor]) -> None:
+        for place, param, grad in zip(self._places, self.params, grads, strict=True):
+            _check_grad(place, param, grad)
+        order = [p.stride() for p in self.params]
+        self._copied = [i for i, grad in enumerate(grads) if grad.stride() != order[i]]
+        self.step.tensors["grad_format"] = [FORMATS[grad.dtype] for grad in grads]
+        self._looks_of_grads.remember(grads)
+        self._has_looked = self._looks_of_grads.read(grads, self._addresses)
 
     def _check(self, changed: Mapping[str, Any], values: Mapping[str, Any]) -> None:
         for name, value in _ours(changed).items():
@@ -187,9 +196,6 @@ class Plan:
             if row.memory:
                 table["memory"][i] = self.memory[i].ctypes.data
             self._new[param] = settled
-        pairs = [(p, name) for p, new in self._new.items() for name in new if name != AVERAGE_FROM]
-        self._names_of_state = pairs
-        self._kept = [self._new[p][name] for p, name in pairs]
 
     def _write_row(self, row: Any, settled: Mapping[str, Any]) -> None:
         for k, name in enumerate(self.cls.row.states):
@@ -209,29 +215,45 @@ class Plan:
 
     def run(self, groups: Groups) -> None:
         """Take the step. What it raises has changed nothing."""
-        self.step.tensors["steps"] = self.steps
         if self.cls.row.sums_over_all:
             names = zip(self.cls.row.memory, self.cls.row.memory_start, strict=True)
             self.memory[0] = [groups[0].get(name, start) for name, start in names]
-        directions = self._make_directions()
-        self.step.run()
+        _core.count_step(self.steps, self._steps_before)
+        try:
+            directions = self._make_directions() if self._is_directed else None
+            self.step.run()
+        except BaseException:
+            self.steps -= 1
+            raise
         del directions
+        if self.step.result.skipped:
+            self.steps -= 1
         if self.cls.row.sums_over_all:
             for group in groups:
                 group.update(zip(self.cls.row.memory, self.memory[0].tolist(), strict=True))
 
     def commit(self, state: State) -> None:
-        """Count the step, and let the optimizer's state be that of this plan."""
-        self.steps += 1
+        """Let the optimizer's state be that of this plan."""
         for param, settled in self._new.items():
             entry = state.setdefault(param, {})
             for name in (*self.cls.row.states, AVERAGE, AVERAGE_FROM, MASTER, SLOW):
                 if name not in settled and entry.get(name) is not None:
                     del entry[name]
             entry.update(settled)
+        if self._new:
+            self._remember(state)
         self._new = {}
         if self.cls.saved_scalars:
             self._write_saved(state)
+
+    def _remember(self, state: State) -> None:
+        """Remember what is_as_before compares with."""
+        self._entries = list(state.values())
+        self._own_entries = [state[p] for p in self.params]
+        self._kept = list(chain.from_iterable(map(dict.values, self._own_entries)))
+        arrays = (kept for kept in self._kept if isinstance(kept, Tensor) and kept.ndim)
+        self._tensors = [*self.params, *arrays]
+        self._looks.remember(self._tensors)
 
     def _write_saved(self, state: State) -> None:
         """Write numbers of the coming step that PyTorch keeps in the state."""
@@ -244,8 +266,6 @@ class Plan:
     def _make_directions(self) -> dict[int, Tensor]:
         """Make the directions that the step goes along, where the rule has some."""
         cls, made = self.cls, dict[int, Tensor]()
-        if not any(cls.row.directed):
-            return made
         values = [{**cls.defaults, **_ours(settings)} for settings in self.settings]
         for i, (param, owner) in enumerate(zip(self.params, self._owners, strict=True)):
             if cls.row.is_directed(values[owner]):
