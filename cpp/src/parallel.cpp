@@ -205,14 +205,19 @@ class Pool {
   std::array<Place, max_threads> places_{};  // by rank; the caller's own is not used
 };
 
-Pool& pool() noexcept {
-  static Pool pool;
-  // The helpers sleep in the pool until the process ends.
-  static_assert(std::is_trivially_destructible_v<Pool>);
+// From now on a child process knows that it has no helpers, nor a team's threads.
+void watch_forks() noexcept {
 #ifdef ONEPASS_POSIX
   [[maybe_unused]] static const int registered =
       pthread_atfork(nullptr, nullptr, [] { forked.store(true, std::memory_order_relaxed); });
 #endif
+}
+
+Pool& pool() noexcept {
+  static Pool pool;
+  // The helpers sleep in the pool until the process ends.
+  static_assert(std::is_trivially_destructible_v<Pool>);
+  watch_forks();
   return pool;
 }
 
@@ -245,6 +250,7 @@ void run(std::size_t count, int threads, Task task) noexcept {
   threads = std::min(threads, max_threads);
   const bool alone = threads <= 1 || count <= 1 || forked.load(std::memory_order_relaxed);
   if (!alone && team) {
+    watch_forks();
     TeamWork work(count, threads, task);
     const auto call = [](void* data) { TeamWork::work(data); };
     team(call, &work, static_cast<unsigned>(threads), 0);

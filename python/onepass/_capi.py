@@ -15,6 +15,7 @@ import numpy.typing as npt
 from onepass import _core
 from onepass._hyperparameters import as_numbers
 from onepass.optim import Optimizer
+from onepass.optim._settings import GROUP_DEFAULTS
 
 F32, F64, BF16, F16, Q8 = range(1, 6)
 NONFINITE = ("propagate", "skip", "raise")
@@ -118,6 +119,7 @@ class Step:
         for i, settings in enumerate(self._settings):
             library.onepass_defaults(rule, c_void_p(settings.ctypes.data))
             self._groups["settings"][i] = settings.ctypes.data
+            self.set(i, {**GROUP_DEFAULTS, **cls.defaults})
         self.tensors = np.zeros(n_tensors, TENSOR)
         sizes = ctypes.sizeof(Call), GROUP.itemsize, TENSOR.itemsize
         self.call = Call(*sizes, 1.0)

@@ -38,6 +38,8 @@ def _make(cls: type[optim.Optimizer]) -> type[Native]:
     host = getattr(torch.optim, cls.__name__, None)
     parameters = inspect.signature(host or cls).parameters.values()
     known = [each for each in parameters if each.kind is not each.VAR_KEYWORD]
+    if not host:  # whose parameters are NumPy's
+        known = [each.replace(annotation=each.empty) for each in known]
     settings = {**cls.defaults, **GROUP_DEFAULTS, **({"rounding": None} if host else {})}
     fixed = [name for name, check in cls.checks.items() if isinstance(check, Fixed)]
     not_beyond = {*(each.name for each in known), *fixed}
@@ -52,15 +54,82 @@ def _make(cls: type[optim.Optimizer]) -> type[Native]:
         "beyond": beyond,
         "arguments": inspect.Signature(known),
         "__signature__": inspect.Signature([*known, *ours]),
-        "__doc__": _DOC.format(name=cls.__name__, behind=_BEHIND if host else _ALONE),
+        "__doc__": _document(cls.__name__, _BEHIND if host else _ALONE),
         "__module__": __name__,
     }
     return type(cls.__name__, (Native, host) if host else (Native,), members)
 
 
-_BEHIND = "`torch.optim.{name}`, whose step is onepass's"
-_ALONE = "`onepass.{name}` as an optimizer of PyTorch's, which has none of this name"
-_DOC = """{behind}."""
+_BEHIND = """`torch.optim.{name}`, whose step is `onepass.{name}`'s: one pass, on the CPU.
+
+Constructor, `param_groups`, files, hooks, schedulers and errors are those of `torch.optim.{name}`,
+from which this class derives; the equations are those of `onepass.{name}`. Parameters and gradients
+that the kernels do not take go to PyTorch's own step, and are counted in `fallbacks`: on a GPU,
+sparse, complex, of a tensor subclass, not dense, of 16 bits where `rounding` is None; and all,
+with `capturable` or `differentiable`, or while a compiler traces the step."""
+_ALONE = """`onepass.{name}` as an optimizer of PyTorch's, which has none of this name.
+
+It derives from `torch.optim.Optimizer`, so `param_groups`, files, hooks and schedulers are
+PyTorch's. The equations are those of `onepass.{name}`. Parameters and gradients must be dense
+tensors in the CPU's memory, of float32, float64, bfloat16 or float16."""
+_DOC = """{behind}
+
+Parameters
+----------
+params : iterable of tensors, of (name, tensor), or of groups
+    As for every optimizer of PyTorch's. Dense tensors may have their axes in any order.
+**hyperparameters
+    Those of the signature, as in `onepass.{name}`. Groups may differ in them. A setting may be
+    changed in `param_groups` between steps, and may be a tensor without axes; a schedule is one of
+    PyTorch's, and no function.
+max_grad_norm : float > 0, optional
+    The Euclidean norm that all gradients may have together, over all groups; ``math.inf`` measures
+    it. It sees the gradients that this process holds.
+nonfinite : {{"propagate", "skip", "raise"}}
+    What an infinity or a NaN in a gradient does, see `onepass.Optimizer`.
+clear_grads : bool
+    Put zeros into the gradients in the pass that reads them, so that ``zero_grad(False)`` is done.
+seed : int in [0, 2**53)
+    The seed of stochastic rounding.
+num_threads : int, optional
+    The default is `torch.get_num_threads()`; they are PyTorch's own threads.
+max_grad_norm_each, max_grad_value, ema_decay, ema_warmup, swa_start, lookahead_every, \
+lookahead_weight, state_format, cautious_weight_decay
+    Stages of a step, see `onepass.Optimizer`; groups may differ in them.
+rounding : {{None, "master", "stochastic", "nearest"}}
+    How parameters of 16 bits are kept, see `onepass.Optimizer`. None: as PyTorch does it, by
+    PyTorch's step. (Classes that PyTorch lacks begin with "master".)
+
+Attributes
+----------
+last_step : StepInfo or None
+    What the last step reports: its number, the learning rate, the gradients' norm, whether they
+    were clipped or the step left out. None where PyTorch's own step ran.
+fallbacks : Counter
+    Why PyTorch's own step ran, and how often.
+
+Raises
+------
+ValueError
+    In a step: where a tensor is not for the kernels, and PyTorch's own step will not do, because a
+    setting of ours is in use or PyTorch has no such class; and where tensors share memory. Nothing
+    has changed then.
+
+Notes
+-----
+Differs from
+
+* PyTorch: the result is the same bits for any number of threads, and those of `onepass.{name}`. A
+  step bumps the versions of parameters. Optimizers of PyTorch's keep one more number, ``step``, in
+  their state.
+* `onepass.{name}`: PyTorch counts steps in float32, so from 16,777,216 on the count stands still. A
+  step that an interrupt stops may have moved the weights and not have counted, as in PyTorch.
+"""
+
+
+def _document(name: str, behind: str) -> str:
+    return _DOC.format(name=name, behind=behind.format(name=name))
+
 
 globals().update({cls.__name__: _make(cls) for cls in registry.values()})
 

@@ -1,10 +1,12 @@
 """The step of every class here: PyTorch's optimizer around it, our kernels inside."""
 
+import ctypes
 import inspect
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +28,19 @@ OPTIONS = {**DEFAULTS, "num_threads": None}
 """What belongs to the whole optimizer, beyond PyTorch."""
 
 _OPTION_CHECKS = {**CHECKS, "num_threads": Maybe(Whole(low=1, below=257))}
+
+
+@cache
+def _team() -> int | None:
+    """Return the address of what runs work on PyTorch's own threads, where that is to be found.
+
+    After a backward pass these still spin on the cores that other threads would need.
+    """
+    try:
+        found = ctypes.CDLL(None).GOMP_parallel
+    except (AttributeError, OSError, TypeError):  # no OpenMP of this kind, or not such a system
+        return None
+    return ctypes.cast(found, ctypes.c_void_p).value
 
 
 class Native(torch.optim.Optimizer):
@@ -167,6 +182,7 @@ class Native(torch.optim.Optimizer):
         call.nonfinite = _capi.NONFINITE.index(options["nonfinite"])
         call.zero_grad = options["clear_grads"]
         call.seed = options["seed"]
+        call.parallel = _team()
 
     def _scaled(self, plan: Plan) -> bool:
         """Take over what torch.amp's scaler leaves to a fused step; return whether to skip it."""
@@ -186,6 +202,7 @@ class Native(torch.optim.Optimizer):
             increment_version(plan.grads)
             for i in copies:
                 plan.params[i].grad.zero_()
+        plan.let_go()
         self._last = plan, skipped
 
     @property

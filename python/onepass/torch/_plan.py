@@ -180,7 +180,7 @@ class Plan:
         self._new: State = {}
         n = len(self.params)
         self.steps = np.zeros(n, _dtype_of_steps())
-        self.memory = np.zeros((n, max(1, len(row.memory))))
+        self.memory = np.zeros((max(1, n), max(1, len(row.memory))))
         for i, param in enumerate(self.params):
             values = self.settings[self._owners[i]]
             before = state.get(param) or {}
@@ -245,6 +245,10 @@ class Plan:
         self._new = {}
         if self.cls.saved_scalars:
             self._write_saved(state)
+
+    def let_go(self) -> None:
+        """Keep no gradient alive until the next step."""
+        self.grads = self._grads = []
 
     def _remember(self, state: State) -> None:
         """Remember what is_as_before compares with."""
