@@ -17,6 +17,14 @@ def pytest_sessionstart(session):
         pytest.exit(f"ONEPASS_ISA={forced}, but {op.runtime.info()['isa']} runs", returncode=3)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A worker that has no tests left takes some of another's: a few tests take half a minute."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.getvalue("dist") == "load" else None
+
+
 @pytest.fixture(params=SHAPES, ids=case_id)
 def case(request):
     """(class, settings) for every shape of state, for tests of the loop."""
