@@ -232,7 +232,7 @@ def docs(session: nox.Session) -> None:
 def distributions(session: nox.Session) -> None:
     """Build the source distribution, and the wheel from that: it holds all that it needs."""
     session.install("build[uv]")
-    # Unpacked in the repository, as deep in it as it is itself: so a compiler cache knows all files.
+    # Unpacked in the repository, so that a compiler cache finds the same relative paths.
     unpacked = Path("build", "unpacked")
     for folder in (DISTRIBUTIONS, unpacked):
         shutil.rmtree(folder, ignore_errors=True)
