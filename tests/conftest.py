@@ -2,6 +2,10 @@ import importlib
 import inspect
 import os
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The workers take all cores already: NumPy's threads would wait for each other, busily.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 
