@@ -125,27 +125,27 @@ class Problem:
             return [array.astype(self.x.dtype) for array in found]
 
 
-def assert_gradients(problem, mean, var, *, relu, frozen, eps=1e-5, num_threads=None):
-    """The reference's to the bit, where the sums are exact."""
+def assert_gradients(problem, mean, var, *, relu, frozen, eps=1e-5, threads=(None,)):
+    """The reference's to the bit, where the sums are exact, on each of these numbers of threads."""
     with np.errstate(all="ignore"):
         invstd = 1 / np.sqrt(var + eps)
     backward = op.batch_norm_infer_backward if frozen else op.batch_norm_backward
     given = {"mean": mean, "var": var, "eps": eps}
-    found = backward(
-        problem.dy,
-        problem.x,
-        **(given if frozen else {"saved_mean": mean, "saved_invstd": invstd}),
-        weight=problem.weight,
-        bias=problem.bias,
-        axis=problem.axis,
-        relu=relu,
-        residual=problem.residual,
-        num_threads=num_threads,
-    )
-    for array, expected in zip(
-        found, problem.expected_gradients(mean, invstd, relu, frozen), strict=True
-    ):
-        assert_same_bits(array, expected)
+    expected = problem.expected_gradients(mean, invstd, relu, frozen)
+    for num_threads in threads:
+        found = backward(
+            problem.dy,
+            problem.x,
+            **(given if frozen else {"saved_mean": mean, "saved_invstd": invstd}),
+            weight=problem.weight,
+            bias=problem.bias,
+            axis=problem.axis,
+            relu=relu,
+            residual=problem.residual,
+            num_threads=num_threads,
+        )
+        for array, other in zip(found, expected, strict=True):
+            assert_same_bits(array, other)
 
 
 def mean_and_variance(x, axis=1):

@@ -2,6 +2,10 @@ import importlib
 import inspect
 import os
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The workers take all cores already: NumPy's threads would wait for each other, busily.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 
@@ -15,6 +19,14 @@ def pytest_sessionstart(session):
     forced = os.environ.get("ONEPASS_ISA")
     if forced and op.runtime.info()["isa"] != forced:
         pytest.exit(f"ONEPASS_ISA={forced}, but {op.runtime.info()['isa']} runs", returncode=3)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A worker that has no tests left takes some of another's: a few tests take half a minute."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.getvalue("dist") == "load" else None
 
 
 @pytest.fixture(params=SHAPES, ids=case_id)

@@ -293,17 +293,18 @@ def test_every_class_goes_down_hill(every_case, surface):
     """With the best of a few learning rates a fifth of the loss is left after 500 steps."""
     cls, settings = every_case
     start = np.array([-1.2, 1.0])
-    ends = []
+
+    def end(lr):
+        w = start.copy()
+        param = shaped(cls, settings, w)
+        opt = cls(param, **{**settings, "lr": lr, "weight_decay": 0.0})
+        sign = -1.0 if settings.get("maximize") else 1.0
+        for _ in range(500):
+            opt.step(sign * surface(w)[1].reshape(param.shape))
+        return surface(w)[0]
+
     with np.errstate(all="ignore"):  # a rate may be too high
-        for lr in (1e-3, 1e-2, 1e-1, 1.0):
-            w = start.copy()
-            param = shaped(cls, settings, w)
-            opt = cls(param, **{**settings, "lr": lr, "weight_decay": 0.0})
-            sign = -1.0 if settings.get("maximize") else 1.0
-            for _ in range(500):
-                opt.step(sign * surface(w)[1].reshape(param.shape))
-            ends.append(surface(w)[0])
-    assert np.nanmin(ends) < 0.2 * surface(start)[0]
+        assert any(end(lr) < 0.2 * surface(start)[0] for lr in (1e-2, 1e-1, 1e-3, 1.0))
 
 
 def test_step_reports_the_first_groups_rate(optimizer):

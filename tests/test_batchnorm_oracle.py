@@ -31,47 +31,37 @@ def shape(request):
     return request.param
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
+THREADS = (1, 2, 5)
+
+
 @pytest.mark.parametrize(("relu", "residual"), [(False, False), (True, False), (True, True)])
-def test_forward_on_exact_data(rng, shape, dtype, relu, residual, threads):
+def test_forward_on_exact_data(rng, shape, dtype, relu, residual):
     problem = Problem(rng, *shape, dtype, exact, residual)
     statistics = reference.statistics(problem.last(problem.x), 1e-5)
-    running = [abs(rng.normal(size=problem.weight.shape)).astype(dtype) for _ in range(2)]
+    start = [abs(rng.normal(size=problem.weight.shape)).astype(dtype) for _ in range(2)]
     count = problem.x.size // len(problem.weight)
     expected_running = (
-        reference.running(running[0], statistics.mean, 0.1),
-        reference.running(running[1], statistics.var * (count / (count - 1)), 0.1),
+        reference.running(start[0], statistics.mean, 0.1),
+        reference.running(start[1], statistics.var * (count / (count - 1)), 0.1),
     )
-    y, mean, invstd = op.batch_norm_train(
-        problem.x,
-        weight=problem.weight,
-        bias=problem.bias,
-        running_mean=running[0],
-        running_var=running[1],
-        axis=problem.axis,
-        relu=relu,
-        residual=problem.residual,
-        num_threads=threads,
-    )
-    assert_same_bits(mean, statistics.mean)
-    assert_same_bits(invstd, statistics.invstd)
-    assert_same_bits(y, problem.expected_y(mean, invstd, relu))
-    for found, expected in zip(running, expected_running, strict=True):
-        assert_same_bits(found, expected)
-    y = op.batch_norm_infer(
-        problem.x,
-        mean=running[0],
-        var=running[1],
-        weight=problem.weight,
-        bias=problem.bias,
-        eps=30.0,
-        axis=problem.axis,
-        relu=relu,
-        residual=problem.residual,
-        num_threads=threads,
-    )
-    running = [array.astype(np.float64) for array in running]
-    assert_same_bits(y, problem.expected_y(running[0], 1 / np.sqrt(running[1] + 30), relu))
+    expected_y = problem.expected_y(statistics.mean, statistics.invstd, relu)
+    kept = [array.astype(np.float64) for array in expected_running]
+    expected_inference = problem.expected_y(kept[0], 1 / np.sqrt(kept[1] + 30), relu)
+    options = {"weight": problem.weight, "bias": problem.bias, "residual": problem.residual}
+    options |= {"axis": problem.axis, "relu": relu}
+    for threads in THREADS:
+        running = [array.copy() for array in start]
+        options["num_threads"] = threads
+        y, mean, invstd = op.batch_norm_train(
+            problem.x, running_mean=running[0], running_var=running[1], **options
+        )
+        assert_same_bits(mean, statistics.mean)
+        assert_same_bits(invstd, statistics.invstd)
+        assert_same_bits(y, expected_y)
+        for found, expected in zip(running, expected_running, strict=True):
+            assert_same_bits(found, expected)
+        y = op.batch_norm_infer(problem.x, mean=running[0], var=running[1], eps=30.0, **options)
+        assert_same_bits(y, expected_inference)
 
 
 @pytest.mark.parametrize(("relu", "residual"), [(False, False), (True, False), (True, True)])
@@ -80,8 +70,7 @@ def test_backward_on_exact_data(rng, shape, dtype, relu, residual, frozen):
     problem = Problem(rng, *shape, dtype, exact, residual)
     n = len(problem.weight)
     mean, var = exact(rng, n, np.float64), rng.uniform(0.5, 2, n)
-    for threads in (1, 2, 5):
-        assert_gradients(problem, mean, var, relu=relu, frozen=frozen, num_threads=threads)
+    assert_gradients(problem, mean, var, relu=relu, frozen=frozen, threads=THREADS)
 
 
 def normal(rng, shape, dtype):
@@ -102,8 +91,9 @@ def test_any_data_gives_the_same_bits_for_any_number_of_threads(rng, shape, dtyp
             *op.batch_norm_backward(*both, saved_mean=mean, saved_invstd=invstd, **options),
             *op.batch_norm_infer_backward(*both, mean=mean, var=invstd, **options),
         ]
-        assert_same_bits(y, problem.expected_y(mean, invstd, relu))
         results.append([y, mean, invstd, *gradients])
+    y, mean, invstd, *_ = results[0]
+    assert_same_bits(y, problem.expected_y(mean, invstd, relu))
     for result in results[1:]:
         for found, first in zip(result, results[0], strict=True):
             assert_same_bits(found, first)

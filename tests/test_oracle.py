@@ -1,5 +1,7 @@
 """The kernels equal the NumPy reference bit for bit. test_isa.py repeats this file on each ISA."""
 
+from functools import cache
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -300,20 +302,23 @@ def values_of(check):
             return st.none() | values_of(kind)
 
 
-def draw_settings(optimizer, data):
-    return {
-        name: default
-        if isinstance(optimizer.checks[name], Fixed)
-        else data.draw(st.just(default) | values_of(optimizer.checks[name]), name)
-        for name, default in optimizer.defaults.items()
-    }
+@cache  # making a strategy takes longer than drawing from it
+def settings_of(optimizer):
+    return st.fixed_dictionaries(
+        {
+            name: st.just(default)
+            if isinstance(check := optimizer.checks[name], Fixed)
+            else st.just(default) | values_of(check)
+            for name, default in optimizer.defaults.items()
+        }
+    )
 
 
 @given(data=st.data(), step=st.integers(1, 10) | st.integers(1, 10**9))
 @settings(max_examples=80, deadline=None)
 def test_the_numbers_of_a_step_are_the_references(every_class, data, step):
     """The rule's header computes in double what the class does, in the same order."""
-    values = draw_settings(every_class, data)
+    values = data.draw(settings_of(every_class), "settings")
     row = every_class.row
     memory = {name: data.draw(st.floats(0, 1, exclude_max=True), name) for name in row.memory}
     expected = every_class.scalars(step, {**values, **memory})
@@ -327,7 +332,7 @@ def test_the_numbers_of_a_step_are_the_references(every_class, data, step):
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_any_arrays_and_hyperparameters(every_class, data):
-    options = draw_settings(every_class, data)
+    options = data.draw(settings_of(every_class), "settings")
     try:
         every_class.check_together(options)
     except ValueError:
