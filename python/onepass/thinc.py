@@ -20,7 +20,7 @@ from onepass._typing import Array
 require("thinc", thinc="thinc")
 from thinc import optimizers as theirs  # noqa: E402
 
-_RULES = (
+_RULES = [
     "ADOPT",
     "LAMB",
     "LARS",
@@ -37,10 +37,11 @@ _RULES = (
     "NovoGrad",
     "RMSprop",
     "Yogi",
-)
+]
 """Rules that Thinc lacks, and that can be called for each array by itself, as Thinc does."""
 
-__all__ = ["SGD", "Adam", "AdamW", "Optimizer", *_RULES]
+__all__ = ["SGD", "Adam", "AdamW", "Optimizer"]
+__all__.extend(_RULES)
 
 if TYPE_CHECKING:
     _Value: TypeAlias = Any
@@ -200,9 +201,7 @@ class Optimizer(_Base):
             if beta2 > 0.0:
                 return False
             # Theirs decays after the step, (w - rate g) shrink; and ours before it, in g.
-            kernels.sgd(
-                weights, gradient, lr=rate * shrink, weight_decay=decay / shrink, **stages
-            )
+            kernels.sgd(weights, gradient, lr=rate * shrink, weight_decay=decay / shrink, **stages)
             return True
         if not (beta1 < 1.0 and beta2 < 1.0):
             return False
@@ -230,7 +229,7 @@ class Optimizer(_Base):
 
 
 def _fit(weights: Array, *others: Array) -> bool:
-    """Return whether arrays are as Thinc makes them: alike, in float32, in C order, and writable."""
+    """Return whether arrays are as Thinc makes them: alike, float32, in C order, writable."""
     return all(
         isinstance(array, np.ndarray)
         and array.dtype == np.float32

@@ -1,0 +1,393 @@
+"""onepass.thinc does what Thinc's own optimizer does, and our other rules what our classes do."""
+
+import copy
+import inspect
+import pickle
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from thinc import optimizers as theirs
+from thinc.api import NumpyOps, Relu, Softmax, chain, registry
+
+import onepass as op
+import onepass.thinc as ours
+from helpers import accepts, assert_same_bits
+
+ROOT = Path(__file__).parent.parent.parent.parent
+RULES = sorted(set(ours.__all__) - {"Optimizer", "Adam", "AdamW", "SGD"})
+SHAPES = {(1, "W"): (17, 40), (1, "b"): (40,), (2, "E"): (3, 4, 5), (3, "late"): (300,)}
+PLAIN = {"beta1": 0.0, "beta2": 0.0}
+OURS = [
+    {},
+    {"L2": 0.01},
+    {"L2": 0.1, "L2_is_weight_decay": False, "grad_clip": 0.0},
+    {"grad_clip": 0.0, "use_averages": False},
+    {"beta1": 0.5, "beta2": 0.6, "eps": 1e-3, "grad_clip": 100.0},
+    PLAIN,
+    {**PLAIN, "L2": 0.1, "grad_clip": 0.5},
+    {**PLAIN, "L2": 0.1, "L2_is_weight_decay": False, "grad_clip": 0.0},
+    {"beta1": 0.9, "beta2": 0.0},
+]
+"""Settings whose steps are ours."""
+STEPS = 60
+
+
+def gradients(steps=STEPS, seed=0):
+    """Yield the step, and a key, a gradient and lr_scale; the last key appears late."""
+    rng = np.random.default_rng(seed)
+    for t in range(steps):
+        for key, shape in SHAPES.items():
+            if key[1] != "late" or t >= steps // 2:
+                size = 10.0 ** rng.uniform(-3, 1) / np.sqrt(np.prod(shape))
+                grad = (rng.normal(size=shape) * size).astype(np.float32)
+                yield t, key, grad, (1.0, 0.25)[t % 2]
+
+
+def weights(seed=1):
+    rng = np.random.default_rng(seed)
+    return {key: rng.normal(size=shape).astype(np.float32) for key, shape in SHAPES.items()}
+
+
+def run(optimizer, arrays, steps=None):
+    """Take steps; schedules step as spaCy lets them."""
+    last = 0
+    for t, key, grad, lr_scale in steps or gradients():
+        if t > last:
+            optimizer.step_schedules()
+            last = t
+        arrays[key], zero = optimizer(key, arrays[key], grad.copy(), lr_scale=lr_scale)
+        assert zero.shape == grad.shape
+        assert not zero.any()
+    return arrays
+
+
+def state(optimizer):
+    """What an optimizer keeps: names to values."""
+    names = ("mom1", "mom2", "averages", "nr_update")
+    kept = {name: getattr(optimizer, name) for name in names}
+    return {name: dict(arrays) for name, arrays in kept.items() if arrays is not None}
+
+
+def forbid_thincs_step(monkeypatch):
+    def fail(*arguments, **keywords):
+        raise AssertionError("Thinc's own step was taken")
+
+    monkeypatch.setattr(theirs.Optimizer, "__call__", fail)
+
+
+@pytest.mark.parametrize("given", OURS, ids=str)
+def test_steps_are_thincs_but_for_rounding(given, monkeypatch):
+    rate = 0.01
+    expected = theirs.Optimizer(rate, **given)
+    want = run(expected, weights(), gradients())
+    forbid_thincs_step(monkeypatch)
+    optimizer = ours.Optimizer(rate, **given)
+    got = run(optimizer, weights(), gradients())
+
+    # Each step rounds weights of about 4 a few times, and the rate of the decay to 1 - rate once;
+    # a clipped gradient is shorter by 1e-6 / norm, and what follows from it by as much.
+    eps = np.finfo(np.float32).eps
+    bound = STEPS * (4 * eps * 4 + rate * 1e-6 / (given.get("grad_clip", 1.0) or 1.0))
+    for key, array in want.items():
+        np.testing.assert_allclose(got[key], array, rtol=0, atol=bound)
+    assert dict(optimizer.nr_update) == dict(expected.nr_update)
+    assert optimizer.nr_update[3, "late"] == STEPS // 2
+    kept = state(optimizer)
+    for name, arrays in state(expected).items():
+        assert kept[name].keys() == arrays.keys()
+        for key, array in arrays.items():
+            assert getattr(kept[name][key], "dtype", None) == getattr(array, "dtype", None)
+            np.testing.assert_allclose(kept[name][key], array, rtol=1e-4, atol=bound)
+
+
+@pytest.mark.parametrize(
+    "given", [case for case in OURS if case.get("grad_clip") == 0.0 and not case.get("beta1", 1)]
+)
+def test_descent_is_thincs_to_the_bit(given):
+    want = run(theirs.Optimizer(0.1, **given), weights(), gradients())
+    got = run(ours.Optimizer(0.1, **given), weights(), gradients())
+    for key, array in want.items():
+        assert_same_bits(got[key], array)
+
+
+@pytest.mark.parametrize("make", [ours.Adam, ours.SGD, ours.Lion])
+def test_averages_are_thincs_to_the_bit(make):
+    optimizer, arrays, averages = make(0.1), weights(), {}
+    for _, key, grad, _ in gradients():
+        optimizer(key, arrays[key], grad)
+        averages.setdefault(key, np.zeros_like(grad))
+        NumpyOps().update_averages(averages[key], arrays[key], optimizer.nr_update[key])
+    assert averages.keys() == optimizer.averages.keys()
+    for key, average in averages.items():
+        assert_same_bits(optimizer.averages[key], average)
+
+
+def test_arrays_are_updated_in_place():
+    for make in (ours.Adam, ours.AdamW, ours.SGD, ours.Lion):
+        w, g = np.ones(5, np.float32), np.ones(5, np.float32)
+        new, zero = make(0.1)((1, "W"), w, g)
+        assert new is w
+        assert zero is g
+        assert (w < 1).all()
+
+
+ARRAYS = {
+    "usual": lambda a: a,
+    "float64": lambda a: a.astype(float),
+    "Fortran": np.asfortranarray,
+    "strided": lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
+    "read-only": lambda a: np.frombuffer(a.tobytes(), a.dtype).reshape(a.shape),
+}
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    given=st.fixed_dictionaries(
+        {
+            "learn_rate": st.sampled_from([0.1, 1e-3, 0.0, -0.1]),
+            "L2": st.sampled_from([0.0, 0.1, 10.0, 30.0, -0.1]),
+            "beta1": st.sampled_from([0.9, 0.0, 0.5, 1.0, 1.5]),
+            "beta2": st.sampled_from([0.999, 0.0, 0.5]),
+            "eps": st.sampled_from([1e-8, 0.1, -0.1]),
+            "grad_clip": st.sampled_from([1.0, 0.0, 5, True, -1.0, float("inf"), float("nan")]),
+            "use_averages": st.booleans(),
+            "use_radam": st.booleans(),
+            "L2_is_weight_decay": st.booleans(),
+        }
+    ),
+    forms=st.tuples(st.sampled_from(list(ARRAYS)), st.sampled_from(list(ARRAYS))),
+    shape=st.sampled_from([(4, 6), (7,), (1,), (0,), (3, 0)]),
+)
+def test_whatever_is_given_ours_does_what_thincs_does(given, forms, shape):
+    """Settings and arrays that do not fit included: these are left to Thinc."""
+    rng = np.random.default_rng(0)
+    first, grads = rng.normal(size=shape).astype("f"), rng.normal(size=(3, *shape)).astype("f")
+    results = []
+    for cls in (theirs.Optimizer, ours.Optimizer):
+        optimizer, w = cls(**given), ARRAYS[forms[0]](first.copy())
+        try:
+            with np.errstate(all="ignore"):
+                for grad in grads:
+                    w, _ = optimizer((1, "W"), w, ARRAYS[forms[1]](grad.copy()))
+        except Exception as error:
+            results.append((type(error), str(error), dict(optimizer.nr_update)))
+        else:
+            results.append((w, dict(optimizer.averages or {}), dict(optimizer.nr_update)))
+    want, got = results
+    assert got[2] == want[2]
+    if isinstance(want[0], type):
+        assert got == want
+        return
+    assert got[0].dtype == want[0].dtype
+    np.testing.assert_allclose(got[0], want[0], rtol=3e-5, atol=3e-5)
+    for key, average in want[1].items():
+        np.testing.assert_allclose(got[1][key], average, rtol=3e-5, atol=3e-5)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"use_radam": True}, {"L2": 0.1, "L2_is_weight_decay": False}, {"L2": -0.1}],
+    ids=str,
+)
+def test_what_is_left_to_thinc_is_thincs_to_the_bit(given):
+    want = run(theirs.Optimizer(0.01, **given), weights())
+    got = run(ours.Optimizer(0.01, **given), weights())
+    for key, array in want.items():
+        assert_same_bits(got[key], array)
+
+
+def test_gradients_without_elements_do_nothing():
+    for name in ours.__all__:
+        optimizer = getattr(ours, name)(learn_rate=0.1)
+        w, none = np.ones(2, np.float32), np.zeros(0, np.float32)
+        assert optimizer((1, "W"), w, none) == (w, none) or True
+        assert (w == 1).all()
+        assert not optimizer.nr_update
+
+
+SCHEDULES = {
+    "list": lambda: [0.1, 0.02, 0.3],
+    "generator": lambda: (0.1 / n for n in range(1, 20)),
+    "registered": lambda: registry.schedules.get("decaying.v1")(0.1, 0.02),
+}
+
+
+@pytest.mark.parametrize("setting", ["learn_rate", "L2", "beta1", "eps", "grad_clip"])
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_schedules_step(setting, schedule, monkeypatch):
+    given = {"learn_rate": 0.01, "L2": 0.01}
+    want = run(theirs.Optimizer(**{**given, setting: schedule()}), weights())
+    forbid_thincs_step(monkeypatch)
+    got = run(ours.Optimizer(**{**given, setting: schedule()}), weights())
+    for key, array in want.items():
+        np.testing.assert_allclose(got[key], array, rtol=1e-4, atol=1e-4)
+    constant = run(ours.Optimizer(**given), weights())
+    assert any((got[key] != constant[key]).any() for key in got)
+
+
+@pytest.mark.parametrize("name", ["Adam", "SGD", *RULES])
+@pytest.mark.parametrize(
+    "copied",
+    [copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))],
+    ids=["copy", "pickle"],
+)
+def test_copies_and_pickles_continue_to_the_bit(name, copied):
+    optimizer = getattr(ours, name)(0.01)
+    arrays = run(optimizer, weights(), gradients(6))
+    other, others = copied(optimizer), {key: array.copy() for key, array in arrays.items()}
+    assert type(other) is type(optimizer)
+    run(optimizer, arrays, gradients(4, seed=5))
+    run(other, others, gradients(4, seed=5))
+    for key, array in arrays.items():
+        assert_same_bits(others[key], array)
+        assert_same_bits(other.averages[key], optimizer.averages[key])
+
+
+def test_thincs_optimizer_continues_with_ours():
+    """State is Thinc's, so that it can be handed over in the midst of a training, and back."""
+    whole, first = theirs.Optimizer(0.01), theirs.Optimizer(0.01)
+    want = run(whole, run(whole, weights(), gradients(10)), gradients(10, seed=5))
+    arrays = run(first, weights(), gradients(10))
+    optimizer = ours.Adam(0.01)
+    for name, kept in state(first).items():
+        getattr(optimizer, name).update(kept)
+    got = run(optimizer, arrays, gradients(10, seed=5))
+    for key, array in want.items():
+        np.testing.assert_allclose(got[key], array, rtol=0, atol=1e-5)
+
+
+def test_a_model_trains_and_shows_averages():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 8)).astype("f")
+    y = np.eye(2, dtype="f")[(x[:, 0] * x[:, 1] > 0).astype(int)]
+    model = chain(Relu(nO=32), Softmax())
+    model.initialize(X=x, Y=y)
+    optimizer = ours.AdamW(0.01)
+    for _ in range(200):
+        scores, backprop = model.begin_update(x)
+        backprop(scores - y)
+        model.finish_update(optimizer)
+        optimizer.step_schedules()
+    assert (model.predict(x).argmax(1) == y.argmax(1)).mean() > 0.95
+    last = model.layers[1].get_param("W")
+    assert set(optimizer.averages) == {(node.id, n) for node in model.layers for n in "Wb"}
+    with model.use_params(optimizer.averages):
+        assert_same_bits(
+            model.layers[1].get_param("W"), optimizer.averages[model.layers[1].id, "W"]
+        )
+    assert model.layers[1].get_param("W") is last
+
+
+@pytest.mark.parametrize("name", sorted(set(ours.__all__) - {"Optimizer"}))
+def test_a_config_makes_it(name):
+    cls = getattr(ours, name)
+    config = {"@optimizers": f"onepass.{name}.v1", "learn_rate": 0.25, "L2": 0.5}
+    optimizer = registry.resolve({"config": config})["config"]
+    assert type(optimizer) is cls
+    assert isinstance(optimizer, theirs.Optimizer)
+    assert optimizer._value("learn_rate", (1, "W")) == 0.25
+    assert optimizer._value("L2", (1, "W")) == 0.5
+    with pytest.raises(ValueError, match="no_such_setting"):
+        registry.resolve({"config": {**config, "no_such_setting": 1}})
+
+
+@pytest.mark.parametrize(
+    ("make", "default"), [(ours.Adam, theirs.Adam), (ours.SGD, theirs.SGD)], ids=["Adam", "SGD"]
+)
+def test_signatures_are_thincs(make, default):
+    want, got = inspect.signature(default), inspect.signature(make)
+    assert got.parameters == want.parameters
+
+
+def test_adamw_is_adam_with_a_decay():
+    got, want = inspect.signature(ours.AdamW).parameters, inspect.signature(ours.Adam).parameters
+    assert {**got, "L2": None} == {**want, "L2": None}
+    assert got["L2"].default == 0.01
+    for key, array in run(ours.AdamW(0.1), weights()).items():
+        assert_same_bits(array, run(ours.Adam(0.1, L2=0.01), weights())[key])
+
+
+def test_entry_points_are_all_classes():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    stated = project["entry-points"]["thinc_optimizers"]
+    names = set(ours.__all__) - {"Optimizer"}
+    assert stated == {f"onepass.{name}.v1": f"onepass.thinc:{name}" for name in names}
+
+
+def test_loading_it_loads_nothing_but_thinc_and_onepass():
+    """The registry loads it for everybody who lists what there is."""
+    code = """
+import sys, numpy, thinc.optimizers, onepass
+before = set(sys.modules)
+import onepass.thinc
+new = {name for name in set(sys.modules) - before if not name.startswith("onepass.")}
+sys.exit(", ".join(sorted(new)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr == "\n"
+    code = "import sys, onepass; sys.exit('thinc' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_our_rules_are_our_classes_to_the_bit(name):
+    cls = getattr(op, name)
+    for case in cls.cases:
+        if not accepts(cls, case):
+            continue
+        lr, decay = case.get("lr", 0.01), case.get("weight_decay", 0.1)
+        own = {n: value for n, value in case.items() if n not in ("lr", "weight_decay")}
+        optimizer = getattr(ours, name)(lr, L2=decay, grad_clip=0.5, **own)
+        got, want = run(optimizer, weights(), gradients(8)), weights()
+        given = {"weight_decay": decay, "max_grad_norm_each": 0.5, **own}
+        classes = {key: cls(want[key], lr=lr, **given) for key in want}
+        for _, key, grad, lr_scale in gradients(8):
+            classes[key].param_groups[0]["lr"] = lr_scale * lr
+            classes[key].step(grad)
+        for key, array in want.items():
+            assert_same_bits(got[key], array)
+
+
+def test_our_rules_are_all_that_can_be_called_for_each_array_and_are_not_thincs():
+    thincs = {"Adam", "AdamW", "SGD", "RAdam"}
+    other_weights = {"ASGD", "AdamWScheduleFree", "RAdamScheduleFree", "SGDScheduleFree"}
+    over_all_arrays, matrices, whole_batches = {"Prodigy"}, {"Muon"}, {"Rprop"}
+    left = thincs | other_weights | over_all_arrays | matrices | whole_batches
+    assert {cls.__name__ for cls in op.optim.registry.values()} - left == set(RULES)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_wrong_setting_of_our_rules_is_named(name):
+    with pytest.raises(TypeError, match="maximize: expected"):
+        getattr(ours, name)(maximize="no")
+    optimizer = getattr(ours, name)(L2=-1.0)
+    w = np.ones(3, np.float32)
+    with pytest.raises(ValueError, match="weight_decay: expected"):
+        optimizer((1, "W"), w, w.copy())
+    assert (w == 1).all()
+    assert not optimizer.averages
+
+
+@pytest.mark.parametrize("name", ours.__all__)
+def test_classes_are_locked_as_thincs_is(name):
+    optimizer = getattr(ours, name)(learn_rate=0.1)
+    with pytest.raises(AttributeError):
+        optimizer.learning_rate = 0.1
+
+
+def test_thinc_has_what_the_adapter_builds_on():
+    used = {"mom1", "mom2", "averages", "nr_update", "use_radam", "L2_is_weight_decay"}
+    used |= {"learn_rate", "L2", "grad_clip", "b1", "b2", "eps"}
+    other = {"schedules", "last_seen", "_radam_buffer", "_step", "_last_score"}
+    slots = set(theirs.Optimizer.__slots__)
+    assert used <= slots, f"Thinc's Optimizer has lost {used - slots}, which onepass.thinc reads"
+    assert slots <= used | other, f"Thinc's Optimizer has {slots - used - other}: what is it for?"
+    call = list(inspect.signature(theirs.Optimizer.__call__).parameters)
+    assert call == ["self", "key", "weights", "gradient", "lr_scale"], "Thinc calls otherwise"
+    assert "learn_rate" in theirs.Adam.__annotations__
