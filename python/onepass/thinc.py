@@ -172,14 +172,14 @@ class Optimizer(_Base):
         if len(gradient) < 1:
             return weights, gradient
         t = self.nr_update[key] + 1
-        if not self._step(key, weights, gradient, lr_scale, t):
+        if not self._move(key, weights, gradient, lr_scale, t):
             moved: tuple[Array, Array] = super().__call__(key, weights, gradient, lr_scale=lr_scale)
             return moved
         self.nr_update[key] = t
         self._move_average(key, weights, t)
         return weights, gradient
 
-    def _step(
+    def _move(
         self, key: Hashable, weights: Array, gradient: Array, lr_scale: float, t: int
     ) -> bool:
         """Move the weights, and return True; or return False where this step is left to Thinc."""
