@@ -37,6 +37,7 @@ FEATURES = {
         "op.AdamW(np.ones(5000, np.float32)).load('bf16.npz')",
     ],
     "plot": list(PICTURES.values()),
+    "thinc": ["import onepass.thinc"],
     **{name: [code] for name, code in COMMANDS.items()},
 }
 

@@ -46,7 +46,7 @@ __all__.extend(_RULES)
 if TYPE_CHECKING:
     _Value: TypeAlias = Any
 else:  # a number, or what is a schedule in this version of Thinc: configs are checked by it
-    _Value = theirs.Adam.__annotations__["learn_rate"]
+    _Value = theirs.Adam.__annotations__.get("learn_rate")
 
 _MOST_DECAY = 0.9999
 """What Thinc's average keeps of itself in late steps."""
@@ -99,8 +99,8 @@ class Optimizer(_Base):
     with :math:`\lambda` = `L2`, and :math:`a`, the average of the weights, starting from zeros. If
     ``beta1`` or ``beta2`` is 0, the step is :math:`w \leftarrow w - \eta g`. With
     ``L2_is_weight_decay=False`` the gradient becomes :math:`g + \lambda w` before it is clipped,
-    and the weights do not decay after the step. All of it happens in place, in one pass over memory
-    for the weights, a pass before it for the norm, and one after it for the average.
+    and the weights do not decay after the step. It happens in place: a pass over the gradient for
+    its norm, one over the gradient, the state and the weights, and one over the average.
 
     Parameters
     ----------
@@ -132,10 +132,9 @@ class Optimizer(_Base):
 
     Differs from
 
-    * Thinc: by rounding; in clipping, by the millionth that is added to the norm
-      (:math:`c / (\lVert g \rVert + 10^{-6})`), and in that the sum of squares is taken in double,
-      so that it does not overflow; where a gradient that is to be clipped has a NaN, all
-      of it becomes NaN. The arrays that are returned are the very ones that were given.
+    * Thinc: in rounding. In clipping: :math:`10^{-6}` is added to the norm, whose squares are
+      summed in double and do not overflow; and a NaN in a gradient makes all of that array NaN
+      unless `grad_clip` is 0. The arrays returned are always the ones given.
     * `onepass.Adam`: epsilon is not corrected (``eps_hat=True`` there); the weights decay after the
       step and not before it; and the average starts from zeros.
 
@@ -182,31 +181,27 @@ class Optimizer(_Base):
     def _move(
         self, key: Hashable, weights: Array, gradient: Array, lr_scale: float, t: int
     ) -> bool:
-        """Move the weights, and return True; or return False where this step is left to Thinc."""
+        """Move the weights, and return True; or return False where the step is left to Thinc."""
         names = ("learn_rate", "L2", "grad_clip", "b1", "b2", "eps")
         rate, decay, clip, beta1, beta2, eps = (self._value(name, key) for name in names)
         rate *= lr_scale
         shrink = 1.0 - rate * decay if self.L2_is_weight_decay else 1.0
-        usual = (
-            all(0.0 <= value < math.inf for value in (rate, decay, clip, eps))
-            and shrink > 0.0
-            and not self.use_radam
-            and (self.L2_is_weight_decay or not (decay and clip))
-        )
+        is_adam = beta1 > 0.0 and beta2 > 0.0
+        in_range = all(0.0 <= value < math.inf for value in (rate, decay, clip, eps))
+        in_range = in_range and shrink > 0.0 and beta1 < 1.0 and beta2 < 1.0
+        has_form = not self.use_radam and (is_adam or beta2 <= 0.0)
+        # Thinc takes the norm of the gradient with the coupled decay, and the kernels without it.
+        has_form = has_form and (self.L2_is_weight_decay or not (decay and clip))
         average = (self.averages or {}).get(key, weights)
-        if not usual or not _fit(weights, gradient, average):
+        if not (in_range and has_form and _fit(weights, gradient, average)):
             return False
         stages = {"max_grad_norm_each": clip or None, "clear_grads": True}
-        if not (beta1 > 0.0 and beta2 > 0.0):
-            if beta2 > 0.0:
-                return False
-            # Theirs decays after the step, (w - rate g) shrink; and ours before it, in g.
+        if not is_adam:
+            # Thinc decays last: (w - rate g) shrink = w - rate shrink (g + decay / shrink w).
             kernels.sgd(weights, gradient, lr=rate * shrink, weight_decay=decay / shrink, **stages)
             return True
-        if not (beta1 < 1.0 and beta2 < 1.0):
-            return False
         rate *= (1.0 - beta2**t) ** 0.5 / (1.0 - beta1**t) * shrink
-        if self.L2_is_weight_decay:  # the part of the rate that makes up `shrink`
+        if self.L2_is_weight_decay:  # the kernels shrink first, to 1 - lr weight_decay
             decay = (1.0 - shrink) / rate if rate else 0.0
         for moments in (self.mom1, self.mom2):
             if key not in moments:
@@ -218,11 +213,11 @@ class Optimizer(_Base):
             self.mom2[key],
             step=t,
             lr=rate,
-            betas=(float(np.float32(beta1)), float(np.float32(beta2))),  # 1 - beta is theirs
+            betas=(float(np.float32(beta1)), float(np.float32(beta2))),  # as in Thinc's loop
             eps=eps,
             weight_decay=decay,
             decoupled_weight_decay=self.L2_is_weight_decay,
-            bias_correction=False,  # it is in the rate
+            bias_correction=False,  # the rate has it
             **stages,
         )
         return True
@@ -447,7 +442,8 @@ Notes
 Differs from
 
 * Thinc: it has no such rule. Arrays are NumPy's.
-* `onepass.{name}`: what is measured is measured of each array, and clipped by it.
+* `onepass.{name}`: each array goes by itself, with its own norm to clip by and its own count of
+  steps.
 """
 
 

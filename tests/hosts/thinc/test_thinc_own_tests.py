@@ -6,8 +6,12 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
-PARTS = ("test_optimizers", "test_serialize", "layers", "model")
-"""The parts of Thinc's tests, in its wheel, that make or use an optimizer."""
+LAYERS = ("linear", "sparse_linear", "lstm", "basic_tagger", "mnist", "shim")
+PARTS = (
+    *("test_optimizers", "test_config", "test_serialize", "model"),
+    *(f"layers.test_{name}" for name in LAYERS),
+)
+"""The parts of Thinc's tests, in its wheel, that know optimizers and need no other framework."""
 
 
 def start(report, *plugin):
@@ -37,7 +41,7 @@ def test_thincs_tests_pass_with_our_class(tmp_path):
     theirs, ours = map(outcomes, started, reports)
     assert ours == theirs
     passed = [test for test, children in ours.items() if "skipped" not in children]
-    assert len(passed) >= 500
+    assert len(passed) >= 120
     assert any(name == "test_optimizer_init" for _, name, _ in passed)
 
 

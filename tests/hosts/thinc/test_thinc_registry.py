@@ -44,6 +44,16 @@ def test_signatures_are_thincs(make, default):
     assert got.parameters == want.parameters
 
 
+def test_the_page_has_the_signatures():
+    """Where Thinc is not installed, nobody else can tell them."""
+    page = (ROOT / "docs" / "hosts" / "thinc.md").read_text()
+    for name in ("Optimizer", "Adam", "AdamW", "SGD"):
+        signature = inspect.signature(getattr(ours, name))
+        bare = [each.replace(annotation=each.empty) for each in signature.parameters.values()]
+        stated = f"autoclass:: onepass.thinc.{name}{inspect.Signature(bare)}\n"
+        assert stated in page, stated
+
+
 def test_adamw_is_adam_with_a_decay():
     got, want = inspect.signature(ours.AdamW).parameters, inspect.signature(ours.Adam).parameters
     assert {**got, "L2": None} == {**want, "L2": None}
