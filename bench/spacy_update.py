@@ -120,10 +120,11 @@ def row(pipe: str, seconds: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--seconds", type=float, default=12.0, help="for each line")
+    parser.add_argument("--threads", type=int, default=op.get_num_threads(), help="of onepass")
     options = parser.parse_args()
+    op.set_num_threads(options.threads)
     versions = f"spaCy {spacy.__version__}, Thinc {thinc.__version__}"
-    threads = op.get_num_threads()
-    print(f"{versions}, {DOCUMENTS} documents of {WORDS} words; {threads} threads")
+    print(f"{versions}, {DOCUMENTS} documents of {WORDS} words; threads: {options.threads}")
     print(f"load at the start: {os.getloadavg()[0]:.1f}\n")
     print("| pipeline | parameters | update, ms | optimizer, ms | its share |")
     print("| --- | --: | --- | --- | --- |")

@@ -52,7 +52,7 @@ _MOST_DECAY = 0.9999
 """What Thinc's average keeps of itself in late steps."""
 
 
-class _Base(theirs.Optimizer):  # it has no types
+class _Base(theirs.Optimizer):
     """What the rules share: reading schedules, and Thinc's average of the weights."""
 
     __slots__ = ()
@@ -97,7 +97,7 @@ class Optimizer(_Base):
         a &\leftarrow a - \left(1 - \min\left(\tfrac{1 + t}{10 + t}, 0.9999\right)\right) (a - w)
 
     with :math:`\lambda` = `L2`, and :math:`a`, the average of the weights, starting from zeros. If
-    ``beta1`` or ``beta2`` is 0, the step is :math:`w \leftarrow w - \eta g`. With
+    ``beta2`` is 0, the step is :math:`w \leftarrow w - \eta g`. With
     ``L2_is_weight_decay=False`` the gradient becomes :math:`g + \lambda w` before it is clipped,
     and the weights do not decay after the step. It happens in place: a pass over the gradient for
     its norm, one over the gradient, the state and the weights, and one over the average.
