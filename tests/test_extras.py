@@ -13,7 +13,7 @@ import pytest
 
 import onepass as op
 import sphinx_pages
-from helpers import PUBLIC
+from names import PUBLIC
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(op.__file__).parent
@@ -37,6 +37,7 @@ FEATURES = {
         "op.AdamW(np.ones(5000, np.float32)).load('bf16.npz')",
     ],
     "plot": list(PICTURES.values()),
+    "thinc": ["import onepass.thinc"],
     **{name: [code] for name, code in COMMANDS.items()},
 }
 
