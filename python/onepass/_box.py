@@ -2,15 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from onepass._hyperparameters import Maybe, Number
 from onepass._quiet import quiet
 from onepass._typing import Array
-
-_BOUND = Maybe(Number(low=-math.inf, infinite=True))
 
 
 class Box:
@@ -66,6 +64,9 @@ def _pairs(bounds: Any, size: int) -> tuple[Array, Array]:
         if np.shape(pair) != (2,):
             raise TypeError(f"bounds[{at}]: expected a pair (low, high), got {pair!r}")
         for side, value in zip((low, high), pair, strict=True):
-            if (bound := _BOUND(f"bounds[{at}]", value)) is not None:
-                side[at] = bound
+            if value is not None:
+                if isinstance(value, bool) or not isinstance(value, Real):
+                    expected = f"bounds[{at}]: expected two of a number or None"
+                    raise TypeError(f"{expected}, got {pair!r}")
+                side[at] = value
     return low, high

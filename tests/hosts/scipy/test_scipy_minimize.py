@@ -1,0 +1,377 @@
+"""`onepass.scipy`: what SciPy hands over becomes a call of `onepass.minimize`."""
+
+import inspect
+import math
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import (
+    Bounds,
+    OptimizeResult,
+    OptimizeWarning,
+    approx_fprime,
+    basinhopping,
+    dual_annealing,
+    minimize,
+    rosen,
+    rosen_der,
+    rosen_hess,
+    shgo,
+)
+
+import onepass as op
+import onepass.scipy
+from helpers import assert_same_bits
+from onepass.optim import registry
+
+X0 = np.array([-1.2, 1.0, 0.5])
+METHODS = {name: getattr(onepass.scipy, name) for name in onepass.scipy.__all__}
+
+
+def both(x):
+    return rosen(x), rosen_der(x)
+
+
+def test_what_scipy_hands_to_a_method():
+    """All that `onepass.scipy` rests on; another version of SciPy may hand over something else."""
+    handed = {}
+
+    def method(fun, x0, **keywords):
+        handed.update(keywords, x0=x0)
+        return fun, keywords["jac"]
+
+    callback = lambda x: None  # noqa: E731
+    fun, jac = minimize(
+        both, [1, 2], args=3, jac=True, method=method, tol=4, callback=callback, options={"lr": 5}
+    )
+    names = {"args", "jac", "hess", "hessp", "bounds", "constraints", "callback", "tol", "lr", "x0"}
+    assert set(handed) == names, "SciPy hands other arguments to a method"
+    assert handed["args"] == (3,)
+    assert (handed["tol"], handed["lr"]) == (4, 5), "SciPy hands options over in another way"
+    assert handed["constraints"] == ()
+    assert handed["callback"] is callback, "SciPy wraps the callback"
+    assert handed["x0"].dtype == np.float64
+    assert callable(fun), "SciPy takes jac=True apart in another way"
+    assert callable(jac), "SciPy takes jac=True apart in another way"
+
+
+def test_there_is_one_for_each_optimizer():
+    assert {*registry} - {*METHODS} == {"muon"}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_is_minimize_with_its_class(name):
+    options = {"lr": 0.01, "maxiter": 20}
+    kept = X0.copy()
+    found = minimize(rosen, kept, jac=rosen_der, method=METHODS[name], options=options)
+    expected = op.minimize(both, X0, optimizer=name, **options)
+    assert isinstance(found, OptimizeResult)
+    assert set(found) == set(vars(expected))
+    for field, value in vars(expected).items():
+        assert_same_bits(found[field], value) if field in ("x", "jac", "history") else None
+    assert (found.fun, found.nit, found.status) == (expected.fun, expected.nit, expected.status)
+    assert_same_bits(kept, X0)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_each_says_of_itself(name):
+    method, cls = METHODS[name], registry[name]
+    parameters = inspect.signature(method).parameters
+    options = {"maxiter": 1000, "lr": cls.defaults["lr"], "weight_decay": 0.0, "ema_decay": None}
+    assert {key: parameters[key].default for key in options} == options
+    assert not {"maximize", "clear_grads", "params"} & set(parameters)
+    assert method.__doc__.startswith(f"`onepass.{cls.__name__}` for noisy objectives;")
+    assert pickle.loads(pickle.dumps(method)) is method
+
+
+class TestFunctions:
+    def test_arguments_and_a_gradient_beside_the_value(self):
+        def fun(x, a, b):
+            return ((x - a) ** 2).sum() + b, 2 * (x - a)
+
+        options = {"lr": 0.1, "maxiter": 2000}
+        method = onepass.scipy.adam
+        joined = minimize(fun, [0.0, 0.0], args=(3, 1), jac=True, method=method, options=options)
+        apart = minimize(
+            lambda *given: fun(*given)[0],
+            [0.0, 0.0],
+            args=(3, 1),
+            jac=lambda *given: fun(*given)[1],
+            method=method,
+            options=options,
+        )
+        direct = method(fun, [0.0, 0.0], args=(3, 1), jac=True, **options)
+        for found in (joined, apart, direct):
+            assert found.success
+            assert np.abs(found.x - 3).max() < 1e-4
+            assert abs(found.fun - 1) < 1e-8
+            assert_same_bits(found.x, joined.x)
+
+    def test_one_argument_that_is_no_tuple(self):
+        found = onepass.scipy.sgd(lambda x, a: (a, x), [0.0], args=7, jac=True)
+        assert found.fun == 7
+
+    def test_values_that_are_arrays(self):
+        found = minimize(lambda x: x**2, 3, jac=lambda x: 2 * x, method=onepass.scipy.rprop)
+        assert found.success
+        assert isinstance(found.fun, float)
+
+    def test_one_evaluation_an_iteration(self):
+        calls = []
+
+        def fun(x):
+            calls.append(x)
+            return both(x)
+
+        options = {"maxiter": 9}
+        found = minimize(fun, X0, jac=True, method=onepass.scipy.adam, options=options)
+        assert len(calls) == found.nfev == found.njev == 10
+
+    @pytest.mark.parametrize("jac", [None, False, "2-point", "cs"])
+    def test_without_a_gradient(self, jac):
+        with pytest.raises(TypeError, match="^jac: expected True or a callable, got None .*fprime"):
+            minimize(rosen, X0, jac=jac, method=onepass.scipy.adam)
+        with pytest.raises(TypeError, match="^jac: expected True or a callable, got"):
+            onepass.scipy.adam(rosen, X0, jac=jac)
+
+    def test_with_differences_as_the_message_says(self):
+        """Of a function without noise."""
+        options = {"lr": 0.05, "maxiter": 3000, "gtol": 1e-4}
+        found = minimize(
+            rosen,
+            [0.5, 0.5],
+            jac=lambda x: approx_fprime(x, rosen),
+            method=onepass.scipy.adam,
+            options=options,
+        )
+        assert found.success
+        assert np.abs(found.x - 1).max() < 1e-2
+
+    @pytest.mark.parametrize(
+        ("fun", "jac", "error", "message"),
+        [
+            (lambda x: x, lambda x: x, TypeError, "fun: expected it to return a number"),
+            (rosen, lambda x: x[1:], ValueError, r"jac: expected it to return shape \(3,\)"),
+            (rosen, lambda _: "abc", ValueError, "jac: expected it to return shape"),
+        ],
+    )
+    def test_what_they_return(self, fun, jac, error, message):
+        kept = X0.copy()
+        with pytest.raises(error, match=f"^{message}"):
+            minimize(fun, kept, jac=jac, method=onepass.scipy.adam)
+        assert_same_bits(kept, X0)
+
+
+class TestCallbacks:
+    def run(self, callback, maxiter=5):
+        options = {"maxiter": maxiter}
+        return minimize(
+            both, X0, jac=True, method=onepass.scipy.adam, callback=callback, options=options
+        )
+
+    def test_of_the_point(self):
+        points = []
+        assert self.run(points.append).status == 1
+        _, iterates = [], []
+        op.minimize(both, X0, maxiter=5, callback=iterates.append)
+        for point, iterate in zip(points, iterates, strict=True):
+            assert_same_bits(point, iterate.x)
+            point[:] = 0  # a copy
+
+    def test_of_the_result(self):
+        seen = []
+
+        def callback(intermediate_result):
+            seen.append(intermediate_result)
+
+        self.run(callback)
+        assert [result.nit for result in seen] == [1, 2, 3, 4, 5]
+        assert all(isinstance(result, OptimizeResult) for result in seen)
+        assert all(result.fun == rosen(result.x) for result in seen)
+
+    @pytest.mark.parametrize("name", ["x", "intermediate_result"])
+    def test_it_may_end_it(self, name):
+        def stop(given):
+            raise StopIteration
+
+        callback = {"x": lambda x: stop(x), "intermediate_result": None}[name]
+        if callback is None:
+
+            def callback(intermediate_result):
+                stop(intermediate_result)
+
+        found = self.run(callback)
+        assert (found.nit, found.status, found.success) == (1, 99, False)
+
+
+class TestOptions:
+    def run(self, **options):
+        return minimize(both, X0, jac=True, method=onepass.scipy.adam, options=options)
+
+    def test_tol_is_gtol(self):
+        method, slope = onepass.scipy.adam, np.abs(rosen_der(X0)).max()
+        assert minimize(both, X0, jac=True, method=method, tol=slope).nit == 0
+        found = minimize(
+            both, X0, jac=True, method=method, tol=slope, options={"gtol": 0, "maxiter": 3}
+        )
+        assert found.nit == 3
+
+    @pytest.mark.parametrize(("maxiter", "nit"), [(4, 4), (4.0, 4), (3.2, 4), (None, 1000)])
+    def test_maxiter_as_scipy_takes_it(self, maxiter, nit):
+        assert self.run(maxiter=maxiter).nit == nit
+
+    def test_an_endless_number_of_iterations(self):
+        with pytest.raises(TypeError, match="^maxiter: expected an integer >= 0, got inf"):
+            self.run(maxiter=math.inf)
+
+    def test_unknown_ones_are_a_warning(self):
+        with pytest.warns(OptimizeWarning, match="^Unknown solver options: maxfev, learning_rate"):
+            found = self.run(maxiter=2, maxfev=7, learning_rate=0.1)
+        assert found.nit == 2
+        with pytest.warns(OptimizeWarning, match="here it is lr") as caught:
+            self.run(maxiter=2, learning_rate=0.1)
+        assert caught[0].filename == minimize.__code__.co_filename or __file__
+
+    def test_what_cannot_be_is_an_error(self):
+        with pytest.raises(TypeError, match="^maximize: expected no such setting"):
+            self.run(maximize=True)
+        with pytest.raises(ValueError, match="^lr: expected"):
+            self.run(lr=-1.0)
+
+    def test_disp(self, capsys):
+        minimize(both, np.ones(3), jac=True, method=onepass.scipy.adam, options={"disp": True})
+        lines = capsys.readouterr().out.splitlines()
+        assert lines == [
+            "No element of the gradient is larger than `gtol`.",
+            "         Current function value: 0.000000",
+            "         Iterations: 0",
+            "         Function evaluations: 1",
+            "         Gradient evaluations: 1",
+        ]
+        with pytest.warns(OptimizeWarning, match="^Maximum number of iterations"):
+            self.run(disp=True, maxiter=2)
+
+    def test_return_all(self):
+        found = self.run(return_all=True, maxiter=4, ema_decay=0.9)
+        assert (len(found.allvecs), found.nfev) == (5, 6)
+        assert_same_bits(found.allvecs[0], X0)
+        assert_same_bits(np.array([rosen(x) for x in found.allvecs]), found.history)
+
+    def test_hessians_are_not_used(self):
+        with pytest.warns(RuntimeWarning, match="does not use Hessian information"):
+            minimize(both, X0, jac=True, hess=rosen_hess, method=onepass.scipy.adam)
+
+    @pytest.mark.parametrize("constraints", [{"type": "eq", "fun": rosen}, [3], rosen])
+    def test_constraints(self, constraints):
+        with pytest.raises(ValueError, match="^constraints: expected none but bounds, got"):
+            minimize(both, X0, jac=True, constraints=constraints, method=onepass.scipy.adam)
+
+    @pytest.mark.parametrize("constraints", [None, (), []])
+    def test_no_constraints(self, constraints):
+        method = onepass.scipy.adam
+        assert method(both, np.ones(2), jac=True, constraints=constraints).success
+
+    def test_one_dimension(self):
+        with pytest.raises(ValueError, match=r"^x0: expected one dimension, got shape \(2, 2\)"):
+            onepass.scipy.adam(both, np.ones((2, 2)), jac=True)
+
+
+class TestBounds:
+    def test_two_spellings(self):
+        options = {"lr": 0.05, "maxiter": 3000}
+        method = onepass.scipy.adam
+        found = [
+            minimize(both, X0, jac=True, bounds=bounds, method=method, options=options)
+            for bounds in (
+                Bounds([-math.inf, -1, 0], [0.5, 2, math.inf]),
+                [(None, 0.5), (-1, 2), (0, None)],
+            )
+        ]
+        expected = minimize(both, X0, jac=True, bounds=[(None, 0.5), (-1, 2), (0, None)])
+        assert_same_bits(found[0].x, found[1].x)
+        assert found[0].success
+        assert np.abs(found[0].x - expected.x).max() < 1e-4
+
+    bound = st.floats(-3, 3)
+
+    @settings(max_examples=50, deadline=None)
+    @given(
+        name=st.sampled_from(sorted(METHODS)),
+        pairs=st.lists(st.tuples(bound, bound).map(sorted), min_size=3, max_size=3),
+    )
+    def test_nothing_is_ever_out_of_bounds(self, name, pairs):
+        low, high = np.transpose(pairs)
+
+        def inside(x):
+            assert ((low <= x) & (x <= high)).all()
+            return both(x)
+
+        options = {"lr": 0.5, "maxiter": 6}
+        kept = X0.copy()
+        found = minimize(
+            inside, kept, jac=True, bounds=Bounds(low, high), method=METHODS[name], options=options
+        )
+        inside(found.x)
+        assert_same_bits(kept, X0)
+
+
+class TestGlobalMethods:
+    """Those that call a local one again and again."""
+
+    @staticmethod
+    def wavy(x):
+        return np.cos(14.5 * x - 0.3).sum() + ((x + 0.2) * x).sum(), -14.5 * np.sin(
+            14.5 * x - 0.3
+        ) + 2 * x + 0.2
+
+    KEYWORDS = {"method": onepass.scipy.adam, "jac": True, "options": {"lr": 0.01, "maxiter": 300}}
+
+    @pytest.mark.parametrize("rng", [0, 1])
+    def test_basinhopping(self, rng):
+        found = basinhopping(
+            self.wavy, [1.0, 1.0], niter=30, minimizer_kwargs=self.KEYWORDS, rng=rng
+        )
+        assert np.abs(found.x + 0.195).max() < 1e-3
+
+    def test_dual_annealing(self):
+        keywords = {**self.KEYWORDS, "jac": lambda x: self.wavy(x)[1], "bounds": [(-2, 2)] * 2}
+        found = dual_annealing(
+            lambda x: self.wavy(x)[0], [(-2, 2)] * 2, minimizer_kwargs=keywords, maxiter=20, rng=0
+        )
+        assert np.abs(found.x + 0.195).max() < 1e-3
+
+    def test_shgo_takes_names_only(self):
+        """As the page says of it; where that changes, ours goes there too."""
+        with pytest.raises(AttributeError, match="has no attribute 'lower'"):
+            shgo(lambda x: self.wavy(x)[0], [(-2, 2)] * 2, minimizer_kwargs=self.KEYWORDS)
+
+    def test_an_interrupt_ends_them(self):
+        """A result would have them go on."""
+        calls = []
+
+        def interrupted(x):
+            calls.append(x)
+            if len(calls) == 5:
+                raise KeyboardInterrupt
+            return self.wavy(x)
+
+        with pytest.raises(KeyboardInterrupt):
+            basinhopping(interrupted, [1.0, 1.0], minimizer_kwargs=self.KEYWORDS)
+        assert len(calls) == 5
+
+
+def test_without_scipy():
+    code = "import sys; sys.modules['scipy'] = None; import onepass; import onepass.scipy"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    expected = "ImportError: onepass.scipy: needs SciPy: python -m pip install scipy"
+    assert done.stderr.splitlines()[-1] == expected
+
+
+def test_documentation(check_documentation):
+    check_documentation("scipy")
