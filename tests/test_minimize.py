@@ -77,7 +77,7 @@ def rests(cls):
     return "lambd" not in cls.checks and not any(start and signed for start, signed in starts)
 
 
-@pytest.mark.parametrize("cls", filter(rests, registry.values()))
+@pytest.mark.parametrize("cls", list(filter(rests, registry.values())))
 def test_without_a_decay_the_minimum_stays(cls):
     x0 = start_of(cls)
     options = {"optimizer": cls, "gtol": None, "maxiter": 5, "point": "last"}

@@ -45,7 +45,9 @@ def test_what_scipy_hands_to_a_method():
         handed.update(keywords, x0=x0)
         return fun, keywords["jac"]
 
-    callback = lambda x: None  # noqa: E731
+    def callback(x):
+        return None
+
     fun, jac = minimize(
         both, [1, 2], args=3, jac=True, method=method, tol=4, callback=callback, options={"lr": 5}
     )
@@ -66,15 +68,14 @@ def test_there_is_one_for_each_optimizer():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_each_is_minimize_with_its_class(name):
-    options = {"lr": 0.01, "maxiter": 20}
+    options = {"lr": 1e-4, "maxiter": 20}
     kept = X0.copy()
     found = minimize(rosen, kept, jac=rosen_der, method=METHODS[name], options=options)
     expected = op.minimize(both, X0, optimizer=name, **options)
     assert isinstance(found, OptimizeResult)
     assert set(found) == set(vars(expected))
     for field, value in vars(expected).items():
-        assert_same_bits(found[field], value) if field in ("x", "jac", "history") else None
-    assert (found.fun, found.nit, found.status) == (expected.fun, expected.nit, expected.status)
+        np.testing.assert_array_equal(found[field], value, strict=True)
     assert_same_bits(kept, X0)
 
 
@@ -177,7 +178,7 @@ class TestCallbacks:
     def test_of_the_point(self):
         points = []
         assert self.run(points.append).status == 1
-        _, iterates = [], []
+        iterates = []
         op.minimize(both, X0, maxiter=5, callback=iterates.append)
         for point, iterate in zip(points, iterates, strict=True):
             assert_same_bits(point, iterate.x)
@@ -196,16 +197,13 @@ class TestCallbacks:
 
     @pytest.mark.parametrize("name", ["x", "intermediate_result"])
     def test_it_may_end_it(self, name):
-        def stop(given):
+        def stop(x):
             raise StopIteration
 
-        callback = {"x": lambda x: stop(x), "intermediate_result": None}[name]
-        if callback is None:
+        def stop_too(intermediate_result):
+            raise StopIteration
 
-            def callback(intermediate_result):
-                stop(intermediate_result)
-
-        found = self.run(callback)
+        found = self.run({"x": stop, "intermediate_result": stop_too}[name])
         assert (found.nit, found.status, found.success) == (1, 99, False)
 
 
@@ -235,7 +233,7 @@ class TestOptions:
         assert found.nit == 2
         with pytest.warns(OptimizeWarning, match="here it is lr") as caught:
             self.run(maxiter=2, learning_rate=0.1)
-        assert caught[0].filename == minimize.__code__.co_filename or __file__
+        assert caught[0].filename == __file__
 
     def test_what_cannot_be_is_an_error(self):
         with pytest.raises(TypeError, match="^maximize: expected no such setting"):
@@ -320,35 +318,33 @@ class TestBounds:
         assert_same_bits(kept, X0)
 
 
+def wavy(x):
+    """SciPy's, for basinhopping: its lowest minimum, of some ten, is at -0.195."""
+    value = np.cos(14.5 * x - 0.3) + (x + 0.2) * x
+    return value.sum(), -14.5 * np.sin(14.5 * x - 0.3) + 2 * x + 0.2
+
+
+LOCAL = {"method": onepass.scipy.adam, "jac": True, "options": {"lr": 0.01, "maxiter": 300}}
+
+
 class TestGlobalMethods:
     """Those that call a local one again and again."""
 
-    @staticmethod
-    def wavy(x):
-        return np.cos(14.5 * x - 0.3).sum() + ((x + 0.2) * x).sum(), -14.5 * np.sin(
-            14.5 * x - 0.3
-        ) + 2 * x + 0.2
-
-    KEYWORDS = {"method": onepass.scipy.adam, "jac": True, "options": {"lr": 0.01, "maxiter": 300}}
-
-    @pytest.mark.parametrize("rng", [0, 1])
-    def test_basinhopping(self, rng):
-        found = basinhopping(
-            self.wavy, [1.0, 1.0], niter=30, minimizer_kwargs=self.KEYWORDS, rng=rng
-        )
-        assert np.abs(found.x + 0.195).max() < 1e-3
+    def test_basinhopping(self):
+        found = basinhopping(wavy, 1.0, niter=50, minimizer_kwargs=LOCAL, rng=0)
+        assert abs(found.x.item() + 0.195) < 1e-3
 
     def test_dual_annealing(self):
-        keywords = {**self.KEYWORDS, "jac": lambda x: self.wavy(x)[1], "bounds": [(-2, 2)] * 2}
+        local = {**LOCAL, "jac": lambda x: wavy(x)[1], "bounds": [(-2, 2)]}
         found = dual_annealing(
-            lambda x: self.wavy(x)[0], [(-2, 2)] * 2, minimizer_kwargs=keywords, maxiter=20, rng=0
+            lambda x: wavy(x)[0], [(-2, 2)], minimizer_kwargs=local, maxiter=50, rng=0
         )
-        assert np.abs(found.x + 0.195).max() < 1e-3
+        assert abs(found.x.item() + 0.195) < 1e-3
 
     def test_shgo_takes_names_only(self):
         """As the page says of it; where that changes, ours goes there too."""
         with pytest.raises(AttributeError, match="has no attribute 'lower'"):
-            shgo(lambda x: self.wavy(x)[0], [(-2, 2)] * 2, minimizer_kwargs=self.KEYWORDS)
+            shgo(lambda x: wavy(x)[0], [(-2, 2)] * 2, minimizer_kwargs=LOCAL)
 
     def test_an_interrupt_ends_them(self):
         """A result would have them go on."""
@@ -358,10 +354,10 @@ class TestGlobalMethods:
             calls.append(x)
             if len(calls) == 5:
                 raise KeyboardInterrupt
-            return self.wavy(x)
+            return wavy(x)
 
         with pytest.raises(KeyboardInterrupt):
-            basinhopping(interrupted, [1.0, 1.0], minimizer_kwargs=self.KEYWORDS)
+            basinhopping(interrupted, [1.0, 1.0], minimizer_kwargs=LOCAL)
         assert len(calls) == 5
 
 
