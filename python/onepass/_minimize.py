@@ -124,7 +124,7 @@ def minimize(
     **settings
         Those of the optimizer: `lr`, a number or a schedule, and all others, but `maximize`,
         `clear_grads`, `grads` and `copy_to`. `weight_decay` is 0 where you say nothing, since a
-        decay moves the minimum.
+        decay moves the minimum. (`ASGD` has a `lambd` besides.)
 
     Returns
     -------
@@ -154,7 +154,7 @@ def minimize(
     weights before :math:`P`; the average itself is moved into the bounds.
 
     `lr` is how far a step goes, with Adam and its kin: a thousand steps of the default, 0.001, go
-    no farther than 1 in any element.
+    hardly farther than 1 in any element.
 
     Differs from
 
