@@ -79,7 +79,7 @@ def test_their_tests(plugin, tmp_path):
     done = subprocess.run(
         [*command, "--pyargs", *(f"scipy.optimize.tests.{node}" for node in nodes)],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OPENBLAS_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
