@@ -34,6 +34,11 @@ for dtype, option in ((np.float32, {"state_format": "bf16"}), (ml_dtypes.bfloat1
     op.AdamW(w, lr=0.1, **option).step(w.copy())
     assert (w < 1).all()
 """
+MINIMIZE_WITH_A_BAR = """
+import onepass as op
+found = op.minimize(lambda x: (x @ x, 2 * x), [1.0, 2.0], lr=0.1, progress=True)
+assert found.success
+"""
 DRAW_AN_AVERAGE = f"""
 import onepass as op
 op.ema.picture([1.0, 2.0, 3.0], beta=0.9, path="{OUT}/ema.png")
@@ -43,6 +48,7 @@ JOBS = {
     "": [("onepass", "info")],
     "formats": [("python", "-W", "error", "-c", STEP_IN_BFLOAT16)],
     "plot": [("python", "-W", "error", "-c", DRAW_AN_AVERAGE)],
+    "progress": [("python", "-W", "error", "-c", MINIMIZE_WITH_A_BAR)],
     "surface": [
         ("onepass", "surface", "--surface", "ravine", "--steps", "10", "--out", f"{OUT}/surface")
     ],

@@ -17,10 +17,10 @@ import ml_dtypes
 import numpy as np
 
 import onepass as op
+from onepass._progress import progress
 from onepass._typing import Array
 from onepass.lab._arguments import add_names, integer
 from onepass.lab._json import finite, write_json
-from onepass.lab._progress import progress
 from onepass.lab.compare.contenders import FIRST_SEED, Contender, contenders
 from onepass.lab.compare.network import Network
 from onepass.lab.compare.results import Spread

@@ -8,9 +8,18 @@ import sys
 
 def run(*arguments, **environment):
     """Run a command in a process of its own, where a warning is an error."""
+    return _run("-m", "onepass", *map(str, arguments), **environment)
+
+
+def run_code(code, **environment):
+    """Run a program likewise."""
+    return _run("-c", code, **environment)
+
+
+def _run(*arguments, **environment):
     inherited = {name: value for name, value in os.environ.items() if name != "FORCE_COLOR"}
     return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "onepass", *map(str, arguments)],
+        [sys.executable, "-W", "error", *arguments],
         env={**inherited, **environment},
         capture_output=True,
         text=True,

@@ -38,6 +38,7 @@ FEATURES = {
     ],
     "plot": list(PICTURES.values()),
     "thinc": ["import onepass.thinc"],
+    "progress": ["op.minimize(lambda x: (x @ x, 2 * x), np.ones(2), progress=True)"],
     **{name: [code] for name, code in COMMANDS.items()},
 }
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onepass import _core, ema, formats, init, kernels, line_search, optim, runtime, schedules
+from onepass._descent import Iterate
+from onepass._minimize import MinimizeResult, minimize
 from onepass._pack import pack
 from onepass.batchnorm import (
     BatchNorm,
@@ -74,8 +76,10 @@ __all__ = [
     "Adamax",
     "Adan",
     "BatchNorm",
+    "Iterate",
     "Lion",
     "LossScaler",
+    "MinimizeResult",
     "Muon",
     "NAdam",
     "NovoGrad",
@@ -101,6 +105,7 @@ __all__ = [
     "init",
     "kernels",
     "line_search",
+    "minimize",
     "optim",
     "pack",
     "runtime",

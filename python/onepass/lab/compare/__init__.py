@@ -5,6 +5,7 @@ import sys
 from dataclasses import asdict
 
 from onepass._extras import require
+from onepass._progress import progress
 from onepass.lab._arguments import (
     add_names,
     add_out,
@@ -15,7 +16,6 @@ from onepass.lab._arguments import (
     positive_or_inf,
 )
 from onepass.lab._json import finite
-from onepass.lab._progress import progress
 from onepass.lab.compare import report
 from onepass.lab.compare.contenders import FIRST_SEED, contenders
 from onepass.lab.compare.data import DATA

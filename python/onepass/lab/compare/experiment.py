@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
+from onepass._progress import Show
 from onepass.lab import search
-from onepass.lab._progress import Show
 from onepass.lab.compare.contenders import Contender
 from onepass.lab.compare.journal import Journal
 from onepass.lab.compare.results import Comparison, Entry, Result, Tried, choose

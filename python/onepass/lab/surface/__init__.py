@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from onepass._extras import require
+from onepass._progress import Show, progress
 from onepass.lab._arguments import add_names, add_out, chosen, finite, integer, one_of, positive
-from onepass.lab._progress import Show, progress
 from onepass.lab.surface import claims, report
 from onepass.lab.surface.descent import (
     Trajectory,

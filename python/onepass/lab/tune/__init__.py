@@ -4,8 +4,8 @@ import argparse
 import sys
 
 from onepass._extras import require
+from onepass._progress import progress
 from onepass.lab._arguments import add_names, add_out, chosen, integer, positive
-from onepass.lab._progress import progress
 from onepass.lab.compare import add_data
 from onepass.lab.compare.contenders import contenders
 from onepass.lab.compare.training import Recipe

@@ -14,7 +14,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState
 
-from onepass.lab._progress import Show
+from onepass._progress import Show
 from onepass.lab.compare.contenders import contenders
 from onepass.lab.compare.journal import check_same_settings
 from onepass.lab.compare.training import Measurement, Recipe, Run, Training
