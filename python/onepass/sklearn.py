@@ -67,6 +67,9 @@ class AdamOptimizer(_stochastic_optimizers.AdamOptimizer):
 
     def update_params(self, params: list[Array], grads: list[Array]) -> None:
         """Update parameters in place."""
+        if max(self.beta_1, self.beta_2) >= 1:  # the kernel refuses it
+            super().update_params(params, grads)
+            return
         self.ms, self.vs = _like(self.ms, params), _like(self.vs, params)
         kernels.adam(
             params,
@@ -80,8 +83,8 @@ class AdamOptimizer(_stochastic_optimizers.AdamOptimizer):
             eps_hat=True,
         )
         self.t += 1
-        corrections = np.sqrt(1 - self.beta_2**self.t) / (1 - self.beta_1**self.t)
-        self.learning_rate = self.learning_rate_init * corrections
+        corrections = np.sqrt(1 - self.beta_2**self.t), 1 - self.beta_1**self.t
+        self.learning_rate = self.learning_rate_init * corrections[0] / corrections[1]
 
 
 class SGDOptimizer(_stochastic_optimizers.SGDOptimizer):
@@ -106,7 +109,7 @@ class SGDOptimizer(_stochastic_optimizers.SGDOptimizer):
 
     def update_params(self, params: list[Array], grads: list[Array]) -> None:
         """Update parameters in place."""
-        if self.momentum >= 1:  # scikit-learn allows 1, the kernel does not
+        if self.momentum >= 1:  # the kernel refuses it
             super().update_params(params, grads)
             return
         state = []
