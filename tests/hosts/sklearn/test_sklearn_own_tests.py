@@ -33,9 +33,11 @@ def runs(tmp_path_factory):
     """Both runs, begun at once: the checks of estimators are busy meanwhile."""
     folder = tmp_path_factory.mktemp("sklearn")
     (folder / "pytest.ini").write_text("[pytest]\n")
-    modules = [f"sklearn.neural_network.tests.{name}" for name in MODULES]
-    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "in_sklearn"]
-    command += [
+    options = [
+        "-q",
+        "-rs",
+        "-p",
+        "in_sklearn",
         "-p",
         "no:cacheprovider",
         "-c",
@@ -43,8 +45,9 @@ def runs(tmp_path_factory):
         "--rootdir",
         ".",
         "--pyargs",
-        *modules,
     ]
+    modules = [f"sklearn.neural_network.tests.{name}" for name in MODULES]
+    command = [sys.executable, "-m", "pytest", *options, *modules]
     begun = {}
     for steps, selected in RUNS.items():
         path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
