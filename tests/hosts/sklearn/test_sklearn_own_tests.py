@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from sklearn.neural_network.tests import test_stochastic_optimizers
 from sklearn.utils.estimator_checks import check_estimator
-from threadpoolctl import threadpool_limits
 
 import onepass as op
 import onepass.sklearn
@@ -61,8 +60,7 @@ def runs(tmp_path_factory):
             stderr=subprocess.STDOUT,
             text=True,
         )
-    with threadpool_limits(1):
-        yield begun
+    yield begun
     for run in begun.values():
         run.kill()
         run.wait()
