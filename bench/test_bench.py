@@ -23,6 +23,7 @@ import problems
 import quality
 import report
 import run
+import sklearn_fit
 import training
 from onepass.lab.compare.contenders import Contender
 from onepass.optim import SGD, Adam, AdamW
@@ -483,3 +484,14 @@ def test_a_table_of_c_has_a_column_for_what_is_there(capsys, monkeypatch):
     assert len(calls.split()) == 2 + in_c
     assert "Numba" not in head + rows_head
     assert len(rows.split()) == 2
+
+
+def test_fits_of_scikit_learn(capsys, monkeypatch):
+    options = "--data 220x20 --layers 3 --rounds 1"
+    monkeypatch.setattr("sys.argv", ["sklearn_fit.py", *options.split()])
+    sklearn_fit.main()
+    _, head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split()[:3] == ["data", "layers", "dtype"]
+    assert [row.split()[:3] for row in rows] == [["220x20", "3", d] for d in ("float64", "float32")]
+    assert sklearn_fit.batches(np.ones(200)) == 1
+    assert sklearn_fit.batches(np.ones(201)) == 2

@@ -40,6 +40,7 @@ FEATURES = {
     "thinc": ["import onepass.thinc"],
     "progress": ["op.minimize(lambda x: (x @ x, 2 * x), np.ones(2), progress=True)"],
     **{name: [code] for name, code in COMMANDS.items()},
+    "sklearn": ["import onepass.sklearn"],
 }
 
 # As where nothing is installed but NumPy and the package.

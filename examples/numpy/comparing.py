@@ -1,4 +1,4 @@
-"""What the three programs share: how a host's own optimizer and ours are compared and shown."""
+"""What the two programs share: how a host's own optimizer and ours are compared and shown."""
 
 from statistics import median
 from time import perf_counter
