@@ -21,7 +21,7 @@ from onepass import _core
 from onepass._hyperparameters import Number, Whole
 from onepass._loss import to_loss
 from onepass._quiet import quiet
-from onepass._typing import Grads, Tree
+from onepass._typing import Grads, OwnArrays, Tree
 from onepass.optim import SGD
 from onepass.optim._storage import labels_with_copies
 from onepass.optim._tree import Leaves, Node, flatten, mirror
@@ -60,7 +60,7 @@ class LineSearch(ABC):
         loss: Callable[[], float],
         *,
         direction: Grads = None,
-        copy_to: Grads = None,
+        copy_to: OwnArrays = None,
     ) -> LineSearchInfo:
         r"""Move the parameters in place to :math:`w + \eta d` for an :math:`\eta` that it chooses.
 
@@ -247,7 +247,7 @@ class _Line:
         grads: Grads,
         loss: Callable[[], float],
         direction: Grads,
-        copy_to: Grads,
+        copy_to: OwnArrays,
     ) -> None:
         leaves = Leaves()
         shape = flatten(params, leaves)
