@@ -272,9 +272,12 @@ class _Line:
     def _like_params(self, name: str, shape: Node, tree: Grads) -> list[Any]:
         arrays: list[Any] = []
         mirror(shape, tree, arrays)
-        for label, param, array in zip(self._labels, self._params, arrays, strict=True):
-            if array is not None and np.shape(array) != param.shape:
-                got = np.shape(array)
+        for i, (label, param) in enumerate(zip(self._labels, self._params, strict=True)):
+            if arrays[i] is None:
+                continue
+            arrays[i] = _core.readable(f"{name}{label}", arrays[i])
+            if arrays[i].shape != param.shape:
+                got = arrays[i].shape
                 raise ValueError(f"{name}{label}: expected shape {param.shape}, got {got}")
         return arrays
 

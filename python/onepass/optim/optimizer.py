@@ -411,7 +411,8 @@ class Optimizer(Owner):
         ----------
         grads : like the parameters, or None
             In the structure of the parameters; None in it leaves that parameter alone. An array
-            must lie in memory as its parameter does, and be NumPy's own. None alone binds none any more.
+            must lie in memory as its parameter does, and be NumPy's own. None alone binds none any
+            more.
 
         Raises
         ------
