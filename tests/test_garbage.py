@@ -245,6 +245,30 @@ def run_strided(opt, w, g):
     opt.step([np.ones(80)[::2], np.ones(3).view(Gradient)])
 
 
+def run_foreign(opt, w, g):
+    class Foreign:
+        def __init__(self, read):
+            self.read = read
+
+        def __array__(self, dtype=None, copy=None):
+            return self.read()
+
+    def fail():
+        raise RuntimeError("on a GPU")
+
+    grads = [Foreign(lambda: g[0]), Foreign(lambda: g[1])]
+    opt.step(grads)
+    opt.accumulate(grads)
+    opt.step()
+    op.kernels.sgd(w, grads, lr=0.25)
+    for bad in ([Foreign(fail), g[1]], [Foreign(lambda: 1.0), g[1]], [Foreign(lambda: w[0]), None]):
+        for call in (opt.step, opt.accumulate, opt.bind):
+            with pytest.raises((TypeError, ValueError)):
+                call(bad)
+        with pytest.raises((TypeError, ValueError)):
+            op.kernels.sgd(w, bad, lr=0.25)
+
+
 def run_settings(opt, w, g):
     group = opt.param_groups[0]
     group.update(lr=0.25, weight_decay=0.5)
@@ -314,6 +338,7 @@ RUNS = [
     run_raising,
     run_not_finite,
     run_strided,
+    run_foreign,
     run_settings,
     run_checkpoints,
     run_blocks,

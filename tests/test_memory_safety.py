@@ -140,23 +140,83 @@ PROGRAMS = {
     "a gradient whose code resizes its own parameter": """
         n = 3_000_000
         w = np.zeros(n, np.float32)
-        opt = op.SGD(w, lr=0.1)
+        opt = op.SGD(w, lr=1.0)
 
         class Hook:
-            @property
-            def __class__(self):
-                return np.float32
-
             def __array__(self, dtype=None, copy=None):
                 w.resize(20 * n, refcheck=False)
                 return np.ones(20 * n, np.float32)
 
+        opt.step(Hook())  # its code runs before anything is looked at
+        assert w.size == 20 * n and (w == -1).all()
+    """,
+    "rows whose code resizes their parameter": """
+        n = 3_000_000
+        w = np.zeros((n, 2), np.float32)
+        opt = op.SGD(w, lr=1.0)
+
+        class Hook:
+            def __array__(self, dtype=None, copy=None):
+                w.resize((20 * n, 2), refcheck=False)
+                return np.ones((1, 2), np.float32)
+
         try:
-            opt.step(Hook())
+            opt.step_rows((np.array([0]), Hook()))
         except ValueError as error:
             assert "do not change during the call" in str(error)
         else:
             raise AssertionError("it stepped")
+    """,
+    "a gradient whose code uses the optimizer": """
+        n = 1_000_000
+        params = [np.zeros(n, np.float32), np.zeros(n, np.float32)]
+        opt = op.Adam(params, lr=0.1)
+        ones = np.ones(n, np.float32)
+        errors = []
+
+        class Hook:
+            def __array__(self, dtype=None, copy=None):
+                for call in (
+                    lambda: opt.step([ones, ones]),
+                    lambda: opt.accumulate([ones, ones]),
+                    lambda: opt.bind([ones, ones]),
+                    lambda: opt.load_state_dict(opt.state_dict()),
+                    lambda: opt.add_param_group({"params": np.zeros(3)}),
+                    lambda: opt.discard_accumulated(),
+                ):
+                    try:
+                        call()
+                    except ValueError as error:
+                        errors.append(str(error))
+                grads[0] = None
+                gc.collect()
+                return np.ones(n, np.float32)
+
+        grads = [Hook(), Hook()]
+        assert opt.step(grads).step == 1
+        assert len(errors) == 12, errors
+        assert (params[0] == params[1]).all() and (params[0] < 0).all()
+    """,
+    "a gradient that lets go of what it returned": """
+        n = 3_000_000
+        w = [np.zeros(n, np.float32), np.zeros(n, np.float32)]
+        opt = op.SGD(w, lr=1.0)
+
+        class Once:
+            def __array__(self, dtype=None, copy=None):
+                return np.ones(n, np.float32)
+
+        class Taken:
+            array = np.ones(n, np.float32)
+
+            def __array__(self, dtype=None, copy=None):
+                array, Taken.array = Taken.array, None
+                return array
+
+        opt.step([Once(), Taken()])
+        opt.step_rows({0: (np.array([0]), np.ones((1,), np.float32)), 1: Once()})
+        op.kernels.sgd(w, [Once(), Once()], lr=1.0)
+        assert (w[0][1:] == -2).all() and w[0][0] == -3 and (w[1] == -3).all()
     """,
     "a free function whose gradients' code moves a parameter there and back": """
         def state(n):

@@ -5,6 +5,7 @@
 #include <bit>
 #include <utility>
 
+#include "foreign.hpp"
 #include "overlap.hpp"
 
 namespace onepass::bindings {
@@ -292,12 +293,7 @@ Param check_param(py::handle object, const Label& label) {
 }
 
 Checked check_grad(py::handle object, const Label& label, const Param& param, Memory& memory) {
-  py::object source = py::reinterpret_borrow<py::object>(object);
-  if (!py::isinstance<py::array>(source) &&
-      py::isinstance(source, py::module_::import("numpy").attr("generic"))) {
-    source = py::module_::import("numpy").attr("asarray")(source);  // what 0-d arithmetic returns
-  }
-  py::array array = check_array(source, label);
+  py::array array = check_readable(object, label);
   const Format format = check_grad_format(array, label, param);
   check_same_shape(array, label, param.array, "the parameter's");
   memory.add(array, label);
@@ -372,6 +368,7 @@ bool is_usual_remembered(PyObject* object) noexcept {
 
 Checked check_grad_in_place(py::handle object, const Label& label, const Param& param,
                             Memory& memory) {
+  check_is_not_foreign(object, label);
   py::array array = check_array(object, label);
   const Format format = check_grad_format(array, label, param);
   check_same_shape(array, label, param.array, "the parameter's");

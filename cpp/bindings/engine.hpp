@@ -130,6 +130,7 @@ class Engine {
   void bind_leaves(const py::list& grads);
   void bind_given();
   void note_bound();
+  [[gnu::cold]] bool read_foreign();
   [[gnu::cold]] void check_slowly(Arrangement& arrangement, Source source);
   bool is_still(const Arrangement& arrangement, std::size_t index) const;
   void renew(Arrangement& arrangement, std::size_t index, Param param, Memory& memory) const;

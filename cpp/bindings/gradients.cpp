@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "engine.hpp"
+#include "foreign.hpp"
 
 namespace onepass::bindings {
 namespace {
@@ -143,6 +144,17 @@ bool Engine::all_ready(Arrangement& arrangement, Source source, bool checked) co
   return true;
 }
 
+// Sees the gradients that are other libraries' through NumPy. Returns whether there were any.
+bool Engine::read_foreign() {
+  bool found = false;
+  for (std::size_t i = 0; i < size(); ++i) {
+    if (given_[i].is_none() || py::isinstance<py::array>(given_[i])) continue;
+    given_[i] = check_readable(given_[i], Label(labels_, i, Role::grad));
+    found = true;
+  }
+  return found;
+}
+
 // What a look at the addresses does not tell: subclasses, copies of what lies otherwise, overlaps,
 // and every error. May run Python code.
 void Engine::check_slowly(Arrangement& arrangement, Source source) {
@@ -221,6 +233,10 @@ void Engine::check_gradients(Arrangement& arrangement, Source source) {
   const bool looked_at =
       source == Source::sums || !clears() || (source == Source::bound && bound_to_be_zeroed_);
   if (looked_at && all_ready(arrangement, source, false)) return;
+  if (looked_at && source == Source::given && read_foreign() &&
+      all_ready(arrangement, source, false)) {
+    return;
+  }
   check_slowly(arrangement, source);
   if (source == Source::bound) note_bound();
   if (!all_ready(arrangement, source, true)) fail_changed();

@@ -16,6 +16,7 @@
 #include "capi.hpp"
 #include "dispatch.hpp"
 #include "engine.hpp"
+#include "foreign.hpp"
 #include "function.hpp"
 #include "gil.hpp"
 #include "kernel_functions.hpp"
@@ -152,6 +153,13 @@ PYBIND11_MODULE(_core, m) {
   m.def("commit", &commit, py::arg("updates"), py::arg("names") = py::list(),
         py::arg("params") = py::list(), py::arg("copies") = py::none(), py::call_guard<InCall>(),
         "Change attributes, and write the copies of parameters, in one call.");
+  m.def(
+      "readable",
+      [](const std::string& name, py::handle array) {
+        return check_readable(array, Label(name.c_str(), Role::input));
+      },
+      py::arg("name"), py::arg("array"), py::call_guard<InCall>(),
+      "Return what is only read as an array of NumPy's.");
   m.def("rules", &rules, "The rows of rules.def, and what each rule's header says.");
   m.def("at", &at, py::arg("rule"), py::arg("step"), py::arg("hyper"),
         py::arg("memory") = std::vector<double>(),

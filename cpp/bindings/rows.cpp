@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "foreign.hpp"
 #include "tensors.hpp"
 
 namespace onepass::bindings {
@@ -11,7 +12,7 @@ namespace {
 
 // An array of one axis of integers, in native byte order.
 py::array check_index(py::handle object, const Label& label) {
-  py::array array = check_array(object, label);
+  py::array array = check_readable(object, label);
   const char kind = array.dtype().kind();
   if (kind != 'i' && kind != 'u') {
     fail_type(label, "an array of integers", "dtype " + dtype_name(array));
@@ -77,7 +78,7 @@ GivenRows::GivenRows(py::handle index, py::handle values, Names names, const Par
   const Label label = values_label();
   index_ = check_index(index, index_label());
   memory.add(index_, index_label());
-  values_ = check_array(values, label);
+  values_ = check_readable(values, label);
   format_ = check_grad_format(values_, label, param);
   memory.add(values_, label);
   if (!(values_.flags() & py::array::c_style) || !is_aligned(values_)) {

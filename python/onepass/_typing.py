@@ -1,7 +1,7 @@
 """The types that the package shares."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,16 +13,37 @@ Schedule: TypeAlias = Callable[[int], float]
 Tree: TypeAlias = Array | Sequence["Tree"] | Mapping[str, "Tree"]
 """An array, or a sequence or mapping of trees."""
 
-Grads: TypeAlias = Array | Sequence["Grads"] | Mapping[str, "Grads"] | None
+
+class SupportsArray(Protocol):
+    """What NumPy can read: a JAX array, a PyTorch tensor on the CPU, a NumPy scalar."""
+
+    def __array__(self) -> npt.NDArray[Any]:
+        """Return it as an array."""
+
+
+class SupportsDLPack(Protocol):
+    """What NumPy can read through DLPack."""
+
+    def __dlpack__(self) -> Any:
+        """Return a capsule of DLPack."""
+
+
+Readable: TypeAlias = SupportsArray | SupportsDLPack
+"""An array that is only read: NumPy's, or another library's."""
+
+Grads: TypeAlias = Readable | Sequence["Grads"] | Mapping[str, "Grads"] | None
 """A tree like the parameters', with None where a parameter is to be left alone."""
+
+OwnArrays: TypeAlias = Array | Sequence["OwnArrays"] | Mapping[str, "OwnArrays"] | None
+"""The same of NumPy's own arrays, which are written or read again in later calls."""
 
 Params: TypeAlias = Tree | Sequence[Mapping[str, Any]]
 """A tree, or groups: mappings with a tree under "params" and hyperparameters of their own."""
 
-Rows: TypeAlias = tuple[npt.NDArray[np.integer[Any]], Array]
+Rows: TypeAlias = tuple[Readable, Readable]
 """Numbers of rows, and a gradient for each."""
 
 RowGrads: TypeAlias = (
-    Rows | Mapping[str, "Rows | Array | None"] | Mapping[int, "Rows | Array | None"]
+    Rows | Mapping[str, "Rows | Readable | None"] | Mapping[int, "Rows | Readable | None"]
 )
 """Gradients by their parameters' keys: of some rows, or whole; or the rows of the one parameter."""

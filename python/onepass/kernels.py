@@ -130,7 +130,8 @@ param : ndarray of float32, float64, float16 or bfloat16, or list of them
     Updated in place: writable, aligned, C- or F-contiguous.
 grad : ndarray, or list of them
     Of the parameter's shape and dtype, or, but for float64, any of float32, float16 and
-    ``ml_dtypes.bfloat16``; with any strides; only read, unless `clear_grads`. None in a list leaves
+    ``ml_dtypes.bfloat16``; with any strides; only read, unless `clear_grads`. Where it is only
+    read, another library's array will do, as in `onepass.Optimizer.step`. None in a list leaves
     that parameter and its state alone.
 {states} : ndarray, or list of them
     The state, where the options use it (else absent or None): like `param` in {shape}dtype (float32
@@ -185,7 +186,7 @@ nonfinite : {{"propagate", "skip", "raise"}}
     average as they are, which the result says; or raise ValueError, with nothing changed.
 clear_grads : bool
     Put zeros into the gradients once they are used, also where the step is skipped. They must be
-    writable then, and lie in memory as their parameters do.
+    writable arrays of NumPy's then, and lie in memory as their parameters do.
 rounding : {{"stochastic", "nearest"}}
     How a parameter of 16 bits is rounded. State in fewer bits is rounded stochastically.
 seed : int in [0, 2**53)

@@ -21,7 +21,7 @@ from onepass import _core
 from onepass._hyperparameters import Number, Whole
 from onepass._loss import to_loss
 from onepass._quiet import quiet
-from onepass._typing import Grads, Tree
+from onepass._typing import Grads, OwnArrays, Tree
 from onepass.optim import SGD
 from onepass.optim._storage import labels_with_copies
 from onepass.optim._tree import Leaves, Node, flatten, mirror
@@ -60,7 +60,7 @@ class LineSearch(ABC):
         loss: Callable[[], float],
         *,
         direction: Grads = None,
-        copy_to: Grads = None,
+        copy_to: OwnArrays = None,
     ) -> LineSearchInfo:
         r"""Move the parameters in place to :math:`w + \eta d` for an :math:`\eta` that it chooses.
 
@@ -247,7 +247,7 @@ class _Line:
         grads: Grads,
         loss: Callable[[], float],
         direction: Grads,
-        copy_to: Grads,
+        copy_to: OwnArrays,
     ) -> None:
         leaves = Leaves()
         shape = flatten(params, leaves)
@@ -272,9 +272,12 @@ class _Line:
     def _like_params(self, name: str, shape: Node, tree: Grads) -> list[Any]:
         arrays: list[Any] = []
         mirror(shape, tree, arrays)
-        for label, param, array in zip(self._labels, self._params, arrays, strict=True):
-            if array is not None and np.shape(array) != param.shape:
-                got = np.shape(array)
+        for i, (label, param) in enumerate(zip(self._labels, self._params, strict=True)):
+            if arrays[i] is None:
+                continue
+            arrays[i] = _core.readable(f"{name}{label}", arrays[i])
+            if arrays[i].shape != param.shape:
+                got = arrays[i].shape
                 raise ValueError(f"{name}{label}: expected shape {param.shape}, got {got}")
         return arrays
 

@@ -12,7 +12,7 @@ from onepass import _core
 from onepass._hyperparameters import check_setting
 from onepass._memory import state_like
 from onepass._quiet import quiet
-from onepass._typing import Array, Grads, Params, RowGrads, Schedule
+from onepass._typing import Array, Grads, OwnArrays, Params, RowGrads, Schedule
 from onepass.optim import _foreign, _rule, _storage
 from onepass.optim._arrays import Kept, arrange
 from onepass.optim._owner import Owner, OwnSetting
@@ -212,8 +212,8 @@ class Optimizer(Owner):
         max_grad_norm: float | Schedule | None = None,
         nonfinite: Literal["propagate", "skip", "raise"] = "propagate",
         clear_grads: bool = False,
-        grads: Grads = None,
-        copy_to: Grads = None,
+        grads: OwnArrays = None,
+        copy_to: OwnArrays = None,
         seed: int = 0,
         **settings: Any,
     ) -> None:
@@ -289,7 +289,9 @@ class Optimizer(Owner):
         grads : like the parameters, optional
             The gradients, in the structure of the parameters, each of its parameter's shape, and
             float64 beside float64, else float32, float16 or ``ml_dtypes.bfloat16``; with any
-            strides.
+            strides. An array may be another library's, a JAX array or a PyTorch tensor, say, if
+            NumPy can read it (``__array__``, ``__dlpack__``): it is read where it lies, or as
+            that library copies it.
             None in it leaves that parameter, its state, its average and its step alone. Left out,
             the gradients are those that `accumulate` has summed, else those that were bound.
         grad_scale : float in [2**-126, 2**128)
@@ -399,7 +401,7 @@ class Optimizer(Owner):
         """Forget the gradients that `accumulate` has summed."""
         self._engine.discard_accumulated()
 
-    def bind(self, grads: Grads) -> None:
+    def bind(self, grads: OwnArrays) -> None:
         """Check gradients once, and take them in every later `step()` that is given none.
 
         The arrays are read where they are, so fill them in place. Such a step costs one native
@@ -409,7 +411,8 @@ class Optimizer(Owner):
         ----------
         grads : like the parameters, or None
             In the structure of the parameters; None in it leaves that parameter alone. An array
-            must lie in memory as its parameter does. None alone binds none any more.
+            must lie in memory as its parameter does, and be NumPy's own. None alone binds none any
+            more.
 
         Raises
         ------
