@@ -37,6 +37,7 @@ FEATURES = {
         "op.AdamW(np.ones(5000, np.float32)).load('bf16.npz')",
     ],
     "plot": list(PICTURES.values()),
+    "torch": ["import onepass.torch"],
     "thinc": ["import onepass.thinc"],
     "progress": ["op.minimize(lambda x: (x @ x, 2 * x), np.ones(2), progress=True)"],
     **{name: [code] for name, code in COMMANDS.items()},

@@ -20,7 +20,13 @@ from onepass.torch._tensors import AVERAGE, AVERAGE_FROM, FORMATS, MASTER, SLOW,
 Groups = list[dict[str, Any]]
 State = dict[Tensor, dict[str, Any]]
 
-_EXCHANGE = Tensor.__dlpack_c_exchange_api__
+try:
+    _EXCHANGE = Tensor.__dlpack_c_exchange_api__
+except AttributeError:
+    raise ImportError(
+        f"onepass.torch: expected a PyTorch whose tensors have DLPack's exchange functions, "
+        f"as 2.13 does, got {torch.__version__}"
+    ) from None
 
 
 class Unfit(Exception):  # noqa: N818
