@@ -1,18 +1,13 @@
 """What the tests share: the cases they iterate, and equality of bits."""
 
 import hashlib
-import importlib
-import inspect
 import math
-import pkgutil
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-import onepass
 from onepass import optim
 from onepass.optim import Optimizer
 from onepass.optim._settings import GROUP_DEFAULTS
@@ -137,30 +132,6 @@ RICHEST = max(
 )
 """A class with every option of a step and much state, for tests of what all share and take long."""
 SMALL_FORMATS = (np.float16, ml_dtypes.bfloat16)
-
-ADAPTERS = tuple(
-    folder.parent.name for folder in Path(__file__).parent.glob("hosts/*/requirements.txt")
-)
-"""Modules that are for another library, and named after it: `hosts/` has their tests."""
-
-MODULES = ["onepass"] + [
-    module
-    for module in (name for _, name, _ in pkgutil.iter_modules(onepass.__path__, "onepass."))
-    if module.rpartition(".")[2] not in (*ADAPTERS, "__main__")
-]
-MODULES += [
-    module.name
-    for package in MODULES[1:]
-    if (path := getattr(importlib.import_module(package), "__path__", None))
-    for module in pkgutil.walk_packages(path, f"{package}.")
-]
-PUBLIC = [
-    f"{module}.{name}"
-    for module in MODULES
-    if "._" not in module
-    for name in getattr(importlib.import_module(module), "__all__", ())
-    if not inspect.ismodule(getattr(importlib.import_module(module), name))  # its names are there
-]
 
 
 def assert_same_bits(actual: Any, expected: Any) -> None:

@@ -16,7 +16,7 @@ import onepass
 import pictures
 import sphinx_pages
 from examples_in_text import EXAMPLE, run_examples
-from helpers import ADAPTERS, MODULES, PUBLIC
+from names import ADAPTERS, MODULES, PUBLIC
 from onepass.lab.surface import SURFACES
 from onepass.line_search import backtracking, best_of
 

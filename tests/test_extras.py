@@ -13,7 +13,7 @@ import pytest
 
 import onepass as op
 import sphinx_pages
-from helpers import PUBLIC
+from names import PUBLIC
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(op.__file__).parent

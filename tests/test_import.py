@@ -8,7 +8,7 @@ from importlib.metadata import version
 import pytest
 
 import onepass as op
-from helpers import PUBLIC
+from names import PUBLIC
 from onepass import _core
 
 NEEDED = ("__future__", "atexit", "bisect", "dataclasses", "json", "pathlib", "zlib")
