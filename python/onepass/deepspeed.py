@@ -51,7 +51,7 @@ def uninstall() -> None:
     for name in _KINDS:
         builder = getattr(op_builder, name)
         if isinstance(builder.load, _Load):
-            del builder.load
+            builder.load = builder.load.theirs
 
 
 class _Kind(NamedTuple):
@@ -87,6 +87,8 @@ _GRAD = 1
 """The place of the gradient among the tensors."""
 _CHUNK = 1 << 18
 """Elements that are taken back at a time, in double."""
+_PLACES = {1: 0, 2: 1, 16: 2, 17: 3}
+"""The places of tensors, by the numbers that C has for them."""
 _MOST_STATES = _capi.TENSOR["state"].shape[0]
 _ROW = ("size", "steps", "param", "grad", "state", "format", "grad_format", "state_format")
 """What a step writes into the table of C."""
@@ -96,10 +98,10 @@ class _Load:
     """A builder's `load`, which builds nothing."""
 
     def __init__(self, kind: _Kind, builder: Any) -> None:
-        theirs = builder.load
+        self.theirs = theirs = builder.load
         self._operation = _Operation(kind, lambda: theirs(builder()))
 
-    def __call__(self, verbose: bool = False) -> "_Operation":
+    def __call__(self, *_: Any, **__: Any) -> "_Operation":
         return self._operation
 
 
@@ -116,7 +118,7 @@ class _Operation:
         self._steps: dict[int, _Step] = {}
         self._theirs: Any = None
         self._created_there: set[int] = set()
-        ours = {
+        ours: dict[str, Callable[..., int]] = {
             f"create_{kind.name}": self._create,
             f"{kind.name}_update": self._update,
             f"destroy_{kind.name}": self._destroy,
@@ -173,7 +175,7 @@ class _Operation:
         return 0
 
 
-class _NotOurs(TypeError):
+class _NotOurs(TypeError):  # noqa: N818
     """A tensor is of a dtype that the kernels do not take."""
 
 
@@ -206,7 +208,13 @@ class _Step:
         # State in bfloat16 is rounded at random: by a seed for each tensor of an optimizer's step.
         call.seed = call.seed + 1 if step == self._last_step else 0
         self._last_step = step
-        self._step.run()
+        try:
+            self._step.run()
+        except _capi.Overlap:
+            result, names = self._step.result, self.kind.tensors
+            one, other = (names[_PLACES[i]] for i in (result.array, result.other_array))
+            error = f"{one}: expected memory of its own, got the same memory as {other}"
+            raise ValueError(error) from None
         _give_back(tensors, pieces)
 
     def _set(self, numbers: tuple[float, ...]) -> None:
@@ -215,6 +223,8 @@ class _Step:
             values["betas"] = values.pop("beta1"), values.pop("beta2")
         if "bias_correction" in values:
             values["bias_correction"] = bool(values["bias_correction"])
+        for name, value in values.items():
+            self.kind.cls.group_checks[name](name, value)
         self._numbers = ()
         self._step.set(0, values)
         self._numbers = numbers
