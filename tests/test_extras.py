@@ -38,6 +38,7 @@ FEATURES = {
     ],
     "plot": list(PICTURES.values()),
     **{name: [code] for name, code in COMMANDS.items()},
+    "deepspeed": ["import onepass.deepspeed"],
 }
 
 # As where nothing is installed but NumPy and the package.
