@@ -278,7 +278,12 @@ def _roll_back(
             param /= 1 - lr * decay
         else:
             grad += decay * param
-        mean = (mean - (1 - beta1) * grad) / beta1
-        square = ((square - (1 - beta2) * grad * grad) / beta2).clamp(min=0)
+        mean = _before(mean, beta1, grad)
+        square = _before(square, beta2, grad * grad).clamp(min=0)
         _give_back(chunks, (param, grad, mean, square))
     _give_back(tensors, pieces)
+
+
+def _before(moment: Tensor, beta: float, added: Tensor) -> Tensor:
+    """Return what a moment was; with a beta of 0 nothing of it is left, nor is it needed."""
+    return (moment - (1 - beta) * added) / beta if beta else torch.zeros_like(moment)

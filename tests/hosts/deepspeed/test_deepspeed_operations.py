@@ -223,6 +223,14 @@ def test_bfloat16_state_is_rounded_at_random():
     torch.testing.assert_close(once[0].float(), full["exp_avg_sq"], rtol=3 * 2**-7, atol=0)
 
 
+def test_bfloat16_state_follows_the_gradients():
+    """1 - 0.999**1000 after as many gradients of 1, which rounding to nearest leaves at 0.25."""
+    grads = [torch.ones(SIZE, dtype=torch.bfloat16)] * 1000
+    start = torch.zeros(SIZE, dtype=torch.bfloat16)
+    _, state = train(DeepSpeedCPUAdam, {"fp32_optimizer_states": False}, start, grads)
+    assert state["exp_avg_sq"].float().mean() == pytest.approx(1 - 0.999**1000, rel=0.01)
+
+
 LAYOUTS = {
     "transposed": lambda x: x.view(17, 59).t().contiguous().t(),
     "cut out": lambda x: torch.stack([x, x], -1)[..., 0],
@@ -439,6 +447,20 @@ def test_rollback(dtype, steps, seed, **options):
     assert (square >= 0).all()
     near = 2 * of_weights + rounded * 10 * (4 * 0.05)
     torch.testing.assert_close(param.detach(), before[0], rtol=0, atol=near)
+
+
+def test_rollback_without_memory():
+    """Betas of 0: nothing is known of the moments before, nor does a step ask for it."""
+    start, grad, other = tensors(3)
+    param = torch.nn.Parameter(start.clone())
+    opt = DeepSpeedCPUAdam([param], lr=0.05, betas=(0.0, 0.0))
+    param.grad = grad
+    opt.step_subgroup(0)
+    opt.rollback_subgroup(0)
+    param.grad = other
+    opt.step_subgroup(0)
+    expected, _ = train(DeepSpeedCPUAdam, {"betas": (0.0, 0.0)}, start, [other])
+    torch.testing.assert_close(param.detach(), expected, rtol=0, atol=1e-6)
 
 
 def moments(opt):
