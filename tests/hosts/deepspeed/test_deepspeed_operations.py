@@ -1,24 +1,19 @@
 """DeepSpeed's optimizers for the CPU, stepped by our operations."""
 
 import re
-from pathlib import Path
 
-import deepspeed
 import numpy as np
 import pytest
 import torch
 from deepspeed.ops.adagrad import DeepSpeedCPUAdagrad
 from deepspeed.ops.adam import DeepSpeedCPUAdam
 from deepspeed.ops.lion import DeepSpeedCPULion
-from deepspeed.ops.op_builder import CPUAdagradBuilder, CPUAdamBuilder, CPULionBuilder
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from deepspeed.ops.op_builder import CPUAdamBuilder
+from deepspeed_steps import SIZE, opt_of, tensors, train, zeros
 
 import onepass as op
-import onepass.deepspeed
 
-BUILDERS = (CPUAdamBuilder, CPUAdagradBuilder, CPULionBuilder)
-SIZE = 1003  # no whole number of any instruction set's vectors
+pytestmark = pytest.mark.usefixtures("installed")
 
 OPTIMIZERS = {
     "AdamW": (
@@ -49,76 +44,6 @@ RULES = {
     op.kernels.lion: ("exp_avg",),
 }
 """What DeepSpeed calls the state of our rules, in their order."""
-
-
-@pytest.fixture(autouse=True)
-def installed(monkeypatch):
-    # Each DeepSpeedCPUAdam asks for the processor, which takes a second, to warn of float16.
-    monkeypatch.setattr("cpuinfo.get_cpu_info", dict)
-    onepass.deepspeed.install()
-    yield
-    KEPT.clear()
-    onepass.deepspeed.uninstall()
-
-
-def tensors(n, dtype=torch.float32, shape=(SIZE,), seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator).to(dtype) for _ in range(n)]
-
-
-def train(cls, options, start, grads, **more):
-    param = torch.nn.Parameter(start.clone())
-    opt = cls([param], lr=0.05, **options, **more)
-    for grad in grads:
-        param.grad = grad.clone()
-        opt.step()
-    return param.detach(), opt.state[param]
-
-
-def zeros(like, n):
-    return [torch.zeros_like(like) for _ in range(n)]
-
-
-def opt_of(param, **options):
-    """Return the number of an optimizer that stays until the test is over."""
-    opt = DeepSpeedCPUAdam([torch.nn.Parameter(param)], **options)
-    KEPT.append(opt)
-    return opt.opt_id
-
-
-KEPT = []
-
-
-def arguments_of(kind, source):
-    """Return the names of the arguments that DeepSpeed's C++ gives to a step."""
-    (found,) = re.findall(rf"^int ds_{kind}_step\((.*?)\)", source, re.M | re.S)
-    return [argument.split()[-1] for argument in found.split(",")]
-
-
-@pytest.mark.parametrize(
-    ("kind", "expected"),
-    [
-        (
-            "adam",
-            "optimizer_id step lr beta1 beta2 epsilon weight_decay bias_correction"
-            " params grads exp_avg exp_avg_sq",
-        ),
-        ("adagrad", "optimizer_id step lr epsilon weight_decay params grads exp_avg_sq"),
-        ("lion", "optimizer_id step lr beta1 beta2 weight_decay params grads exp_avg"),
-    ],
-)
-def test_contract(kind, expected):
-    """What DeepSpeed compiles has the functions, and the arguments, that ours are written for."""
-    folder = Path(deepspeed.__file__).parent / "ops" / "csrc" / kind
-    source = "".join(path.read_text() for path in sorted(folder.glob("cpu_*.cpp")))
-    assert arguments_of(kind, source) == expected.split(), f"DeepSpeed calls {kind} otherwise"
-    functions = {f"create_{kind}", f"{kind}_update", f"destroy_{kind}"}
-    if kind == "adam":
-        functions.add("adam_rollback")
-        (mode,) = re.findall(r"^int create_adam_optimizer\((.*?)\)", source, re.M | re.S)
-        assert mode.split(",")[6].split() == ["bool", "adamw_mode"]
-    defined = {name for name in re.findall(r'm\.def\(\s*"(\w+)"', source) if "zenflow" not in name}
-    assert defined == functions, f"DeepSpeed calls other functions of {kind}"
 
 
 def known(options):
@@ -320,153 +245,3 @@ def test_errors_change_nothing(wrong):
         update(number, 1, *numbers.values(), 1e-8, 0.0, True, *arrays.values())
     for n, array in arrays.items():
         assert array.is_meta or torch.equal(array.to_dense(), before[n].to_dense())
-
-
-class Theirs:
-    """What a builder of DeepSpeed's loads: it writes down what it is called with."""
-
-    def __init__(self):
-        self.calls = []
-
-    def __getattr__(self, name):
-        return lambda *arguments: self.calls.append((name, *arguments))
-
-
-@pytest.fixture
-def theirs(installed, monkeypatch):
-    onepass.deepspeed.uninstall()
-    theirs = Theirs()
-    for builder in BUILDERS:
-        monkeypatch.setattr(builder, "load", lambda *_: theirs)
-    onepass.deepspeed.install()
-    yield theirs
-    onepass.deepspeed.uninstall()  # before the builders have their own again
-
-
-@pytest.mark.parametrize("cls", [DeepSpeedCPUAdam, DeepSpeedCPUAdagrad, DeepSpeedCPULion])
-def test_float16_state_is_theirs(cls, theirs):
-    """Their operation is loaded when it is first needed, and told of the optimizer then."""
-    kind = cls.__name__.removeprefix("DeepSpeedCPU").lower()
-    start, grad = tensors(2, torch.float16)
-    opt = cls([torch.nn.Parameter(start.clone())], lr=0.05, fp32_optimizer_states=False)
-    assert theirs.calls == []
-    (param,) = opt.param_groups[0]["params"]
-    param.grad = grad
-    opt.step()
-    opt.step()
-    number = opt.opt_id
-    del opt
-    names = [(name, *arguments[:1]) for name, *arguments in theirs.calls]
-    update = (f"{kind}_update", number)
-    assert names == [(f"create_{kind}", number), update, update, (f"destroy_{kind}", number)]
-    created, first, second, _ = theirs.calls
-    assert created[2] == 0.05
-    assert [first[2], second[2]] == [1, 2]
-    assert first[-len(first) + 3] == 0.05
-    assert any(one is param or torch.equal(one, param) for one in first if torch.is_tensor(one))
-    assert torch.equal(param, start)  # ours has not touched it
-
-
-def test_float16_state_where_theirs_does_not_build(theirs, monkeypatch):
-    def fail(self):
-        raise OSError("no compiler")
-
-    onepass.deepspeed.uninstall()
-    monkeypatch.setattr(CPUAdamBuilder, "load", fail)
-    onepass.deepspeed.install()
-    start, grad = tensors(2, torch.float16)
-    with pytest.raises(TypeError, match="exp_avg: expected torch.float32 or torch.bfloat16, got"):
-        train(DeepSpeedCPUAdam, {"fp32_optimizer_states": False}, start, [grad])
-
-
-def test_functions_of_zenflow_are_theirs(theirs):
-    """They step optimizers by their number, in a process of their own."""
-    operation = CPUAdamBuilder().load()
-    number = opt_of(torch.zeros(3), lr=0.25)
-    operation.zenflow_adam_create(number, [0])
-    assert [call[:3] for call in theirs.calls] == [
-        ("create_adam", number, 0.25),
-        ("zenflow_adam_create", number, [0]),
-    ]
-
-
-def test_install_and_uninstall(theirs):
-    onepass.deepspeed.install()  # once more changes nothing
-    ours = [builder().load() for builder in BUILDERS]
-    assert ours == [builder().load(verbose=False) for builder in BUILDERS]
-    assert not any(one is theirs for one in ours)
-    stays = DeepSpeedCPUAdam([torch.nn.Parameter(torch.zeros(3))])
-    onepass.deepspeed.uninstall()
-    onepass.deepspeed.uninstall()
-    assert all(builder().load() is theirs for builder in BUILDERS)
-    stays.param_groups[0]["params"][0].grad = torch.ones(3)
-    stays.step()
-    assert theirs.calls == []
-
-
-def test_optimizers_are_forgotten():
-    operation = CPUAdamBuilder().load()
-    opt = DeepSpeedCPUAdam([torch.nn.Parameter(torch.zeros(3))])
-    number = opt.opt_id
-    del opt
-    with pytest.raises(KeyError):
-        operation.adam_update(number, 1, 1e-3, 0.9, 0.999, 1e-8, 0.0, True, *tensors(4))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@given(
-    adamw_mode=st.booleans(),
-    bias_correction=st.booleans(),
-    weight_decay=st.sampled_from([0.0, 0.1]),
-    steps=st.integers(1, 5),
-    seed=st.integers(0, 2**32),
-)
-@settings(max_examples=20, deadline=None)
-def test_rollback(dtype, steps, seed, **options):
-    """A step that is taken back leaves weights and state as they were, to the dtype's precision.
-
-    DeepSpeed takes back float32 alone, and as AdamW with bias correction, whatever it stepped by.
-    """
-    start, *grads = tensors(steps + 1, dtype, seed=seed)
-    param = torch.nn.Parameter(start.clone())
-    opt = DeepSpeedCPUAdam([param], lr=0.05, **options)
-    for grad in grads:
-        param.grad = grad
-        before = param.detach().clone(), *(each.clone() for each in moments(opt))
-        opt.step_subgroup(0)
-    opt.rollback_subgroup(0)
-    assert opt.state[0]["step"] == steps - 1
-    mean, square = moments(opt)
-    # A few roundings of the moments, in float32, and of the weights: these count in a coupled
-    # gradient too. No weight nor gradient reaches 6, and no step 4 rates.
-    rounded = torch.finfo(torch.float32).eps * 4
-    of_weights = 6 * torch.finfo(dtype).eps
-    near = rounded * 6 + 0.1 * options["weight_decay"] * of_weights
-    torch.testing.assert_close(mean, before[1], rtol=0, atol=near)
-    torch.testing.assert_close(square, before[2], rtol=0, atol=6 * near)
-    assert (square >= 0).all()
-    near = 2 * of_weights + rounded * 10 * (4 * 0.05)
-    torch.testing.assert_close(param.detach(), before[0], rtol=0, atol=near)
-
-
-def test_rollback_without_memory():
-    """Betas of 0: nothing is known of the moments before, nor does a step ask for it."""
-    start, grad, other = tensors(3)
-    param = torch.nn.Parameter(start.clone())
-    opt = DeepSpeedCPUAdam([param], lr=0.05, betas=(0.0, 0.0))
-    param.grad = grad
-    opt.step_subgroup(0)
-    opt.rollback_subgroup(0)
-    param.grad = other
-    opt.step_subgroup(0)
-    expected, _ = train(DeepSpeedCPUAdam, {"betas": (0.0, 0.0)}, start, [other])
-    torch.testing.assert_close(param.detach(), expected, rtol=0, atol=1e-6)
-
-
-def moments(opt):
-    state = opt.state[0]
-    return (
-        [state[name] for name in ("exp_avg", "exp_avg_sq")]
-        if state
-        else zeros(torch.zeros(SIZE), 2)
-    )
