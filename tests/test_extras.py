@@ -42,6 +42,7 @@ FEATURES = {
     "progress": ["op.minimize(lambda x: (x @ x, 2 * x), np.ones(2), progress=True)"],
     **{name: [code] for name, code in COMMANDS.items()},
     "sklearn": ["import onepass.sklearn"],
+    "deepspeed": ["import onepass.deepspeed"],
 }
 
 # As where nothing is installed but NumPy and the package.
