@@ -24,10 +24,7 @@ default_role = "py:obj"  # a name in single backticks links where there is somet
 
 autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
-autodoc_mock_imports = [
-    "thinc",
-    "torch",
-]  # what pages of hosts are about, where it is not installed
+autodoc_mock_imports = ["thinc"]  # what a page is about, where it is not installed
 autodoc_typehints = "none"  # the docstrings say more
 napoleon_google_docstring = False
 napoleon_custom_sections = [("Attributes", "params_style")]

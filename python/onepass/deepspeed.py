@@ -185,7 +185,6 @@ class _Step:
     def __init__(self, kind: _Kind) -> None:
         self.kind = kind
         self._step = _capi.Step(kind.cls, 1, [kind.name])
-        self._step.set(0, kind.cls.defaults)
         self._step.tensors["nearest"] = True  # 16-bit weights, as DeepSpeed has them
         self._row = self._step.tensors[list(_ROW)]
         self._numbers: tuple[float, ...] = ()
