@@ -277,8 +277,8 @@ def hosts(session: nox.Session, host: str) -> None:
     """Install the wheel beside a library that has an adapter, and run its own tests and ours."""
     wheel, folder = _wheel(), Path("tests", "hosts", host)
     wanted = f"{wheel}[{host}]" if host in EXTRAS else wheel
-    session.install(wanted, "--requirement", str(folder / "requirements.txt"))
-    session.run("python", "-m", "pytest", "-q", str(folder))
+    session.install(wanted, "pytest-xdist", "--requirement", str(folder / "requirements.txt"))
+    session.run("python", "-m", "pytest", "-q", "-n", "auto", str(folder))
 
 
 @nox.session
