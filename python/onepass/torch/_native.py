@@ -79,7 +79,7 @@ class Native(torch.optim.Optimizer):
     def _forget(self) -> None:
         """Begin as nothing had been stepped yet."""
         self._plan: Plan | None = None
-        self._last: tuple[Plan, bool] | None = None
+        self._last: Plan | StepInfo | None = None
         self._shown = False
         self.fallbacks: Counter[str] = Counter()
 
@@ -105,13 +105,15 @@ class Native(torch.optim.Optimizer):
     step.hooked = True  # type: ignore[attr-defined]  # for PyTorch, which would wrap it else
 
     def _has_hooks(self) -> bool:
-        return bool(
+        has_some = bool(
             self._optimizer_step_pre_hooks
             or self._optimizer_step_post_hooks
             or host._global_optimizer_pre_hooks
             or host._global_optimizer_post_hooks
             or profiler._is_profiler_enabled
         )
+        # PyTorch wraps the step of somebody's subclass, and has called them by now.
+        return has_some and type(self).step is Native.step
 
     def _take_step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
@@ -162,10 +164,14 @@ class Native(torch.optim.Optimizer):
             self._write_options(plan.step.call)
         copies = plan.read_grads()
         plan.step.call.threads = self._options["num_threads"] or torch.get_num_threads()
-        if "found_inf" in self.__dict__ and self._scaled(plan):
-            return
-        plan.run(groups)
-        self._commit(plan, copies)
+        # torch.amp's scaler may leave these to a step that calls itself fused.
+        plan.step.call.grad_scale = float(self.__dict__.get("grad_scale") or 1.0)
+        if self.__dict__.get("found_inf"):
+            self._skip(plan)
+        else:
+            plan.run(groups)
+            self._commit(plan, copies)
+        plan.let_go()
 
     def _check_mode(self) -> None:
         if torch.compiler.is_compiling():
@@ -184,13 +190,12 @@ class Native(torch.optim.Optimizer):
         call.seed = options["seed"]
         call.parallel = _team()
 
-    def _scaled(self, plan: Plan) -> bool:
-        """Take over what torch.amp's scaler leaves to a fused step; return whether to skip it."""
-        scale = self.__dict__.get("grad_scale")
-        plan.step.call.grad_scale = 1.0 if scale is None else float(scale)
-        if skipped := bool(self.found_inf):
-            self._last = plan, True
-        return skipped
+    def _skip(self, plan: Plan) -> None:
+        """Leave out a step whose gradients the scaler has found not to be finite."""
+        if self._options["clear_grads"]:
+            for param in plan.params:
+                param.grad.zero_()
+        self._last = StepInfo(plan.completed(), plan.lr(), skipped=True)
 
     def _commit(self, plan: Plan, copies: list[int]) -> None:
         """Make PyTorch see what the step has done."""
@@ -202,24 +207,21 @@ class Native(torch.optim.Optimizer):
             increment_version(plan.grads)
             for i in copies:
                 plan.params[i].grad.zero_()
-        plan.let_go()
-        self._last = plan, skipped
+        self._last = plan
 
     @property
     def last_step(self) -> StepInfo | None:
         """What the last step reports; None before the first, and where PyTorch's step ran."""
-        if self._last is None:
-            return None
-        plan, skipped = self._last
-        result, settings = plan.step.result, plan.settings
-        each = any(values["max_grad_norm_each"] is not None for values in settings)
-        options = self._options
+        plan = self._last
+        if not isinstance(plan, Plan):
+            return plan
+        result, options = plan.step.result, self._options
+        each = any(values["max_grad_norm_each"] is not None for values in plan.settings)
         measures = each or (options["max_grad_norm"], options["nonfinite"]) != (None, "propagate")
         norm = result.norm if measures else None
         d = None if math.isnan(result.d) else result.d
-        completed = int(plan.steps.max(initial=0))
-        clipped = bool(result.clipped)
-        return StepInfo(completed, float(settings[0]["lr"]), norm, clipped, skipped, d)
+        clipped, skipped = bool(result.clipped), bool(result.skipped)
+        return StepInfo(plan.completed(), plan.lr(), norm, clipped, skipped, d)
 
     # Copies, files, other weights
 

@@ -252,6 +252,14 @@ class Plan:
         if self.cls.saved_scalars:
             self._write_saved(state)
 
+    def completed(self) -> int:
+        """Return how many steps the parameter with the most of them has completed."""
+        return int(self.steps.max(initial=0))
+
+    def lr(self) -> float:
+        """Return the learning rate of the first group."""
+        return float(self.settings[0]["lr"])
+
     def let_go(self) -> None:
         """Keep no gradient alive until the next step."""
         self.grads = self._grads = []

@@ -139,6 +139,41 @@ def test_hooks_run_once_each_and_in_order():
     assert not seen
 
 
+def test_hooks_of_a_subclass_run_once():
+    class Own(onepass.torch.AdamW):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    (param,) = parameters([np.ones(3, np.float32)])
+    optimizer = Own([param])
+    seen = []
+    optimizer.register_step_post_hook(lambda *_: seen.append(1))
+    for _ in range(2):
+        param.grad = torch.ones(3)
+        optimizer.step()
+    assert seen == [1, 1]
+    assert optimizer.last_step.step == 2
+
+
+def test_what_a_scaler_has_left_does_not_stay():
+    (param,) = parameters([np.zeros(2, np.float32)])
+    optimizer = onepass.torch.SGD([param], lr=1.0, clear_grads=True, max_grad_norm=100.0)
+    param.grad = torch.full((2,), 8.0)
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(4.0), torch.tensor(0.0)
+    optimizer.step()
+    assert param.tolist() == [-2.0, -2.0]
+    param.grad = torch.full((2,), 8.0)
+    optimizer.found_inf = torch.tensor(1.0)
+    optimizer.step()
+    assert param.tolist() == [-2.0, -2.0]
+    assert param.grad.tolist() == [0.0, 0.0]
+    assert optimizer.last_step == (1, 1.0, None, False, True, None)
+    del optimizer.grad_scale, optimizer.found_inf
+    param.grad = torch.full((2,), 8.0)
+    optimizer.step()
+    assert param.tolist() == [-10.0, -10.0]
+
+
 def test_the_profiler_sees_a_step():
     (param,) = parameters([np.ones(3, np.float32)])
     param.grad = torch.ones(3)

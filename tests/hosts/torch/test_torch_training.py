@@ -159,3 +159,38 @@ def test_a_compiled_step_is_pytorchs():
     expected.grad = torch.ones(3)
     torch.optim.AdamW([expected]).step()
     torch.testing.assert_close(param, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")  # of names that PyTorch gives up
+def test_zero_redundancy_optimizer(tmp_path):
+    """It makes the class for the part of each process, and hands groups over in every step."""
+    from torch import distributed
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    store = distributed.FileStore(str(tmp_path / "store"), 1)
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        runs = []
+        for cls, settings in (
+            (torch.optim.AdamW, {}),
+            (onepass.torch.AdamW, {"max_grad_norm": 1e9, "ema_decay": 0.9}),
+        ):
+            torch.manual_seed(0)
+            model = torch.nn.parallel.DistributedDataParallel(
+                torch.nn.Linear(4, 3), gradient_as_bucket_view=True
+            )
+            optimizer = ZeroRedundancyOptimizer(
+                model.parameters(), optimizer_class=cls, lr=0.1, **settings
+            )
+            for step in range(4):
+                optimizer.param_groups[0]["lr"] = 0.1 / (1 + step)
+                optimizer.zero_grad()
+                model(torch.ones(2, 4)).square().sum().backward()
+                optimizer.step()
+            runs.append([param.detach() for param in model.parameters()])
+        for a, b in zip(*runs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+        assert not optimizer.optim.fallbacks
+        assert optimizer.optim.last_step.step == 4
+    finally:
+        distributed.destroy_process_group()
