@@ -22,11 +22,13 @@ from onepass.optim import Optimizer, _foreign, registry
 from onepass.optim._settings import DEFAULTS, GROUP_DEFAULTS
 
 try:
-    from scipy.optimize import OptimizeResult, OptimizeWarning
+    from scipy.optimize import OptimizeResult, OptimizeWarning, _optimize
 except ImportError as error:
     needed = "onepass.scipy: needs SciPy: python -m pip install scipy"
     raise ImportError(needed, name=error.name) from error
 
+_MEMOIZED: Any = getattr(_optimize, "MemoizeJac", ())
+"""The class that SciPy makes of a function that returns the gradient, too."""
 _METHODS = {rule: cls for rule, cls in registry.items() if not cls.row.is_directed(cls.defaults)}
 
 __all__ = list(_METHODS)
@@ -145,12 +147,14 @@ def _joined(
         hint = "lambda x: scipy.optimize.approx_fprime(x, fun) is one, for a function without noise"
         raise TypeError(f"jac: expected True or a callable, got {jac!r} ({hint})")
     given = args if isinstance(args, tuple) else (args,)
+    if isinstance(fun, _MEMOIZED):  # it answers an equal point from memory, where noise is wanted
+        fun, jac = fun.fun, True
 
     def fun_and_grad(x: Array) -> tuple[float, Array]:
         if points is not None:
             points.append(x)
         value = fun(x.copy(), *given)
-        value, grad = value if jac is True else (value, jac(x.copy(), *given))
+        value, grad = value[:2] if jac is True else (value, jac(x.copy(), *given))
         if np.size(value) != 1:
             raise TypeError(f"fun: expected it to return a number, got {value!r}")
         grad = np.atleast_1d(grad)

@@ -21,6 +21,7 @@ from scipy.optimize import (
     rosen_der,
     shgo,
 )
+from scipy.optimize._optimize import MemoizeJac
 
 import onepass as op
 import onepass.scipy
@@ -56,7 +57,8 @@ def test_what_scipy_hands_to_a_method():
     assert handed["constraints"] == ()
     assert handed["callback"] is callback, "SciPy wraps the callback"
     assert handed["x0"].dtype == np.float64
-    assert callable(fun), "SciPy takes jac=True apart in another way"
+    assert isinstance(fun, MemoizeJac), "SciPy takes jac=True apart in another way"
+    assert fun.fun is both, "SciPy's MemoizeJac keeps the function under another name"
     assert callable(jac), "SciPy takes jac=True apart in another way"
 
 
@@ -130,6 +132,41 @@ class TestFunctions:
         options = {"maxiter": 9}
         found = minimize(fun, X0, jac=True, method=onepass.scipy.adam, options=options)
         assert len(calls) == found.nfev == found.njev == 10
+
+    @pytest.mark.parametrize("bad", [(math.nan, 1.0), (1.0, math.nan)])
+    def test_a_point_that_is_skipped_is_evaluated_anew(self, bad):
+        """Through SciPy as without it: SciPy's memory of the last point must not answer."""
+
+        def make():
+            calls = []
+
+            def fun(x):
+                calls.append(x)
+                value, grad = both(x)
+                return (value * bad[0], grad * bad[1]) if len(calls) in (1, 4, 5) else (value, grad)
+
+            return fun
+
+        options = {"lr": 0.01, "maxiter": 9, "nonfinite": "skip"}
+        found = minimize(make(), X0, jac=True, method=onepass.scipy.adam, options=options)
+        expected = op.minimize(make(), X0, **options)
+        np.testing.assert_array_equal(found.history, expected.history)
+        assert np.isfinite(found.history[[1, 2, 5, 6, 7, 8, 9]]).all()
+        assert_same_bits(found.x, expected.x)
+
+    def test_a_point_in_a_corner_is_evaluated_anew(self):
+        """Where the noise lets it leave: each gradient but the first points inwards."""
+        grads = iter([1.0, -1.0, -1.0])
+        options = {"lr": 0.25, "maxiter": 2, "gtol": None, "point": "last"}
+        found = minimize(
+            lambda _: (0.0, np.full(1, next(grads))),
+            [0.0],
+            jac=True,
+            bounds=[(0, 1)],
+            method=onepass.scipy.sgd,
+            options=options,
+        )
+        assert found.x == 0.25
 
     @pytest.mark.parametrize("jac", [None, False, "2-point", "cs"])
     def test_without_a_gradient(self, jac):
