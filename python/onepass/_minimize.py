@@ -40,9 +40,9 @@ class MinimizeResult:
     status : int
         Why it ended: see `minimize`.
     success : bool
-        Whether that was a tolerance.
+        True if a tolerance ended the run.
     message : str
-        The same in words.
+        Why it ended, in words.
     history : ndarray
         The values in the order in which they were computed, the first of them at `x0`.
     """
@@ -99,32 +99,33 @@ def minimize(
         How many iterations there may be, each a step and an evaluation.
     gtol : float >= 0, optional
         End where no element of the gradient is larger. With `bounds`, of the projected gradient
-        :math:`x - P(x - \nabla f(x))`. None for gradients that may vanish by chance, as those of a
-        batch may.
+        :math:`x - P(x - \nabla f(x))`. Set None where a gradient may vanish by chance, as that of
+        a batch may.
     ftol : float >= 0, optional
         End where `patience` iterations in a row have brought no value below :math:`f - t \max(|f|,
         1)`, with :math:`t` this tolerance and :math:`f` the last value that was such a fall.
     patience : int >= 1
-        That number of iterations.
+        How many iterations `ftol` waits for such a fall.
     bounds : sequence of (low, high), or scipy.optimize.Bounds, optional
         What each element may be: a pair for each in the order of ``x0.ravel()``, with None where
         there is no bound, or an object with `lb` and `ub` of the shape of `x0`. `x0` is moved into
         them. No evaluation is out of bounds.
     callback : callable, optional
-        Is told each `Iterate` but the first, `x0`. Where it raises StopIteration, this ends.
+        Called with each `Iterate` but the first, `x0`. If it raises StopIteration, the run ends.
     point : {"best", "last", "averaged"}
         Which point is the result: that with the smallest value so far; the last one; or the average
-        of the weights that the optimizer keeps, at which the function is evaluated at the end.
-        Among noisy values the smallest has been lucky rather than good: take another one.
+        of the weights that the optimizer keeps, at which the function is evaluated at the end; that
+        needs `ema_decay`, `swa_start`, `ASGD` or a schedule-free class. The smallest of noisy
+        values is mostly luck: take another one.
     nonfinite : {"stop", "skip", "raise"}
-        What to do where the value or the gradient is not finite: end; go on from the same point,
-        for noisy functions; or raise ValueError.
+        What to do where the value or the gradient is not finite: end the run; evaluate the same
+        point again, for noisy functions; or raise ValueError.
     progress : bool
         Show a bar on a terminal, which needs ``onepass[progress]``.
     **settings
         Those of the optimizer: `lr`, a number or a schedule, and all others, but `maximize`,
-        `clear_grads`, `grads` and `copy_to`. `weight_decay` is 0 where you say nothing, since a
-        decay moves the minimum. (`ASGD` has a `lambd` besides.)
+        `clear_grads`, `grads` and `copy_to`. `weight_decay` is 0 unless you set it, since a decay
+        moves the minimum. (`ASGD` also has `lambd`.)
 
     Returns
     -------
@@ -143,18 +144,18 @@ def minimize(
     ------
     TypeError, ValueError
         ``<argument>: expected ..., got ...`` if an argument is not as it must be, or `fun_and_grad`
-        returns something else. What that or the callback raises comes out, and so does Ctrl-C
-        before the first evaluation has ended.
+        returns something else. Exceptions of `fun_and_grad` and `callback` pass through, and so
+        does Ctrl-C before the first evaluation has ended.
 
     Notes
     -----
     Where the optimizer keeps an average of the weights (``ema_decay=``, ``swa_start=``, `ASGD` and
     the schedule-free ones), the function is evaluated there at the end, once more than `history`
-    tells, and "best" takes the average where that has the smallest value. What is averaged are
-    weights before :math:`P`; the average itself is moved into the bounds.
+    shows, and "best" takes the average if that has the smallest value. The average is of weights
+    before :math:`P`, and is then moved into the bounds itself.
 
-    `lr` is how far a step goes, with Adam and its kin: a thousand steps of the default, 0.001, go
-    hardly farther than 1 in any element.
+    With Adam and rules like it, `lr` is about how far a step moves an element: with the default,
+    0.001, a thousand steps move none by much more than 1.
 
     Differs from
 

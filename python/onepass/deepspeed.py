@@ -37,8 +37,8 @@ __all__ = ["install", "uninstall"]
 def install() -> None:
     """Let DeepSpeed's optimizers that are made from now on, in this process, step by our kernels.
 
-    Call it before `deepspeed.initialize`. Without DeepSpeed it raises MissingExtraError, an
-    ImportError, which names the `pip install`.
+    Call it before `deepspeed.initialize`. Without DeepSpeed, ``import onepass.deepspeed`` raises
+    MissingExtraError, an ImportError that names the `pip install`.
     """
     for name, kind in _KINDS.items():
         builder = getattr(op_builder, name)

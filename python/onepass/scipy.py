@@ -1,9 +1,9 @@
 """The optimizers as methods of `scipy.optimize.minimize`.
 
 There is one function for each optimizer, under its name in lower case: `adam`, `sgd`, `lion` and so
-on, to be given as ``method=``. They are for noisy objectives; `onepass.minimize` does the work.
-`Muon` is not among them: it steps matrices, and SciPy's points are vectors. `onepass.minimize`
-takes points of any shape.
+on. Pass it as ``method=``. They are for noisy objectives; `onepass.minimize` does the work. There
+is none for `Muon`, which steps matrices, while SciPy's points are vectors. `onepass.minimize` takes
+points of any shape.
 """
 
 import inspect
@@ -187,15 +187,15 @@ def _print(result: Any) -> None:
     print(f"         Gradient evaluations: {result.njev:d}")
 
 
-_DOC = """`onepass.{cls}` for noisy objectives; smooth ones take L-BFGS-B far fewer evaluations.
+_DOC = """`onepass.{cls}` for noisy objectives; on smooth ones L-BFGS-B needs far fewer evaluations.
 
-Not called by itself, but given to SciPy: ``scipy.optimize.minimize(fun, x0, jac=True,
+Pass it to SciPy, do not call it: ``scipy.optimize.minimize(fun, x0, jac=True,
 method=onepass.scipy.{rule}, options={{"lr": 0.01, "maxiter": 10_000}})``.
 
 Parameters
 ----------
 fun, x0, args, jac
-    As for ``scipy.optimize.minimize``. A gradient is needed: `jac` is True or a callable.
+    As for ``scipy.optimize.minimize``. The gradient is required: `jac` is True or a callable.
 hess, hessp
     Not used; a warning says so.
 bounds : sequence of (low, high), or scipy.optimize.Bounds, optional
@@ -203,38 +203,39 @@ bounds : sequence of (low, high), or scipy.optimize.Bounds, optional
 constraints
     Must be empty.
 callback : callable, optional
-    ``callback(x)``, or ``callback(intermediate_result)`` under this very name. Where it raises
-    StopIteration, this ends.
+    ``callback(x)``, or ``callback(intermediate_result)``, whose argument must have exactly that
+    name. If it raises StopIteration, the run ends.
 disp : bool
-    Print how it ended; where that was no success, warn.
+    Print how the run ended; warn if it was no success.
 return_all : bool
-    Give the result all points, as `allvecs`.
+    Keep all points, as `allvecs` of the result.
 tol : float >= 0, optional
     Another name of `gtol`.
 **options
     Those of `onepass.minimize`, and the settings of `onepass.{cls}`. An unknown name is a warning,
-    as with SciPy's own methods.
+    as in SciPy's own methods.
 
 Returns
 -------
 scipy.optimize.OptimizeResult
-    With all that a `onepass.MinimizeResult` has.
+    It has all attributes of a `onepass.MinimizeResult`.
 
 Raises
 ------
 TypeError, ValueError
-    ``<argument>: expected ..., got ...`` if an argument is not as it must be, as where there is no
-    gradient. Differences of noisy values are no gradient; of others
-    ``scipy.optimize.approx_fprime`` takes them.
+    ``<argument>: expected ..., got ...`` if an argument is not as it must be, or the gradient is
+    missing. Finite differences of noisy values are useless; for a function without noise use
+    ``scipy.optimize.approx_fprime``.
 
 Notes
 -----
-When it ends is said in `onepass.minimize`. Differs from
+`onepass.minimize` says when a run ends. Differs from
 
-* SciPy's methods: no line search, so a rate, `lr`, must suit the problem; no differences in place
-  of a gradient; the best of all points is returned, unless `point` is another.
-* `onepass.minimize`: Ctrl-C raises KeyboardInterrupt, since what calls this, as
-  ``scipy.optimize.basinhopping``, would go on with a result.
+* SciPy's methods: there is no line search, so the rate, `lr`, must suit the problem; there are no
+  finite differences in place of a gradient; the result is the best of all points, unless `point`
+  says otherwise.
+* `onepass.minimize`: Ctrl-C raises KeyboardInterrupt, since a caller such as
+  ``scipy.optimize.basinhopping`` would go on if it got a result.
 
 Examples
 --------

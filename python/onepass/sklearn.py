@@ -1,7 +1,7 @@
 """scikit-learn's `MLPClassifier` and `MLPRegressor`, trained by onepass's kernels.
 
-They take every optimizer of onepass as ``optimizer=``. Without one they take the steps of
-``solver="adam"`` and ``"sgd"``, to rounding and to the bit, in one pass over memory.
+They take every optimizer of onepass as ``optimizer=``. Without one they take scikit-learn's own
+steps: those of ``"adam"`` within rounding, those of ``"sgd"`` to the bit.
 """
 
 import inspect
@@ -378,7 +378,7 @@ class MLPClassifier(_Network, neural_network.MLPClassifier):
     Raises
     ------
     ValueError, TypeError
-        In `fit`: if `optimizer` is nothing of this, or does not return an optimizer of the arrays
+        In `fit`: if `optimizer` is none of these, or does not return an optimizer of the arrays
         that it was called with; if it stands beside ``solver="lbfgs"``; if `learning_rate` is not
         "constant" beside an optimizer whose own `lr` is a schedule. And what the optimizer raises.
 
@@ -396,8 +396,8 @@ class MLPClassifier(_Network, neural_network.MLPClassifier):
     optimizer kept, or, where you have changed `coefs_` or `intercepts_`, begins anew from these.
     `loss_` and `loss_curve_` are those of the weights that descend.
 
-    Gradients that are float64 beside float32 weights are rounded to float32; scikit-learn makes
-    such where targets or sample weights are float64.
+    Float64 gradients of float32 weights are rounded to float32. scikit-learn computes them if
+    targets or sample weights are float64.
 
     Differs from
 

@@ -1,6 +1,6 @@
 """Thinc's optimizers, and so spaCy's, with the arithmetic in one pass of onepass.
 
-A config needs one other line, ``@optimizers = "onepass.Adam.v1"``: Thinc finds the classes here by
+A config needs one line changed, ``@optimizers = "onepass.Adam.v1"``: Thinc finds the classes by
 their entry points. `Adam`, `AdamW` and `SGD` are Thinc's own rules, in subclasses of Thinc's own
 class that do the arithmetic alone. The other classes have rules that Thinc lacks: `Lion`, `LAMB`
 and so on.
