@@ -48,6 +48,7 @@ def train(stage, optimizer):
     engine, wrapper, *_ = deepspeed.initialize(
         model=model, model_parameters=parameters, config=config
     )
+    assert engine.basic_optimizer is wrapper.optimizer  # what the page has its reader look at
     x = torch.randn(64, 20, dtype=torch.bfloat16)
     y = x.sum(1, keepdim=True)
     losses = []
