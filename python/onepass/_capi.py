@@ -22,7 +22,7 @@ NONFINITE = ("propagate", "skip", "raise")
 """What a step does with a gradient that is not finite, by the number that C has for it."""
 
 _SETTINGS, _MOST_STATES = 1, 4
-_MISALIGNED, _OVERLAP, _NONFINITE = 4, 6, 12
+_OVERLAP, _NONFINITE, _DISAGREE = 6, 12, 16
 _ARRAYS = ("", "param", "grad", "average", "copy", "slow", "rows", "memory", "direction", "shape")
 _FIRST_STATE = 16
 
@@ -166,6 +166,9 @@ class Step:
             raise Overlap(f"{label}: expected memory of its own, got the same memory as {other}")
         if code == _NONFINITE:
             raise ValueError(f"{label}: expected a gradient of finite values, got another")
+        if code == _DISAGREE:
+            expected = "the same settings in all groups, but for weight decay and rates of 0"
+            raise ValueError(f"{label}: expected {expected}, got others")
         message = _library().onepass_message(code).decode()
         array = result.array - _FIRST_STATE
         states = self.cls.row.states

@@ -63,10 +63,11 @@ def _make(cls: type[optim.Optimizer]) -> type[Native]:
 _BEHIND = """`torch.optim.{name}`, whose step is `onepass.{name}`'s: one pass, on the CPU.
 
 Constructor, `param_groups`, files, hooks, schedulers and errors are those of `torch.optim.{name}`,
-from which this class derives; the equations are those of `onepass.{name}`. Parameters and gradients
-that the kernels do not take go to PyTorch's own step, and are counted in `fallbacks`: on a GPU,
-sparse, complex, of a tensor subclass, not dense, of 16 bits where `rounding` is None; and all,
-with `capturable` or `differentiable`, or while a compiler traces the step."""
+from which this class derives; the equations are those of `onepass.{name}`. PyTorch's own step runs,
+and `fallbacks` counts why, where one parameter or gradient is not for the kernels: on a GPU,
+sparse, complex, of a tensor subclass, not dense, of a dtype that does not suit, of 16 bits where
+`rounding` is None. It runs, too, with `capturable` or `differentiable`, while a compiler traces the
+step, and with values of settings that PyTorch takes and `onepass.{name}` does not."""
 _ALONE = """`onepass.{name}` as an optimizer of PyTorch's, which has none of this name.
 
 It derives from `torch.optim.Optimizer`, so `param_groups`, files, hooks and schedulers are
@@ -88,7 +89,8 @@ max_grad_norm : float > 0, optional
 nonfinite : {{"propagate", "skip", "raise"}}
     What an infinity or a NaN in a gradient does, see `onepass.Optimizer`.
 clear_grads : bool
-    Put zeros into the gradients in the pass that reads them, so that ``zero_grad(False)`` is done.
+    Put zeros into the gradients in the pass that reads them, in the place of ``zero_grad(False)``.
+    Beside a `GradScaler` call `zero_grad` all the same: it takes no step where gradients overflow.
 seed : int in [0, 2**53)
     The seed of stochastic rounding.
 num_threads : int, optional
@@ -102,28 +104,30 @@ rounding : {{None, "master", "stochastic", "nearest"}}
 
 Attributes
 ----------
+max_grad_norm, nonfinite, clear_grads, seed, num_threads
+    As above; they may be set between steps, and are checked when they are. `state_dict` has none
+    of them.
 last_step : StepInfo or None
     What the last step reports: its number, the learning rate, the gradients' norm, whether they
-    were clipped or the step left out. None where PyTorch's own step ran.
+    were clipped or the step left out. None where PyTorch's own step ran, or the step failed.
 fallbacks : Counter
     Why PyTorch's own step ran, and how often.
 
 Raises
 ------
 ValueError
-    In a step: where a tensor is not for the kernels, and PyTorch's own step will not do, because a
-    setting of ours is in use or PyTorch has no such class; and where tensors share memory. Nothing
-    has changed then.
+    In a step: where PyTorch's own step would have to run, or parameters share memory, and a setting
+    of ours is in use or PyTorch has no such class. Nothing has changed then.
 
 Notes
 -----
 Differs from
 
 * PyTorch: the result is the same bits for any number of threads, and those of `onepass.{name}`. A
-  step bumps the versions of parameters. Optimizers of PyTorch's keep one more number, ``step``, in
-  their state.
-* `onepass.{name}`: PyTorch counts steps in float32, so from 16,777,216 on the count stands still. A
-  step that an interrupt stops may have moved the weights and not have counted, as in PyTorch.
+  step bumps the versions of parameters. Where PyTorch keeps no count of steps (SGD, Muon), ``step``
+  is added to the state. For what our equations do otherwise see `onepass.{name}`.
+* `onepass.{name}`: PyTorch counts steps in float32, so from 16,777,216 on the count stands still.
+  An interrupt in the very first step may lose the state that this step has made.
 """
 
 

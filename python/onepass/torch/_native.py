@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from threading import Lock
 from typing import Any, ClassVar
 
 import torch
@@ -43,6 +44,20 @@ def _team() -> int | None:
     return ctypes.cast(found, ctypes.c_void_p).value
 
 
+class Option:
+    """What belongs to the whole optimizer, as an attribute that is checked."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: "Native | None", owner: type) -> Any:
+        return self if instance is None else instance._options[self.name]
+
+    def __set__(self, instance: "Native", value: Any) -> None:
+        instance._options[self.name] = _OPTION_CHECKS[self.name](self.name, plain(value))
+        instance._plan = None
+
+
 class Native(torch.optim.Optimizer):
     """Overrides the step of the class behind it, and keeps all else.
 
@@ -59,18 +74,22 @@ class Native(torch.optim.Optimizer):
     arguments: ClassVar[inspect.Signature]
     """Those of the constructor that are not beyond it."""
 
+    max_grad_norm = Option()
+    nonfinite = Option()
+    clear_grads = Option()
+    seed = Option()
+    num_threads = Option()
+
     def __init__(self, params: Any, *args: Any, **settings: Any) -> None:
-        self._options = {n: settings.pop(n, value) for n, value in OPTIONS.items()}
-        for name, value in self._options.items():
-            self._options[name] = _OPTION_CHECKS[name](name, value)
+        self._options: dict[str, Any] = {}
+        for name, value in OPTIONS.items():
+            setattr(self, name, settings.pop(name, value))
         self._given = {n: settings.pop(n, value) for n, value in self.beyond.items()}
         self._forget()
         if self.host is None:
             given = self.arguments.bind(params, *args, **settings)
             given.apply_defaults()
             settings = {n: v for n, v in given.arguments.items() if n in self.cls.checks}
-            for name, value in settings.items():
-                self._check(name, value)
             super().__init__(params, settings)
         else:
             super().__init__(params, *args, **settings)
@@ -81,18 +100,23 @@ class Native(torch.optim.Optimizer):
         self._plan: Plan | None = None
         self._last: Plan | StepInfo | None = None
         self._shown = False
+        self._lock = Lock()  # two threads that step at once would pull the plan from each other
         self.fallbacks: Counter[str] = Counter()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as PyTorch does."""
         if isinstance(param_group, dict):
             for name, value in self._given.items():
-                self._check(name, param_group.setdefault(name, value))
+                param_group.setdefault(name, value)
+            # PyTorch's own settings are PyTorch's to check.
+            ours = self._given if self.host else {**self.defaults, **self._given}
+            for name in ours:
+                self._check(name, param_group.get(name, ours[name]))
         super().add_param_group(param_group)
 
     def _check(self, name: str, value: Any) -> None:
         if not (name == "rounding" and value is None and self.host):
-            self.cls.group_checks[name](name, value)
+            self.cls.group_checks[name](name, plain(value))
 
     # A step
 
@@ -125,12 +149,13 @@ class Native(torch.optim.Optimizer):
                 "step: expected the block of averaged() to be over, got a step in it"
             )
         try:
-            self._step_natively()
+            with self._lock:
+                self._step_natively()
         except (Unfit, _capi.Overlap) as why:
             self._plan = None
             self._fall_back(why)
         except BaseException:
-            self._plan = None
+            self._plan = self._last = None
             raise
         return loss
 
@@ -300,7 +325,8 @@ class Native(torch.optim.Optimizer):
             if isinstance(state.get(name), Tensor)
         }
         weights = state.get(MASTER, param).detach().to(_tensors.full(param)).numpy()
-        settings = {**self.cls.defaults, **{n: plain(v) for n, v in group.items()}}
+        own = {name: plain(group[name]) for name in self.cls.group_checks if name in group}
+        settings = {**self.cls.defaults, **own}
         return torch.from_numpy(quiet(self.cls.own_average)(weights, settings, arrays))
 
 

@@ -15,7 +15,15 @@ from onepass._quiet import quiet
 from onepass.optim import Optimizer
 from onepass.optim._settings import GROUP_DEFAULTS, averages
 from onepass.torch import _tensors
-from onepass.torch._tensors import AVERAGE, AVERAGE_FROM, FORMATS, MASTER, SLOW, STATE_FORMATS
+from onepass.torch._tensors import (
+    AVERAGE,
+    AVERAGE_FROM,
+    FORMATS,
+    MASTER,
+    SLOW,
+    STATE_FORMATS,
+    STRIDES,
+)
 
 Groups = list[dict[str, Any]]
 State = dict[Tensor, dict[str, Any]]
@@ -43,7 +51,8 @@ def plain(value: Any) -> Any:
     """Return a setting without tensors, which schedulers may put there."""
     if isinstance(value, Tensor):
         return value.item()
-    return tuple(map(plain, value)) if isinstance(value, tuple | list) else value
+    is_list = isinstance(value, tuple | list) or getattr(value, "ndim", 0) == 1
+    return tuple(map(plain, value)) if is_list else value
 
 
 class Plan:
@@ -63,10 +72,10 @@ class Plan:
         self.params = [self._everywhere[i] for i in found]
         self._owners = [owners[i] for i in found]
         self.step = _capi.Step(cls, len(groups), [f"params[{i}]" for i in found])
-        self._names = [name for name in cls.group_checks if name in groups[0]]
+        self._names = [name for name in cls.group_checks if any(name in g for g in groups)]
         self.settings: list[dict[str, Any]] = [{} for _ in groups]
         self._values: list[Any] = []
-        self._are_tensors = False
+        self._may_change = False
         self.read_settings(groups)
         self._add_params()
         self._add_state(state)
@@ -103,7 +112,7 @@ class Plan:
     def read_settings(self, groups: Groups) -> bool:
         """Take over what has changed; return whether the state must be another one."""
         values = [[group.get(name) for name in self._names] for group in groups]
-        if not self._are_tensors and values == self._values:
+        if not self._may_change and values == self._values:
             return False
         other_state = False
         for number, given in enumerate(values):
@@ -115,17 +124,15 @@ class Plan:
             other_state |= self._kind_of_state(before) != self._kind_of_state(new)
             self.settings[number] = new
         self._values = values
-        self._are_tensors = any(map(_has_tensor, chain.from_iterable(values)))
+        self._may_change = any(map(_may_change, chain.from_iterable(values)))
         return other_state
 
     def read_grads(self) -> list[int]:
         """Take the gradients as they are now; return the places of those that had to be copied."""
         grads = self.grads = [grad for grad in self._grads if grad is not None]
         alike = self._has_looked and self._looks_of_grads.read(grads, self._addresses)
-        if not alike:
+        if not alike or any(map(Tensor.is_neg, grads)):
             self._check_grads(grads)
-        elif any(map(Tensor.is_neg, grads)):
-            raise Unfit("gradient: lazily negated tensor", got="a negated view")
         for i in self._copied:
             grads[i] = _tensors.with_strides_of(self.params[i], grads[i])
             self._addresses[i] = grads[i].data_ptr()
@@ -147,7 +154,10 @@ class Plan:
             except (TypeError, ValueError) as error:
                 raise Unfit(name, error=error) from None
         if changed.keys() - {"lr"}:
-            self.cls._check_together({**self.cls.defaults, **_ours(values)})
+            try:
+                self.cls._check_together({**self.cls.defaults, **_ours(values)})
+            except ValueError as error:
+                raise Unfit("settings", error=error) from None
 
     def _kind_of_state(self, settings: Mapping[str, Any]) -> Any:
         """Return what decides which state a parameter keeps."""
@@ -167,6 +177,9 @@ class Plan:
                 raise Unfit(why, place, f"a {why}")
             if param.dtype in _tensors.SMALL and values["rounding"] is None:
                 raise Unfit("16-bit parameters without rounding=", place, f"{param.dtype}")
+            if param.dtype == torch.float64 and (kept := values["state_format"]) is not None:
+                expected = "None beside float64 parameters"
+                raise TypeError(f"state_format: expected {expected}, got {kept!r}")
             if not _tensors.is_dense(param):
                 raise Unfit("not dense", place, f"strides {param.stride()}")
             shaped = self.cls.row.factored or self.cls.row.is_directed(_ours(values))
@@ -190,7 +203,13 @@ class Plan:
         for i, param in enumerate(self.params):
             values = self.settings[self._owners[i]]
             before = state.get(param) or {}
-            settled = _tensors.settle(cls, {**cls.defaults, **_ours(values)}, param, before)
+            try:
+                settled = _tensors.settle(cls, {**cls.defaults, **_ours(values)}, param, before)
+            except ValueError as error:
+                label = f"params[{self._places[i]}]"
+                raise Unfit(
+                    "state of another shape", error=ValueError(f"{label}: {error}")
+                ) from None
             self.steps[i] = _tensors.steps_of(before, cls.step_if_missing)
             settled["step"] = _scalar(self.steps, i)
             for k, name in enumerate(row.own_memory):
@@ -227,22 +246,27 @@ class Plan:
         _core.count_step(self.steps, self._steps_before)
         try:
             directions = self._make_directions() if self._is_directed else None
-            self.step.run()
         except BaseException:
             self.steps -= 1
             raise
+        try:
+            self.step.run()
+        except Exception:  # it was refused; an interrupt comes when all has moved
+            self.steps -= 1
+            raise
+        finally:
+            if self.cls.row.sums_over_all:
+                for group in groups:
+                    group.update(zip(self.cls.row.memory, self.memory[0].tolist(), strict=True))
         del directions
         if self.step.result.skipped:
             self.steps -= 1
-        if self.cls.row.sums_over_all:
-            for group in groups:
-                group.update(zip(self.cls.row.memory, self.memory[0].tolist(), strict=True))
 
     def commit(self, state: State) -> None:
         """Let the optimizer's state be that of this plan."""
         for param, settled in self._new.items():
             entry = state.setdefault(param, {})
-            for name in (*self.cls.row.states, AVERAGE, AVERAGE_FROM, MASTER, SLOW):
+            for name in (*self.cls.row.states, AVERAGE, AVERAGE_FROM, MASTER, SLOW, STRIDES):
                 if name not in settled and entry.get(name) is not None:
                     del entry[name]
             entry.update(settled)
@@ -258,7 +282,7 @@ class Plan:
 
     def lr(self) -> float:
         """Return the learning rate of the first group."""
-        return float(self.settings[0]["lr"])
+        return float(self.settings[0]["lr"]) if self.settings else 0.0
 
     def let_go(self) -> None:
         """Keep no gradient alive until the next step."""
@@ -269,8 +293,7 @@ class Plan:
         self._entries = list(state.values())
         self._own_entries = [state[p] for p in self.params]
         self._kept = list(chain.from_iterable(map(dict.values, self._own_entries)))
-        arrays = (kept for kept in self._kept if isinstance(kept, Tensor) and kept.ndim)
-        self._tensors = [*self.params, *arrays]
+        self._tensors = [*self.params, *(kept for kept in self._kept if isinstance(kept, Tensor))]
         self._looks.remember(self._tensors)
 
     def _write_saved(self, state: State) -> None:
@@ -305,15 +328,19 @@ class Plan:
 def _check_grad(place: int, param: Tensor, grad: Tensor) -> None:
     if why := _tensors.unfit(grad):
         raise Unfit(f"gradient: {why}", place, f"a gradient that is a {why}")
+    if grad.shape != param.shape:
+        got = f"a gradient of shape {tuple(grad.shape)}"
+        raise Unfit("gradient of another shape", place, got)
     is_small = _tensors.full(param) == torch.float32 and grad.dtype != torch.float64
     if grad.dtype != param.dtype and not is_small:
         raise Unfit("gradient of another dtype", place, f"a gradient of {grad.dtype}")
 
 
-def _has_tensor(value: Any) -> bool:
-    """Return whether a setting is a tensor, which may be changed in place."""
-    each = value if isinstance(value, tuple | list) else (value,)
-    return any(isinstance(one, Tensor) for one in each)
+def _may_change(value: Any) -> bool:
+    """Return whether a setting may be changed in place: a tensor, a list."""
+    if isinstance(value, tuple):
+        return any(map(_may_change, value))
+    return isinstance(value, Tensor | list) or hasattr(value, "ndim")
 
 
 def _ours(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,8 +20,10 @@ STATE_FORMATS = {torch.bfloat16: _capi.BF16, torch.uint8: _capi.Q8}
 SMALL = (torch.bfloat16, torch.float16)
 
 AVERAGE, AVERAGE_FROM, MASTER, SLOW = "average", "average_from", "master", "slow"
+STRIDES = "strides"
 """State beside the rule's own: the average of the weights, the steps before it began, the weights
-of a parameter of 16 bits in float32, Lookahead's slow weights."""
+of a parameter of 16 bits in float32, Lookahead's slow weights; and the parameter's strides, where
+codes of 8 bits stand in its order."""
 
 
 def unfit(tensor: Tensor) -> str | None:
@@ -66,14 +67,16 @@ def settle(
 ) -> dict[str, Any]:
     """Return the state that the settings ask for, of what is there, by PyTorch's names.
 
-    What is there may be in another format, in a file of PyTorch's, say.
+    What is there may be in another format or order of axes, in a file of PyTorch's, say. A
+    ValueError where it is another parameter's.
     """
     row, new = cls.row, dict[str, Any]()
     shape = tuple(param.shape)
     for k, own_shape in enumerate(row.state_shapes(values, shape)):
         if own_shape is None:
             continue
-        kept = state.get(row.states[k])
+        name = row.states[k]
+        kept = state.get(name)
         in_full = row.in_full[k] or own_shape != shape
         dtype = full(param) if in_full else dtype_of_state(param, values["state_format"])
         if kept is None:
@@ -82,24 +85,48 @@ def settle(
                 kept = torch.zeros(own_shape, dtype=full(param))
             if start := row.start_values(values)[k]:
                 kept.fill_(start)
-        new[row.states[k]] = stored(kept, param, dtype, row.has_sign[k])
+        is_codes = kept.dtype == torch.uint8
+        _check_shape(name, kept, (formats.q8_size(param.numel()),) if is_codes else own_shape)
+        if is_codes:
+            kept = _in_order(kept, param, state.get(STRIDES), row.has_sign[k])
+        new[name] = stored(kept, param, dtype, row.has_sign[k])
+    if any(kept.dtype == torch.uint8 for kept in new.values()):
+        new[STRIDES] = tuple(param.stride())
     return new | _beside(values, param, state)
 
 
 def _beside(values: Mapping[str, Any], param: Tensor, state: Mapping[str, Any]) -> dict[str, Any]:
     new: dict[str, Any] = {}
+
+    def keep(name: str, begins: Tensor, dtype: torch.dtype) -> None:
+        kept = state.get(name)
+        if kept is None:
+            kept = begins.detach().clone()
+        _check_shape(name, kept, tuple(param.shape))
+        new[name] = stored(kept, param, dtype, has_sign=True)
+
     if averages(values):
-        begun = AVERAGE in state
-        average = state[AVERAGE] if begun else torch.zeros_like(param)  # the first step writes it
-        new[AVERAGE] = average.to(torch.float64)
-        new[AVERAGE_FROM] = state[AVERAGE_FROM] if begun else steps_of(state)
+        keep(AVERAGE, param, torch.float64)  # the first step writes it
+        new[AVERAGE_FROM] = state[AVERAGE_FROM] if AVERAGE in state else steps_of(state)
     if values["rounding"] == "master" and param.dtype in SMALL:
-        new[MASTER] = state.get(MASTER, param.detach()).to(torch.float32)
+        keep(MASTER, param, torch.float32)
     if values["lookahead_every"] is not None:
         # In the middle of a round it is as if the round began here.
-        weights = new.get(MASTER, param).detach().clone()
-        new[SLOW] = state.get(SLOW, weights).to(full(param))
+        keep(SLOW, new.get(MASTER, param), full(param))
     return new
+
+
+def _check_shape(name: str, kept: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(kept.shape) != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {tuple(kept.shape)}")
+
+
+def _in_order(codes: Tensor, param: Tensor, strides: Any, has_sign: bool) -> Tensor:
+    """Return codes of 8 bits in the parameter's order of axes, which may have been another one."""
+    if strides is None or tuple(strides) == param.stride():
+        return codes
+    before = torch.empty_strided(param.shape, tuple(strides), dtype=torch.float32)
+    return stored(stored(codes, before, torch.float32, has_sign), param, torch.uint8, has_sign)
 
 
 def stored(kept: Tensor, param: Tensor, dtype: torch.dtype, has_sign: bool) -> Tensor:
@@ -114,7 +141,7 @@ def stored(kept: Tensor, param: Tensor, dtype: torch.dtype, has_sign: bool) -> T
     if kept.shape == param.shape and kept.dtype != torch.uint8:
         like = torch.empty_like(param, dtype=dtype)
         return kept if _same(kept, like) else like.copy_(kept)
-    return kept.to(dtype)
+    return kept.to(dtype).contiguous()
 
 
 def _same(kept: Tensor, like: Tensor) -> bool:
@@ -125,7 +152,8 @@ def steps_of(state: Mapping[str, Any], if_missing: int | None = None) -> int:
     """Return how many steps a parameter has completed."""
     if "step" in state:
         return int(state["step"])
-    return if_missing or 0 if any(isinstance(a, Tensor) for a in state.values()) else 0
+    has_arrays = any(isinstance(kept, Tensor) for kept in state.values())
+    return (if_missing or 0) if has_arrays else 0
 
 
 def with_strides_of(param: Tensor, grad: Tensor) -> Tensor:
@@ -133,8 +161,3 @@ def with_strides_of(param: Tensor, grad: Tensor) -> Tensor:
     if grad.stride() == param.stride():
         return grad
     return torch.empty_like(param, dtype=grad.dtype).copy_(grad)
-
-
-def addresses(tensors: Any) -> Any:
-    """Return where tensors begin; None begins nowhere."""
-    return np.array([0 if t is None else t.data_ptr() for t in tensors], np.uintp)
