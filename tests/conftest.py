@@ -1,6 +1,10 @@
+import doctest
 import importlib
 import inspect
 import os
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # The workers take all cores already: NumPy's threads would wait for each other, busily.
@@ -11,6 +15,7 @@ import pytest
 
 import onepass as op
 from batchnorm_cases import FUNCTIONS
+from examples_in_text import EXAMPLE, run_examples
 from helpers import CASES, FORMATS, KINDS, SHAPES, case_id
 
 
@@ -98,3 +103,21 @@ def rng():
 def default_threads():
     yield
     op.set_num_threads(None)
+
+
+# Here, and not in hosts/, whose folders Python would then take for the libraries of their names.
+@pytest.fixture
+def check_documentation(tmp_path, monkeypatch, capsys) -> Callable[[str], None]:
+    """Run the examples of a host's page, and those of its adapter's docstrings, if it has one."""
+
+    def check(host: str) -> None:
+        if find_spec(f"onepass.{host}"):
+            failed, tried = doctest.testmod(importlib.import_module(f"onepass.{host}"), globs={})
+            assert tried
+            assert failed == 0, capsys.readouterr().out
+        page = (Path(__file__).parent.parent / "docs" / "hosts" / f"{host}.md").read_text()
+        assert EXAMPLE.search(page)
+        monkeypatch.chdir(tmp_path)  # an example may save something
+        run_examples(page, capsys)
+
+    return check

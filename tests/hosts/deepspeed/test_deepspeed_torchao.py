@@ -3,12 +3,16 @@
 import contextlib
 import copy
 import types
+import warnings
 
 import pytest
 import torch
-from torchao.optim import CPUOffloadOptimizer, cpu_offload
 
 import onepass.torch
+
+with warnings.catch_warnings():  # of escapes in its strings, where nobody has compiled it yet
+    warnings.simplefilter("ignore")
+    from torchao.optim import CPUOffloadOptimizer, cpu_offload
 
 
 class Stream:

@@ -228,7 +228,6 @@ def test_every_fit_begins_with_a_fresh_schedule():
         ({"optimizer": partial(op.AdamW, weight_decay=-1)}, ValueError, "^weight_decay: expected"),
         ({"optimizer": partial(op.AdamW, nonsense=1)}, TypeError, "nonsense"),
     ],
-    ids=str,
 )
 def test_what_is_refused(settings, error, words):
     with pytest.raises(error, match=words):
