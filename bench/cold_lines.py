@@ -158,7 +158,7 @@ CASES = {
     "step": Case(step, STEP, 460),
     "step_bound": Case(step_bound, STEP, 422),
     "step_schedule": Case(step_schedule, STEP, 690),
-    "step_one": Case(step_one, 4 * 1000 * 4 // LINE, 352),
+    "step_one": Case(step_one, 4 * 1000 * 4 // LINE, 360),
     "kernel": Case(kernel, 4 * 1000 * 4 // LINE, 500),
     "batch_norm_infer": Case(batch_norm_infer, 2 * BATCH + 4, 400),
     "batch_norm_train": Case(batch_norm_train, 2 * BATCH + 4, 700),
