@@ -190,7 +190,9 @@ class Native(torch.optim.Optimizer):
         copies = plan.read_grads()
         plan.step.call.threads = self._options["num_threads"] or torch.get_num_threads()
         # torch.amp's scaler may leave these to a step that calls itself fused.
-        plan.step.call.grad_scale = float(self.__dict__.get("grad_scale") or 1.0)
+        scale = self.__dict__.get("grad_scale")
+        if scale is not None or plan.step.call.grad_scale != 1.0:
+            plan.step.call.grad_scale = 1.0 if scale is None else float(scale)
         if self.__dict__.get("found_inf"):
             self._skip(plan)
         else:

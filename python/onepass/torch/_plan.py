@@ -60,7 +60,7 @@ class Plan:
 
     def __init__(self, cls: type[Optimizer], groups: Groups, state: State) -> None:
         self.cls = cls
-        self._is_directed = any(cls.row.directed)
+        self._is_directed, self._sums_over_all = any(cls.row.directed), cls.row.sums_over_all
         lists = [group["params"] for group in groups]
         self._lengths = list(map(len, lists))
         self._everywhere = [p for params in lists for p in params]
@@ -240,7 +240,7 @@ class Plan:
 
     def run(self, groups: Groups) -> None:
         """Take the step. What it raises has changed nothing."""
-        if self.cls.row.sums_over_all:
+        if self._sums_over_all:
             names = zip(self.cls.row.memory, self.cls.row.memory_start, strict=True)
             self.memory[0] = [groups[0].get(name, start) for name, start in names]
         _core.count_step(self.steps, self._steps_before)
@@ -255,7 +255,7 @@ class Plan:
             self.steps -= 1
             raise
         finally:
-            if self.cls.row.sums_over_all:
+            if self._sums_over_all:
                 for group in groups:
                     group.update(zip(self.cls.row.memory, self.memory[0].tolist(), strict=True))
         del directions
@@ -293,7 +293,9 @@ class Plan:
         self._entries = list(state.values())
         self._own_entries = [state[p] for p in self.params]
         self._kept = list(chain.from_iterable(map(dict.values, self._own_entries)))
-        self._tensors = [*self.params, *(kept for kept in self._kept if isinstance(kept, Tensor))]
+        # A count that somebody has moved elsewhere is not worth a look in every step.
+        arrays = (kept for kept in self._kept if isinstance(kept, Tensor) and kept.ndim)
+        self._tensors = [*self.params, *arrays]
         self._looks.remember(self._tensors)
 
     def _write_saved(self, state: State) -> None:

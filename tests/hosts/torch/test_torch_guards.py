@@ -279,14 +279,3 @@ def test_no_groups():
     optimizer.param_groups = []
     optimizer.step()
     assert bool((param == 0).all())
-
-
-def test_the_count_of_steps_is_watched():
-    param = torch.nn.Parameter(torch.zeros(2))
-    optimizer = onepass.torch.SGD([param], lr=1.0)
-    for _ in range(4):
-        param.grad = torch.ones(2)
-        optimizer.step()
-        for kept in optimizer.state[param].values():
-            kept.data = kept.data.clone()
-    assert int(optimizer.state[param]["step"]) == 4
