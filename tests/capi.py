@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 
 import onepass as op
+from onepass._capi import Call, Group, Result, Tensor
 from onepass._hyperparameters import as_numbers
 
 OK = 0
@@ -41,78 +42,6 @@ FORMATS = {
 }
 NONFINITE = ("propagate", "skip", "raise")
 ARRAYS = {"param": 1, "grad": 2, "average": 3, "copy": 4, "slow": 5, "rows": 6, "memory": 7}
-FIRST_STATE = 16
-
-
-class Group(ctypes.Structure):
-    _fields_ = (("rule", c_int32), ("options", c_int32), ("settings", c_void_p))
-
-
-class Tensor(ctypes.Structure):
-    _fields_ = (
-        ("size", c_size_t),
-        ("param", c_void_p),
-        ("grad", c_void_p),
-        ("state", c_void_p * 4),
-        ("memory", c_void_p),
-        ("average", c_void_p),
-        ("slow", c_void_p),
-        ("copy", c_void_p),
-        ("direction", c_void_p),
-        ("shape", c_void_p),
-        ("rows", c_void_p),
-        ("n_rows", c_size_t),
-        ("width", c_size_t),
-        ("steps", c_int64),
-        ("average_from", c_int64),
-        ("group", c_int32),
-        ("ndim", c_int32),
-        ("f_order", c_int32),
-        ("format", c_int32),
-        ("grad_format", c_int32),
-        ("state_format", c_int32),
-        ("copy_format", c_int32),
-        ("is_master", c_int32),
-        ("nearest", c_int32),
-        ("reserved", c_int32),
-    )
-
-
-class Call(ctypes.Structure):
-    _fields_ = (
-        ("struct_size", c_size_t),
-        ("group_size", c_size_t),
-        ("tensor_size", c_size_t),
-        ("grad_scale", c_double),
-        ("max_norm", c_double),
-        ("seed", c_int64),
-        ("threads", c_int32),
-        ("nonfinite", c_int32),
-        ("zero_grad", c_int32),
-        ("unchecked", c_int32),
-        ("parallel", c_void_p),
-    )
-
-    def __init__(self, **members: Any) -> None:
-        sizes = (ctypes.sizeof(Call), ctypes.sizeof(Group), ctypes.sizeof(Tensor))
-        super().__init__(*sizes, **members)
-
-
-class Result(ctypes.Structure):
-    _fields_ = (
-        ("struct_size", c_size_t),
-        ("norm", c_double),
-        ("d", c_double),
-        ("tensor", c_int64),
-        ("other_tensor", c_int64),
-        ("array", c_int32),
-        ("other_array", c_int32),
-        ("clipped", c_int32),
-        ("skipped", c_int32),
-    )
-
-    def __init__(self) -> None:
-        super().__init__(ctypes.sizeof(Result))
 
 
 class BatchNorm(ctypes.Structure):

@@ -18,39 +18,55 @@ from onepass.optim import Optimizer
 from onepass.optim._settings import GROUP_DEFAULTS
 
 F32, F64, BF16, F16, Q8 = range(1, 6)
-NONFINITE = ("propagate", "skip", "raise")
-"""What a step does with a gradient that is not finite, by the number that C has for it."""
+MOST_STATES = 4
+FIRST_STATE = 16
+"""The number of a tensor's first state among its arrays, as a result names them."""
 
-_SETTINGS, _MOST_STATES = 1, 4
+_SETTINGS = 1
 _OVERLAP, _NONFINITE, _DISAGREE = 6, 12, 16
 _ARRAYS = ("", "param", "grad", "average", "copy", "slow", "rows", "memory", "direction", "shape")
-_FIRST_STATE = 16
 
-_POINTERS = ("memory", "average", "slow", "copy", "direction", "shape", "rows")
-_NUMBERS = ("group", "ndim", "f_order", "format", "grad_format", "state_format", "copy_format")
-TENSOR = np.dtype(
-    [
-        ("size", np.uintp),
-        ("param", np.uintp),
-        ("grad", np.uintp),
-        ("state", np.uintp, _MOST_STATES),
-        *((name, np.uintp) for name in _POINTERS),
-        ("n_rows", np.uintp),
-        ("width", np.uintp),
-        ("steps", np.int64),
-        ("average_from", np.int64),
-        *((name, np.int32) for name in (*_NUMBERS, "is_master", "nearest", "reserved")),
-    ],
-    align=True,
-)
-GROUP = np.dtype(
-    [("rule", np.int32), ("options", np.int32), ("settings", np.uintp)],
-    align=True,
-)
+
+class Group(ctypes.Structure):
+    """`onepass_group`."""
+
+    _fields_ = (("rule", c_int32), ("options", c_int32), ("settings", c_void_p))
+
+
+class Tensor(ctypes.Structure):
+    """`onepass_tensor`."""
+
+    _fields_ = (
+        ("size", c_size_t),
+        ("param", c_void_p),
+        ("grad", c_void_p),
+        ("state", c_void_p * MOST_STATES),
+        ("memory", c_void_p),
+        ("average", c_void_p),
+        ("slow", c_void_p),
+        ("copy", c_void_p),
+        ("direction", c_void_p),
+        ("shape", c_void_p),
+        ("rows", c_void_p),
+        ("n_rows", c_size_t),
+        ("width", c_size_t),
+        ("steps", c_int64),
+        ("average_from", c_int64),
+        ("group", c_int32),
+        ("ndim", c_int32),
+        ("f_order", c_int32),
+        ("format", c_int32),
+        ("grad_format", c_int32),
+        ("state_format", c_int32),
+        ("copy_format", c_int32),
+        ("is_master", c_int32),
+        ("nearest", c_int32),
+        ("reserved", c_int32),
+    )
 
 
 class Call(ctypes.Structure):
-    """`onepass_call`."""
+    """`onepass_call`, as `onepass_new_call` makes it."""
 
     _fields_ = (
         ("struct_size", c_size_t),
@@ -66,9 +82,13 @@ class Call(ctypes.Structure):
         ("parallel", c_void_p),
     )
 
+    def __init__(self, **members: Any) -> None:
+        sizes = ctypes.sizeof(Call), ctypes.sizeof(Group), ctypes.sizeof(Tensor)
+        super().__init__(*sizes, **members)
+
 
 class Result(ctypes.Structure):
-    """`onepass_result`."""
+    """`onepass_result`, as `onepass_new_result` makes it."""
 
     _fields_ = (
         ("struct_size", c_size_t),
@@ -81,6 +101,9 @@ class Result(ctypes.Structure):
         ("clipped", c_int32),
         ("skipped", c_int32),
     )
+
+    def __init__(self) -> None:
+        super().__init__(ctypes.sizeof(Result))
 
 
 class Overlap(ValueError):  # noqa: N818
@@ -114,16 +137,14 @@ class Step:
         rule = library.onepass_rule(cls.row.name.encode())
         self._columns = _settings_of(rule)
         self._settings = np.empty((n_groups, len(self._columns)))
-        self._groups = np.zeros(n_groups, GROUP)
+        self._groups = np.zeros(n_groups, np.dtype(Group))
         self._groups["rule"] = rule
         for i, settings in enumerate(self._settings):
             library.onepass_defaults(rule, c_void_p(settings.ctypes.data))
             self._groups["settings"][i] = settings.ctypes.data
             self.set(i, {**GROUP_DEFAULTS, **cls.defaults})
-        self.tensors = np.zeros(n_tensors, TENSOR)
-        sizes = ctypes.sizeof(Call), GROUP.itemsize, TENSOR.itemsize
-        self.call = Call(*sizes, 1.0)
-        self.result = Result(ctypes.sizeof(Result))
+        self.tensors = np.zeros(n_tensors, np.dtype(Tensor))
+        self.call, self.result = Call(grad_scale=1.0), Result()
         self._arguments = (
             self._groups.ctypes.data,
             n_groups,
@@ -134,7 +155,7 @@ class Step:
         self._step = library.onepass_step
 
     def set(self, group: int, values: Mapping[str, Any]) -> None:
-        """Change some of the settings of a group, which are checked."""
+        """Change some of the settings of a group to values that are checked already."""
         checks = {name: self.cls.group_checks[name] for name in values}
         settings, columns = self._settings[group], self._columns
         for name, number in as_numbers(checks, values).items():
@@ -170,7 +191,7 @@ class Step:
             expected = "the same settings in all groups, but for weight decay and rates of 0"
             raise ValueError(f"{label}: expected {expected}, got others")
         message = _library().onepass_message(code).decode()
-        array = result.array - _FIRST_STATE
+        array = result.array - FIRST_STATE
         states = self.cls.row.states
         name = states[array] if array >= 0 else _ARRAYS[result.array]
         raise ValueError(f"{label}: expected {name} to be as C takes it, got: {message}")

@@ -87,9 +87,6 @@ _GRAD = 1
 """The place of the gradient among the tensors."""
 _CHUNK = 1 << 18
 """Elements that are taken back at a time, in double."""
-_PLACES = {1: 0, 2: 1, 16: 2, 17: 3}
-"""The places of tensors, by the numbers that C has for them."""
-_MOST_STATES = _capi.TENSOR["state"].shape[0]
 _ROW = ("size", "steps", "param", "grad", "state", "format", "grad_format", "state_format")
 """What a step writes into the table of C."""
 
@@ -200,7 +197,7 @@ class _Step:
             self._set(numbers)
         pieces = [tensor.contiguous() for tensor in tensors]
         param, grad, *states = (piece.data_ptr() for piece in pieces)
-        states += [0] * (_MOST_STATES - len(states))
+        states += [0] * (_capi.MOST_STATES - len(states))
         self._row[0] = size, step - 1, param, grad, tuple(states), *formats
         call = self._step.call
         call.threads = torch.get_num_threads()
@@ -210,11 +207,16 @@ class _Step:
         try:
             self._step.run()
         except _capi.Overlap:
-            result, names = self._step.result, self.kind.tensors
-            one, other = (names[_PLACES[i]] for i in (result.array, result.other_array))
+            result = self._step.result
+            one, other = map(self._name, (result.array, result.other_array))
             error = f"{one}: expected memory of its own, got the same memory as {other}"
             raise ValueError(error) from None
         _give_back(tensors, pieces)
+
+    def _name(self, array: int) -> str:
+        """Return what DeepSpeed calls an array, by the number that C has for it."""
+        place = array - 1 if array < _capi.FIRST_STATE else array - _capi.FIRST_STATE + 2
+        return self.kind.tensors[place]
 
     def _set(self, numbers: tuple[float, ...]) -> None:
         values: dict[str, Any] = dict(zip(self.kind.settings, numbers, strict=True))

@@ -17,7 +17,7 @@ from torch.autograd.graph import increment_version
 from torch.optim import optimizer as host
 
 from onepass import _capi, optim
-from onepass._hyperparameters import Maybe, Whole
+from onepass._hyperparameters import Maybe, Whole, as_numbers
 from onepass._quiet import quiet
 from onepass.optim import StepInfo
 from onepass.optim._settings import CHECKS, DEFAULTS, averages
@@ -209,12 +209,11 @@ class Native(torch.optim.Optimizer):
                     raise Unfit(name, error=ValueError(f"{name}: expected False, got True"))
 
     def _write_options(self, call: _capi.Call) -> None:
-        options = self._options
-        max_norm = options["max_grad_norm"]
-        call.max_norm = 0.0 if max_norm is None else max_norm
-        call.nonfinite = _capi.NONFINITE.index(options["nonfinite"])
-        call.zero_grad = options["clear_grads"]
-        call.seed = options["seed"]
+        numbers = as_numbers(CHECKS, self._options)
+        call.max_norm = self._options["max_grad_norm"] or 0.0
+        call.nonfinite = int(numbers["nonfinite"])
+        call.zero_grad = self._options["clear_grads"]
+        call.seed = self._options["seed"]
         call.parallel = _team()
 
     def _skip(self, plan: Plan) -> None:

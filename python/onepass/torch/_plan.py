@@ -134,7 +134,7 @@ class Plan:
         if not alike or any(map(Tensor.is_neg, grads)):
             self._check_grads(grads)
         for i in self._copied:
-            grads[i] = _tensors.with_strides_of(self.params[i], grads[i])
+            grads[i] = torch.empty_like(self.params[i], dtype=grads[i].dtype).copy_(grads[i])
             self._addresses[i] = grads[i].data_ptr()
         return self._copied
 

@@ -154,10 +154,3 @@ def steps_of(state: Mapping[str, Any], if_missing: int | None = None) -> int:
         return int(state["step"])
     has_arrays = any(isinstance(kept, Tensor) for kept in state.values())
     return (if_missing or 0) if has_arrays else 0
-
-
-def with_strides_of(param: Tensor, grad: Tensor) -> Tensor:
-    """Return a gradient in the parameter's order."""
-    if grad.stride() == param.stride():
-        return grad
-    return torch.empty_like(param, dtype=grad.dtype).copy_(grad)
