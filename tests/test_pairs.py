@@ -5,6 +5,7 @@ so that a new one is met by all the others.
 """
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -14,6 +15,14 @@ from helpers import RICHEST, accepts, digest, fresh_state
 from onepass import optim
 
 N = 4200  # large enough for 8-bit state
+
+
+def in_one_buffer(name, shape, dtype):
+    """State where nothing else is aligned, in memory that held something."""
+    size = math.prod(shape) * dtype.itemsize
+    buffer = np.full(size + 2 * dtype.itemsize, 0xA5, np.uint8)
+    return buffer[dtype.itemsize : dtype.itemsize + size].view(dtype).reshape(shape)
+
 
 # Each option, switched on in ways that matter to others.
 OPTIONS = {
@@ -33,6 +42,7 @@ OPTIONS = {
     "seed": [{"seed": 7}],
     "grads": [{"grads": True}],
     "copy_to": [{"copy_to": True}],
+    "state_alloc": [{"state_alloc": in_one_buffer}],
 }
 
 

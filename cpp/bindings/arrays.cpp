@@ -211,7 +211,7 @@ std::string Label::str() const {
     case Role::copy:
       return "copy_to" + suffix;
     default:
-      return "state" + suffix + "['" + name_ + "']";
+      return (role_ == Role::allocated ? "state_alloc" : "state") + suffix + "['" + name_ + "']";
   }
 }
 

@@ -19,7 +19,7 @@ namespace py = pybind11;
 // NumPy's numbers of dtypes: NPY_UBYTE, NPY_FLOAT, NPY_DOUBLE, NPY_HALF.
 inline constexpr int uint8_num = 2, float32_num = 11, float64_num = 12, float16_num = 23;
 
-enum class Role { param, grad, zeroed_grad, state, copy, input, output };
+enum class Role { param, grad, zeroed_grad, state, allocated, copy, input, output };
 
 // What to call an array in a message. An optimizer's arrays carry the name of their parameter
 // (`names`: suffixes such as "['fc.weight']"); a free function's are just "param", "grad",

@@ -95,6 +95,7 @@ Engine::Engine(const py::dict& contents)
     has_copies_ = true;
   }
   memory.check_overlap();
+  if (contents.contains("state_alloc")) state_alloc_ = contents["state_alloc"];
   bound_.resize(size());
   now_.optimizer.params.resize(size());
   now_.optimizer.tensors.resize(size());
@@ -122,6 +123,7 @@ Engine::Engine(const py::dict& contents)
   } else if (std::optional<Arrangement> coming = arranged()) {
     now_ = std::move(*coming);
   }
+  if (!state_alloc_.is_none()) check_allocated(now_);
   note_written(now_);
   const py::object bound = contents["bound"];
   if (!bound.is_none()) bind_leaves(bound);
@@ -185,6 +187,7 @@ py::dict Engine::contents() const {
   all["labels"] = labels_;
   all["keys"] = keys_;
   all["params"] = params;
+  all["state_alloc"] = state_alloc_;
   all["copies"] = copies;
   all["bound"] = has_bound_ ? py::object(bound) : py::none();
   all["progress"] = progress;
@@ -280,6 +283,7 @@ std::optional<Arrangement> Engine::arranged() {
     }
   }
   is_arranged_ = !coming;
+  if (coming && !state_alloc_.is_none()) check_allocated(*coming);
   return coming;
 }
 
@@ -287,12 +291,58 @@ void Engine::arrange(Arrangement& arrangement, std::size_t index) const {
   OwnedArrays& arrays = arrangement.arrays[index];
   Parameter& param = arrangement.optimizer.params[index];
   const bool had_average = !arrays.average.is_none();
-  const py::object kept =
-      callbacks->arrange(fields_->rule()->name, known_groups_[param.group],
-                         arrangement.params[index].array, kept_arrays(arrays), param.steps);
+  const py::object kept = callbacks->arrange(fields_->rule()->name, known_groups_[param.group],
+                                             arrangement.params[index].array, kept_arrays(arrays),
+                                             param.steps, allocator(index));
   set_kept_arrays(arrays, kept.cast<py::tuple>());
   if (!had_average) param.average_from = param.steps;
   lay_out(arrangement, index);
+}
+
+py::object Engine::allocator(std::size_t index) const {
+  if (state_alloc_.is_none()) return py::none();
+  const py::object key = keys_[index], label = labels_[index];
+  return py::make_tuple(state_alloc_, key, label);
+}
+
+std::vector<std::pair<py::array, Label>> Engine::allocated(const Arrangement& arrangement) const {
+  std::vector<std::pair<py::array, Label>> found;
+  for (std::size_t i = 0; i < arrangement.arrays.size(); ++i) {
+    const OwnedArrays& arrays = arrangement.arrays[i];
+    const auto add = [&](const py::object& array, const char* name) {
+      if (array.is_none()) return;
+      found.emplace_back(py::reinterpret_borrow<py::array>(array),
+                         Label(labels_, i, Role::allocated, name));
+    };
+    for (std::size_t k = 0; k < arrays.state.size(); ++k) {
+      add(arrays.state[k], fields_->rule()->states[k]);
+    }
+    add(arrays.average, "average");
+    add(arrays.master, "master");
+    add(arrays.slow, "slow");
+    add(arrays.sum, "accumulated");
+  }
+  return found;
+}
+
+void Engine::add_allocated(const Arrangement& arrangement, Memory& memory) const {
+  for (const auto& [array, label] : allocated(arrangement)) memory.add(array, label);
+}
+
+// The user's function may have put them where others lie.
+void Engine::check_allocated(const Arrangement& arrangement) const {
+  Memory memory;
+  for (std::size_t i = 0; i < size(); ++i) {
+    const auto add = [&](const py::object& array, Role role) {
+      if (array.is_none()) return;
+      memory.add(py::reinterpret_borrow<py::array>(array), Label(labels_, i, role));
+    };
+    add(arrangement.params[i].array, Role::param);
+    add(arrangement.arrays[i].copy, Role::copy);
+    add(bound_[i].grad, Role::grad);
+  }
+  add_allocated(arrangement, memory);
+  memory.check_overlap();
 }
 
 // Tells the engine where a parameter's arrays lie, and how.
@@ -342,8 +392,9 @@ int Engine::traverse(visitproc visit, void* arg) const {
     }
     return 0;
   };
-  for (const py::handle object : {py::handle(groups_), py::handle(own_), py::handle(shape_),
-                                  py::handle(labels_), py::handle(keys_), py::handle(shown_)}) {
+  for (const py::handle object :
+       {py::handle(groups_), py::handle(own_), py::handle(shape_), py::handle(labels_),
+        py::handle(keys_), py::handle(shown_), py::handle(state_alloc_)}) {
     if (object) Py_VISIT(object.ptr());
   }
   for (const Param& param : now_.params) Py_VISIT(param.object);

@@ -56,8 +56,8 @@ struct Arrangement {
 // What is done in Python, and rarely.
 struct Callbacks {
   py::object mirror;   // (shape, grouped, grads) -> gradients in the parameters' order
-  py::object arrange;  // (rule, settings, param, kept, steps) -> kept
-  py::object new_sum;  // (param) -> zeros
+  py::object arrange;  // (rule, settings, param, kept, steps, allocator or None) -> kept
+  py::object new_sum;  // (param, allocator or None) -> zeros
   py::object direct;   // (rule, [(direction, its norm, hyperparameters)]) -> None
   Check grad_scale;
   py::str grad_scale_name{"grad_scale"};
@@ -109,6 +109,14 @@ class Engine {
   void arrange(Arrangement& arrangement, std::size_t index) const;
   void lay_out(Arrangement& arrangement, std::size_t index) const;
   void note_written(const Arrangement& arrangement);
+  // What makes a parameter's arrays: (state_alloc, its key, its label), or None.
+  py::object allocator(std::size_t index) const;
+  // The arrays that the user's function has made, which may lie where others do.
+  [[gnu::cold]] std::vector<std::pair<py::array, Label>> allocated(
+      const Arrangement& arrangement) const;
+  [[gnu::cold]] void add_allocated(const Arrangement& arrangement, Memory& memory) const;
+  [[gnu::cold]] void check_allocated(const Arrangement& arrangement) const;
+  [[gnu::cold]] void check_new_sums(const std::vector<py::object>& sums) const;
 
   // What a call of step or step_rows is given.
   struct Call {
@@ -189,6 +197,7 @@ class Engine {
   const Fields* fields_;
   py::object shape_;
   py::list labels_, keys_;
+  py::object state_alloc_ = py::none();  // the user's function that makes state
   py::object places_;  // from a key to the parameter's place; null until a step names keys
   std::vector<std::int64_t> accumulated_;  // how often, for each parameter
 };

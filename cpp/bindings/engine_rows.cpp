@@ -117,6 +117,7 @@ std::vector<Rows> Engine::take_rows(Arrangement& arrangement, py::handle grads) 
     }
     renew(arrangement, i, std::move(param), memory);
   }
+  if (!state_alloc_.is_none()) add_allocated(arrangement, memory);
   memory.check_overlap();
   note_written(arrangement);
   // From here on no Python code runs.

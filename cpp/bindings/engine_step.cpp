@@ -78,6 +78,7 @@ py::object Engine::step(py::handle grads, bool by_rows, double grad_scale, int n
 // One that needs other arrays than there are: they are kept only if it steps.
 void Engine::step_and_arrange(const Call& call, const py::object& info) {
   std::optional<Arrangement> coming = arranged();
+  if (!state_alloc_.is_none()) note_written(coming ? *coming : now_);
   if (!coming) {
     step_in(now_, call, info);
   } else if (step_in(*coming, call, info)) {
@@ -119,7 +120,7 @@ void Engine::accumulate(py::handle grads, int num_threads) {
   for (std::size_t i = 0; i < size(); ++i) {
     if (given_[i].is_none()) continue;
     const py::object& sum = now_.arrays[i].sum;
-    sums[i] = sum.is_none() ? callbacks->new_sum(now_.params[i].array) : sum;
+    sums[i] = sum.is_none() ? callbacks->new_sum(now_.params[i].array, allocator(i)) : sum;
     tensors.emplace_back();
   }
   if (tensors.empty()) return;
@@ -137,6 +138,7 @@ void Engine::accumulate(py::handle grads, int num_threads) {
     tensors[n].size = param.size;
     tensors[n++].item_size = param.item_size;
   }
+  if (!state_alloc_.is_none()) check_new_sums(sums);
   without_gil(total_elements(tensors),
               [&]() noexcept { onepass::accumulate(tensors, *kernels_in_use, num_threads); });
   for (std::size_t i = 0; i < size(); ++i) {
@@ -145,6 +147,20 @@ void Engine::accumulate(py::handle grads, int num_threads) {
     ++accumulated_[i];
   }
   ++accumulations_;
+}
+
+// `sums`: those of a call, old and new, that the user's function may have put where others lie.
+void Engine::check_new_sums(const std::vector<py::object>& sums) const {
+  Arrangement arrangement{now_.params, now_.arrays, {}, {}};
+  Memory grads;
+  for (std::size_t i = 0; i < size(); ++i) {
+    if (!sums[i]) continue;
+    arrangement.arrays[i].sum = sums[i];
+    grads.add(py::reinterpret_borrow<py::array>(given_[i]), Label(labels_, i, Role::grad));
+  }
+  check_allocated(arrangement);
+  add_allocated(arrangement, grads);
+  grads.check_overlap();
 }
 
 void Engine::discard_accumulated() {

@@ -34,6 +34,12 @@ void Engine::note_written(const Arrangement& arrangement) {
       if (extent.begin != extent.end) written_.push_back(extent);
     }
   }
+  if (!state_alloc_.is_none()) {
+    for (const auto& [array, label] : allocated(arrangement)) {
+      const Extent extent = extent_of(array);
+      if (extent.begin != extent.end) written_.push_back(extent);
+    }
+  }
   sort_by_begin(written_);
 }
 
@@ -172,6 +178,7 @@ void Engine::check_slowly(Arrangement& arrangement, Source source) {
     renew(arrangement, i, std::move(param), memory);
     given_[i] = grad.array;
   }
+  if (!state_alloc_.is_none() && source != Source::sums) add_allocated(arrangement, memory);
   memory.check_overlap();
   note_written(arrangement);
 }

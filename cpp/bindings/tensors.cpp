@@ -95,7 +95,7 @@ void Directions::make(const std::function<py::object(std::size_t)>& param,
   std::vector<Unchanged> seen;
   for (std::size_t i = 0; i < optimizer_.tensors.size(); ++i) {
     if (!optimizer_.is_directed(i)) continue;
-    py::array& array = arrays_.emplace_back(callbacks->new_sum(param(i)));
+    py::array& array = arrays_.emplace_back(callbacks->new_sum(param(i), py::none()));
     optimizer_.tensors[i].streams.state[direction_place] = {array.mutable_data()};
     owners.push_back(i);
     seen.emplace_back(array);

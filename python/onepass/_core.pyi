@@ -71,7 +71,7 @@ def set_callbacks(
     step_info: type,
     mirror: Callable[..., list[Any]],
     arrange: Callable[..., tuple[Any, ...]],
-    new_sum: Callable[[Any], Any],
+    new_sum: Callable[..., Any],
     direct: Callable[..., None],
     grad_scale: Any,
     schedule_call: Callable[..., float],

@@ -35,6 +35,11 @@ def compute_dtype(param: Array) -> np.dtype[Any]:
     return param.dtype if param.dtype.itemsize > 2 else np.dtype(np.float32)
 
 
+def order_of(param: Array) -> Any:
+    """Return the order in which the elements of a parameter stand in memory."""
+    return "C" if param.flags.c_contiguous else "F"
+
+
 def state_like(
     param: Array,
     value: float = 0.0,
@@ -46,7 +51,6 @@ def state_like(
     It lies as many elements past a cache line as the parameter, so that one short first tile aligns
     every array of a step at once; but in 16 bits nothing is taken in tiles that begin there.
     """
-    order = "C" if param.flags.c_contiguous else "F"
     dtype = compute_dtype(param) if dtype is None else np.dtype(dtype)
     in_step = min(dtype.itemsize, param.dtype.itemsize) > 2
     past = address(param) * dtype.itemsize // param.dtype.itemsize % CACHE_LINE
@@ -55,4 +59,4 @@ def state_like(
     flat = aligned_zeros(math.prod(shape), dtype, offset=offset)
     if value:
         flat.fill(value)
-    return flat.reshape(shape, order=order)  # type: ignore[call-overload, no-any-return]
+    return flat.reshape(shape, order=order_of(param))

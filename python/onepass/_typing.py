@@ -10,6 +10,9 @@ Array: TypeAlias = npt.NDArray[np.floating[Any]]
 Schedule: TypeAlias = Callable[[int], float]
 """Number of completed steps, from 0, to the value of a hyperparameter."""
 
+StateAlloc: TypeAlias = Callable[[str, tuple[int, ...], np.dtype[Any]], npt.NDArray[Any]]
+"""An array's name, shape and dtype to such an array, which holds anything."""
+
 Tree: TypeAlias = Array | Sequence["Tree"] | Mapping[str, "Tree"]
 """An array, or a sequence or mapping of trees."""
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from onepass._memory import state_like
 from onepass._quiet import quiet
 from onepass._typing import Array
 from onepass.optim import _storage
+from onepass.optim._maker import AVERAGE, SLOW, Allocator, Maker
 from onepass.optim._row import ROWS, Row
 from onepass.optim._settings import averages
 
@@ -18,13 +18,20 @@ and Lookahead's slow weights; None where no setting has asked for one."""
 
 
 @quiet
-def arrange(rule: str, settings: Mapping[str, Any], param: Array, kept: Kept, steps: int) -> Kept:
+def arrange(
+    rule: str,
+    settings: Mapping[str, Any],
+    param: Array,
+    kept: Kept,
+    steps: int,
+    allocator: Allocator | None = None,
+) -> Kept:
     """Return the arrays that the settings ask for, those that are there already among them.
 
     The new arrays depend only on the old ones, the settings and the steps done. So a run that was
     saved and loaded before this call gets the same arrays as one that was not.
     """
-    row = ROWS[rule]
+    row, make = ROWS[rule], Maker(param, allocator)
     _storage.check_format(settings["state_format"], [param])
     *state, average, master, slow = kept
     if not steps:  # there is nothing to keep; the settings of its first step say how it begins
@@ -32,18 +39,18 @@ def arrange(rule: str, settings: Mapping[str, Any], param: Array, kept: Kept, st
     if not averages(settings):
         average = None
     elif average is None:
-        average = state_like(param, dtype=np.float64)  # the first step writes it
+        average = make(AVERAGE, dtype=np.float64)  # the first step writes it
     if not _storage.needs_master(param, settings["rounding"]):
         master = None
     elif master is None:
-        master = _storage.master_of(param)
+        master = _storage.master_of(make)
     if settings["lookahead_every"] is None:
         slow = None
     elif slow is None:  # in the middle of a round: it is as if it began here
-        slow = _storage.keep(_storage.weights(param, master), param, None, has_sign=True)
+        slow = make(SLOW, _storage.weights(param, master))
     shapes = row.state_shapes(settings, param.shape)
     new = [
-        _of_rule(row, k, param, array, settings, shape)
+        _of_rule(row, k, make, array, settings, shape)
         for k, (array, shape) in enumerate(zip(state, shapes, strict=True))
     ]
     return (*new, average, master, slow)
@@ -52,7 +59,7 @@ def arrange(rule: str, settings: Mapping[str, Any], param: Array, kept: Kept, st
 def _of_rule(
     row: Row,
     k: int,
-    param: Array,
+    make: Maker,
     array: Any,
     settings: Mapping[str, Any],
     shape: tuple[int, ...] | None,
@@ -61,13 +68,14 @@ def _of_rule(
 
     `shape` is that of a new one, None where the settings use none.
     """
-    has_sign = row.has_sign[k]
+    name, has_sign, param = row.states[k], row.has_sign[k], make.param
     state_format = None if row.in_full[k] else settings["state_format"]
     if array is None:
         if shape is None:
             return None
         start = row.start_values(settings)[k]
-        return _storage.fresh(param, start, state_format, has_sign, shape)
+        return _storage.fresh(make, name, start, state_format, has_sign, shape)
     if _storage.is_kept_as(array, param, state_format):
         return array
-    return _storage.keep(_storage.opened(array, param, has_sign), param, state_format, has_sign)
+    values = _storage.opened(array, param, has_sign)
+    return _storage.keep(values, make, name, state_format, has_sign)

@@ -1,9 +1,14 @@
 """What an optimizer's engine owns, as Python sees it: copies, pickles and checkpoints."""
 
 import copyreg
+from collections import deque
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from itertools import starmap
+from operator import call
 from typing import Any
+
+import numpy as np
 
 from onepass import _core
 from onepass._files import Place
@@ -86,6 +91,7 @@ class Owner(Rule, _core.Base):
         self._check_outside("copy")
         contents = self._engine.contents()
         del contents["fields"]
+        contents["state_alloc"] = None  # a copy in the same file or pool would be no copy
         contents["groups"] = list(map(dict, contents["groups"]))
         contents["own"] = dict(contents["own"])
         now = contents["groups"][0]  # a schedule that was replaced may be one that has no copy
@@ -103,15 +109,22 @@ class Owner(Rule, _core.Base):
         self._engine = _core.Engine(contents)
 
     def _commit(
-        self, engine: "_core.Engine", *updates: tuple[dict[str, Any], dict[str, Any]]
+        self,
+        engine: "_core.Engine",
+        *updates: tuple[dict[str, Any], dict[str, Any]],
+        writes: _state.Writes | None = None,
     ) -> None:
-        """Put an engine in force, change attributes and write the copies of the parameters.
+        """Put an engine in force, change attributes, write state and the copies of the parameters.
 
         One native call, so that not even an interrupt sees a part of it.
         """
         contents = engine.contents()
         arrays = contents["labels"], contents["params"], contents["copies"]
-        _core.commit([(self, engine), *updates], *arrays)
+        commit = _core.commit, [(self, engine), *updates], *arrays
+        if writes:
+            _core.check_params(*arrays)  # what could fail, before the first write
+        into = [(np.ndarray.__setitem__, array, ..., values) for array, values in writes or ()]
+        deque(starmap(call, [*into, commit]), maxlen=0)
 
     # Checkpoints
 
@@ -144,7 +157,8 @@ class Owner(Rule, _core.Base):
         and step options are taken over; where this optimizer has a schedule, the schedule stays,
         and takes over the memory that was saved with one. State that was saved in another format
         than its group's is rounded to nearest by the next step. Load 16-bit parameters before: a
-        master must fit. The copies of `copy_to` are written.
+        master must fit. The copies of `copy_to` are written. Arrays that `state_alloc` has made
+        are written where they are, and new ones are asked for where they do not fit.
 
         Raises
         ------
@@ -152,8 +166,8 @@ class Owner(Rule, _core.Base):
             If anything in it does not fit this optimizer. Then nothing has changed.
         """
         self._check_outside("load_state_dict")
-        engine, updates = _state.loaded(type(self), self._engine, state_dict)
-        self._commit(engine, *updates)
+        engine, updates, writes = _state.loaded(type(self), self._engine, state_dict)
+        self._commit(engine, *updates, writes=writes)
 
     def save(self, path: Place) -> None:
         """Write `state_dict()` to a file, atomically: the path holds the old file or the new one.

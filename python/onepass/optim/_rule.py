@@ -20,13 +20,13 @@ from onepass._hyperparameters import (
     check_setting,
     resolve,
 )
-from onepass._memory import compute_dtype
+from onepass._memory import compute_dtype, order_of
 from onepass._quiet import quiet
 from onepass._typing import Array
 from onepass.optim import _reference
 from onepass.optim._row import ROWS, Row
 from onepass.optim._settings import GROUP_CHECKS, GROUP_DEFAULTS, averages, check_together
-from onepass.optim._storage import closed, opened, order_of
+from onepass.optim._storage import closed, opened
 
 _OF_THE_RULE = {
     *("checks", "check_together", "scalars", "measure", "weigh"),

@@ -8,7 +8,7 @@ import numpy as np
 
 from onepass import _core
 from onepass._hyperparameters import Check, Choice, Flag, Maybe, Number, Whole, check_setting
-from onepass._typing import OwnArrays, Schedule
+from onepass._typing import OwnArrays, Schedule, StateAlloc
 
 GROUP_CHECKS: Mapping[str, Check] = {
     "max_grad_value": Maybe(Number(above=0.0, schedulable=True)),
@@ -76,6 +76,7 @@ class StepOptions(TypedDict, total=False):
     seed: int
     grads: OwnArrays
     copy_to: OwnArrays
+    state_alloc: StateAlloc | None
 
 
 def check_together(settings: Mapping[str, Any]) -> None:

@@ -7,28 +7,27 @@ from contextlib import suppress
 from copy import deepcopy
 from itertools import islice
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from onepass import _core, formats
 from onepass._hyperparameters import Check, Checks, Maybe, check_setting
-from onepass._memory import compute_dtype, state_like
+from onepass._memory import compute_dtype, order_of
 from onepass._quiet import quiet
 from onepass._typing import Array
 from onepass.optim import _storage
 from onepass.optim._arrays import Kept
 from onepass.optim._factored import shape_of
+from onepass.optim._maker import AVERAGE, GATHERED, MASTER, SLOW, Allocator, Maker, Refilling
 from onepass.optim._row import Row
 from onepass.optim._rule import Rule
 from onepass.optim._settings import CHECKS, OWN_FIELDS
 from onepass.optim._tree import keys_before_paths
 from onepass.schedules._base import Remembering, remembering
 
-AVERAGE, AVERAGED, MASTER, SLOW = "average", "averaged", "master", "slow"
-GATHERED = "accumulated"
-"""State beside the rule's own: the average of the weights, its steps, the weights of a parameter of
-16 bits in float32, Lookahead's slow weights, the sum of gradients."""
+AVERAGED = "averaged"
+"""The key of the steps that the average of the weights has had."""
 
 UNSETTLED = "unsettled"
 """The key of the arrays as they are, where settings were changed since the last step so that the
@@ -41,6 +40,9 @@ _SCHEDULE = "schedule"
 
 Update = tuple[dict[str, Any], dict[str, Any]]
 """The attributes of an object, and what becomes of some of them."""
+
+Writes = list[tuple[Array, Array]]
+"""Arrays in use, and what is to be written into them once a checkpoint is in force."""
 
 _RENAMED = {"zero_grad": "clear_grads"}
 """Step options whose name is another one in older files."""
@@ -129,7 +131,7 @@ class _Entry:
         if MASTER in entry:
             entry[MASTER] = _storage.weights(self.param, entry[MASTER])
         if any(array.dtype == np.uint8 for array in entry.values()):
-            entry |= {SHAPE: list(self.param.shape), ORDER: _storage.order_of(self.param)}
+            entry |= {SHAPE: list(self.param.shape), ORDER: order_of(self.param)}
         if AVERAGE in entry:
             entry[AVERAGED] = self.averaged
         return entry
@@ -150,8 +152,8 @@ def _saved(check: Check, name: str, value: Any) -> Any:
 @quiet
 def loaded(
     cls: type[Rule], engine: _core.Engine, saved: Mapping[str, Any]
-) -> tuple[_core.Engine, list[Update]]:
-    """Return the engine of the saved run, and what becomes of the attributes of schedules.
+) -> tuple[_core.Engine, list[Update], Writes]:
+    """Return the engine of the saved run, what becomes of the attributes of schedules, and writes.
 
     Raises where something does not fit, and changes nothing.
     """
@@ -179,6 +181,7 @@ def loaded(
         "accumulations": 0,
     }
     known = set()
+    writes: Writes = []
     keys_before = keys_before_paths(now["shape"])
     index = 0
     for number, (saved_group, live) in enumerate(zip(saved_groups, engine.groups, strict=True)):
@@ -194,14 +197,13 @@ def loaded(
         for key in keys:
             param, label = now["params"][index], f"state[{key!r}]"
             entry = {k: v for k, v in saved["state"].get(key, {}).items() if v is not None}
-            if GATHERED in entry:
-                sums = _array(entry.pop(GATHERED), param, f"{label}[{GATHERED!r}]")
-                progress["sums"][index] = sums
-                progress["accumulated"][index] = progress["accumulations"] = 1
-            found = _entry(cls, settings, param, entry, label)
-            if key in saved.get(UNSETTLED, {}):
+            make = _maker(cls.row, now, index, writes)
+            _load_sums(progress, index, entry, make, label)
+            is_settled = key not in saved.get(UNSETTLED, {})
+            found = _entry(cls, settings, make if is_settled else Maker(param), entry, label)
+            if not is_settled:
                 entry = {k: v for k, v in saved[UNSETTLED][key].items() if v is not None}
-                found = _entry(cls, None, param, entry, f"{UNSETTLED}[{key!r}]")
+                found = _entry(cls, None, make, entry, f"{UNSETTLED}[{key!r}]")
             names = ("steps", "average_from", "memory", "kept")
             for name, value in zip(names, found, strict=True):
                 progress[name][index] = value
@@ -223,7 +225,30 @@ def loaded(
     # saving and loading.
     options = OWN_FIELDS.settings({**now["own"], **own})
     new = _core.Engine({**now, "groups": groups, "own": options, "progress": progress})
-    return new, _remembered(engine, saved)
+    return new, _remembered(engine, saved), writes
+
+
+def _load_sums(
+    progress: dict[str, Any], index: int, entry: dict[str, Any], make: Maker, label: str
+) -> None:
+    """Take the sum of gradients out of a saved entry, if there is one."""
+    if GATHERED in entry:
+        sums = _array(entry.pop(GATHERED), make, GATHERED, f"{label}[{GATHERED!r}]")
+        progress["sums"][index] = sums
+        progress["accumulated"][index] = progress["accumulations"] = 1
+
+
+def _maker(row: Row, now: Mapping[str, Any], index: int, writes: Writes) -> Maker:
+    """Return what makes the arrays of a parameter, of those that it has where a user made them."""
+    param = now["params"][index]
+    if now["state_alloc"] is None:
+        return Maker(param)
+    allocator: Allocator = now["state_alloc"], now["keys"][index], now["labels"][index]
+    names = (*row.states, AVERAGE, MASTER, SLOW, GATHERED)
+    progress = now["progress"]
+    arrays = (*progress["kept"][index], progress["sums"][index])
+    there = {name: a for name, a in zip(names, arrays, strict=True) if a is not None}
+    return Refilling(param, allocator, there, writes)
 
 
 def _memory_of_all(
@@ -335,7 +360,7 @@ def _matching_keys(
 def _entry(
     cls: type[Rule],
     settings: Mapping[str, Any] | None,
-    param: Array,
+    make: Maker,
     entry: dict[str, Any],
     label: str,
 ) -> tuple[int, int, list[float], tuple[Array | None, ...]]:
@@ -344,6 +369,7 @@ def _entry(
     The settings, if given, say which arrays there must be.
     """
     names, signs, kinds = cls.row.states, cls.row.has_sign, cls.row.shape
+    param = make.param
     used = (
         []
         if settings is None
@@ -356,10 +382,10 @@ def _entry(
         raise ValueError(f"{label}[{SHAPE!r}]: expected {list(param.shape)}, got {shape!r}")
     if order not in ("C", "F"):
         raise ValueError(f"{label}[{ORDER!r}]: expected 'C' or 'F', got {order!r}")
-    master = _master(entry.pop(MASTER, None), param, settings, f"{label}[{MASTER!r}]")
+    master = _master(entry.pop(MASTER, None), make, settings, f"{label}[{MASTER!r}]")
     slow = entry.pop(SLOW, None)
     if slow is not None:
-        slow = _array(slow, param, f"{label}[{SLOW!r}]")
+        slow = _array(slow, make, SLOW, f"{label}[{SLOW!r}]")
     for name in cls.saved_scalars:
         entry.pop(name, None)
     remembered = {name: entry.pop(name, None) for name in cls.row.own_memory}
@@ -372,7 +398,10 @@ def _entry(
         raise ValueError(f"{label}: expected the arrays {used}, got {list(entry)}")
     state = tuple(
         _kept(
-            entry[name], param, has_sign, order, f"{label}[{name!r}]", shape_of(kind, param.shape)
+            _Saved(entry[name], name, f"{label}[{name!r}]", shape_of(kind, param.shape)),
+            make,
+            has_sign,
+            order,
         )
         if name in entry
         else None
@@ -383,69 +412,79 @@ def _entry(
     began = step - _count(averaged, f"{label}[{AVERAGED!r}]")
     if began < 0:
         raise ValueError(f"{label}[{AVERAGED!r}]: expected at most {step}, got {averaged}")
-    average = _average(average, param, f"{label}[{AVERAGE!r}]")
+    average = _average(average, make, f"{label}[{AVERAGE!r}]")
     return step, began, memory, (*state, average, master, slow)
 
 
-def _average(saved: Any, param: Array, label: str) -> Array:
+def _average(saved: Any, make: Maker, label: str) -> Array:
     source = np.asarray(saved)
-    if source.dtype == compute_dtype(param):  # as it was once saved; nothing is lost
+    if source.dtype == compute_dtype(make.param):  # as it was once saved; nothing is lost
         source = source.astype(np.float64)
-    return _array(source, param, label, np.dtype(np.float64))
+    return _array(source, make, AVERAGE, label, np.dtype(np.float64))
 
 
 def _array(
     saved: Any,
-    param: Array,
+    make: Maker,
+    name: str,
     label: str,
     dtype: np.dtype[Any] | None = None,
     shape: tuple[int, ...] | None = None,
 ) -> Array:
-    source, dtype = np.asarray(saved), dtype or compute_dtype(param)
-    shape = param.shape if shape is None else shape
+    source, dtype = np.asarray(saved), dtype or compute_dtype(make.param)
+    shape = make.param.shape if shape is None else shape
     if source.dtype != dtype:
         raise TypeError(f"{label}: expected dtype {dtype}, got {source.dtype}")
     _check_shape(source, shape, label)
-    array = state_like(param, dtype=dtype, shape=shape)
-    array[...] = source
-    return array
+    return make.loaded(name, source, dtype, shape)
 
 
-def _kept(
-    saved: Any, param: Array, has_sign: bool, order: str, label: str, shape: tuple[int, ...]
-) -> Any:
+class _Saved(NamedTuple):
+    """An array of a rule's, as it is saved, its name, what messages call it, and its shape."""
+
+    values: Any
+    name: str
+    label: str
+    shape: tuple[int, ...]
+
+
+def _kept(saved: _Saved, make: Maker, has_sign: bool, order: str) -> Any:
     """Return saved state in the parameter's layout, in the format in which it was saved."""
-    source = np.asarray(saved)
+    values, name, label, shape = saved
+    source, param = np.asarray(values), make.param
     is_small = source.dtype.name in ("bfloat16", "float16", "uint8")
     if not is_small or compute_dtype(param) != np.float32:
-        return _array(source, param, label, shape=shape)
+        return _array(source, make, name, label, shape=shape)
     if shape != param.shape and source.dtype != np.uint8:  # kept in full
-        return _array(source.astype(np.float32), param, label, shape=shape)
+        return _array(source.astype(np.float32), make, name, label, shape=shape)
     if source.dtype != np.uint8:
         _check_shape(source, param.shape, label)
-        array = state_like(param, dtype=np.float32 if source.dtype == np.float16 else source.dtype)
-        array[...] = source
-        return array
+        dtype = np.float32 if source.dtype == np.float16 else source.dtype
+        return make.loaded(name, source, dtype)
     _check_shape(source, (formats.q8_size(param.size),), label)
     try:
         formats.q8_check(source, signed=has_sign)
     except ValueError as error:
         raise ValueError(f"{label}: {error}") from None
-    if order == _storage.order_of(param):
-        return source.copy()
-    return _storage.keep(_storage.opened(source, param, has_sign, order), param, "q8", has_sign)
+    if order != order_of(param):
+        in_order = np.asarray(
+            _storage.opened(source, param, has_sign, order), order=order_of(param)
+        )
+        source = formats.q8_encode(in_order, signed=has_sign)
+    return make.loaded(name, source, np.uint8, source.shape)
 
 
 def _master(
-    saved: Any, param: Array, settings: Mapping[str, Any] | None, label: str
+    saved: Any, make: Maker, settings: Mapping[str, Any] | None, label: str
 ) -> Array | None:
     if saved is None:
         return None
+    param = make.param
     if not _storage.needs_master(param, "master" if settings is None else settings["rounding"]):
         expected = "none beside this parameter and its rounding"
         raise ValueError(f"{label}: expected {expected}, got an array")
-    master = _array(saved, param, label)
-    if not _storage.same_bits(formats.narrow(master, param.dtype), param).all():
+    master = _array(saved, make, MASTER, label)
+    if not _storage.same_bits(formats.narrow(np.asarray(saved), param.dtype), param).all():
         expected = "weights that are the parameter's once rounded (load those first)"
         raise ValueError(f"{label}: expected {expected}, got others")
     return master

@@ -8,8 +8,9 @@ import numpy.typing as npt
 
 from onepass import formats
 from onepass._extras import require
-from onepass._memory import aligned_zeros, compute_dtype, state_like
+from onepass._memory import compute_dtype, order_of
 from onepass._typing import Array
+from onepass.optim._maker import MASTER, Maker
 
 SMALL = 4096
 """Parameters with fewer elements keep their state in float32: less would save next to nothing."""
@@ -36,31 +37,32 @@ def _dtype_of(own: str | None) -> np.dtype[Any] | None:
     return bfloat16() if own == "bf16" else None
 
 
-def keep(values: Array, param: Array, state_format: str | None, has_sign: bool) -> Any:
+def keep(values: Array, make: Maker, name: str, state_format: str | None, has_sign: bool) -> Any:
     """Return an array with these values, rounded to nearest, as state of this format is kept."""
-    own = _format_of(param, state_format)
+    own = _format_of(make.param, state_format)
     if own == "q8":
-        values = np.asarray(values, np.float32, order=order_of(param))
-        return formats.q8_encode(values, signed=has_sign)
-    array = state_like(param, dtype=_dtype_of(own))
-    array[...] = values
-    return array
+        values = np.asarray(values, np.float32, order=order_of(make.param))
+        codes = formats.q8_encode(values, signed=has_sign)
+        return make(name, codes, np.uint8, codes.shape)
+    return make(name, values, _dtype_of(own))
 
 
 def fresh(
-    param: Array,
+    make: Maker,
+    name: str,
     value: float,
     state_format: str | None,
     has_sign: bool,
     shape: tuple[int, ...] | None = None,
 ) -> Any:
     """Return such an array that is filled with a value; one of another shape has no format."""
-    own = _format_of(param, state_format)
+    own = _format_of(make.param, state_format)
     if own != "q8":
-        return state_like(param, value, _dtype_of(own), shape)
+        return make(name, value, _dtype_of(own), shape)
     if not value:
-        return aligned_zeros(formats.q8_size(param.size), np.uint8)
-    return keep(np.broadcast_to(np.float32(value), param.shape), param, state_format, has_sign)
+        return make(name, 0, np.uint8, (formats.q8_size(make.param.size),))
+    values = np.broadcast_to(np.float32(value), make.param.shape)
+    return keep(values, make, name, state_format, has_sign)
 
 
 def opened(array: Any, param: Array, has_sign: bool, order: Any = None) -> Array:
@@ -105,9 +107,9 @@ def needs_master(param: Array, rounding: str) -> bool:
     return rounding == "master" and param.dtype.itemsize == 2
 
 
-def master_of(param: Array) -> Array:
+def master_of(make: Maker) -> Array:
     """Return a master that begins with the parameter."""
-    return np.asarray(keep(param, param, None, has_sign=True))
+    return make(MASTER, make.param)
 
 
 def weights(param: Array, master: Array | None) -> Array:
@@ -154,8 +156,3 @@ def bfloat16() -> np.dtype[Any]:
 
     found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
     return found
-
-
-def order_of(param: Array) -> Any:
-    """Return the order in which the elements of a parameter stand in memory."""
-    return "C" if param.flags.c_contiguous else "F"

@@ -15,11 +15,11 @@ from onepass._hyperparameters import (
     Number,
     Several,
 )
+from onepass._memory import order_of
 from onepass._typing import Array, Params, Schedule
 from onepass.optim import _factored
 from onepass.optim._reference import squared
 from onepass.optim._settings import StepOptions
-from onepass.optim._storage import order_of
 from onepass.optim.optimizer import Optimizer
 
 
@@ -75,6 +75,7 @@ class Adafactor(Optimizer, rule="adafactor"):
         Ascend instead of descend; the decay still shrinks.
     **options
         `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`, `nonfinite`, `clear_grads`,
+        `state_alloc`,
         `ema_decay`, `ema_warmup`, `swa_start`, `lookahead_every`, `lookahead_weight`,
         `state_format`, `rounding`, `seed`, `grads` and `copy_to`: see `onepass.Optimizer`. There is
         no `cautious_weight_decay`.

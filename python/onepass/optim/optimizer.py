@@ -10,11 +10,11 @@ import numpy as np
 
 from onepass import _core
 from onepass._hyperparameters import check_setting
-from onepass._memory import state_like
 from onepass._quiet import quiet
-from onepass._typing import Array, Grads, OwnArrays, Params, RowGrads, Schedule
+from onepass._typing import Array, Grads, OwnArrays, Params, RowGrads, Schedule, StateAlloc
 from onepass.optim import _foreign, _rule, _storage
 from onepass.optim._arrays import Kept, arrange
+from onepass.optim._maker import GATHERED, Allocator, Maker
 from onepass.optim._owner import Owner, OwnSetting
 from onepass.optim._settings import (
     CHECKS,
@@ -28,7 +28,7 @@ from onepass.optim._tree import Leaves, Node, flatten, is_groups, leaves_like
 from onepass.optim.step_info import StepInfo
 from onepass.schedules._base import BaseSchedule
 
-_OPTIONS = (*CHECKS, *GROUP_CHECKS, "grads", "copy_to")
+_OPTIONS = (*CHECKS, *GROUP_CHECKS, "grads", "copy_to", "state_alloc")
 """What every optimizer takes besides its hyperparameters."""
 
 
@@ -75,6 +75,18 @@ class Optimizer(Owner):
         written here, by `load_state_dict`, and by each step that moves the parameter. None in it
         leaves that parameter without a copy. What you write into a parameter yourself, and what
         `averaged` and `lookahead` show, is not copied.
+    state_alloc : function, optional
+        ``state_alloc(name, shape, dtype)`` makes each array that is kept between steps, for state
+        in huge pages, in shared memory, in a file (`numpy.memmap`) or in a pool of another
+        library's. It returns an array of this shape and dtype, which may hold anything: aligned,
+        writable, contiguous in the order of its parameter, and in memory that no other array has.
+        A `name` is the parameter's key, as `state_dict` has it, a point, and the array's name:
+        ``"encoder.w.exp_avg"``, ``"0.average"``. The function is called when the optimizer is made
+        and where a changed setting, `accumulate` or `load_state_dict` asks for an array that is not
+        there yet; then perhaps again for a name that it knows, and the earlier array stays in use
+        if the call fails. What is made is never resized, and must stay where it is while the
+        optimizer lives. Arrays for a single step, and those of `state_dict`, are NumPy's; so is all
+        state of a copy and of an unpickled optimizer, since it cannot share the original's.
     max_grad_norm_each : float > 0, or schedule, optional
         The norm that each array's gradient may have by itself, :math:`g_i \leftarrow g_i
         \min(1, c / (\|g_i\| + 10^{-6}))`; after `max_grad_norm`, where both are given. Groups may
@@ -214,6 +226,7 @@ class Optimizer(Owner):
         clear_grads: bool = False,
         grads: OwnArrays = None,
         copy_to: OwnArrays = None,
+        state_alloc: StateAlloc | None = None,
         seed: int = 0,
         **settings: Any,
     ) -> None:
@@ -229,6 +242,9 @@ class Optimizer(Owner):
             name: check_setting(self.group_checks, name, value)
             for name, value in {**GROUP_DEFAULTS, **settings}.items()
         }
+        if state_alloc is not None and not callable(state_alloc):
+            got = type(state_alloc).__name__
+            raise TypeError(f"state_alloc: expected a function or None, got {got}")
         self._made_with = settings
         leaves = Leaves()
         groups: list[_core.Settings] = []
@@ -254,6 +270,7 @@ class Optimizer(Owner):
                 "labels": leaves.labels,
                 "keys": list(leaves.keys),
                 "params": leaves.arrays,
+                "state_alloc": state_alloc,
                 "copies": copies if copy_to is None else leaves_like(shape, grouped, copy_to),
                 "bound": None if grads is None else leaves_like(shape, grouped, grads),
             }
@@ -547,6 +564,11 @@ registry = cast("dict[str, type[Optimizer]]", _rule.registry)
 """Every optimizer class, by the name of its rule."""
 
 
+def _new_sum(param: Array, allocator: Allocator | None) -> Array:
+    """Return zeros to which gradients are added."""
+    return Maker(param, allocator)(GATHERED)
+
+
 @quiet
 def _direct(rule: str, directions: Sequence[tuple[Array, float, Mapping[str, float]]]) -> None:
     """Make the directions of a step: see `Rule.finish_directions`."""
@@ -557,7 +579,7 @@ _core.set_callbacks(
     step_info=StepInfo,
     mirror=leaves_like,
     arrange=arrange,
-    new_sum=state_like,
+    new_sum=_new_sum,
     direct=_direct,
     grad_scale=GRAD_SCALE,
     schedule_call=BaseSchedule.__call__,

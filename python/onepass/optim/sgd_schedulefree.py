@@ -50,6 +50,7 @@ class SGDScheduleFree(Optimizer, rule="sgd_schedulefree"):
         Ascend instead of descend.
     **options
         `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`, `nonfinite`, `clear_grads`,
+        `state_alloc`,
         `state_format`, `seed`, `grads` and `copy_to`: see `onepass.Optimizer`. `ema_decay`,
         `ema_warmup` and `swa_start` are refused, because there is an average already, and
         `lookahead_every` with `lookahead_weight`, because it would move :math:`y` alone; `rounding`
