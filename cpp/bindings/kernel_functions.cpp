@@ -9,6 +9,7 @@
 
 #include "engine.hpp"
 #include "function.hpp"
+#include "gil.hpp"
 #include "rows.hpp"
 #include "threads.hpp"
 
@@ -17,11 +18,12 @@ namespace {
 
 // What a call takes besides the rule's settings, as numbers.
 struct CallOptions {
-  double step = none, averaged = none, grad_scale = 1, max_grad_norm = none, nonfinite = 0,
-         clear_grads = 0, rounding = 0, seed = 0;
+  double step = none, averaged = none, grad_scale = 1, max_grad_norm = none, grad_norm = none,
+         nonfinite = 0, clear_grads = 0, rounding = 0, seed = 0;
 };
-constexpr const char* call_options[] = {"step",      "averaged",    "grad_scale", "max_grad_norm",
-                                        "nonfinite", "clear_grads", "rounding",   "seed"};
+constexpr const char* call_options[] = {"step",          "averaged",  "grad_scale",
+                                        "max_grad_norm", "grad_norm", "nonfinite",
+                                        "clear_grads",   "rounding",  "seed"};
 static_assert(sizeof(CallOptions) == std::size(call_options) * sizeof(double));
 enum CallRounding : int { call_stochastic, call_nearest };
 
@@ -428,6 +430,7 @@ PyObject* Kernel::call(PyObject* const* args, Py_ssize_t n_positional, PyObject*
   StepOptions options;
   options.grad_scale = given.options.grad_scale;
   options.max_grad_norm = given.options.max_grad_norm;
+  options.grad_norm = given.options.grad_norm;
   options.nonfinite = static_cast<Nonfinite>(given.options.nonfinite);
   options.seed = static_cast<std::uint64_t>(given.options.seed);
   options.num_threads = given.num_threads;
@@ -448,9 +451,30 @@ PyObject* Kernel::call(PyObject* const* args, Py_ssize_t n_positional, PyObject*
   return info.release().ptr();
 }
 
+// The norm of a gradient that lies in one piece, as a step measures it, and whether it is finite.
+// `like`: an array of the parameter's dtype.
+py::tuple grad_norm(const py::array& grad, py::handle like, py::handle num_threads) {
+  const Param param = check_param(like, Label("param", Role::param));
+  const Format format = check_grad_format(grad, Label("grads", Role::input), param);
+  const int threads = resolve_num_threads(num_threads.ptr());
+  Tensor tensor;
+  Parameter known;
+  start_layout(param, 0, tensor, known);
+  tensor.size = static_cast<std::size_t>(grad.size());
+  tensor.streams.grad = stored(const_cast<void*>(grad.data()), format);
+  const std::span<Tensor> tensors(&tensor, 1);
+  std::vector<double> sums(total_blocks(tensors));
+  Norm found{};
+  without_gil(tensor.size, [&]() noexcept { found = norm(tensors, sums, threads); });
+  return py::make_tuple(found.value, found.nonfinite == nullptr);
+}
+
 }  // namespace
 
 void bind_kernel_functions(py::module_& m) {
+  m.def("grad_norm", &grad_norm, py::arg("grad"), py::arg("like"),
+        py::arg("num_threads") = py::none(), py::call_guard<InCall>(),
+        "Return the norm of a gradient in one piece, and whether it is finite.");
   m.def(
       "make_kernel",
       [](const py::function& declaration, const Fields& fields, const py::dict& defaults,

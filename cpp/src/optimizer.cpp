@@ -134,6 +134,7 @@ Ready Optimizer::prepare(const StepOptions& options) {
                                        [](const Group& group) { return group.clips_each(); });
   if (limits || limits_each || options.nonfinite != Nonfinite::propagate) [[unlikely]] {
     measure(options, ready);
+    if (!is_none(options.grad_norm)) ready.norm = options.grad_norm;
     ready.skipped = ready.nonfinite >= 0 && options.nonfinite == Nonfinite::skip;
     if (limits && !ready.skipped)
       coefficient = clip_coefficient(*ready.norm, options.max_grad_norm);

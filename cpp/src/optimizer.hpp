@@ -102,6 +102,7 @@ enum class Nonfinite : int { propagate, skip, raise };
 struct StepOptions {
   double grad_scale = 1;
   double max_grad_norm = none;  // infinite: measured only
+  double grad_norm = none;      // of all gradients together, where the step has some of them only
   Nonfinite nonfinite = Nonfinite::propagate;
   std::uint64_t seed = 0;
   int num_threads = 1;

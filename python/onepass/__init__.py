@@ -17,6 +17,7 @@ from onepass import _core, ema, formats, init, kernels, line_search, optim, runt
 from onepass._descent import Iterate
 from onepass._minimize import MinimizeResult, minimize
 from onepass._pack import pack
+from onepass._stream import Stream
 from onepass.batchnorm import (
     BatchNorm,
     batch_norm_backward,
@@ -91,6 +92,7 @@ __all__ = [
     "Rprop",
     "SGDScheduleFree",
     "StepInfo",
+    "Stream",
     "Yogi",
     "batch_norm_backward",
     "batch_norm_infer",

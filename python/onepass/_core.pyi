@@ -85,6 +85,9 @@ def make_kernel(
     check_setting: Callable[[Any, str, Any], Any],
     fail: Callable[[str], None],
 ) -> _Declared: ...
+def grad_norm(
+    grad: npt.NDArray[Any], like: npt.NDArray[Any], num_threads: int | None = None
+) -> tuple[float, bool]: ...
 
 class CopyLimit:
     def __init__(self, params: list[Any], grads: list[Any], states: list[list[Any]]) -> None: ...

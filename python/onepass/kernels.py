@@ -10,7 +10,7 @@ import inspect
 from typing import TYPE_CHECKING, Any, Protocol
 
 from onepass import _core
-from onepass._hyperparameters import Choice, Fixed, Maybe, Whole, check_setting
+from onepass._hyperparameters import Choice, Fixed, Maybe, Number, Whole, check_setting
 from onepass._typing import Array
 from onepass.optim import Optimizer, StepInfo, _foreign, registry
 from onepass.optim._settings import CHECKS, GRAD_SCALE, GROUP_CHECKS, GROUP_DEFAULTS
@@ -21,6 +21,7 @@ _OPTIONS = {
     "step": Maybe(Whole(low=1, below=2**53)),
     "averaged": Maybe(Whole(low=1, below=2**53)),
     "grad_scale": GRAD_SCALE,
+    "grad_norm": Maybe(Number(infinite=True)),
     "rounding": Choice(("stochastic", "nearest")),
     **CHECKS,
 }
@@ -42,6 +43,7 @@ _KEYWORDS = {
     "rows": None,
     "grad_scale": 1.0,
     "max_grad_norm": None,
+    "grad_norm": None,
     **{name: GROUP_DEFAULTS[name] for name in _STAGES},
     "average": None,
     "averaged": None,
@@ -156,6 +158,9 @@ grad_scale : float in [2**-126, 2**128)
 max_grad_norm : float > 0, optional
     The Euclidean norm that all gradients of the call together may have; ``math.inf`` measures it
     and clips nothing.
+grad_norm : float >= 0, optional
+    The norm of all gradients together, over `grad_scale`, where this call has a part of them only:
+    what `max_grad_norm` goes by then. It is measured where it is left out.
 max_grad_norm_each : float > 0, optional
     The norm that each parameter's gradient may have by itself.
 max_grad_value : float > 0, optional
