@@ -3,10 +3,11 @@
 python bench/stream.py                     AdamW on 1e8 parameters, 1.2 GB; a minute or two
 python bench/stream.py --parameters 4e8 --folder /mnt/disk --steps 2
 
-Gradients are in memory. All take turns, and each begins with nothing of its files in the page cache;
-GB/s counts what is read and what is written, and a ratio is the median of the rounds' ratios.
+Gradients are in memory. All take turns, and each begins with nothing of its files in the page
+cache. GB/s counts what is read and what is written; a ratio is the median of the rounds' ratios.
 
-disk      reads and writes the same bytes in the same pieces by as many threads, and computes nothing
+disk      16 threads read and write back pieces of 1 MiB, past the page cache: as many bytes
+loop      one thread does so with pieces of 32 MiB, one after the other
 stream    op.Stream, past the page cache
 cached    op.Stream through the page cache, until the disk has it all
 mapped    op.AdamW on a numpy.memmap, state_alloc= makes others of its state; until it is flushed
@@ -14,7 +15,9 @@ mapped    op.AdamW on a numpy.memmap, state_alloc= makes others of its state; un
 """
 
 import argparse
+import mmap
 import os
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -26,25 +29,42 @@ import ml_dtypes
 import numpy as np
 
 import onepass as op
-from onepass._stream.opening import place
 
 
 class Disk:
-    """The bytes of a stream, as its pipe moves them."""
+    """Pieces of a file, each read and written back, by so many threads; no code of ours."""
 
-    def __init__(self, folder: Path, n: int, grads: np.ndarray) -> None:
-        self.stream = create(folder / "disk", n, np.float32, chunk=CHUNK)
-        self.nbytes = 2 * self.stream._now.file.nbytes
+    def __init__(
+        self, folder: Path, n: int, _: np.ndarray, *, piece: int = 1 << 20, threads: int = 16
+    ) -> None:
+        self.path = folder / f"disk-{threads}"
+        self.pieces = -(-12 * n // piece)
+        self.piece, self.threads = piece, threads
+        self.nbytes = 2 * self.pieces * piece
+        with self.path.open("wb") as file:
+            for _ in range(self.pieces):
+                file.write(bytes(piece))
 
     def step(self) -> None:
-        now, pipe = self.stream._now, self.stream._pipe
-        chunks = range(now.file.n_chunks)
-        _, error, _ = pipe.run(chunks, partial(place, now.file), lambda *_: None)
-        os.fdatasync(pipe._descriptor)
-        assert error is None
+        descriptor = os.open(self.path, os.O_RDWR | os.O_DIRECT)
+        coming = iter(range(self.pieces))
+
+        def work() -> None:
+            buffer = memoryview(mmap.mmap(-1, self.piece))
+            for number in coming:
+                assert os.preadv(descriptor, [buffer], number * self.piece) == self.piece
+                assert os.pwritev(descriptor, [buffer], number * self.piece) == self.piece
+
+        threads = [threading.Thread(target=work) for _ in range(self.threads)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        os.fdatasync(descriptor)
+        os.close(descriptor)
 
     def forget(self) -> None:
-        forget(self.stream.path)
+        forget(self.path)
 
 
 class Streamed:
@@ -97,6 +117,7 @@ class Mapped:
 CHUNK = 1 << 22
 CONTENDERS: dict[str, Callable[..., object]] = {
     "disk": Disk,
+    "loop": partial(Disk, piece=1 << 25, threads=1),
     "stream": partial(Streamed),
     "cached": partial(Streamed, direct=False),
     "mapped": Mapped,
@@ -137,7 +158,12 @@ def main() -> None:
 def create(path: Path, n: int, dtype, **options) -> op.Stream:
     """Return a stream of zeros."""
     return op.Stream.create(
-        path, lambda begin, end: np.zeros(end - begin, dtype), "adamw", size=n, dtype=dtype, **options
+        path,
+        lambda begin, end: np.zeros(end - begin, dtype),
+        "adamw",
+        size=n,
+        dtype=dtype,
+        **options,
     )
 
 
