@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock
@@ -36,7 +37,7 @@ class Pipe:
     """Reads, changes and writes chunks of a file, several at a time."""
 
     def __init__(self, path: Path, nbytes: int, direct: bool) -> None:
-        self._descriptor, self.direct = _open(path, direct)
+        self._file, self.direct = _open(path, direct)
         # Maps begin on a page, as the disk asks for beside the page cache.
         self._buffers = [
             _Buffer(np.frombuffer(mmap.mmap(-1, nbytes), np.uint8)) for _ in range(BUFFERS)
@@ -48,9 +49,7 @@ class Pipe:
     def close(self) -> None:
         """End the threads, and close the file."""
         self._pool.shutdown()
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._file.close()
 
     def run(
         self,
@@ -120,7 +119,7 @@ class Pipe:
 
     def _request(self, buffer: _Buffer, part: memoryview, begin: int, is_write: bool) -> None:
         try:
-            _move(self._descriptor, part, begin, is_write)
+            _move(self._file.fileno(), part, begin, is_write)
         except BaseException as error:
             buffer.errors.append(error)
         with self._lock:
@@ -139,12 +138,10 @@ def _move(descriptor: int, part: memoryview, begin: int, is_write: bool) -> None
         part, begin = part[moved:], begin + moved
 
 
-def _open(path: Path, direct: bool) -> tuple[int, bool]:
+def _open(path: Path, direct: bool) -> tuple[FileIO, bool]:
     """Open a file for its chunks; past the page cache where that is asked for and can be had."""
     flag: Any = getattr(os, "O_DIRECT", 0)
     if direct and flag:
-        descriptor = -1
         with suppress(OSError):  # as tmpfs has it
-            descriptor = os.open(path, os.O_RDWR | flag)
-            return descriptor, True
-    return os.open(path, os.O_RDWR), False
+            return FileIO(path, "r+", opener=lambda path, mode: os.open(path, mode | flag)), True
+    return FileIO(path, "r+"), False
