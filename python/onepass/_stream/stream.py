@@ -90,8 +90,8 @@ class Stream:
     Differs from
 
     * The class on memory-mapped arrays (`numpy.memmap` and ``state_alloc=``): that is simpler, and
-      a step that raises changes nothing. It reaches about half the speed of the disk, since
-      page faults wait for one another.
+      a step that raises changes nothing. It is slower where the files do not fit into the page
+      cache, since each page fault stops the thread that needs the page.
     * DeepSpeed's ZeRO-Infinity, which has a file for each tensor and pinned buffers for a GPU.
 
     Rules that measure whole arrays (`LAMB`, `LARS`, `NovoGrad`, `Prodigy`, `Adafactor`), take
