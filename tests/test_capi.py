@@ -95,6 +95,8 @@ STAGES = {
     "nothing": {},
     "value and average": {"max_grad_value": 0.3, "ema_decay": 0.9},
     "mean and Lookahead": {"swa_start": 2, "lookahead_every": 2},
+    "average in float32": {"ema_decay": 0.9, "average_dtype": "float32"},
+    "average of every second step": {"ema_decay": 0.9, "average_every": 2},
     "norms of each": {"max_grad_norm_each": 0.5},
 }
 
@@ -113,7 +115,8 @@ def kept_of(cls, settings, param, state_format=None):
     if settings.get("lookahead_every") is not None:
         kept.append(np.zeros_like(wide))
     if settings.get("ema_decay") is not None or settings.get("swa_start") is not None:
-        kept.append(np.zeros_like(wide, dtype=np.float64))
+        dtype = wide.dtype if settings.get("average_dtype") == "float32" else np.float64
+        kept.append(np.zeros_like(wide, dtype=dtype))
     return kept
 
 

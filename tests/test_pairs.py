@@ -25,6 +25,8 @@ OPTIONS = {
     "ema_decay": [{"ema_decay": 0.9}],
     "ema_warmup": [{"ema_decay": 0.9, "ema_warmup": True}],
     "swa_start": [{"swa_start": 2}],
+    "average_every": [{"ema_decay": 0.9, "average_every": 2}, {"swa_start": 2, "average_every": 2}],
+    "average_dtype": [{"ema_decay": 0.9, "average_dtype": "float32"}],
     "lookahead_every": [{"lookahead_every": 2}],
     "lookahead_weight": [{"lookahead_every": 3, "lookahead_weight": 0.75}],
     "state_format": [{"state_format": "bf16"}, {"state_format": "q8"}],

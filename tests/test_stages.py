@@ -29,6 +29,11 @@ EVERYTHING = {
     "average, far": {"ema_decay": 0.3},
     "average, warm-up": {"ema_decay": 0.99, "ema_warmup": True},
     "plain mean": {"swa_start": 2},
+    "average in float32": {"ema_decay": 0.9, "average_dtype": "float32"},
+    "average in float32, far": {"ema_decay": 0.3, "average_dtype": "float32"},
+    "mean in float32": {"swa_start": 2, "average_dtype": "float32"},
+    "average of every second step": {"ema_decay": 0.9, "average_every": 2, "ema_warmup": True},
+    "mean of every second step": {"swa_start": 1, "average_every": 2},
     "zeros": {"clear_grads": True},
     "all": {
         "max_grad_norm": 1.0,
@@ -200,7 +205,8 @@ numbers = {
     "lookahead_every": st.none() | st.integers(1, 3),
     "lookahead_weight": st.floats(2.0**-126, 1),
     "clear_grads": st.booleans(),
-    "ema_decay": st.none() | st.floats(0, 0.9999),
+    "ema_decay": st.none() | st.floats(0, 1),
+    "average_dtype": st.sampled_from(["float64", "float32"]),
 }
 
 

@@ -424,10 +424,12 @@ double* check_remembered(py::handle object, const Label& label, Memory& memory) 
   return static_cast<double*>(const_cast<void*>(array.data()));
 }
 
-double* check_average(py::handle object, const Label& label, const Param& param, Memory& memory) {
+void* check_average(py::handle object, bool is_double, const Label& label, const Param& param,
+                    Memory& memory) {
+  if (!is_double) return check_state(object, label, param, memory);
   const py::array array = check_array(object, label);
   check_is_float64(array, label);
-  return static_cast<double*>(written_beside(array, label, param, memory));
+  return written_beside(array, label, param, memory);
 }
 
 CheckedState check_rule_state(py::handle object, const Label& label, const Param& param,

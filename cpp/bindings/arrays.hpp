@@ -163,8 +163,9 @@ void* check_shaped_state(py::handle object, const Label& label, const Param& par
 // A number of a rule's memory: an array of one element, of float64.
 double* check_remembered(py::handle object, const Label& label, Memory& memory);
 
-// The average of the weights: like its parameter, but of float64.
-double* check_average(py::handle object, const Label& label, const Param& param, Memory& memory);
+// The average of the weights: like its parameter, but of float64, unless it is like state.
+void* check_average(py::handle object, bool is_double, const Label& label, const Param& param,
+                    Memory& memory);
 
 // A rule's state, as above or in fewer bits: bfloat16, or 8-bit codes with their scales behind
 // them.

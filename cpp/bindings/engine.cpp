@@ -50,7 +50,8 @@ Needs::Needs(const Group& group) noexcept
       averages(group.averages()),
       looks_ahead(group.looks_ahead()),
       state_format(group.settings.state_format),
-      rounding(group.settings.rounding) {
+      rounding(group.settings.rounding),
+      average_dtype(group.settings.average_dtype) {
   for (std::size_t k = 0; k < group.rule->start.size(); ++k) {
     const int place = group.rule->start[k];
     if (place >= 0) start[k] = group.settings.hyper[static_cast<std::size_t>(place)];
@@ -62,7 +63,7 @@ bool Needs::operator==(const Needs& other) const noexcept {
       state_format == other.state_format || (is_none(state_format) && is_none(other.state_format));
   return variant == other.variant && averages == other.averages &&
          looks_ahead == other.looks_ahead && same_format && rounding == other.rounding &&
-         start == other.start;
+         average_dtype == other.average_dtype && start == other.start;
 }
 
 OneAtATime::OneAtATime(std::atomic<bool>& busy, const char* name) : taken_(busy) {
@@ -315,7 +316,9 @@ void Engine::lay_out(Arrangement& arrangement, std::size_t index) const {
   Streams& streams = tensor.streams;
   if (!arrays.average.is_none()) {
     const Label label(labels_, index, Role::state, "average");
-    streams.average = check_average(arrays.average, label, param, memory);
+    streams.average_is_double = group.averages_in_double();
+    streams.average =
+        check_average(arrays.average, streams.average_is_double, label, param, memory);
   }
   if (!arrays.slow.is_none()) {
     const Label label(labels_, index, Role::state, "slow");

@@ -24,7 +24,7 @@ struct Needs {
   explicit Needs(const Group& group) noexcept;
   std::size_t variant;
   bool averages, looks_ahead;
-  double state_format, rounding;
+  double state_format, rounding, average_dtype;
   std::array<double, max_states> start{};
   bool operator==(const Needs& other) const noexcept;
 };

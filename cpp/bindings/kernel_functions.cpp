@@ -372,7 +372,9 @@ void Kernel::lay_out(const Given& given, PyObject* const* args, std::size_t n_ke
     }
     if (averages[i] != Py_None) {
       const Label average = averages.label(i, Role::state);
-      tensor.streams.average = check_average(averages[i], average, param, memory);
+      tensor.streams.average_is_double = given.group.averages_in_double();
+      tensor.streams.average =
+          check_average(averages[i], tensor.streams.average_is_double, average, param, memory);
       arrays.watch(averages[i]);
     }
     if (slows[i] != Py_None) {

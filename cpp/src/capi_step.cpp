@@ -309,11 +309,13 @@ std::int32_t Step::add_beside(const onepass_tensor& given, Tensor& tensor, Param
     if (!is_asked_for) return data ? fail(ONEPASS_NO_ARRAY, array) : ONEPASS_OK;
     return note(array, data, format, given.size);
   };
-  if (const auto code = add(ONEPASS_ARRAY_AVERAGE, given.average, group.averages(), ONEPASS_F64)) {
+  const std::int32_t format = group.averages_in_double() ? ONEPASS_F64 : full;
+  if (const auto code = add(ONEPASS_ARRAY_AVERAGE, given.average, group.averages(), format)) {
     return code;
   }
   if (const auto code = add(ONEPASS_ARRAY_SLOW, given.slow, group.looks_ahead(), full)) return code;
   tensor.streams.average = given.average;
+  tensor.streams.average_is_double = group.averages_in_double();
   tensor.streams.slow = given.slow;
   if (given.copy || given.is_master) {
     const bool is_small = given.copy_format == ONEPASS_BF16 || given.copy_format == ONEPASS_F16;

@@ -17,15 +17,21 @@ double clip_coefficient(double norm, double max_norm) noexcept {
   return coefficient > 1 ? 1 : coefficient;  // a NaN stays one
 }
 
-// The weight that the parameters of step `step` have in their new average. `averaged` counts the
-// steps since the average began, this one included.
-double average_weight_of(const Settings& settings, double step, double averaged) noexcept {
-  if (!is_none(settings.swa_start)) {
-    return 1 / std::max(1.0, std::min(averaged, step - settings.swa_start + 1));
-  }
-  if (averaged == 1) return 1;
+// The weight that the parameters of step `step` have in their new average, which began after step
+// `from`. Before it has taken in any, it is the weights themselves.
+double average_weight_of(const Settings& settings, double step, double from) noexcept {
+  const bool is_mean = !is_none(settings.swa_start);
+  const double every = settings.average_every, first = is_mean ? settings.swa_start : every;
+  const auto taken_by = [=](double t) {
+    return t < first ? 0 : std::floor((t - first) / every) + 1;
+  };
+  const double taken = taken_by(step) - taken_by(from);
+  if (taken == 0) return 1;
+  if (std::fmod(step - first, every) != 0) return 0;
+  if (is_mean || taken == 1) return 1 / taken;
   const double decay = settings.ema_decay;
-  return 1 - (settings.ema_warmup != 0 ? std::min(decay, (1 + averaged) / (10 + averaged)) : decay);
+  const bool warms_up = settings.ema_warmup != 0 && decay < 1;  // a decay of 1: not in this step
+  return 1 - (warms_up ? std::min(decay, (1 + taken) / (10 + taken)) : decay);
 }
 
 [[gnu::cold]] void look_ahead(const Settings& settings, double step, double* scalars) noexcept {
@@ -53,9 +59,8 @@ void fill_scalars(const Group& group, const Parameter& param, const double* memo
                                 ? std::numeric_limits<double>::infinity()
                                 : settings.max_grad_value;
   scalars[average_weight] =
-      group.averages()
-          ? average_weight_of(settings, step, step - static_cast<double>(param.average_from))
-          : 0;
+      group.averages() ? average_weight_of(settings, step, static_cast<double>(param.average_from))
+                       : 0;
   scalars[begins_slow] = scalars[slow_weight] = 0;
   if (group.looks_ahead()) [[unlikely]]
     look_ahead(settings, step, scalars);

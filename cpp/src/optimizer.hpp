@@ -44,6 +44,8 @@ struct Settings {
   double no_prox = 1;  // 0: the decoupled decay is proximal
   double max_grad_norm_each = none;
   double lookahead_every = none, lookahead_weight = 0.5;
+  double average_dtype = 0;  // of "float64", "float32"
+  double average_every = 1;
 };
 inline constexpr const char* common_settings[] = {"weight_decay",    "decoupled_weight_decay",
                                                   "maximize",        "max_grad_value",
@@ -51,7 +53,8 @@ inline constexpr const char* common_settings[] = {"weight_decay",    "decoupled_
                                                   "swa_start",       "state_format",
                                                   "rounding",        "cautious_weight_decay",
                                                   "no_prox",         "max_grad_norm_each",
-                                                  "lookahead_every", "lookahead_weight"};
+                                                  "lookahead_every", "lookahead_weight",
+                                                  "average_dtype",   "average_every"};
 static_assert(sizeof(Settings) ==
               (max_hyper + max_options + std::size(common_settings)) * sizeof(double));
 
@@ -73,6 +76,7 @@ struct Group {
   bool averages() const noexcept {
     return !is_none(settings.ema_decay) || !is_none(settings.swa_start);
   }
+  bool averages_in_double() const noexcept { return settings.average_dtype == 0; }
   bool looks_ahead() const noexcept { return !is_none(settings.lookahead_every); }
   bool clips_each() const noexcept { return !is_none(settings.max_grad_norm_each); }
   double learning_rate() const noexcept { return settings.hyper[lr]; }

@@ -32,6 +32,8 @@ _STAGES = (
     "ema_decay",
     "ema_warmup",
     "swa_start",
+    "average_every",
+    "average_dtype",
     "lookahead_every",
     "lookahead_weight",
     "cautious_weight_decay",
@@ -160,19 +162,23 @@ max_grad_norm_each : float > 0, optional
     The norm that each parameter's gradient may have by itself.
 max_grad_value : float > 0, optional
     What the absolute value of a gradient's element may be.
-ema_decay : float in [0, 1), optional
+ema_decay : float in [0, 1], optional
     The decay of an exponential moving average of the weights, kept in `average`.
 ema_warmup : bool
     Let that decay begin small: at most (1 + t) / (10 + t) in the t-th step of the average.
 swa_start : int >= 1, optional
     Keep in `average` the plain mean of the weights after this step and all later ones instead;
     before it, the weights themselves.
+average_every : int >= 1
+    Let only so-many-th steps enter the average; see `onepass.Optimizer`.
+average_dtype : {{"float64", "float32"}}
+    The dtype of `average` beside a parameter that is not of float64.
 lookahead_every, lookahead_weight : int >= 1, optional; float in [2**-126, 1]
     In every so-many-th `step`, go that part of the way from the weights with which the round began
     to the new ones; see `onepass.Optimizer`.
 cautious_weight_decay : bool
     Let only those weights decay that the step brings nearer to 0; see `onepass.Optimizer`.
-average : ndarray of float64, or list of them, optional
+average : ndarray of `average_dtype`, or list of them, optional
     The average of the weights, needed with `ema_decay` or `swa_start`: like `param` in shape and
     order, updated in place. Its first step writes it, so it may start from anything.
 slow : ndarray, or list of them, optional

@@ -152,7 +152,8 @@ typedef struct onepass_tensor {
   void* grad; /* of it, or of the rows; written where the call zeroes it. NULL: left alone */
   void* state[4];
   double* memory;       /* what the rule remembers; of ONEPASS_TRAIT_TOGETHER, the first tensor's */
-  double* average;      /* of the weights, where the settings ask for one; in double */
+  void* average;        /* of the weights, where the settings ask for one; in double, or with
+                         * the setting average_dtype at 1 in format 0 */
   void* slow;           /* Lookahead's weights, where the settings ask for them; in format 0 */
   void* copy;           /* of a float32 parameter, in 16 bits; the step writes it */
   void* direction;      /* ONEPASS_TRAIT_DIRECTED: what the step goes along; in format 0 */

@@ -101,9 +101,10 @@ struct Streams {
   bool zero_grad = false;         // whether the loop zeroes the gradient after reading it
   bool follows = false;           // whether `param` takes over what the user has changed in `copy`
   bool prefetch_ahead = false;    // whether the loop prefetches, because the data is far away
+  bool average_is_double = true;  // else it is in the type that the rule computes with
   std::uint32_t tensor = 0;       // the tensor's number, which its random bits depend on
   const StepBits* random = {};    // where parameter or state is rounded, else null
-  double* average = nullptr;      // of the weights
+  void* average = nullptr;        // of the weights
   Stored copy = {};               // of the parameter, in fewer bits
   Stored state[max_states] = {};  // few rules have more than two
   void* slow = nullptr;           // Lookahead's weights, in the type that the rule computes with

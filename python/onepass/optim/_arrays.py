@@ -3,12 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from onepass._memory import state_like
+from onepass._memory import compute_dtype, state_like
 from onepass._quiet import quiet
 from onepass._typing import Array
-from onepass.optim import _storage
+from onepass.optim import _reference, _storage
 from onepass.optim._row import ROWS, Row
 from onepass.optim._settings import averages
 
@@ -29,10 +27,7 @@ def arrange(rule: str, settings: Mapping[str, Any], param: Array, kept: Kept, st
     *state, average, master, slow = kept
     if not steps:  # there is nothing to keep; the settings of its first step say how it begins
         state = [None] * len(state)
-    if not averages(settings):
-        average = None
-    elif average is None:
-        average = state_like(param, dtype=np.float64)  # the first step writes it
+    average = _average(average, param, settings) if averages(settings) else None
     if not _storage.needs_master(param, settings["rounding"]):
         master = None
     elif master is None:
@@ -47,6 +42,16 @@ def arrange(rule: str, settings: Mapping[str, Any], param: Array, kept: Kept, st
         for k, (array, shape) in enumerate(zip(state, shapes, strict=True))
     ]
     return (*new, average, master, slow)
+
+
+def _average(average: Any, param: Array, settings: Mapping[str, Any]) -> Any:
+    dtype = _reference.average_dtype(compute_dtype(param), settings)
+    if average is not None and average.dtype == dtype:
+        return average
+    new = state_like(param, dtype=dtype)  # the first step writes it
+    if average is not None:
+        new[...] = average
+    return new
 
 
 def _of_rule(

@@ -1,6 +1,7 @@
 """What other libraries call things, and what these are called here: for messages."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from onepass.optim._rule import Rule, registry
 from onepass.optim._settings import CHECKS
@@ -50,6 +51,15 @@ NAMES = {
     "differentiable": "nothing: there is no autograd",
     "name": "nothing: optimizers have none",
 }
+
+
+SYNONYMS = {"swa_every": "average_every"}
+"""Names of other libraries that are taken, because they can mean nothing else."""
+
+
+def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings by the names that they have here."""
+    return {SYNONYMS.get(name, name): value for name, value in settings.items()}
 
 
 def check_names(cls: type[Rule], given: Iterable[str], options: Iterable[str]) -> None:

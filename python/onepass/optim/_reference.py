@@ -50,13 +50,20 @@ def average_weight(step: int, averaged: int, values: Mapping[str, Any]) -> float
 
     `averaged` counts the steps since the average began, this one included.
     """
-    start: int | None = values["swa_start"]
-    if start is not None:
-        return 1.0 / max(1, min(averaged, step - start + 1))
-    if averaged == 1:
+    start, every = values["swa_start"], values["average_every"]
+    first = every if start is None else start
+    entering = range(first, step + 1, every)
+    taken = len(entering) - len(range(first, step - averaged + 1, every))
+    if not taken:
         return 1.0
+    if step not in entering:
+        return 0.0
+    if start is not None or taken == 1:
+        return 1.0 / taken
     decay: float = values["ema_decay"]
-    return 1 - (min(decay, (1 + averaged) / (10 + averaged)) if values["ema_warmup"] else decay)
+    if values["ema_warmup"] and decay < 1:
+        decay = min(decay, (1 + taken) / (10 + taken))
+    return 1 - decay
 
 
 def summed_rows(index: Array, values: Array, dtype: Any) -> tuple[Array, Array]:
@@ -160,13 +167,20 @@ def looked_ahead(param: Array, slow: Array | None, step: int, values: Mapping[st
     return moved
 
 
+def average_dtype(dtype: Any, values: Mapping[str, Any]) -> Any:
+    """Return the dtype of the average of weights that the rule computes in `dtype`."""
+    return np.float64 if values["average_dtype"] == "float64" else dtype
+
+
 def moved_average(
     average: Array, param: Array, step: int, averaged: int | None, values: Mapping[str, Any]
 ) -> Array:
-    """Return the average, in float64, after the parameters of step `step` have entered it."""
+    """Return the average after the parameters of step `step` have entered it, if they do."""
     weight = average_weight(step, averaged or step, values)
+    if weight == 0:
+        return average
     if weight == 1:
-        return param.astype(np.float64)
+        return param.astype(average_dtype(param.dtype, values))
     way = param - average
     rest = 1 - weight
     moved = average + weight * way if weight < rest else param - rest * way

@@ -383,15 +383,18 @@ def _entry(
     began = step - _count(averaged, f"{label}[{AVERAGED!r}]")
     if began < 0:
         raise ValueError(f"{label}[{AVERAGED!r}]: expected at most {step}, got {averaged}")
-    average = _average(average, param, f"{label}[{AVERAGE!r}]")
+    average = _average(average, param, settings, f"{label}[{AVERAGE!r}]")
     return step, began, memory, (*state, average, master, slow)
 
 
-def _average(saved: Any, param: Array, label: str) -> Array:
-    source = np.asarray(saved)
-    if source.dtype == compute_dtype(param):  # as it was once saved; nothing is lost
-        source = source.astype(np.float64)
-    return _array(source, param, label, np.dtype(np.float64))
+def _average(saved: Any, param: Array, settings: Mapping[str, Any] | None, label: str) -> Array:
+    source, dtype = np.asarray(saved), np.dtype(np.float64)
+    if source.dtype == compute_dtype(param):
+        if settings is None or settings["average_dtype"] == "float32":
+            dtype = source.dtype
+        else:  # of an older file; nothing is lost
+            source = source.astype(dtype)
+    return _array(source, param, label, dtype)
 
 
 def _array(

@@ -81,19 +81,29 @@ class Optimizer(Owner):
         differ in it, and in what follows.
     max_grad_value : float > 0, or schedule, optional
         What the absolute value of a gradient's element may be.
-    ema_decay : float in [0, 1), or schedule, optional
+    ema_decay : float in [0, 1], or schedule, optional
         The :math:`\beta` of an exponential moving average of the weights, which `averaged` shows.
-        It begins as the weights after its first step, as in PyTorch. It is kept in float64, 8 bytes
-        a parameter, and rounded when it is shown: with a decay of 0.9999 a step adds a
-        ten-thousandth of the difference between weight and average, which float32 often rounds
-        away.
+        It begins as the weights after its first step, as in PyTorch. Where a schedule returns 1,
+        the weights of that step do not enter the average, and it is neither read nor written.
     ema_warmup : bool
         Let the decay begin small: :math:`\beta_t = \min(\beta, (1 + t) / (10 + t))` in the
         :math:`t`-th step of the average.
     swa_start : int >= 1, optional
         Stochastic weight averaging: the plain mean of the weights after this step and all later
-        ones, :math:`\beta_t = 1 - 1 / (t - t_0 + 1)`; before it, the weights themselves. Kept in
-        float64 too, so that it is the mean of however many steps.
+        ones, :math:`\beta_t = 1 - 1 / (t - t_0 + 1)`; before it, the weights themselves.
+    average_every : int >= 1
+        Let the weights of so-many-th steps alone enter the average: with `ema_decay` those of the
+        steps :math:`k, 2k, 3k \dots`, with `swa_start` those of :math:`t_0, t_0 + k, t_0 + 2k
+        \dots`, once an epoch, say, or where a cyclic learning rate is lowest. Before the first of
+        them the average is the weights themselves. Where :math:`t` stands in the formulas above,
+        it counts what has entered. A step that leaves the average alone moves no bytes of it.
+        (`swa_every` is the same setting by the name that it has elsewhere.)
+    average_dtype : {"float64", "float32"}
+        In what the average is kept, and moved: 8 bytes a parameter, or 4, as PyTorch's
+        ``AveragedModel`` keeps it. With a decay of 0.9999 a step adds a ten-thousandth of the
+        difference between weight and average, which float32 often rounds away, and so does a mean
+        of thousands of steps; up to a decay of 0.999 or so float32 will do. The average is rounded
+        to the parameter's dtype when it is shown. Beside float64 it is always of float64.
     lookahead_every : int >= 1, optional
         Lookahead: in every so-many-th step of a parameter, its weights go a part of the way from
         where the round began, the slow weights :math:`s`, to where it ends, and the next round
@@ -217,6 +227,7 @@ class Optimizer(Owner):
         seed: int = 0,
         **settings: Any,
     ) -> None:
+        settings = _foreign.renamed(settings)
         _foreign.check_names(type(self), settings, _OPTIONS)
         own = {
             "max_grad_norm": max_grad_norm,
@@ -267,7 +278,7 @@ class Optimizer(Owner):
         groups: list[_core.Settings],
         label: str,
     ) -> Node:
-        settings = {k: v for k, v in group.items() if k != "params"}
+        settings = _foreign.renamed({k: v for k, v in group.items() if k != "params"})
         _foreign.check_names(type(self), settings, GROUP_CHECKS)
         settings = {k: check_setting(self.group_checks, k, v) for k, v in settings.items()}
         first = len(leaves.arrays)

@@ -72,9 +72,7 @@ class Prodigy(Optimizer, rule="prodigy"):
     maximize : bool
         Ascend instead of descend; the decay still shrinks.
     **options
-        `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`, `nonfinite`, `clear_grads`,
-        `ema_decay`, `ema_warmup`, `swa_start`, `lookahead_every`, `lookahead_weight`,
-        `state_format`, `seed`, `grads` and `copy_to`: see `onepass.Optimizer`. `rounding` must be
+        The options of a step: see `onepass.Optimizer`. `rounding` must be
         "master", because rounded weights would drift apart from :math:`w_0`, and there is no
         `cautious_weight_decay`.
 

@@ -34,10 +34,7 @@ class RAdamScheduleFree(AdamWScheduleFree, rule="radam_schedulefree"):
         True: the weights stay where they are while :math:`\rho_t \le 4`. False: those steps are
         plain gradient descent, with :math:`\eta_t = \eta`.
     **options
-        As in `AdamWScheduleFree`: `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`,
-        `nonfinite`, `clear_grads`, `state_format`, `seed`, `grads` and `copy_to`; not `ema_decay`,
-        `ema_warmup`, `swa_start`, `lookahead_every`, `lookahead_weight`, another `rounding` or
-        `cautious_weight_decay`.
+        As in `AdamWScheduleFree`.
 
     Raises
     ------

@@ -95,8 +95,8 @@ seed : int in [0, 2**53)
     The seed of stochastic rounding.
 num_threads : int, optional
     The default is `torch.get_num_threads()`; they are PyTorch's own threads.
-max_grad_norm_each, max_grad_value, ema_decay, ema_warmup, swa_start, lookahead_every, \
-lookahead_weight, state_format, cautious_weight_decay
+max_grad_norm_each, max_grad_value, ema_decay, ema_warmup, swa_start, average_every, \
+average_dtype, lookahead_every, lookahead_weight, state_format, cautious_weight_decay
     Stages of a step, see `onepass.Optimizer`; groups may differ in them.
 rounding : {{None, "master", "stochastic", "nearest"}}
     How parameters of 16 bits are kept, see `onepass.Optimizer`. None: as PyTorch does it, by

@@ -163,7 +163,8 @@ class Plan:
         """Return what decides which state a parameter keeps."""
         values = {**self.cls.defaults, **GROUP_DEFAULTS, **settings}
         kept = averages(values), values["lookahead_every"] is None
-        return self.cls.row.variant(values), values["state_format"], values["rounding"], kept
+        formats = values["state_format"], values["average_dtype"], values["rounding"]
+        return self.cls.row.variant(values), formats, kept
 
     # How it is made
 
