@@ -13,11 +13,12 @@ _Path = tuple[str | int, ...]
 
 @dataclass
 class Leaves:
-    """The arrays of one structure, in order, each with its key and how a message calls it."""
+    """The arrays of a structure, in order, each with its key, its label in messages, its group."""
 
     arrays: list[Any] = field(default_factory=list)
     keys: dict[str | int, None] = field(default_factory=dict)  # in order, and quick to look up
     labels: list[str] = field(default_factory=list)
+    group_of: list[int] = field(default_factory=list)
 
 
 def is_sequence(value: Any) -> bool:

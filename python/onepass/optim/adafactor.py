@@ -76,8 +76,8 @@ class Adafactor(Optimizer, rule="adafactor"):
     **options
         `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`, `nonfinite`, `clear_grads`,
         `ema_decay`, `ema_warmup`, `swa_start`, `lookahead_every`, `lookahead_weight`,
-        `state_format`, `rounding`, `seed`, `grads` and `copy_to`: see `onepass.Optimizer`. There is
-        no `cautious_weight_decay`.
+        `state_format`, `rounding`, `seed`, `overrides`, `grads` and `copy_to`: see
+        `onepass.Optimizer`. There is no `cautious_weight_decay`.
 
     Raises
     ------

@@ -74,9 +74,9 @@ class Prodigy(Optimizer, rule="prodigy"):
     **options
         `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`, `nonfinite`, `clear_grads`,
         `ema_decay`, `ema_warmup`, `swa_start`, `lookahead_every`, `lookahead_weight`,
-        `state_format`, `seed`, `grads` and `copy_to`: see `onepass.Optimizer`. `rounding` must be
-        "master", because rounded weights would drift apart from :math:`w_0`, and there is no
-        `cautious_weight_decay`.
+        `state_format`, `seed`, `overrides`, `grads` and `copy_to`: see `onepass.Optimizer`.
+        `rounding` must be "master", because rounded weights would drift apart from :math:`w_0`, and
+        there is no `cautious_weight_decay`.
 
     Raises
     ------

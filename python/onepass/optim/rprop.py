@@ -46,8 +46,8 @@ class Rprop(Optimizer, rule="rprop"):
     **options
         `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`, `nonfinite`, `clear_grads`,
         `ema_decay`, `ema_warmup`, `swa_start`, `lookahead_every`, `lookahead_weight`,
-        `state_format`, `rounding`, `cautious_weight_decay`, `seed`, `grads` and `copy_to`: see
-        `onepass.Optimizer`.
+        `state_format`, `rounding`, `cautious_weight_decay`, `seed`, `overrides`, `grads` and
+        `copy_to`: see `onepass.Optimizer`.
 
     Raises
     ------

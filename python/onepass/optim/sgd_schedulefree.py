@@ -50,10 +50,10 @@ class SGDScheduleFree(Optimizer, rule="sgd_schedulefree"):
         Ascend instead of descend.
     **options
         `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`, `nonfinite`, `clear_grads`,
-        `state_format`, `seed`, `grads` and `copy_to`: see `onepass.Optimizer`. `ema_decay`,
-        `ema_warmup` and `swa_start` are refused, because there is an average already, and
-        `lookahead_every` with `lookahead_weight`, because it would move :math:`y` alone; `rounding`
-        must be "master", because rounded weights would drift apart from :math:`z`, and
+        `state_format`, `seed`, `overrides`, `grads` and `copy_to`: see `onepass.Optimizer`.
+        `ema_decay`, `ema_warmup` and `swa_start` are refused, because there is an average already,
+        and `lookahead_every` with `lookahead_weight`, because it would move :math:`y` alone;
+        `rounding` must be "master", because rounded weights would drift apart from :math:`z`, and
         `cautious_weight_decay` needs a decoupled decay.
 
     Raises
