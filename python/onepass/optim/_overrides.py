@@ -291,7 +291,7 @@ def layer_decay(
         raise TypeError(f"layers: expected a sequence of patterns or a function, got {layers!r}")
     scales: dict[str, Mapping[str, float]] = {}
     for i, layer in enumerate(layers):
-        for pattern in [layer] if isinstance(layer, str) else layer:
+        for pattern in layer if is_sequence(layer) else [layer]:
             if not isinstance(pattern, str):
                 raise TypeError(f"layers[{i}]: expected patterns that are strings, got {pattern!r}")
             if pattern in scales:
