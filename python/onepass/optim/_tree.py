@@ -98,6 +98,15 @@ def is_groups(params: Any) -> bool:
     )
 
 
+def filled(shape: Node, leaves: Iterator[Any]) -> Any:
+    """Return a structure of this shape with such leaves, which come as `flatten` met them."""
+    if shape is None:
+        return next(leaves)
+    if isinstance(shape, dict):
+        return {name: filled(child, leaves) for name, child in shape.items()}
+    return [filled(child, leaves) for child in shape]
+
+
 def leaves_like(shape: Node, grouped: bool, tree: Any) -> list[Any]:
     """Return the leaves of `tree` in the order in which `flatten` met the parameters.
 
