@@ -33,6 +33,7 @@ SCHEDULES = {
     "one_cycle(1.0, steps=100)": 100,
     "warmup_stable_decay(1.0, steps=100, warmup=10, decay=30)": 100,
     "join([constant(1.0), exponential(0.5, rate=0.05)], boundaries=[40])": 100,
+    "scaled(cosine(1.0, steps=100), factor=0.5)": 100,
     "sutskever_momentum(0.99)": 20_000,
     "ReduceOnPlateau(1.0)": 100,
 }

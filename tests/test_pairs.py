@@ -33,6 +33,7 @@ OPTIONS = {
     "rounding": [{"rounding": "stochastic"}, {"rounding": "nearest"}],
     "cautious_weight_decay": [{"cautious_weight_decay": True, "weight_decay": 0.1}],
     "seed": [{"seed": 7}],
+    "overrides": [{"overrides": {"half": {"weight_decay": 0.2, "lr_scale": 0.5}}}],
     "grads": [{"grads": True}],
     "copy_to": [{"copy_to": True}],
 }

@@ -32,6 +32,7 @@ PURE = {
     "warmup_stable_decay": s.warmup_stable_decay(1.0, steps=40, warmup=4, decay=8, final=0.1),
     "piecewise": s.piecewise(0.1, boundaries=(10, 40), values=(0.05, 0.01)),
     "join": s.join([s.constant(1.0), s.polynomial(1.0, steps=30)], boundaries=[10]),
+    "scaled": s.scaled(s.cosine(1.0, steps=40, final=0.5), 0.25),
     "sutskever_momentum": s.sutskever_momentum(0.9),
 }
 ENDLESS = {"exponential", "inverse_time", "step_decay", "cosine_restarts"}
@@ -44,6 +45,7 @@ LAST = {  # what the arguments say, from step 40 on (momentum: 1,000)
     "warmup_stable_decay": 0.1,
     "piecewise": 0.01,
     "join": 0.0,
+    "scaled": 0.125,
     "sutskever_momentum": 0.9,
 }
 

@@ -77,7 +77,9 @@ class Twins(RuleBasedStateMachine):
         own = {name: param.copy() for name, param in params.items()}
         bound = {name: np.zeros_like(param) for name, param in own.items()}
         first, second = in_groups(own)
-        opt = self.cls([{"params": first}, {"params": second, "lr": 0.01}], lr=0.1)
+        # The first comes to two groups, of the first and the third array, and of the second.
+        by_name = {"params": first, "overrides": {"s": {"max_grad_value": 0.25}}}
+        opt = self.cls([by_name, {"params": second, "lr": 0.01}], lr=0.1)
         return opt, own, bound, in_groups(bound)
 
     def both(self, call):
@@ -141,12 +143,12 @@ class Twins(RuleBasedStateMachine):
                     possible.append((name, value))
         return dict([data.draw(st.sampled_from(possible))])
 
-    @rule(data=st.data(), group=st.integers(0, 1))
+    @rule(data=st.data(), group=st.integers(0, 2))
     def change(self, data, group):
         change = self.draw_change(data, group)
         self.both(lambda opt, *_: opt.param_groups[group].update(change))
 
-    @rule(data=st.data(), group=st.integers(0, 1), load=st.booleans())
+    @rule(data=st.data(), group=st.integers(0, 2), load=st.booleans())
     def change_and_take_back(self, data, group, load):
         """With one of them loaded in between, or in a step that raises."""
         change = self.draw_change(data, group)

@@ -100,15 +100,16 @@ Engine::Engine(const py::dict& contents)
   now_.optimizer.params.resize(size());
   now_.optimizer.tensors.resize(size());
   accumulated_.resize(size());
-  std::size_t first = 0;
   for (py::handle settings : groups_) {
-    const std::size_t end = first + py::tuple(settings["params"]).size();
-    if (end > size()) throw py::value_error("param_groups: expected the parameters as they were");
-    for (; first < end; ++first) {
-      now_.optimizer.params[first].group = static_cast<std::uint32_t>(now_.optimizer.groups.size());
-    }
     known_groups_.push_back(py::reinterpret_borrow<py::object>(settings));
     now_.optimizer.groups.emplace_back(*fields_->rule());
+  }
+  const auto group_of = contents["group_of"].cast<std::vector<std::uint32_t>>();
+  for (std::size_t i = 0; i < size(); ++i) {
+    if (group_of.at(i) >= known_groups_.size()) {
+      throw py::value_error("group_of: expected the number of a group for each parameter");
+    }
+    now_.optimizer.params[i].group = group_of[i];
   }
   now_.optimizer.start_memory();
   numbers_.resize(known_groups_.size());
@@ -154,10 +155,11 @@ void Engine::read_progress(const py::dict& progress) {
 
 py::dict Engine::contents() const {
   check_groups();
-  py::list params, copies, bound, steps, average_from, memory, kept, sums;
+  py::list params, group_of, copies, bound, steps, average_from, memory, kept, sums;
   for (std::size_t i = 0; i < size(); ++i) {
     const OwnedArrays& arrays = now_.arrays[i];
     params.append(now_.params[i].array);
+    group_of.append(now_.optimizer.params[i].group);
     copies.append(arrays.copy);
     bound.append(bound_[i].grad);
     kept.append(kept_arrays(arrays));
@@ -186,6 +188,7 @@ py::dict Engine::contents() const {
   all["labels"] = labels_;
   all["keys"] = keys_;
   all["params"] = params;
+  all["group_of"] = group_of;
   all["copies"] = copies;
   all["bound"] = has_bound_ ? py::object(bound) : py::none();
   all["progress"] = progress;
@@ -261,7 +264,6 @@ py::list Engine::values_of_coming_step() {
       const bool is_schedule = PyCallable_Check(given.ptr()) && field.place != Field::nowhere;
       values[field.name] = is_schedule ? py::float_(numbers[field.place]) : given;
     }
-    values["params"] = known_groups_[g]["params"];
     all.append(values);
   }
   return all;

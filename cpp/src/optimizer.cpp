@@ -213,14 +213,13 @@ std::span<const double> Optimizer::memory_after(std::size_t param) const noexcep
 // Makes room for what the step will measure.
 void Optimizer::prepare_measuring() {
   measuring_.resize(params.size());
-  Job* job = jobs_.data();
   for (std::size_t i = 0; i < params.size(); ++i) {
     if (!tensors[i].streams.grad.data) continue;
-    while (job->scalars.data() != tensors[i].scalars) ++job;
     const Parameter& param = params[i];
     const Variant& variant = groups[param.group].variant(param.is_factored);
+    auto* const scalars = const_cast<double*>(tensors[i].scalars);  // a job's, of ours
     measuring_[i] = {find_measure(variant, param.is_double, param.state_format), variant.weigh,
-                     job->scalars.data() + shared_scalars};
+                     scalars + shared_scalars};
   }
   sums_.resize(total_blocks(tensors) * max_sums);
 }
@@ -355,10 +354,24 @@ double Optimizer::clip_each(const Tensor& tensor, std::size_t first_block, doubl
   return clip_coefficient(std::sqrt(total) / unit_ * factor, group.settings.max_grad_norm_each);
 }
 
+// The job of one of the parameters a little before this one, in the same group, with others between
+// them; null where there is none. `last` is the last job.
+Optimizer::Job* Optimizer::find_job(std::size_t param, Job* last) noexcept {
+  constexpr std::size_t furthest = 8;  // a layer's weight, bias and what else has its own settings
+  const Group& group = groups[params[param].group];
+  if (group.variant(params[param].is_factored).weigh || group.clips_each()) return nullptr;
+  for (std::size_t other = param; other-- > 0 && param - other <= furthest;) {
+    if (!tensors[other].streams.grad.data || !share_job(param, other)) continue;
+    while (last->scalars.data() != tensors[other].scalars) --last;
+    return last;
+  }
+  return nullptr;
+}
+
 // Returns whether any tensor is to be measured, and whether any gradient is clipped by itself.
 bool Optimizer::compute(const StepOptions& options, double factor, bool& clipped) {
   if (jobs_.size() < params.size()) jobs_.resize(params.size());  // none moves while one is used
-  Job* job = jobs_.data();
+  Job *job = jobs_.data(), *last = job;
   std::size_t before = params.size();  // none
   const Variant* variant = nullptr;
   bool measures = false;
@@ -370,13 +383,16 @@ bool Optimizer::compute(const StepOptions& options, double factor, bool& clipped
     const Group& group = groups[param.group];
     const bool is_first = before == params.size();
     if (is_first || variant->weigh || group.clips_each() || !share_job(i, before)) {
-      if (!is_first) ++job;
-      double own = factor;
-      if (group.clips_each()) [[unlikely]]
-        own *= clip_each(tensor, first_block, factor, group);
-      clipped = clipped || own < factor;
-      fill_scalars(group, param, memory_of(i).data(), options.seed, own, job->scalars.data());
-      job->bits.reset();
+      Job* const shared = is_first ? nullptr : find_job(i, last);
+      job = shared ? shared : is_first ? last : ++last;
+      if (!shared) {
+        double own = factor;
+        if (group.clips_each()) [[unlikely]]
+          own *= clip_each(tensor, first_block, factor, group);
+        clipped = clipped || own < factor;
+        fill_scalars(group, param, memory_of(i).data(), options.seed, own, job->scalars.data());
+        job->bits.reset();
+      }
       variant = &group.variant(param.is_factored);
       measures = measures || variant->weigh;
       is_directed_ = is_directed_ || variant->direct_f64;

@@ -177,7 +177,7 @@ class Optimizer {
 
  private:
   friend class Ready;
-  // What parameters share that follow each other in one group and have completed as many steps.
+  // What parameters share that are near each other, in one group, and have completed as many steps.
   struct Job {
     std::array<double, max_scalars> scalars;
     std::unique_ptr<StepBits> bits;  // where something is rounded
@@ -186,6 +186,7 @@ class Optimizer {
   void leave_out();
   [[gnu::cold]] void join(std::span<Rows> rows, int threads);
   bool share_job(std::size_t param, std::size_t other) noexcept;
+  [[gnu::cold]] Job* find_job(std::size_t param, Job* last) noexcept;
   [[gnu::cold]] void move_memory() noexcept;
   std::span<const double> memory_after(std::size_t param) const noexcept;
   [[gnu::cold]] void prepare_measuring();

@@ -56,6 +56,7 @@ from onepass.optim import (
     StepInfo,
     Yogi,
 )
+from onepass.optim._overrides import layer_decay, no_decay_1d
 from onepass.runtime import get_num_threads, set_num_threads
 
 __all__ = [
@@ -104,8 +105,10 @@ __all__ = [
     "get_num_threads",
     "init",
     "kernels",
+    "layer_decay",
     "line_search",
     "minimize",
+    "no_decay_1d",
     "optim",
     "pack",
     "runtime",

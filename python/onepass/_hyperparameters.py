@@ -168,17 +168,22 @@ DECAY_RATE = Number(below=1.0)
 BETAS = Several((DECAY_RATE, DECAY_RATE))
 
 
-def check_setting(checks: Checks, name: str, value: Any) -> Any:
-    """Check what a user sets: a value, or a schedule where one may stand."""
+def check_setting(checks: Checks, name: str, value: Any, label: str | None = None) -> Any:
+    """Check what a user sets: a value, or a schedule where one may stand.
+
+    `label` is what a message calls it, where that is not its name.
+    """
+    label = name if label is None else label
     if name not in checks:
         known = ", ".join(checks)
-        raise TypeError(f"{name}: expected one of the hyperparameters {known}, got an unknown name")
+        expected = f"one of the hyperparameters {known}"
+        raise TypeError(f"{label}: expected {expected}, got an unknown name")
     check = checks[name]
     if callable(value):
         if not check.schedulable:
-            raise TypeError(f"{name}: expected a value (no schedule here), got {value!r}")
+            raise TypeError(f"{label}: expected a value (no schedule here), got {value!r}")
         return value
-    return check(name, value)
+    return check(label, value)
 
 
 def resolve(checks: Checks, settings: Mapping[str, Any], completed: int) -> dict[str, Any]:

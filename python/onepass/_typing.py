@@ -40,6 +40,12 @@ OwnArrays: TypeAlias = Array | Sequence["OwnArrays"] | Mapping[str, "OwnArrays"]
 Params: TypeAlias = Tree | Sequence[Mapping[str, Any]]
 """A tree, or groups: mappings with a tree under "params" and hyperparameters of their own."""
 
+_Override: TypeAlias = (
+    Mapping[str, Mapping[str, Any]] | Callable[[str, Array], Mapping[str, Any] | None]
+)
+Overrides: TypeAlias = _Override | Sequence["Overrides"] | None
+"""Settings by patterns of names, or by a function of name and array, or several of these."""
+
 Rows: TypeAlias = tuple[Readable, Readable]
 """Numbers of rows, and a gradient for each."""
 

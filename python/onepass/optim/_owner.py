@@ -11,8 +11,10 @@ from onepass._quiet import quiet
 from onepass._typing import Array
 from onepass.optim import _checkpoint, _state, _storage
 from onepass.optim._arrays import Kept, arrange
+from onepass.optim._overrides import Override, identity, some_names
 from onepass.optim._rule import Rule
 from onepass.optim._settings import DEFAULTS, GROUP_DEFAULTS, OWN_FIELDS
+from onepass.schedules._base import whole
 
 
 class OwnSetting:
@@ -33,6 +35,8 @@ class Owner(Rule, _core.Base):
 
     _made_with: dict[str, Any]
     """The settings of groups that the constructor was given, defaults included."""
+    _overrides: list[Override]
+    """Those of the constructor, which groups that are added take too."""
 
     @property
     def param_groups(self) -> list[_core.Settings]:
@@ -66,12 +70,13 @@ class Owner(Rule, _core.Base):
     def _coming(self) -> list[Kept]:
         """Return each parameter's arrays as the coming step will arrange them."""
         now = self._engine.contents()
-        params, progress = iter(self._of_the_run()), now["progress"]
-        kept, steps = iter(progress["kept"]), iter(progress["steps"])
+        progress, groups = now["progress"], self.param_groups
+        each = zip(
+            now["group_of"], self._of_the_run(), progress["kept"], progress["steps"], strict=True
+        )
         return [
-            arrange(self.row.name, group, next(params), next(kept), next(steps))
-            for group in self.param_groups
-            for _ in group["params"]
+            arrange(self.row.name, groups[number], param, kept, steps)
+            for number, param, kept, steps in each
         ]
 
     def _check_outside(self, name: str) -> None:
@@ -88,8 +93,13 @@ class Owner(Rule, _core.Base):
         del contents["fields"]
         contents["groups"] = list(map(dict, contents["groups"]))
         contents["own"] = dict(contents["own"])
-        now = contents["groups"][0]  # a schedule that was replaced may be one that has no copy
-        made_with = {n: now[n] if callable(v) else v for n, v in self._made_with.items()}
+        # A schedule that was replaced may be one that has no copy.
+        now, values = contents["groups"][0], (v for g in contents["groups"] for v in g.values())
+        in_force = {id(part) for value in values if callable(value) for part in whole(value)}
+        made_with = {
+            name: now[name] if callable(value) and id(value) not in in_force else value
+            for name, value in self._made_with.items()
+        }
         return {**self.__dict__, "_made_with": made_with, "_engine": contents}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -191,26 +201,34 @@ class Owner(Rule, _core.Base):
         self.load_state_dict(_checkpoint.read(path, self.rule))
 
     def __repr__(self) -> str:
-        """Return the groups' sizes and settings, and the settings that differ from the defaults."""
-        groups = []
-        for group in self.param_groups:
-            settings = [
-                f"{name}={_text(value)}"
-                for name, value in group.items()
-                if name in self.checks or value != GROUP_DEFAULTS.get(name, value)
-            ]
-            size = sum(param.size for param in group["params"])
-            params = f"params={len(group['params'])} arrays of {size:,} elements"
-            groups.append(", ".join([params, *settings]))
-        own = [
-            f"{name}={_text(value)}"
-            for name, value in self._engine.own.items()
-            if value != DEFAULTS[name]
+        """Return the groups' sizes and settings, and the settings that differ from the defaults.
+
+        What all groups share stands below them.
+        """
+        groups, now = self.param_groups, self._engine.contents()
+        shown = [
+            name
+            for name in self.group_checks
+            if name in self.checks or any(g[name] != GROUP_DEFAULTS[name] for g in groups)
         ]
+        shared = [name for name in shown if len({identity(g[name]) for g in groups}) == 1]
+        lines = []
+        for group, places in zip(groups, _state.places_of(now), strict=True):
+            size = sum(param.size for param in group["params"])
+            params = f"params={len(places)} arrays of {size:,} elements"
+            if len(groups) > 1:
+                params += f" ({some_names([now['keys'][place] for place in places])})"
+            lines.append([params, *_texts({n: group[n] for n in shown if n not in shared})])
+        own = {name: v for name, v in self._engine.own.items() if v != DEFAULTS[name]}
+        rest = _texts({**{name: groups[0][name] for name in shared}, **own})
         if len(groups) == 1:
-            return f"{type(self).__name__}({', '.join([*groups, *own])})"
-        lines = "".join(f"    {line},\n" for line in [*(f"{{{g}}}" for g in groups), *own])
-        return f"{type(self).__name__}(\n{lines})"
+            return f"{type(self).__name__}({', '.join([*lines[0], *rest])})"
+        each = "".join(f"    {{{', '.join(line)}}},\n" for line in lines)
+        return f"{type(self).__name__}(\n{each}    {', '.join(rest)},\n)"
+
+
+def _texts(settings: Mapping[str, Any]) -> list[str]:
+    return [f"{name}={_text(value)}" for name, value in settings.items()]
 
 
 def _text(value: Any) -> str:

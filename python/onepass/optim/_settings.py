@@ -8,7 +8,7 @@ import numpy as np
 
 from onepass import _core
 from onepass._hyperparameters import Check, Choice, Flag, Maybe, Number, Whole, check_setting
-from onepass._typing import OwnArrays, Schedule
+from onepass._typing import Overrides, OwnArrays, Schedule
 
 GROUP_CHECKS: Mapping[str, Check] = {
     "max_grad_value": Maybe(Number(above=0.0, schedulable=True)),
@@ -80,6 +80,7 @@ class StepOptions(TypedDict, total=False):
     rounding: Literal["master", "stochastic", "nearest"]
     cautious_weight_decay: bool
     seed: int
+    overrides: Overrides
     grads: OwnArrays
     copy_to: OwnArrays
 

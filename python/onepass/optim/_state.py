@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
-from itertools import islice
 from numbers import Real
 from typing import Any
 
@@ -56,19 +55,18 @@ def state_dict(
     `params` are the weights of the run, and `coming` the arrays that the coming step will keep.
     """
     now = engine.contents()
-    progress, keys = now["progress"], iter(now["keys"])
+    progress, keys = now["progress"], now["keys"]
     state, unsettled = {}, {}
     groups = []
-    index = 0
-    for group in engine.groups:
+    for group, places in zip(engine.groups, places_of(now), strict=True):
         settings = {
             name: _saved(check, name, group[name]) for name, check in cls.group_checks.items()
         }
-        own_keys = list(islice(keys, len(group["params"])))
+        own_keys = [keys[index] for index in places]
         groups.append({**settings, "step": progress["completed"], "params": own_keys})
         if cls.row.sums_over_all:
             groups[-1] |= zip(cls.row.memory, progress["memory"][0], strict=True)
-        for key in own_keys:
+        for index, key in zip(places, own_keys, strict=True):
             there, kept = (
                 _Entry(cls.row, params[index], progress, index, arrays)
                 for arrays in (progress["kept"][index], coming[index])
@@ -82,7 +80,6 @@ def state_dict(
                 state[key] = {**count, **_saved_scalars(cls, group, there.steps), **entry}
             if not there.same(kept):
                 unsettled[key] = {**count, **there.saved()}
-            index += 1
     own = engine.own
     options = {name: _saved(check, name, own[name]) for name, check in CHECKS.items()}
     saved = {
@@ -91,6 +88,14 @@ def state_dict(
         "step_options": {**options, "skipped_steps": progress["skipped"]},
     }
     return {**saved, UNSETTLED: unsettled} if unsettled else saved
+
+
+def places_of(contents: Mapping[str, Any]) -> list[list[int]]:
+    """Return the places of each group's parameters among all."""
+    places: list[list[int]] = [[] for _ in contents["groups"]]
+    for index, number in enumerate(contents["group_of"]):
+        places[number].append(index)
+    return places
 
 
 def _saved_scalars(cls: type[Rule], group: Mapping[str, Any], steps: int) -> dict[str, float]:
@@ -180,18 +185,18 @@ def loaded(
     }
     known = set()
     keys_before = keys_before_paths(now["shape"])
-    index = 0
-    for number, (saved_group, live) in enumerate(zip(saved_groups, engine.groups, strict=True)):
+    own_file = "step_options" in saved
+    pairs = zip(saved_groups, engine.groups, places_of(now), strict=True)
+    for number, (saved_group, live, places) in enumerate(pairs):
         label = f"param_groups[{number}]"
         own, memory_of_all = _memory_of_all(cls.row, saved_group, label)
         settings = _settings(cls, own, live, label)
         groups.append(cls._fields.settings(settings))
         _storage.check_format(settings["state_format"], live["params"])
-        end = index + len(live["params"])
-        named = list(zip(now["keys"][index:end], keys_before[index:end], strict=True))
-        keys = _matching_keys(saved_group, named, label)
+        own_keys = [[keys[index] for index in places] for keys in (now["keys"], keys_before)]
+        keys = _matching_keys(saved_group, own_keys, places if own_file else None, label)
         known.update(keys)
-        for key in keys:
+        for index, key in zip(places, keys, strict=True):
             param, label = now["params"][index], f"state[{key!r}]"
             entry = {k: v for k, v in saved["state"].get(key, {}).items() if v is not None}
             if GATHERED in entry:
@@ -207,7 +212,6 @@ def loaded(
                 progress[name][index] = value
             if cls.row.sums_over_all:
                 progress["memory"][index] = memory_of_all
-            index += 1
     unknown = [key for key in (*saved["state"], *saved.get(UNSETTLED, ())) if key not in known]
     if unknown:
         raise ValueError(f"state: expected the keys of the groups, got also {unknown}")
@@ -315,20 +319,22 @@ def _remembered(engine: _core.Engine, saved: Mapping[str, Any]) -> list[Update]:
 
 
 def _matching_keys(
-    saved_group: Mapping[str, Any], own: list[tuple[Any, Any]], label: str
+    saved_group: Mapping[str, Any], names: list[list[Any]], places: list[int] | None, label: str
 ) -> list[Any]:
     """Return the saved keys in the order of the group's parameters: by name, else by position.
 
-    `own` are their keys, and those that they had before names were paths.
+    `names` are their keys, and those that they had before names were paths. `places` are theirs
+    among all parameters, where the saved numbers are such places; PyTorch's are not.
     """
     keys = list(saved_group["params"])
-    now = [key for key, _ in own]
-    alike = len(keys) == len(own) == len(set(keys))
-    for names in (now, [before for _, before in own]):
-        if alike and set(keys) == set(names):
-            return names
-    if not alike or not all(isinstance(key, int) for key in keys):
-        raise ValueError(f"{label}: expected the parameters {now}, got {keys}")
+    alike = len(keys) == len(names[0]) == len(set(keys))
+    for own in names:
+        if alike and set(keys) == set(own):
+            return own
+    are_places = all(isinstance(key, int) for key in keys) and places in (None, keys)
+    if not alike or not are_places:
+        expected = f"the parameters {names[0]} (groups as they were when it was saved)"
+        raise ValueError(f"{label}: expected {expected}, got {keys}")
     return keys
 
 

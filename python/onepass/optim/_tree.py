@@ -13,11 +13,12 @@ _Path = tuple[str | int, ...]
 
 @dataclass
 class Leaves:
-    """The arrays of one structure, in order, each with its key and how a message calls it."""
+    """The arrays of a structure, in order, each with its key, its label in messages, its group."""
 
     arrays: list[Any] = field(default_factory=list)
     keys: dict[str | int, None] = field(default_factory=dict)  # in order, and quick to look up
     labels: list[str] = field(default_factory=list)
+    group_of: list[int] = field(default_factory=list)
 
 
 def is_sequence(value: Any) -> bool:
@@ -95,6 +96,15 @@ def is_groups(params: Any) -> bool:
         and len(params) > 0
         and all(isinstance(group, Mapping) and "params" in group for group in params)
     )
+
+
+def filled(shape: Node, leaves: Iterator[Any]) -> Any:
+    """Return a structure of this shape with such leaves, which come as `flatten` met them."""
+    if shape is None:
+        return next(leaves)
+    if isinstance(shape, dict):
+        return {name: filled(child, leaves) for name, child in shape.items()}
+    return [filled(child, leaves) for child in shape]
 
 
 def leaves_like(shape: Node, grouped: bool, tree: Any) -> list[Any]:

@@ -12,9 +12,10 @@ from onepass import _core
 from onepass._hyperparameters import check_setting
 from onepass._memory import state_like
 from onepass._quiet import quiet
-from onepass._typing import Array, Grads, OwnArrays, Params, RowGrads, Schedule
+from onepass._typing import Array, Grads, Overrides, OwnArrays, Params, RowGrads, Schedule
 from onepass.optim import _foreign, _rule, _storage
 from onepass.optim._arrays import Kept, arrange
+from onepass.optim._overrides import ByPattern, by_name, check_matched, read_overrides, split
 from onepass.optim._owner import Owner, OwnSetting
 from onepass.optim._settings import (
     CHECKS,
@@ -28,7 +29,7 @@ from onepass.optim._tree import Leaves, Node, flatten, is_groups, leaves_like
 from onepass.optim.step_info import StepInfo
 from onepass.schedules._base import BaseSchedule
 
-_OPTIONS = (*CHECKS, *GROUP_CHECKS, "grads", "copy_to")
+_OPTIONS = (*CHECKS, *GROUP_CHECKS, "overrides", "grads", "copy_to")
 """What every optimizer takes besides its hyperparameters."""
 
 
@@ -64,6 +65,27 @@ class Optimizer(Owner):
         Put zeros into the gradients once they are used, also where the step is skipped. They must
         be writable then, and lie in memory as their parameters do. (`zero_grad` is PyTorch's
         method.)
+    overrides : mapping, callable, or sequence of them, optional
+        Settings by name, while gradients keep the structure of the parameters.
+
+        * A mapping of patterns to settings, ``{"*.b": {"weight_decay": 0.0}}``. The first pattern
+          that matches a parameter's name counts (`fnmatch.fnmatchcase`: ``*`` matches dots too). A
+          pattern that matches no name is a ValueError.
+        * A function that is called with each name and array, once, and returns settings or None:
+          `onepass.no_decay_1d`, say.
+        * Several of these in a sequence, which are asked in turn. A setting counts as the first one
+          that names it has it, so ``[op.no_decay_1d, op.layer_decay(...)]`` does both.
+
+        The settings are those that a group may have, and ``"lr_scale"``, a factor of the learning
+        rate, whether that is a number or a schedule. A parameter's name is its key in `state_dict`:
+        its dotted path, ``"layers.0.w"``, or where the structure has no names its index, ``"2"``,
+        and ``"0"`` of a single array. What comes of it stands in `param_groups` as a group for each
+        set of overridden settings, after the group of the parameters without any.
+
+        A setting of groups may itself be a mapping of patterns to values, ``weight_decay={"*.w":
+        0.1}``: a parameter that matches none of them has the default of the class. `overrides`
+        count before that, and before what a group of a list has; a group may have ``"overrides"``
+        too, about the names in it, which count first.
     grads : like the parameters, optional
         Gradients for `bind`.
     seed : int in [0, 2**53)
@@ -140,7 +162,7 @@ class Optimizer(Owner):
         assigned, as the constructor does it; of a list of betas its numbers are taken then. Whether
         settings go together is for the step to check, so that they may be changed one by one. A
         setting cannot be removed, nor a mapping or its ``"params"`` replaced; `add_param_group`
-        adds one.
+        adds one. With `overrides` there may be more groups than you have made.
     max_grad_norm, nonfinite, clear_grads, seed
         As above; they may be set between steps, and are checked when they are.
     skipped_steps : int
@@ -174,12 +196,14 @@ class Optimizer(Owner):
     * PyTorch, in fewer bits: state has the parameter's dtype, there is no master (that is
       ``torch.amp``'s, which keeps the parameters in float32), and rounding is to nearest.
     * bitsandbytes: see `onepass.formats.q8_encode`.
-    * Keras: its `clipnorm` is `max_grad_norm_each`, without the :math:`10^{-6}`, its
+    * Keras: ``exclude_from_weight_decay`` takes parts of names; `overrides` take patterns. Its
+      `clipnorm` is `max_grad_norm_each`, without the :math:`10^{-6}`, its
       `global_clipnorm` `max_grad_norm`; only one of them may be given there.
     * timm's Lookahead begins the slow weights at the end of the first round, so that this round
       changes nothing; the paper's begins, as here, with the first step. `SGD.lookahead` is another
       thing: it shows the weights at which Nesterov's momentum takes its gradient.
-    * optax: `apply_if_finite` accepts what is not finite after so many errors in a row.
+    * optax: masks and ``multi_transform`` take trees of labels, where `overrides` take names.
+      `apply_if_finite` accepts what is not finite after so many errors in a row.
 
     References
     ----------
@@ -222,6 +246,7 @@ class Optimizer(Owner):
         max_grad_norm: float | Schedule | None = None,
         nonfinite: Literal["propagate", "skip", "raise"] = "propagate",
         clear_grads: bool = False,
+        overrides: Overrides = None,
         grads: OwnArrays = None,
         copy_to: OwnArrays = None,
         seed: int = 0,
@@ -236,24 +261,22 @@ class Optimizer(Owner):
             "seed": seed,
         }
         own = {name: check_setting(CHECKS, name, value) for name, value in own.items()}
-        settings = {
-            name: check_setting(self.group_checks, name, value)
-            for name, value in {**GROUP_DEFAULTS, **settings}.items()
-        }
-        self._made_with = settings
+        self._made_with = self._checked({**GROUP_DEFAULTS, **settings})
+        self._overrides = read_overrides(type(self), overrides)
         leaves = Leaves()
         groups: list[_core.Settings] = []
         shape: Node
         grouped = is_groups(params)
         if grouped:
             shape = [
-                self._add_group({**settings, **group}, leaves, groups, f"[{number}]['params']")
+                self._add_group(group, leaves, groups, f"[{number}]['params']")
                 for number, group in enumerate(params)
             ]
         else:
-            shape = self._add_group({**settings, "params": params}, leaves, groups, "")
+            shape = self._add_group({"params": params}, leaves, groups, "")
         if not leaves.arrays:
             raise ValueError("params: expected at least one array, got none")
+        check_matched([*self._overrides, *self._made_with.values()], leaves.keys)
         copies = [None] * len(leaves.arrays)
         engine = _core.Engine(
             {
@@ -265,11 +288,21 @@ class Optimizer(Owner):
                 "labels": leaves.labels,
                 "keys": list(leaves.keys),
                 "params": leaves.arrays,
+                "group_of": leaves.group_of,
                 "copies": copies if copy_to is None else leaves_like(shape, grouped, copy_to),
                 "bound": None if grads is None else leaves_like(shape, grouped, grads),
             }
         )
         self._commit(engine)
+
+    def _checked(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return settings of a group; of one that is given by name, its values by pattern."""
+        return {
+            name: by_name(type(self), name, value)
+            if isinstance(value, Mapping)
+            else check_setting(self.group_checks, name, value)
+            for name, value in settings.items()
+        }
 
     def _add_group(
         self,
@@ -278,13 +311,26 @@ class Optimizer(Owner):
         groups: list[_core.Settings],
         label: str,
     ) -> Node:
-        settings = _foreign.renamed({k: v for k, v in group.items() if k != "params"})
-        _foreign.check_names(type(self), settings, GROUP_CHECKS)
-        settings = {k: check_setting(self.group_checks, k, v) for k, v in settings.items()}
+        """Append the arrays of a group to `leaves`, and to `groups` those that it comes to."""
+        settings = {k: v for k, v in group.items() if k not in ("params", "overrides")}
+        settings = _foreign.renamed(settings)
+        _foreign.check_names(type(self), settings, (*GROUP_CHECKS, "overrides"))
+        settings = self._checked(settings)
+        own = read_overrides(type(self), group.get("overrides"))
         first = len(leaves.arrays)
         shape = flatten(group["params"], leaves, label)
-        own = tuple(leaves.arrays[first:])
-        groups.append(self._fields.settings({"params": own, **settings}))
+        check_matched([*own, *settings.values()], list(leaves.keys)[first:])
+        settings = {**self._made_with, **settings}
+        named = [value for value in settings.values() if isinstance(value, ByPattern)]
+        defaults = {**self.defaults, **GROUP_DEFAULTS}
+        base = {k: defaults[k] if isinstance(v, ByPattern) else v for k, v in settings.items()}
+        overrides = [*own, *self._overrides, *named]
+        leaves.group_of += [0] * (len(leaves.arrays) - first)
+        for values, places in split(type(self), base, overrides, leaves, first):
+            for place in places:
+                leaves.group_of[place] = len(groups)
+            arrays = tuple(leaves.arrays[place] for place in places)
+            groups.append(self._fields.settings({"params": arrays, **values}))
         return shape
 
     # One step
@@ -463,7 +509,8 @@ class Optimizer(Owner):
         ----------
         param_group : mapping
             ``"params"``, and the settings in which the group differs from what the optimizer was
-            made with.
+            made with. The optimizer's `overrides` count for it too, after its own; here their
+            patterns need not match.
 
         Raises
         ------
@@ -473,16 +520,27 @@ class Optimizer(Owner):
         self._check_outside("add_param_group")
         if not isinstance(param_group, Mapping) or "params" not in param_group:
             raise TypeError(f"param_group: expected a mapping with 'params', got {param_group!r}")
-        now = self._engine.contents()
-        groups, progress = list(now["groups"]), now["progress"]
-        leaves = Leaves(list(now["params"]), dict.fromkeys(now["keys"]), list(now["labels"]))
-        label = f"[{len(groups)}]['params']"
+        engine = self._engine
+        now = engine.contents()
+        groups, before = list(now["groups"]), len(now["groups"])
+        leaves = Leaves(
+            list(now["params"]),
+            dict.fromkeys(now["keys"]),
+            list(now["labels"]),
+            list(now["group_of"]),
+        )
+        shapes = now["shape"] if now["grouped"] else [now["shape"]]
         first = len(leaves.arrays)
-        given = {**self._made_with, **param_group}
-        shape = self._add_group(given, leaves, groups, label)
+        shape = self._add_group(param_group, leaves, groups, f"[{len(shapes)}]['params']")
         added = len(leaves.arrays) - first
         if not added:
             raise ValueError("params: expected at least one array, got none")
+        self._check_outside("add_param_group")  # a function among `overrides` may have done much
+        if self._engine is not engine:
+            expected = "overrides that leave the optimizer as it is"
+            raise ValueError(f"param_group: expected {expected}, got others")
+        now = engine.contents()
+        progress = now["progress"]
         nothing = (None,) * (len(self.row.states) + 3)
         for name, value in {
             "steps": 0,
@@ -499,16 +557,18 @@ class Optimizer(Owner):
             {
                 **now,
                 "groups": groups,
-                "shape": [*now["shape"], shape] if now["grouped"] else [now["shape"], shape],
+                "shape": [*shapes, shape],
                 "grouped": True,
                 "labels": leaves.labels,
                 "keys": list(leaves.keys),
                 "params": leaves.arrays,
+                "group_of": leaves.group_of,
                 "copies": [*now["copies"], *[None] * added],
                 "bound": None,
             }
         )
-        _storage.check_format(groups[-1]["state_format"], leaves.arrays[first:])
+        for group in groups[before:]:
+            _storage.check_format(group["state_format"], group["params"])
         self._engine = engine
 
     def averaged(self) -> AbstractContextManager[None]:
@@ -525,16 +585,17 @@ class Optimizer(Owner):
             If no group keeps an average, or the block is entered twice.
         """
         self._check_outside("averaged")
-        progress = self._engine.contents()["progress"]
+        now = self._engine.contents()
+        progress, groups = now["progress"], self.param_groups
         done = zip(progress["kept"], progress["steps"], progress["average_from"], strict=True)
-        owners = ((param, group) for group in self.param_groups for param in group["params"])
         shown = {}
-        for index, ((kept, steps, begun), owner) in enumerate(zip(done, owners, strict=True)):
+        for index, (kept, steps, begun) in enumerate(done):
             average = kept[len(self.row.states)]
             if average is not None and steps > begun:
                 shown[index] = average
             elif average is None and self.own_average and steps:
-                shown[index] = self._own_average(*owner, kept)
+                group = groups[now["group_of"][index]]
+                shown[index] = self._own_average(now["params"][index], group, kept)
         if not (shown or self.own_average or any(map(averages, self.param_groups))):
             raise ValueError("ema_decay: expected it, or swa_start, for averaged, got None")
         return self._show(list(shown), list(shown.values()))

@@ -223,12 +223,9 @@ class SGD(Optimizer, rule="sgd"):
                 raise ValueError("momentum: expected more than 0 for lookahead, got 0")
             if settings["nesterov"]:
                 raise ValueError("nesterov: expected False for lookahead, got True")
-        kept = iter(self._coming())
-        values = [
-            _ahead(param, settings, next(kept))
-            for settings in coming
-            for param in settings["params"]
-        ]
+        now = self._engine.contents()
+        each = zip(now["params"], now["group_of"], self._coming(), strict=True)
+        values = [_ahead(param, coming[number], kept) for param, number, kept in each]
         return self._show(list(range(len(values))), values)
 
 

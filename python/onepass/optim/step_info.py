@@ -11,7 +11,7 @@ class StepInfo(NamedTuple):
     step : int
         How many steps the optimizer has completed, this one included.
     lr : float
-        The learning rate it used (of the first group).
+        The learning rate it used (of the first of `param_groups`).
     grad_norm : float or None
         The norm of all gradients together, unscaled and not clipped. None where neither
         `max_grad_norm`, `max_grad_norm_each` nor `nonfinite` asks for it.

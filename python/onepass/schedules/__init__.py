@@ -22,7 +22,7 @@ step_decay(initial=0.1, every=5, factor=0.5)
 
 from onepass.schedules._cosine import cosine, cosine_restarts, one_cycle
 from onepass.schedules._curves import exponential, inverse_time, polynomial, sutskever_momentum
-from onepass.schedules._phases import join, warmup, warmup_stable_decay
+from onepass.schedules._phases import join, scaled, warmup, warmup_stable_decay
 from onepass.schedules._plateau import ReduceOnPlateau
 from onepass.schedules._stairs import constant, piecewise, step_decay
 
@@ -37,6 +37,7 @@ __all__ = [
     "one_cycle",
     "piecewise",
     "polynomial",
+    "scaled",
     "step_decay",
     "sutskever_momentum",
     "warmup",

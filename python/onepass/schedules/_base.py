@@ -56,6 +56,12 @@ def remembering(schedule: object) -> list[Remembering]:
     return [found for part in parts for found in remembering(part)]
 
 
+def whole(schedule: Schedule) -> list[Schedule]:
+    """Return a schedule and all that it is made of."""
+    parts = schedule.parts if isinstance(schedule, BaseSchedule) else ()
+    return [schedule, *(found for part in parts for found in whole(part))]
+
+
 def between(start: float, end: float, progress: float) -> float:
     """Return the value on the line from `start` to `end`, exact at both of them."""
     return (1 - progress) * start + progress * end

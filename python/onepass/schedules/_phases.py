@@ -134,6 +134,55 @@ class join(BaseSchedule):
 
 
 @dataclass(frozen=True)
+class scaled(BaseSchedule):
+    r"""Another schedule times a factor: the rate of one layer among others, say.
+
+    .. math:: \eta_t = \gamma \, s(t)
+
+    `onepass.layer_decay`, and ``"lr_scale"`` among `overrides`, make them.
+
+    Parameters
+    ----------
+    schedule : schedule
+        :math:`s`.
+    factor : float >= 0
+        :math:`\gamma`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is out of range.
+
+    Notes
+    -----
+    Differs from
+
+    * PyTorch: there a scheduler multiplies the rate with which each group began.
+    * optax: a function of one's own.
+
+    Examples
+    --------
+    >>> import onepass as op
+    >>> schedule = op.schedules.scaled(op.schedules.step_decay(0.5, every=5), 0.25)
+    >>> [schedule(step) for step in (0, 4, 5)]
+    [0.125, 0.125, 0.0625]
+    """
+
+    schedule: Schedule
+    factor: float
+
+    checks: ClassVar = {"schedule": AnySchedule(), "factor": NON_NEGATIVE}
+
+    def _value(self, step: int) -> float:
+        return self.factor * NON_NEGATIVE("schedule", self.schedule(step))
+
+    @property
+    def parts(self) -> Sequence[Schedule]:
+        """The schedule that is scaled."""
+        return (self.schedule,)
+
+
+@dataclass(frozen=True)
 class warmup_stable_decay(BaseSchedule):
     r"""Up in a straight line, level for most of the run, down in a straight line (WSD).
 
