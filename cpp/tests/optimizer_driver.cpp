@@ -314,7 +314,8 @@ void check_trial(const onepass::KernelTable& kernels, std::size_t row, std::size
   onepass::StepOptions options = trial.options;
   options.num_threads = threads;
   const bool limits = !onepass::is_none(options.max_grad_norm);
-  const bool measures = limits || options.nonfinite != Nonfinite::propagate;
+  const bool skips = !onepass::is_none(options.skip_grad_norm);
+  const bool measures = limits || skips || options.nonfinite != Nonfinite::propagate;
   std::int64_t completed = 0, skipped = 0;
   for (int step = 0; step < n_steps; ++step) {
     const std::string what = trial.name + ", step " + std::to_string(step) + ", variant " +
@@ -339,15 +340,21 @@ void check_trial(const onepass::KernelTable& kernels, std::size_t row, std::size
     check(ready.norm.has_value() == measures, "a norm where it is asked for, " + what);
     if (measures) check(*ready.norm == norm, "the norm, " + what);
     check(ready.nonfinite == (measures && !finite ? trial.bad : -1), "the culprit, " + what);
-    check(ready.skipped == (!finite && options.nonfinite == Nonfinite::skip), "skips, " + what);
-    check(ready.clipped == (coefficient < 1 && !ready.skipped), "clips, " + what);
+    const bool is_above = finite && norm > options.skip_grad_norm;
+    const bool may_skip = options.nonfinite == Nonfinite::skip ||
+                          (skips && options.nonfinite == Nonfinite::propagate);
+    check(ready.skip_reason == (is_above              ? SkipReason::grad_norm
+                                : !finite && may_skip ? SkipReason::nonfinite
+                                                      : SkipReason::not_skipped),
+          "skips, " + what);
+    check(ready.clipped == (coefficient < 1 && !ready.skipped()), "clips, " + what);
     check(run.same_arrays(expected.run), "preparing writes nothing, " + what);
     check(run.optimizer.completed == completed && run.optimizer.skipped == skipped,
           "nor does it count, " + what);
     if (!finite && options.nonfinite == Nonfinite::raise) continue;
 
     ready.run();
-    if (ready.skipped) {
+    if (ready.skipped()) {
       ++skipped;
       for (std::size_t i = 0; i < n_items; ++i) {
         if (!Run::takes_part(i, step)) continue;

@@ -66,6 +66,7 @@ class Adam(Optimizer, rule="adam"):
         The weights shrink before the step instead,
         :math:`w \leftarrow (1 - \eta \lambda)\, w`, as in `AdamW`.
     **options
+        `skip_grad_norm`,
         `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`, `nonfinite`, `clear_grads`,
         `ema_decay`, `ema_warmup`, `swa_start`, `lookahead_every`, `lookahead_weight`,
         `state_format`, `rounding`, `cautious_weight_decay`, `seed`, `grads` and `copy_to`: see

@@ -64,6 +64,7 @@ class AdamWScheduleFree(Optimizer, rule="adamw_schedulefree"):
     rectify, silent_sgd_phase
         As in `RAdamScheduleFree`, which is this class with ``rectify=True``.
     **options
+        `skip_grad_norm`,
         `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`, `nonfinite`, `clear_grads`,
         `state_format`, `seed`, `grads` and `copy_to`: see `onepass.Optimizer`. `ema_decay`,
         `ema_warmup` and `swa_start` are refused, because there is an average already, and

@@ -58,6 +58,7 @@ class AdEMAMix(Optimizer, rule="ademamix"):
     maximize : bool
         Ascend instead of descend; the decay still shrinks.
     **options
+        `skip_grad_norm`,
         `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`, `nonfinite`, `clear_grads`,
         `ema_decay`, `ema_warmup`, `swa_start`, `lookahead_every`, `lookahead_weight`,
         `state_format`, `rounding`, `cautious_weight_decay`, `seed`, `grads` and `copy_to`: see

@@ -55,6 +55,7 @@ class NAdam(Optimizer, rule="nadam"):
     correct_ahead : bool
         Divide the average by :math:`1 - M_{t+1}` (True) or by :math:`1 - M_t` (False).
     **options
+        `skip_grad_norm`,
         `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`, `nonfinite`, `clear_grads`,
         `ema_decay`, `ema_warmup`, `swa_start`, `lookahead_every`, `lookahead_weight`,
         `state_format`, `rounding`, `cautious_weight_decay`, `seed`, `grads` and `copy_to`: see

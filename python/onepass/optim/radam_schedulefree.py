@@ -35,6 +35,7 @@ class RAdamScheduleFree(AdamWScheduleFree, rule="radam_schedulefree"):
         plain gradient descent, with :math:`\eta_t = \eta`.
     **options
         As in `AdamWScheduleFree`: `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`,
+        `skip_grad_norm`,
         `nonfinite`, `clear_grads`, `state_format`, `seed`, `grads` and `copy_to`; not `ema_decay`,
         `ema_warmup`, `swa_start`, `lookahead_every`, `lookahead_weight`, another `rounding` or
         `cautious_weight_decay`.

@@ -49,6 +49,7 @@ class SGDScheduleFree(Optimizer, rule="sgd_schedulefree"):
     maximize : bool
         Ascend instead of descend.
     **options
+        `skip_grad_norm`,
         `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`, `nonfinite`, `clear_grads`,
         `state_format`, `seed`, `grads` and `copy_to`: see `onepass.Optimizer`. `ema_decay`,
         `ema_warmup` and `swa_start` are refused, because there is an average already, and
