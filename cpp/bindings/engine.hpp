@@ -176,7 +176,7 @@ class Engine {
   bool had_schedules_ = false;  // some setting is a schedule, or was one
   bool has_copies_ = false;
   bool has_bound_ = false;
-  bool bound_to_be_zeroed_ = false;  // they were checked for that
+  bool bound_to_be_zeroed_ = false;           // they were checked for that
   std::int64_t gathered_ = 0, left_out_ = 0;  // calls of accumulate since the last step
   py::object shown_ = py::none();
   py::list groups_;  // `param_groups`

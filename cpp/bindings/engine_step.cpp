@@ -160,8 +160,7 @@ bool Engine::accumulate(py::handle grads, int num_threads) {
   }
   const bool looks = static_cast<Nonfinite>(own_settings_.nonfinite) != Nonfinite::propagate;
   if (looks && leaves_out(tensors, num_threads)) {
-    without_gil(total_elements(tensors),
-                [&]() noexcept { zero_gradients(tensors, num_threads); });
+    without_gil(total_elements(tensors), [&]() noexcept { zero_gradients(tensors, num_threads); });
     ++left_out_;
     return false;
   }

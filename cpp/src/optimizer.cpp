@@ -192,8 +192,9 @@ SkipReason Optimizer::reason_to_skip(const StepOptions& options, const Ready& re
   if (ready.nonfinite < 0) {  // of finite gradients; NaN where there is no limit
     return *ready.norm > options.skip_grad_norm ? SkipReason::grad_norm : SkipReason::not_skipped;
   }
-  const bool skips = options.nonfinite == Nonfinite::skip ||
-                     (options.nonfinite == Nonfinite::propagate && !is_none(options.skip_grad_norm));
+  const bool skips =
+      options.nonfinite == Nonfinite::skip ||
+      (options.nonfinite == Nonfinite::propagate && !is_none(options.skip_grad_norm));
   return skips ? SkipReason::nonfinite : SkipReason::not_skipped;
 }
 

@@ -116,8 +116,8 @@ class Optimizer;
 // A step that has been checked and computed as far as it can be without writing.
 class Ready {
  public:
-  std::optional<double> norm;     // of all gradients together, unscaled, where it was asked for
-  bool clipped = false;           // by a norm
+  std::optional<double> norm;  // of all gradients together, unscaled, where it was asked for
+  bool clipped = false;        // by a norm
   SkipReason skip_reason = SkipReason::not_skipped;
   std::optional<double> d;        // of a rule that finds its rate, after the step
   std::ptrdiff_t nonfinite = -1;  // the first parameter whose gradient is not finite
