@@ -208,7 +208,7 @@ class Optimizer(Owner):
     ...     print(w.round(6))
     [2.4 3.2]
 
-    Leave out a step whose norm is ten times the median of the last hundred:
+    Leave out a step whose norm is above ten times the median of the last hundred:
 
     >>> from collections import deque
     >>> from statistics import median
@@ -218,9 +218,8 @@ class Optimizer(Owner):
     ...     info = opt.step(np.array([size, 0.0]))
     ...     if info.skipped:
     ...         print(f"left out: {info.skip_reason} {info.grad_norm}")
-    ...     else:
-    ...         norms.append(info.grad_norm)
-    ...         opt.skip_grad_norm = 10 * median(norms)
+    ...     norms.append(info.grad_norm)
+    ...     opt.skip_grad_norm = 10 * median(norms)
     left out: grad_norm 1000.0
     >>> opt.skip_grad_norm, opt.skipped_steps
     (20.0, 1)
