@@ -112,7 +112,8 @@ max_grad_norm, skip_grad_norm, nonfinite, clear_grads, seed, num_threads
     of them.
 last_step : StepInfo or None
     What the last step reports: its number, the learning rate, the gradients' norm, whether they
-    were clipped or the step left out, and why. None where PyTorch's own step ran, or the step failed.
+    were clipped or the step left out, and why. None where PyTorch's own step ran, or the step
+    failed.
 fallbacks : Counter
     Why PyTorch's own step ran, and how often.
 
