@@ -265,7 +265,8 @@ def test_signatures_of_the_free_functions(optimizer):
     keywords = {n: p.default for n, p in signature.items() if p.kind is p.KEYWORD_ONLY}
     shared = {
         **{"step": None, "rounding": "stochastic", "seed": 0, "num_threads": None},
-        **{"grad_scale": 1.0, "max_grad_norm": None, "nonfinite": "propagate"},
+        **{"grad_scale": 1.0, "max_grad_norm": None, "skip_grad_norm": None},
+        **{"nonfinite": "propagate"},
         **{"max_grad_value": None, "clear_grads": False, "average": None, "averaged": None},
         **{"ema_decay": None, "ema_warmup": False, "swa_start": None},
         **{"average_every": 1, "average_dtype": "float64"},

@@ -18,6 +18,7 @@ N = 4200  # large enough for 8-bit state
 # Each option, switched on in ways that matter to others.
 OPTIONS = {
     "max_grad_norm": [{"max_grad_norm": 0.5}],
+    "skip_grad_norm": [{"skip_grad_norm": 1000.0}],
     "max_grad_norm_each": [{"max_grad_norm_each": 0.25}],
     "max_grad_value": [{"max_grad_value": 0.1}],
     "nonfinite": [{"nonfinite": "skip"}, {"nonfinite": "raise"}],
@@ -84,7 +85,7 @@ class Run:
             options["copy_to"] = self.copies
         self.opt = cls(self.params, lr=0.05, **options)
 
-    def grads(self, step, *, finite=True):
+    def grads(self, step, *, finite=True, spike=False):
         rng = np.random.default_rng(step)
         grads = dict(self.bound)
         for name, grad in self.bound.items():
@@ -92,12 +93,16 @@ class Run:
                 grads[name] = rng.normal(size=grad.shape).astype(grad.dtype)
         if not finite:
             grads["w"][0, 0] = np.nan
+        if spike:
+            grads["w"] *= 100  # its norm was about 65
         return grads
 
     def step(self, number, way="given", **how):
         grads = self.grads(number, **how)
         if way == "accumulated":
-            self.opt.accumulate(grads)
+            if self.opt.nonfinite == "skip":
+                assert not self.opt.accumulate(self.grads(number, finite=False))
+            assert self.opt.accumulate(grads)
             return self.opt.step()
         if not self.is_bound:
             return self.opt.step(grads)
@@ -127,8 +132,12 @@ class TestPairs:
         for number in range(5):
             if number == 2 and options.get("nonfinite") != "raise":
                 infos = [each.step(number, finite=False) for each in (run, twin)]
-                assert infos[0].skipped == (options.get("nonfinite") == "skip")
+                skips = options.get("nonfinite") == "skip" or "skip_grad_norm" in options
+                assert infos[0].skip_reason == ("nonfinite" if skips else None)
                 continue
+            if number == 1 and "skip_grad_norm" in options:
+                infos = [each.step(number, spike=True) for each in (run, twin)]
+                assert infos[0].skip_reason == "grad_norm"
             way = "accumulated" if number == 3 else "given"
             run.step(number, way), twin.step(number, way)
             self.disturb(run)

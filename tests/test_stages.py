@@ -35,6 +35,7 @@ EVERYTHING = {
     "average of every second step": {"ema_decay": 0.9, "average_every": 2, "ema_warmup": True},
     "mean of every second step": {"swa_start": 1, "average_every": 2},
     "zeros": {"clear_grads": True},
+    "some left out": {"skip_grad_norm": 16.5},
     "all": {
         "max_grad_norm": 1.0,
         "max_grad_norm_each": 0.5,
@@ -47,6 +48,9 @@ EVERYTHING = {
 }
 
 
+MEASURING = {"max_grad_norm", "max_grad_norm_each", "skip_grad_norm", "nonfinite"}
+
+
 def make(rng, dtype, shapes=SHAPES):
     arrays = [np.asarray(rng.normal(size=shape)).astype(dtype) for shape in shapes]
     arrays[-1] = np.asfortranarray(arrays[-1])
@@ -54,7 +58,7 @@ def make(rng, dtype, shapes=SHAPES):
 
 
 def reference_run(cls, options, params, steps, grad_scale=1.0):
-    """What whole steps in NumPy come to, each step's norm, and whether that one clipped."""
+    """What whole steps in NumPy come to; each one's norm, whether it clipped, was left out."""
     own = {name: value for name, value in options.items() if name not in _settings.CHECKS}
     group = {**_settings.GROUP_DEFAULTS, **own}
     others = _settings.averages(group) + ("lookahead_every" in own)
@@ -63,9 +67,14 @@ def reference_run(cls, options, params, steps, grad_scale=1.0):
         (param.copy(order="K"), *fresh_state(cls, rule, param), *[param.copy()] * others)
         for param in params
     ]
-    norms, clipped = [], []
-    for t, grads in enumerate(steps, start=1):
+    norms, clipped, skipped = [], [], []
+    t = 1
+    for grads in steps:
         norms.append(_reference.grad_norm(grads, grad_scale))
+        skipped.append(norms[-1] > options.get("skip_grad_norm", math.inf))
+        if skipped[-1]:
+            clipped.append(False)
+            continue
         max_norm = options.get("max_grad_norm")
         coefficient = _reference.clip_coefficient(norms[-1], max_norm) if max_norm else 1.0
         factor = coefficient / grad_scale
@@ -75,7 +84,8 @@ def reference_run(cls, options, params, steps, grad_scale=1.0):
             cls.reference_step(own_[0], grad, *own_[1:], step=t, grad_factor=factor, **own)
             for own_, grad in zip(arrays, grads, strict=True)
         ]
-    return arrays, norms, clipped
+        t += 1
+    return arrays, norms, clipped, skipped
 
 
 def check_run(cls, options, params, steps, grad_scale=1.0, threads=None):
@@ -83,14 +93,15 @@ def check_run(cls, options, params, steps, grad_scale=1.0, threads=None):
         [np.asarray(grad).astype(param.dtype) for param, grad in zip(params, grads, strict=True)]
         for grads in steps
     ]
-    expected, norms, clipped = reference_run(cls, options, params, widened, grad_scale)
+    expected, norms, clipped, skipped = reference_run(cls, options, params, widened, grad_scale)
     params = [param.copy(order="K") for param in params]
     opt = cls(params, **options)
-    for grads, norm, is_clipped in zip(steps, norms, clipped, strict=True):
+    for grads, norm, is_clipped, is_skipped in zip(steps, norms, clipped, skipped, strict=True):
         given_ = [grad.copy(order="K") for grad in grads]
         info = opt.step(given_, grad_scale=grad_scale, num_threads=threads)
         assert info.clipped == is_clipped
-        if {"max_grad_norm", "max_grad_norm_each", "nonfinite"} & options.keys():
+        assert info.skip_reason == ("grad_norm" if is_skipped else None)
+        if MEASURING & options.keys():
             assert_same_bits(np.float64(info.grad_norm), np.float64(norm))
         else:
             assert info.grad_norm is None
@@ -99,6 +110,9 @@ def check_run(cls, options, params, steps, grad_scale=1.0, threads=None):
     state = opt.state_dict()["state"]
     for index, (param, arrays) in enumerate(zip(params, expected, strict=True)):
         assert_same_bits(param, arrays[0])
+        if all(skipped):
+            assert state == {}
+            continue
         names = kept_names(cls, rule_of(options))
         names += [name for name in ("slow", "average") if name in state[index]]
         kept = [array for array in arrays[1:] if array is not None]
@@ -201,6 +215,7 @@ def test_special_values_spread_through_every_stage(optimizer, dtype):
 numbers = {
     "max_grad_norm": st.none() | st.floats(1e-3, 1e3),
     "max_grad_norm_each": st.none() | st.floats(1e-3, 1e3),
+    "skip_grad_norm": st.none() | st.floats(1e-3, 1e3),
     "max_grad_value": st.none() | st.floats(1e-3, 1e3),
     "lookahead_every": st.none() | st.integers(1, 3),
     "lookahead_weight": st.floats(2.0**-126, 1),

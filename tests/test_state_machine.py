@@ -35,6 +35,7 @@ CHANGES = {
 }
 OWN_CHANGES = {
     "max_grad_norm": (None, 0.7),
+    "skip_grad_norm": (None, 75.0),
     "nonfinite": ("propagate", "skip"),
     "clear_grads": (False, True),
     "seed": (0, 5),
@@ -98,7 +99,8 @@ class Twins(RuleBasedStateMachine):
     present = st.lists(st.booleans(), min_size=len(SHAPES), max_size=len(SHAPES))
 
     def gathered(self):
-        return any("accumulated" in e for e in self.kept[0].state_dict()["state"].values())
+        """Whether accumulate was given something since the last step."""
+        return bool({"gathered", "left_out"} & self.kept[0].state_dict()["step_options"].keys())
 
     @rule(present=present, finite=st.integers(0, 4))
     def step(self, present, finite):
@@ -106,10 +108,13 @@ class Twins(RuleBasedStateMachine):
         with np.errstate(all="ignore"):
             self.both(lambda opt, *_: opt.step(copy.deepcopy(grads)))
 
-    @rule(present=present)
-    def accumulate(self, present):
-        grads = self.gradients(present)
-        self.both(lambda opt, *_: opt.accumulate(copy.deepcopy(grads)))
+    @rule(present=present, finite=st.integers(0, 2))
+    def accumulate(self, present, finite):
+        grads = self.gradients(present, finite=bool(finite))
+        added = []
+        with np.errstate(all="ignore"):
+            self.both(lambda opt, *_: added.append(opt.accumulate(copy.deepcopy(grads))))
+        assert added[0] == added[1]
 
     @rule()
     def discard(self):

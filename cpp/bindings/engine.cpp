@@ -136,7 +136,8 @@ void Engine::read_progress(const py::dict& progress) {
   const py::list kept = progress["kept"], sums = progress["sums"];
   const auto memory = progress["memory"].cast<std::vector<std::vector<double>>>();
   accumulated_ = progress["accumulated"].cast<std::vector<std::int64_t>>();
-  accumulations_ = whole(progress, "accumulations");
+  gathered_ = whole(progress, "gathered");
+  left_out_ = whole(progress, "left_out");
   now_.optimizer.completed = whole(progress, "completed");
   now_.optimizer.skipped = whole(progress, "skipped");
   for (std::size_t i = 0; i < size(); ++i) {
@@ -176,7 +177,8 @@ py::dict Engine::contents() const {
   progress["kept"] = kept;
   progress["sums"] = sums;
   progress["accumulated"] = py::cast(accumulated_);
-  progress["accumulations"] = accumulations_;
+  progress["gathered"] = gathered_;
+  progress["left_out"] = left_out_;
   progress["completed"] = now_.optimizer.completed;
   progress["skipped"] = now_.optimizer.skipped;
   py::dict all;

@@ -73,8 +73,11 @@ class Engine {
 
   // `by_rows`: `grads` are rows by the parameters' keys.
   py::object step(py::handle grads, bool by_rows, double grad_scale, int num_threads);
-  void accumulate(py::handle grads, int num_threads);
+  // Returns false where the gradients were left out, as they are not finite.
+  bool accumulate(py::handle grads, int num_threads);
   void discard_accumulated();
+  // How many calls of accumulate were left out since the last step.
+  std::int64_t left_out() const { return left_out_; }
   void bind(py::handle grads);
   // Raises inside a block that shows other weights; outdates one that was not entered.
   void check_block(const char* name);
@@ -145,6 +148,8 @@ class Engine {
                                   const py::object& info);
 
   // engine_step.cpp
+  void forget_accumulated();
+  [[gnu::cold]] bool leaves_out(std::span<Tensor> tensors, int num_threads) const;
   bool step_in(Arrangement& arrangement, const Call& call, const py::object& info);
   // `check`: raises where what the step reads has changed, since directions are made by Python
   // code.
@@ -171,8 +176,8 @@ class Engine {
   bool had_schedules_ = false;  // some setting is a schedule, or was one
   bool has_copies_ = false;
   bool has_bound_ = false;
-  bool bound_to_be_zeroed_ = false;  // they were checked for that
-  std::int64_t accumulations_ = 0;
+  bool bound_to_be_zeroed_ = false;           // they were checked for that
+  std::int64_t gathered_ = 0, left_out_ = 0;  // calls of accumulate since the last step
   py::object shown_ = py::none();
   py::list groups_;  // `param_groups`
   std::vector<py::object> known_groups_;

@@ -89,7 +89,7 @@ std::deque<Engine::Named> Engine::named_rows(py::handle grads) {
 
 // Notes where the gradients of a step lie, and which rows these are for; or raises.
 std::vector<Rows> Engine::take_rows(Arrangement& arrangement, py::handle grads) {
-  if (accumulations_ > 0) {
+  if (gathered_ + left_out_ > 0) {
     throw py::value_error("grads: expected none after accumulate, got some");
   }
   check_keeps_gradients(clears());

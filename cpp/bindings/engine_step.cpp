@@ -29,13 +29,13 @@ void Engine::check_outside(const char* name) {
 // Fills `given_` with the gradients of a step.
 Source Engine::gather(py::handle grads) {
   if (!grads.is_none()) {
-    if (accumulations_ > 0) {
+    if (gathered_ + left_out_ > 0) {
       throw py::value_error("grads: expected none after accumulate, got some");
     }
     collect(grads);
     return Source::given;
   }
-  if (accumulations_ > 0) {
+  if (gathered_ + left_out_ > 0) {
     for (std::size_t i = 0; i < size(); ++i) {
       given_.push_back(accumulated_[i] > 0 ? now_.arrays[i].sum : py::none());
     }
@@ -63,8 +63,10 @@ py::object Engine::step(py::handle grads, bool by_rows, double grad_scale, int n
   StepOptions& options = call.options;
   options.grad_scale = grad_scale;
   options.max_grad_norm = own_settings_.max_grad_norm;
+  options.skip_grad_norm = own_settings_.skip_grad_norm;
   options.nonfinite = static_cast<Nonfinite>(own_settings_.nonfinite);
   options.seed = static_cast<std::uint64_t>(own_settings_.seed);
+  options.is_left_out = left_out_ > 0 && gathered_ == 0;
   options.num_threads = num_threads;
   if (is_arranged_) {
     step_in(now_, call, info);
@@ -96,14 +98,30 @@ bool Engine::step_in(Arrangement& arrangement, const Call& call, const py::objec
     if (!all_ready(arrangement, source, true)) fail_changed();
   };
   const bool skipped = run(arrangement, call.options, check, info);
-  if (source == Source::sums) {
-    std::fill(accumulated_.begin(), accumulated_.end(), 0);
-    accumulations_ = 0;
-  }
+  if (source == Source::sums) forget_accumulated();
   return skipped;
 }
 
-void Engine::accumulate(py::handle grads, int num_threads) {
+// The sums are zeros, or gone.
+void Engine::forget_accumulated() {
+  std::fill(accumulated_.begin(), accumulated_.end(), 0);
+  gathered_ = left_out_ = 0;
+}
+
+// Whether gradients that are to be accumulated are left out; or raises, where the settings say so.
+bool Engine::leaves_out(std::span<Tensor> tensors, int num_threads) const {
+  const Tensor* found = nullptr;
+  without_gil(total_elements(tensors), [&] { found = find_nonfinite(tensors, num_threads); });
+  if (!found) return false;
+  if (static_cast<Nonfinite>(own_settings_.nonfinite) == Nonfinite::raise) {
+    const std::string place = std::to_string(gathered_ + left_out_ + 1);
+    fail_value(Label(labels_, found->streams.tensor, Role::grad), "finite values",
+               "an infinity or NaN in micro-batch " + place + " since the last step");
+  }
+  return true;
+}
+
+bool Engine::accumulate(py::handle grads, int num_threads) {
   const OneAtATime guard(busy_, "accumulate");
   const Cleared cleared(given_);
   read_own_settings();
@@ -122,7 +140,7 @@ void Engine::accumulate(py::handle grads, int num_threads) {
     sums[i] = sum.is_none() ? callbacks->new_sum(now_.params[i].array) : sum;
     tensors.emplace_back();
   }
-  if (tensors.empty()) return;
+  if (tensors.empty()) return true;
   check_gradients(now_, source);
   Memory memory;  // of our own; nothing else can overlap it
   std::size_t n = 0;
@@ -134,8 +152,17 @@ void Engine::accumulate(py::handle grads, int num_threads) {
     tensors[n].streams.param = {check_state(sums[i], label, param, memory)};
     tensors[n].streams.grad = streams.grad;
     tensors[n].streams.zero_grad = streams.zero_grad;
+    tensors[n].streams.tensor = static_cast<std::uint32_t>(i);
+    const bool is_double = param.item_size == sizeof(double);
+    tensors[n].squares = is_double ? kernels_in_use->squares_f64 : kernels_in_use->squares_f32;
     tensors[n].size = param.size;
     tensors[n++].item_size = param.item_size;
+  }
+  const bool looks = static_cast<Nonfinite>(own_settings_.nonfinite) != Nonfinite::propagate;
+  if (looks && leaves_out(tensors, num_threads)) {
+    without_gil(total_elements(tensors), [&]() noexcept { zero_gradients(tensors, num_threads); });
+    ++left_out_;
+    return false;
   }
   without_gil(total_elements(tensors),
               [&]() noexcept { onepass::accumulate(tensors, *kernels_in_use, num_threads); });
@@ -144,14 +171,14 @@ void Engine::accumulate(py::handle grads, int num_threads) {
     now_.arrays[i].sum = sums[i];
     ++accumulated_[i];
   }
-  ++accumulations_;
+  ++gathered_;
+  return true;
 }
 
 void Engine::discard_accumulated() {
   const OneAtATime guard(busy_, "discard_accumulated");
   for (OwnedArrays& arrays : now_.arrays) arrays.sum = py::none();
-  std::fill(accumulated_.begin(), accumulated_.end(), 0);
-  accumulations_ = 0;
+  forget_accumulated();
 }
 
 }  // namespace onepass::bindings

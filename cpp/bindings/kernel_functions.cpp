@@ -18,10 +18,11 @@ namespace {
 // What a call takes besides the rule's settings, as numbers.
 struct CallOptions {
   double step = none, averaged = none, grad_scale = 1, max_grad_norm = none, nonfinite = 0,
-         clear_grads = 0, rounding = 0, seed = 0;
+         clear_grads = 0, rounding = 0, seed = 0, skip_grad_norm = none;
 };
-constexpr const char* call_options[] = {"step",      "averaged",    "grad_scale", "max_grad_norm",
-                                        "nonfinite", "clear_grads", "rounding",   "seed"};
+constexpr const char* call_options[] = {"step",          "averaged",  "grad_scale",
+                                        "max_grad_norm", "nonfinite", "clear_grads",
+                                        "rounding",      "seed",      "skip_grad_norm"};
 static_assert(sizeof(CallOptions) == std::size(call_options) * sizeof(double));
 enum CallRounding : int { call_stochastic, call_nearest };
 
@@ -430,6 +431,7 @@ PyObject* Kernel::call(PyObject* const* args, Py_ssize_t n_positional, PyObject*
   StepOptions options;
   options.grad_scale = given.options.grad_scale;
   options.max_grad_norm = given.options.max_grad_norm;
+  options.skip_grad_norm = given.options.skip_grad_norm;
   options.nonfinite = static_cast<Nonfinite>(given.options.nonfinite);
   options.seed = static_cast<std::uint64_t>(given.options.seed);
   options.num_threads = given.num_threads;

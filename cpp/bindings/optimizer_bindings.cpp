@@ -66,8 +66,8 @@ PyObject* step(PyObject* const* values) {  // self, grads, grad_scale, num_threa
 
 PyObject* accumulate(PyObject* const* values) {  // self, grads, num_threads
   const Held engine(values[0]);
-  engine->accumulate(values[1], resolve_num_threads(values[2]));
-  return Py_NewRef(Py_None);
+  const bool added = engine->accumulate(values[1], resolve_num_threads(values[2]));
+  return PyBool_FromLong(added);
 }
 
 // Python's type
@@ -161,6 +161,8 @@ void bind_engine(py::module_& m) {
            "Return each group's settings, schedules evaluated.")
       .def_property_readonly("groups", &Engine::groups)
       .def_property_readonly("own", &Engine::own)
+      .def_property_readonly("left_out", &Engine::left_out,
+                             "How many calls of accumulate were left out since the last step.")
       .def_property("shown", &Engine::shown, &Engine::set_shown,
                     "The block that shows other weights, if any.");
   m.def(

@@ -23,8 +23,10 @@ struct OwnSettings {
   double nonfinite = 0;  // of "propagate", "skip", "raise"
   double clear_grads = 0;
   double seed = 0;
+  double skip_grad_norm = none;
 };
-inline constexpr const char* own_settings[] = {"max_grad_norm", "nonfinite", "clear_grads", "seed"};
+inline constexpr const char* own_settings[] = {"max_grad_norm", "nonfinite", "clear_grads", "seed",
+                                               "skip_grad_norm"};
 static_assert(sizeof(OwnSettings) == std::size(own_settings) * sizeof(double));
 
 // A setting, and where its numbers go.

@@ -11,7 +11,14 @@ namespace onepass::bindings {
 namespace {
 
 PyTypeObject* step_info = nullptr;  // set once, at import
-constexpr Py_ssize_t info_size = 6;
+constexpr Py_ssize_t info_size = 7;
+
+// In Python's words; None where the step was taken. Never destroyed.
+[[gnu::cold]] PyObject* reason_in_words(SkipReason reason) {
+  static PyObject* const nonfinite = PyUnicode_InternFromString("nonfinite");
+  static PyObject* const grad_norm = PyUnicode_InternFromString("grad_norm");
+  return reason == SkipReason::nonfinite ? nonfinite : grad_norm;
+}
 
 }  // namespace
 
@@ -145,8 +152,9 @@ void fill_step_info(const py::object& info, std::int64_t step, double lr, const 
   set_number(1, lr);
   ready.norm ? set_number(2, *ready.norm) : set_constant(2, Py_None);
   set_constant(3, ready.clipped ? Py_True : Py_False);
-  set_constant(4, ready.skipped ? Py_True : Py_False);
+  set_constant(4, ready.skipped() ? Py_True : Py_False);
   ready.d ? set_number(5, *ready.d) : set_constant(5, Py_None);
+  set_constant(6, ready.skipped() ? reason_in_words(ready.skip_reason) : Py_None);
 }
 
 Ready prepare_step(Optimizer& optimizer, const StepOptions& options) {

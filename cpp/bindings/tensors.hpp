@@ -93,10 +93,10 @@ bool run_step(Optimizer& optimizer, const StepOptions& options, const GradLabel&
     fail_value(grad_label(index), "finite values", "an infinity or NaN");
   }
   std::optional<Directions> directions;
-  if (!ready.skipped && optimizer.is_directed()) direct(directions.emplace(optimizer));
-  fill_step_info(info, completed + !ready.skipped, optimizer.groups[0].learning_rate(), ready);
+  if (!ready.skipped() && optimizer.is_directed()) direct(directions.emplace(optimizer));
+  fill_step_info(info, completed + !ready.skipped(), optimizer.groups[0].learning_rate(), ready);
   run_without_gil(ready);  // from here on nothing fails
-  return ready.skipped;
+  return ready.skipped();
 }
 
 void set_step_info(py::object type);

@@ -102,7 +102,7 @@ std::size_t Group::variant_index() const noexcept {
 
 void Ready::run() noexcept {
   Optimizer& optimizer = *optimizer_;
-  if (skipped) {
+  if (skipped()) {
     zero_gradients(optimizer.tensors, num_threads_);
     ++optimizer.skipped;
     return;
@@ -137,14 +137,15 @@ Ready Optimizer::prepare(const StepOptions& options) {
   const bool limits = !is_none(options.max_grad_norm);
   const bool limits_each = std::any_of(groups.begin(), groups.end(),
                                        [](const Group& group) { return group.clips_each(); });
-  if (limits || limits_each || options.nonfinite != Nonfinite::propagate) [[unlikely]] {
+  if (limits || limits_each || !is_none(options.skip_grad_norm) || options.is_left_out ||
+      options.nonfinite != Nonfinite::propagate) [[unlikely]] {
     measure(options, ready);
-    ready.skipped = ready.nonfinite >= 0 && options.nonfinite == Nonfinite::skip;
-    if (limits && !ready.skipped)
+    ready.skip_reason = reason_to_skip(options, ready);
+    if (limits && !ready.skipped())
       coefficient = clip_coefficient(*ready.norm, options.max_grad_norm);
     ready.clipped = coefficient < 1;
   }
-  if (ready.skipped) return ready;
+  if (ready.skipped()) return ready;
   measuring_.clear();
   is_directed_ = false;
   if (compute(options, coefficient / options.grad_scale, ready.clipped)) prepare_measuring();
@@ -187,6 +188,19 @@ void Optimizer::measure(const StepOptions& options, Ready& ready) {
   ready.norm = found.value / options.grad_scale;
   unit_ = found.unit;
   if (found.nonfinite) ready.nonfinite = found.nonfinite - tensors.data();
+  if (options.is_left_out) ready.norm = none;  // as of the sum of what was left out
+}
+
+// A norm that is not finite is above every limit, unless that is to be an error.
+SkipReason Optimizer::reason_to_skip(const StepOptions& options, const Ready& ready) noexcept {
+  if (options.is_left_out) return SkipReason::nonfinite;
+  if (ready.nonfinite < 0) {  // of finite gradients; NaN where there is no limit
+    return *ready.norm > options.skip_grad_norm ? SkipReason::grad_norm : SkipReason::not_skipped;
+  }
+  const bool skips =
+      options.nonfinite == Nonfinite::skip ||
+      (options.nonfinite == Nonfinite::propagate && !is_none(options.skip_grad_norm));
+  return skips ? SkipReason::nonfinite : SkipReason::not_skipped;
 }
 
 void Optimizer::start_memory() {
@@ -406,6 +420,11 @@ bool Optimizer::compute(const StepOptions& options, double factor, bool& clipped
     tensor.streams.random = param.rounds ? job->bits.get() : nullptr;
   }
   return measures;
+}
+
+const Tensor* find_nonfinite(std::span<Tensor> tensors, int num_threads) {
+  std::vector<double> sums(total_blocks(tensors));
+  return norm(tensors, sums, num_threads).nonfinite;
 }
 
 void accumulate(std::span<Tensor> tensors, const KernelTable& kernels, int num_threads) noexcept {

@@ -102,11 +102,14 @@ struct Parameter {
 };
 
 enum class Nonfinite : int { propagate, skip, raise };
+enum class SkipReason : int { not_skipped, nonfinite, grad_norm };
 
 struct StepOptions {
   double grad_scale = 1;
-  double max_grad_norm = none;  // infinite: measured only
+  double max_grad_norm = none;   // infinite: measured only
+  double skip_grad_norm = none;  // a step with a larger norm is left out
   Nonfinite nonfinite = Nonfinite::propagate;
+  bool is_left_out = false;  // no gradient is left that is finite: the step is skipped
   std::uint64_t seed = 0;
   int num_threads = 1;
   std::span<Rows> rows{};  // of each tensor, where a step moves rows of some; else none
@@ -117,11 +120,12 @@ class Optimizer;
 // A step that has been checked and computed as far as it can be without writing.
 class Ready {
  public:
-  std::optional<double> norm;     // of all gradients together, unscaled, where it was asked for
-  bool clipped = false;           // by a norm
-  bool skipped = false;           // because a gradient is not finite
+  std::optional<double> norm;  // of all gradients together, unscaled, where it was asked for
+  bool clipped = false;        // by a norm
+  SkipReason skip_reason = SkipReason::not_skipped;
   std::optional<double> d;        // of a rule that finds its rate, after the step
-  std::ptrdiff_t nonfinite = -1;  // the first parameter whose gradient is not
+  std::ptrdiff_t nonfinite = -1;  // the first parameter whose gradient is not finite
+  bool skipped() const noexcept { return skip_reason != SkipReason::not_skipped; }
   // Moves everything, or counts a skipped step. No failure is possible any more.
   void run() noexcept;
   std::size_t elements() const noexcept;
@@ -197,6 +201,7 @@ class Optimizer {
   [[gnu::cold]] void close_shapes() noexcept;
   [[gnu::cold]] void measure_and_step(std::span<const Rows> rows, int threads) noexcept;
   void measure(const StepOptions& options, Ready& ready);
+  static SkipReason reason_to_skip(const StepOptions& options, const Ready& ready) noexcept;
   [[gnu::cold]] double clip_each(const Tensor& tensor, std::size_t first_block, double factor,
                                  const Group& group) const noexcept;
   bool compute(const StepOptions& options, double factor, bool& clipped);
@@ -213,6 +218,10 @@ class Optimizer {
 // `factor`: the gradient's.
 void fill_scalars(const Group& group, const Parameter& param, const double* memory,
                   std::uint64_t seed, double factor, double* scalars) noexcept;
+
+// The first of these tensors with an infinity or a NaN in its gradient, or null. Reads the
+// gradients alone. May throw std::bad_alloc.
+[[gnu::cold]] const Tensor* find_nonfinite(std::span<Tensor> tensors, int num_threads);
 
 // Adds each tensor's gradient to its `param`.
 void accumulate(std::span<Tensor> tensors, const KernelTable& kernels, int num_threads) noexcept;

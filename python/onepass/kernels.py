@@ -44,6 +44,7 @@ _KEYWORDS = {
     "rows": None,
     "grad_scale": 1.0,
     "max_grad_norm": None,
+    "skip_grad_norm": None,
     **{name: GROUP_DEFAULTS[name] for name in _STAGES},
     "average": None,
     "averaged": None,
@@ -187,9 +188,13 @@ slow : ndarray, or list of them, optional
     writes it, so it may start from anything where the first `step` is 1.
 averaged : int >= 1, optional
     How many steps the average has had, this one included; the default is `step`.
+skip_grad_norm : float > 0, optional
+    The Euclidean norm of all gradients of the call above which the step is left out, as one that is
+    not finite is; see `onepass.Optimizer`.
 nonfinite : {{"propagate", "skip", "raise"}}
-    What an infinity or a NaN in any gradient does: spread, as in NumPy; leave parameters, state and
-    average as they are, which the result says; or raise ValueError, with nothing changed.
+    What an infinity or a NaN in any gradient does: spread, as in NumPy (or leave the step out, with
+    `skip_grad_norm`); leave parameters, state and average as they are, which the result says; or
+    raise ValueError, with nothing changed.
 clear_grads : bool
     Put zeros into the gradients once they are used, also where the step is skipped. They must be
     writable arrays of NumPy's then, and lie in memory as their parameters do.
@@ -206,8 +211,9 @@ Returns
 -------
 onepass.StepInfo
     Its `step` is the one given, or the one before where the step was skipped (1 and 0 where none
-    was given); then `lr`, the gradients' norm where `max_grad_norm` or `nonfinite` asks for it, and
-    whether they were clipped or the step skipped. After a skipped step, pass the same `step` again.
+    was given); then `lr`, the gradients' norm where clipping, `skip_grad_norm` or `nonfinite` asks
+    for it, whether they were clipped or the step skipped, and why. After a skipped step, pass the
+    same `step` again.
 
 Raises
 ------
@@ -222,7 +228,7 @@ Differs from
 * `onepass.{cls}`: the caller keeps the state and counts the steps; there are no groups, schedules
   or masters in float32 (so `rounding` is "stochastic" where the class has "master"), and the
   format of the state is that of its arrays. Call it once for each set of parameters that share
-  settings; `max_grad_norm` and `nonfinite` then see that call's gradients only.
+  settings; `max_grad_norm`, `skip_grad_norm` and `nonfinite` then see that call's gradients only.
 * PyTorch: ``torch.optim.adam.adam`` and its like take lists too, with a tensor for each step
   count; clipping, unscaling and averaging are calls of their own there.
 

@@ -62,6 +62,10 @@
 #define ONEPASS_SKIP 1
 #define ONEPASS_FAIL 2
 
+/* Why a step was skipped, as a result says. */
+#define ONEPASS_SKIPPED_NONFINITE 1 /* a gradient is not finite */
+#define ONEPASS_SKIPPED_NORM 2      /* the gradients' norm is larger than skip_norm */
+
 /* Arrays of a tensor, as a result names them; its k-th state is ONEPASS_ARRAY_STATE + k. */
 #define ONEPASS_ARRAY_NONE 0
 #define ONEPASS_ARRAY_PARAM 1
@@ -188,6 +192,9 @@ typedef struct onepass_call {
    * caller among them, and returns when all calls have. OpenMP's GOMP_parallel is such a function,
    * for programs whose own loops have just run on OpenMP's threads, which then still spin. */
   void (*parallel)(void (*work)(void*), void* data, unsigned threads, unsigned flags);
+  /* A step is skipped where the norm of all gradients, unscaled and not clipped, is larger than
+   * this, or not finite (with ONEPASS_FAIL that is an error): positive and finite; 0: none. */
+  double skip_norm;
 } onepass_call;
 
 typedef struct onepass_result {
@@ -199,7 +206,7 @@ typedef struct onepass_result {
   int32_t array; /* with an error: which of its arrays */
   int32_t other_array;
   int32_t clipped;
-  int32_t skipped;
+  int32_t skipped; /* not 0: why */
 } onepass_result;
 
 /* A step over many tensors, with all stages. Everything is checked and allocated before the first

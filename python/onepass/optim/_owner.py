@@ -45,7 +45,7 @@ class Owner(Rule, _core.Base):
 
     @property
     def skipped_steps(self) -> int:
-        """How many steps were left out because a gradient was not finite."""
+        """How many steps were left out: see `StepInfo.skip_reason`."""
         skipped: int = self._engine.contents()["progress"]["skipped"]
         return skipped
 
@@ -133,7 +133,9 @@ class Owner(Rule, _core.Base):
         dict
             ``{"state": {key: {"step": t, name: array, ...}}, "param_groups": [...],
             "step_options": {...}}``, PyTorch's layout and names, but for the last: `max_grad_norm`,
-            `nonfinite`, `clear_grads`, `seed` and `skipped_steps`. Beside the rule's arrays, which
+            `skip_grad_norm`, `nonfinite`, `clear_grads`, `seed` and `skipped_steps`, and between
+            `accumulate` and the next step ``"gathered"`` and ``"left_out"``, how many calls were
+            added and how many were not. Beside the rule's arrays, which
             stand as they are kept, are ``"average"``, with ``"averaged"``, its steps, ``"master"``,
             ``"slow"`` and ``"accumulated"``. A key is the parameter's dotted path (``"0.w"``) where
             a mapping is anywhere in the structure, else its index. A group holds its

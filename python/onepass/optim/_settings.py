@@ -45,6 +45,7 @@ GROUP_DEFAULTS: Mapping[str, Any] = MappingProxyType(
 
 CHECKS: Mapping[str, Check] = {
     "max_grad_norm": Maybe(Number(above=0.0, infinite=True, schedulable=True)),
+    "skip_grad_norm": Maybe(Number(above=0.0, schedulable=True)),
     "nonfinite": Choice(("propagate", "skip", "raise")),
     "clear_grads": Flag(),
     "seed": Whole(below=2**53),
@@ -52,7 +53,13 @@ CHECKS: Mapping[str, Check] = {
 """What belongs to the whole optimizer."""
 
 DEFAULTS: Mapping[str, Any] = MappingProxyType(
-    {"max_grad_norm": None, "nonfinite": "propagate", "clear_grads": False, "seed": 0}
+    {
+        "max_grad_norm": None,
+        "skip_grad_norm": None,
+        "nonfinite": "propagate",
+        "clear_grads": False,
+        "seed": 0,
+    }
 )
 
 OWN_FIELDS = _core.Fields(dict(CHECKS), check_setting)
@@ -67,6 +74,7 @@ class StepOptions(TypedDict, total=False):
     max_grad_norm: float | Schedule | None
     max_grad_norm_each: float | Schedule | None
     max_grad_value: float | Schedule | None
+    skip_grad_norm: float | Schedule | None
     nonfinite: Literal["propagate", "skip", "raise"]
     clear_grads: bool
     ema_decay: float | Schedule | None

@@ -29,6 +29,9 @@ GATHERED = "accumulated"
 """State beside the rule's own: the average of the weights, its steps, the weights of a parameter of
 16 bits in float32, Lookahead's slow weights, the sum of gradients."""
 
+GATHERINGS = "gathered", "left_out"
+"""How many calls of `accumulate` since the last step were added, and how many were left out."""
+
 UNSETTLED = "unsettled"
 """The key of the arrays as they are, where settings were changed since the last step so that the
 next one replaces them. The change may still be taken back."""
@@ -82,10 +85,11 @@ def state_dict(
                 unsettled[key] = {**count, **there.saved()}
     own = engine.own
     options = {name: _saved(check, name, own[name]) for name, check in CHECKS.items()}
+    counts = {name: progress[name] for name in GATHERINGS if progress[name]}
     saved = {
         "state": state,
         "param_groups": groups,
-        "step_options": {**options, "skipped_steps": progress["skipped"]},
+        "step_options": {**options, "skipped_steps": progress["skipped"], **counts},
     }
     return {**saved, UNSETTLED: unsettled} if unsettled else saved
 
@@ -181,7 +185,8 @@ def loaded(
         "kept": [()] * n,
         "sums": [None] * n,
         "accumulated": [0] * n,
-        "accumulations": 0,
+        "gathered": 0,
+        "left_out": 0,
     }
     known = set()
     keys_before = keys_before_paths(now["shape"])
@@ -202,7 +207,7 @@ def loaded(
             if GATHERED in entry:
                 sums = _array(entry.pop(GATHERED), param, f"{label}[{GATHERED!r}]")
                 progress["sums"][index] = sums
-                progress["accumulated"][index] = progress["accumulations"] = 1
+                progress["accumulated"][index] = progress["gathered"] = 1
             found = _entry(cls, settings, param, entry, label)
             if key in saved.get(UNSETTLED, {}):
                 entry = {k: v for k, v in saved[UNSETTLED][key].items() if v is not None}
@@ -221,8 +226,7 @@ def loaded(
         if None in steps
         else max(_count(step, "param_groups: step") for step in steps)
     )
-    own = _step_options(engine.own, saved.get("step_options", {}))
-    progress["skipped"] = _count(own.pop("skipped_steps", 0), "step_options: skipped_steps")
+    own = _step_options(engine.own, saved.get("step_options", {}), progress)
     # The next step brings the arrays into the formats of the groups, as it would have without
     # saving and loading.
     options = OWN_FIELDS.settings({**now["own"], **own})
@@ -267,15 +271,20 @@ def _settings(
     return settings
 
 
-def _step_options(own: _core.Settings, saved: Any) -> dict[str, Any]:
+def _step_options(own: _core.Settings, saved: Any, progress: dict[str, Any]) -> dict[str, Any]:
+    """Return the saved options; the counts among them go into `progress`."""
     if not isinstance(saved, Mapping):
         raise ValueError(f"step_options: expected a mapping, got {type(saved).__name__}")
     options = {_RENAMED.get(str(name), str(name)): value for name, value in saved.items()}
+    counted = {"skipped": "skipped_steps", "gathered": "gathered", "left_out": "left_out"}
+    for name, saved_name in counted.items():  # older files have none of the last two
+        count = options.pop(saved_name, progress.get(name, 0))
+        progress[name] = _count(count, f"step_options: {saved_name}")
+    if bool(progress["gathered"]) != any(progress["accumulated"]):
+        expected = "a count beside what was accumulated, and nowhere else"
+        raise ValueError(f"step_options: gathered: expected {expected}, got {progress['gathered']}")
     return {
-        name: value
-        if name == "skipped_steps"
-        else _setting(CHECKS, name, value, own, "step_options")
-        for name, value in options.items()
+        name: _setting(CHECKS, name, value, own, "step_options") for name, value in options.items()
     }
 
 

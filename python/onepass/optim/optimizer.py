@@ -40,7 +40,8 @@ class Optimizer(Owner):
     happens in the same pass over memory, in PyTorch's order:
 
     1. the gradients are divided by `grad_scale`: :math:`g \leftarrow g / s`;
-    2. where one of them is not finite, `nonfinite` decides for all of them;
+    2. where one of them is not finite, `nonfinite` decides for all of them; where their common norm
+       is above `skip_grad_norm`, the step is left out;
     3. their common norm is clipped, :math:`g \leftarrow g \min(1, c / (\|g\| + 10^{-6}))`, then
        that of each array by itself, then each element, :math:`g \leftarrow \max(\min(g, c), -c)`;
     4. the weights decay and the rule steps, or the other way round where the decay depends on it;
@@ -57,10 +58,16 @@ class Optimizer(Owner):
     max_grad_norm : float > 0, or schedule, optional
         The Euclidean norm that all gradients together may have, over all groups; ``math.inf``
         measures it and clips nothing.
+    skip_grad_norm : float > 0, or schedule, optional
+        The Euclidean norm of all gradients together, over all groups, unscaled and not clipped yet,
+        above which the step is left out, as ``nonfinite="skip"`` leaves one out: a single batch
+        that is damaged moves neither weights nor moments. It is a number, and not relative to the
+        norms before: see the examples for a limit that follows their median. A norm that is not
+        finite is above it, unless `nonfinite` is "raise".
     nonfinite : {"propagate", "skip", "raise"}
         What an infinity or a NaN in a gradient does: spread, as in NumPy; leave parameters, state
         and step counts as they are, and add one to `skipped_steps`; or raise ValueError, with
-        nothing changed.
+        nothing changed. In `accumulate` the same for the gradients that are to be added.
     clear_grads : bool
         Put zeros into the gradients once they are used, also where the step is skipped. They must
         be writable then, and lie in memory as their parameters do. (`zero_grad` is PyTorch's
@@ -163,10 +170,10 @@ class Optimizer(Owner):
         settings go together is for the step to check, so that they may be changed one by one. A
         setting cannot be removed, nor a mapping or its ``"params"`` replaced; `add_param_group`
         adds one. With `overrides` there may be more groups than you have made.
-    max_grad_norm, nonfinite, clear_grads, seed
+    max_grad_norm, skip_grad_norm, nonfinite, clear_grads, seed
         As above; they may be set between steps, and are checked when they are.
     skipped_steps : int
-        How many steps were skipped.
+        How many steps were skipped, for whichever reason; `StepInfo.skip_reason` says which.
 
     Notes
     -----
@@ -204,6 +211,8 @@ class Optimizer(Owner):
       thing: it shows the weights at which Nesterov's momentum takes its gradient.
     * optax: masks and ``multi_transform`` take trees of labels, where `overrides` take names.
       `apply_if_finite` accepts what is not finite after so many errors in a row.
+      `skip_large_updates` is for `MultiSteps`: it leaves out each batch whose squared norm is too
+      large from the sum, and does not look at the sum.
 
     References
     ----------
@@ -232,9 +241,26 @@ class Optimizer(Owner):
     >>> with opt.averaged():
     ...     print(w.round(6))
     [2.4 3.2]
+
+    Leave out a step whose norm is above ten times the median of the last hundred:
+
+    >>> from collections import deque
+    >>> from statistics import median
+    >>> opt = op.SGD(w, lr=0.1, max_grad_norm=float("inf"))  # measures from the first step on
+    >>> norms = deque(maxlen=100)
+    >>> for size in (1.0, 2.0, 3.0, 1000.0, 2.0):
+    ...     info = opt.step(np.array([size, 0.0]))
+    ...     if info.skipped:
+    ...         print(f"left out: {info.skip_reason} {info.grad_norm}")
+    ...     norms.append(info.grad_norm)
+    ...     opt.skip_grad_norm = 10 * median(norms)
+    left out: grad_norm 1000.0
+    >>> opt.skip_grad_norm, opt.skipped_steps
+    (20.0, 1)
     """
 
     max_grad_norm = OwnSetting()
+    skip_grad_norm = OwnSetting()
     nonfinite = OwnSetting()
     clear_grads = OwnSetting()
     seed = OwnSetting()
@@ -244,6 +270,7 @@ class Optimizer(Owner):
         params: Params,
         *,
         max_grad_norm: float | Schedule | None = None,
+        skip_grad_norm: float | Schedule | None = None,
         nonfinite: Literal["propagate", "skip", "raise"] = "propagate",
         clear_grads: bool = False,
         overrides: Overrides = None,
@@ -256,6 +283,7 @@ class Optimizer(Owner):
         _foreign.check_names(type(self), settings, _OPTIONS)
         own = {
             "max_grad_norm": max_grad_norm,
+            "skip_grad_norm": skip_grad_norm,
             "nonfinite": nonfinite,
             "clear_grads": clear_grads,
             "seed": seed,
@@ -436,26 +464,48 @@ class Optimizer(Owner):
         raise NotImplementedError
 
     @_core.native
-    def accumulate(self, grads: Grads = None, *, num_threads: int | None = None) -> None:
+    def accumulate(self, grads: Grads = None, *, num_threads: int | None = None) -> bool:
         """Add gradients to a sum, which the next `step()` takes and sets back to zero.
 
         For the mean of n batches, ``opt.step(grad_scale=n)``. The sums take one more array per
         parameter, and are part of `state_dict`. With `clear_grads` the gradients are zeroed here.
+
+        Where a gradient is not finite, `nonfinite` decides as it does in a step: "propagate" adds
+        it; "skip" leaves out all gradients of this call, so that one batch does not cost the
+        others; "raise" is an error that says which call since the last step it is. The last two
+        take a pass over the gradients before the first sum is written. Where every call was left
+        out, the step is skipped. It needs a `grad_scale` all the same: not 0, but 1, say.
 
         Parameters
         ----------
         grads, num_threads
             As for `step`; left out, the gradients are those that were bound.
 
+        Returns
+        -------
+        bool
+            Whether they were added; False where they were left out.
+
         Raises
         ------
         TypeError, ValueError
             If a gradient is not as it must be. Then nothing has changed.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import onepass as op
+        >>> w = np.zeros(1)
+        >>> opt = op.SGD(w, lr=1.0, nonfinite="skip")
+        >>> n = sum(opt.accumulate(np.array([g])) for g in (1.0, np.nan, 3.0))
+        >>> info = opt.step(grad_scale=max(n, 1))
+        >>> n, w
+        (2, array([-2.]))
         """
         raise NotImplementedError
 
     def discard_accumulated(self) -> None:
-        """Forget the gradients that `accumulate` has summed."""
+        """Forget the gradients that `accumulate` has summed, and those that it left out."""
         self._engine.discard_accumulated()
 
     def bind(self, grads: OwnArrays) -> None:
