@@ -38,6 +38,11 @@ struct Field {
 
   // Writes the numbers of a value, checked, among `numbers`.
   void read(PyObject* value, double* numbers) const;
+  // The same for a usual value alone. Returns whether it is one.
+  bool read_usual(PyObject* value, double* numbers) const noexcept;
+  void write(const double* found, double* numbers) const noexcept;
+  // The value that these numbers are, where it is a number or several.
+  py::object value(const double* numbers) const;
 };
 
 using Together = std::vector<double>;
@@ -101,6 +106,9 @@ inline SettingsObject* as_settings(PyObject* object) {
   return Py_IS_TYPE(object, settings_type) ? reinterpret_cast<SettingsObject*>(object) : nullptr;
 }
 
+// Whether a setting is a schedule, or has one among its numbers.
+bool has_schedule(PyObject* value);
+
 // The numbers of settings as they were last read, and the schedules among them.
 class Numbers {
  public:
@@ -116,9 +124,15 @@ class Numbers {
 
  private:
   struct Scheduled {
+    static constexpr std::ptrdiff_t all = -1;
+
     const Field* field;
-    py::object schedule;  // or its method that computes the value
+    std::ptrdiff_t number;  // of several: which one it gives, or all
+    py::object schedule;    // or its method that computes the value
   };
+  static bool note_schedules(const Field& field, PyObject* value, double* numbers,
+                             std::vector<Scheduled>& scheduled);
+
   std::uint64_t changes_ = 0;
   std::vector<Scheduled> scheduled_;
   Together together_;

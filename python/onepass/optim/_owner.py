@@ -7,6 +7,7 @@ from typing import Any
 
 from onepass import _core
 from onepass._files import Place
+from onepass._hyperparameters import schedules_in
 from onepass._quiet import quiet
 from onepass._typing import Array
 from onepass.optim import _checkpoint, _state, _storage
@@ -89,7 +90,7 @@ class Owner(Rule, _core.Base):
         contents["groups"] = list(map(dict, contents["groups"]))
         contents["own"] = dict(contents["own"])
         now = contents["groups"][0]  # a schedule that was replaced may be one that has no copy
-        made_with = {n: now[n] if callable(v) else v for n, v in self._made_with.items()}
+        made_with = {n: now[n] if schedules_in(v) else v for n, v in self._made_with.items()}
         return {**self.__dict__, "_made_with": made_with, "_engine": contents}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -214,4 +215,6 @@ class Owner(Rule, _core.Base):
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_text, value))})"
     return getattr(value, "__name__", repr(value)) if callable(value) else repr(value)
