@@ -47,7 +47,7 @@ class AdaBelief(Optimizer, rule="adabelief"):
         Rectify the first steps, as `RAdam` does.
     eps_root : float >= 0
         Added to the average square in each step, so that it accumulates there: after many steps it
-        is :math:`\epsilon_\mathrm{root} / (1 - \beta_2)`.
+        is :math:`\epsilon_\mathrm{root} / (1 - \beta_2)`. So it takes no schedule.
     maximize : bool
         Ascend instead of descend; the decay still shrinks.
     **options

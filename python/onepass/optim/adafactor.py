@@ -56,7 +56,8 @@ class Adafactor(Optimizer, rule="adafactor"):
     eps : float >= 0 or None, and float >= 0 or schedule
         The first is the least root that :math:`g` is divided by; None is the machine epsilon of the
         dtype that the parameter's step computes in, so of float32 beside 16 bits. The second is the
-        least length of weights that steps are relative to: weights of zero would never move.
+        least length of weights that steps are relative to: weights of zero would never move. The
+        second alone takes a schedule, since with `add_eps` the first stays in the moments.
     d : float >= 1, may be infinite
         The largest :math:`\operatorname{rms}(U)`; a longer update is made shorter.
     weight_decay : float >= 0, or schedule

@@ -33,7 +33,8 @@ class Adamax(Optimizer, rule="adamax"):
     betas : two floats in [0, 1), or schedules
         How much of the old average of g stays, and how fast the largest gradient is forgotten.
     eps : float >= 0
-        Added to the gradient's absolute value, inside the maximum, so that it stays in the state.
+        Added to the gradient's absolute value, inside the maximum, so that it stays in the state,
+        and takes no schedule.
         With 0 a weight whose gradient has always been 0 becomes NaN (0 / 0).
     weight_decay : float >= 0, or schedule
         Coupled (L2): the gradient becomes :math:`g + \lambda w`.

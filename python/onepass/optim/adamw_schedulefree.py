@@ -48,6 +48,7 @@ class AdamWScheduleFree(Optimizer, rule="adamw_schedulefree"):
     betas : a float in [0.001, 1), and one in [0, 1) or schedule
         The share of :math:`x` in :math:`y`, and how much of the old average of g squared stays. Do
         not change the first one in a run: :math:`x` is found from :math:`y` and :math:`z` with it.
+        So the second alone takes a schedule.
     eps : float >= 0, or schedule
         Is added outside the root.
     weight_decay : float >= 0, or schedule

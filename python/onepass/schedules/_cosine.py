@@ -211,9 +211,7 @@ class one_cycle(BaseSchedule):
         "final_div_factor": Number(above=0.0),
     }
 
-    def momentum(
-        self, base_momentum: float = 0.85, max_momentum: float = 0.95
-    ) -> "OneCycleMomentum":
+    def momentum(self, base_momentum: float = 0.85, max_momentum: float = 0.95) -> BaseSchedule:
         r"""Return the schedule of a momentum, or of a beta, that goes with this one.
 
         It falls from `max_momentum` to `base_momentum` while the rate rises, and rises back while
@@ -225,6 +223,10 @@ class one_cycle(BaseSchedule):
             The momentum at the peak of the rate.
         max_momentum : float in [0, 1)
             The momentum at the first step and the last.
+
+        Returns
+        -------
+        schedule
 
         Raises
         ------
