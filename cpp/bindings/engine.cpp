@@ -257,8 +257,8 @@ py::list Engine::values_of_coming_step() {
     const auto* numbers = now_.optimizer.groups[g].settings.hyper.data();
     for (const Field& field : fields_->fields()) {
       const py::object given = known_groups_[g][field.name];
-      const bool is_schedule = has_schedule(given.ptr()) && field.place != Field::nowhere;
-      values[field.name] = is_schedule ? field.value(numbers) : given;
+      const bool is_schedule = PyCallable_Check(given.ptr()) && field.place != Field::nowhere;
+      values[field.name] = is_schedule ? py::float_(numbers[field.place]) : given;
     }
     values["params"] = known_groups_[g]["params"];
     all.append(values);

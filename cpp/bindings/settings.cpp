@@ -34,6 +34,16 @@ py::object called(py::handle schedule) {
   return is_own ? schedule.attr("_value") : py::reinterpret_borrow<py::object>(schedule);
 }
 
+// Whether a setting is a schedule, or has one among its numbers.
+bool has_schedule(PyObject* value) {
+  if (!PyTuple_CheckExact(value)) return PyCallable_Check(value);
+  bool found = false;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(value); ++i) {
+    found = found || PyCallable_Check(PyTuple_GET_ITEM(value, i));
+  }
+  return found;
+}
+
 Field make_field(py::handle name, py::handle check) {
   PyObject* interned = Py_NewRef(name.ptr());
   PyUnicode_InternInPlace(&interned);
@@ -171,15 +181,6 @@ const RuleRow& find_rule(const std::string& name) {
   throw py::value_error("rule: expected one of rules(), got '" + name + "'");
 }
 
-bool has_schedule(PyObject* value) {
-  if (!PyTuple_CheckExact(value)) return PyCallable_Check(value);
-  bool found = false;
-  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(value); ++i) {
-    found = found || PyCallable_Check(PyTuple_GET_ITEM(value, i));
-  }
-  return found;
-}
-
 void Field::read(PyObject* value, double* numbers) const {
   double found[Check::most];
   check.read(name, value, found);
@@ -196,16 +197,6 @@ bool Field::read_usual(PyObject* value, double* numbers) const noexcept {
 void Field::write(const double* found, double* numbers) const noexcept {
   if (place != nowhere) std::copy_n(found, check.size(), numbers + place);
   if (option != nowhere) numbers[first_option + option] = found[0] != 0 && !is_none(found[0]);
-}
-
-py::object Field::value(const double* numbers) const {
-  if (check.size() == 1) return py::float_(numbers[place]);
-  py::tuple all(check.size());
-  for (std::size_t i = 0; i < check.size(); ++i) {
-    const double number = numbers[place + static_cast<std::ptrdiff_t>(i)];
-    all[i] = is_none(number) ? py::object(py::none()) : py::float_(number);
-  }
-  return all;
 }
 
 Fields::Fields(const RuleRow& rule, py::dict checks, py::object check_setting,

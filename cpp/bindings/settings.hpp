@@ -41,8 +41,6 @@ struct Field {
   // The same for a usual value alone. Returns whether it is one.
   bool read_usual(PyObject* value, double* numbers) const noexcept;
   void write(const double* found, double* numbers) const noexcept;
-  // The value that these numbers are, where it is a number or several.
-  py::object value(const double* numbers) const;
 };
 
 using Together = std::vector<double>;
@@ -105,9 +103,6 @@ inline PyObject* schedule_call = nullptr;
 inline SettingsObject* as_settings(PyObject* object) {
   return Py_IS_TYPE(object, settings_type) ? reinterpret_cast<SettingsObject*>(object) : nullptr;
 }
-
-// Whether a setting is a schedule, or has one among its numbers.
-bool has_schedule(PyObject* value);
 
 // The numbers of settings as they were last read, and the schedules among them.
 class Numbers {

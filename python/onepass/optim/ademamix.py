@@ -8,7 +8,6 @@ import numpy as np
 
 from onepass._hyperparameters import (
     DECAY_RATE,
-    NON_NEGATIVE,
     SCHEDULED,
     Fixed,
     Flag,
@@ -46,7 +45,7 @@ class AdEMAMix(Optimizer, rule="ademamix"):
         Learning rate. A schedule is called with the number of completed steps, from 0.
     betas : three floats in [0, 1), or schedules
         How much of the old averages stays: of the fast one, of the squares, and of the slow one.
-    alpha : float >= 0
+    alpha : float >= 0, or schedule
         How much the slow average counts.
     eps : float >= 0, or schedule
         Outside the root.
@@ -100,7 +99,7 @@ class AdEMAMix(Optimizer, rule="ademamix"):
     checks: ClassVar = {
         "lr": SCHEDULED,
         "betas": Several((DECAY_RATE,) * 3),
-        "alpha": NON_NEGATIVE,
+        "alpha": SCHEDULED,
         "eps": SCHEDULED,
         "alpha_warmup": Whole(below=2**53),
         "beta3_warmup": Whole(below=2**53),
@@ -117,7 +116,7 @@ class AdEMAMix(Optimizer, rule="ademamix"):
         params: Params,
         lr: float | Schedule = 1e-3,
         betas: Triple = (0.9, 0.999, 0.9999),
-        alpha: float = 2.0,
+        alpha: float | Schedule = 2.0,
         eps: float | Schedule = 1e-8,
         weight_decay: float | Schedule = 0.0,
         *,

@@ -3,9 +3,9 @@
 Each goes wherever a hyperparameter goes, in place of its value:
 ``op.AdamW(params, lr=op.schedules.cosine(1e-3, steps=10_000))``. Of a setting of several numbers,
 such as ``betas``, it gives all of them, or stands in the place of one: ``betas=(schedule, 0.999)``.
-It is called with the number of completed steps, counted from 0, as in optax. All arguments count in steps; to speak of epochs,
-multiply: ``every=5 * steps_per_epoch``. A schedule past its end stays at its last value. A phase of
-0 steps, as a configuration switches one off, is left out.
+It is called with the number of completed steps, counted from 0, as in optax. All arguments count in
+steps; to speak of epochs, multiply: ``every=5 * steps_per_epoch``. A schedule past its end stays at
+its last value. A phase of 0 steps, as a configuration switches one off, is left out.
 
 The schedules are frozen dataclasses: two with the same arguments are equal, and they print, copy
 and pickle. `ReduceOnPlateau` alone has a memory, which the optimizer's `state_dict` includes.
