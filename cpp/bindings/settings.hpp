@@ -40,6 +40,9 @@ struct Field {
 
   // Writes the numbers of a value, checked, among `numbers`.
   void read(PyObject* value, double* numbers) const;
+  // The same for a usual value alone. Returns whether it is one.
+  bool read_usual(PyObject* value, double* numbers) const noexcept;
+  void write(const double* found, double* numbers) const noexcept;
 };
 
 using Together = std::vector<double>;
@@ -118,9 +121,15 @@ class Numbers {
 
  private:
   struct Scheduled {
+    static constexpr std::ptrdiff_t all = -1;
+
     const Field* field;
-    py::object schedule;  // or its method that computes the value
+    std::ptrdiff_t number;  // of several: which one it gives, or all
+    py::object schedule;    // or its method that computes the value
   };
+  static bool note_schedules(const Field& field, PyObject* value, double* numbers,
+                             std::vector<Scheduled>& scheduled);
+
   std::uint64_t changes_ = 0;
   std::vector<Scheduled> scheduled_;
   Together together_;

@@ -1,14 +1,22 @@
 """The types that the package shares."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, SupportsFloat, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
-Schedule: TypeAlias = Callable[[int], float]
+Schedule: TypeAlias = Callable[[int], SupportsFloat]
 """Number of completed steps, from 0, to the value of a hyperparameter."""
+
+Pair: TypeAlias = tuple[float | Schedule, float | Schedule] | Callable[[int], Sequence[float]]
+"""Two numbers, for each of which a schedule may stand, or a schedule of both."""
+
+Triple: TypeAlias = (
+    tuple[float | Schedule, float | Schedule, float | Schedule] | Callable[[int], Sequence[float]]
+)
+"""Three numbers in the same way."""
 
 Tree: TypeAlias = Array | Sequence["Tree"] | Mapping[str, "Tree"]
 """An array, or a sequence or mapping of trees."""

@@ -107,6 +107,7 @@ def _checked(cls: type[Rule], label: str, given: Any) -> _Settings:
     if not isinstance(given, Mapping):
         raise TypeError(f"{label}: expected a mapping of settings, got {given!r}")
     checks: dict[str, Check] = {**cls.group_checks, LR_SCALE: _SCALE}
+    given = _foreign.renamed(given)
     _foreign.check_names(cls, given, (*GROUP_CHECKS, LR_SCALE), label)
     return {
         name: check_setting(checks, name, value, f"{label}[{name!r}]")
@@ -155,6 +156,8 @@ def some_names(names: Sequence[str | int]) -> str:
 
 def identity(value: Any) -> Any:
     """Return what two values have in common that are the same: of functions, that they are one."""
+    if isinstance(value, tuple):
+        return tuple(map(identity, value))
     if not callable(value):
         return value
     if isinstance(value, BaseSchedule):

@@ -7,6 +7,7 @@ from typing import Any
 
 from onepass import _core
 from onepass._files import Place
+from onepass._hyperparameters import schedules_in
 from onepass._quiet import quiet
 from onepass._typing import Array
 from onepass.optim import _checkpoint, _state, _storage
@@ -95,9 +96,10 @@ class Owner(Rule, _core.Base):
         contents["own"] = dict(contents["own"])
         # A schedule that was replaced may be one that has no copy.
         now, values = contents["groups"][0], (v for g in contents["groups"] for v in g.values())
-        in_force = {id(part) for value in values if callable(value) for part in whole(value)}
+        schedules = (each for value in values for each in schedules_in(value))
+        in_force = {id(part) for schedule in schedules for part in whole(schedule)}
         made_with = {
-            name: now[name] if callable(value) and id(value) not in in_force else value
+            name: value if in_force.issuperset(map(id, schedules_in(value))) else now[name]
             for name, value in self._made_with.items()
         }
         return {**self.__dict__, "_made_with": made_with, "_engine": contents}
@@ -234,4 +236,6 @@ def _texts(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_text, value))})"
     return getattr(value, "__name__", repr(value)) if callable(value) else repr(value)

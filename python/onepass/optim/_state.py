@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from numbers import Real
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from onepass import _core, formats
-from onepass._hyperparameters import Check, Checks, Maybe, check_setting
+from onepass._hyperparameters import Check, Checks, Maybe, Several, checked, schedules_in
 from onepass._memory import compute_dtype, state_like
 from onepass._quiet import quiet
 from onepass._typing import Array
@@ -104,7 +104,7 @@ def places_of(contents: Mapping[str, Any]) -> list[list[int]]:
 
 def _saved_scalars(cls: type[Rule], group: Mapping[str, Any], steps: int) -> dict[str, float]:
     """Return them; none where a schedule decides about them, which only the step calls."""
-    if not cls.saved_scalars or any(callable(group[name]) for name in cls.checks):
+    if not cls.saved_scalars or any(schedules_in(group[name]) for name in cls.checks):
         return {}
     scalars = cls.scalars(steps + 1, group)
     return {name: scalars[name] for name in cls.saved_scalars}
@@ -147,12 +147,15 @@ class _Entry:
 def _saved(check: Check, name: str, value: Any) -> Any:
     """Return a setting as it is saved: of a schedule, which is code, only what it remembers.
 
-    A schedule without a memory is saved as None, or as a word where None is a value.
+    A schedule without a memory is saved as None, or as a word where None is a value. Of several
+    numbers each is saved by itself, unless one schedule gives all.
     """
     if callable(value):
         if memories := [dict(schedule.state_dict()) for schedule in remembering(value)]:
             return memories
         return _SCHEDULE if isinstance(check, Maybe) else None
+    if isinstance(check, Several):
+        return tuple(_saved(kind, name, each) for kind, each in check.paired(name, value))
     return check(name, value)
 
 
@@ -231,7 +234,7 @@ def loaded(
     # saving and loading.
     options = OWN_FIELDS.settings({**now["own"], **own})
     new = _core.Engine({**now, "groups": groups, "own": options, "progress": progress})
-    return new, _remembered(engine, saved)
+    return new, _remembered(cls, engine, saved)
 
 
 def _memory_of_all(
@@ -292,38 +295,67 @@ def _setting(checks: Checks, name: str, value: Any, live: Mapping[str, Any], lab
     """Return a saved setting, checked; a schedule is code, and the live one stays."""
     if name not in checks:
         raise ValueError(f"{label}: expected the settings {', '.join(checks)}, got {name!r}")
-    if callable(live[name]):
-        return live[name]
-    is_memory = checks[name].schedulable and isinstance(value, list)
-    has_no_value = value is None and not isinstance(checks[name], Maybe)
+    return _value(checks[name], name, value, live[name], label)
+
+
+def _value(check: Check, name: str, value: Any, live: Any, label: str) -> Any:
+    if callable(live):
+        return live
+    if isinstance(check, Several):
+        each = _numbers(check, name, value, live)
+        return tuple(_value(kind, name, old, now, label) for kind, old, now in each)
+    is_memory = check.schedulable and isinstance(value, list)
+    has_no_value = value is None and not isinstance(check, Maybe)
     if is_memory or has_no_value or value == _SCHEDULE:
         raise ValueError(f"{label}: expected a schedule for {name!r}, as in the saved run")
     plain = value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
-    return check_setting(checks, name, plain)
+    return checked(check, name, plain)
 
 
-def _remembered(engine: _core.Engine, saved: Mapping[str, Any]) -> list[Update]:
+def _numbers(
+    check: Check | None, name: str, saved: Any, live: Any
+) -> Iterator[tuple[Any, Any, Any]]:
+    """Return what is saved of a setting, and the live one: of several numbers, each by itself."""
+    if not isinstance(check, Several):
+        yield check, saved, live
+        return
+    gave_all = isinstance(saved, list) and any(isinstance(each, Mapping) for each in saved)
+    if callable(live):
+        yield check, saved if gave_all else None, live
+        return
+    if saved is None or gave_all:  # one schedule did, in the saved run
+        saved = (_SCHEDULE,) * len(live)
+    for (kind, old), now in zip(check.paired(name, saved), live, strict=True):
+        yield kind, old, now
+
+
+def _remembered(cls: type[Rule], engine: _core.Engine, saved: Mapping[str, Any]) -> list[Update]:
     """Return the attributes of each schedule that has a saved memory, and what they become."""
     loaded: dict[int, tuple[Remembering, Remembering, Any]] = {}
     places = [
         *zip(saved["param_groups"], engine.groups, strict=True),
         (saved.get("step_options", {}), engine.own),
     ]
-    for settings, live in places:
-        for name, memories in settings.items():
-            schedules = remembering(live.get(name)) if isinstance(memories, list) else []
-            if not schedules:  # of others, the saved memory is of no use
-                continue
-            if len(memories) != len(schedules):
-                expected = f"the memory of {len(schedules)} schedules"
-                raise ValueError(f"{name}: expected {expected}, got {len(memories)}")
-            for schedule, memory in zip(schedules, memories, strict=True):
-                fresh = schedule, deepcopy(schedule), memory
-                _, twin, known = loaded.setdefault(id(schedule), fresh)
-                if known != memory:
-                    expected = f"the memory {known}, as elsewhere for the same schedule"
-                    raise ValueError(f"{name}: expected {expected}, got {memory}")
-                twin.load_state_dict(memory)  # checks it
+    settings = [
+        (name, *each)
+        for settings, live in places
+        for name, value in settings.items()
+        for each in _numbers(cls.group_checks.get(name), name, value, live.get(name))
+    ]
+    for name, _, memories, live in settings:
+        schedules = remembering(live) if isinstance(memories, list) else []
+        if not schedules:  # of others, the saved memory is of no use
+            continue
+        if len(memories) != len(schedules):
+            expected = f"the memory of {len(schedules)} schedules"
+            raise ValueError(f"{name}: expected {expected}, got {len(memories)}")
+        for schedule, memory in zip(schedules, memories, strict=True):
+            fresh = schedule, deepcopy(schedule), memory
+            _, twin, known = loaded.setdefault(id(schedule), fresh)
+            if known != memory:
+                expected = f"the memory {known}, as elsewhere for the same schedule"
+                raise ValueError(f"{name}: expected {expected}, got {memory}")
+            twin.load_state_dict(memory)  # checks it
     return [(vars(schedule), vars(twin)) for schedule, twin, _ in loaded.values()]
 
 

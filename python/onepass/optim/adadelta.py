@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Unpack
 
 import numpy as np
 
-from onepass._hyperparameters import NON_NEGATIVE, SCHEDULED, Number
+from onepass._hyperparameters import SCHEDULED, Number
 from onepass._typing import Array, Params, Schedule
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
@@ -32,9 +32,9 @@ class Adadelta(Optimizer, rule="adadelta"):
     lr : float >= 0, or schedule
         A factor of the step; the paper has none. A schedule is called with the number of completed
         steps, from 0.
-    rho : float in [0, 1]
+    rho : float in [0, 1], or schedule
         How much of the old averages stays.
-    eps : float >= 0
+    eps : float >= 0, or schedule
         Inside both roots. It sets the size of the first steps, which is about its root; with 0
         nothing ever moves, and where the gradient has always been 0 the weight becomes NaN (0 / 0).
     weight_decay : float >= 0, or schedule
@@ -77,8 +77,8 @@ class Adadelta(Optimizer, rule="adadelta"):
 
     checks: ClassVar = {
         "lr": SCHEDULED,
-        "rho": Number(high=1.0),
-        "eps": NON_NEGATIVE,
+        "rho": Number(high=1.0, schedulable=True),
+        "eps": SCHEDULED,
     }
     cases: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"rho": 0.5, "eps": 1e-3}, {"rho": 1.0})
 
@@ -86,8 +86,8 @@ class Adadelta(Optimizer, rule="adadelta"):
         self,
         params: Params,
         lr: float | Schedule = 1.0,
-        rho: float = 0.9,
-        eps: float = 1e-6,
+        rho: float | Schedule = 0.9,
+        eps: float | Schedule = 1e-6,
         weight_decay: float | Schedule = 0.0,
         *,
         maximize: bool = False,

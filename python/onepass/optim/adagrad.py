@@ -35,10 +35,10 @@ class Adagrad(Optimizer, rule="adagrad"):
     weight_decay : float >= 0, or schedule
         Coupled (L2): the gradient becomes :math:`g + \lambda w`.
     initial_accumulator_value : float >= 0
-    eps : float >= 0
+    eps : float >= 0, or schedule
         Outside the root. With 0 here, in `eps_root` and in the accumulator, an element whose
         gradient has always been 0 becomes NaN (0 / 0).
-    eps_root : float >= 0
+    eps_root : float >= 0, or schedule
         Inside the root.
     maximize : bool
         Ascend instead of descend.
@@ -82,8 +82,8 @@ class Adagrad(Optimizer, rule="adagrad"):
         "lr": SCHEDULED,
         "lr_decay": NON_NEGATIVE,
         "initial_accumulator_value": NON_NEGATIVE,
-        "eps": NON_NEGATIVE,
-        "eps_root": NON_NEGATIVE,
+        "eps": SCHEDULED,
+        "eps_root": SCHEDULED,
     }
     cases: ClassVar = (
         {},
@@ -98,9 +98,9 @@ class Adagrad(Optimizer, rule="adagrad"):
         lr_decay: float = 0.0,
         weight_decay: float | Schedule = 0.0,
         initial_accumulator_value: float = 0.0,
-        eps: float = 1e-10,
+        eps: float | Schedule = 1e-10,
         *,
-        eps_root: float = 0.0,
+        eps_root: float | Schedule = 0.0,
         maximize: bool = False,
         **options: Unpack[StepOptions],
     ) -> None:

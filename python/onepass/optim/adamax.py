@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Unpack
 import numpy as np
 
 from onepass._hyperparameters import BETAS, NON_NEGATIVE, SCHEDULED
-from onepass._typing import Array, Params, Schedule
+from onepass._typing import Array, Pair, Params, Schedule
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
 
@@ -30,10 +30,11 @@ class Adamax(Optimizer, rule="adamax"):
         differs.
     lr : float >= 0, or schedule
         Learning rate. A schedule is called with the number of completed steps, from 0.
-    betas : two floats in [0, 1)
+    betas : two floats in [0, 1), or schedules
         How much of the old average of g stays, and how fast the largest gradient is forgotten.
     eps : float >= 0
-        Added to the gradient's absolute value, inside the maximum, so that it stays in the state.
+        Added to the gradient's absolute value, inside the maximum, so that it stays in the state,
+        and takes no schedule.
         With 0 a weight whose gradient has always been 0 becomes NaN (0 / 0).
     weight_decay : float >= 0, or schedule
         Coupled (L2): the gradient becomes :math:`g + \lambda w`.
@@ -86,7 +87,7 @@ class Adamax(Optimizer, rule="adamax"):
         self,
         params: Params,
         lr: float | Schedule = 2e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: Pair = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float | Schedule = 0.0,
         *,

@@ -5,8 +5,8 @@ from typing import Any, ClassVar, Unpack
 
 import numpy as np
 
-from onepass._hyperparameters import DECAY_RATE, NON_NEGATIVE, SCHEDULED, Fixed, Flag, Several
-from onepass._typing import Array, Params, Schedule
+from onepass._hyperparameters import DECAY_RATE, SCHEDULED, Fixed, Flag, Several
+from onepass._typing import Array, Params, Schedule, Triple
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
 
@@ -33,10 +33,10 @@ class Adan(Optimizer, rule="adan"):
         differs.
     lr : float >= 0, or schedule
         Learning rate. A schedule is called with the number of completed steps, from 0.
-    betas : three floats in [0, 1)
+    betas : three floats in [0, 1), or schedules
         How much of the old averages stays: of g, of its change, and of the square. They are 1 minus
         the paper's.
-    eps : float >= 0
+    eps : float >= 0, or schedule
         Outside the root.
     weight_decay : float >= 0, or schedule
         Proximal: :math:`w \leftarrow w / (1 + \eta \lambda)` after the step; with `no_prox`
@@ -84,7 +84,7 @@ class Adan(Optimizer, rule="adan"):
     checks: ClassVar = {
         "lr": SCHEDULED,
         "betas": Several((DECAY_RATE,) * 3),
-        "eps": NON_NEGATIVE,
+        "eps": SCHEDULED,
         "no_prox": Flag(),
         "decoupled_weight_decay": Fixed(Flag(), True),
     }
@@ -97,8 +97,8 @@ class Adan(Optimizer, rule="adan"):
         self,
         params: Params,
         lr: float | Schedule = 1e-3,
-        betas: tuple[float, float, float] = (0.98, 0.92, 0.99),
-        eps: float = 1e-8,
+        betas: Triple = (0.98, 0.92, 0.99),
+        eps: float | Schedule = 1e-8,
         weight_decay: float | Schedule = 0.0,
         *,
         no_prox: bool = False,

@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Unpack
 
 import numpy as np
 
-from onepass._hyperparameters import BETAS, NON_NEGATIVE, SCHEDULED, Flag
-from onepass._typing import Array, Params, Schedule
+from onepass._hyperparameters import BETAS, SCHEDULED, Flag
+from onepass._typing import Array, Pair, Params, Schedule
 from onepass.optim._reference import squared
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
@@ -36,9 +36,9 @@ class LAMB(Optimizer, rule="lamb"):
     lr : float >= 0, or schedule
         Learning rate: a step moves an array by this share of the array's own norm. A schedule is
         called with the number of completed steps, from 0.
-    betas : two floats in [0, 1)
+    betas : two floats in [0, 1), or schedules
         How much of the old averages of g and of g squared stays.
-    eps : float >= 0
+    eps : float >= 0, or schedule
         Is added outside the root.
     weight_decay : float >= 0, or schedule
         Is part of :math:`u`, and so scaled with it.
@@ -90,7 +90,7 @@ class LAMB(Optimizer, rule="lamb"):
     checks: ClassVar = {
         "lr": SCHEDULED,
         "betas": BETAS,
-        "eps": NON_NEGATIVE,
+        "eps": SCHEDULED,
         "trust_clip": Flag(),
     }
     cases: ClassVar[Sequence[Mapping[str, Any]]] = (
@@ -102,8 +102,8 @@ class LAMB(Optimizer, rule="lamb"):
         self,
         params: Params,
         lr: float | Schedule = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
+        betas: Pair = (0.9, 0.999),
+        eps: float | Schedule = 1e-6,
         weight_decay: float | Schedule = 0.01,
         *,
         trust_clip: bool = False,

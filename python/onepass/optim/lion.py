@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Unpack
 import numpy as np
 
 from onepass._hyperparameters import BETAS, SCHEDULED, Fixed, Flag
-from onepass._typing import Array, Params, Schedule
+from onepass._typing import Array, Pair, Params, Schedule
 from onepass.optim import _cautious
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
@@ -31,7 +31,7 @@ class Lion(Optimizer, rule="lion"):
         differs.
     lr : float >= 0, or schedule
         Learning rate. A schedule is called with the number of completed steps, from 0.
-    betas : two floats in [0, 1)
+    betas : two floats in [0, 1), or schedules
         How much of the average counts in the step, and how much of it stays.
     weight_decay : float >= 0, or schedule
         Decoupled: :math:`w \leftarrow (1 - \eta \lambda)\, w` before the step.
@@ -102,7 +102,7 @@ class Lion(Optimizer, rule="lion"):
         self,
         params: Params,
         lr: float | Schedule = 1e-4,
-        betas: tuple[float, float] = (0.9, 0.99),
+        betas: Pair = (0.9, 0.99),
         weight_decay: float | Schedule = 0.0,
         *,
         cautious: bool = False,

@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Unpack
 
-from onepass._hyperparameters import BETAS, NON_NEGATIVE, SCHEDULED, Flag
-from onepass._typing import Array, Params, Schedule
+from onepass._hyperparameters import BETAS, SCHEDULED, Flag
+from onepass._typing import Array, Pair, Params, Schedule
 from onepass.optim._reference import squared
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
@@ -32,9 +32,9 @@ class NovoGrad(Optimizer, rule="novograd"):
         differs.
     lr : float >= 0, or schedule
         Learning rate. A schedule is called with the number of completed steps, from 0.
-    betas : two floats in [0, 1)
+    betas : two floats in [0, 1), or schedules
         How much of the old momentum and of the old squared norm stays.
-    eps : float >= 0
+    eps : float >= 0, or schedule
         Is added to the root. With 0, an array whose gradients have all been 0 becomes NaN (0 / 0).
     weight_decay : float >= 0, or schedule
         Enters the momentum, and is not divided by the norm.
@@ -82,7 +82,7 @@ class NovoGrad(Optimizer, rule="novograd"):
     checks: ClassVar = {
         "lr": SCHEDULED,
         "betas": BETAS,
-        "eps": NON_NEGATIVE,
+        "eps": SCHEDULED,
         "grad_averaging": Flag(),
     }
     cases: ClassVar[Sequence[Mapping[str, Any]]] = (
@@ -94,8 +94,8 @@ class NovoGrad(Optimizer, rule="novograd"):
         self,
         params: Params,
         lr: float | Schedule = 1e-3,
-        betas: tuple[float, float] = (0.95, 0.98),
-        eps: float = 1e-8,
+        betas: Pair = (0.95, 0.98),
+        eps: float | Schedule = 1e-8,
         weight_decay: float | Schedule = 0.0,
         grad_averaging: bool = False,
         *,

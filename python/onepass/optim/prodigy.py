@@ -9,13 +9,12 @@ import numpy as np
 from onepass._hyperparameters import (
     BETAS,
     DECAY_RATE,
-    NON_NEGATIVE,
     SCHEDULED,
     Flag,
     Maybe,
     Number,
 )
-from onepass._typing import Array, Params, Schedule
+from onepass._typing import Array, Pair, Params, Schedule
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
 
@@ -49,11 +48,11 @@ class Prodigy(Optimizer, rule="prodigy"):
     lr : float >= 0, or schedule
         What the estimate is multiplied by. Leave it at 1, or let a schedule take it from 1 to 0. A
         group with 0 stays where it is, and only its averages move.
-    betas : two floats in [0, 1)
+    betas : two floats in [0, 1), or schedules
         How much of the old averages of g and of g squared stays.
-    beta3 : float in [0, 1), optional
+    beta3 : float in [0, 1), or schedule, optional
         How much of :math:`N` and :math:`s` stays; the default is the root of the second beta.
-    eps : float >= 0
+    eps : float >= 0, or schedule
         Outside the root, in units of :math:`d`.
     weight_decay : float >= 0, or schedule
         In units of :math:`\gamma`.
@@ -123,7 +122,7 @@ class Prodigy(Optimizer, rule="prodigy"):
         "lr": SCHEDULED,
         "betas": BETAS,
         "beta3": Maybe(DECAY_RATE),
-        "eps": NON_NEGATIVE,
+        "eps": SCHEDULED,
         "decouple": Flag(),
         "use_bias_correction": Flag(),
         "safeguard_warmup": Flag(),
@@ -148,9 +147,9 @@ class Prodigy(Optimizer, rule="prodigy"):
         self,
         params: Params,
         lr: float | Schedule = 1.0,
-        betas: tuple[float, float] = (0.9, 0.999),
-        beta3: float | None = None,
-        eps: float = 1e-8,
+        betas: Pair = (0.9, 0.999),
+        beta3: float | Schedule | None = None,
+        eps: float | Schedule = 1e-8,
         weight_decay: float | Schedule = 0.0,
         decouple: bool = True,
         use_bias_correction: bool = False,

@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Unpack
 
 import numpy as np
 
-from onepass._hyperparameters import BETAS, NON_NEGATIVE, SCHEDULED, Flag
-from onepass._typing import Array, Params, Schedule
+from onepass._hyperparameters import BETAS, SCHEDULED, Flag
+from onepass._typing import Array, Pair, Params, Schedule
 from onepass.optim._rectification import rectification
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
@@ -40,9 +40,9 @@ class RAdam(Optimizer, rule="radam"):
         differs.
     lr : float >= 0, or schedule
         Learning rate. A schedule is called with the number of completed steps, from 0.
-    betas : two floats in [0, 1)
+    betas : two floats in [0, 1), or schedules
         How much of the old averages of g and of g squared stays.
-    eps : float >= 0
+    eps : float >= 0, or schedule
         Outside the root, and not corrected.
     weight_decay : float >= 0, or schedule
         Coupled (L2): the gradient becomes :math:`g + \lambda w`; unless `decoupled_weight_decay` is
@@ -92,7 +92,7 @@ class RAdam(Optimizer, rule="radam"):
     checks: ClassVar = {
         "lr": SCHEDULED,
         "betas": BETAS,
-        "eps": NON_NEGATIVE,
+        "eps": SCHEDULED,
         "decoupled_weight_decay": Flag(),
     }
     cases: ClassVar[Sequence[Mapping[str, Any]]] = (
@@ -105,8 +105,8 @@ class RAdam(Optimizer, rule="radam"):
         self,
         params: Params,
         lr: float | Schedule = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
+        betas: Pair = (0.9, 0.999),
+        eps: float | Schedule = 1e-8,
         weight_decay: float | Schedule = 0.0,
         decoupled_weight_decay: bool = False,
         *,

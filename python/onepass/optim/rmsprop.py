@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Unpack
 
 import numpy as np
 
-from onepass._hyperparameters import DECAY_RATE, NON_NEGATIVE, SCHEDULED, Flag, Number
+from onepass._hyperparameters import DECAY_RATE, SCHEDULED, Flag, Number
 from onepass._typing import Array, Params, Schedule
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
@@ -33,16 +33,16 @@ class RMSprop(Optimizer, rule="rmsprop"):
         differs.
     lr : float >= 0, or schedule
         Learning rate. A schedule is called with the number of completed steps, from 0.
-    alpha : float in [0, 1)
+    alpha : float in [0, 1), or schedule
         How much of the old average stays.
-    eps : float >= 0
+    eps : float >= 0, or schedule
         Outside the root.
     weight_decay : float >= 0, or schedule
         Coupled (L2): the gradient becomes :math:`g + \lambda w`.
     momentum : float in [0, 1), or schedule
         0 keeps no buffer.
     centered : bool
-    eps_root : float >= 0
+    eps_root : float >= 0, or schedule
         Inside the root.
     maximize : bool
         Ascend instead of descend.
@@ -88,10 +88,10 @@ class RMSprop(Optimizer, rule="rmsprop"):
     checks: ClassVar = {
         "lr": SCHEDULED,
         "alpha": DECAY_RATE,
-        "eps": NON_NEGATIVE,
+        "eps": SCHEDULED,
         "momentum": Number(below=1.0, schedulable=True),
         "centered": Flag(),
-        "eps_root": NON_NEGATIVE,
+        "eps_root": SCHEDULED,
     }
     cases: ClassVar = (
         {},
@@ -104,13 +104,13 @@ class RMSprop(Optimizer, rule="rmsprop"):
         self,
         params: Params,
         lr: float | Schedule = 1e-2,
-        alpha: float = 0.99,
-        eps: float = 1e-8,
+        alpha: float | Schedule = 0.99,
+        eps: float | Schedule = 1e-8,
         weight_decay: float | Schedule = 0.0,
         momentum: float | Schedule = 0.0,
         centered: bool = False,
         *,
-        eps_root: float = 0.0,
+        eps_root: float | Schedule = 0.0,
         maximize: bool = False,
         **options: Unpack[StepOptions],
     ) -> None:

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Unpack
 
 import numpy as np
 
-from onepass._hyperparameters import DECAY_RATE, NON_NEGATIVE, SCHEDULED
+from onepass._hyperparameters import DECAY_RATE, SCHEDULED
 from onepass._typing import Array, Params, Schedule
 from onepass.optim import _factored
 from onepass.optim._settings import StepOptions
@@ -35,9 +35,9 @@ class SM3(Optimizer, rule="sm3"):
         differs.
     lr : float >= 0, or schedule
         Learning rate. A schedule is called with the number of completed steps, from 0.
-    momentum : float in [0, 1)
+    momentum : float in [0, 1), or schedule
         :math:`\beta`, how much of the old average of the updates stays.
-    eps : float >= 0
+    eps : float >= 0, or schedule
         Is added inside the root.
     weight_decay : float >= 0, or schedule
         Coupled (L2): ``weight_decay * w`` is added to g.
@@ -85,15 +85,15 @@ class SM3(Optimizer, rule="sm3"):
     array([ 9., 16.,  9., 16.])
     """
 
-    checks: ClassVar = {"lr": SCHEDULED, "momentum": DECAY_RATE, "eps": NON_NEGATIVE}
+    checks: ClassVar = {"lr": SCHEDULED, "momentum": DECAY_RATE, "eps": SCHEDULED}
     cases: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"momentum": 0.5, "eps": 1e-3})
 
     def __init__(
         self,
         params: Params,
         lr: float | Schedule = 0.1,
-        momentum: float = 0.9,
-        eps: float = 1e-8,
+        momentum: float | Schedule = 0.9,
+        eps: float | Schedule = 1e-8,
         weight_decay: float | Schedule = 0.0,
         *,
         maximize: bool = False,

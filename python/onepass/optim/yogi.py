@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Unpack
 import numpy as np
 
 from onepass._hyperparameters import BETAS, NON_NEGATIVE, SCHEDULED
-from onepass._typing import Array, Params, Schedule
+from onepass._typing import Array, Pair, Params, Schedule
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
 
@@ -32,9 +32,9 @@ class Yogi(Optimizer, rule="yogi"):
         differs.
     lr : float >= 0, or schedule
         Learning rate. A schedule is called with the number of completed steps, from 0.
-    betas : two floats in [0, 1)
+    betas : two floats in [0, 1), or schedules
         How much of the old average of g stays; how small a part of g squared v moves by.
-    eps : float >= 0
+    eps : float >= 0, or schedule
         Outside the root.
     weight_decay : float >= 0, or schedule
         Coupled (L2): the gradient becomes :math:`g + \lambda w`.
@@ -81,7 +81,7 @@ class Yogi(Optimizer, rule="yogi"):
     checks: ClassVar = {
         "lr": SCHEDULED,
         "betas": BETAS,
-        "eps": NON_NEGATIVE,
+        "eps": SCHEDULED,
         "initial_accumulator_value": NON_NEGATIVE,
     }
     cases: ClassVar[Sequence[Mapping[str, Any]]] = (
@@ -93,8 +93,8 @@ class Yogi(Optimizer, rule="yogi"):
         self,
         params: Params,
         lr: float | Schedule = 1e-2,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-3,
+        betas: Pair = (0.9, 0.999),
+        eps: float | Schedule = 1e-3,
         weight_decay: float | Schedule = 0.0,
         *,
         initial_accumulator_value: float = 1e-6,

@@ -14,6 +14,7 @@ from onepass.schedules._base import (
     Several,
     between,
     check_length,
+    value_of,
 )
 
 
@@ -70,8 +71,8 @@ class warmup(BaseSchedule):
 
     def _value(self, step: int) -> float:
         if step < self.steps:
-            return between(self.initial, self.then(0), step / self.steps)
-        return self.then(step - self.steps)
+            return between(self.initial, value_of(self.then, 0), step / self.steps)
+        return value_of(self.then, step - self.steps)
 
     @property
     def parts(self) -> Sequence[Schedule]:
@@ -125,7 +126,7 @@ class join(BaseSchedule):
 
     def _value(self, step: int) -> float:
         begun = bisect_right(self.boundaries, step)
-        return self.schedules[begun](step - (0, *self.boundaries)[begun])
+        return value_of(self.schedules[begun], step - (0, *self.boundaries)[begun])
 
     @property
     def parts(self) -> Sequence[Schedule]:
