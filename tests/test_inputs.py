@@ -76,7 +76,7 @@ def test_rows_of_any_dtype(dtype, other, rng):
         info = opt.step_rows({"e": (index, convert(values)), "w": convert(values[0])})
         state = fresh_state(op.SGD, {}, tables[1])
         op.kernels.sgd(
-            *(tables[1], convert(values), *state), rows=index, lr=0.5, rounding="nearest"
+            *(tables[1], convert(values), *state), rows=index, lr=0.5, step=1, rounding="nearest"
         )
         twins.append((opt, tables, info))
     assert digest(twins[0]) == digest(twins[1])
@@ -178,7 +178,7 @@ ORDERS = [
 
 def laid_out(array, axes):
     """A copy whose axes stand in memory in this order, that of the farthest elements first."""
-    return np.ascontiguousarray(array.transpose(axes)).transpose(np.argsort(axes))
+    return np.array(array.transpose(axes), order="C").transpose(np.argsort(axes))
 
 
 KEPT = {
@@ -278,7 +278,10 @@ WAYS_TO_RESUME = ("dict", "file", "pickle", "deepcopy")
 @pytest.mark.parametrize("how", WAYS_TO_RESUME)
 @pytest.mark.parametrize("kept", [KEPT["bf16"], KEPT["q8"], {"rounding": "stochastic"}])
 def test_a_run_of_any_order_is_resumed(optimizer, how, kept, rng):
-    """To the bit; but by a pickle, in which NumPy puts such an array in C order: then as it is."""
+    """To the bit; but a pickle has such an array in C order: blocks of 8 bits begin elsewhere.
+
+    So do random bits, which go by memory.
+    """
     start = laid_out(rng.normal(size=(15, 20, 14)).astype(BF16), (1, 2, 0))
     grads = [values_of(rng, start.shape, np.float32) for _ in range(3)]
     opt = optimizer(w := start.copy(order="K"), **kept)
@@ -298,9 +301,9 @@ def test_a_run_of_any_order_is_resumed(optimizer, how, kept, rng):
         resumed = pickle.loads(pickle.dumps(opt)) if how == "pickle" else copy.deepcopy(opt)
         v = resumed.param_groups[0]["params"][0]
     assert_same_bits(w, v)
-    if how == "pickle":  # the random bits go by memory
+    if how == "pickle":
         for a, b in zip(opened_arrays(opt), opened_arrays(resumed), strict=True):
-            assert_same_bits(a, b)
+            assert_close(a, b)
         resumed.step()
         return
     assert order_of(v) == order_of(w) == [1, 2, 0]
@@ -308,6 +311,11 @@ def test_a_run_of_any_order_is_resumed(optimizer, how, kept, rng):
         each.step()
         each.step(grads[2])
     assert digest(opt) == digest(resumed)
+
+
+def assert_close(a, b):
+    """As 8-bit codes of the same numbers are, where other neighbours decide about their scale."""
+    np.testing.assert_allclose(a, b, rtol=0.125, atol=np.abs(a).max() / 1000)
 
 
 def opened_arrays(opt):
@@ -333,8 +341,7 @@ def test_codes_in_one_order_load_into_another(rng):
             resumed = op.Adam(laid_out(start, other), state_format="q8")
             resumed.load_state_dict(saved)
             for a, b in zip(opened_arrays(opt), opened_arrays(resumed), strict=True):
-                # Blocks begin elsewhere: an eighth off where a neighbour decides about the scale.
-                np.testing.assert_allclose(a, b, rtol=0.125, atol=np.abs(a).max() / 1000)
+                assert_close(a, b)
     for bad in ([0, 1], [0, 1, 1], [0, 1, 2.0], ["0", "1", "2"], [[0], 1, 2], (1, 2, 0), "A"):
         saved["state"][0]["order"] = bad
         with pytest.raises(ValueError, match=r"'order'\]: expected 'C', 'F' or a list of the axes"):
@@ -420,7 +427,7 @@ def test_strides_that_change_between_steps_are_seen():
         w.strides = laid_out(w, (1, 2, 0)).strides
     w[...] = 0
     opt.step(grad)
-    assert_same_bits(w, -grad)
+    assert (w == -grad).all()
 
 
 def test_own_averages_of_any_order(every_class, rng):
@@ -487,8 +494,8 @@ def test_a_number_is_the_array_of_it(dtype, number):
         opt.step({"w": w * 0, "layers": [grad, {"b": grad}]})
         opt.step({"w": None, "layers": (grad, {"b": None})})
         opt.step_rows({"layers.0": grad})
-        op.kernels.sgd(free := np.ones((), dtype), grad, lr=0.5, rounding="nearest")
-        op.kernels.sgd([free, w], [grad, w * 0], lr=0.5, rounding="nearest")
+        op.kernels.sgd(free := np.ones((), dtype), grad, lr=0.5, step=1, rounding="nearest")
+        op.kernels.sgd([free, w], [grad, w * 0], lr=0.5, step=1, rounding="nearest")
         twins.append((alone, opt, free))
     assert digest(twins[0]) == digest(twins[1])
 
@@ -498,8 +505,9 @@ def test_a_number_by_hand():
     op.SGD({"b": b, "w": w}, lr=0.5).step({"b": 0.5, "w": 0.1})
     assert b == -0.25
     assert w == np.float32(-0.5) * np.float32(0.1)
-    search = op.line_search.backtracking(lr=1.0)
-    assert search(b, float(2 * b), lambda: float(b * b)) == search(b, 2 * b, lambda: float(b * b))
+    c, search = b.copy(), op.line_search.backtracking()
+    assert search(b, -0.5, lambda: float(b * b)) == search(c, 2 * c, lambda: float(c * c))
+    assert_same_bits(b, c)
 
 
 REFUSED_NUMBERS = {
@@ -535,33 +543,10 @@ def test_numbers_that_stand_for_no_array(number):
     opt = op.SGD(b, clear_grads=True)
     with pytest.raises(TypeError, match=f"^grads: .* as clear_grads=True writes it, got .*{name}"):
         opt.step(number)
+    opt.clear_grads = False
     with pytest.raises(TypeError, match=f"^grads: .* as later steps read it again, got .*{name}"):
         opt.bind(number)
     assert b == 1
-
-
-class Table(list):
-    """An array of another library that has items too, as pandas' have."""
-
-    def __array__(self, dtype=None, copy=None):
-        return np.array(list(self))
-
-
-def test_what_can_be_read_as_an_array_is_one(rng):
-    """And no sequence; its float64 is rounded beside float32."""
-    values = rng.normal(size=3)
-    w = np.zeros((3,), np.float32)
-    op.SGD([w], lr=1.0).step([Table(values)])
-    assert_same_bits(w, -values.astype(np.float32))
-    op.SGD(w, lr=1.0).step(Table(-values))
-    assert not w.any()
-    with pytest.raises(TypeError, match="^params: expected a NumPy array, got Table"):
-        op.SGD(Table(values))
-    with pytest.raises(TypeError, match="^params: expected a NumPy array, got numpy.flatiter"):
-        op.SGD(w.flat)
-
-
-# Containers
 
 
 class Layers:
@@ -580,6 +565,30 @@ class Layers:
         return False
 
 
+class Table(Layers):
+    """An array of another library that is a collection too, as pandas' are."""
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.layers)
+
+
+def test_what_can_be_read_as_an_array_is_one(rng):
+    """And no sequence; its float64 is rounded beside float32."""
+    values = rng.normal(size=3)
+    w = np.zeros((3,), np.float32)
+    op.SGD([w], lr=1.0).step([Table(*values)])
+    assert_same_bits(w, -values.astype(np.float32))
+    op.SGD(w, lr=1.0).step(Table(*-values))
+    assert not w.any()
+    with pytest.raises(TypeError, match="^params: expected a NumPy array, got Table"):
+        op.SGD(Table(*values))
+    with pytest.raises(TypeError, match="^params: expected a NumPy array, got numpy.flatiter"):
+        op.SGD(w.flat)
+
+
+# Containers
+
+
 CONTAINERS = {
     "values": lambda *arrays: dict(enumerate(arrays)).values(),
     "values of an OrderedDict": lambda *arrays: OrderedDict(enumerate(arrays)).values(),
@@ -587,7 +596,7 @@ CONTAINERS = {
     "reversed": lambda *arrays: reversed(dict(enumerate(arrays[::-1])).values()),
     "deque": lambda *arrays: deque(arrays),
     "generator": lambda *arrays: (array for array in arrays),
-    "map": lambda *arrays: map(np.asarray, arrays),
+    "chain": lambda *arrays: itertools.chain(arrays),
     "a class": Layers,
     "tuple": lambda *arrays: arrays,
 }
@@ -660,11 +669,10 @@ def keys(opt):
 
 
 def test_integers_as_names(every_class, tmp_path):
-    params = {**layers(), 1: np.ones((3, 1))}
+    params = {0: {"w": np.ones((2, 2)), "b": np.zeros((2, 1))}, 1: np.ones((3, 1))}
     opt = every_class(params)
-    assert keys(opt) == ["0.w", "0.b", "1"] if len(params[0]) == 2 else ["0.w", "1"]
-    grads = {1: np.ones((3, 1)), 0: {"b": np.ones(2), "w": np.ones((2, 2))}}
-    opt.step(grads)
+    assert keys(opt) == ["0.w", "0.b", "1"]
+    opt.step({1: np.ones((3, 1)), 0: {"b": np.ones((2, 1)), "w": np.ones((2, 2))}})
     assert list(opt.state_dict()["state"]) == ["0.w", "0.b", "1"]
     opt.save(tmp_path / "run.npz")
     resumed = every_class(copy.deepcopy(params))
