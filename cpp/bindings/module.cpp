@@ -156,7 +156,10 @@ PYBIND11_MODULE(_core, m) {
   m.def(
       "readable",
       [](const std::string& name, py::handle grad, const py::array& param) {
-        return check_readable_grad(grad, Label(name.c_str(), Role::input), param);
+        const Label label(name.c_str(), Role::input);
+        py::array array = check_readable_grad(grad, label, param);
+        check_grad_format(array, label, check_param(param, label));
+        return array;
       },
       py::arg("name"), py::arg("grad"), py::arg("param"), py::call_guard<InCall>(),
       "Return a parameter's gradient as an array of NumPy's.");
