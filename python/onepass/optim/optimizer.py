@@ -334,13 +334,13 @@ class Optimizer(Owner):
         ----------
         grads : mapping, or pair
             From a parameter's key, as `state_dict` has it (its dotted path, or its index where the
-            structure has no names; of a name that is an integer also that), to a pair (index, values): a 1-D array of integers in
-            [0, rows), in any order, and an array of shape ``(len(index), *param.shape[1:])``, of a
-            dtype that `step` takes. Values for the same row are summed in the dtype that the rule
-            computes in, in the order in which they stand. Where the parameter is a single array,
-            the pair will do. A key may also have a whole gradient, in the place of a pair: so one
-            call, with one norm and one count, steps a model. Parameters that are not named, or
-            named with None, are left alone.
+            structure has no names; a name that is an integer will do too), to a pair
+            (index, values): a 1-D array of integers in [0, rows), in any order, and an array of
+            shape ``(len(index), *param.shape[1:])``, of a dtype that `step` takes. Values for the
+            same row are summed in the dtype that the rule computes in, in the order in which they
+            stand. Where the parameter is a single array, the pair will do. A key may also have a
+            whole gradient, in the place of a pair: so one call, with one norm and one count, steps
+            a model. Parameters that are not named, or named with None, are left alone.
         grad_scale, num_threads
             As for `step`.
 
@@ -388,7 +388,8 @@ class Optimizer(Owner):
         """Add gradients to a sum, which the next `step()` takes and sets back to zero.
 
         For the mean of n batches, ``opt.step(grad_scale=n)``. The sums take one more array per
-        parameter, and are part of `state_dict`. With `clear_grads` the gradients are zeroed here.
+        parameter, in the dtype that its rule computes in, and are part of `state_dict`. With
+        `clear_grads` the gradients are zeroed here.
 
         Parameters
         ----------
