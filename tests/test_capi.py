@@ -122,7 +122,9 @@ def kept_of(cls, settings, param, state_format=None):
     return kept
 
 
-def assert_steps_as_the_reference(cls, settings, params, rng, state_format=None, threads=2):
+def assert_steps_as_the_reference(
+    cls, settings, params, rng, state_format=None, threads=2, grad_dtype=None
+):
     """Three steps in C of these parameters, each beside the reference's."""
     together = cls.row.sums_over_all
     params = params[:1] if together else params  # the reference takes one at a time
@@ -132,14 +134,10 @@ def assert_steps_as_the_reference(cls, settings, params, rng, state_format=None,
             np.asarray(rng.normal(size=p.shape), order="C" if p.flags.c_contiguous else "F")
             for p in params
         ]
-        grads = [grad.astype(p.dtype) for grad, p in zip(grads, params, strict=True)]
+        grads = [grad.astype(grad_dtype or p.dtype) for grad, p in zip(grads, params, strict=True)]
         expected = [
             cls.reference_step(
-                *(
-                    param.copy(order="K"),
-                    grad.astype(np.float32) if grad.itemsize == 2 else grad,
-                    *arrays,
-                ),
+                *(param.copy(order="K"), grad, *arrays),
                 **{"step": step, "index": i, "seed": 5, "grad_factor": 0.5},
                 **settings,
             )
@@ -176,6 +174,15 @@ def test_step_with_every_stage(every_class, dtype, rng):
             np.empty(0, dtype),
         ]
         assert_steps_as_the_reference(every_class, settings, params, rng)
+
+
+@pytest.mark.parametrize("grad_dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
+def test_step_with_gradients_in_every_format(every_class, grad_dtype, rng):
+    """Beside parameters of any: widened, or rounded to the nearest float."""
+    for settings in variants(every_class, [{"rounding": "nearest"}]):
+        for dtype in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16):
+            params = [rng.normal(size=shape).astype(dtype) for shape in ((7, 5), (3000,))]
+            assert_steps_as_the_reference(every_class, settings, params, rng, grad_dtype=grad_dtype)
 
 
 @pytest.mark.parametrize("state_format", [None, "bf16", "q8"])

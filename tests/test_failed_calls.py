@@ -166,7 +166,7 @@ def test_a_call_that_raises_with_bound_and_accumulated_gradients(optimizer, opti
         for call in (
             lambda: opt.step([np.ones(3, np.float32)]),
             lambda: opt.accumulate(np.ones(3, np.float32)),
-            lambda: opt.bind(np.ones(N)),
+            lambda: opt.bind(np.ones(N, complex)),
             lambda: opt.step(grad_scale=-1.0),
         ):
             with pytest.raises((ValueError, TypeError)):

@@ -395,7 +395,7 @@ BAD_CALLS = {
         r"grad\[.\]: expected memory of its own",
     ),
     "the last gradient of another dtype": (
-        lambda h, g: h.step(swap(g, 4, g[4].astype(np.float64))),
+        lambda h, g: h.step(swap(g, 4, g[4].astype(np.complex64))),
         TypeError,
         r"grad\[4\]: expected dtype float32",
     ),

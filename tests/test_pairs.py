@@ -60,21 +60,27 @@ PAIRS = [
 
 
 class Run:
-    """A float32 and a float16 parameter, and one that never has a gradient, with such options."""
+    """A float32 and a float16 parameter, and one that never has a gradient, with such options.
+
+    The first one has its axes in neither C nor F order, and a gradient in float64.
+    """
 
     def __init__(self, options, start=None, cls=RICHEST):
         rng = np.random.default_rng(0)
-        shapes = {"w": ((60, 70), "f4"), "half": ((N,), "f2"), "frozen": ((5,), "f4")}
+        shapes = {"w": ((15, 20, 14), "f4"), "half": ((N,), "f2"), "frozen": ((5,), "f4")}
         self.params = start or {
             name: rng.normal(size=shape).astype(dtype) for name, (shape, dtype) in shapes.items()
         }
+        if not start:
+            self.params["w"] = self.params["w"].transpose(2, 0, 1)
         options = dict(options)
+        grad_dtypes = {"w": np.float64, "half": np.float16}
         self.bound = {
-            name: None if name == "frozen" else np.zeros_like(param)
+            name: None if name == "frozen" else np.zeros_like(param, grad_dtypes[name])
             for name, param in self.params.items()
         }
         self.copies = {
-            name: np.zeros(param.shape, np.float16) if param.dtype == np.float32 else None
+            name: np.zeros_like(param, np.float16) if param.dtype == np.float32 else None
             for name, param in self.params.items()
         }
         self.is_bound = options.pop("grads", False)
@@ -90,7 +96,8 @@ class Run:
         grads = dict(self.bound)
         for name, grad in self.bound.items():
             if grad is not None:
-                grads[name] = rng.normal(size=grad.shape).astype(grad.dtype)
+                grads[name] = np.empty_like(grad)  # in the parameter's order
+                grads[name][...] = rng.normal(size=grad.shape)
         if not finite:
             grads["w"][0, 0] = np.nan
         if spike:
@@ -184,7 +191,7 @@ def test_the_callers_error_state_changes_nothing(options):
         run = Run(options)
         for param in run.params.values():
             np.multiply(param, np.float16(1e-5), out=param)
-            param.reshape(-1)[:2] = 6e4
+            param.flat[:2] = 6e4
         with np.errstate(all=state):
             for number in range(3):
                 run.step(number)

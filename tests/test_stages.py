@@ -133,31 +133,41 @@ def test_every_stage(case, dtype, rng):
         check_run(cls, {**options, **stages}, make(rng, dtype, SHAPES[1:-1]), steps)
 
 
-@pytest.mark.parametrize("small", SMALL_FORMATS)
+DTYPES_BESIDE = [
+    *((np.float32, other) for other in (*SMALL_FORMATS, np.float64)),
+    *((np.float64, other) for other in (*SMALL_FORMATS, np.float32)),
+]
+"""Of a parameter, and of a gradient that is widened or rounded beside it."""
+
+
+@pytest.mark.parametrize(("dtype", "other"), DTYPES_BESIDE)
 @pytest.mark.parametrize("stages", EVERYTHING.values(), ids=EVERYTHING)
-def test_gradients_in_fewer_bits(optimizer, small, stages, rng):
-    """As if NumPy had widened them; the parameters' own dtype may stand among them."""
-    steps = [make(rng, small, SHAPES[1:]) for _ in range(3)]
+def test_gradients_of_another_dtype(optimizer, dtype, other, stages, rng):
+    """As if NumPy had converted them; the parameters' own dtype may stand among them."""
+    steps = [make(rng, other, SHAPES[1:]) for _ in range(3)]
     for grads in steps:
-        grads[1] = grads[1].astype(np.float32)
-    check_run(optimizer, stages, make(rng, np.float32, SHAPES[1:]), steps, grad_scale=2.0)
+        grads[1] = grads[1].astype(dtype)
+    check_run(optimizer, stages, make(rng, dtype, SHAPES[1:]), steps, grad_scale=2.0)
 
 
-@pytest.mark.parametrize("small", SMALL_FORMATS)
-def test_gradients_in_fewer_bits_for_every_case(case, small, rng):
+@pytest.mark.parametrize(("dtype", "other"), DTYPES_BESIDE)
+def test_gradients_of_another_dtype_for_every_case(case, dtype, other, rng):
     cls, options = case
-    steps = [make(rng, small, SHAPES[1:-1]) for _ in range(3)]
-    check_run(cls, options, make(rng, np.float32, SHAPES[1:-1]), steps)
+    steps = [make(rng, other, SHAPES[1:-1]) for _ in range(3)]
+    check_run(cls, options, make(rng, dtype, SHAPES[1:-1]), steps)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
 def test_every_number_of_threads(optimizer, dtype, threads, rng):
     steps = [make(rng, dtype) for _ in range(2)]
-    small = [[grad.astype(np.float16) for grad in grads] for grads in steps]
+    other = np.float64 if dtype == np.float32 else np.float32
+    others = [
+        [grad.astype(d) for grad, d in zip(grads, [np.float16, *[other] * 5], strict=True)]
+        for grads in steps
+    ]
     for stages in (EVERYTHING["all"], EVERYTHING["clipped by norm"]):
         check_run(optimizer, stages, make(rng, dtype), steps, grad_scale=3.0, threads=threads)
-        if dtype == np.float32:
-            check_run(optimizer, stages, make(rng, dtype), small, grad_scale=3.0, threads=threads)
+        check_run(optimizer, stages, make(rng, dtype), others, grad_scale=3.0, threads=threads)
 
 
 @pytest.mark.parametrize("n", [1, 63, 64, 65, 255, 256, 257, 16_383, 16_384, 16_385, 50_000])

@@ -443,7 +443,7 @@ class TestBind:
         w, grad = np.zeros(1), np.ones(1)
         opt = op.SGD(w, lr=1.0, grads=grad)
         with pytest.raises(TypeError, match="^grads: expected"):
-            opt.bind(np.ones(1, np.float32))
+            opt.bind(np.ones(1, complex))
         opt.step()
         assert w == -1
 

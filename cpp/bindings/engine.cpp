@@ -45,6 +45,11 @@ Optimizer copied(const Optimizer& from) {
 
 }  // namespace
 
+std::vector<py::ssize_t> strides_of(const Param& param) {
+  if (param.order != Order::other) return {};
+  return {param.array.strides(), param.array.strides() + param.array.ndim()};
+}
+
 Needs::Needs(const Group& group) noexcept
     : variant(group.variant_index()),
       averages(group.averages()),
@@ -89,6 +94,7 @@ Engine::Engine(const py::dict& contents)
     OwnedArrays& arrays = now_.arrays.emplace_back();
     memory.add(param.array, label);
     arrays.state.resize(fields_->rule()->states.size(), py::none());
+    arrays.strides = strides_of(param);
     arrays.copy = copies[i];
     if (arrays.copy.is_none()) continue;
     check_copy(arrays.copy, Label(labels_, i, Role::copy), param, memory);
@@ -310,7 +316,7 @@ void Engine::lay_out(Arrangement& arrangement, std::size_t index) const {
   check_dimensions(group, param.array, Label(labels_, index, Role::param));
   Memory memory;  // of our own; nothing else can overlap it
   start_layout(param, index, tensor, known);
-  note_axes(param, index, arrangement.optimizer);
+  note_axes(param, index, Label(labels_, index, Role::param), arrangement.optimizer);
   for (std::size_t k = 0; k < arrays.state.size(); ++k) {
     if (!group.variant(known.is_factored).uses_state[k])
       continue;  // kept, perhaps, for later options

@@ -33,11 +33,14 @@ struct Needs {
 struct OwnedArrays {
   py::object copy = py::none();
   std::optional<Unchanged> copy_seen;
-  std::vector<py::object> state;  // the rule's
+  std::vector<py::ssize_t> strides;  // of the parameter, where it is in neither C nor F order
+  std::vector<py::object> state;     // the rule's
   py::object average = py::none(), master = py::none();
   py::object slow = py::none();  // Lookahead's weights
   py::object sum = py::none();   // of accumulated gradients
 };
+
+std::vector<py::ssize_t> strides_of(const Param& param);  // as OwnedArrays has them
 
 // A bound gradient, and where it lay when it was checked.
 struct Bound {
@@ -136,6 +139,7 @@ class Engine {
   [[gnu::cold]] bool read_foreign();
   [[gnu::cold]] void check_slowly(Arrangement& arrangement, Source source);
   bool is_still(const Arrangement& arrangement, std::size_t index) const;
+  [[gnu::cold]] bool strides_are_still(const Arrangement& arrangement, std::size_t index) const;
   void renew(Arrangement& arrangement, std::size_t index, Param param, Memory& memory) const;
   [[gnu::cold]] void lay_out_anew(Arrangement& arrangement, std::size_t index, Param param,
                                   std::optional<Unchanged> copy_seen) const;

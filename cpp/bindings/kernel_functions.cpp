@@ -270,7 +270,7 @@ bool Kernel::lay_out_usual(const Variant& variant, PyObject* const* arrays, std:
   const std::size_t bytes = param.size * param.item_size;
   scratch.add(param.data, bytes);
   void* const grad = py::detail::array_proxy(arrays[1])->data;
-  scratch.add(grad, format == plain ? bytes : param.size * sizeof(std::uint16_t));
+  scratch.add(grad, param.size * item_size(format, param));
   tensor.streams.grad = stored(grad, format);
   for (std::size_t k = 0; k < rule_.states.size(); ++k) {
     PyObject* const state = arrays[k + 2];
@@ -334,7 +334,7 @@ void Kernel::lay_out(const Given& given, PyObject* const* args, std::size_t n_ke
     Tensor& tensor = optimizer.tensors[i];
     Parameter& known = optimizer.params[i];
     start_layout(param, i, tensor, known);
-    note_axes(param, i, optimizer);
+    note_axes(param, i, params.label(i, Role::param), optimizer);
     const bool stochastic = static_cast<int>(given.options.rounding) == call_stochastic;
     const bool by_rows = rows[i] != Py_None && grads[i] != Py_None;
     if (by_rows) {

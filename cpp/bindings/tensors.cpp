@@ -35,11 +35,21 @@ void start_layout(const Like& param, std::size_t index, Tensor& tensor, Paramete
   tensor.streams.tensor = static_cast<std::uint32_t>(index);
 }
 
-void note_axes(const Like& param, std::size_t index, Optimizer& optimizer) {
+void note_axes(const Like& param, std::size_t index, const Label& label, Optimizer& optimizer) {
   Parameter& known = optimizer.params[index];
-  if (!optimizer.groups[known.group].rule->factored) return;
+  const RuleRow& rule = *optimizer.groups[known.group].rule;
+  if (!rule.factored) return;
   optimizer.axes.resize(optimizer.params.size());
-  optimizer.axes[index] = {sizes_of(param.object), param.order == Order::f};
+  optimizer.axes[index] = {sizes_of(param.object), param.order == Order::f, {}};
+  if (param.order == Order::other) {
+    if (std::ranges::find(rule.shape, Shape::rows) != rule.shape.end()) {
+      fail_value(label,
+                 std::string("C or F order for ") + rule.name +
+                     ", which keeps numbers of rows and columns",
+                 "strides " + strides_name(py::reinterpret_borrow<py::array>(param.object)));
+    }
+    optimizer.axes[index].order = axes_in_memory(param.object);
+  }
   known.is_factored = optimizer.axes[index].sizes.size() > 1;
 }
 

@@ -20,10 +20,16 @@ inline Stored stored(const void* data, Format format) {
   return {const_cast<void*>(data), format == plain ? nullptr : &codec};
 }
 
+// The bytes of an element of a gradient.
+inline std::size_t item_size(Format format, const Like& param) {
+  return format == plain ? param.item_size : kernels_in_use->codecs[format].item_size;
+}
+
 // Begins a layout, with the parameter alone. `index`: the random bits depend on it.
 void start_layout(const Like& param, std::size_t index, Tensor& tensor, Parameter& known);
-// Notes the axes of the parameter, where its rule may be factored.
-void note_axes(const Like& param, std::size_t index, Optimizer& optimizer);
+// Notes the axes of the parameter, where its rule may be factored. Raises where the rule keeps
+// numbers of rows and columns, and these are in neither C nor F order.
+void note_axes(const Like& param, std::size_t index, const Label& label, Optimizer& optimizer);
 // Adds the k-th state of the rule; `array` is None where the rule's options do not use it.
 void add_state(const Group& group, std::size_t k, py::handle array, const Label& label,
                const Param& param, Memory& memory, Tensor& tensor, Parameter& known);

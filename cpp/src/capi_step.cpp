@@ -232,10 +232,23 @@ std::int32_t Step::add_grad(const onepass_tensor& given, Tensor& tensor, Paramet
   if (!given.grad) return ONEPASS_OK;
   std::int32_t as = given.grad_format;
   if (as == 0) as = known.is_double ? ONEPASS_F64 : ONEPASS_F32;
-  const bool is_small = as == ONEPASS_BF16 || as == ONEPASS_F16;
-  const bool fits = known.is_double ? as == ONEPASS_F64 : as == ONEPASS_F32 || is_small;
-  if (!fits) return fail(ONEPASS_BAD_FORMAT, ONEPASS_ARRAY_GRAD);
-  const Format format = as == ONEPASS_BF16 ? bf16 : as == ONEPASS_F16 ? f16 : plain;
+  Format format = plain;
+  switch (as) {
+    case ONEPASS_F32:
+      format = known.is_double ? f32_beside_f64 : plain;
+      break;
+    case ONEPASS_F64:
+      format = known.is_double ? plain : f64_beside_f32;
+      break;
+    case ONEPASS_BF16:
+      format = bf16;
+      break;
+    case ONEPASS_F16:
+      format = f16;
+      break;
+    default:
+      return fail(ONEPASS_BAD_FORMAT, ONEPASS_ARRAY_GRAD);
+  }
   tensor.streams.grad = stored(given.grad, format);
   tensor.streams.zero_grad = call_.zero_grad != 0;
   std::size_t n = given.size;

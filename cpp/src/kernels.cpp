@@ -102,7 +102,10 @@ constexpr BatchNormTable<T> batch_norm{
 
 template <class Format, bool random>
 constexpr Codec halved{sizeof(std::uint16_t), Halved<Format, random>::open,
-                       Halved<Format, random>::close, Halved<Format, random>::follow};
+                       Halved<Format, random>::close, Halved<Format, random>::follow,
+                       Halved<Format, random>::open};
+constexpr Codec single{sizeof(float), nullptr, nullptr, nullptr, open_other<float, double>};
+constexpr Codec wide{sizeof(double), open_other<double, float>, nullptr, nullptr, nullptr};
 
 constexpr KernelTable table{rows,
                             add_f32<0>,
@@ -114,7 +117,9 @@ constexpr KernelTable table{rows,
                               halved<BFloat16, false>,
                               halved<Float16, false>,
                               halved<BFloat16, true>,
-                              halved<Float16, true>}},
+                              halved<Float16, true>,
+                              single,
+                              wide}},
                             batch_norm<float>,
                             batch_norm<double>,
                             invert_deviation};

@@ -35,6 +35,41 @@ def compute_dtype(param: Array) -> np.dtype[Any]:
     return param.dtype if param.dtype.itemsize > 2 else np.dtype(np.float32)
 
 
+Order = Any
+"""How the elements of an array without gaps stand in memory: "C", "F", or a list of the axes, that
+of the farthest elements first."""
+
+
+def order_of(array: Array) -> Order:
+    """Return the order of an array without gaps."""
+    if array.flags.c_contiguous:
+        return "C"
+    if array.flags.f_contiguous:
+        return "F"
+    return sorted(range(array.ndim), key=lambda axis: -array.strides[axis])
+
+
+def raveled(array: npt.NDArray[Any], order: Order) -> npt.NDArray[Any]:
+    """Return the elements in this order, as a vector."""
+    if isinstance(order, str):
+        return array.ravel(order=order)  # type: ignore[arg-type]
+    return array.transpose(order).ravel()
+
+
+def unraveled(flat: npt.NDArray[Any], shape: tuple[int, ...], order: Order) -> npt.NDArray[Any]:
+    """Return an array of this shape, whose elements in this order are those of a vector."""
+    if isinstance(order, str):
+        return flat.reshape(shape, order=order)  # type: ignore[call-overload, no-any-return]
+    return flat.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))
+
+
+def in_order(array: npt.NDArray[Any], order: Order) -> npt.NDArray[Any]:
+    """Return an array whose elements stand in this order; it may be the same one."""
+    if isinstance(order, str):
+        return np.asarray(array, order=order)  # type: ignore[call-overload, no-any-return]
+    return np.ascontiguousarray(array.transpose(order)).transpose(np.argsort(order))
+
+
 def state_like(
     param: Array,
     value: float = 0.0,
@@ -46,7 +81,6 @@ def state_like(
     It lies as many elements past a cache line as the parameter, so that one short first tile aligns
     every array of a step at once; but in 16 bits nothing is taken in tiles that begin there.
     """
-    order = "C" if param.flags.c_contiguous else "F"
     dtype = compute_dtype(param) if dtype is None else np.dtype(dtype)
     in_step = min(dtype.itemsize, param.dtype.itemsize) > 2
     past = address(param) * dtype.itemsize // param.dtype.itemsize % CACHE_LINE
@@ -55,4 +89,4 @@ def state_like(
     flat = aligned_zeros(math.prod(shape), dtype, offset=offset)
     if value:
         flat.fill(value)
-    return flat.reshape(shape, order=order)  # type: ignore[call-overload, no-any-return]
+    return unraveled(flat, shape, order_of(param) if len(shape) == param.ndim else "C")

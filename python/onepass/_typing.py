@@ -1,6 +1,6 @@
 """The types that the package shares."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
 from typing import Any, Protocol, SupportsFloat, TypeAlias
 
 import numpy as np
@@ -18,8 +18,15 @@ Triple: TypeAlias = (
 )
 """Three numbers in the same way."""
 
-Tree: TypeAlias = Array | Sequence["Tree"] | Mapping[str, "Tree"]
-"""An array, or a sequence or mapping of trees."""
+Tree: TypeAlias = (
+    Array
+    | Sequence["Tree"]
+    | ValuesView["Tree"]
+    | Iterator["Tree"]
+    | Mapping[str, "Tree"]
+    | Mapping[int, "Tree"]
+)
+"""An array, or a mapping, a sequence, or something else in an order, of trees."""
 
 
 class SupportsArray(Protocol):
@@ -39,10 +46,28 @@ class SupportsDLPack(Protocol):
 Readable: TypeAlias = SupportsArray | SupportsDLPack
 """An array that is only read: NumPy's, or another library's."""
 
-Grads: TypeAlias = Readable | Sequence["Grads"] | Mapping[str, "Grads"] | None
-"""A tree like the parameters', with None where a parameter is to be left alone."""
+Grads: TypeAlias = (
+    Readable
+    | float
+    | Sequence["Grads"]
+    | ValuesView["Grads"]
+    | Iterator["Grads"]
+    | Mapping[str, "Grads"]
+    | Mapping[int, "Grads"]
+    | None
+)
+"""A tree like the parameters', with None where a parameter is to be left alone, and perhaps numbers
+beside parameters of shape ()."""
 
-OwnArrays: TypeAlias = Array | Sequence["OwnArrays"] | Mapping[str, "OwnArrays"] | None
+OwnArrays: TypeAlias = (
+    Array
+    | Sequence["OwnArrays"]
+    | ValuesView["OwnArrays"]
+    | Iterator["OwnArrays"]
+    | Mapping[str, "OwnArrays"]
+    | Mapping[int, "OwnArrays"]
+    | None
+)
 """The same of NumPy's own arrays, which are written or read again in later calls."""
 
 Params: TypeAlias = Tree | Sequence[Mapping[str, Any]]

@@ -130,12 +130,12 @@ is written.
 Parameters
 ----------
 param : ndarray of float32, float64, float16 or bfloat16, or list of them
-    Updated in place: writable, aligned, C- or F-contiguous.
+    Updated in place: writable, aligned, without gaps.
 grad : ndarray, or list of them
-    Of the parameter's shape and dtype, or, but for float64, any of float32, float16 and
-    ``ml_dtypes.bfloat16``; with any strides; only read, unless `clear_grads`. Where it is only
-    read, another library's array will do, as in `onepass.Optimizer.step`. None in a list leaves
-    that parameter and its state alone.
+    Of the parameter's shape, and of float64, float32, float16 or ``ml_dtypes.bfloat16``, widened
+    or rounded to the dtype that the rule computes in; with any strides; only read, unless
+    `clear_grads`. Where it is only read, another library's array, or a number beside shape (), will
+    do, as in `onepass.Optimizer.step`. None in a list leaves that parameter and its state alone.
 {states} : ndarray, or list of them
     The state, where the options use it (else absent or None): like `param` in {shape}dtype (float32
     beside 16 bits) and order, starting from zeros, or from `initial_accumulator_value` where the

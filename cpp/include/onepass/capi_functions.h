@@ -35,8 +35,9 @@
 #define ONEPASS_DISAGREE 16   /* groups that must share their rule or settings do not */
 
 /* Formats of arrays. For a parameter, 0 is F32. For any other array 0 is the format in which the
- * rule computes: F64 where the parameter is F64, else F32. A gradient of 16 bits needs its
- * grad_format, even beside a parameter of 16 bits. */
+ * rule computes: F64 where the parameter is F64, else F32. A gradient may have any format but
+ * Q8, whatever the parameter's: it is widened, or rounded to the nearest float, where it is read.
+ * One of 16 bits needs its grad_format, even beside a parameter of 16 bits. */
 #define ONEPASS_F32 1
 #define ONEPASS_F64 2
 #define ONEPASS_BF16 3

@@ -79,7 +79,9 @@ struct Stored {
   };
 };
 
-// Reads and writes float32 numbers in another format: n of them, from `begin` on.
+// Reads and writes numbers in another format than the one that a rule computes with: n of them,
+// from `begin` on. What a format is not used for is null: of float64 parameters, the gradient alone
+// may have another format.
 struct Codec {
   std::size_t item_size;
   void (*open)(const Stored&, std::size_t begin, std::size_t n, float* values) noexcept;
@@ -88,6 +90,7 @@ struct Codec {
   // Overwrites values[i] with the stored number where the user has changed that, so that it is no
   // longer values[i] rounded.
   void (*follow)(const Stored&, std::size_t begin, std::size_t n, float* values) noexcept;
+  void (*open_f64)(const Stored&, std::size_t begin, std::size_t n, double* values) noexcept;
 };
 
 inline constexpr std::size_t max_states = 4;

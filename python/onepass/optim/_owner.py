@@ -8,6 +8,7 @@ from typing import Any
 from onepass import _core
 from onepass._files import Place
 from onepass._hyperparameters import schedules_in
+from onepass._memory import Order, order_of
 from onepass._quiet import quiet
 from onepass._typing import Array
 from onepass.optim import _checkpoint, _state, _storage
@@ -102,17 +103,31 @@ class Owner(Rule, _core.Base):
             name: value if in_force.issuperset(map(id, schedules_in(value))) else now[name]
             for name, value in self._made_with.items()
         }
+        contents["orders"] = list(map(order_of, contents["params"]))
         return {**self.__dict__, "_made_with": made_with, "_engine": contents}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore them."""
         own = dict(state)
         contents = dict(own.pop("_engine"))
+        self._follow(contents.pop("orders", None), contents)
         contents["fields"] = self._fields
         contents["groups"] = list(map(self._fields.settings, contents["groups"]))
         contents["own"] = OWN_FIELDS.settings(contents["own"])
         self.__dict__.update(own)
         self._engine = _core.Engine(contents)
+
+    def _follow(self, orders: list[Order] | None, contents: dict[str, Any]) -> None:
+        """Bring 8-bit codes into their parameters' order, of which a pickle knows C and F alone."""
+        kept = contents["progress"]["kept"]
+        for index, (param, order) in enumerate(zip(contents["params"], orders or (), strict=False)):
+            if order != order_of(param):
+                kept[index] = tuple(
+                    _storage.laid_out_again(array, param, has_sign, order)
+                    for array, has_sign in zip(
+                        kept[index], (*self.row.has_sign, *[True] * 3), strict=True
+                    )
+                )
 
     def _commit(
         self, engine: "_core.Engine", *updates: tuple[dict[str, Any], dict[str, Any]]
@@ -140,10 +155,10 @@ class Owner(Rule, _core.Base):
             added and how many were not. Beside the rule's arrays, which
             stand as they are kept, are ``"average"``, with ``"averaged"``, its steps, ``"master"``,
             ``"slow"`` and ``"accumulated"``. A key is the parameter's dotted path (``"0.w"``) where
-            a mapping is anywhere in the structure, else its index. A group holds its
-            hyperparameters, the keys of its parameters and ``"step"``, the steps completed. A
-            schedule is code and stands there as None, or as the list of the memories in it (see
-            `onepass.schedules`).
+            a mapping is anywhere in the structure (names that are integers are text in it), else
+            its index. A group holds its hyperparameters, the keys of its parameters and ``"step"``,
+            the steps completed. A schedule is code and stands there as None, or as the list of the
+            memories in it (see `onepass.schedules`).
 
             Where settings were changed since the last step so that it will keep other arrays,
             ``"state"`` has those, and ``"unsettled"`` has the arrays as they are: the change may

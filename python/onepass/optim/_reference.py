@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from onepass._memory import raveled
 from onepass._typing import Array
 
 FLUSH_EVERY = 64
@@ -97,7 +98,7 @@ def measured(terms: Array, order: Any) -> float:
 
     A block is summed in lanes, and the blocks' sums in their order (measure.hpp).
     """
-    terms = terms.ravel(order=order).astype(np.float64)
+    terms = raveled(terms, order).astype(np.float64)
     total = 0.0
     for begin in range(0, terms.size, BLOCK):
         block = terms[begin : begin + BLOCK]

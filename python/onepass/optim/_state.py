@@ -12,7 +12,7 @@ import numpy as np
 
 from onepass import _core, formats
 from onepass._hyperparameters import Check, Checks, Maybe, Several, checked, schedules_in
-from onepass._memory import compute_dtype, state_like
+from onepass._memory import Order, compute_dtype, order_of, state_like
 from onepass._quiet import quiet
 from onepass._typing import Array
 from onepass.optim import _storage
@@ -138,7 +138,7 @@ class _Entry:
         if MASTER in entry:
             entry[MASTER] = _storage.weights(self.param, entry[MASTER])
         if any(array.dtype == np.uint8 for array in entry.values()):
-            entry |= {SHAPE: list(self.param.shape), ORDER: _storage.order_of(self.param)}
+            entry |= {SHAPE: list(self.param.shape), ORDER: order_of(self.param)}
         if AVERAGE in entry:
             entry[AVERAGED] = self.averaged
         return entry
@@ -373,7 +373,9 @@ def _matching_keys(
         if alike and set(keys) == set(own):
             return own
     are_places = all(isinstance(key, int) for key in keys) and places in (None, keys)
-    if not alike or not are_places:
+    texts = list(map(str, keys))
+    is_other_order = texts != names[0] and set(texts) == set(names[0])  # names that are integers
+    if not alike or is_other_order or not are_places:
         expected = f"the parameters {names[0]} (groups as they were when it was saved)"
         raise ValueError(f"{label}: expected {expected}, got {keys}")
     return keys
@@ -401,8 +403,9 @@ def _entry(
     shape, order = entry.pop(SHAPE, list(param.shape)), entry.pop(ORDER, "C")
     if shape != list(param.shape):
         raise ValueError(f"{label}[{SHAPE!r}]: expected {list(param.shape)}, got {shape!r}")
-    if order not in ("C", "F"):
-        raise ValueError(f"{label}[{ORDER!r}]: expected 'C' or 'F', got {order!r}")
+    if order not in ("C", "F") and not _are_axes(order, param.ndim):
+        expected = "'C' or 'F'" if param.ndim < 3 else "'C', 'F' or a list of the axes"
+        raise ValueError(f"{label}[{ORDER!r}]: expected {expected}, got {order!r}")
     master = _master(entry.pop(MASTER, None), param, settings, f"{label}[{MASTER!r}]")
     slow = entry.pop(SLOW, None)
     if slow is not None:
@@ -444,6 +447,13 @@ def _average(saved: Any, param: Array, settings: Mapping[str, Any] | None, label
     return _array(source, param, label, dtype)
 
 
+def _are_axes(order: Any, ndim: int) -> bool:
+    """Return whether this is a list of all axes."""
+    if not isinstance(order, list) or any(type(axis) is not int for axis in order):
+        return False
+    return sorted(order) == list(range(ndim))
+
+
 def _array(
     saved: Any,
     param: Array,
@@ -462,7 +472,7 @@ def _array(
 
 
 def _kept(
-    saved: Any, param: Array, has_sign: bool, order: str, label: str, shape: tuple[int, ...]
+    saved: Any, param: Array, has_sign: bool, order: Order, label: str, shape: tuple[int, ...]
 ) -> Any:
     """Return saved state in the parameter's layout, in the format in which it was saved."""
     source = np.asarray(saved)
@@ -481,9 +491,7 @@ def _kept(
         formats.q8_check(source, signed=has_sign)
     except ValueError as error:
         raise ValueError(f"{label}: {error}") from None
-    if order == _storage.order_of(param):
-        return source.copy()
-    return _storage.keep(_storage.opened(source, param, has_sign, order), param, "q8", has_sign)
+    return _storage.laid_out_again(source.copy(), param, has_sign, order)
 
 
 def _master(

@@ -8,7 +8,16 @@ import numpy.typing as npt
 
 from onepass import formats
 from onepass._extras import require
-from onepass._memory import aligned_zeros, compute_dtype, state_like
+from onepass._memory import (
+    Order,
+    aligned_zeros,
+    compute_dtype,
+    in_order,
+    order_of,
+    state_like,
+    unraveled,
+)
+from onepass._quiet import quiet
 from onepass._typing import Array
 
 SMALL = 4096
@@ -40,7 +49,7 @@ def keep(values: Array, param: Array, state_format: str | None, has_sign: bool) 
     """Return an array with these values, rounded to nearest, as state of this format is kept."""
     own = _format_of(param, state_format)
     if own == "q8":
-        values = np.asarray(values, np.float32, order=order_of(param))
+        values = in_order(np.asarray(values, np.float32), order_of(param))
         return formats.q8_encode(values, signed=has_sign)
     array = state_like(param, dtype=_dtype_of(own))
     array[...] = values
@@ -70,8 +79,16 @@ def opened(array: Any, param: Array, has_sign: bool, order: Any = None) -> Array
     """
     if array.dtype == np.uint8:
         flat = formats.q8_decode(array, param.size, signed=has_sign)
-        return np.asarray(flat.reshape(param.shape, order=order or order_of(param)))
+        return unraveled(flat, param.shape, order or order_of(param))
     return np.asarray(array if array.dtype.itemsize > 2 else array.astype(np.float32))
+
+
+@quiet
+def laid_out_again(array: Any, param: Array, has_sign: bool, order: Order) -> Any:
+    """Return what is kept, where it is 8-bit codes that stand in this order, in the parameter's."""
+    if array is None or array.dtype != np.uint8 or order == order_of(param):
+        return array
+    return keep(opened(array, param, has_sign, order), param, "q8", has_sign)
 
 
 def closed(
@@ -90,7 +107,7 @@ def closed(
     if before.dtype == np.uint8:
         return formats.q8_encode(values, signed=has_sign, bits=bits)
     if bits is not None:
-        bits = bits.reshape(values.shape, order=order_of(values))
+        bits = unraveled(bits, values.shape, order_of(values))
     return formats.narrow(values, before.dtype, bits)
 
 
@@ -134,7 +151,10 @@ def shown(values: Sequence[Array], params: Sequence[Array]) -> list[Array]:
     two neighbours, the farther of them may be taken.
     """
     with np.errstate(all="ignore"):
-        wide = [np.asarray(v, compute_dtype(p)) for v, p in zip(values, params, strict=True)]
+        wide = [
+            in_order(np.asarray(v, compute_dtype(p)), order_of(p))
+            for v, p in zip(values, params, strict=True)
+        ]
     return [
         value if value.dtype == param.dtype else formats.narrow(value, param.dtype)
         for value, param in zip(wide, params, strict=True)
@@ -154,8 +174,3 @@ def bfloat16() -> np.dtype[Any]:
 
     found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
     return found
-
-
-def order_of(param: Array) -> Any:
-    """Return the order in which the elements of a parameter stand in memory."""
-    return "C" if param.flags.c_contiguous else "F"

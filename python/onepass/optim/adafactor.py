@@ -15,11 +15,11 @@ from onepass._hyperparameters import (
     Number,
     Several,
 )
+from onepass._memory import order_of
 from onepass._typing import Array, Params, Schedule
 from onepass.optim import _factored
 from onepass.optim._reference import squared
 from onepass.optim._settings import StepOptions
-from onepass.optim._storage import order_of
 from onepass.optim.optimizer import Optimizer
 
 

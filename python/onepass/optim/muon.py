@@ -47,7 +47,7 @@ class Muon(Optimizer, rule="muon"):
     Parameters
     ----------
     params : ndarray, sequence or mapping of them, or list of groups
-        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, C- or F-contiguous, updated
+        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, without gaps, updated
         in place. A group is a mapping with ``"params"`` and the hyperparameters in which it
         differs. With more than two dimensions, as in a convolution, all but the first are taken as
         one, in the order of NumPy's indices; fewer are an error but where `use_muon` is False.

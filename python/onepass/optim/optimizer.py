@@ -25,7 +25,7 @@ from onepass.optim._settings import (
     OWN_FIELDS,
     averages,
 )
-from onepass.optim._tree import Leaves, Node, flatten, is_groups, leaves_like
+from onepass.optim._tree import Leaves, Node, flatten, is_groups, leaves_like, listed
 from onepass.optim.step_info import StepInfo
 from onepass.schedules._base import BaseSchedule
 
@@ -54,7 +54,9 @@ class Optimizer(Owner):
     Parameters
     ----------
     params : ndarray, sequence or mapping of them, or list of groups
-        See the optimizers.
+        Arrays without gaps: their elements fill one piece of memory, in any order of the axes.
+        They may be nested. What has an order is a sequence (``params.values()``, a generator), a
+        set has none; the names in a mapping are strings or integers. See the optimizers.
     max_grad_norm : float > 0, or schedule, optional
         The Euclidean norm that all gradients together may have, over all groups; ``math.inf``
         measures it and clips nothing.
@@ -294,6 +296,7 @@ class Optimizer(Owner):
         leaves = Leaves()
         groups: list[_core.Settings] = []
         shape: Node
+        params = listed(params, "params")
         grouped = is_groups(params)
         if grouped:
             shape = [
@@ -372,11 +375,13 @@ class Optimizer(Owner):
         Parameters
         ----------
         grads : like the parameters, optional
-            The gradients, in the structure of the parameters, each of its parameter's shape, and
-            float64 beside float64, else float32, float16 or ``ml_dtypes.bfloat16``; with any
-            strides. An array may be another library's, a JAX array or a PyTorch tensor, say, if
-            NumPy can read it (``__array__``, ``__dlpack__``): it is read where it lies, or as
-            that library copies it.
+            The gradients, in the structure of the parameters, each of its parameter's shape, of
+            float64, float32, float16 or ``ml_dtypes.bfloat16``; with any strides. Beside a
+            float64 parameter it is widened, exactly; beside any other one float64 is rounded to
+            the nearest float32, infinite where it is too large, and 16 bits are widened. An array
+            may be another library's, a JAX array or a PyTorch tensor, say, if NumPy can read it
+            (``__array__``, ``__dlpack__``): it is read where it lies, or as that library copies
+            it. Beside a parameter of shape () it may be a Python number.
             None in it leaves that parameter, its state, its average and its step alone. Left out,
             the gradients are those that `accumulate` has summed, else those that were bound.
         grad_scale : float in [2**-126, 2**128)
@@ -414,13 +419,13 @@ class Optimizer(Owner):
         ----------
         grads : mapping, or pair
             From a parameter's key, as `state_dict` has it (its dotted path, or its index where the
-            structure has no names), to a pair (index, values): a 1-D array of integers in
-            [0, rows), in any order, and an array of shape ``(len(index), *param.shape[1:])``, of a
-            dtype that `step` takes. Values for the same row are summed in the dtype that the rule
-            computes in, in the order in which they stand. Where the parameter is a single array,
-            the pair will do. A key may also have a whole gradient, in the place of a pair: so one
-            call, with one norm and one count, steps a model. Parameters that are not named, or
-            named with None, are left alone.
+            structure has no names; a name that is an integer will do too), to a pair
+            (index, values): a 1-D array of integers in [0, rows), in any order, and an array of
+            shape ``(len(index), *param.shape[1:])``, of a dtype that `step` takes. Values for the
+            same row are summed in the dtype that the rule computes in, in the order in which they
+            stand. Where the parameter is a single array, the pair will do. A key may also have a
+            whole gradient, in the place of a pair: so one call, with one norm and one count, steps
+            a model. Parameters that are not named, or named with None, are left alone.
         grad_scale, num_threads
             As for `step`.
 
@@ -468,7 +473,8 @@ class Optimizer(Owner):
         """Add gradients to a sum, which the next `step()` takes and sets back to zero.
 
         For the mean of n batches, ``opt.step(grad_scale=n)``. The sums take one more array per
-        parameter, and are part of `state_dict`. With `clear_grads` the gradients are zeroed here.
+        parameter, in the dtype that its rule computes in, and are part of `state_dict`. With
+        `clear_grads` the gradients are zeroed here.
 
         Where a gradient is not finite, `nonfinite` decides as it does in a step: "propagate" adds
         it; "skip" leaves out all gradients of this call, so that one batch does not cost the

@@ -28,7 +28,7 @@ class RMSprop(Optimizer, rule="rmsprop"):
     Parameters
     ----------
     params : ndarray, sequence or mapping of them, or list of groups
-        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, C- or F-contiguous, updated
+        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, without gaps, updated
         in place. A group is a mapping with ``"params"`` and the hyperparameters in which it
         differs.
     lr : float >= 0, or schedule
