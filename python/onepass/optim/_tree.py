@@ -34,17 +34,13 @@ def listed(tree: Any, label: str) -> Any:
 
     All else is returned as it is. A message calls it `label`.
     """
-    if isinstance(tree, Sequence | Mapping) or is_array(tree):
+    is_array = any(hasattr(type(tree), name) for name in ("__array__", "__dlpack__"))
+    if isinstance(tree, Sequence | Mapping) or is_array:
         return tree
     if isinstance(tree, Set):
         expected = "a sequence, or a mapping from names"
         raise TypeError(f"{label}: expected {expected}, got {type(tree).__name__}")
     return list(tree) if isinstance(tree, Iterator | Collection) else tree
-
-
-def is_array(value: Any) -> bool:
-    """Return whether a value is an array, of NumPy or of another library."""
-    return hasattr(type(value), "__array__") or hasattr(type(value), "__dlpack__")
 
 
 def flatten(tree: Any, leaves: Leaves, label: str = "") -> Node:

@@ -183,13 +183,16 @@ def test_any_order_of_axes(name):
     np.testing.assert_allclose(results[1], results[2], rtol=1e-12, atol=1e-12)
 
 
-def test_gradients_of_fewer_bits_beside_float32():
-    (start,) = [np.ones(100, np.float32)]
+@pytest.mark.parametrize("other", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gradients_of_another_dtype(dtype, other):
+    """As NumPy's arrays are taken: widened, or rounded to the nearest float32."""
+    start = np.ones(100, dtype)
     param = torch.nn.Parameter(torch.from_numpy(start.copy()))
     param.grad_dtype = None  # any
     twin = op.AdamW(array := start.copy(), lr=0.01)
     optimizer = onepass.torch.AdamW([param], lr=0.01)
-    grad = torch.randn(100).to(torch.bfloat16)
+    grad = torch.randn(100, dtype=torch.float64).to(other)
     param.grad = grad.clone()
     optimizer.step()
     twin.step(as_numpy(grad))
