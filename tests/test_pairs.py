@@ -133,6 +133,25 @@ class TestPairs:
             run = run.resumed(options, tmp_path / "run.npz")
             assert run.whole() == twin.whole()
 
+    def test_turn_by_turn(self, options, tmp_path):
+        """A parameter at a time, saved in the middle of a round: the step of all, or an error."""
+        run, twin = Run(options), Run(options)
+        refused = "max_grad_norm" in options or options.get("nonfinite") == "skip"
+        before = run.whole()
+        for number in range(3):
+            grads = run.grads(number)
+            if refused:
+                with pytest.raises(ValueError, match="with step_one"):
+                    run.opt.step_one("half", grads["half"])
+                assert run.whole() == before
+                return
+            twin.step(number)
+            for name in ("half", "frozen", "w"):
+                run.opt.step_one(name, grads[name])
+                if name == "frozen":
+                    run = run.resumed(options, tmp_path / "run.npz")
+            assert run.whole() == twin.whole()
+
     def disturb(self, run):
         """All that must leave no trace."""
         opt = run.opt

@@ -63,6 +63,16 @@ struct Callbacks {
   py::str grad_scale_name{"grad_scale"};
 };
 
+// What a round of step_one has come to, in which each parameter has one turn.
+struct Round {
+  std::vector<bool> had_turn;  // of each parameter
+  std::size_t turns = 0;       // of them; none: no round is open
+  // Whether the numbers of the settings are the round's, schedules evaluated. Where they are not,
+  // `values` has what the schedules of each group are to be in place of calls, or is null.
+  bool evaluated = false;
+  py::object values;
+};
+
 // Where the gradients of a call come from.
 enum class Source { given, bound, sums };
 
@@ -73,6 +83,8 @@ class Engine {
 
   // `by_rows`: `grads` are rows by the parameters' keys.
   py::object step(py::handle grads, bool by_rows, double grad_scale, int num_threads);
+  // Steps the parameter of this key alone, as a part of a round.
+  py::object step_one(py::handle name, py::handle grad, double grad_scale, int num_threads);
   void accumulate(py::handle grads, int num_threads);
   void discard_accumulated();
   void bind(py::handle grads);
@@ -105,6 +117,7 @@ class Engine {
   void read_settings();
   void read_own_settings();
   void call_schedules();
+  [[gnu::cold]] void evaluate_round();
   [[gnu::cold]] std::optional<Arrangement> arranged();
   void arrange(Arrangement& arrangement, std::size_t index) const;
   void lay_out(Arrangement& arrangement, std::size_t index) const;
@@ -115,6 +128,7 @@ class Engine {
     py::handle grads;
     bool by_rows;
     StepOptions options;
+    std::ptrdiff_t only = -1;  // the parameter that `grads` is for, where it is one's
   };
 
   // gradients.cpp: from what a user gives to addresses.
@@ -139,10 +153,20 @@ class Engine {
 
   // engine_rows.cpp
   struct Named;
+  const py::object& places();
   std::deque<Named> named_rows(py::handle grads);
   std::vector<Rows> take_rows(Arrangement& arrangement, py::handle grads);
   [[gnu::cold]] bool step_rows_in(Arrangement& arrangement, const Call& call,
                                   const py::object& info);
+
+  // engine_one.cpp
+  friend class ClosedRound;
+  std::size_t find_param(py::handle name);
+  void check_steps_one() const;
+  Source take_one(const Call& call);
+  void end_turn(std::size_t index) noexcept;
+  void close_round() noexcept;
+  py::object values_of_round() const;
 
   // engine_step.cpp
   bool step_in(Arrangement& arrangement, const Call& call, const py::object& info);
@@ -172,6 +196,7 @@ class Engine {
   bool has_copies_ = false;
   bool has_bound_ = false;
   bool bound_to_be_zeroed_ = false;  // they were checked for that
+  bool in_round_ = false;            // one of step_one is open
   std::int64_t accumulations_ = 0;
   py::object shown_ = py::none();
   py::list groups_;  // `param_groups`
@@ -191,6 +216,21 @@ class Engine {
   py::list labels_, keys_;
   py::object places_;  // from a key to the parameter's place; null until a step names keys
   std::vector<std::int64_t> accumulated_;  // how often, for each parameter
+  Round round_;
+};
+
+// Closes the round that is open, and opens it again where the call that does so fails.
+class ClosedRound {
+ public:
+  [[gnu::cold]] explicit ClosedRound(Engine& engine);
+  ClosedRound(const ClosedRound&) = delete;
+  ClosedRound& operator=(const ClosedRound&) = delete;
+  [[gnu::cold]] ~ClosedRound();
+  void keep() { engine_ = nullptr; }
+
+ private:
+  Engine* engine_;
+  Round before_;
 };
 
 // Whether a thing that one call at a time can use is this call's.

@@ -56,6 +56,9 @@ py::object Engine::step(py::handle grads, bool by_rows, double grad_scale, int n
   const Cleared cleared(given_);
   check_block(name);
   py::object info = new_step_info(last_info_);
+  std::optional<ClosedRound> closed;
+  if (in_round_) [[unlikely]]
+    closed.emplace(*this);
   read_settings();
   call_schedules();
   if (fields_->rule()->sums_over_all) check_groups_agree();
@@ -71,6 +74,7 @@ py::object Engine::step(py::handle grads, bool by_rows, double grad_scale, int n
   } else {
     step_and_arrange(call, info);
   }
+  if (closed) closed->keep();
   last_info_ = info;
   return info;
 }
@@ -90,7 +94,7 @@ void Engine::step_and_arrange(const Call& call, const py::object& info) {
 // Returns whether the step was skipped.
 bool Engine::step_in(Arrangement& arrangement, const Call& call, const py::object& info) {
   if (call.by_rows) return step_rows_in(arrangement, call, info);
-  const Source source = gather(call.grads);
+  const Source source = call.only < 0 ? gather(call.grads) : take_one(call);
   check_gradients(arrangement, source);
   const auto check = [&] {
     if (!all_ready(arrangement, source, true)) fail_changed();

@@ -64,6 +64,13 @@ PyObject* step(PyObject* const* values) {  // self, grads, grad_scale, num_threa
   return engine->step(values[1], by_rows, check_grad_scale(values[2]), num_threads).release().ptr();
 }
 
+PyObject* step_one(PyObject* const* values) {  // self, name, grad, grad_scale, num_threads
+  const Held engine(values[0]);
+  const int num_threads = resolve_num_threads(values[4]);
+  const double grad_scale = check_grad_scale(values[3]);
+  return engine->step_one(values[1], values[2], grad_scale, num_threads).release().ptr();
+}
+
 PyObject* accumulate(PyObject* const* values) {  // self, grads, num_threads
   const Held engine(values[0]);
   engine->accumulate(values[1], resolve_num_threads(values[2]));
@@ -139,6 +146,8 @@ void bind_engine(py::module_& m) {
   const std::vector<const char*> of_a_step = {"self", "grads", "grad_scale", "num_threads"};
   implement({"Optimizer.step", of_a_step, step<false>});
   implement({"Optimizer.step_rows", of_a_step, step<true>});
+  implement(
+      {"Optimizer.step_one", {"self", "name", "grad", "grad_scale", "num_threads"}, step_one});
   implement({"Optimizer.accumulate", {"self", "grads", "num_threads"}, accumulate});
 
   const auto base = py::reinterpret_steal<py::object>(make_base_type());

@@ -307,6 +307,31 @@ void Numbers::call_schedules(std::int64_t completed, double* numbers) const {
   }
 }
 
+py::dict Numbers::values(const double* numbers) const {
+  py::dict all;
+  for (const auto& [field, schedule] : scheduled_) {
+    if (field->place == Field::nowhere) continue;
+    const std::span<const double> own(numbers + field->place, field->check.size());
+    if (own.size() == 1) {
+      all[field->name] = own[0];
+    } else {
+      all[field->name] = py::tuple(py::cast(std::vector<double>(own.begin(), own.end())));
+    }
+  }
+  return all;
+}
+
+bool Numbers::take_values(const py::dict& values, double* numbers) const {
+  for (const auto& [field, schedule] : scheduled_) {
+    if (field->place == Field::nowhere) continue;
+    if (!values.contains(field->name)) return false;
+    double found[Check::most];
+    field->check.read(field->name, py::object(values[field->name]).ptr(), found);
+    std::copy_n(found, field->check.size(), numbers + field->place);
+  }
+  return true;
+}
+
 int Numbers::traverse(visitproc visit, void* arg) const {
   for (const Scheduled& each : scheduled_) Py_VISIT(each.schedule.ptr());
   return 0;

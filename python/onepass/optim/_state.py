@@ -34,6 +34,10 @@ UNSETTLED = "unsettled"
 """The key of the arrays as they are, where settings were changed since the last step so that the
 next one replaces them. The change may still be taken back."""
 
+ROUND = "round"
+"""The key of a group's part in a round of `step_one` that is open: the keys of the parameters that
+had their turn, under "params", and the values of the schedules."""
+
 SHAPE, ORDER = "shape", "order"
 """The keys of the parameter's shape and order beside 8-bit codes, which do not tell them."""
 
@@ -68,6 +72,12 @@ def state_dict(
         groups.append({**settings, "step": progress["completed"], "params": own_keys})
         if cls.row.sums_over_all:
             groups[-1] |= zip(cls.row.memory, progress["memory"][0], strict=True)
+        if any(progress["had_turn"]):
+            turns = zip(own_keys, progress["had_turn"][index:], strict=False)
+            groups[-1][ROUND] = {
+                **dict(*(progress["values_of_round"] or ())[len(groups) - 1 : len(groups)]),
+                "params": [key for key, had_turn in turns if had_turn],
+            }
         for key in own_keys:
             there, kept = (
                 _Entry(cls.row, params[index], progress, index, arrays)
@@ -178,7 +188,7 @@ def loaded(
         "accumulated": [0] * n,
         "accumulations": 0,
     }
-    known = set()
+    matched = []
     keys_before = keys_before_paths(now["shape"])
     index = 0
     for number, (saved_group, live) in enumerate(zip(saved_groups, engine.groups, strict=True)):
@@ -190,7 +200,7 @@ def loaded(
         end = index + len(live["params"])
         named = list(zip(now["keys"][index:end], keys_before[index:end], strict=True))
         keys = _matching_keys(saved_group, named, label)
-        known.update(keys)
+        matched.append(keys)
         for key in keys:
             param, label = now["params"][index], f"state[{key!r}]"
             entry = {k: v for k, v in saved["state"].get(key, {}).items() if v is not None}
@@ -208,9 +218,8 @@ def loaded(
             if cls.row.sums_over_all:
                 progress["memory"][index] = memory_of_all
             index += 1
-    unknown = [key for key in (*saved["state"], *saved.get(UNSETTLED, ())) if key not in known]
-    if unknown:
-        raise ValueError(f"state: expected the keys of the groups, got also {unknown}")
+    progress |= _round(cls, engine.groups, saved_groups, matched)
+    _check_known(saved, {key for keys in matched for key in keys})
     steps = [group.get("step") for group in saved_groups]
     progress["completed"] = (
         max(progress["steps"])  # PyTorch's groups do not count
@@ -251,12 +260,19 @@ def _check_kinds(saved: Mapping[str, Any]) -> None:
             raise ValueError(f"{name}: expected a mapping of each parameter's key to its state")
 
 
+def _check_known(saved: Mapping[str, Any], known: set[Any]) -> None:
+    """Raise where there is state of something else than the groups' parameters."""
+    unknown = [key for key in (*saved["state"], *saved.get(UNSETTLED, ())) if key not in known]
+    if unknown:
+        raise ValueError(f"state: expected the keys of the groups, got also {unknown}")
+
+
 def _settings(
     cls: type[Rule], saved: Mapping[str, Any], live: Mapping[str, Any], label: str
 ) -> dict[str, Any]:
     settings = dict(live)
     for name, value in saved.items():
-        if name in {"params", "step"} or name in _TORCH_ONLY:
+        if name in {"params", "step", ROUND} or name in _TORCH_ONLY:
             continue
         settings[name] = _setting(cls.group_checks, name, value, live, label)
     cls._check_together(settings)
@@ -312,6 +328,36 @@ def _remembered(engine: _core.Engine, saved: Mapping[str, Any]) -> list[Update]:
                     raise ValueError(f"{name}: expected {expected}, got {memory}")
                 twin.load_state_dict(memory)  # checks it
     return [(vars(schedule), vars(twin)) for schedule, twin, _ in loaded.values()]
+
+
+def _round(
+    cls: type[Rule],
+    live: Sequence[Mapping[str, Any]],
+    saved: Sequence[Mapping[str, Any]],
+    keys: Sequence[list[Any]],
+) -> dict[str, Any]:
+    """Return what the engine knows of a round that is open. `keys` are the saved ones."""
+    all_turns: list[bool] = []
+    all_values = []
+    for number, (group, settings, own_keys) in enumerate(zip(saved, live, keys, strict=True)):
+        label, of_group = f"param_groups[{number}][{ROUND!r}]", group.get(ROUND, {"params": []})
+        turns = of_group.get("params") if isinstance(of_group, Mapping) else None
+        if not isinstance(turns, list | tuple):
+            raise ValueError(f"{label}: expected a mapping with 'params', got {of_group!r}")
+        if unknown := [key for key in turns if key not in own_keys]:
+            raise ValueError(f"{label}['params']: expected keys of the group, got {unknown}")
+        all_turns += [key in turns for key in own_keys]
+        schedules = {name for name, value in settings.items() if callable(value)}
+        all_values.append(
+            {
+                name: _setting(cls.group_checks, name, value, {name: None}, label)
+                for name, value in of_group.items()
+                if name in schedules
+            }
+        )
+    if all(all_turns):
+        raise ValueError(f"param_groups: expected a {ROUND!r} that is open, got all parameters")
+    return {"had_turn": all_turns, "values_of_round": all_values}
 
 
 def _matching_keys(
