@@ -59,8 +59,9 @@ struct Callbacks {
   py::object arrange;  // (rule, settings, param, kept, steps) -> kept
   py::object new_sum;  // (param) -> zeros
   py::object direct;   // (rule, [(direction, its norm, hyperparameters)]) -> None
-  Check grad_scale;
-  py::str grad_scale_name{"grad_scale"};
+  py::object stats;    // (keys) -> (a mapping, the array behind it)
+  Check grad_scale, stats_flag;
+  py::str grad_scale_name{"grad_scale"}, stats_name{"stats"};
 };
 
 // What a round of step_one has come to, in which each parameter has one turn.
@@ -82,9 +83,10 @@ class Engine {
   explicit Engine(const py::dict& contents);
 
   // `by_rows`: `grads` are rows by the parameters' keys.
-  py::object step(py::handle grads, bool by_rows, double grad_scale, int num_threads);
+  py::object step(py::handle grads, bool by_rows, double grad_scale, bool stats, int num_threads);
   // Steps the parameter of this key alone, as a part of a round.
-  py::object step_one(py::handle name, py::handle grad, double grad_scale, int num_threads);
+  py::object step_one(py::handle name, py::handle grad, double grad_scale, bool stats,
+                      int num_threads);
   void accumulate(py::handle grads, int num_threads);
   void discard_accumulated();
   void bind(py::handle grads);
@@ -170,6 +172,7 @@ class Engine {
 
   // engine_step.cpp
   bool step_in(Arrangement& arrangement, const Call& call, const py::object& info);
+  [[gnu::cold]] py::tuple new_stats() const;
   // `check`: raises where what the step reads has changed, since directions are made by Python
   // code.
   template <class Check>

@@ -45,7 +45,8 @@ Source Engine::take_one(const Call& call) {
   return Source::given;
 }
 
-py::object Engine::step_one(py::handle name, py::handle grad, double grad_scale, int num_threads) {
+py::object Engine::step_one(py::handle name, py::handle grad, double grad_scale, bool stats,
+                            int num_threads) {
   const OneAtATime guard(busy_, "step_one");
   const Cleared cleared(given_);
   check_block("step_one");
@@ -61,6 +62,7 @@ py::object Engine::step_one(py::handle name, py::handle grad, double grad_scale,
   call.options.nonfinite = static_cast<Nonfinite>(own_settings_.nonfinite);
   call.options.seed = static_cast<std::uint64_t>(own_settings_.seed);
   call.options.num_threads = num_threads;
+  call.options.stats = stats;
   if (is_arranged_) {
     step_in(now_, call, info);
   } else {

@@ -11,7 +11,7 @@ namespace onepass::bindings {
 namespace {
 
 PyTypeObject* step_info = nullptr;  // set once, at import
-constexpr Py_ssize_t info_size = 6;
+constexpr Py_ssize_t info_size = 7, place_of_stats = 6;
 
 }  // namespace
 
@@ -147,6 +147,17 @@ void fill_step_info(const py::object& info, std::int64_t step, double lr, const 
   set_constant(3, ready.clipped ? Py_True : Py_False);
   set_constant(4, ready.skipped ? Py_True : Py_False);
   ready.d ? set_number(5, *ready.d) : set_constant(5, Py_None);
+  set_constant(place_of_stats, Py_None);
+}
+
+void set_stats(const py::object& info, const py::tuple& stats, const Optimizer& optimizer,
+               double grad_scale) noexcept {
+  PyObject* const array = PyTuple_GET_ITEM(stats.ptr(), 1);
+  optimizer.write_stats(grad_scale,
+                        reinterpret_cast<TensorStats*>(py::detail::array_proxy(array)->data));
+  PyObject* const before = PyTuple_GET_ITEM(info.ptr(), place_of_stats);
+  PyTuple_SET_ITEM(info.ptr(), place_of_stats, Py_NewRef(PyTuple_GET_ITEM(stats.ptr(), 0)));
+  Py_DECREF(before);
 }
 
 Ready prepare_step(Optimizer& optimizer, const StepOptions& options) {

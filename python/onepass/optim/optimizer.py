@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from onepass import _core
-from onepass._hyperparameters import check_setting
+from onepass._hyperparameters import Flag, check_setting
 from onepass._memory import state_like
 from onepass._quiet import quiet
 from onepass._typing import Array, Grads, OwnArrays, Params, RowGrads, Schedule
@@ -25,7 +25,7 @@ from onepass.optim._settings import (
     averages,
 )
 from onepass.optim._tree import Leaves, Node, flatten, is_groups, leaves_like
-from onepass.optim.step_info import StepInfo
+from onepass.optim.step_info import StepInfo, new_stats
 from onepass.schedules._base import BaseSchedule
 
 _OPTIONS = (*CHECKS, *GROUP_CHECKS, "grads", "copy_to")
@@ -280,7 +280,12 @@ class Optimizer(Owner):
 
     @_core.native
     def step(
-        self, grads: Grads = None, *, grad_scale: float = 1.0, num_threads: int | None = None
+        self,
+        grads: Grads = None,
+        *,
+        grad_scale: float = 1.0,
+        stats: bool = False,
+        num_threads: int | None = None,
     ) -> StepInfo:
         """Update the parameters in place.
 
@@ -297,6 +302,10 @@ class Optimizer(Owner):
         grad_scale : float in [2**-126, 2**128)
             What the gradients are divided by: the loss scale, or how many were accumulated. They
             are not modified.
+        stats : bool
+            Report of each parameter the norms of its gradient, its update and its weights, and the
+            share of zeros in the gradient: see `StepInfo.stats`. They are taken in the same pass
+            over memory.
         num_threads : int, optional
             Threads for this step; the default is `onepass.get_num_threads()`. The result is the
             same for any number.
@@ -385,6 +394,7 @@ class Optimizer(Owner):
         grad: Any,
         *,
         grad_scale: float = 1.0,
+        stats: bool = False,
         num_threads: int | None = None,
     ) -> StepInfo:
         """Update one parameter in place, as soon as the backward pass has its gradient.
@@ -409,7 +419,7 @@ class Optimizer(Owner):
         grad : ndarray, or None
             Its gradient, as `step` takes one. It is complete: of an array that is used in two
             places, the sum. None leaves the parameter alone, and is its turn too.
-        grad_scale, num_threads
+        grad_scale, stats, num_threads
             As for `step`.
 
         Returns
@@ -631,6 +641,8 @@ _core.set_callbacks(
     arrange=arrange,
     new_sum=state_like,
     direct=_direct,
+    stats=new_stats,
     grad_scale=GRAD_SCALE,
+    stats_flag=Flag(),
     schedule_call=BaseSchedule.__call__,
 )
