@@ -91,17 +91,17 @@ class Run:
             grads["w"][0, 0] = np.nan
         return grads
 
-    def step(self, number, way="given", **how):
-        grads = self.grads(number, **how)
+    def step(self, number, way="given", *, finite=True, **how):
+        grads = self.grads(number, finite=finite)
         if way == "accumulated":
             self.opt.accumulate(grads)
-            return self.opt.step()
+            return self.opt.step(**how)
         if not self.is_bound:
-            return self.opt.step(grads)
+            return self.opt.step(grads, **how)
         for name, grad in self.bound.items():
             if grad is not None:
                 grad[...] = grads[name]
-        return self.opt.step()
+        return self.opt.step(**how)
 
     def whole(self):
         copies = self.copies if self.has_copies else None
@@ -119,15 +119,25 @@ class Run:
 @pytest.mark.parametrize("options", PAIRS, ids=lambda pair: "-".join(map(str, pair.items())))
 class TestPairs:
     def test_a_whole_life(self, options, tmp_path):
-        """Steps, one that is not finite, blocks, searches, saving: none changes what comes out."""
+        """Steps, one that is not finite, blocks, searches, saving: none changes what comes out.
+
+        Nor do the norms that one of them reports.
+        """
         run, twin = Run(options), Run(options)
         for number in range(5):
             if number == 2 and options.get("nonfinite") != "raise":
-                infos = [each.step(number, finite=False) for each in (run, twin)]
+                infos = [
+                    run.step(number, finite=False, stats=True),
+                    twin.step(number, finite=False),
+                ]
                 assert infos[0].skipped == (options.get("nonfinite") == "skip")
+                assert run.whole() == twin.whole()
                 continue
             way = "accumulated" if number == 3 else "given"
-            run.step(number, way), twin.step(number, way)
+            info = run.step(number, way, stats=True)
+            assert info._replace(stats=None) == twin.step(number, way)
+            assert list(info.stats) == ["w", "half"]
+            assert all(stats.update_norm != 0 for stats in info.stats.values())
             self.disturb(run)
             assert run.whole() == twin.whole()
             run = run.resumed(options, tmp_path / "run.npz")

@@ -7,6 +7,7 @@ import argparse
 import resource
 import subprocess
 import sys
+from itertools import pairwise
 from time import perf_counter
 
 import numpy as np
@@ -17,7 +18,7 @@ import onepass as op
 def network(sizes):
     rng = np.random.default_rng(0)
     params = {}
-    for i, (n, m) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for i, (n, m) in enumerate(pairwise(sizes)):
         params[f"w{i}"] = rng.normal(scale=np.float32(n) ** -0.5, size=(n, m)).astype(np.float32)
         params[f"b{i}"] = np.zeros(m, np.float32)
     return params
@@ -75,7 +76,10 @@ def main(arguments=None):
         given = sys.argv[1:] if arguments is None else arguments
         for way in ("step", "step_one"):
             command = [sys.executable, __file__, "--way", way, *given]
-            print(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout, end="")
+            print(
+                subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout,
+                end="",
+            )
         return
     params, times = train(options.way, sizes, options.steps)
     millions = sum(param.size for param in params.values()) / 1e6

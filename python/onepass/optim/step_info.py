@@ -46,15 +46,19 @@ class Stats(Mapping[str | int, ParamStats]):
         self._values = np.empty((len(keys), len(ParamStats._fields)))
 
     def __getitem__(self, key: str | int) -> ParamStats:
+        """Return what it reports of one parameter."""
         return ParamStats(*self._values[self._rows[key]].tolist())
 
     def __iter__(self) -> Iterator[str | int]:
+        """Iterate over the keys."""
         return iter(self._rows)
 
     def __len__(self) -> int:
+        """Return how many parameters had a gradient."""
         return len(self._rows)
 
     def __repr__(self) -> str:
+        """Return what a dictionary of them shows."""
         return repr(dict(self))
 
 
