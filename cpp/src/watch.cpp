@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
+#include <utility>
 
 #include "dispatch.hpp"
 #include "pieces.hpp"
@@ -11,80 +11,50 @@ namespace onepass {
 namespace {
 
 // Elements that step between two looks at the weights. They, and the weights as they were, stay in
-// the core's nearest cache.
-constexpr std::size_t tile = 2048;
+// the core's nearest cache. The sums' bits depend on this number.
+constexpr std::size_t watched_size = 1024;
 
-// sum(unit), in the unit in which it neither overflows nor vanishes.
+// sum(unit), in the unit in which it neither overflows nor vanishes. `value`: sum(1).
 template <class Sum>
-SquareSum in_a_fitting_unit(const Sum& sum) noexcept {
-  const double value = sum(1.0);
+SquareSum in_a_fitting_unit(double value, const Sum& sum) noexcept {
   if (smallest_sum <= value && std::isfinite(value)) return {value, 1};
   const double unit = value < smallest_sum ? small_unit : large_unit;
   return {sum(unit), unit};
 }
 
-template <class Item>
-std::size_t count_zeros(const void* array, std::size_t begin, std::size_t end) noexcept {
-  const Item* const items = static_cast<const Item*>(array);
-  std::size_t zeros = 0;
-  for (std::size_t i = begin; i < end; ++i) {
-    zeros += static_cast<Item>(items[i] << 1) == 0;  // without the sign
-  }
-  return zeros;
-}
-
-std::size_t count_zeros(const Tensor& tensor, const Range& range) noexcept {
-  const Stored& grad = tensor.streams.grad;
-  if (grad.codec) return count_zeros<std::uint16_t>(grad.data, range.begin, range.end);
-  return tensor.item_size == sizeof(float)
-             ? count_zeros<std::uint32_t>(grad.data, range.begin, range.end)
-             : count_zeros<std::uint64_t>(grad.data, range.begin, range.end);
-}
-
-// The weights of n elements, as the step reads them: of a master, with what the user has changed in
-// the parameter meanwhile.
-void read_weights(const Tensor& tensor, std::size_t begin, std::size_t n,
-                  double* weights) noexcept {
-  const Streams& streams = tensor.streams;
-  if (tensor.item_size == sizeof(double)) {
-    std::copy_n(static_cast<const double*>(streams.param.data) + begin, n, weights);
-    return;
-  }
-  float values[tile];
-  if (streams.param.codec) {
-    streams.param.codec->open(streams.param, begin, n, values);
-  } else {
-    std::copy_n(static_cast<const float*>(streams.param.data) + begin, n, values);
-  }
-  if (streams.follows) streams.copy.codec->follow(streams.copy, begin, n, values);
-  std::copy_n(values, n, weights);
-}
-
 // Steps one block.
-void step_and_watch(const Tensor& tensor, const Range& range, Watched& watched, bool moves,
-                    bool prefetch_ahead) noexcept {
-  const SumOfSquares squares_f64 = isa_in_use().kernels->squares_f64;
+template <class T>
+void step_and_watch(const Tensor& tensor, const Range& range, const WatchLoops& loops, bool moves,
+                    bool prefetch_ahead, Watched& watched) noexcept {
+  constexpr std::size_t tile = watched_size;
+  const Streams& streams = tensor.streams;
+  const auto grad = [&](double unit) {
+    return tensor.squares(streams.grad, range.begin, range.end, unit, prefetch_ahead);
+  };
   watched = {};
-  watched.grad = in_a_fitting_unit([&](double unit) {
-    return tensor.squares(tensor.streams.grad, range.begin, range.end, unit, prefetch_ahead);
-  });
-  watched.zeros = count_zeros(tensor, range);
+  watched.grad = in_a_fitting_unit(grad(1), grad);
   for (std::size_t begin = range.begin; begin < range.end; begin += tile) {
     const std::size_t n = std::min(tile, range.end - begin);
-    double before[tile], after[tile];
-    const auto sum_of = [&](double* numbers) {
-      return in_a_fitting_unit(
-          [&](double unit) { return squares_f64({numbers}, 0, n, unit, false); });
-    };
+    T before[tile], opened[tile];
+    const T* after = before;
+    watched.zeros += loops.count_zeros(streams.grad, begin, n);
+    loops.copy_weights(streams, begin, n, before);
     if (moves) {
-      read_weights(tensor, begin, n, before);
-      tensor.kernel(tensor.streams, begin, begin + n, tensor.scalars);
+      tensor.kernel(streams, begin, begin + n, tensor.scalars);
+      after = static_cast<const T*>(streams.param.data) + begin;
+      if (streams.param.codec) {
+        loops.copy_weights(streams, begin, n, opened);
+        after = opened;
+      }
     }
-    read_weights(tensor, begin, n, after);
-    watched.param.add(sum_of(after));
-    if (!moves) continue;
-    for (std::size_t i = 0; i < n; ++i) after[i] -= before[i];
-    watched.update.add(sum_of(after));
+    const auto sums = [&](double unit) {
+      std::pair<double, double> both;
+      loops.squares(before, after, n, unit, &both.first, &both.second);
+      return both;
+    };
+    const auto [update, param] = sums(1);
+    watched.update.add(in_a_fitting_unit(update, [&](double unit) { return sums(unit).first; }));
+    watched.param.add(in_a_fitting_unit(param, [&](double unit) { return sums(unit).second; }));
   }
 }
 
@@ -109,10 +79,14 @@ void step_and_watch(std::span<Tensor> tensors, std::span<Watched> watched, int t
                     bool moves) noexcept {
   prefetch_if_far(tensors);
   const bool prefetch_ahead = total_elements(tensors) * sizeof(float) > far_for_sums;
+  const WatchTable& table = *isa_in_use().watching;
   for_each_piece(tensors, threads, count_blocks,
                  [&](const Tensor& tensor, std::size_t index, std::size_t among_all) noexcept {
-                   step_and_watch(tensor, block(tensor, index), watched[among_all], moves,
-                                  prefetch_ahead);
+                   const bool is_double = tensor.item_size == sizeof(double);
+                   (is_double ? step_and_watch<double>
+                              : step_and_watch<float>)(tensor, block(tensor, index),
+                                                       is_double ? table.f64 : table.f32, moves,
+                                                       prefetch_ahead, watched[among_all]);
                  });
 }
 

@@ -122,7 +122,7 @@ def sum_of_squares(grad: Array) -> list[float]:
     return sums
 
 
-WATCHED = 2048
+WATCHED = 1024
 """Elements that step between two looks at the weights (watch.cpp has it again)."""
 
 
