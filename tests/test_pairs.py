@@ -104,19 +104,19 @@ class Run:
             grads["w"] *= 100  # its norm was about 65
         return grads
 
-    def step(self, number, way="given", **how):
-        grads = self.grads(number, **how)
+    def step(self, number, way="given", *, finite=True, spike=False, **how):
+        grads = self.grads(number, finite=finite, spike=spike)
         if way == "accumulated":
             if self.opt.nonfinite == "skip":
                 assert not self.opt.accumulate(self.grads(number, finite=False))
             assert self.opt.accumulate(grads)
-            return self.opt.step()
+            return self.opt.step(**how)
         if not self.is_bound:
-            return self.opt.step(grads)
+            return self.opt.step(grads, **how)
         for name, grad in self.bound.items():
             if grad is not None:
                 grad[...] = grads[name]
-        return self.opt.step()
+        return self.opt.step(**how)
 
     def whole(self):
         copies = self.copies if self.has_copies else None
@@ -134,22 +134,51 @@ class Run:
 @pytest.mark.parametrize("options", PAIRS, ids=lambda pair: "-".join(map(str, pair.items())))
 class TestPairs:
     def test_a_whole_life(self, options, tmp_path):
-        """Steps, one that is not finite, blocks, searches, saving: none changes what comes out."""
+        """Steps, one that is not finite, blocks, searches, saving: none changes what comes out.
+
+        Nor do the norms that one of them reports.
+        """
         run, twin = Run(options), Run(options)
         for number in range(5):
             if number == 2 and options.get("nonfinite") != "raise":
-                infos = [each.step(number, finite=False) for each in (run, twin)]
+                infos = [
+                    run.step(number, finite=False, stats=True),
+                    twin.step(number, finite=False),
+                ]
                 skips = options.get("nonfinite") == "skip" or "skip_grad_norm" in options
                 assert infos[0].skip_reason == ("nonfinite" if skips else None)
+                assert run.whole() == twin.whole()
                 continue
             if number == 1 and "skip_grad_norm" in options:
                 infos = [each.step(number, spike=True) for each in (run, twin)]
                 assert infos[0].skip_reason == "grad_norm"
             way = "accumulated" if number == 3 else "given"
-            run.step(number, way), twin.step(number, way)
+            info = run.step(number, way, stats=True)
+            assert info._replace(stats=None) == twin.step(number, way)
+            assert list(info.stats) == ["w", "half"]
+            assert all(stats.update_norm != 0 for stats in info.stats.values())
             self.disturb(run)
             assert run.whole() == twin.whole()
             run = run.resumed(options, tmp_path / "run.npz")
+            assert run.whole() == twin.whole()
+
+    def test_turn_by_turn(self, options, tmp_path):
+        """A parameter at a time, saved in the middle of a round: the step of all, or an error."""
+        run, twin = Run(options), Run(options)
+        refused = "max_grad_norm" in options or options.get("nonfinite") == "skip"
+        before = run.whole()
+        for number in range(3):
+            grads = run.grads(number)
+            if refused:
+                with pytest.raises(ValueError, match="with step_one"):
+                    run.opt.step_one("half", grads["half"])
+                assert run.whole() == before
+                return
+            twin.step(number)
+            for name in ("half", "frozen", "w"):
+                run.opt.step_one(name, grads[name])
+                if name == "frozen":
+                    run = run.resumed(options, tmp_path / "run.npz")
             assert run.whole() == twin.whole()
 
     def disturb(self, run):

@@ -108,6 +108,30 @@ class Twins(RuleBasedStateMachine):
         with np.errstate(all="ignore"):
             self.both(lambda opt, *_: opt.step(copy.deepcopy(grads)))
 
+    @rule(name=st.sampled_from(list(SHAPES)), present=st.integers(0, 4))
+    def one_parameter(self, name, present):
+        """Its turn in a round, or an error where the gradients of all would be needed."""
+        grads = self.gradients([bool(present)] * len(SHAPES))
+        grad = {**grads[0], **grads[1]}[name]
+        opt = self.kept[0]
+        refused = (
+            opt.max_grad_norm is not None
+            or opt.skip_grad_norm is not None
+            or opt.nonfinite == "skip"
+            or opt.row.sums_over_all
+            or self.gathered()
+        )
+
+        def call(opt, *_):
+            if not refused:
+                opt.step_one(name, copy.deepcopy(grad))
+                return
+            with pytest.raises(ValueError, match="with step_one"):
+                opt.step_one(name, copy.deepcopy(grad))
+
+        with np.errstate(all="ignore"):
+            self.both(call)
+
     @rule(present=present, finite=st.integers(0, 2))
     def accumulate(self, present, finite):
         grads = self.gradients(present, finite=bool(finite))

@@ -106,6 +106,7 @@ Engine::Engine(const py::dict& contents)
   now_.optimizer.params.resize(size());
   now_.optimizer.tensors.resize(size());
   accumulated_.resize(size());
+  round_.had_turn.resize(size());
   for (py::handle settings : groups_) {
     known_groups_.push_back(py::reinterpret_borrow<py::object>(settings));
     now_.optimizer.groups.emplace_back(*fields_->rule());
@@ -146,6 +147,11 @@ void Engine::read_progress(const py::dict& progress) {
   left_out_ = whole(progress, "left_out");
   now_.optimizer.completed = whole(progress, "completed");
   now_.optimizer.skipped = whole(progress, "skipped");
+  round_.had_turn = progress["had_turn"].cast<std::vector<bool>>();
+  round_.turns = static_cast<std::size_t>(std::ranges::count(round_.had_turn, true));
+  in_round_ = round_.turns > 0;
+  const py::object values = progress["values_of_round"];
+  if (!values.is_none()) round_.values = values;
   for (std::size_t i = 0; i < size(); ++i) {
     now_.optimizer.params[i].steps = steps.at(i);
     now_.optimizer.params[i].average_from = average_from.at(i);
@@ -187,6 +193,8 @@ py::dict Engine::contents() const {
   progress["left_out"] = left_out_;
   progress["completed"] = now_.optimizer.completed;
   progress["skipped"] = now_.optimizer.skipped;
+  progress["had_turn"] = py::cast(round_.had_turn);
+  progress["values_of_round"] = values_of_round();
   py::dict all;
   all["fields"] = py::cast(fields_, py::return_value_policy::reference);
   all["groups"] = groups_;
@@ -224,6 +232,8 @@ void Engine::read_settings() {
     SettingsObject& own = *as_settings(known_groups_[g].ptr());
     if (!numbers_[g].outdated(own)) continue;
     is_arranged_ = false;
+    round_.evaluated = false;
+    round_.values = {};
     numbers_[g].read(own, now_.optimizer.groups[g].settings.hyper.data());
     had_schedules_ = had_schedules_ || numbers_[g].has_schedules();
   }
@@ -252,11 +262,28 @@ void Engine::check_groups_agree() const {
 
 void Engine::call_schedules() {
   if (!had_schedules_) return;
+  if (in_round_) [[unlikely]]
+    return evaluate_round();
   const std::int64_t completed = now_.optimizer.completed;
   for (std::size_t g = 0; g < numbers_.size(); ++g) {
     numbers_[g].call_schedules(completed, now_.optimizer.groups[g].settings.hyper.data());
   }
   own_numbers_.call_schedules(completed, &own_settings_.max_grad_norm);
+}
+
+// The numbers of a round are those of its first turn, until a setting is assigned.
+void Engine::evaluate_round() {
+  if (round_.evaluated) return;
+  const py::object known = round_.values ? round_.values : py::list();
+  const std::int64_t completed = now_.optimizer.completed;
+  for (std::size_t g = 0; g < numbers_.size(); ++g) {
+    double* const numbers = now_.optimizer.groups[g].settings.hyper.data();
+    if (g < py::len(known) && numbers_[g].take_values(known[py::int_(g)], numbers)) continue;
+    numbers_[g].call_schedules(completed, numbers);
+  }
+  own_numbers_.call_schedules(completed, &own_settings_.max_grad_norm);
+  round_.evaluated = true;
+  round_.values = {};
 }
 
 py::list Engine::values_of_coming_step() {

@@ -85,6 +85,12 @@ std::vector<py::object> find_named(const py::list& keys, py::handle places, py::
 
 }  // namespace
 
+// The place of each key.
+const py::object& Engine::places() {
+  if (!places_) places_ = places_of(keys_);
+  return places_;
+}
+
 // What is named, in the parameters' order. A deque, as messages point to the names in it.
 std::deque<Engine::Named> Engine::named_rows(py::handle grads) {
   std::deque<Named> all;
@@ -92,8 +98,7 @@ std::deque<Engine::Named> Engine::named_rows(py::handle grads) {
     all.push_back(named<Named>(0, "grads", grads));
     return all;
   }
-  if (!places_) places_ = places_of(keys_);
-  const std::vector<py::object> found = find_named(keys_, places_, grads);
+  const std::vector<py::object> found = find_named(keys_, places(), grads);
   for (std::size_t i = 0; i < found.size(); ++i) {
     if (!found[i] || found[i].is_none()) continue;
     const std::string key = py::repr(keys_[i]).cast<std::string>();

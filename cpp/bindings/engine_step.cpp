@@ -50,12 +50,16 @@ void Engine::take_bound(const char* missing) {
   for (const Bound& bound : bound_) given_.push_back(bound.grad);
 }
 
-py::object Engine::step(py::handle grads, bool by_rows, double grad_scale, int num_threads) {
+py::object Engine::step(py::handle grads, bool by_rows, double grad_scale, bool stats,
+                        int num_threads) {
   const char* const name = by_rows ? "step_rows" : "step";
   const OneAtATime guard(busy_, name);
   const Cleared cleared(given_);
   check_block(name);
   py::object info = new_step_info(last_info_);
+  std::optional<ClosedRound> closed;
+  if (in_round_) [[unlikely]]
+    closed.emplace(*this);
   read_settings();
   call_schedules();
   if (fields_->rule()->sums_over_all) check_groups_agree();
@@ -68,11 +72,13 @@ py::object Engine::step(py::handle grads, bool by_rows, double grad_scale, int n
   options.seed = static_cast<std::uint64_t>(own_settings_.seed);
   options.is_left_out = left_out_ > 0 && gathered_ == 0;
   options.num_threads = num_threads;
+  options.stats = stats;
   if (is_arranged_) {
     step_in(now_, call, info);
   } else {
     step_and_arrange(call, info);
   }
+  if (closed) closed->keep();
   last_info_ = info;
   return info;
 }
@@ -89,15 +95,30 @@ void Engine::step_and_arrange(const Call& call, const py::object& info) {
   }
 }
 
+// A mapping for what the step says of each parameter in `given_` that has a gradient, and the array
+// that it shows. They are made before anything is checked: this may run any Python code.
+py::tuple Engine::new_stats() const {
+  py::list keys;
+  for (std::size_t i = 0; i < size(); ++i) {
+    if (!given_[i].is_none()) keys.append(keys_[i]);
+  }
+  return callbacks->stats(keys);
+}
+
 // Returns whether the step was skipped.
 bool Engine::step_in(Arrangement& arrangement, const Call& call, const py::object& info) {
   if (call.by_rows) return step_rows_in(arrangement, call, info);
-  const Source source = gather(call.grads);
+  const Source source = call.only < 0 ? gather(call.grads) : take_one(call);
+  py::tuple stats;
+  if (call.options.stats) [[unlikely]]
+    stats = new_stats();
   check_gradients(arrangement, source);
   const auto check = [&] {
     if (!all_ready(arrangement, source, true)) fail_changed();
   };
   const bool skipped = run(arrangement, call.options, check, info);
+  if (call.options.stats) [[unlikely]]
+    set_stats(info, stats, arrangement.optimizer, call.options.grad_scale);
   if (source == Source::sums) forget_accumulated();
   return skipped;
 }

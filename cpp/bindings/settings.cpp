@@ -351,6 +351,33 @@ void Numbers::call_schedules(std::int64_t completed, double* numbers) const {
   }
 }
 
+py::dict Numbers::values(const double* numbers) const {
+  py::dict all;
+  for (const Scheduled& each : scheduled_) {
+    const Field& field = *each.field;
+    if (field.place == Field::nowhere) continue;
+    py::list own;
+    for (std::size_t i = 0; i < field.check.size(); ++i) {
+      const double number = numbers[static_cast<std::size_t>(field.place) + i];
+      own.append(is_none(number) ? py::object(py::none()) : py::float_(number));
+    }
+    all[field.name] = own.size() == 1 ? py::object(own[0]) : py::tuple(own);
+  }
+  return all;
+}
+
+bool Numbers::take_values(const py::dict& values, double* numbers) const {
+  for (const Scheduled& each : scheduled_) {
+    const Field& field = *each.field;
+    if (field.place == Field::nowhere) continue;
+    if (!values.contains(field.name)) return false;
+    double found[Check::most];
+    field.check.read(field.name, py::object(values[field.name]).ptr(), found);
+    std::copy_n(found, field.check.size(), numbers + field.place);
+  }
+  return true;
+}
+
 int Numbers::traverse(visitproc visit, void* arg) const {
   for (const Scheduled& each : scheduled_) Py_VISIT(each.schedule.ptr());
   return 0;

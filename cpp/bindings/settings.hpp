@@ -117,6 +117,10 @@ class Numbers {
   bool has_schedules() const { return !scheduled_.empty(); }
   // Calls the schedules with the number of completed steps. May run any Python code.
   void call_schedules(std::int64_t completed, double* numbers) const;
+  // What the schedules are now, by their settings' names.
+  py::dict values(const double* numbers) const;
+  // Takes these in place of calls. Returns whether they have a value for each schedule.
+  bool take_values(const py::dict& values, double* numbers) const;
   int traverse(visitproc visit, void* arg) const;
 
  private:

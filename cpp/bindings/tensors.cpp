@@ -11,7 +11,6 @@ namespace onepass::bindings {
 namespace {
 
 PyTypeObject* step_info = nullptr;  // set once, at import
-constexpr Py_ssize_t info_size = 7;
 
 // In Python's words; None where the step was taken. Never destroyed.
 [[gnu::cold]] PyObject* reason_in_words(SkipReason reason) {
@@ -19,6 +18,7 @@ constexpr Py_ssize_t info_size = 7;
   static PyObject* const grad_norm = PyUnicode_InternFromString("grad_norm");
   return reason == SkipReason::nonfinite ? nonfinite : grad_norm;
 }
+constexpr Py_ssize_t info_size = 8, place_of_stats = 7;
 
 }  // namespace
 
@@ -96,8 +96,8 @@ void check_dimensions(const Group& group, const py::array& param, const Label& l
   if (!group.variant().direct_f64 || param.ndim() >= 2) return;
   const std::string option = group.rule->options[0];
   fail_value(label,
-             "at least 2 dimensions with " + option + "=True (others, by overrides or in a group, have " +
-                 option + "=False)",
+             "at least 2 dimensions with " + option +
+                 "=True (others, by overrides or in a group, have " + option + "=False)",
              "shape " + shape_name(param));
 }
 
@@ -165,6 +165,17 @@ void fill_step_info(const py::object& info, std::int64_t step, double lr, const 
   set_constant(4, ready.skipped() ? Py_True : Py_False);
   ready.d ? set_number(5, *ready.d) : set_constant(5, Py_None);
   set_constant(6, ready.skipped() ? reason_in_words(ready.skip_reason) : Py_None);
+  set_constant(place_of_stats, Py_None);
+}
+
+void set_stats(const py::object& info, const py::tuple& stats, const Optimizer& optimizer,
+               double grad_scale) noexcept {
+  PyObject* const array = PyTuple_GET_ITEM(stats.ptr(), 1);
+  optimizer.write_stats(grad_scale,
+                        reinterpret_cast<TensorStats*>(py::detail::array_proxy(array)->data));
+  PyObject* const before = PyTuple_GET_ITEM(info.ptr(), place_of_stats);
+  PyTuple_SET_ITEM(info.ptr(), place_of_stats, Py_NewRef(PyTuple_GET_ITEM(stats.ptr(), 0)));
+  Py_DECREF(before);
 }
 
 Ready prepare_step(Optimizer& optimizer, const StepOptions& options) {

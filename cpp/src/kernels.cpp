@@ -14,6 +14,8 @@
 #include "onepass/channel_values.hpp"
 #include "onepass/formats.hpp"
 #include "onepass/reduce.hpp"
+#include "onepass/watch.hpp"
+#include "watch.hpp"
 
 namespace onepass::inline ONEPASS_ISA {
 
@@ -124,7 +126,26 @@ constexpr KernelTable table{rows,
                             batch_norm<double>,
                             invert_deviation};
 
+template <class T>
+constexpr WatchLoops watching{
+    [](const Streams& streams, std::size_t begin, std::size_t n, void* weights) noexcept {
+      copy_weights(streams, begin, n, static_cast<T*>(weights));
+    },
+    count_zeros<T>,
+    [](const void* before, const void* after, std::size_t n, double unit, double* of_update,
+       double* of_weights) noexcept {
+      watched_squares(static_cast<const T*>(before), static_cast<const T*>(after), n, unit,
+                      of_update, of_weights);
+    }};
+
+constexpr WatchTable watches{watching<float>, watching<double>};
+
 }  // namespace
+
+const WatchTable& watch_table() noexcept;
+const WatchTable& watch_table() noexcept {
+  return watches;
+}
 
 const KernelTable& kernel_table() noexcept;
 const KernelTable& kernel_table() noexcept {

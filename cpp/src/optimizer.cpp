@@ -103,14 +103,17 @@ std::size_t Group::variant_index() const noexcept {
 void Ready::run() noexcept {
   Optimizer& optimizer = *optimizer_;
   if (skipped()) {
+    if (watches_) optimizer.watch(0, optimizer.tensors.size(), num_threads_, false);
     zero_gradients(optimizer.tensors, num_threads_);
     ++optimizer.skipped;
     return;
   }
-  if (optimizer.measuring_.empty()) {
-    step(optimizer.tensors, rows_, num_threads_);
+  if (!optimizer.measuring_.empty()) {
+    optimizer.measure_and_step(rows_, num_threads_, watches_);
+  } else if (watches_) [[unlikely]] {
+    optimizer.watch(0, optimizer.tensors.size(), num_threads_, true);
   } else {
-    optimizer.measure_and_step(rows_, num_threads_);
+    step(optimizer.tensors, rows_, num_threads_);
   }
   if (!optimizer.shaped_.empty()) optimizer.close_shapes();
   if (!optimizer.memory.empty()) optimizer.move_memory();
@@ -133,6 +136,8 @@ Ready Optimizer::prepare(const StepOptions& options) {
   if (shares_memory() && !memory.empty() && memory[0] != 0) ready.d = memory[0];
   leave_out();
   if (!options.rows.empty()) join(options.rows, options.num_threads);
+  if (options.stats) [[unlikely]]
+    watched_.resize(total_blocks(tensors));
   double coefficient = 1;
   const bool limits = !is_none(options.max_grad_norm);
   const bool limits_each = std::any_of(groups.begin(), groups.end(),
@@ -309,7 +314,7 @@ void Optimizer::close_shapes() noexcept {
 }
 
 // Goes on with the next tensors once the first ones have stepped.
-void Optimizer::measure_and_step(std::span<const Rows> rows, int threads) noexcept {
+void Optimizer::measure_and_step(std::span<const Rows> rows, int threads, bool watches) noexcept {
   for (std::size_t first = 0, last = 0; first < tensors.size(); first = last) {
     last = end_of_group(first);
     const std::span<Tensor> together(tensors.data() + first, last - first);
@@ -325,7 +330,28 @@ void Optimizer::measure_and_step(std::span<const Rows> rows, int threads) noexce
       if (how->weigh) how->weigh(how->scalars, totals, static_cast<double>(tensor.size));
       ++how;
     }
-    step(together, rows.empty() ? rows : rows.subspan(first, together.size()), threads);
+    if (watches) {
+      watch(first, last, threads, true);
+    } else {
+      step(together, rows.empty() ? rows : rows.subspan(first, together.size()), threads);
+    }
+  }
+}
+
+void Optimizer::watch(std::size_t first, std::size_t last, int threads, bool moves) noexcept {
+  const std::span<Tensor> all(tensors);
+  const std::size_t begin = total_blocks(all.first(first));
+  step_and_watch(all.subspan(first, last - first), std::span(watched_).subspan(begin), threads,
+                 moves);
+}
+
+void Optimizer::write_stats(double grad_scale, TensorStats* to) const noexcept {
+  std::span<const Watched> blocks(watched_);
+  for (const Tensor& tensor : tensors) {
+    if (!tensor.streams.grad.data) continue;
+    const std::size_t n = count_blocks(tensor);
+    *to++ = stats_of(tensor, blocks.first(n), grad_scale);
+    blocks = blocks.subspan(n);
   }
 }
 

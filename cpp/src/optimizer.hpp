@@ -15,6 +15,7 @@
 #include "rows.hpp"
 #include "shapes.hpp"
 #include "step.hpp"
+#include "watch.hpp"
 
 namespace onepass {
 
@@ -113,6 +114,7 @@ struct StepOptions {
   std::uint64_t seed = 0;
   int num_threads = 1;
   std::span<Rows> rows{};  // of each tensor, where a step moves rows of some; else none
+  bool stats = false;      // whether the step notes what `stats_of` says; not beside rows
 };
 
 class Optimizer;
@@ -133,10 +135,14 @@ class Ready {
  private:
   friend class Optimizer;
   Ready(Optimizer& optimizer, const StepOptions& options) noexcept
-      : optimizer_(&optimizer), num_threads_(options.num_threads), rows_(options.rows) {}
+      : optimizer_(&optimizer),
+        num_threads_(options.num_threads),
+        rows_(options.rows),
+        watches_(options.stats) {}
   Optimizer* optimizer_;
   int num_threads_;
   std::span<const Rows> rows_;
+  bool watches_;
 };
 
 // The memory is the caller's, who keeps it alive.
@@ -178,6 +184,8 @@ class Optimizer {
   // The pass between `prepare` and Ready::run that writes there what these directions are made of;
   // returns their norms in the tensors' order. May throw std::bad_alloc.
   std::vector<double> direct(int num_threads);
+  // Once a step with `stats` has run: writes what it says of each tensor that had a gradient.
+  void write_stats(double grad_scale, TensorStats* to) const noexcept;
 
  private:
   friend class Ready;
@@ -199,7 +207,9 @@ class Optimizer {
   std::size_t end_of_group(std::size_t first) const noexcept;
   void move_shapes(std::size_t first, std::size_t last, int threads) noexcept;
   [[gnu::cold]] void close_shapes() noexcept;
-  [[gnu::cold]] void measure_and_step(std::span<const Rows> rows, int threads) noexcept;
+  [[gnu::cold]] void measure_and_step(std::span<const Rows> rows, int threads,
+                                      bool watches) noexcept;
+  [[gnu::cold]] void watch(std::size_t first, std::size_t last, int threads, bool moves) noexcept;
   void measure(const StepOptions& options, Ready& ready);
   static SkipReason reason_to_skip(const StepOptions& options, const Ready& ready) noexcept;
   [[gnu::cold]] double clip_each(const Tensor& tensor, std::size_t first_block, double factor,
@@ -212,6 +222,7 @@ class Optimizer {
   bool is_directed_ = false;
   std::vector<ShapedState> shaped_;  // of each tensor, where the rule may be factored
   std::vector<double> tile_sums_;    // of the tensors that go together
+  std::vector<Watched> watched_;     // of each block, where a step notes what it does
 };
 
 // Fills in all scalars of the coming step of a parameter, and behind them its memory after it.

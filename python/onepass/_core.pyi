@@ -75,7 +75,9 @@ def set_callbacks(
     arrange: Callable[..., tuple[Any, ...]],
     new_sum: Callable[[Any], Any],
     direct: Callable[..., None],
+    stats: Callable[..., tuple[Any, Any]],
     grad_scale: Any,
+    stats_flag: Any,
     schedule_call: Callable[..., float],
 ) -> None: ...
 def make_kernel(

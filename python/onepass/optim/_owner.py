@@ -157,8 +157,9 @@ class Owner(Rule, _core.Base):
             ``"slow"`` and ``"accumulated"``. A key is the parameter's dotted path (``"0.w"``) where
             a mapping is anywhere in the structure (names that are integers are text in it), else
             its index. A group holds its hyperparameters, the keys of its parameters and ``"step"``,
-            the steps completed. A schedule is code and stands there as None, or as the list of the
-            memories in it (see `onepass.schedules`).
+            the steps completed; between two turns of `step_one` also ``"round"``, what that goes on
+            with. A schedule is code and stands there as None, or as the list of the memories in it
+            (see `onepass.schedules`).
 
             Where settings were changed since the last step so that it will keep other arrays,
             ``"state"`` has those, and ``"unsettled"`` has the arrays as they are: the change may

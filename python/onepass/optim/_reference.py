@@ -10,6 +10,7 @@ import numpy as np
 
 from onepass._memory import raveled
 from onepass._typing import Array
+from onepass.optim.step_info import ParamStats
 
 FLUSH_EVERY = 64
 """In every step of this many, subnormal numbers become zero (update.hpp has it again)."""
@@ -127,6 +128,34 @@ def sum_of_squares(grad: Array) -> list[float]:
             lanes += row
         sums.append(_folded(lanes))
     return sums
+
+
+WATCHED = 1024
+"""Elements that step between two looks at the weights (watch.cpp has it again)."""
+
+
+def watched_norm(values: Array) -> float:
+    """Return the norm of weights, or of what a step has added to them."""
+    flat, total = values.ravel(order="K").astype(np.float64), 0.0
+    for begin in range(0, flat.size, BLOCK):
+        block, own = flat[begin : begin + BLOCK], 0.0
+        for first in range(0, block.size, WATCHED):
+            own += sum_of_squares(block[first : first + WATCHED])[0]
+        total += own
+    return float(np.sqrt(total))
+
+
+def param_stats(grad: Array, before: Array, after: Array, grad_scale: float = 1.0) -> ParamStats:
+    """Return what a step with ``stats=True`` says of a parameter, in the layout of that."""
+    update_norm = watched_norm(after.astype(np.float64) - before)
+    param_norm = watched_norm(after)
+    return ParamStats(
+        grad_norm([grad], grad_scale),
+        np.count_nonzero(grad == 0) / grad.size if grad.size else 0.0,
+        update_norm,
+        param_norm,
+        update_norm / param_norm if update_norm else 0.0,
+    )
 
 
 def grad_norm(grads: Sequence[Array], grad_scale: float = 1.0) -> float:

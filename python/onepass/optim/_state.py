@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
+from itertools import compress
 from numbers import Real
 from typing import Any
 
@@ -35,6 +36,10 @@ GATHERINGS = "gathered", "left_out"
 UNSETTLED = "unsettled"
 """The key of the arrays as they are, where settings were changed since the last step so that the
 next one replaces them. The change may still be taken back."""
+
+ROUND = "round"
+"""The key of a group's part in a round of `step_one` that is open: the keys of the parameters that
+had their turn, under "params", and the values of the schedules."""
 
 SHAPE, ORDER = "shape", "order"
 """The keys of the parameter's shape and order beside 8-bit codes, which do not tell them."""
@@ -69,6 +74,12 @@ def state_dict(
         groups.append({**settings, "step": progress["completed"], "params": own_keys})
         if cls.row.sums_over_all:
             groups[-1] |= zip(cls.row.memory, progress["memory"][0], strict=True)
+        if any(progress["had_turn"]):
+            turns = [progress["had_turn"][index] for index in places]
+            groups[-1][ROUND] = {
+                **dict(*(progress["values_of_round"] or ())[len(groups) - 1 : len(groups)]),
+                "params": list(compress(own_keys, turns)),
+            }
         for index, key in zip(places, own_keys, strict=True):
             there, kept = (
                 _Entry(cls.row, params[index], progress, index, arrays)
@@ -191,7 +202,7 @@ def loaded(
         "gathered": 0,
         "left_out": 0,
     }
-    known = set()
+    matched = []
     keys_before = keys_before_paths(now["shape"])
     own_file = "step_options" in saved
     pairs = zip(saved_groups, engine.groups, places_of(now), strict=True)
@@ -203,7 +214,7 @@ def loaded(
         _storage.check_format(settings["state_format"], live["params"])
         own_keys = [[keys[index] for index in places] for keys in (now["keys"], keys_before)]
         keys = _matching_keys(saved_group, own_keys, places if own_file else None, label)
-        known.update(keys)
+        matched.append(keys)
         for index, key in zip(places, keys, strict=True):
             param, label = now["params"][index], f"state[{key!r}]"
             entry = {k: v for k, v in saved["state"].get(key, {}).items() if v is not None}
@@ -220,9 +231,8 @@ def loaded(
                 progress[name][index] = value
             if cls.row.sums_over_all:
                 progress["memory"][index] = memory_of_all
-    unknown = [key for key in (*saved["state"], *saved.get(UNSETTLED, ())) if key not in known]
-    if unknown:
-        raise ValueError(f"state: expected the keys of the groups, got also {unknown}")
+    progress |= _round(cls, now, saved_groups, matched)
+    _check_known(saved, {key for keys in matched for key in keys})
     steps = [group.get("step") for group in saved_groups]
     progress["completed"] = (
         max(progress["steps"])  # PyTorch's groups do not count
@@ -262,12 +272,19 @@ def _check_kinds(saved: Mapping[str, Any]) -> None:
             raise ValueError(f"{name}: expected a mapping of each parameter's key to its state")
 
 
+def _check_known(saved: Mapping[str, Any], known: set[Any]) -> None:
+    """Raise where there is state of something else than the groups' parameters."""
+    unknown = [key for key in (*saved["state"], *saved.get(UNSETTLED, ())) if key not in known]
+    if unknown:
+        raise ValueError(f"state: expected the keys of the groups, got also {unknown}")
+
+
 def _settings(
     cls: type[Rule], saved: Mapping[str, Any], live: Mapping[str, Any], label: str
 ) -> dict[str, Any]:
     settings = dict(live)
     for name, value in saved.items():
-        if name in {"params", "step"} or name in _TORCH_ONLY:
+        if name in {"params", "step", ROUND} or name in _TORCH_ONLY:
             continue
         settings[name] = _setting(cls.group_checks, name, value, live, label)
     cls._check_together(settings)
@@ -357,6 +374,38 @@ def _remembered(cls: type[Rule], engine: _core.Engine, saved: Mapping[str, Any])
                 raise ValueError(f"{name}: expected {expected}, got {memory}")
             twin.load_state_dict(memory)  # checks it
     return [(vars(schedule), vars(twin)) for schedule, twin, _ in loaded.values()]
+
+
+def _round(
+    cls: type[Rule],
+    now: Mapping[str, Any],
+    saved: Sequence[Mapping[str, Any]],
+    keys: Sequence[list[Any]],
+) -> dict[str, Any]:
+    """Return what the engine knows of a round that is open. `keys` are the saved ones."""
+    all_turns = [False] * len(now["params"])
+    all_values = []
+    live = zip(saved, now["groups"], keys, places_of(now), strict=True)
+    for number, (group, settings, own_keys, places) in enumerate(live):
+        label, of_group = f"param_groups[{number}][{ROUND!r}]", group.get(ROUND, {"params": []})
+        turns = of_group.get("params") if isinstance(of_group, Mapping) else None
+        if not isinstance(turns, list | tuple):
+            raise ValueError(f"{label}: expected a mapping with 'params', got {of_group!r}")
+        if unknown := [key for key in turns if key not in own_keys]:
+            raise ValueError(f"{label}['params']: expected keys of the group, got {unknown}")
+        for index, key in zip(places, own_keys, strict=True):
+            all_turns[index] = key in turns
+        schedules = {name for name, value in settings.items() if schedules_in(value)}
+        all_values.append(
+            {
+                name: _setting(cls.group_checks, name, value, {name: None}, label)
+                for name, value in of_group.items()
+                if name in schedules
+            }
+        )
+    if all(all_turns):
+        raise ValueError(f"param_groups: expected a {ROUND!r} that is open, got all parameters")
+    return {"had_turn": all_turns, "values_of_round": all_values}
 
 
 def _matching_keys(

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from onepass import _core
-from onepass._hyperparameters import check_setting
+from onepass._hyperparameters import Flag, check_setting
 from onepass._memory import state_like
 from onepass._quiet import quiet
 from onepass._typing import Array, Grads, Overrides, OwnArrays, Params, RowGrads, Schedule
@@ -26,7 +26,7 @@ from onepass.optim._settings import (
     averages,
 )
 from onepass.optim._tree import Leaves, Node, flatten, is_groups, leaves_like, listed
-from onepass.optim.step_info import StepInfo
+from onepass.optim.step_info import StepInfo, new_stats
 from onepass.schedules._base import BaseSchedule
 
 _OPTIONS = (*CHECKS, *GROUP_CHECKS, "overrides", "grads", "copy_to")
@@ -368,7 +368,12 @@ class Optimizer(Owner):
 
     @_core.native
     def step(
-        self, grads: Grads = None, *, grad_scale: float = 1.0, num_threads: int | None = None
+        self,
+        grads: Grads = None,
+        *,
+        grad_scale: float = 1.0,
+        stats: bool = False,
+        num_threads: int | None = None,
     ) -> StepInfo:
         """Update the parameters in place.
 
@@ -387,6 +392,10 @@ class Optimizer(Owner):
         grad_scale : float in [2**-126, 2**128)
             What the gradients are divided by: the loss scale, or how many were accumulated. They
             are not modified.
+        stats : bool
+            Report of each parameter the norms of its gradient, its update and its weights, and the
+            share of zeros in the gradient: see `StepInfo.stats`. They are taken in the same pass
+            over memory.
         num_threads : int, optional
             Threads for this step; the default is `onepass.get_num_threads()`. The result is the
             same for any number.
@@ -465,6 +474,78 @@ class Optimizer(Owner):
                [ 0.,  0.],
                [-6., -8.],
                [ 0.,  0.]])
+        """
+        raise NotImplementedError
+
+    @_core.native
+    def step_one(
+        self,
+        name: str | int,
+        grad: Any,
+        *,
+        grad_scale: float = 1.0,
+        stats: bool = False,
+        num_threads: int | None = None,
+    ) -> StepInfo:
+        """Update one parameter in place, as soon as the backward pass has its gradient.
+
+        Its gradient can be let go before the next one is computed, so that a model's gradients take
+        the memory of the largest one. Once each parameter has had its turn, all is, to the bit, as
+        after one `step` with all gradients.
+
+        The turns of all parameters are a *round*. `StepInfo.step` and schedules count rounds, and
+        the schedules are called in a round's first turn. A round ends with the last parameter's
+        turn; or where a parameter comes that has had its turn, or `step` or `step_rows` is called,
+        which all begin anew. So a parameter that never has a gradient need not be named. Between
+        two turns everything else works as between two steps: a checkpoint continues the round,
+        and a setting that is assigned counts from the coming turn on, for which the schedules are
+        called anew.
+
+        Parameters
+        ----------
+        name : str or int
+            The parameter's key, as `state_dict` has it: its dotted path, or its index where the
+            structure has no names.
+        grad : ndarray, or None
+            Its gradient, as `step` takes one. It is complete: of an array that is used in two
+            places, the sum. None leaves the parameter alone, and is its turn too.
+        grad_scale, stats, num_threads
+            As for `step`.
+
+        Returns
+        -------
+        StepInfo
+            Its `grad_norm`, with `max_grad_norm_each` or ``nonfinite="raise"``, is this gradient's.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As in `step`; beside what takes all gradients at once: `max_grad_norm`,
+            `skip_grad_norm`, ``nonfinite="skip"``, gradients that were accumulated, and `Prodigy`.
+            Then nothing has changed, but for the parameters that have stepped before.
+
+        Notes
+        -----
+        Differs from
+
+        * PyTorch: there an optimizer for each parameter is stepped by a hook of its own
+          (``register_post_accumulate_grad_hook``); each has its own schedule and checkpoint.
+        * Keras and optax, which have no such step.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import onepass as op
+        >>> params = {"first": np.ones(2), "last": np.ones(2)}
+        >>> opt = op.SGD(params, lr=0.5)
+        >>> opt.step_one("last", np.array([1.0, 2.0])).step
+        1
+        >>> opt.step_one("first", np.array([2.0, 0.0])).step
+        1
+        >>> params
+        {'first': array([0., 1.]), 'last': array([0.5, 0. ])}
+        >>> opt.step_one("last", np.array([1.0, 2.0])).step
+        2
         """
         raise NotImplementedError
 
@@ -605,6 +686,7 @@ class Optimizer(Owner):
             if self.row.sums_over_all
             else list(self.row.memory_start),
             "accumulated": 0,
+            "had_turn": False,
             "kept": nothing,
             "sums": None,
         }.items():
@@ -687,6 +769,8 @@ _core.set_callbacks(
     arrange=arrange,
     new_sum=state_like,
     direct=_direct,
+    stats=new_stats,
     grad_scale=GRAD_SCALE,
+    stats_flag=Flag(),
     schedule_call=BaseSchedule.__call__,
 )
