@@ -22,9 +22,7 @@ _DATA = "0.7"
 _EXPONENTIAL, _CORRECTED, _SIMPLE = COLOURS[:3]
 
 
-def draw_averages(
-    values: Array, beta: float, initial: float, path: str | os.PathLike[str]
-) -> None:
+def draw_averages(values: Array, beta: float, initial: float, path: str | os.PathLike[str]) -> None:
     """Draw a series with its averages, their differences, their weights and the weights' sums."""
     size = max(1, round(window(beta)))
     averages = {
