@@ -128,17 +128,17 @@ def adam_beside_rmsprop(
     >>> for surface in ("rosenbrock", "neuron"):
     ...     found = op.surface.claims.adam_beside_rmsprop(op.surface.SURFACES[surface])
     ...     for name, arrival in found.items():
-    ...         print(f"{surface}, {name}: {arrival.steps} steps, then {arrival.last:.0e}")
-    rosenbrock, RMSprop: None steps, then 5e-01
-    rosenbrock, Adam without it: None steps, then 5e-01
-    rosenbrock, Adam: 132 steps, then 4e-03
-    neuron, RMSprop: 27 steps, then 9e-04
-    neuron, Adam without it: 32 steps, then 9e-04
-    neuron, Adam: 40 steps, then 6e-06
+    ...         print(f"{surface:10} {name:13} {arrival.steps} steps, then {arrival.last:.0e}")
+    rosenbrock RMSprop       None steps, then 5e-01
+    rosenbrock Adam, beta1 0 None steps, then 5e-01
+    rosenbrock Adam          132 steps, then 4e-03
+    neuron     RMSprop       27 steps, then 9e-04
+    neuron     Adam, beta1 0 32 steps, then 9e-04
+    neuron     Adam          40 steps, then 6e-06
     """
     makes: dict[str, Callable[..., Optimizer]] = {
         "RMSprop": partial(RMSprop, alpha=0.9),
-        "Adam without it": partial(Adam, betas=(0.0, 0.9)),
+        "Adam, beta1 0": partial(Adam, betas=(0.0, 0.9)),
         "Adam": partial(Adam, betas=(0.9, 0.9)),
     }
     goal = float(surface.loss(surface.start)) / 1e3
