@@ -62,7 +62,8 @@ PAIRS = [
 class Run:
     """A float32 and a float16 parameter, and one that never has a gradient, with such options.
 
-    The first one has its axes in neither C nor F order, and a gradient in float64.
+    The first one has its axes in neither C nor F order, where the rule has no need of these, and a
+    gradient in float64.
     """
 
     def __init__(self, options, start=None, cls=RICHEST):
@@ -71,7 +72,7 @@ class Run:
         self.params = start or {
             name: rng.normal(size=shape).astype(dtype) for name, (shape, dtype) in shapes.items()
         }
-        if not start:
+        if not start and "rows" not in cls.row.shape:
             self.params["w"] = self.params["w"].transpose(2, 0, 1)
         options = dict(options)
         grad_dtypes = {"w": np.float64, "half": np.float16}
