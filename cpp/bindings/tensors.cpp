@@ -79,8 +79,8 @@ void check_dimensions(const Group& group, const py::array& param, const Label& l
   if (!group.variant().direct_f64 || param.ndim() >= 2) return;
   const std::string option = group.rule->options[0];
   fail_value(label,
-             "at least 2 dimensions with " + option + "=True (others, by overrides or in a group, have " +
-                 option + "=False)",
+             "at least 2 dimensions with " + option +
+                 "=True (others, by overrides or in a group, have " + option + "=False)",
              "shape " + shape_name(param));
 }
 
