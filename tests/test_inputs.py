@@ -734,7 +734,7 @@ def test_places_and_names_that_are_integers(rng):
         assert [state[str(n)]["momentum_buffer"][0] for n in names] == [1.0, 2.0]
     other = op.SGD({1: arrays[1], 0: arrays[0]}, momentum=0.5)
     before = digest(other)
-    with pytest.raises(ValueError, match=r"expected the parameters \['1', '0'\], got \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"expected the parameters \['1', '0'\].*, got \[0, 1\]"):
         other.load_state_dict(saved)
     assert digest(other) == before
     numbered = op.SGD({0: arrays[0], 1: arrays[1]}, momentum=0.5)

@@ -150,9 +150,11 @@ def test_all_of_them_move_at_once_beside_every_option(options, tmp_path):
     for each in (scheduled, *by_hand):
         del each["lr"]  # `Run` has its own
     run, twin = Run({**options, **scheduled}), Run(options)
+    (overridden,) = options.get("overrides", {"none": {}}).values()
     for number in range(6):
-        (group,) = twin.opt.param_groups
-        group.update(by_hand[twin.opt.state_dict()["param_groups"][0]["step"]])
+        now = by_hand[twin.opt.state_dict()["param_groups"][0]["step"]]
+        for group, own in zip(twin.opt.param_groups, ({}, overridden), strict=False):
+            group.update({name: value for name, value in now.items() if name not in own})
         finite = number != 2 or options.get("nonfinite") == "raise"
         way = "accumulated" if number == 3 else "given"
         infos = [each.step(number, way, finite=finite) for each in (run, twin)]

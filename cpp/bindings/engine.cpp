@@ -107,11 +107,15 @@ Engine::Engine(const py::dict& contents)
   now_.optimizer.tensors.resize(size());
   accumulated_.resize(size());
   round_.had_turn.resize(size());
+  const auto group_of = contents["group_of"].cast<std::vector<std::uint32_t>>();
   for (py::handle settings : groups_) {
+    const auto number = static_cast<std::uint32_t>(known_groups_.size());
+    if (std::ranges::count(group_of, number) != py::ssize_t(py::len(settings["params"]))) {
+      throw py::value_error("param_groups: expected the parameters as they were");
+    }
     known_groups_.push_back(py::reinterpret_borrow<py::object>(settings));
     now_.optimizer.groups.emplace_back(*fields_->rule());
   }
-  const auto group_of = contents["group_of"].cast<std::vector<std::uint32_t>>();
   for (std::size_t i = 0; i < size(); ++i) {
     if (group_of.at(i) >= known_groups_.size()) {
       throw py::value_error("group_of: expected the number of a group for each parameter");

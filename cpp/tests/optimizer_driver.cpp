@@ -40,6 +40,7 @@ constexpr Shape shapes[] = {
     {5003, 0, false, onepass::q8_state, 0},      {300, 1, false, onepass::bf16_state, 0},
     {257, 1, true, onepass::plain_state, 0},     {0, 0, false, onepass::plain_state, 0},
     {40000, 0, false, onepass::plain_state, 61}, {3, 1, false, onepass::plain_state, 62},
+    {70, 0, false, onepass::q8_state, 61},
 };
 constexpr std::size_t n_items = std::size(shapes), n_groups = 2;
 constexpr int n_steps = 5;

@@ -158,13 +158,11 @@ def identity(value: Any) -> Any:
     """Return what two values have in common that are the same: of functions, that they are one."""
     if isinstance(value, tuple):
         return tuple(map(identity, value))
-    if not callable(value):
-        return value
-    if isinstance(value, BaseSchedule):
+    if not callable(value) or isinstance(value, BaseSchedule):
         with suppress(TypeError):  # a part of it cannot be hashed
             hash(value)
             return value
-    return "function", id(value)
+    return "this one", id(value)
 
 
 def _overridden(cls: type[Rule], base: _Settings, found: _Settings, name: str) -> _Settings:

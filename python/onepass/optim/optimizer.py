@@ -81,9 +81,9 @@ class Optimizer(Owner):
           that matches a parameter's name counts (`fnmatch.fnmatchcase`: ``*`` matches dots too). A
           pattern that matches no name is a ValueError.
         * A function that is called with each name and array, once, and returns settings or None:
-          `onepass.no_decay_1d`, say.
-        * Several of these in a sequence, which are asked in turn. A setting counts as the first one
-          that names it has it, so ``[op.no_decay_1d, op.layer_decay(...)]`` does both.
+          `onepass.no_decay_1d`, say. The optimizer pickles if its functions do.
+        * Several of these in a sequence: ``[op.no_decay_1d, op.layer_decay(...)]`` does both. Where
+          two of them name the same setting of a parameter, the first one counts.
 
         The settings are those that a group may have, and ``"lr_scale"``, a factor of the learning
         rate, whether that is a number or a schedule. A parameter's name is its key in `state_dict`:
