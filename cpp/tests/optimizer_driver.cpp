@@ -431,7 +431,17 @@ void check_accumulate() {
       for (std::size_t i = 0; i < 3; ++i) {
         tensors[i].size = sizes[i];
         tensors[i].item_size = i == 1 ? sizeof(double) : sizeof(float);
+        tensors[i].squares = i == 1 ? kernels.squares_f64 : kernels.squares_f32;
       }
+      std::fill_n(grads.data(), grads.size(), 1.0f);
+      std::fill_n(grads64.data(), grads64.size(), 1e300);
+      const auto find = [&] { return onepass::find_nonfinite(tensors, threads); };
+      check(!find(), "all are finite" + where);
+      halves[1] = 0x7fc0;
+      check(find() == &tensors[2], "a NaN in 16 bits" + where);
+      grads64.data()[299] = infinity;
+      check(find() == &tensors[1], "the first that is not finite" + where);
+      halves[1] = 0xc000;
       for (const float value : {0.25f, 3.0f}) {
         std::fill_n(grads.data(), grads.size(), value);
         std::fill_n(grads64.data(), grads64.size(), 0x1p-40);

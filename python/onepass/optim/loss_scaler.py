@@ -165,8 +165,8 @@ class LossScaler:
             raise ValueError(f"grad_scale: expected {expected}, got {own:g}")
         has_left_out = optimizer._engine.left_out > 0
         info = optimizer.step(grads, grad_scale=own * scale, num_threads=num_threads)
-        self._grad_scales.append(own)
         self._found_nonfinite |= has_left_out or info.skip_reason == "nonfinite"
+        self._grad_scales.append(own)
         return info
 
     def update(self) -> None:

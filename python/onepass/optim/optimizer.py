@@ -64,8 +64,8 @@ class Optimizer(Owner):
         The Euclidean norm of all gradients together, over all groups, unscaled and not clipped yet,
         above which the step is left out, as ``nonfinite="skip"`` leaves one out: a single batch
         that is damaged moves neither weights nor moments. It is a number, and not relative to the
-        norms before: see the examples for a limit that follows their median. A norm that is not
-        finite is above it, unless `nonfinite` is "raise".
+        norms before: see the examples for a limit that follows their median. What is not finite is
+        above it, unless `nonfinite` is "raise". Where a schedule gives None, there is no limit.
     nonfinite : {"propagate", "skip", "raise"}
         What an infinity or a NaN in a gradient does: spread, as in NumPy; leave parameters, state
         and step counts as they are, and add one to `skipped_steps`; or raise ValueError, with
