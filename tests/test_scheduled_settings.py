@@ -534,32 +534,6 @@ def test_a_bad_memory_among_several_changes_nothing():
 # Numbers in arrays without axes
 
 
-def zero_d():
-    """0.125 in every array without axes that there is, by the library's name."""
-    found = {
-        "numpy": np.array(0.125),
-        "numpy, float16": np.array(0.125, np.float16),
-        "numpy, bfloat16": np.array(0.125, ml_dtypes.bfloat16),
-        "numpy, object": np.array(Fraction(1, 8), object),
-        "scalar": np.float32(0.125),
-        "bfloat16": ml_dtypes.bfloat16(0.125),
-        "bare": Bare(),
-    }
-    try:
-        import jax
-    except ImportError:
-        pass
-    else:
-        found["jax"] = jax.numpy.asarray(0.125)
-    try:
-        import torch
-    except ImportError:
-        pass
-    else:
-        found["torch"] = torch.tensor(0.125)
-    return found
-
-
 class Bare:
     """An array with the least that there may be."""
 
@@ -572,13 +546,23 @@ class Bare:
         return np.array(0.125)
 
 
-ZERO_D = zero_d()
+ZERO_D = {
+    "numpy": lambda: np.array(0.125),
+    "numpy, float16": lambda: np.array(0.125, np.float16),
+    "numpy, bfloat16": lambda: np.array(0.125, ml_dtypes.bfloat16),
+    "numpy, object": lambda: np.array(Fraction(1, 8), object),
+    "scalar": lambda: np.float32(0.125),
+    "bfloat16": lambda: ml_dtypes.bfloat16(0.125),
+    "bare": Bare,
+    "jax": lambda: pytest.importorskip("jax").numpy.asarray(0.125),
+    "torch": lambda: pytest.importorskip("torch").tensor(0.125),
+}
 
 
 @pytest.mark.parametrize("name", ZERO_D)
 def test_an_array_without_axes_is_a_number(name):
     """As a value and as a schedule's, alone and among several; as a loss, and inside a schedule."""
-    number, expected = ZERO_D[name], np.ones(3)
+    number, expected = ZERO_D[name](), np.ones(3)
     op.AdamW(expected, lr=0.125, betas=(0.125, 0.99)).step(np.ones(3), grad_scale=0.125)
     for options in (
         {"lr": number, "betas": (number, 0.99)},
