@@ -342,6 +342,12 @@ class TestTraining:
         assert all(each == batches[0] for each in batches)
         assert [len(each) for each in weights.values()] == [1, 1]
 
+    def test_a_contenders_own_setting_counts(self):
+        contender = contenders()["Adam"].with_settings(state_format="q8", max_grad_norm=0.5)
+        training = Training(Run(contender, True, 0), Recipe(steps=1))
+        assert training.optimizer.param_groups[0]["state_format"] == "q8"
+        assert training.optimizer.max_grad_norm == 0.5
+
     def test_dropout_is_the_same_for_each_and_leaves_the_batches_alone(self, monkeypatch):
         losses, batches = {}, {}
         original = Network.loss_and_grad

@@ -138,14 +138,14 @@ class Training:
         # Rprop takes no schedule: its rate is the size of its first step alone.
         is_scheduled = run.contender.optimizer.checks["lr"].schedulable
         self._lr = self._schedule() if is_scheduled else run.contender.lr
-        settings = {**run.contender.settings, "lr": self._lr}
+        settings = {
+            "max_grad_norm": recipe.max_grad_norm,
+            "state_format": STATE_FORMATS[recipe.state_format],
+            **run.contender.settings,
+            "lr": self._lr,
+        }
         params, self._grads = _as_seen_by(run.contender, self.network)
-        self.optimizer = run.contender.optimizer(
-            params,
-            max_grad_norm=recipe.max_grad_norm,
-            state_format=STATE_FORMATS[recipe.state_format],
-            **settings,
-        )
+        self.optimizer = run.contender.optimizer(params, **settings)
         self.last: Measurement | None = None
         self._gradient_seconds = self._update_seconds = 0.0
 

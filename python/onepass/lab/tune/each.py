@@ -95,7 +95,8 @@ def print_outcomes(outcomes: Sequence[Outcome], remarks: Sequence[str]) -> None:
     columns: list[Column] = [("\noptimizer", "left")]
     for each in data:
         table = next(o for o in outcomes if o.search.settings.data == each).search.settings.recipe
-        columns += [(f"{each}\nloss", "right"), (f"\n{loss_of(table.table).score_name}", "right")]
+        score = loss_of(table.table).score_name
+        columns += [("\nloss", "right"), (f"{each}\n{score}", "right")]
     rows: dict[str, list[str]] = {}
     for outcome in outcomes:
         loss = "diverged" if outcome.loss is None else f"{outcome.loss.mean:z.2g}"

@@ -127,6 +127,7 @@ def _parallel(study: optuna.Study, params: Sequence[str]) -> "Figure":
     for scale in axes.figure.axes:
         for label in scale.get_yticklabels():
             label.set_bbox(behind)
+            label.set_fontsize(8)  # a long name ends before the next scale
     return _tidy([axes], "each trial as a line", 2 + 2 * len(params), 5)
 
 
