@@ -308,15 +308,16 @@ void Numbers::call_schedules(std::int64_t completed, double* numbers) const {
 }
 
 py::dict Numbers::values(const double* numbers) const {
+  const auto value_of = [](double number) -> py::object {
+    return is_none(number) ? py::object(py::none()) : py::float_(number);
+  };
   py::dict all;
   for (const auto& [field, schedule] : scheduled_) {
     if (field->place == Field::nowhere) continue;
     const std::span<const double> own(numbers + field->place, field->check.size());
-    if (own.size() == 1) {
-      all[field->name] = own[0];
-    } else {
-      all[field->name] = py::tuple(py::cast(std::vector<double>(own.begin(), own.end())));
-    }
+    py::tuple several(own.size());
+    for (std::size_t i = 0; i < own.size(); ++i) several[i] = value_of(own[i]);
+    all[field->name] = own.size() == 1 ? py::object(several[0]) : py::object(several);
   }
   return all;
 }

@@ -348,11 +348,13 @@ def _round(
             raise ValueError(f"{label}['params']: expected keys of the group, got {unknown}")
         all_turns += [key in turns for key in own_keys]
         schedules = {name for name, value in settings.items() if callable(value)}
+        values = {name: value for name, value in of_group.items() if name in schedules}
         all_values.append(
             {
-                name: _setting(cls.group_checks, name, value, {name: None}, label)
-                for name, value in of_group.items()
-                if name in schedules
+                name: check_setting(
+                    cls.group_checks, name, tuple(value) if isinstance(value, list) else value
+                )
+                for name, value in values.items()
             }
         )
     if all(all_turns):
