@@ -1,7 +1,7 @@
 """Times a step with and without `stats=True`, hot, and after something has taken the caches.
 
 python bench/step_stats.py                     AdamW on three networks, float32
-python bench/step_stats.py --threads 2 --optimizer LAMB
+python bench/step_stats.py --threads 2 --optimizer lamb
 """
 
 import argparse
@@ -26,7 +26,7 @@ SWEPT = 16_000_000
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--optimizer", default="AdamW", choices=list(op.optim.registry))
+    parser.add_argument("--optimizer", default="adamw", choices=list(op.optim.registry))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=6.0, help="for each line")
     options = parser.parse_args()

@@ -166,10 +166,9 @@ class TestPairs:
     def test_turn_by_turn(self, options, tmp_path):
         """A parameter at a time, saved in the middle of a round: the step of all, or an error."""
         run, twin = Run(options), Run(options)
-        refused = (
-            {"max_grad_norm", "skip_grad_norm"} & options.keys()
-            or options.get("nonfinite") == "skip"
-        )
+        refused = {"max_grad_norm", "skip_grad_norm"} & options.keys() or options.get(
+            "nonfinite"
+        ) == "skip"
         before = run.whole()
         for number in range(3):
             grads = run.grads(number)

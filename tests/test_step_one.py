@@ -375,7 +375,7 @@ def test_what_is_saved():
         ({"params": ["c"]}, r"\['params'\]: expected keys of the group, got \['c'\]"),
         ({"params": ["a", "b"]}, "expected a 'round' that is open, got all parameters"),
         ({"params": ["a"], "lr": -1.0}, "lr: expected"),
-        ({"params": ["a"], "lr": None}, "lr: expected|expected a schedule for 'lr'"),
+        ({"params": ["a"], "lr": None}, "lr: expected"),
     ],
 )
 def test_a_damaged_round(of_round, message):

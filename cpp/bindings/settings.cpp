@@ -352,14 +352,16 @@ void Numbers::call_schedules(std::int64_t completed, double* numbers) const {
 }
 
 py::dict Numbers::values(const double* numbers) const {
+  const auto value_of = [](double number) -> py::object {
+    return is_none(number) ? py::object(py::none()) : py::float_(number);
+  };
   py::dict all;
   for (const Scheduled& each : scheduled_) {
     const Field& field = *each.field;
     if (field.place == Field::nowhere) continue;
     py::list own;
     for (std::size_t i = 0; i < field.check.size(); ++i) {
-      const double number = numbers[static_cast<std::size_t>(field.place) + i];
-      own.append(is_none(number) ? py::object(py::none()) : py::float_(number));
+      own.append(value_of(numbers[static_cast<std::size_t>(field.place) + i]));
     }
     all[field.name] = own.size() == 1 ? py::object(own[0]) : py::tuple(own);
   }

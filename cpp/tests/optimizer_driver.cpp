@@ -160,6 +160,8 @@ std::vector<Trial> trials() {
        0,
        4},
       {"nothing that is finite", decay, {.is_left_out = true}, true, n_steps},
+      {"watched", decay, {.grad_scale = 4, .max_grad_norm = 1.5, .stats = true}, true},
+      {"watched and skipped", averages, {.nonfinite = Nonfinite::skip, .stats = true}, true, 1, 3},
   };
 }
 
@@ -377,6 +379,14 @@ void check_trial(const onepass::KernelTable& kernels, std::size_t row, std::size
     if (!finite && options.nonfinite == Nonfinite::raise) continue;
 
     ready.run();
+    if (options.stats) {
+      std::vector<onepass::TensorStats> stats(n_items);
+      run.optimizer.write_stats(options.grad_scale, stats.data());
+      double found = 0;
+      for (const onepass::TensorStats& each : stats) found += each.grad_norm * each.grad_norm;
+      check(finite ? std::abs(std::sqrt(found) - norm) <= 1e-12 * norm : found == infinity,
+            "the gradients' norms, " + what);
+    }
     if (ready.skipped()) {
       ++skipped;
       for (std::size_t i = 0; i < n_items; ++i) {
@@ -537,6 +547,7 @@ std::deque<Shaped> factored_steps(const onepass::KernelTable& kernels, std::size
   for (int step = 0; step < 3; ++step) {
     onepass::StepOptions options;
     options.num_threads = threads;
+    options.stats = threads > 1;  // which changes no array
     optimizer.prepare(options).run();
   }
   return made;

@@ -42,9 +42,14 @@ std::size_t count_zeros(const Bits* numbers, std::size_t n) noexcept {
 }
 template <class T>
 std::size_t count_zeros(const Stored& array, std::size_t begin, std::size_t n) noexcept {
-  using Bits = std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>;
-  return array.codec ? count_zeros(static_cast<const std::uint16_t*>(array.data) + begin, n)
-                     : count_zeros(static_cast<const Bits*>(array.data) + begin, n);
+  switch (item_size<T>(array)) {
+    case 2:
+      return count_zeros(static_cast<const std::uint16_t*>(array.data) + begin, n);
+    case 4:
+      return count_zeros(static_cast<const std::uint32_t*>(array.data) + begin, n);
+    default:
+      return count_zeros(static_cast<const std::uint64_t*>(array.data) + begin, n);
+  }
 }
 
 // Sums the squares of (after - before) * unit and of after * unit, in double and in the order of

@@ -396,11 +396,13 @@ def _round(
         for index, key in zip(places, own_keys, strict=True):
             all_turns[index] = key in turns
         schedules = {name for name, value in settings.items() if schedules_in(value)}
+        values = {name: value for name, value in of_group.items() if name in schedules}
         all_values.append(
             {
-                name: _setting(cls.group_checks, name, value, {name: None}, label)
-                for name, value in of_group.items()
-                if name in schedules
+                name: check_setting(
+                    cls.group_checks, name, tuple(value) if isinstance(value, list) else value
+                )
+                for name, value in values.items()
             }
         )
     if all(all_turns):
