@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 
 from onepass import _core, formats
-from onepass._hyperparameters import Check, Checks, Maybe, Several, checked, schedules_in
+from onepass._hyperparameters import (
+    Check,
+    Checks,
+    Maybe,
+    Several,
+    check_setting,
+    checked,
+    schedules_in,
+)
 from onepass._memory import Order, compute_dtype, order_of, state_like
 from onepass._quiet import quiet
 from onepass._typing import Array
