@@ -648,7 +648,7 @@ class TestAccumulate:
         ({"max_grad_value": math.inf}, ValueError, "max_grad_value: expected a finite number"),
         ({"nonfinite": "ignore"}, ValueError, "nonfinite: expected one of 'propagate', 'skip', "),
         ({"clear_grads": 1}, TypeError, "clear_grads: expected True or False, got 1"),
-        ({"ema_decay": 1.0}, ValueError, r"ema_decay: expected a number in \[0, 1\), got 1.0"),
+        ({"ema_decay": 1.5}, ValueError, r"ema_decay: expected a number in \[0, 1\], got 1.5"),
         ({"ema_warmup": True}, ValueError, "ema_warmup: expected False without ema_decay"),
         (
             {"swa_start": 0},
