@@ -18,6 +18,7 @@ MAX_NORM = 1.0
 DECAY = 0.999
 STAGES: dict[str, dict[str, Any]] = {
     "norm": {"max_grad_norm": MAX_NORM},
+    "norm, spikes": {"max_grad_norm": MAX_NORM, "skip_grad_norm": 1e30},
     "value": {"max_grad_value": 0.02},
     "average": {"ema_decay": DECAY},
     "zeros": {"clear_grads": True},

@@ -6,8 +6,8 @@ python bench/torch_step.py --tensors ten --threads 1 --rounds 500
 All take turns in one process; a figure is the median over rounds of each round's ratio, times are
 medians. "fresh": the gradients are new tensors in every step, as after `zero_grad()`; "bound": the
 same ones. "step" is AdamW's step alone; "whole" clips by the norm, steps, moves an average of the
-weights and zeroes the gradients, which onepass does in its step (its average is in float64, the
-others' in float32).
+weights in float32 and zeroes the gradients, which onepass does in its step; in "double" its average
+is in float64, as it is by default, and the others' in float32.
 """
 
 import argparse
@@ -44,13 +44,14 @@ def shapes_of(tensors: str) -> list[tuple[int, ...]]:
 class Contender:
     """An optimizer with parameters of its own, and what a training calls around it."""
 
-    def __init__(self, who: str, shapes: list[tuple[int, ...]], whole: bool) -> None:
+    def __init__(self, who: str, shapes: list[tuple[int, ...]], what: str) -> None:
         self.params = [torch.nn.Parameter(torch.randn(shape) * 0.1) for shape in shapes]
         self.grads = [torch.randn(shape) * 1e-3 for shape in shapes]
-        self.is_ours, self.whole = who == "onepass", whole
+        self.is_ours, self.whole = who == "onepass", what != "step"
         if self.is_ours:
             options: dict[str, Any] = {"max_grad_norm": 1.0, "ema_decay": BETA, "clear_grads": True}
-            self.optimizer = onepass.torch.AdamW(self.params, **(options if whole else {}))
+            options["average_dtype"] = "float64" if what == "double" else "float32"
+            self.optimizer = onepass.torch.AdamW(self.params, **(options if self.whole else {}))
         else:
             self.optimizer = torch.optim.AdamW(self.params, fused=who == "fused" or None)
         self.average = [param.detach().clone() for param in self.params]
@@ -72,9 +73,9 @@ class Contender:
         return time.perf_counter() - start
 
 
-def compare(shapes: list[tuple[int, ...]], whole: bool, fresh: bool, rounds: int) -> str:
+def compare(shapes: list[tuple[int, ...]], what: str, fresh: bool, rounds: int) -> str:
     torch.manual_seed(0)
-    contenders = {who: Contender(who, shapes, whole) for who in ("default", "fused", "onepass")}
+    contenders = {who: Contender(who, shapes, what) for who in ("default", "fused", "onepass")}
     times: dict[str, list[float]] = {who: [] for who in contenders}
     for round_number in range(rounds + 2):
         for who, contender in contenders.items():
@@ -96,16 +97,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="by default 300 of ten tensors, 15 of ResNet-50")
     options = parser.parse_args()
     print(f"load {os.getloadavg()[0]:.2f}; microseconds, and PyTorch's over onepass's")
-    print("tensors   threads what  gradients    default      fused    onepass  default    fused")
+    print("tensors   threads what   gradients    default      fused    onepass  default    fused")
     for tensors in options.tensors:
         rounds = options.rounds or (300 if tensors == "ten" else 15)
         for threads in options.threads:
             torch.set_num_threads(threads)
-            for whole in (False, True):
+            for what in ("step", "whole", "double"):
                 for fresh in (True, False):
-                    what = f"{('step', 'whole')[whole]:6}{('bound', 'fresh')[fresh]:9}"
-                    row = compare(shapes_of(tensors), whole, fresh, rounds)
-                    print(f"{tensors:10}{threads:7} {what}{row}", flush=True)
+                    row = compare(shapes_of(tensors), what, fresh, rounds)
+                    name = f"{what:7}{('bound', 'fresh')[fresh]:9}"
+                    print(f"{tensors:10}{threads:7} {name}{row}", flush=True)
 
 
 if __name__ == "__main__":

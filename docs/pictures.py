@@ -11,11 +11,12 @@ import numpy as np
 import onepass.init
 import onepass.schedules
 from onepass.lab._picture import COLOURS, new_figure
-from onepass.lab.surface import SURFACES, Surface, Trajectory, descend, walkers
+from onepass.lab.surface import SURFACES, draw, walkers
 from onepass.lab.surface.picture import Picture
 from onepass.lab.surface.report import contest
-from onepass.line_search import LineSearch, backtracking, best_of
-from onepass.optim import SGD, Optimizer
+from onepass.lab.surface.walking import LineSearcher
+from onepass.line_search import backtracking, best_of
+from onepass.optim import Optimizer
 
 STEPS = 300
 
@@ -33,6 +34,7 @@ SCHEDULES = {
     "one_cycle(1.0, steps=100)": 100,
     "warmup_stable_decay(1.0, steps=100, warmup=10, decay=30)": 100,
     "join([constant(1.0), exponential(0.5, rate=0.05)], boundaries=[40])": 100,
+    "scaled(cosine(1.0, steps=100), factor=0.5)": 100,
     "sutskever_momentum(0.99)": 20_000,
     "ReduceOnPlateau(1.0)": 100,
 }
@@ -58,28 +60,15 @@ def forms(cls: type[Optimizer]) -> list[str]:
 
 def line_searches(path: Path) -> None:
     """Draw two line searches beside steps of one size."""
-    surface = SURFACES["ravine"]
-    steps = 40
-    fixed = partial(SGD, lr=surface.lr)
-    Picture(
-        surface,
-        {
-            f"SGD, lr {surface.lr:g}": descend(surface, fixed, steps=steps),
-            "best_of((0.01, 0.1, 1))": _search(surface, best_of((0.01, 0.1, 1)), steps),
-            "backtracking()": _search(surface, backtracking(), steps),
-        },
-        contest(surface, ["SGD"], None, steps, None).searches,
-    ).save(path)
-
-
-def _search(surface: Surface, search: LineSearch, steps: int) -> Trajectory:
-    w = np.array(surface.start)
-    points, losses = [w.copy()], [surface.loss(w)]
-    for _ in range(steps):
-        info = search(w, surface.gradient(w), lambda: float(surface.loss(w)))
-        points.append(w.copy())
-        losses.append(info.loss)
-    return Trajectory(np.array(points), np.array(losses))
+    surface, steps = SURFACES["ravine"], 40
+    paths = contest(surface, ["SGD"], None, steps, None).labels
+    searches = {
+        "best_of((0.01, 0.1, 1))": LineSearcher(lambda _: best_of((0.01, 0.1, 1))),
+        "backtracking()": LineSearcher(lambda _: backtracking()),
+    }
+    for label, searcher in searches.items():
+        paths[label] = searcher.descend(surface, steps=steps)
+    draw(surface, paths, path)
 
 
 def schedules(path: Path) -> None:

@@ -51,3 +51,14 @@ def strict_json(path):
         raise AssertionError(f"{constant} is not JSON")
 
     return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def draw_nothing(monkeypatch):
+    """Let `compare` and `tune` leave out what takes most of the time of a small run."""
+    from onepass.lab._picture import new_figure
+    from onepass.lab.compare import page, report
+    from onepass.lab.tune import report as tune
+
+    for module, name in ((report, "draw_curves"), (page, "draw_times"), (page, "draw_rates")):
+        monkeypatch.setattr(module, name, lambda _: new_figure(1, 1))
+    monkeypatch.setattr(tune, "draw", lambda *_: [])

@@ -266,9 +266,10 @@ def test_signatures_of_the_free_functions(optimizer):
     shared = {
         **{"step": None, "rounding": "stochastic", "seed": 0, "num_threads": None},
         **{"grad_scale": 1.0, "max_grad_norm": None, "grad_norm": None},
-        **{"nonfinite": "propagate"},
+        **{"skip_grad_norm": None, "nonfinite": "propagate"},
         **{"max_grad_value": None, "clear_grads": False, "average": None, "averaged": None},
         **{"ema_decay": None, "ema_warmup": False, "swa_start": None},
+        **{"average_every": 1, "average_dtype": "float64"},
         **{"cautious_weight_decay": False, "max_grad_norm_each": None},
         **{"lookahead_every": None, "lookahead_weight": 0.5, "slow": None, "rows": None},
     }

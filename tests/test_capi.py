@@ -16,10 +16,12 @@ from helpers import (
     accepts,
     assert_same_bits,
     case_id,
+    digest,
     format_of,
     fresh_state,
     moves_rows,
     run_reference,
+    shaped,
     signs_of,
 )
 
@@ -95,6 +97,8 @@ STAGES = {
     "nothing": {},
     "value and average": {"max_grad_value": 0.3, "ema_decay": 0.9},
     "mean and Lookahead": {"swa_start": 2, "lookahead_every": 2},
+    "average in float32": {"ema_decay": 0.9, "average_dtype": "float32"},
+    "average of every second step": {"ema_decay": 0.9, "average_every": 2},
     "norms of each": {"max_grad_norm_each": 0.5},
 }
 
@@ -113,11 +117,14 @@ def kept_of(cls, settings, param, state_format=None):
     if settings.get("lookahead_every") is not None:
         kept.append(np.zeros_like(wide))
     if settings.get("ema_decay") is not None or settings.get("swa_start") is not None:
-        kept.append(np.zeros_like(wide, dtype=np.float64))
+        dtype = wide.dtype if settings.get("average_dtype") == "float32" else np.float64
+        kept.append(np.zeros_like(wide, dtype=dtype))
     return kept
 
 
-def assert_steps_as_the_reference(cls, settings, params, rng, state_format=None, threads=2):
+def assert_steps_as_the_reference(
+    cls, settings, params, rng, state_format=None, threads=2, grad_dtype=None
+):
     """Three steps in C of these parameters, each beside the reference's."""
     together = cls.row.sums_over_all
     params = params[:1] if together else params  # the reference takes one at a time
@@ -127,14 +134,10 @@ def assert_steps_as_the_reference(cls, settings, params, rng, state_format=None,
             np.asarray(rng.normal(size=p.shape), order="C" if p.flags.c_contiguous else "F")
             for p in params
         ]
-        grads = [grad.astype(p.dtype) for grad, p in zip(grads, params, strict=True)]
+        grads = [grad.astype(grad_dtype or p.dtype) for grad, p in zip(grads, params, strict=True)]
         expected = [
             cls.reference_step(
-                *(
-                    param.copy(order="K"),
-                    grad.astype(np.float32) if grad.itemsize == 2 else grad,
-                    *arrays,
-                ),
+                *(param.copy(order="K"), grad, *arrays),
                 **{"step": step, "index": i, "seed": 5, "grad_factor": 0.5},
                 **settings,
             )
@@ -171,6 +174,15 @@ def test_step_with_every_stage(every_class, dtype, rng):
             np.empty(0, dtype),
         ]
         assert_steps_as_the_reference(every_class, settings, params, rng)
+
+
+@pytest.mark.parametrize("grad_dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
+def test_step_with_gradients_in_every_format(every_class, grad_dtype, rng):
+    """Beside parameters of any: widened, or rounded to the nearest float."""
+    for settings in variants(every_class, [{"rounding": "nearest"}]):
+        for dtype in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16):
+            params = [rng.normal(size=shape).astype(dtype) for shape in ((7, 5), (3000,))]
+            assert_steps_as_the_reference(every_class, settings, params, rng, grad_dtype=grad_dtype)
 
 
 @pytest.mark.parametrize("state_format", [None, "bf16", "q8"])
@@ -212,6 +224,60 @@ def test_clipping_by_norm_skipping_and_zeroing(optimizer, rng):
     assert not grads[1].any()
     for param, was in zip(params, before, strict=True):
         assert_same_bits(param, was)
+
+
+SKIPPED_NONFINITE, SKIPPED_NORM = 1, 2
+
+
+@pytest.mark.parametrize("nonfinite", [0, 1])
+def test_a_step_is_left_out_above_a_norm(every_class, nonfinite, rng):
+    """3 and 4, of a loss that is scaled by 2: norm 2.5. Not finite is above each norm too."""
+    params = [shaped(every_class, {}, np.ones(n, np.float32)) for n in (300, 20_000)]
+    grads = [np.zeros_like(param) for param in params]
+    kept = [kept_of(every_class, {}, param) for param in params]
+    grads[0].reshape(-1)[7], grads[1].reshape(-1)[-1] = 3.0, 4.0
+    directions = [np.ones_like(param) for param in params]
+    before = digest(params, kept)
+    stages = {"grad_scale": 2.0, "nonfinite": nonfinite, "zero_grad": 1}
+
+    def step(skip_norm):
+        call = capi.Step(every_class, {}, params, grads, kept, skip_norm=skip_norm, **stages)
+        if every_class.row.is_directed(every_class.defaults):
+            norms = np.ones(2)
+            for tensor, direction in zip(call.tensors, directions, strict=True):
+                tensor.direction = capi.address(direction)
+            arguments = (ctypes.byref(call.group), 1, call.tensors, 2, call.call)
+            assert C.direct(*arguments, capi.address(norms), ctypes.byref(call.result)) == capi.OK
+            assert norms.any() == (call.result.skipped == 0)
+        assert call.run() == capi.OK
+        return call.result
+
+    grads_before = [grad.copy() for grad in grads]
+    result = step(2.4)
+    assert (result.norm, result.skipped, result.clipped) == (2.5, SKIPPED_NORM, 0)
+    assert digest(params, kept) == before
+    assert not any(grad.any() for grad in grads)
+    grads[0].reshape(-1)[7] = np.inf
+    assert step(1e30).skipped == SKIPPED_NONFINITE
+    assert digest(params, kept) == before
+    for grad, was in zip(grads, grads_before, strict=True):
+        grad[...] = was
+    assert step(2.5).skipped == 0
+    assert digest(params, kept) != before
+
+
+def test_a_call_of_before_there_was_a_norm_to_skip_above(rng):
+    """A program that was compiled then passes a shorter struct: its steps skip nothing."""
+    cls = op.SGD
+    outcomes = []
+    for size in (None, capi.Call.skip_norm.offset):
+        params = [np.ones(3, np.float32)]
+        call = capi.Step(cls, {}, params, [np.full(3, 9.0, np.float32)], [[]], skip_norm=1.0)
+        if size:
+            call.call.struct_size = size
+        assert call.run() == capi.OK
+        outcomes.append((call.result.skipped, digest(params) != digest([np.ones(3, np.float32)])))
+    assert outcomes == [(SKIPPED_NORM, False), (0, True)]
 
 
 def test_rows_of_a_step_add_up_what_stands_twice(rng):

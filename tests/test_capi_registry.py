@@ -117,7 +117,7 @@ def declarations():
 def test_structs_lie_as_they_did():
     """Numbers that are compiled into programs: they may grow at the end, and never change."""
     assert [ctypes.sizeof(s) for s in (capi.Group, capi.Tensor, capi.Call, capi.Result)] == [
-        *(16, 184, 72, 56)
+        *(16, 184, 80, 56)
     ]
     assert ctypes.sizeof(capi.BatchNorm) == 208
     offsets = {

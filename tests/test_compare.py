@@ -53,6 +53,51 @@ class TestNetwork:
             network.params[i] = value
             assert grad[i] == pytest.approx((above - below) / (2 * h), abs=1e-8), i
 
+    @both
+    @losses
+    def test_gradient_with_dropout(self, rng, batch_norm, loss):
+        """Central differences of the loss with the same outputs left out."""
+        network = Network(SIZES, rng, loss, np.float64, batch_norm, dropout=0.4)
+        network.params += 0.1 * rng.standard_normal(network.params.size)
+        images, labels = rng.standard_normal((9, 5)), targets(loss, rng)
+
+        def loss_and_grad():
+            return network.loss_and_grad(images, labels, np.random.default_rng(3))
+
+        grad, h = loss_and_grad()[1].copy(), 1e-6
+        for i, value in enumerate(network.params):
+            network.params[i] = value + h
+            above, _ = loss_and_grad()
+            network.params[i] = value - h
+            below, _ = loss_and_grad()
+            network.params[i] = value
+            assert grad[i] == pytest.approx((above - below) / (2 * h), abs=1e-8), i
+
+    def test_dropout_leaves_out_a_share_and_makes_up_for_it(self, rng):
+        """With one hidden layer, the last weights' gradient is what comes out of it, times dy."""
+        units, p = 4000, 0.3
+        network = Network((3, units, 1), rng, SquaredError(), np.float64, False, dropout=p)
+        first, bias, *_ = network.arrays
+        image, label = rng.standard_normal((1, 3)), np.array([[1.0]])
+        network.loss_and_grad(image, label, rng)
+        *_, last_grad, last_bias_grad = network.grad_arrays
+        came_out = last_grad[:, 0] / last_bias_grad
+        hidden = np.maximum(image @ first + bias, 0)[0]
+        positive = hidden > 0
+        kept = came_out[positive] != 0
+        np.testing.assert_allclose(came_out[positive][kept], hidden[positive][kept] / (1 - p))
+        # As many as of a coin: within five standard deviations.
+        n = positive.sum()
+        assert abs(kept.sum() - (1 - p) * n) < 5 * math.sqrt(n * p * (1 - p))
+
+    def test_evaluation_leaves_nothing_out(self, rng):
+        plain, with_dropout = (
+            Network(SIZES, np.random.default_rng(7), CrossEntropy(), np.float64, dropout=p)
+            for p in (0.0, 0.5)
+        )
+        images, labels = rng.standard_normal((9, 5)), rng.integers(4, size=9)
+        assert with_dropout.evaluate(images, labels) == plain.evaluate(images, labels)
+
     def test_without_batch_norm_the_loss_is_that_of_training(self, rng):
         network = Network(SIZES, rng, CrossEntropy(), np.float64, batch_norm=False)
         images, labels = rng.standard_normal((9, 5)), rng.integers(4, size=9)
@@ -241,17 +286,51 @@ class TestContenders:
             assert other.lr == 0.125
             assert other.hyperparameters == {**contender.hyperparameters, "lr": 0.125}
 
+    def test_a_state_in_other_formats(self, every_class):
+        """It is tried, on arrays of any rule's shape, so that no table has to say so."""
+        contender = next(c for c in contenders().values() if c.optimizer is every_class)
+        assert contender.keeps_state_as(None)
+        for state_format in ("bf16", "q8"):
+            try:
+                every_class(np.ones((70, 70), np.float32), state_format=state_format)
+            except ValueError:
+                assert not contender.keeps_state_as(state_format)
+            else:
+                assert contender.keeps_state_as(state_format)
+
+    def test_momentum_and_betas(self):
+        assert contenders()["Nesterov"].momentum == 0.9
+        assert contenders()["SGD"].momentum is contenders()["Adagrad"].momentum is None
+        assert contenders()["Adam"].betas == (0.9, 0.999)
+        assert contenders()["SGD"].betas == ()
+
 
 class TestTraining:
+    def test_the_state_is_in_the_format_of_the_recipe(self):
+        """In q8 it takes a byte for each of its numbers, and some for each block of them."""
+        run = Run(contenders()["Adam"], True, 0)
+        sizes = {}
+        for name in ("float32", "bf16", "q8"):
+            training = Training(run, Recipe(epochs=1, state_format=name))
+            list(training.epochs())
+            state = training.optimizer.state_dict()["state"][0]
+            kept = state["exp_avg"]
+            parts = kept.values() if isinstance(kept, dict) else [kept]
+            sizes[name] = sum(np.asarray(part).nbytes for part in parts)
+        count = training.network.params.size
+        assert sizes["float32"] == 4 * count
+        assert sizes["bf16"] == 2 * count
+        assert count <= sizes["q8"] < 1.1 * count
+
     def test_same_weights_and_batches_for_each(self, monkeypatch):
         weights, batches = {True: set(), False: set()}, []
         original = Network.loss_and_grad
 
-        def spy(self, images, labels):
+        def spy(self, images, labels, rng):
             if not batches[-1]:
                 weights[batch_norm].add(hashlib.sha256(self.params.tobytes()).hexdigest())
             batches[-1].append(hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest())
-            return original(self, images, labels)
+            return original(self, images, labels, rng)
 
         monkeypatch.setattr(Network, "loss_and_grad", spy)
         for contender in contenders().values():
@@ -262,6 +341,31 @@ class TestTraining:
         assert len(set(batches[0])) == len(batches[0])  # no batch comes twice
         assert all(each == batches[0] for each in batches)
         assert [len(each) for each in weights.values()] == [1, 1]
+
+    def test_a_contenders_own_setting_counts(self):
+        contender = contenders()["Adam"].with_settings(state_format="q8", max_grad_norm=0.5)
+        training = Training(Run(contender, True, 0), Recipe(steps=1))
+        assert training.optimizer.param_groups[0]["state_format"] == "q8"
+        assert training.optimizer.max_grad_norm == 0.5
+
+    def test_dropout_is_the_same_for_each_and_leaves_the_batches_alone(self, monkeypatch):
+        losses, batches = {}, {}
+        original = Network.loss_and_grad
+
+        def spy(self, images, labels, rng):
+            loss, grad = original(self, images, labels, rng)
+            losses.setdefault(dropout, []).append(loss)
+            batches.setdefault(dropout, []).append(labels.tolist())
+            return loss, grad
+
+        monkeypatch.setattr(Network, "loss_and_grad", spy)
+        for dropout in (0.0, 0.5):
+            for name in ("SGD", "Adam"):
+                train(contenders()[name], Recipe(steps=2, dropout=dropout))
+        assert batches[0.0] == batches[0.5]
+        for sgd, _, adam, _ in losses.values():  # before a step has been taken
+            assert sgd == adam
+        assert losses[0.0][0] != losses[0.5][0]
 
     @pytest.mark.parametrize(
         ("size", "steps"),
@@ -338,9 +442,9 @@ class TestTraining:
         limit, params, norms, expected = 0.7, [], [], []
         original = Network.loss_and_grad
 
-        def spy(self, images, labels):
+        def spy(self, images, labels, rng):
             params.append(self.params.copy())
-            loss, grad = original(self, images, labels)
+            loss, grad = original(self, images, labels, rng)
             norms.append(np.sqrt(np.sum(np.square(grad, dtype=np.float64))))
             expected.append(params[-1] - 0.25 * min(1, limit / (norms[-1] + 1e-6)) * grad)
             return loss, grad
@@ -361,9 +465,9 @@ class TestTraining:
         limit, params = 1e-3, []
         original = Network.loss_and_grad
 
-        def spy(self, images, labels):
+        def spy(self, images, labels, rng):
             params.append(self.params.astype(np.float64))
-            return original(self, images, labels)
+            return original(self, images, labels, rng)
 
         monkeypatch.setattr(Network, "loss_and_grad", spy)
         recipe = Recipe(epochs=3, max_grad_norm=limit, schedule="cosine")

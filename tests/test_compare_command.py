@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from commands import run, start, strict_json
+from commands import draw_nothing, run, start, strict_json
 from onepass.lab import cli, compare
 from onepass.lab._picture import new_figure
 from onepass.lab.compare import journal, page, report
@@ -50,9 +50,7 @@ TIPS = [tip for tip in tips() if tip != ["--resume"]]  # which has tests of its 
 
 @pytest.fixture
 def empty_pictures(monkeypatch):
-    """Most of the time of a small comparison goes into drawing."""
-    for module, name in ((report, "draw_curves"), (page, "draw_times"), (page, "draw_rates")):
-        monkeypatch.setattr(module, name, lambda _: new_figure(1, 1))
+    draw_nothing(monkeypatch)
 
 
 def compare_in(folder, *options):
@@ -167,6 +165,50 @@ class TestCommand:
         table = capsys.readouterr().out
         assert "without batch norm: 17,226 parameters" in table
         assert "with batch norm" not in table
+
+    @pytest.mark.usefixtures("empty_pictures")
+    def test_batch_norm_alone(self, tmp_path):
+        options = ("--batch-norm", "--epochs", 1, "--seeds", 1, "--optimizer", "sgd")
+        assert compare_in(tmp_path, *options) == 0
+        (entry,) = strict_json(tmp_path / "results.json")["entries"]
+        assert entry["batch_norm"]
+
+    @pytest.mark.usefixtures("empty_pictures")
+    def test_the_network(self, tmp_path, capsys):
+        options = ("--layers", 3, "--hidden", 6, "--dropout", 0.25, "--data", "wine")
+        options = (*options, "--epochs", 1, "--seeds", 1, "--optimizer", "sgd", "--no-batch-norm")
+        assert compare_in(tmp_path, *options) == 0
+        written = strict_json(tmp_path / "results.json")
+        assert written["network"]["sizes"] == [13, 6, 6, 6, 3]
+        assert written["network"]["dropout"] == 0.25
+        table = capsys.readouterr().out
+        assert "network 13-6-6-6-3 without batch norm, dropout 0.25: 189 parameters" in table
+
+    @pytest.mark.usefixtures("empty_pictures")
+    def test_momentum_and_betas_of_those_that_have_them(self, tmp_path, capsys):
+        options = ("--momentum", 0.5, "--betas", 0.75, 0.875, "--steps", 2, "--seeds", 1)
+        names = ("SGD", "Momentum", "Adam", "Adan")
+        assert compare_in(tmp_path, *options, "--no-batch-norm", "--optimizer", *names) == 0
+        assert "momentum 0.5, betas 0.75 0.875 where an optimizer has it" in capsys.readouterr().out
+        found = {
+            entry["name"]: entry["hyperparameters"]
+            for entry in strict_json(tmp_path / "results.json")["entries"]
+        }
+        assert found["SGD"]["momentum"] == 0
+        assert found["Momentum"]["momentum"] == 0.5
+        assert found["Adam"]["betas"] == [0.75, 0.875]
+        assert found["Adan"]["betas"] == [0.98, 0.92, 0.99]
+
+    @pytest.mark.usefixtures("empty_pictures")
+    def test_who_cannot_keep_its_state_so_is_left_out(self, tmp_path, capsys):
+        options = ("--state-format", "q8", "--steps", 2, "--seeds", 1, "--no-batch-norm")
+        assert compare_in(tmp_path, *options, "--optimizer", "rprop", "adam") == 0
+        table = capsys.readouterr().out
+        assert "without Rprop: the state has to be float32" in table
+        assert "state in q8 where an array has 4,096 numbers or more" in " ".join(table.split())
+        written = strict_json(tmp_path / "results.json")
+        assert written["state_format"] == "q8"
+        assert [entry["name"] for entry in written["entries"]] == ["Adam"]
 
     @pytest.mark.usefixtures("empty_pictures")
     def test_a_budget_of_seconds(self, tmp_path):
@@ -316,6 +358,34 @@ class TestCommand:
             (["--batch-size", "-3"], "--batch-size: expected an integer >= 1 or all, got '-3'"),
             (["--seed", "-1"], "--seed: expected an integer >= 0, got '-1'"),
             (["--seeds", "0"], "--seeds: expected an integer >= 1, got '0'"),
+            (
+                ["--hidden", "4", "5", "--layers", "3"],
+                "--layers: expected one number of --hidden be",
+            ),
+            (["--layers", "0"], "--layers: expected an integer >= 1, got '0'"),
+            (["--dropout", "1"], "--dropout: expected a number in [0, 1), got '1'"),
+            (["--betas", "1"], "--betas: expected a number in [0, 1), got '1'"),
+            (["--betas", "0.9"], "--betas: expected an optimizer that has 1, got none"),
+            (
+                ["--momentum", "0.9", "--optimizer", "sgd"],
+                "--momentum: expected an optimizer that has it, got none",
+            ),
+            (
+                ["--momentum", "0", "--optimizer", "nesterov"],
+                "Nesterov: momentum: expected more than 0 ",
+            ),
+            (
+                ["--batch-norm", "--batch-size", "1"],
+                "--batch-norm: expected a --batch-size of 2 or more, got 1",
+            ),
+            (
+                ["--state-format", "f8"],
+                "--state-format: expected one of float32, bf16, q8, got 'f8'",
+            ),
+            (
+                ["--state-format", "q8", "--optimizer", "rprop"],
+                "--state-format: expected float32 for Rprop, got q8",
+            ),
             (["--lr", "0"], "--lr: expected a finite number > 0, got '0'"),
             (["--lr", "nan"], "--lr: expected a finite number > 0, got 'nan'"),
             (["--lr", "fast"], "--lr: expected a finite number > 0, got 'fast'"),
@@ -506,6 +576,19 @@ class TestResume:
         logs = [log_lines(tmp_path / name) for name in ("out", "whole")]
         assert without_times(logs[0]) == without_times(logs[1])
 
+    def test_with_dropout_and_a_state_of_few_bits(self, tmp_path, monkeypatch):
+        """What is left out after the interruption is what would have been."""
+        options = ("--data", "wine", "--epochs", 4, "--seeds", 1, "--optimizer", "adam")
+        options = (*options, "--hidden", 80, "--layers", 2, "--dropout", 0.3)
+        options = (*options, "--state-format", "q8")
+        assert compare_in(tmp_path / "whole", *options) == 0
+        monkeypatch.setattr(journal, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+        out = tmp_path / "out"
+        interrupt_where(monkeypatch, lambda _, training: training.last.epoch == 2, out, *options)
+        assert compare_in(out, *options, "--resume") == 0
+        logs = [log_lines(tmp_path / name) for name in ("out", "whole")]
+        assert without_times(logs[0]) == without_times(logs[1])
+
     def test_a_run_that_diverged_before(self, tmp_path, monkeypatch):
         options = ("--data", "wine", "--epochs", 3, "--seeds", 2, "--lr", 1e20)
         options = (*options, "--optimizer", "sgd", "--no-batch-norm")
@@ -570,6 +653,10 @@ class TestResume:
             ("--lr", 0.1),
             ("--tune",),
             ("--no-batch-norm",),
+            ("--dropout", 0.1),
+            ("--layers", 2),
+            ("--betas", 0.5, 0.5),
+            ("--state-format", "bf16"),
         ],
     )
     def test_other_settings(self, other, tmp_path, capsys, monkeypatch):

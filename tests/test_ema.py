@@ -154,6 +154,45 @@ def test_expanded_computes_the_average(beta, n, seed):
     assert math.isclose(total, ema.average(series, beta)[-1], rel_tol=1e-3)
 
 
+# table
+
+
+def test_table_of_the_lecture():
+    """10, 20, 30 at beta 0.9: 0.1 * 10; 0.9 * 1 + 0.1 * 20; 0.9 * 2.9 + 0.1 * 30."""
+    assert ema.table([10, 20, 30], beta=0.9).splitlines() == [
+        "formula                  numbers               value",
+        "m_1 = 0.9 m_0 + 0.1 g_1  0.9 * 0 + 0.1 * 10    1",
+        "m_2 = 0.9 m_1 + 0.1 g_2  0.9 * 1 + 0.1 * 20    2.9",
+        "m_3 = 0.9 m_2 + 0.1 g_3  0.9 * 2.9 + 0.1 * 30  5.61",
+    ]
+
+
+def test_table_from_an_initial_value_and_corrected():
+    (_, line) = ema.table([16], beta=0.75, initial=8).splitlines()
+    assert line.split("  ") == ["m_1 = 0.75 m_0 + 0.25 g_1", "0.75 * 8 + 0.25 * 16", "10"]
+    (heading, line) = ema.table([16], beta=0.75, bias_correction=True).splitlines()
+    assert heading.split()[-1] == "corrected"
+    assert line.endswith("0.75 * 0 + 0.25 * 16  4      4 / (1 - 0.75^1) = 16")
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=5),
+    st.floats(0, 0.99),
+    st.floats(-1e3, 1e3),
+)
+def test_table_says_what_it_computes(series, beta, initial):
+    """The numbers of a line, each with four digits, give its value, the average."""
+    _, *lines = ema.table(series, beta, initial=initial).splitlines()
+    averages = ema.average(series, beta, initial=initial)
+    scale = max(map(abs, (*series, initial)))
+    for line, expected in zip(lines, averages, strict=True):
+        _, numbers, value = re.split("  +", line)
+        assert value == f"{expected:.4g}"
+        # Four digits: factors and terms are off by 5e-4 of themselves at most.
+        assert eval(numbers) == pytest.approx(expected, abs=4e-3 * scale)
+
+
 # simple
 
 
@@ -183,6 +222,12 @@ def test_simple_is_pandas_rolling_mean(rng):
         (lambda: ema.average([1.0], 0.5, True, 2), "initial: expected 0 for bias_correction, got"),
         (lambda: ema.average([1.0], 0.5, False, [1, 2]), "initial: expected a number, or an array"),
         (lambda: ema.average([1.0], 0.5, False, "a"), "initial: expected a number, or an array"),
+        (lambda: ema.table([], 0.5), "series: expected one axis of 1 value or more, got (0,)"),
+        (lambda: ema.table([[1.0]], 0.5), "series: expected one axis of 1 value or more, got (1, "),
+        (lambda: ema.table([1.0], 1.0), "beta: expected a number in [0, 1), got 1.0"),
+        (lambda: ema.table([1.0], 0.5, 0), "bias_correction: expected True or False, got 0"),
+        (lambda: ema.table([1.0], 0.5, True, 2), "initial: expected 0 for bias_correction, got"),
+        (lambda: ema.table([1.0], 0.5, False, "a"), "initial: expected a number, or an array"),
         (lambda: ema.weights(0.5, 0), "n: expected an integer >= 1, got 0"),
         (lambda: ema.weights(1, 1), "beta: expected a number in [0, 1), got 1"),
         (lambda: ema.window(1), "beta: expected a number in [0, 1), got 1"),
@@ -190,6 +235,7 @@ def test_simple_is_pandas_rolling_mean(rng):
         (lambda: ema.simple([1.0], 0), "window: expected an integer >= 1, got 0"),
         (lambda: ema.picture([1.0], 0.5, "x.png"), "series: expected one axis of 2 values or more"),
         (lambda: ema.picture(np.ones((2, 2)), 0.5, "x.png"), "series: expected one axis of 2"),
+        (lambda: ema.picture([1, 2], 0.5, "x.png", [1, 2]), "initial: expected a number, or an"),
         (lambda: ema.picture([1, 2], 1.0, "x.png"), "beta: expected a number in [0, 1), got 1.0"),
     ],
 )
@@ -232,6 +278,15 @@ def test_picture_has_four_panels_and_marks_the_crossing(beta, figure, tmp_path, 
     assert 1 - beta ** (count - 1) < 0.95  # one fewer is not enough
     (text,) = cumulated.texts
     assert f"newest {count:,}" in text.get_text()
+
+
+def test_picture_from_an_initial_value(figure, tmp_path, rng):
+    series = 1 + rng.normal(size=50)
+    ema.picture(series, 0.9, tmp_path / "ema.png", initial=2.5)
+    _, exponential, corrected, *_ = figure[0].axes[0].get_lines()
+    assert exponential.get_label() == "exponential, from 2.5"
+    assert_same_bits(exponential.get_ydata(), ema.average(series, 0.9, initial=2.5))
+    assert_same_bits(corrected.get_ydata(), ema.average(series, 0.9, bias_correction=True))
 
 
 def test_without_matplotlib_it_says_what_to_install(monkeypatch, tmp_path):

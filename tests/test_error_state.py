@@ -85,6 +85,8 @@ ARGUMENTS = {
     "div_factor": lambda _: [5e-324, 1e308],
     "final_div_factor": lambda _: [5e-324, 1e308],
     "then": lambda _: [schedules.constant(5e-324)],
+    "scaled.schedule": lambda _: [schedules.constant(1e308), schedules.constant(5e-324)],
+    "factor": lambda _: [1e-320, 1e300],
     "schedules": lambda _: [[schedules.constant(1e308), schedules.exponential(5e-324, 1e-320)]],
     "piecewise.boundaries": lambda _: [[5, 9]],
     "factors": lambda _: [[1e308, 1e308], [1e-300, 1e-300]],

@@ -43,19 +43,19 @@ NEVER = {
 NEVER_WRITTEN = {
     "float8": (lambda: good().astype(ml_dtypes.float8_e4m3fn), TypeError, "dtype float32.*float8"),
     "read-only": (read_only, ValueError, "writable.*read-only"),
-    "sliced": (lambda: np.zeros(2 * N, np.float32)[::2], ValueError, "contiguous.*strides"),
-    "reversed": (lambda: good()[::-1], ValueError, "contiguous.*strides"),
+    "sliced": (lambda: np.zeros(2 * N, np.float32)[::2], ValueError, "without gaps.*strides"),
+    "reversed": (lambda: good()[::-1], ValueError, "without gaps.*strides"),
     "misaligned": (misaligned, ValueError, "aligned"),
     "stride-0": (
         lambda: np.lib.stride_tricks.as_strided(good(), (N,), (0,), writeable=True),
         ValueError,
-        "contiguous.*strides",
+        "without gaps.*strides",
     ),
 }
 BAD_PARAMS = {**NEVER, **NEVER_WRITTEN}
 BAD_GRADS = {
     **NEVER,
-    "other dtype": (lambda: good(np.float64), TypeError, "dtype float32.*float64"),
+    "other dtype": (lambda: good(np.complex64), TypeError, "dtype float32.*complex64"),
     "big-endian float16": (lambda: good().astype(">f2"), TypeError, "dtype float32.*>f2"),
     "not a float": (lambda: np.zeros(N, np.int16), TypeError, "dtype float32.*int16"),
     "longer": (lambda: np.zeros(N + 1, np.float32), ValueError, r"shape \(12,\).*\(13,\)"),
@@ -150,7 +150,7 @@ def test_bad_array_of_a_free_function(case, make, error, words):
             continue
         bad = {**arrays, name: make()}
         before = digest(bad)
-        words_here = words if name in ("param", "grad") else words.replace("contiguous", "order")
+        words_here = words if name in ("param", "grad") else words.replace("without gaps", "order")
         with pytest.raises(error, match=rf"^{name}: expected .*{words_here}"):
             kernel(*bad.values(), step=1, **options)
         assert digest(bad) == before
@@ -282,8 +282,8 @@ class TestStructure:
                 optimizer(params)
 
     def test_names(self, optimizer):
-        with pytest.raises(TypeError, match="names that are strings, got 1"):
-            optimizer({1: good()})
+        with pytest.raises(TypeError, match="names that are strings or integers, got 1.5"):
+            optimizer({1.5: good()})
         with pytest.raises(ValueError, match="a name of its own, got 'a.b' again"):
             optimizer({"a.b": good(), "a": {"b": good()}})
         with pytest.raises(ValueError, match="a name of its own, got 'w' again"):

@@ -9,6 +9,7 @@ import pytest
 
 import onepass as op
 from helpers import digest
+from onepass.optim._settings import CHECKS
 
 N = 4100  # large enough for 8-bit state
 
@@ -107,6 +108,14 @@ FAILURES = {
         lambda run: setattr(run.opt, "max_grad_norm", fail_schedule),
         lambda run: run.opt.step(run.grads()),
     ),
+    "schedule of the other limit": (
+        lambda run: setattr(run.opt, "skip_grad_norm", fail_schedule),
+        lambda run: run.opt.step(run.grads()),
+    ),
+    "accumulate what is not finite": (
+        lambda run: setattr(run.opt, "nonfinite", "raise"),
+        lambda run: run.opt.accumulate(infinite(run)),
+    ),
     "locked parameter": (
         lambda run: run.params[2].setflags(write=False),
         lambda run: run.opt.step(run.grads()),
@@ -137,7 +146,7 @@ def test_a_call_that_raises_has_not_happened(optimizer, failure):
     for change in CHANGES.values():
         run, undisturbed = Run(optimizer), Run(optimizer)
         kept = run.rng.bit_generator.state
-        nonfinite, max_norm = run.opt.nonfinite, run.opt.max_grad_norm
+        own = {name: getattr(run.opt, name) for name in CHECKS}
         undo_change = set_in(run, 1, **change)
         undo = before_call(run) if before_call else None
         with pytest.raises((ValueError, TypeError, OSError, AttributeError, ZeroDivisionError)):
@@ -146,7 +155,8 @@ def test_a_call_that_raises_has_not_happened(optimizer, failure):
             undo()
         undo_change()
         run.params[2].setflags(write=True)
-        run.opt.nonfinite, run.opt.max_grad_norm = nonfinite, max_norm
+        for name, value in own.items():
+            setattr(run.opt, name, value)
         run.rng.bit_generator.state = kept
         assert run.whole() == undisturbed.whole()
         run.step(), undisturbed.step()
@@ -166,7 +176,7 @@ def test_a_call_that_raises_with_bound_and_accumulated_gradients(optimizer, opti
         for call in (
             lambda: opt.step([np.ones(3, np.float32)]),
             lambda: opt.accumulate(np.ones(3, np.float32)),
-            lambda: opt.bind(np.ones(N)),
+            lambda: opt.bind(np.ones(N, complex)),
             lambda: opt.step(grad_scale=-1.0),
         ):
             with pytest.raises((ValueError, TypeError)):

@@ -81,6 +81,15 @@ def through_an_added_group(cls):
     return opt
 
 
+def through_overrides(cls):
+    """A group that is added would have them."""
+    made = []
+    opt = cls(np.ones(3), overrides=lambda *_: {"maximize": bool(made)})
+    made.append(opt)
+    opt.step(np.ones(3))
+    return opt
+
+
 def through_a_block(cls):
     """The block was entered and left, and the optimizer remembers it until the next step."""
     opt = cls(np.ones(3), ema_decay=0.5, lr=lambda _: 0.1 * len(opt.param_groups))
@@ -127,6 +136,7 @@ CYCLES = [
     through_an_attribute,
     through_what_it_was_made_with,
     through_an_added_group,
+    through_overrides,
     through_a_block,
     that_was_not_set_up,
     that_failed_in_its_first_step,

@@ -103,3 +103,23 @@ def test_batch_norm_gives_the_same_bits_on_every_isa():
     digests = [run(isa, "-c", command) for isa in SUPPORTED]
     assert digests[0].stdout.count("\n") > 50, digests[0].stderr
     assert {done.stdout for done in digests} == {digests[0].stdout}
+
+
+STATS = """
+import numpy as np
+import onepass as op
+
+rng = np.random.default_rng(1)
+for dtype in (np.float16, np.float32, np.float64):
+    for scale in (1e-200, 1e-3, 1e200):
+        param, grad = rng.normal(size=(2, 40_001)).astype(dtype)
+        grad *= dtype(scale) if dtype == np.float64 else dtype(0.5)
+        info = op.AdamW(param, lr=0.1).step(grad, stats=True)
+        print(*(number.hex() for number in info.stats[0]))
+"""
+
+
+def test_norms_are_the_same_bits_on_every_isa():
+    digests = [run(isa, "-c", STATS) for isa in SUPPORTED]
+    assert digests[0].stdout.count("\n") == 9, digests[0].stderr
+    assert {done.stdout for done in digests} == {digests[0].stdout}

@@ -32,6 +32,8 @@ STAGES = {
     "average": {"ema_decay": 0.9},
     "average with warm-up": {"ema_decay": 0.99, "ema_warmup": True},
     "mean": {"swa_start": 2},
+    "average in float32": {"ema_decay": 0.9, "average_dtype": "float32"},
+    "mean of every second step": {"swa_start": 2, "average_every": 2},
     "all": {
         "max_grad_norm": 1.0,
         "max_grad_value": 0.01,
@@ -73,7 +75,10 @@ class Host:
             else [in_format(a, format_of(cls, k, state_format), signs_of(cls)[k]) for a in of_all]
             for k, of_all in enumerate(fresh)
         ]
-        self.average = [p.astype(np.float64) for p in wide] if averages else None
+        in_double = settings.get("average_dtype") != "float32"
+        self.average = [p.astype(np.float64 if in_double else p.dtype) for p in wide]
+        if not averages:
+            self.average = None
         self.slow = [np.full_like(p, 7) for p in wide] if "lookahead_every" in settings else None
         self.steps = 0
 
@@ -390,7 +395,7 @@ BAD_CALLS = {
         r"grad\[.\]: expected memory of its own",
     ),
     "the last gradient of another dtype": (
-        lambda h, g: h.step(swap(g, 4, g[4].astype(np.float64))),
+        lambda h, g: h.step(swap(g, 4, g[4].astype(np.complex64))),
         TypeError,
         r"grad\[4\]: expected dtype float32",
     ),

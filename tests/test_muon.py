@@ -144,7 +144,9 @@ class TestWhatIsNoMatrix:
     """pytorch#166209."""
 
     def test_is_refused_with_a_way_out(self):
-        words = r"expected at least 2 dimensions with use_muon=True .others .* use_muon=False., got"
+        words = (
+            r"expected at least 2 dimensions with use_muon=True .others, .* use_muon=False., got"
+        )
         params = [np.ones((2, 2)), np.ones((3, 1)), np.ones((2, 1)), np.ones(11)]
         with pytest.raises(ValueError, match=rf"^params\[3\]: {words} shape \(11,\)$"):
             op.Muon(params)

@@ -108,6 +108,13 @@ PAIRS = {
             LR, 0.8, 0.9, warmed_up_beta3, warmed_up_alpha, eps=1e-3, weight_decay=0.0
         ),
     ),
+    "AdEMAMix, the same as schedules": (
+        op.AdEMAMix,
+        {"betas": (0.8, 0.9, warmed_up_beta3), "alpha": warmed_up_alpha, "eps": 1e-3},
+        lambda: optax.contrib.ademamix(
+            LR, 0.8, 0.9, warmed_up_beta3, warmed_up_alpha, eps=1e-3, weight_decay=0.0
+        ),
+    ),
     "SM3": (op.SM3, {}, lambda: optax.sm3(LR)),
     "SM3, momentum": (
         op.SM3,

@@ -27,6 +27,7 @@ def in_one_buffer(name, shape, dtype):
 # Each option, switched on in ways that matter to others.
 OPTIONS = {
     "max_grad_norm": [{"max_grad_norm": 0.5}],
+    "skip_grad_norm": [{"skip_grad_norm": 1000.0}],
     "max_grad_norm_each": [{"max_grad_norm_each": 0.25}],
     "max_grad_value": [{"max_grad_value": 0.1}],
     "nonfinite": [{"nonfinite": "skip"}, {"nonfinite": "raise"}],
@@ -34,12 +35,15 @@ OPTIONS = {
     "ema_decay": [{"ema_decay": 0.9}],
     "ema_warmup": [{"ema_decay": 0.9, "ema_warmup": True}],
     "swa_start": [{"swa_start": 2}],
+    "average_every": [{"ema_decay": 0.9, "average_every": 2}, {"swa_start": 2, "average_every": 2}],
+    "average_dtype": [{"ema_decay": 0.9, "average_dtype": "float32"}],
     "lookahead_every": [{"lookahead_every": 2}],
     "lookahead_weight": [{"lookahead_every": 3, "lookahead_weight": 0.75}],
     "state_format": [{"state_format": "bf16"}, {"state_format": "q8"}],
     "rounding": [{"rounding": "stochastic"}, {"rounding": "nearest"}],
     "cautious_weight_decay": [{"cautious_weight_decay": True, "weight_decay": 0.1}],
     "seed": [{"seed": 7}],
+    "overrides": [{"overrides": {"half": {"weight_decay": 0.2, "lr_scale": 0.5}}}],
     "grads": [{"grads": True}],
     "copy_to": [{"copy_to": True}],
     "state_alloc": [{"state_alloc": in_one_buffer}],
@@ -66,21 +70,28 @@ PAIRS = [
 
 
 class Run:
-    """A float32 and a float16 parameter, and one that never has a gradient, with such options."""
+    """A float32 and a float16 parameter, and one that never has a gradient, with such options.
+
+    The first one has its axes in neither C nor F order, where the rule has no need of these, and a
+    gradient in float64.
+    """
 
     def __init__(self, options, start=None, cls=RICHEST):
         rng = np.random.default_rng(0)
-        shapes = {"w": ((60, 70), "f4"), "half": ((N,), "f2"), "frozen": ((5,), "f4")}
+        shapes = {"w": ((15, 20, 14), "f4"), "half": ((N,), "f2"), "frozen": ((5,), "f4")}
         self.params = start or {
             name: rng.normal(size=shape).astype(dtype) for name, (shape, dtype) in shapes.items()
         }
+        if not start and "rows" not in cls.row.shape:
+            self.params["w"] = self.params["w"].transpose(2, 0, 1)
         options = dict(options)
+        grad_dtypes = {"w": np.float64, "half": np.float16}
         self.bound = {
-            name: None if name == "frozen" else np.zeros_like(param)
+            name: None if name == "frozen" else np.zeros_like(param, grad_dtypes[name])
             for name, param in self.params.items()
         }
         self.copies = {
-            name: np.zeros(param.shape, np.float16) if param.dtype == np.float32 else None
+            name: np.zeros_like(param, np.float16) if param.dtype == np.float32 else None
             for name, param in self.params.items()
         }
         self.is_bound = options.pop("grads", False)
@@ -91,27 +102,32 @@ class Run:
             options["copy_to"] = self.copies
         self.opt = cls(self.params, lr=0.05, **options)
 
-    def grads(self, step, *, finite=True):
+    def grads(self, step, *, finite=True, spike=False):
         rng = np.random.default_rng(step)
         grads = dict(self.bound)
         for name, grad in self.bound.items():
             if grad is not None:
-                grads[name] = rng.normal(size=grad.shape).astype(grad.dtype)
+                grads[name] = np.empty_like(grad)  # in the parameter's order
+                grads[name][...] = rng.normal(size=grad.shape)
         if not finite:
             grads["w"][0, 0] = np.nan
+        if spike:
+            grads["w"] *= 100  # its norm was about 65
         return grads
 
-    def step(self, number, way="given", **how):
-        grads = self.grads(number, **how)
+    def step(self, number, way="given", *, finite=True, spike=False, **how):
+        grads = self.grads(number, finite=finite, spike=spike)
         if way == "accumulated":
-            self.opt.accumulate(grads)
-            return self.opt.step()
+            if self.opt.nonfinite == "skip":
+                assert not self.opt.accumulate(self.grads(number, finite=False))
+            assert self.opt.accumulate(grads)
+            return self.opt.step(**how)
         if not self.is_bound:
-            return self.opt.step(grads)
+            return self.opt.step(grads, **how)
         for name, grad in self.bound.items():
             if grad is not None:
                 grad[...] = grads[name]
-        return self.opt.step()
+        return self.opt.step(**how)
 
     def whole(self):
         copies = self.copies if self.has_copies else None
@@ -129,18 +145,53 @@ class Run:
 @pytest.mark.parametrize("options", PAIRS, ids=lambda pair: "-".join(map(str, pair.items())))
 class TestPairs:
     def test_a_whole_life(self, options, tmp_path):
-        """Steps, one that is not finite, blocks, searches, saving: none changes what comes out."""
+        """Steps, one that is not finite, blocks, searches, saving: none changes what comes out.
+
+        Nor do the norms that one of them reports.
+        """
         run, twin = Run(options), Run(options)
         for number in range(5):
             if number == 2 and options.get("nonfinite") != "raise":
-                infos = [each.step(number, finite=False) for each in (run, twin)]
-                assert infos[0].skipped == (options.get("nonfinite") == "skip")
+                infos = [
+                    run.step(number, finite=False, stats=True),
+                    twin.step(number, finite=False),
+                ]
+                skips = options.get("nonfinite") == "skip" or "skip_grad_norm" in options
+                assert infos[0].skip_reason == ("nonfinite" if skips else None)
+                assert run.whole() == twin.whole()
                 continue
+            if number == 1 and "skip_grad_norm" in options:
+                infos = [each.step(number, spike=True) for each in (run, twin)]
+                assert infos[0].skip_reason == "grad_norm"
             way = "accumulated" if number == 3 else "given"
-            run.step(number, way), twin.step(number, way)
+            info = run.step(number, way, stats=True)
+            assert info._replace(stats=None) == twin.step(number, way)
+            assert list(info.stats) == ["w", "half"]
+            assert all(stats.update_norm != 0 for stats in info.stats.values())
             self.disturb(run)
             assert run.whole() == twin.whole()
             run = run.resumed(options, tmp_path / "run.npz")
+            assert run.whole() == twin.whole()
+
+    def test_turn_by_turn(self, options, tmp_path):
+        """A parameter at a time, saved in the middle of a round: the step of all, or an error."""
+        run, twin = Run(options), Run(options)
+        refused = {"max_grad_norm", "skip_grad_norm"} & options.keys() or options.get(
+            "nonfinite"
+        ) == "skip"
+        before = run.whole()
+        for number in range(3):
+            grads = run.grads(number)
+            if refused:
+                with pytest.raises(ValueError, match="with step_one"):
+                    run.opt.step_one("half", grads["half"])
+                assert run.whole() == before
+                return
+            twin.step(number)
+            for name in ("half", "frozen", "w"):
+                run.opt.step_one(name, grads[name])
+                if name == "frozen":
+                    run = run.resumed(options, tmp_path / "run.npz")
             assert run.whole() == twin.whole()
 
     def disturb(self, run):
@@ -182,7 +233,7 @@ def test_the_callers_error_state_changes_nothing(options):
         run = Run(options)
         for param in run.params.values():
             np.multiply(param, np.float16(1e-5), out=param)
-            param.reshape(-1)[:2] = 6e4
+            param.flat[:2] = 6e4
         with np.errstate(all=state):
             for number in range(3):
                 run.step(number)

@@ -162,8 +162,6 @@ with opt.averaged():
                 TypeError, match="^momentum_buffer: expected dtype float32 or float"
             ):
                 op.kernels.sgd(np.ones(300), np.ones(300), state, momentum=0.9, step=1)
-        with pytest.raises(TypeError, match="^grad: expected the parameter's dtype float64, got"):
-            op.kernels.sgd(np.ones(300), np.ones(300, BF16))
 
     def test_overlapping_state_of_a_free_function(self):
         room = np.ones(400, np.float32)
@@ -295,7 +293,11 @@ with opt.averaged():
         opt = optimizer(params, rounding=rounding)
         opt.step([np.ones(3, small), np.ones(3, np.float32)])
         before = digest(opt)
-        for bad in (np.ones(3), np.ones(3, np.int16), np.ones(3).astype(ml_dtypes.float8_e5m2)):
+        for bad in (
+            np.ones(3, complex),
+            np.ones(3, np.int16),
+            np.ones(3).astype(ml_dtypes.float8_e5m2),
+        ):
             with pytest.raises(TypeError, match=rf"^grads\[1\]: .* got {bad.dtype}"):
                 opt.step([np.ones(3, np.float32), bad])
             with pytest.raises(TypeError, match=rf"^grads\[1\]: .* got {bad.dtype}"):

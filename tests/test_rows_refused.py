@@ -76,10 +76,10 @@ BAD_ROWS = {
         r"expected shape \(3, 3\), .* got \(3, 2\)",
     ),
     "flat values": ((INDEX, VALUES[:, 0]), ValueError, r"expected shape \(3, 3\), .* got \(3,\)"),
-    "doubles": (
-        (INDEX, VALUES.astype(float)),
+    "integers": (
+        (INDEX, VALUES.astype(int)),
         TypeError,
-        r"grads\['a.b'\]\[1\]: expected dtype float32, float16 or bfloat16, got float64",
+        r"grads\['a.b'\]\[1\]: expected dtype float32, float64, float16 or bfloat16, got int64",
     ),
     "no values": ((INDEX, None), TypeError, r"\[1\]: expected a NumPy array, got NoneType"),
     "an index alone": (

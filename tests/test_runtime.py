@@ -125,6 +125,7 @@ def test_processor_by_vendor_family_and_model(lines, expected, tmp_path):
 
 @posix
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*JAX is multithreaded:RuntimeWarning")  # of an earlier test
 def test_a_forked_child_steps_serial_and_finishes(optimizer):
     """Only the parent has helper threads to wait for."""
     grad = np.ones(LARGE)

@@ -267,6 +267,19 @@ def test_bound_gradients_are_taken():
     assert w == 1.5
 
 
+@pytest.mark.parametrize("nonfinite", ["propagate", "skip", "raise"])
+def test_a_limit_on_the_norm_does_not_hide_where_the_loss_rises(nonfinite):
+    """Every step beyond the rate 2 makes the gradient larger, which a training would leave out."""
+    curves = []
+    for limit in (None, 1.5):
+        w = np.ones(1)
+        opt = op.SGD(w, skip_grad_norm=limit, nonfinite=nonfinite)
+        curves.append(range_test(opt, lambda w=w: (w.item() ** 2 / 2, w.copy()), beta=0))
+        assert (w, opt.skip_grad_norm, opt.nonfinite) == (1, limit, nonfinite)
+    assert all(curve.diverged for curve in curves)
+    np.testing.assert_array_equal(curves[0].losses, curves[1].losses)
+
+
 def test_accumulated_gradients_are_taken():
     task = Parabola()
 

@@ -29,7 +29,13 @@ EVERYTHING = {
     "average, far": {"ema_decay": 0.3},
     "average, warm-up": {"ema_decay": 0.99, "ema_warmup": True},
     "plain mean": {"swa_start": 2},
+    "average in float32": {"ema_decay": 0.9, "average_dtype": "float32"},
+    "average in float32, far": {"ema_decay": 0.3, "average_dtype": "float32"},
+    "mean in float32": {"swa_start": 2, "average_dtype": "float32"},
+    "average of every second step": {"ema_decay": 0.9, "average_every": 2, "ema_warmup": True},
+    "mean of every second step": {"swa_start": 1, "average_every": 2},
     "zeros": {"clear_grads": True},
+    "some left out": {"skip_grad_norm": 16.5},
     "all": {
         "max_grad_norm": 1.0,
         "max_grad_norm_each": 0.5,
@@ -42,6 +48,9 @@ EVERYTHING = {
 }
 
 
+MEASURING = {"max_grad_norm", "max_grad_norm_each", "skip_grad_norm", "nonfinite"}
+
+
 def make(rng, dtype, shapes=SHAPES):
     arrays = [np.asarray(rng.normal(size=shape)).astype(dtype) for shape in shapes]
     arrays[-1] = np.asfortranarray(arrays[-1])
@@ -49,7 +58,7 @@ def make(rng, dtype, shapes=SHAPES):
 
 
 def reference_run(cls, options, params, steps, grad_scale=1.0):
-    """What whole steps in NumPy come to, each step's norm, and whether that one clipped."""
+    """What whole steps in NumPy come to; each one's norm, whether it clipped, was left out."""
     own = {name: value for name, value in options.items() if name not in _settings.CHECKS}
     group = {**_settings.GROUP_DEFAULTS, **own}
     others = _settings.averages(group) + ("lookahead_every" in own)
@@ -58,9 +67,14 @@ def reference_run(cls, options, params, steps, grad_scale=1.0):
         (param.copy(order="K"), *fresh_state(cls, rule, param), *[param.copy()] * others)
         for param in params
     ]
-    norms, clipped = [], []
-    for t, grads in enumerate(steps, start=1):
+    norms, clipped, skipped = [], [], []
+    t = 1
+    for grads in steps:
         norms.append(_reference.grad_norm(grads, grad_scale))
+        skipped.append(norms[-1] > options.get("skip_grad_norm", math.inf))
+        if skipped[-1]:
+            clipped.append(False)
+            continue
         max_norm = options.get("max_grad_norm")
         coefficient = _reference.clip_coefficient(norms[-1], max_norm) if max_norm else 1.0
         factor = coefficient / grad_scale
@@ -70,7 +84,8 @@ def reference_run(cls, options, params, steps, grad_scale=1.0):
             cls.reference_step(own_[0], grad, *own_[1:], step=t, grad_factor=factor, **own)
             for own_, grad in zip(arrays, grads, strict=True)
         ]
-    return arrays, norms, clipped
+        t += 1
+    return arrays, norms, clipped, skipped
 
 
 def check_run(cls, options, params, steps, grad_scale=1.0, threads=None):
@@ -78,14 +93,15 @@ def check_run(cls, options, params, steps, grad_scale=1.0, threads=None):
         [np.asarray(grad).astype(param.dtype) for param, grad in zip(params, grads, strict=True)]
         for grads in steps
     ]
-    expected, norms, clipped = reference_run(cls, options, params, widened, grad_scale)
+    expected, norms, clipped, skipped = reference_run(cls, options, params, widened, grad_scale)
     params = [param.copy(order="K") for param in params]
     opt = cls(params, **options)
-    for grads, norm, is_clipped in zip(steps, norms, clipped, strict=True):
+    for grads, norm, is_clipped, is_skipped in zip(steps, norms, clipped, skipped, strict=True):
         given_ = [grad.copy(order="K") for grad in grads]
         info = opt.step(given_, grad_scale=grad_scale, num_threads=threads)
         assert info.clipped == is_clipped
-        if {"max_grad_norm", "max_grad_norm_each", "nonfinite"} & options.keys():
+        assert info.skip_reason == ("grad_norm" if is_skipped else None)
+        if MEASURING & options.keys():
             assert_same_bits(np.float64(info.grad_norm), np.float64(norm))
         else:
             assert info.grad_norm is None
@@ -94,6 +110,9 @@ def check_run(cls, options, params, steps, grad_scale=1.0, threads=None):
     state = opt.state_dict()["state"]
     for index, (param, arrays) in enumerate(zip(params, expected, strict=True)):
         assert_same_bits(param, arrays[0])
+        if all(skipped):
+            assert state == {}
+            continue
         names = kept_names(cls, rule_of(options))
         names += [name for name in ("slow", "average") if name in state[index]]
         kept = [array for array in arrays[1:] if array is not None]
@@ -114,31 +133,41 @@ def test_every_stage(case, dtype, rng):
         check_run(cls, {**options, **stages}, make(rng, dtype, SHAPES[1:-1]), steps)
 
 
-@pytest.mark.parametrize("small", SMALL_FORMATS)
+DTYPES_BESIDE = [
+    *((np.float32, other) for other in (*SMALL_FORMATS, np.float64)),
+    *((np.float64, other) for other in (*SMALL_FORMATS, np.float32)),
+]
+"""Of a parameter, and of a gradient that is widened or rounded beside it."""
+
+
+@pytest.mark.parametrize(("dtype", "other"), DTYPES_BESIDE)
 @pytest.mark.parametrize("stages", EVERYTHING.values(), ids=EVERYTHING)
-def test_gradients_in_fewer_bits(optimizer, small, stages, rng):
-    """As if NumPy had widened them; the parameters' own dtype may stand among them."""
-    steps = [make(rng, small, SHAPES[1:]) for _ in range(3)]
+def test_gradients_of_another_dtype(optimizer, dtype, other, stages, rng):
+    """As if NumPy had converted them; the parameters' own dtype may stand among them."""
+    steps = [make(rng, other, SHAPES[1:]) for _ in range(3)]
     for grads in steps:
-        grads[1] = grads[1].astype(np.float32)
-    check_run(optimizer, stages, make(rng, np.float32, SHAPES[1:]), steps, grad_scale=2.0)
+        grads[1] = grads[1].astype(dtype)
+    check_run(optimizer, stages, make(rng, dtype, SHAPES[1:]), steps, grad_scale=2.0)
 
 
-@pytest.mark.parametrize("small", SMALL_FORMATS)
-def test_gradients_in_fewer_bits_for_every_case(case, small, rng):
+@pytest.mark.parametrize(("dtype", "other"), DTYPES_BESIDE)
+def test_gradients_of_another_dtype_for_every_case(case, dtype, other, rng):
     cls, options = case
-    steps = [make(rng, small, SHAPES[1:-1]) for _ in range(3)]
-    check_run(cls, options, make(rng, np.float32, SHAPES[1:-1]), steps)
+    steps = [make(rng, other, SHAPES[1:-1]) for _ in range(3)]
+    check_run(cls, options, make(rng, dtype, SHAPES[1:-1]), steps)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
 def test_every_number_of_threads(optimizer, dtype, threads, rng):
     steps = [make(rng, dtype) for _ in range(2)]
-    small = [[grad.astype(np.float16) for grad in grads] for grads in steps]
+    other = np.float64 if dtype == np.float32 else np.float32
+    others = [
+        [grad.astype(d) for grad, d in zip(grads, [np.float16, *[other] * 5], strict=True)]
+        for grads in steps
+    ]
     for stages in (EVERYTHING["all"], EVERYTHING["clipped by norm"]):
         check_run(optimizer, stages, make(rng, dtype), steps, grad_scale=3.0, threads=threads)
-        if dtype == np.float32:
-            check_run(optimizer, stages, make(rng, dtype), small, grad_scale=3.0, threads=threads)
+        check_run(optimizer, stages, make(rng, dtype), others, grad_scale=3.0, threads=threads)
 
 
 @pytest.mark.parametrize("n", [1, 63, 64, 65, 255, 256, 257, 16_383, 16_384, 16_385, 50_000])
@@ -196,11 +225,13 @@ def test_special_values_spread_through_every_stage(optimizer, dtype):
 numbers = {
     "max_grad_norm": st.none() | st.floats(1e-3, 1e3),
     "max_grad_norm_each": st.none() | st.floats(1e-3, 1e3),
+    "skip_grad_norm": st.none() | st.floats(1e-3, 1e3),
     "max_grad_value": st.none() | st.floats(1e-3, 1e3),
     "lookahead_every": st.none() | st.integers(1, 3),
     "lookahead_weight": st.floats(2.0**-126, 1),
     "clear_grads": st.booleans(),
-    "ema_decay": st.none() | st.floats(0, 0.9999),
+    "ema_decay": st.none() | st.floats(0, 1),
+    "average_dtype": st.sampled_from(["float64", "float32"]),
 }
 
 

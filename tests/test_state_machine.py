@@ -35,6 +35,7 @@ CHANGES = {
 }
 OWN_CHANGES = {
     "max_grad_norm": (None, 0.7),
+    "skip_grad_norm": (None, 75.0),
     "nonfinite": ("propagate", "skip"),
     "clear_grads": (False, True),
     "seed": (0, 5),
@@ -77,7 +78,9 @@ class Twins(RuleBasedStateMachine):
         own = {name: param.copy() for name, param in params.items()}
         bound = {name: np.zeros_like(param) for name, param in own.items()}
         first, second = in_groups(own)
-        opt = self.cls([{"params": first}, {"params": second, "lr": 0.01}], lr=0.1)
+        # The first comes to two groups, of the first and the third array, and of the second.
+        by_name = {"params": first, "overrides": {"s": {"max_grad_value": 0.25}}}
+        opt = self.cls([by_name, {"params": second, "lr": 0.01}], lr=0.1)
         return opt, own, bound, in_groups(bound)
 
     def both(self, call):
@@ -96,7 +99,8 @@ class Twins(RuleBasedStateMachine):
     present = st.lists(st.booleans(), min_size=len(SHAPES), max_size=len(SHAPES))
 
     def gathered(self):
-        return any("accumulated" in e for e in self.kept[0].state_dict()["state"].values())
+        """Whether accumulate was given something since the last step."""
+        return bool({"gathered", "left_out"} & self.kept[0].state_dict()["step_options"].keys())
 
     @rule(present=present, finite=st.integers(0, 4))
     def step(self, present, finite):
@@ -104,10 +108,37 @@ class Twins(RuleBasedStateMachine):
         with np.errstate(all="ignore"):
             self.both(lambda opt, *_: opt.step(copy.deepcopy(grads)))
 
-    @rule(present=present)
-    def accumulate(self, present):
-        grads = self.gradients(present)
-        self.both(lambda opt, *_: opt.accumulate(copy.deepcopy(grads)))
+    @rule(name=st.sampled_from(list(SHAPES)), present=st.integers(0, 4))
+    def one_parameter(self, name, present):
+        """Its turn in a round, or an error where the gradients of all would be needed."""
+        grads = self.gradients([bool(present)] * len(SHAPES))
+        grad = {**grads[0], **grads[1]}[name]
+        opt = self.kept[0]
+        refused = (
+            opt.max_grad_norm is not None
+            or opt.skip_grad_norm is not None
+            or opt.nonfinite == "skip"
+            or opt.row.sums_over_all
+            or self.gathered()
+        )
+
+        def call(opt, *_):
+            if not refused:
+                opt.step_one(name, copy.deepcopy(grad))
+                return
+            with pytest.raises(ValueError, match="with step_one"):
+                opt.step_one(name, copy.deepcopy(grad))
+
+        with np.errstate(all="ignore"):
+            self.both(call)
+
+    @rule(present=present, finite=st.integers(0, 2))
+    def accumulate(self, present, finite):
+        grads = self.gradients(present, finite=bool(finite))
+        added = []
+        with np.errstate(all="ignore"):
+            self.both(lambda opt, *_: added.append(opt.accumulate(copy.deepcopy(grads))))
+        assert added[0] == added[1]
 
     @rule()
     def discard(self):
@@ -141,12 +172,12 @@ class Twins(RuleBasedStateMachine):
                     possible.append((name, value))
         return dict([data.draw(st.sampled_from(possible))])
 
-    @rule(data=st.data(), group=st.integers(0, 1))
+    @rule(data=st.data(), group=st.integers(0, 2))
     def change(self, data, group):
         change = self.draw_change(data, group)
         self.both(lambda opt, *_: opt.param_groups[group].update(change))
 
-    @rule(data=st.data(), group=st.integers(0, 1), load=st.booleans())
+    @rule(data=st.data(), group=st.integers(0, 2), load=st.booleans())
     def change_and_take_back(self, data, group, load):
         """With one of them loaded in between, or in a step that raises."""
         change = self.draw_change(data, group)

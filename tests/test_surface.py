@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 import onepass as op
 from onepass import surface
 from onepass.lab.surface import SURFACES, claims, descend, sparse_neuron, walkers
+from onepass.lab.surface.claims import momentum
+from onepass.lab.surface.walking import SEARCHERS
 
 NEURON, SPARSE = SURFACES["neuron"], SURFACES["sparse"]
 
@@ -68,6 +70,21 @@ class TestSurfaces:
     )
     def test_values(self, name, point, loss):
         assert SURFACES[name].loss(point) == pytest.approx(loss, rel=1e-14)
+
+    def test_the_gradient_of_some_rows(self):
+        """Of one of the lecture's points, in plain numbers, times the number of points."""
+        w, b, (x, y) = -0.5, 0.25, (2.5, 0.9)
+        f = 1 / (1 + math.exp(-(w * x + b)))
+        delta = (f - y) * f * (1 - f)
+        found = NEURON.batch_gradient((w, b), np.array([1]))
+        np.testing.assert_allclose(found, [2 * delta * x, 2 * delta], rtol=1e-12)
+
+    @pytest.mark.parametrize("size", [1, 7, 50, 100])
+    def test_batches_are_the_whole_gradient_on_average(self, size, rng):
+        point = rng.normal(size=2)
+        batches = np.split(rng.permutation(100), range(size, 100, size))
+        parts = [SPARSE.batch_gradient(point, rows) * len(rows) / 100 for rows in batches]
+        np.testing.assert_allclose(sum(parts), SPARSE.gradient(point), rtol=1e-12)
 
     def test_the_saddle_is_one(self):
         np.testing.assert_array_equal(SURFACES["saddle"].gradient((0, 0)), 0)
@@ -139,6 +156,53 @@ class TestDescend:
         np.testing.assert_allclose(path.losses, expected, rtol=1e-12, atol=1e-25)
         assert len(path.losses) == 501
 
+    @pytest.mark.parametrize("size", [1, 30])
+    def test_each_row_comes_once_in_a_sweep(self, size):
+        """A step of plain descent tells which rows it saw: they explain it."""
+        path = walkers()["SGD"].descend(SPARSE, steps=8, lr=0.02, batch_size=size, seed=3)
+        order = np.random.default_rng(3)
+        batches = [
+            rows
+            for _ in range(8)
+            for rows in np.split(order.permutation(100), range(size, 100, size))
+        ]
+        for i, step in enumerate(np.diff(path.points, axis=0)):
+            expected = -0.02 * SPARSE.batch_gradient(path.points[i], batches[i])
+            np.testing.assert_allclose(step, expected, rtol=1e-9, atol=1e-15)
+        np.testing.assert_allclose(path.losses, SPARSE.loss(path.points), rtol=1e-12)
+
+    @pytest.mark.parametrize("name", ["SGD", "Nesterov", "Adam"])
+    def test_a_batch_of_all_rows_is_no_batch(self, name):
+        walker = walkers()[name]
+        whole = walker.descend(SPARSE, steps=30)
+        for size in (100, 1000):
+            path = walker.descend(SPARSE, steps=30, batch_size=size)
+            np.testing.assert_allclose(path.points, whole.points, rtol=1e-9)
+
+    def test_the_seed_decides_the_order(self):
+        first, again, other = (
+            walkers()["Nesterov"].descend(SPARSE, steps=20, batch_size=1, seed=seed)
+            for seed in (1, 1, 2)
+        )
+        np.testing.assert_array_equal(first.points, again.points)
+        assert (first.points[-1] != other.points[-1]).any()
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ({"batch_size": 0}, "batch_size: expected an integer >= 1, got 0"),
+            ({"batch_size": 1, "seed": -1}, "seed: expected an integer >= 0, got -1"),
+        ],
+    )
+    def test_bad_batches(self, options, words):
+        with pytest.raises(ValueError, match=f"^{words}"):
+            descend(NEURON, op.SGD, **options)
+
+    def test_batches_of_a_formula(self):
+        words = "^batch_size: expected None, as there are no data, got 2"
+        with pytest.raises(ValueError, match=words):
+            descend(SURFACES["ravine"], op.SGD, batch_size=2)
+
     def test_start_and_rate(self):
         path = walkers()["SGD"].descend(SURFACES["ravine"], (1, 0), steps=1, lr=0.25)
         np.testing.assert_array_equal(path.points, [(1, 0), (0.75, 0)])
@@ -171,6 +235,28 @@ class TestDescend:
     def test_bad_steps(self, steps, error):
         with pytest.raises(error, match=rf"^steps: expected an integer >= 1, got {steps}"):
             descend(NEURON, op.SGD, steps=steps)
+
+
+class TestLineSearchers:
+    def test_the_best_of_the_multiples(self):
+        """Down the ravine's floor, where a step of eta leaves (1 - eta)² of the loss: lr 0.1."""
+        path = SEARCHERS["best_of"].descend(SURFACES["ravine"], (1, 0), steps=3, lr=0.1)
+        np.testing.assert_array_equal(path.points, [(1, 0), (0, 0), (0, 0), (0, 0)])
+        assert path.losses.tolist() == [0.5, 0, 0, 0]  # 1 is 10 times 0.1
+        assert path.evaluations == 3 * 6  # the start and five step sizes each
+
+    def test_the_first_half_that_is_good_enough(self):
+        """By 4, 2 and 1 the floor's 1 would come to -3, -1 and 0: 2 gains nothing, 1 all."""
+        path = SEARCHERS["backtracking"].descend(SURFACES["ravine"], (1, 0), steps=1, lr=0.4)
+        np.testing.assert_array_equal(path.points, [(1, 0), (0, 0)])
+        assert path.evaluations == 4
+
+    @pytest.mark.parametrize("name", SEARCHERS)
+    def test_it_never_climbs(self, each, name):
+        path = SEARCHERS[name].descend(each, steps=60)
+        assert (np.diff(path.losses) <= 0).all()
+        np.testing.assert_allclose(path.losses, each.loss(path.points), rtol=1e-12, atol=1e-300)
+        assert path.losses[-1] < 0.3 * path.losses[0]
 
 
 class TestSearches:
@@ -249,19 +335,19 @@ class TestClaims:
     @pytest.mark.parametrize("start", [NEURON.start, (-4, -4), (-2, 4), (4, 4), (-4, 0)])
     @pytest.mark.parametrize("lr", [0.5, 1.0])
     def test_nesterovs_u_turns_are_shorter(self, start, lr):
-        momentum, nesterov = (claims.u_turns(start, lr)[n] for n in ("Momentum", "Nesterov"))
-        assert nesterov.overshoot < momentum.overshoot
-        assert nesterov.length < 0.8 * momentum.length
+        heavy, nesterov = (claims.u_turns(start, lr)[n] for n in ("Momentum", "Nesterov"))
+        assert nesterov.overshoot < heavy.overshoot
+        assert nesterov.length < 0.8 * heavy.length
 
     def test_but_at_half_the_rate_they_reach_as_far(self):
-        momentum, nesterov = (claims.u_turns(lr=0.5)[n] for n in ("Momentum", "Nesterov"))
-        assert (f"{nesterov.overshoot:.2f}", f"{momentum.overshoot:.2f}") == ("2.30", "2.31")
+        heavy, nesterov = (claims.u_turns(lr=0.5)[n] for n in ("Momentum", "Nesterov"))
+        assert (f"{nesterov.overshoot:.2f}", f"{heavy.overshoot:.2f}") == ("2.30", "2.31")
 
     def test_u_turn_of_a_path_drawn_by_hand(self):
         """A rise on the plateau, down to within 1 of the minimum, past it to 3, and back to it."""
         points = np.array([(-6.0, 0), (-5, 0), (-5.5, 0), (-1, 0), (3, 0), (0, 0)])
         path = surface.Trajectory(points, (points**2).sum(axis=-1))
-        assert claims._u_turn(path, (0, 0)) == claims.UTurn(step=3, overshoot=3, length=4 + 3)
+        assert momentum._u_turn(path, (0, 0)) == claims.UTurn(step=3, overshoot=3, length=4 + 3)
 
     @pytest.mark.parametrize("seed", range(10))
     @pytest.mark.parametrize("steps", [1, 3, 5])
@@ -302,3 +388,88 @@ class TestClaims:
         assert {f"{loss:.3f}" for loss in rmsprop} == {"0.006"}
         assert (np.diff(adagrad) < 0).all()
         assert f"{adagrad[-1]:.3f}" == "0.007"
+
+    def test_in_a_valley_momentum_is_far_lower(self):
+        """Down the floor plain descent leaves (1 - lr)² a step of x² / 2; twice 25 y² is gone."""
+        plain, heavy, nesterov = claims.losses_in_a_valley().values()
+        assert plain.loss == plain.highest == pytest.approx(0.5 * 0.995**200, rel=1e-9)
+        assert f"{2 * plain.loss:.2f}" == "0.37"
+        assert f"{2 * heavy.loss:.1e}" == "1.5e-05"
+        assert nesterov.loss == nesterov.highest < 1e-4 * plain.loss
+        assert f"{heavy.highest:.0e}" == "5e-04"
+
+    def test_but_not_whatever_the_rate_nor_across_the_valley(self):
+        plain, heavy, _ = claims.losses_in_a_valley(lr=0.025).values()
+        assert (f"{plain.loss:.3f}", f"{heavy.highest:.4f}") == ("0.003", "0.0009")
+        plain, heavy, _ = claims.losses_in_a_valley((0, 1), lr=0.025).values()
+        assert plain.loss == pytest.approx(25 * 0.25**200, rel=1e-9)  # y times 1 - 50 lr
+        assert f"{heavy.highest:.4f}" == "0.0009"
+
+    @pytest.mark.parametrize("lr", [0.004, 0.005, 0.01, 0.025, 0.05])
+    def test_the_swing_of_momentum_falls_as_fast_at_any_rate(self, lr):
+        """Its roots are a complex pair of the size sqrt(0.9): 100 steps leave 0.9^100."""
+        first = SURFACES["ravine"].loss((0, 1))
+        reached = claims.losses_in_a_valley((0, 1), lr)["Momentum"]
+        assert 0.5 * 0.9**100 < reached.highest / first < 5 * 0.9**100
+
+    def test_after_stochastic_steps_plain_descent_is_far_off(self):
+        losses = claims.losses_of_stochastic_steps()
+        assert all(each.shape == (10,) for each in losses.values())
+        first = NEURON.loss(NEURON.start)
+        assert (losses["SGD"] > 0.98 * first).all()
+        assert (losses["Momentum"] < 0.04 * first).all()
+        assert (losses["Nesterov"] < 0.02 * first).all()
+
+    def test_but_not_on_the_sparse_surface(self):
+        losses = claims.losses_of_stochastic_steps(SPARSE, lr=SPARSE.lr)
+        for name, (low, high) in {"SGD": ("1.0", "2.2"), "Momentum": ("0.0", "4.9")}.items():
+            assert (f"{losses[name].min():.1f}", f"{losses[name].max():.1f}") == (low, high)
+        losses = claims.losses_of_stochastic_steps(SPARSE, lr=0.1)
+        assert losses["SGD"].max() < 0.4
+        assert min(losses["Momentum"].min(), losses["Nesterov"].min()) > 3
+
+    def test_a_rate_of_ten_crosses_the_plateau(self):
+        found = claims.high_rates_on_the_plateau()
+        assert [found[lr].steps for lr in (1, 10, 30, 100)] == [113, 14, 26, None]
+        assert (found[1].rises, found[10].rises) == (0, 1)
+        assert found[10].last < found[1].last < 1e-10
+        assert f"{found[30].last:.3f}" == "0.005"
+
+    def test_line_searches_take_fewer_steps(self, each):
+        costs = claims.line_searches_beside_plain_descent(each)
+        plain = costs["SGD"].steps or 3027
+        steps = [costs[name].steps for name in SEARCHERS]
+        assert all(1.7 < plain / count < 10.5 for count in steps)
+        backtracking = costs["backtracking"].steps + costs["backtracking"].evaluations
+        assert (backtracking < plain) == (each.name not in ("ravine", "rosenbrock"))
+        assert costs["best_of"].evaluations == 6 * costs["best_of"].steps
+
+    def test_plain_descent_in_rosenbrocks_valley(self):
+        valley = SURFACES["rosenbrock"]
+        path = walkers()["SGD"].descend(valley, steps=3100)
+        assert path.steps_to(valley.loss(valley.start) / 1e3) == 3027
+
+    def test_adams_cumulated_gradient(self, each):
+        found = claims.adam_beside_rmsprop(each)
+        rmsprop, without, adam = found.values()
+        assert adam.last < 0.01 * min(rmsprop.last, without.last)
+        if each.name == "rosenbrock":
+            assert rmsprop.steps is without.steps is None
+            assert adam.steps == 132
+        else:
+            assert 17 <= rmsprop.steps <= 28
+            assert rmsprop.steps < without.steps
+            assert 40 <= adam.steps <= 65
+
+    def test_the_first_steps_of_adam_and_rmsprop(self):
+        """RMSProp divides by the root of 0.1 of the square, Adam by the corrected one's."""
+        slope = surface.Surface(
+            "slope", "", "L = x + y", ("x", "y"),
+            lambda x, y: x + y, lambda x, y: (np.ones_like(x), np.ones_like(y)),
+            (0.0, 0.0), ((-1, 1), (-1, 1)), (), 1.0, 1.0,
+        )  # fmt: skip
+        moved = {
+            name: -walkers()[name].descend(slope, steps=1, lr=1.0).points[1, 0]
+            for name in ("RMSprop", "Adam")
+        }
+        assert moved == pytest.approx({"RMSprop": math.sqrt(10), "Adam": 1}, rel=1e-6)

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import onepass as op
 from commands import run, start
 from onepass import _extras
 from onepass.lab import cli
-from onepass.lab.surface import SURFACES, Trajectory, report, walkers
+from onepass.lab.surface import SURFACES, Trajectory, panels, report, walkers
 from onepass.lab.surface import picture as pictures
+from onepass.lab.surface.batches import draw_batches
 from onepass.lab.surface.picture import Picture
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -93,6 +95,72 @@ def test_animation(kind, tmp_path, fast, capsys):
         )
 
 
+def test_a_column_for_each_batch_size(tmp_path, capsys):
+    options = ["--surface", "sparse", "--batch-size", "1", "10", "all", "500", "--steps", "20"]
+    assert cli.main(["surface", *options, "--out", str(tmp_path)]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["sparse-batches.png"]
+    assert (tmp_path / "sparse-batches.png").read_bytes()[:8] == PNG
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1] == str(tmp_path / "sparse-batches.png")
+    assert "search" not in out
+    rows = re.findall(r"(sparse, [\w ]+?)? +(SGD|Momentum|Nesterov) +0.02 +\S+ +(\S+)\n", out)
+    titles = [title for title, *_ in rows if title]
+    assert titles == ["sparse, batch size 1", "sparse, batch size 10", "sparse, all 100 rows"]
+    assert [name for _, name, _ in rows] == ["SGD", "Momentum", "Nesterov"] * 3
+    sizes = [1] * 3 + [10] * 3 + [None] * 3
+    for (_, name, last), size in zip(rows, sizes, strict=True):
+        path = walkers()[name].descend(SURFACES["sparse"], steps=20, batch_size=size)
+        assert last == f"{path.losses[-1]:.2g}"
+
+
+def test_the_columns_of_batches():
+    """The same colours, window and scale in each; its own paths."""
+    surface, names = SURFACES["sparse"], ["SGD", "Momentum"]
+    columns = {
+        contest.title: contest.labels
+        for size in (1, None)
+        for contest in [report.contest_of_batches(surface, names, None, 5, 0.01, batch_size=size)]
+    }
+    assert list(columns) == ["batch size 1", "all 100 rows"]
+    figure = draw_batches(surface, columns)
+    maps, curves = figure.axes[:2], figure.axes[2:]
+    for (title, paths), above, below in zip(columns.items(), maps, curves, strict=True):
+        assert above.get_title() == title
+        assert (above.get_xlim(), above.get_ylim()) == surface.window
+        assert below.get_ylim() == curves[0].get_ylim()
+        for (label, path), colour in zip(paths.items(), pictures.COLOURS, strict=False):
+            (line,) = (line for line in above.lines if line.get_label() == label)
+            np.testing.assert_array_equal(line.get_xydata(), path.points)
+            assert line.get_color() == colour
+            (line,) = (line for line in below.lines if line.get_label() == label)
+            np.testing.assert_array_equal(line.get_ydata(), path.losses)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["SGD, lr 0.01", "Momentum, lr 0.01"]
+
+
+def test_without_a_name_the_surfaces_that_have_data(tmp_path):
+    options = ["--batch-size", "1", "--steps", "3", "--optimizer", "adam"]
+    assert cli.main(["surface", *options, "--out", str(tmp_path)]) == 0
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == {"neuron-batches.png", "sparse-batches.png"}
+
+
+def test_several_rates_and_line_searches(tmp_path, capsys):
+    options = ["--surface", "ravine", "--optimizer", "sgd", "--lr", "0.01", "0.02", "--line-search"]
+    assert cli.main(["surface", *options, "--steps", "5", "--out", str(tmp_path)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    found = [row[-4:-2] for row in rows if len(row) > 3 and row[-3] in ("0.01", "0.02")]
+    names = ("SGD", "best_of", "backtracking")
+    assert found == [[name, rate] for name in names for rate in ("0.01", "0.02")]
+
+
+def test_paths_of_ones_own(tmp_path):
+    ravine = SURFACES["ravine"]
+    paths = {"mine": walkers()["SGD"].descend(ravine, steps=3)}
+    op.surface.draw(ravine, paths, str(tmp_path / "mine.png"))
+    assert (tmp_path / "mine.png").read_bytes()[:8] == PNG
+
+
 def browser():
     return shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -152,7 +220,7 @@ def test_the_picture_shows_the_paths():
 
 
 def test_every_surface_can_be_drawn(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "GRID", 31)
+    monkeypatch.setattr(panels, "GRID", 31)
     for surface in SURFACES.values():
         contest = report.contest(surface, list(walkers()), None, 20, None)
         picture = Picture(surface, contest.labels, contest.searches)
@@ -176,7 +244,7 @@ def marks(axes):
 @pytest.mark.parametrize("start", [(0.0, 0.0), (-9.0, 50.0), (30.0, 1.0), (1e4, -1e4)])
 def test_the_window_grows_for_the_start(name, start, monkeypatch):
     """And shows the minima as before, and nothing beyond either."""
-    monkeypatch.setattr(pictures, "GRID", 31)
+    monkeypatch.setattr(panels, "GRID", 31)
     _, picture = drawn(name, ["SGD", "Adam"], start, 2)
     the_map, *_ = picture.figure.axes
     limits = np.array([the_map.get_xlim(), the_map.get_ylim()])
@@ -260,7 +328,7 @@ def test_losses_that_are_cut_or_zero_are_shown_and_said():
 )
 def test_numbers_near_the_end_of_the_range(name, start, lr, tmp_path, monkeypatch):
     """Dashes along a line of 1e300 would take for ever."""
-    monkeypatch.setattr(pictures, "GRID", 31)
+    monkeypatch.setattr(panels, "GRID", 31)
     _, picture = drawn(name, list(walkers()), start, 20, lr)
     picture.save(tmp_path / "picture.png")
 
@@ -290,6 +358,18 @@ def test_ctrl_c_leaves_what_is_finished(tmp_path):
         (["--start", "1", "x"], "argument --start: expected a finite number, got 'x'"),
         (["--start", "1e200", "0"], "argument --start: expected a point with a finite loss, got "),
         (["--lr", "-1"], "argument --lr: expected a finite number > 0, got '-1'"),
+        (["--lr", "1", "0"], "argument --lr: expected a finite number > 0, got '0'"),
+        (["--batch-size", "0"], "argument --batch-size: expected an integer >= 1 or all, got '0'"),
+        (["--seed", "-1"], "argument --seed: expected an integer >= 0, got '-1'"),
+        (
+            ["--batch-size", "1", "--surface", "neuron", "beale"],
+            "argument --surface: expected one of neuron, sparse with --batch-size, got beale",
+        ),
+        (["--batch-size", "1", "--animate", "gif"], "--animate: not allowed with argument --batch"),
+        (
+            ["--batch-size", "1", "--line-search"],
+            "--line-search: not allowed with argument --batch",
+        ),
         (["--animate", "mp4"], "argument --animate: expected one of gif, html, got 'mp4'"),
     ],
 )

@@ -2,11 +2,13 @@
 
 import math
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from itertools import count
 
 import matplotlib as mpl
@@ -17,15 +19,16 @@ from matplotlib import pyplot as plt
 from optuna.trial import FixedTrial, TrialState
 
 import onepass as op
-from commands import run, start, strict_json
+from commands import draw_nothing, run, start, strict_json
 from helpers import shaped
 from onepass.lab import cli
 from onepass.lab.compare.contenders import contenders
 from onepass.lab.compare.training import Measurement
-from onepass.lab.tune import picture, report, search
-from onepass.lab.tune.search import Search, Settings, quiet
+from onepass.lab.tune import each, picture, report, search
+from onepass.lab.tune.search import Search, quiet
+from onepass.lab.tune.space import Settings
 
-WINE = Settings("wine", 2, ("SGD", "Momentum", "Adam"), seed=0)
+WINE = Settings("wine", 2, ("SGD", "Momentum", "Adam"), seed=0, layers=(1, 2), units=(16, 32))
 PICTURES = ["history.png", "importances.png", "slices.png", "parallel.png"]
 
 
@@ -72,29 +75,72 @@ def scripted(monkeypatch, *curves):
     monkeypatch.setattr(search, "Training", Scripted)
 
 
+CHOICES = {
+    "lr": 0.25, "momentum": 0.75, "beta1": 0.625, "beta2": 0.9, "beta3": 0.99, "batch_size": 16,
+    "layers": 3, "units_1": 32, "units_2": 16, "units_3": 64, "dropout": 0.125,
+    "batch_norm": False, "state_format": "float32",
+}  # fmt: skip
+"""What a trial may choose."""
+
+
 class TestSearchSpace:
     @pytest.mark.parametrize("name", contenders())
     def test_what_is_searched(self, name):
-        values = {"optimizer": name, "lr": 0.25, "momentum": 0.75, "batch_size": 16, "width": 32}
-        trial = FixedTrial(values)
+        trial = FixedTrial({"optimizer": name, **CHOICES})
         run, recipe = Settings("wine", 3, (name,), seed=5).suggest(trial)
         known = contenders()[name]
         has_momentum = bool(known.hyperparameters.get("momentum"))
         expected = {**known.settings, "lr": 0.25, **({"momentum": 0.75} if has_momentum else {})}
+        if betas := known.hyperparameters.get("betas"):
+            expected["betas"] = (0.625, 0.9, 0.99)[: len(betas)]
         assert run.contender.settings == expected
         assert run.contender.optimizer is contenders()[name].optimizer
         assert ("momentum" in trial.params) == has_momentum
-        assert (run.seed, run.batch_norm) == (5, True)
+        assert (run.seed, run.batch_norm) == (5, False)
         assert (recipe.data, recipe.epochs, recipe.batch_size) == ("wine", 3, 16)
-        assert recipe.hidden == (32, 32)
+        assert (recipe.hidden, recipe.dropout) == ((32, 16, 64), 0.125)
 
-    def test_ranges(self, tmp_path):
-        (trial, *_) = done(tmp_path, 1).trials
-        spaces = trial.distributions
+    def test_ranges(self, tmp_path, monkeypatch):
+        scripted(monkeypatch, *[[1.0, 0.5]] * 6)
+        spaces = {}
+        for trial in done(tmp_path, 6, Settings("wine", 1, WINE.optimizers, seed=0)).trials:
+            spaces |= trial.distributions
+            assert {f"units_{i + 1}" for i in range(trial.params["layers"])} == {
+                name for name in trial.params if name.startswith("units_")
+            }
         assert spaces["optimizer"].choices == WINE.optimizers
         assert (spaces["lr"].low, spaces["lr"].high, spaces["lr"].log) == (1e-4, 1, True)
-        for name in ("batch_size", "width"):
+        assert (spaces["layers"].low, spaces["layers"].high) == (1, 10)
+        assert (spaces["dropout"].low, spaces["dropout"].high) == (0, 0.5)
+        assert set(spaces["batch_norm"].choices) == {True, False}
+        for name in ("batch_size", "units_1"):
             assert all(math.log2(choice).is_integer() for choice in spaces[name].choices)
+
+    def test_numbers_are_short_and_within_their_range(self):
+        """The command that repeats a trial can be read."""
+        settings = Settings("wine", 3, ("Momentum",), seed=5, lr=(0.012345, 0.02))
+        for lr, expected in ((0.0123456, 0.012345), (0.0154321, 0.0154)):
+            trial = FixedTrial({"optimizer": "Momentum", **CHOICES, "lr": lr, "dropout": 1 / 3})
+            run, recipe = settings.suggest(trial)
+            assert (run.contender.lr, recipe.dropout) == (expected, 0.333)
+
+    def test_one_value_alone(self, tmp_path):
+        one = Settings(
+            "wine", 1, ("Adam",), 0, lr=(0.01, 0.01), layers=(2, 2), units=(8,), dropout=(0, 0),
+            batch_size=(None,), batch_norm=(False,), state_format=("q8",),
+        )  # fmt: skip
+        run, recipe = one.suggest(done(tmp_path, 1, one).trials[0])
+        assert run.contender.lr == 0.01
+        assert not run.batch_norm
+        assert (recipe.hidden, recipe.dropout, recipe.batch_size) == ((8, 8), 0, None)
+        assert recipe.state_format == "q8"
+
+    def test_one_row_a_step_has_no_batch_norm(self):
+        one = Settings("wine", 1, ("Adam",), 0, batch_size=(1, 2))
+        for size in (1, 2):
+            values = {**CHOICES, "batch_size": size, "batch_norm": True}
+            run, _ = one.suggest(FixedTrial({"optimizer": "Adam", **values}))
+            assert run.batch_norm == (size == 2)
 
 
 class TestTrials:
@@ -174,9 +220,9 @@ class TestTrials:
         assert (second["state"], second["validation_loss"]) == ("complete", [1.0, 0.5, 0.4])
         assert "0 of them pruned, 1 diverged" in report.describe(study)[0]
 
-    def test_weights_beyond_float32(self, tmp_path, monkeypatch, capsys):
-        monkeypatch.setattr(search, "LEARNING_RATES", (1e37, 1e38))
+    def test_weights_beyond_float32(self, tmp_path, capsys):
         options = ["--data", "wine", "--epochs", "1", "--trials", "2", "--optimizer", "sgd"]
+        options += ["--lr", "1e37", "1e38"]
         assert cli.main(["tune", *options, "--out", str(tmp_path)]) == 0
         written = strict_json(tmp_path / "results.json")
         assert [trial["state"] for trial in written["trials"]] == ["diverged"] * 2
@@ -208,10 +254,12 @@ class TestFolder:
         with pytest.raises(ValueError, match=r"--out: expected no study, got one in .*resume"):
             Search(WINE, tmp_path, resume=False)
         for name, settings in (
-            ("data", Settings("digits", 2, WINE.optimizers, 0)),
-            ("epochs", Settings("wine", 3, WINE.optimizers, 0)),
-            ("optimizers", Settings("wine", 2, ("SGD",), 0)),
-            ("seed", Settings("wine", 2, WINE.optimizers, 7)),
+            ("data", replace(WINE, data="digits")),
+            ("epochs", replace(WINE, epochs=3)),
+            ("optimizers", replace(WINE, optimizers=("SGD",))),
+            ("seed", replace(WINE, seed=7)),
+            ("layers", replace(WINE, layers=(1, 3))),
+            ("state_format", replace(WINE, state_format=("q8",))),
         ):
             with pytest.raises(ValueError, match=f"--resume: expected {name} as it was, .*, got "):
                 Search(settings, tmp_path, resume=True)
@@ -268,7 +316,8 @@ class TestPictures:
                 at = {*points.get_offsets()[:, 1]}
                 assert not at or low < min(at) < 1e-3
                 assert at <= {min(at, default=0), 1e-3, 0.5}
-            assert {1e-3, 0.5} < {*axes.collections[0].get_offsets()[:, 1]}
+            if axes.get_xlabel() in ("optimizer", "lr", "Trial"):  # which all trials have
+                assert {1e-3, 0.5} < {*axes.collections[0].get_offsets()[:, 1]}
             for line in axes.lines:
                 assert (np.array(line.get_ydata()) > low).all()
             assert "0" in [text.get_text() for text in axes.texts]
@@ -296,16 +345,42 @@ class TestPictures:
 
     def test_only_what_varied_is_drawn(self, tmp_path, monkeypatch):
         scripted(monkeypatch, *[[1.0, 0.5]] * 3)
-        monkeypatch.setattr(search, "WIDTHS", (32,))
-        study = done(tmp_path, 3, Settings("wine", 1, ("Adam",), seed=0)).study
-        figures = []
-        monkeypatch.setattr(plt, "close", figures.append)
-        picture.draw(study, tmp_path)
-        monkeypatch.undo()
+        settings = Settings(
+            "wine", 1, ("RMSprop",), 0, layers=(2, 2), units=(32,), dropout=(0, 0),
+            batch_norm=(True,),
+        )  # fmt: skip
+        figures = self.drawn(done(tmp_path, 3, settings).study, tmp_path, monkeypatch)
         *panels, _colours = figures[2].axes
         assert {"lr"} <= {axes.get_xlabel() for axes in panels} <= {"lr", "batch_size"}
+
+    def drawn(self, study, folder, monkeypatch):
+        figures = []
+        with monkeypatch.context() as patch:
+            patch.setattr(plt, "close", figures.append)
+            picture.draw(study, folder)
         for figure in figures:
             plt.close(figure)
+        return figures
+
+    def test_choices_that_not_all_trials_have(self, tmp_path, monkeypatch):
+        """Momentum, betas, and the units of a third layer: Optuna cannot weigh these."""
+        scripted(monkeypatch, *[[1.0, loss] for loss in (0.5, 0.3, 0.4, 0.1, 0.2, 0.6)])
+        settings = Settings("wine", 1, ("Momentum", "Adam", "Adan"), seed=3, layers=(1, 5))
+        study = done(tmp_path, 6, settings)
+        assert {trial.params["optimizer"] for trial in study.trials} == {*settings.optimizers}
+        _, importances, slices, parallel = self.drawn(study.study, tmp_path, monkeypatch)
+        shared = {"optimizer", "lr", "layers", "units_1", "dropout", "batch_size", "batch_norm"}
+        names = {text.get_text() for text in importances.axes[0].get_yticklabels()}
+        assert names <= shared
+        names = {text.get_text() for text in parallel.axes[0].get_xticklabels()}
+        assert names <= {*shared, "log10 validation loss"}
+        *panels, _colours = slices.axes
+        names = {axes.get_xlabel() for axes in panels}
+        assert {"beta1", "units_1"} <= names
+        assert not {name for name in names if name.startswith("units_")} - {"units_1"}
+        boxes = [axes.get_window_extent() for axes in slices.axes]
+        for i, box in enumerate(boxes):
+            assert not any(box.overlaps(other) for other in boxes[:i])
 
 
 class TestCommand:
@@ -332,26 +407,44 @@ class TestCommand:
         assert best["number"] == ranking[0]["number"]
         start = next(i for i, line in enumerate(lines) if set(line) == {"─"}) + 1
         for line, trial in zip(lines[start:], ranking[:5], strict=False):
-            number, optimizer, lr, momentum, batch_size, width, loss, score = line.split()
+            number, optimizer, lr, *betas, batch_size, layers, _of, units = line.split()[:-4]
+            dropout, batch_norm, loss, score = line.split()[-4:]
             assert (int(number), optimizer) == (trial["number"], trial["optimizer"])
-            assert float(lr) == pytest.approx(trial["lr"], rel=0.05)
-            assert momentum == "-"
-            assert (int(batch_size), int(width)) == (trial["batch_size"], trial["width"])
+            assert (float(lr), int(batch_size)) == (trial["lr"], trial["batch_size"])
+            assert betas == ([f"{beta:g}" for beta in trial["betas"] or ()] or ["-"])
+            hidden = trial["hidden"]
+            low, _, high = units.partition("-")
+            assert (int(layers), int(low)) == (len(hidden), min(hidden))
+            assert int(high or low) == max(hidden)
+            assert float(dropout) == trial["dropout"]
+            assert batch_norm == ("yes" if trial["batch_norm"] else "no")
             assert float(loss) == pytest.approx(trial["validation_loss"][-1], rel=5e-3)
             assert score == f"{trial['score']:.1%}"
         assert f"  {best['python']}" in lines
         assert f"  {best['compare']}" in lines
 
-    def test_the_best_can_be_had_again(self, tmp_path):
-        study = done(tmp_path, 3, Settings("wine", 2, ("Adam", "SGD"), seed=4))
-        best = study.ranking[0]
-        command = shlex.split(report.compare_command(study, best))
+    @pytest.mark.parametrize(
+        ("name", "batch_norm"),
+        [("SGD", True), ("Momentum", False), ("Adam", True), ("Adan", False)],
+    )
+    def test_the_printed_command_gives_the_same_trial(
+        self, name, batch_norm, tmp_path, capsys, monkeypatch
+    ):
+        """Whatever the trial has chosen; the whole command stands on one line."""
+        draw_nothing(monkeypatch)
+        settings = Settings(
+            "wine", 2, (name,), seed=4, layers=(2, 3), units=(32, 64, 128), dropout=(0.1, 0.5),
+            batch_norm=(batch_norm,), state_format=("q8",), batch_size=(32, None),
+        )  # fmt: skip
+        study = done(tmp_path, 1, settings)
+        (best,) = study.ranking
+        monkeypatch.setenv("COLUMNS", "40")
+        report.print_best(study)
+        (line,) = (x for x in capsys.readouterr().out.splitlines() if "onepass compare" in x)
+        assert line.strip() == report.compare_command(study, best)
+        command = shlex.split(line)
         assert cli.main([*command[1:], "--out", str(tmp_path / "compare")]) == 0
-        (entry,) = (
-            entry
-            for entry in strict_json(tmp_path / "compare" / "results.json")["entries"]
-            if entry["batch_norm"]
-        )
+        (entry,) = strict_json(tmp_path / "compare" / "results.json")["entries"]
         curve = entry["runs"][0]["curve"]
         assert curve["validation_loss"] == list(best.intermediate_values.values())
         assert curve["score"][-1] == best.user_attrs["score"]
@@ -365,14 +458,14 @@ class TestCommand:
         optimizer = eval(line, {"op": op, "params": params})
         assert type(optimizer) is contenders()[name].optimizer
         (group,) = optimizer.param_groups
-        expected = {**contenders()[name].hyperparameters, "lr": trial.params["lr"]}
-        if "momentum" in trial.params:
-            expected["momentum"] = trial.params["momentum"]
-            assert report.compare_command(study, trial) is None
+        run_, _ = study.settings.suggest(trial)
+        expected = run_.contender.hyperparameters
+        assert expected["lr"] == pytest.approx(trial.params["lr"], rel=5e-3)
         assert {key: group[key] for key in expected} == expected
         assert optimizer.max_grad_norm == 1.0
 
-    def test_resume(self, tmp_path, capsys):
+    def test_resume(self, tmp_path, capsys, monkeypatch):
+        draw_nothing(monkeypatch)
         command = ["tune", "--data", "wine", "--epochs", "1", "--out", str(tmp_path)]
         assert cli.main([*command, "--trials", "2"]) == 0
         with pytest.raises(SystemExit) as ended:
@@ -396,7 +489,8 @@ class TestCommand:
     @pytest.mark.skipif(os.name != "posix", reason="needs signals")
     def test_interrupted(self, tmp_path):
         options = ("--data", "wine", "--epochs", 20, "--trials", 100000, "--out", tmp_path)
-        with start("tune", *options, FORCE_COLOR="1") as process:
+        small = ("--layers", 2, "--units", 32, "--dropout", 0, "--batch-norm")
+        with start("tune", *options, *small, FORCE_COLOR="1") as process:
             written = b""
             # The progress bar says so at the end of a trial's last epoch, so three are over.
             while b"4/100000" not in written:
@@ -410,7 +504,11 @@ class TestCommand:
         assert rest.endswith(b"repeat the command with --resume to go on\nonepass: interrupted\n")
         trials = strict_json(tmp_path / "results.json")["trials"]
         assert len(trials) >= 3
-        with_resume = Search(Settings("wine", 20, tuple(contenders()), 0), tmp_path, resume=True)
+        settings = Settings(
+            "wine", 20, tuple(contenders()), 0, layers=(2, 2), units=(32,), dropout=(0, 0),
+            batch_norm=(True,),
+        )  # fmt: skip
+        with_resume = Search(settings, tmp_path, resume=True)
         assert len(with_resume.trials) == len(trials)
         assert all((tmp_path / name).exists() for name in PICTURES)
 
@@ -428,13 +526,49 @@ class TestCommand:
             (["--seconds", "inf"], "--seconds: expected a finite number > 0, got 'inf'"),
             (["--seconds", "1", "--trials", "9"], "--trials: not allowed with argument --seconds"),
             (["--seed", "-1"], "--seed: expected an integer >= 0, got '-1'"),
+            (["--data", "wine", "digits"], "--data: expected one name without --each, got wine d"),
+            (["--layers", "3", "2"], "--layers: expected one number, or two in order, got 3 2"),
+            (["--layers", "1", "2", "3"], "--layers: expected one number, or two in order, got 1"),
+            (["--layers", "0"], "--layers: expected an integer >= 1, got '0'"),
+            (["--units", "0"], "--units: expected an integer >= 1, got '0'"),
+            (["--lr", "0"], "--lr: expected a finite number > 0, got '0'"),
+            (["--dropout", "0", "1"], "--dropout: expected a number in [0, 1), got '1'"),
+            (["--dropout", "nan"], "--dropout: expected a number in [0, 1), got 'nan'"),
+            (["--batch-size", "0"], "--batch-size: expected an integer >= 1 or all, got '0'"),
+            (["--state-format", "q4"], "--state-format: expected one of float32, bf16, q8, got "),
+            (
+                ["--state-format", "q8", "--optimizer", "rprop"],
+                "--state-format: expected float32 for Rprop, got q8",
+            ),
+            (
+                ["--batch-norm", "--batch-size", "1", "2"],
+                "--batch-norm: expected a --batch-size of 2 or more, got 1",
+            ),
         ],
     )
-    def test_arguments_that_make_no_sense(self, options, complaint, capsys):
+    def test_arguments_that_make_no_sense(self, options, complaint, capsys, tmp_path):
         with pytest.raises(SystemExit) as ended:
-            cli.main(["tune", *options])
+            cli.main(["tune", *options, "--out", str(tmp_path / "out")])
         assert ended.value.code == 2
         assert complaint in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+    def test_the_options_of_the_space(self, tmp_path, capsys, monkeypatch):
+        draw_nothing(monkeypatch)
+        options = "--layers 2 --units 8 16 --lr 0.01 0.1 --dropout 0.2 --batch-size all 32"
+        options += " --no-batch-norm --state-format q8 --optimizer rprop adam lion"
+        command = ["tune", "--data", "wine", "--epochs", "1", "--trials", "4", *options.split()]
+        assert cli.main([*command, "--out", str(tmp_path)]) == 0
+        assert "without Rprop: the state has to be float32" in capsys.readouterr().out
+        for trial in strict_json(tmp_path / "results.json")["trials"]:
+            assert trial["optimizer"] in ("Adam", "Lion")
+            assert len(trial["hidden"]) == 2
+            assert set(trial["hidden"]) <= {8, 16}
+            assert 0.01 <= trial["lr"] <= 0.1
+            assert trial["dropout"] == 0.2
+            assert trial["batch_size"] in (None, 32)
+            assert not trial["batch_norm"]
+            assert trial["state_format"] == "q8"
 
     def test_help(self, capsys):
         with pytest.raises(SystemExit) as ended:
@@ -471,3 +605,105 @@ class TestCommand:
         (tmp_path / "file").touch()
         assert cli.main(["tune", "--out", str(tmp_path / "file")]) == 1
         assert str(tmp_path / "file") in capsys.readouterr().err
+
+
+def without_numbers(studies):
+    """What is the same in a study in which no trial was interrupted and forgotten."""
+    return [
+        (
+            each["again"],
+            [{**trial, "number": None} for trial in (each["best"], *each["trials"])],
+        )
+        for each in studies
+    ]
+
+
+class TestEach:
+    OPTIONS = ("--data", "wine", "diabetes", "--epochs", "2", "--optimizer", "sgd", "adam")
+
+    def tuned(self, folder, *options):
+        return cli.main(["tune", "--each", *self.OPTIONS, *options, "--out", str(folder)])
+
+    def test_the_table(self, tmp_path, capsys):
+        """Each has as many trials; other seeds than the search's judge the best of them."""
+        assert self.tuned(tmp_path, "--trials", "3") == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[-1] == str(tmp_path / "results.json")
+        assert "3 trials of up to 2 epochs for each optimizer and data set, seed 0" in lines[0]
+        written = strict_json(tmp_path / "results.json")["studies"]
+        found = [(each["settings"]["data"], *each["settings"]["optimizers"]) for each in written]
+        assert found == [(d, o) for d in ("wine", "diabetes") for o in ("SGD", "Adam")]
+        rows = {row[0]: row[1:] for line in lines if (row := line.split())}
+        for study, (data, name) in zip(written, found, strict=True):
+            assert len(study["trials"]) == 3
+            assert [again["seed"] for again in study["again"]] == [1, 2, 3]
+            loss, score, deviation = rows[name][:3] if data == "wine" else rows[name][3:]
+            scores = [again["score"] for again in study["again"]]
+            losses = [again["validation_loss"] for again in study["again"]]
+            assert loss == f"{np.mean(losses):.2g}"
+            assert score == f"{np.mean(scores):.1%}"
+            assert deviation == f"±{100 * np.std(scores, ddof=1):.1f}"
+
+    def test_the_best_is_trained_as_its_command_trains(self, tmp_path, monkeypatch):
+        draw_nothing(monkeypatch)
+        options = ("--no-batch-norm", "--layers", "1", "2", "--trials", "2")
+        assert self.tuned(tmp_path, *options) == 0
+        study = strict_json(tmp_path / "results.json")["studies"][1]
+        command = shlex.split(study["compare"])
+        assert command[-4:] == ["--seed", "0", "--seeds", "1"]
+        command[-4:] = ["--seed", "1", "--seeds", "3", "--out", str(tmp_path / "compare")]
+        assert cli.main(command[1:]) == 0
+        (entry,) = strict_json(tmp_path / "compare" / "results.json")["entries"]
+        scores = [run_["curve"]["score"][-1] for run_ in entry["runs"]]
+        assert scores == [again["score"] for again in study["again"]]
+
+    def test_interrupted_and_resumed_is_as_if_never_interrupted(
+        self, tmp_path, capsys, monkeypatch
+    ):
+        assert self.tuned(tmp_path / "whole", "--trials", "2") == 0
+        count = 0
+        original = search._report
+
+        def interrupt(*arguments):
+            nonlocal count
+            count += 1
+            if count == 10:  # in the second study
+                raise KeyboardInterrupt
+            original(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(search, "_report", interrupt)
+            assert self.tuned(tmp_path / "parts", "--trials", "2") == cli.INTERRUPTED
+        assert "repeat the command with --resume to go on" in capsys.readouterr().err
+        with pytest.raises(SystemExit):
+            self.tuned(tmp_path / "parts", "--trials", "2")
+        assert "--out: expected no study, got one in" in capsys.readouterr().err
+        assert self.tuned(tmp_path / "parts", "--trials", "2", "--resume") == 0
+        whole, parts = (
+            strict_json(tmp_path / name / "results.json")["studies"] for name in ("whole", "parts")
+        )
+        assert without_numbers(parts) == without_numbers(whole)
+
+    def test_nothing_to_resume(self, tmp_path, capsys):
+        with pytest.raises(SystemExit):
+            self.tuned(tmp_path / "new", "--resume")
+        assert "--resume: expected a study, got none in" in capsys.readouterr().err
+        assert not (tmp_path / "new").exists()
+
+    def test_who_diverges(self, tmp_path, capsys):
+        assert self.tuned(tmp_path, "--trials", "1", "--lr", "1e37", "--no-batch-norm") == 0
+        written = strict_json(tmp_path / "results.json")["studies"]
+        assert [each["again"] for each in written] == [[]] * 4
+        assert re.search(r"SGD +diverged +- +diverged +-", capsys.readouterr().out)
+
+    def test_seconds_are_for_each(self, tmp_path, monkeypatch):
+        clock = count()  # a second a look
+        monkeypatch.setattr(search, "perf_counter", lambda: next(clock))
+        shown = []
+        settings = Settings("wine", 1, ("SGD", "Adam"), seed=0, layers=(1, 1))
+        searches = list(each.studies(settings, ["wine"], tmp_path, resume=False))
+        show = lambda done, name: shown.append((done, name))  # noqa: E731
+        outcomes = list(each.run(searches, show, budget={"seconds": 5}))
+        assert [len(outcome.search.trials) for outcome in outcomes] == [2, 2]
+        assert all(done <= 5 for done, name in shown if name == "SGD")
+        assert all(5 < done <= 10 for done, name in shown if name == "Adam")

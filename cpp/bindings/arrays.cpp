@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <atomic>
 #include <bit>
+#include <functional>
+#include <numeric>
 #include <utility>
 
 #include "foreign.hpp"
@@ -15,7 +17,7 @@ using Proxy = py::detail::PyArray_Proxy;  // NumPy's struct
 
 constexpr int aligned_flag = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
 constexpr int writable_flag = py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
-constexpr int order_flag(Order order) noexcept {
+constexpr int order_flag(Order order) noexcept {  // not of the other one, which has none
   return order == Order::c ? py::array::c_style : py::array::f_style;
 }
 
@@ -38,6 +40,58 @@ std::size_t size_of(const Proxy& array) noexcept {
   return static_cast<std::size_t>(size);
 }
 
+// Whether the elements of two arrays of one shape, one of which has no gaps, stand in one order.
+[[gnu::cold]] bool has_order_of(PyObject* object, PyObject* other) noexcept {
+  const auto a = py::reinterpret_borrow<py::array>(object);
+  const auto b = py::reinterpret_borrow<py::array>(other);
+  for (py::ssize_t axis = 0; axis < a.ndim(); ++axis) {
+    if (a.shape(axis) == 1) continue;
+    if (a.strides(axis) * b.itemsize() != b.strides(axis) * a.itemsize()) return false;
+  }
+  return true;
+}
+
+// Whether an array has its parameter's order: of another shape is only what has one axis, or stands
+// beside a parameter in C or F order.
+bool is_order_of(const py::array& array, const Like& param) {
+  if (param.order != Order::other) return is_order(array, param.order);
+  const auto& proxy = *py::detail::array_proxy(array.ptr());
+  if (!has_shape_of(proxy, *py::detail::array_proxy(param.object))) {
+    return is_order(array, Order::c);
+  }
+  return has_order_of(array.ptr(), param.object);
+}
+
+bool has_no_gaps(const py::array& array) {
+  const std::vector<std::size_t> axes = axes_in_memory(array.ptr());
+  py::ssize_t expected = array.itemsize();
+  return std::all_of(axes.rbegin(), axes.rend(), [&](std::size_t found) {
+    const auto axis = static_cast<py::ssize_t>(found);
+    const bool fits = array.shape(axis) == 1 || array.strides(axis) == expected;
+    expected *= array.shape(axis);
+    return fits;
+  });
+}
+
+std::string order_name(const Like& param) {
+  if (param.order == Order::c) return "C order";
+  if (param.order == Order::f) return "F order";
+  const py::tuple axes(py::cast(axes_in_memory(param.object)));
+  return "its axes in the order " + py::str(axes).cast<std::string>() + " in memory";
+}
+
+py::array copied_in_order_of(const py::array& array, const Param& param) {
+  const py::module_ numpy = py::module_::import("numpy");
+  if (param.order != Order::other) {
+    return numpy.attr("array")(array, py::arg("copy") = true,
+                               py::arg("order") = param.order == Order::c ? "C" : "F");
+  }
+  py::array copy = numpy.attr("empty_like")(param.array, py::arg("dtype") = array.dtype(),
+                                            py::arg("order") = "K", py::arg("subok") = false);
+  numpy.attr("copyto")(copy, array);
+  return copy;
+}
+
 bool is_as_it_was(PyObject* object, const void* data, const PyObject* descr, std::size_t size,
                   int flags) noexcept {
   const auto& now = *py::detail::array_proxy(object);
@@ -45,9 +99,8 @@ bool is_as_it_was(PyObject* object, const void* data, const PyObject* descr, std
 }
 
 void check_same_order(const py::array& array, const Label& label, const Param& param) {
-  if (is_order(array, param.order) && is_aligned(array)) return;
-  const char* order = param.order == Order::c ? "C" : "F";
-  fail_value(label, std::string(order) + " order, as its parameter has",
+  if (is_order_of(array, param) && is_aligned(array)) return;
+  fail_value(label, order_name(param) + ", as its parameter has",
              is_aligned(array) ? "strides " + strides_name(array) : "misaligned data");
 }
 
@@ -67,6 +120,13 @@ bool is_bfloat16(const py::dtype& dtype) {
 Format small_format(const py::dtype& dtype) {
   if (!is_native(dtype.ptr())) return plain;
   return dtype.num() == float16_num ? f16 : is_bfloat16(dtype) ? bf16 : plain;
+}
+
+// The format of a gradient of float32 or float64.
+Format format_beside(int num, const Like& param) noexcept {
+  const bool is_float = param.dtype == Dtype::f32;
+  if (num == (is_float ? float32_num : float64_num)) return plain;
+  return is_float ? f64_beside_f32 : f32_beside_f64;
 }
 
 // Whether an array has its parameter's dtype, and the rule computes with that. Compared by
@@ -122,6 +182,19 @@ std::vector<std::size_t> sizes_of(PyObject* array) {
   return {proxy.dimensions, proxy.dimensions + proxy.nd};
 }
 
+std::vector<std::size_t> axes_in_memory(PyObject* array) {
+  const auto& proxy = *py::detail::array_proxy(array);
+  std::vector<std::size_t> axes(static_cast<std::size_t>(proxy.nd));
+  std::iota(axes.begin(), axes.end(), std::size_t{0});
+  std::ranges::stable_sort(axes, std::greater<>(),
+                           [&](std::size_t axis) { return proxy.strides[axis]; });
+  return axes;
+}
+
+bool are_in_one_order(const Like& a, const Like& b) noexcept {
+  return a.order == b.order && (a.order != Order::other || has_order_of(a.object, b.object));
+}
+
 std::string strides_name(const py::array& array) {
   return py::str(array.attr("strides")).cast<std::string>();
 }
@@ -129,13 +202,15 @@ std::string strides_name(const py::array& array) {
 Format check_grad_format(const py::array& array, const Label& label, const Param& param) {
   const py::dtype dtype = array.dtype();
   if (dtype.is(param.array.dtype())) return param.format;
-  const bool is_float = param.dtype == Dtype::f32;
-  if (is_native(dtype.ptr()) && dtype.num() == (is_float ? float32_num : float64_num)) return plain;
-  const Format format = is_float ? small_format(dtype) : plain;
+  const int num = dtype.num();
+  if (is_native(dtype.ptr()) && (num == float32_num || num == float64_num)) {
+    return format_beside(num, param);
+  }
+  const Format format = small_format(dtype);
   if (format == plain) {
     fail_type(label,
-              (is_float ? "dtype float32, float16 or bfloat16" : "the parameter's dtype float64") +
-                  std::string(is_native(dtype.ptr()) ? "" : " in native byte order"),
+              std::string("dtype float32, float64, float16 or bfloat16") +
+                  (is_native(dtype.ptr()) ? "" : " in native byte order"),
               dtype_name(array));
   }
   return format;
@@ -280,11 +355,13 @@ Param check_param(py::handle object, const Label& label) {
                           ? check_dtype(array, label, "float32, float64, float16 or bfloat16")
                           : Dtype::f32;
   check_written_in_place(array, label);
-  if (!is_order(array, Order::c) && !is_order(array, Order::f)) {
-    fail_value(label, "a C- or F-contiguous array (it is updated in place)",
+  const Order order = is_order(array, Order::c)   ? Order::c
+                      : is_order(array, Order::f) ? Order::f
+                                                  : Order::other;
+  if (order == Order::other && !has_no_gaps(array)) {
+    fail_value(label, "an array without gaps, in any order of its axes (it is updated in place)",
                "strides " + strides_name(array));
   }
-  const Order order = is_order(array, Order::c) ? Order::c : Order::f;
   const auto& proxy = *py::detail::array_proxy(array.ptr());
   const std::uint8_t item_size = dtype == Dtype::f32 ? sizeof(float) : sizeof(double);
   const Like like{array.ptr(), proxy.data, size_of(proxy), proxy.flags,
@@ -293,14 +370,11 @@ Param check_param(py::handle object, const Label& label) {
 }
 
 Checked check_grad(py::handle object, const Label& label, const Param& param, Memory& memory) {
-  py::array array = check_readable(object, label);
+  py::array array = check_readable_grad(object, label, param.array);
   const Format format = check_grad_format(array, label, param);
   check_same_shape(array, label, param.array, "the parameter's");
   memory.add(array, label);
-  if (!is_order(array, param.order) || !is_aligned(array)) {
-    array = py::module_::import("numpy").attr("array")(
-        array, py::arg("copy") = true, py::arg("order") = param.order == Order::c ? "C" : "F");
-  }
+  if (!is_order_of(array, param) || !is_aligned(array)) array = copied_in_order_of(array, param);
   return {std::move(array), format};
 }
 
@@ -315,15 +389,18 @@ bool lies_like(PyObject* object, const Like& param, Format& format) noexcept {
     format = param.format;
   } else {
     const int num = py::detail::array_descriptor_proxy(array.descr)->type_num;
-    const bool is_float = param.dtype == Dtype::f32;
     if (!is_native(array.descr)) return false;
-    if (num == (is_float ? float32_num : float64_num)) {
-      format = plain;
-    } else if (is_float && (num == float16_num || num == known_bfloat16_num)) {
+    if (num == float32_num || num == float64_num) {
+      format = format_beside(num, param);
+    } else if (num == float16_num || num == known_bfloat16_num) {
       format = num == float16_num ? f16 : bf16;
     } else {
       return false;
     }
+  }
+  if (param.order == Order::other) [[unlikely]] {
+    return has_all(array, aligned_flag) && has_shape_of(array, like) &&
+           has_order_of(object, param.object);
   }
   return has_all(array, order_flag(param.order) | aligned_flag) && has_shape_of(array, like);
 }
@@ -424,10 +501,12 @@ double* check_remembered(py::handle object, const Label& label, Memory& memory) 
   return static_cast<double*>(const_cast<void*>(array.data()));
 }
 
-double* check_average(py::handle object, const Label& label, const Param& param, Memory& memory) {
+void* check_average(py::handle object, bool is_double, const Label& label, const Param& param,
+                    Memory& memory) {
+  if (!is_double) return check_state(object, label, param, memory);
   const py::array array = check_array(object, label);
   check_is_float64(array, label);
-  return static_cast<double*>(written_beside(array, label, param, memory));
+  return written_beside(array, label, param, memory);
 }
 
 CheckedState check_rule_state(py::handle object, const Label& label, const Param& param,

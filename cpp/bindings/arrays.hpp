@@ -45,7 +45,9 @@ class Label {
 };
 
 enum class Dtype : std::uint8_t { f32, f64 };
-enum class Order : std::uint8_t { c, f };  // an array that is both counts as c
+// How the elements of an array without gaps stand in memory; other: its axes are in neither order.
+// An array that is in C and in F order counts as c.
+enum class Order : std::uint8_t { c, f, other };
 
 // An array as it was when it was checked. Python code that has run since (a copy by NumPy, a
 // gradient's __array__, another thread) may have resized it, or made another dtype of it: so
@@ -109,7 +111,7 @@ class Memory {
   std::vector<Range> ranges_;
 };
 
-// Writable, aligned, C- or F-ordered, float32, float64, float16 or bfloat16.
+// Writable, aligned, without gaps, float32, float64, float16 or bfloat16.
 Param check_param(py::handle object, const Label& label);
 
 // An array as the kernels are given it.
@@ -118,8 +120,8 @@ struct Checked {
   Format format;
 };
 
-// Of its parameter's shape, and of its dtype or beside one that is not float64 any other of the
-// three. In any layout: one whose elements do not lie in the parameter's order is copied.
+// Of its parameter's shape, and of any of the four dtypes. In any layout: one whose elements do not
+// lie in the parameter's order is copied. Beside a parameter of shape () a number will do.
 Checked check_grad(py::handle object, const Label& label, const Param& param, Memory& memory);
 
 // A gradient that must lie in its parameter's layout, because steps write it, or read it again and
@@ -163,8 +165,9 @@ void* check_shaped_state(py::handle object, const Label& label, const Param& par
 // A number of a rule's memory: an array of one element, of float64.
 double* check_remembered(py::handle object, const Label& label, Memory& memory);
 
-// The average of the weights: like its parameter, but of float64.
-double* check_average(py::handle object, const Label& label, const Param& param, Memory& memory);
+// The average of the weights: like its parameter, but of float64, unless it is like state.
+void* check_average(py::handle object, bool is_double, const Label& label, const Param& param,
+                    Memory& memory);
 
 // A rule's state, as above or in fewer bits: bfloat16, or 8-bit codes with their scales behind
 // them.
@@ -193,6 +196,10 @@ void check_like(const py::array& array, const Label& label, const py::array& oth
 void check_written_in_place(const py::array& array, const Label& label);
 Format check_grad_format(const py::array& array, const Label& label, const Param& param);
 std::vector<std::size_t> sizes_of(PyObject* array);  // of each axis
+// The axes of an array, that of the farthest elements first.
+std::vector<std::size_t> axes_in_memory(PyObject* array);
+// Whether two arrays without gaps, of one shape, have their elements in one order.
+bool are_in_one_order(const Like& a, const Like& b) noexcept;
 bool is_aligned(const py::array& array);
 bool is_native(const PyObject* dtype) noexcept;  // in byte order
 std::string dtype_name(const py::array& array);

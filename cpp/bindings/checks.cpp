@@ -4,6 +4,13 @@
 #include <utility>
 
 namespace onepass::bindings {
+namespace {
+
+[[noreturn]] void fail_type() {
+  throw py::value_error("check: a value of another type than expected");
+}
+
+}  // namespace
 
 Check::Bounds Check::bounds_of(const py::object& number) {
   const auto bound = [&](const char* name) { return number.attr(name).cast<double>(); };
@@ -12,14 +19,14 @@ Check::Bounds Check::bounds_of(const py::object& number) {
           bound("high"),
           bound("below"),
           number.attr("infinite").cast<bool>(),
-          false};
+          false,
+          number.attr("schedulable").cast<bool>()};
 }
 
 Check::Check(py::object check) : check_(std::move(check)) {
   const auto name_of = [](const py::object& object) {
     return py::type::of(object).attr("__name__").cast<std::string>();
   };
-  schedulable_ = check_.attr("schedulable").cast<bool>();
   py::object own = check_;
   may_be_none_ = name_of(own) == "Maybe";
   if (may_be_none_) own = own.attr("kind");
@@ -43,8 +50,13 @@ Check::Check(py::object check) : check_(std::move(check)) {
     }
   } else if (kind == "Whole") {
     kind_ = Kind::whole;
-    bounds_[n_bounds_++] = {own.attr("low").cast<double>(),   -infinity, infinity,
-                            own.attr("below").cast<double>(), false,     false};
+    bounds_[n_bounds_++] = {own.attr("low").cast<double>(),
+                            -infinity,
+                            infinity,
+                            own.attr("below").cast<double>(),
+                            false,
+                            false,
+                            false};
   } else if (kind == "Choice") {
     kind_ = Kind::choice;
     for (py::handle name : own.attr("names")) {
@@ -80,9 +92,7 @@ bool Check::quick(PyObject* value, double* to) const noexcept {
       bool contained = true;
       for (Py_ssize_t i = 0; i < n; ++i) {
         PyObject* item = PyTuple_GET_ITEM(value, i);
-        to[i] = PyFloat_CheckExact(item) ? PyFloat_AS_DOUBLE(item) : none;
-        const Bounds& bounds = bounds_[static_cast<std::size_t>(i)];
-        contained = contained && (bounds.contain(to[i]) || (item == Py_None && bounds.or_none));
+        contained = contained && quick_one(static_cast<std::size_t>(i), item, to + i);
       }
       return contained;
     }
@@ -99,6 +109,20 @@ bool Check::quick(PyObject* value, double* to) const noexcept {
   return false;
 }
 
+inline bool Check::quick_one(std::size_t i, PyObject* value, double* to) const noexcept {
+  *to = PyFloat_CheckExact(value) ? PyFloat_AS_DOUBLE(value) : none;
+  return bounds_[i].contain(*to) || (value == Py_None && bounds_[i].or_none);
+}
+
+void Check::read_one(py::handle name, std::size_t i, PyObject* value, double* to) const {
+  double found;
+  if (!quick_one(i, value, &found)) {
+    const py::object plain = check_.attr("kinds")[py::int_(i)](name, py::handle(value));
+    if (!quick_one(i, plain.ptr(), &found)) fail_type();
+  }
+  *to = found;
+}
+
 py::object Check::convert(py::handle name, py::handle value, double* to) const {
   py::object plain = check_(name, value);
   if (kind_ == Kind::choice && !plain.is_none()) {  // the very string that is compared with
@@ -106,8 +130,7 @@ py::object Check::convert(py::handle name, py::handle value, double* to) const {
     PyUnicode_InternInPlace(&interned);
     plain = py::reinterpret_steal<py::object>(interned);
   }
-  if (!quick(plain.ptr(), to))
-    throw py::value_error("check: a value of another type than expected");
+  if (!quick(plain.ptr(), to)) fail_type();
   return plain;
 }
 

@@ -22,7 +22,8 @@ class Check {
 
   static constexpr std::size_t most = 3;
   std::size_t size() const { return kind_ == Kind::several ? n_bounds_ : 1; }
-  bool schedulable() const { return schedulable_; }
+  // Whether a schedule may give number `i`.
+  bool schedulable(std::size_t i) const { return bounds_[i].schedulable; }
 
   // Writes `size()` numbers to `to` if the value is a usual one.
   bool quick(PyObject* value, double* to) const noexcept;
@@ -32,23 +33,26 @@ class Check {
   void read(py::handle name, PyObject* value, double* to) const {
     if (!quick(value, to)) convert(name, value, to);
   }
+  // Reads number `i` of several.
+  void read_one(py::handle name, std::size_t i, PyObject* value, double* to) const;
 
  private:
   enum class Kind { number, whole, several, flag, choice };
   static constexpr double infinity = std::numeric_limits<double>::infinity();
   struct Bounds {
     double low = 0, above = -infinity, high = infinity, below = infinity;
-    bool infinite = false, or_none = false;
+    bool infinite = false, or_none = false, schedulable = false;
     bool contain(double value) const noexcept {
       return low <= value && value <= high && above < value &&
              (value < below || below == infinity) && (value < infinity || infinite);
     }
   };
   static Bounds bounds_of(const py::object& number);
+  bool quick_one(std::size_t i, PyObject* value, double* to) const noexcept;
 
   py::object check_, only_;  // `only_`: the one value of a flag that is fixed
   Kind kind_ = Kind::number;
-  bool may_be_none_ = false, schedulable_ = false;
+  bool may_be_none_ = false;
   std::size_t n_bounds_ = 0;
   std::array<Bounds, most> bounds_;  // of each number; no memory apart, to touch few cache lines
   std::vector<py::object> names_;    // of a choice

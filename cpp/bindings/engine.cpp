@@ -45,12 +45,18 @@ Optimizer copied(const Optimizer& from) {
 
 }  // namespace
 
+std::vector<py::ssize_t> strides_of(const Param& param) {
+  if (param.order != Order::other) return {};
+  return {param.array.strides(), param.array.strides() + param.array.ndim()};
+}
+
 Needs::Needs(const Group& group) noexcept
     : variant(group.variant_index()),
       averages(group.averages()),
       looks_ahead(group.looks_ahead()),
       state_format(group.settings.state_format),
-      rounding(group.settings.rounding) {
+      rounding(group.settings.rounding),
+      average_dtype(group.settings.average_dtype) {
   for (std::size_t k = 0; k < group.rule->start.size(); ++k) {
     const int place = group.rule->start[k];
     if (place >= 0) start[k] = group.settings.hyper[static_cast<std::size_t>(place)];
@@ -62,7 +68,7 @@ bool Needs::operator==(const Needs& other) const noexcept {
       state_format == other.state_format || (is_none(state_format) && is_none(other.state_format));
   return variant == other.variant && averages == other.averages &&
          looks_ahead == other.looks_ahead && same_format && rounding == other.rounding &&
-         start == other.start;
+         average_dtype == other.average_dtype && start == other.start;
 }
 
 OneAtATime::OneAtATime(std::atomic<bool>& busy, const char* name) : taken_(busy) {
@@ -88,6 +94,7 @@ Engine::Engine(const py::dict& contents)
     OwnedArrays& arrays = now_.arrays.emplace_back();
     memory.add(param.array, label);
     arrays.state.resize(fields_->rule()->states.size(), py::none());
+    arrays.strides = strides_of(param);
     arrays.copy = copies[i];
     if (arrays.copy.is_none()) continue;
     check_copy(arrays.copy, Label(labels_, i, Role::copy), param, memory);
@@ -100,15 +107,21 @@ Engine::Engine(const py::dict& contents)
   now_.optimizer.params.resize(size());
   now_.optimizer.tensors.resize(size());
   accumulated_.resize(size());
-  std::size_t first = 0;
+  round_.had_turn.resize(size());
+  const auto group_of = contents["group_of"].cast<std::vector<std::uint32_t>>();
   for (py::handle settings : groups_) {
-    const std::size_t end = first + py::tuple(settings["params"]).size();
-    if (end > size()) throw py::value_error("param_groups: expected the parameters as they were");
-    for (; first < end; ++first) {
-      now_.optimizer.params[first].group = static_cast<std::uint32_t>(now_.optimizer.groups.size());
+    const auto number = static_cast<std::uint32_t>(known_groups_.size());
+    if (std::ranges::count(group_of, number) != py::ssize_t(py::len(settings["params"]))) {
+      throw py::value_error("param_groups: expected the parameters as they were");
     }
     known_groups_.push_back(py::reinterpret_borrow<py::object>(settings));
     now_.optimizer.groups.emplace_back(*fields_->rule());
+  }
+  for (std::size_t i = 0; i < size(); ++i) {
+    if (group_of.at(i) >= known_groups_.size()) {
+      throw py::value_error("group_of: expected the number of a group for each parameter");
+    }
+    now_.optimizer.params[i].group = group_of[i];
   }
   now_.optimizer.start_memory();
   numbers_.resize(known_groups_.size());
@@ -136,9 +149,15 @@ void Engine::read_progress(const py::dict& progress) {
   const py::list kept = progress["kept"], sums = progress["sums"];
   const auto memory = progress["memory"].cast<std::vector<std::vector<double>>>();
   accumulated_ = progress["accumulated"].cast<std::vector<std::int64_t>>();
-  accumulations_ = whole(progress, "accumulations");
+  gathered_ = whole(progress, "gathered");
+  left_out_ = whole(progress, "left_out");
   now_.optimizer.completed = whole(progress, "completed");
   now_.optimizer.skipped = whole(progress, "skipped");
+  round_.had_turn = progress["had_turn"].cast<std::vector<bool>>();
+  round_.turns = static_cast<std::size_t>(std::ranges::count(round_.had_turn, true));
+  in_round_ = round_.turns > 0;
+  const py::object values = progress["values_of_round"];
+  if (!values.is_none()) round_.values = values;
   for (std::size_t i = 0; i < size(); ++i) {
     now_.optimizer.params[i].steps = steps.at(i);
     now_.optimizer.params[i].average_from = average_from.at(i);
@@ -155,10 +174,11 @@ void Engine::read_progress(const py::dict& progress) {
 
 py::dict Engine::contents() const {
   check_groups();
-  py::list params, copies, bound, steps, average_from, memory, kept, sums;
+  py::list params, group_of, copies, bound, steps, average_from, memory, kept, sums;
   for (std::size_t i = 0; i < size(); ++i) {
     const OwnedArrays& arrays = now_.arrays[i];
     params.append(now_.params[i].array);
+    group_of.append(now_.optimizer.params[i].group);
     copies.append(arrays.copy);
     bound.append(bound_[i].grad);
     kept.append(kept_arrays(arrays));
@@ -175,9 +195,12 @@ py::dict Engine::contents() const {
   progress["kept"] = kept;
   progress["sums"] = sums;
   progress["accumulated"] = py::cast(accumulated_);
-  progress["accumulations"] = accumulations_;
+  progress["gathered"] = gathered_;
+  progress["left_out"] = left_out_;
   progress["completed"] = now_.optimizer.completed;
   progress["skipped"] = now_.optimizer.skipped;
+  progress["had_turn"] = py::cast(round_.had_turn);
+  progress["values_of_round"] = values_of_round();
   py::dict all;
   all["fields"] = py::cast(fields_, py::return_value_policy::reference);
   all["groups"] = groups_;
@@ -187,6 +210,7 @@ py::dict Engine::contents() const {
   all["labels"] = labels_;
   all["keys"] = keys_;
   all["params"] = params;
+  all["group_of"] = group_of;
   all["state_alloc"] = state_alloc_;
   all["copies"] = copies;
   all["bound"] = has_bound_ ? py::object(bound) : py::none();
@@ -215,6 +239,8 @@ void Engine::read_settings() {
     SettingsObject& own = *as_settings(known_groups_[g].ptr());
     if (!numbers_[g].outdated(own)) continue;
     is_arranged_ = false;
+    round_.evaluated = false;
+    round_.values = {};
     numbers_[g].read(own, now_.optimizer.groups[g].settings.hyper.data());
     had_schedules_ = had_schedules_ || numbers_[g].has_schedules();
   }
@@ -243,11 +269,28 @@ void Engine::check_groups_agree() const {
 
 void Engine::call_schedules() {
   if (!had_schedules_) return;
+  if (in_round_) [[unlikely]]
+    return evaluate_round();
   const std::int64_t completed = now_.optimizer.completed;
   for (std::size_t g = 0; g < numbers_.size(); ++g) {
     numbers_[g].call_schedules(completed, now_.optimizer.groups[g].settings.hyper.data());
   }
   own_numbers_.call_schedules(completed, &own_settings_.max_grad_norm);
+}
+
+// The numbers of a round are those of its first turn, until a setting is assigned.
+void Engine::evaluate_round() {
+  if (round_.evaluated) return;
+  const py::object known = round_.values ? round_.values : py::list();
+  const std::int64_t completed = now_.optimizer.completed;
+  for (std::size_t g = 0; g < numbers_.size(); ++g) {
+    double* const numbers = now_.optimizer.groups[g].settings.hyper.data();
+    if (g < py::len(known) && numbers_[g].take_values(known[py::int_(g)], numbers)) continue;
+    numbers_[g].call_schedules(completed, numbers);
+  }
+  own_numbers_.call_schedules(completed, &own_settings_.max_grad_norm);
+  round_.evaluated = true;
+  round_.values = {};
 }
 
 py::list Engine::values_of_coming_step() {
@@ -263,7 +306,6 @@ py::list Engine::values_of_coming_step() {
       const bool is_schedule = PyCallable_Check(given.ptr()) && field.place != Field::nowhere;
       values[field.name] = is_schedule ? py::float_(numbers[field.place]) : given;
     }
-    values["params"] = known_groups_[g]["params"];
     all.append(values);
   }
   return all;
@@ -355,7 +397,7 @@ void Engine::lay_out(Arrangement& arrangement, std::size_t index) const {
   check_dimensions(group, param.array, Label(labels_, index, Role::param));
   Memory memory;  // of our own; nothing else can overlap it
   start_layout(param, index, tensor, known);
-  note_axes(param, index, arrangement.optimizer);
+  note_axes(param, index, Label(labels_, index, Role::param), arrangement.optimizer);
   for (std::size_t k = 0; k < arrays.state.size(); ++k) {
     if (!group.variant(known.is_factored).uses_state[k])
       continue;  // kept, perhaps, for later options
@@ -365,7 +407,9 @@ void Engine::lay_out(Arrangement& arrangement, std::size_t index) const {
   Streams& streams = tensor.streams;
   if (!arrays.average.is_none()) {
     const Label label(labels_, index, Role::state, "average");
-    streams.average = check_average(arrays.average, label, param, memory);
+    streams.average_is_double = group.averages_in_double();
+    streams.average =
+        check_average(arrays.average, streams.average_is_double, label, param, memory);
   }
   if (!arrays.slow.is_none()) {
     const Label label(labels_, index, Role::state, "slow");

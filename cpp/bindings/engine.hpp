@@ -24,7 +24,7 @@ struct Needs {
   explicit Needs(const Group& group) noexcept;
   std::size_t variant;
   bool averages, looks_ahead;
-  double state_format, rounding;
+  double state_format, rounding, average_dtype;
   std::array<double, max_states> start{};
   bool operator==(const Needs& other) const noexcept;
 };
@@ -33,11 +33,14 @@ struct Needs {
 struct OwnedArrays {
   py::object copy = py::none();
   std::optional<Unchanged> copy_seen;
-  std::vector<py::object> state;  // the rule's
+  std::vector<py::ssize_t> strides;  // of the parameter, where it is in neither C nor F order
+  std::vector<py::object> state;     // the rule's
   py::object average = py::none(), master = py::none();
   py::object slow = py::none();  // Lookahead's weights
   py::object sum = py::none();   // of accumulated gradients
 };
+
+std::vector<py::ssize_t> strides_of(const Param& param);  // as OwnedArrays has them
 
 // A bound gradient, and where it lay when it was checked.
 struct Bound {
@@ -59,8 +62,19 @@ struct Callbacks {
   py::object arrange;  // (rule, settings, param, kept, steps, allocator or None) -> kept
   py::object new_sum;  // (param, allocator or None) -> zeros
   py::object direct;   // (rule, [(direction, its norm, hyperparameters)]) -> None
-  Check grad_scale;
-  py::str grad_scale_name{"grad_scale"};
+  py::object stats;    // (keys) -> (a mapping, the array behind it)
+  Check grad_scale, stats_flag;
+  py::str grad_scale_name{"grad_scale"}, stats_name{"stats"};
+};
+
+// What a round of step_one has come to, in which each parameter has one turn.
+struct Round {
+  std::vector<bool> had_turn;  // of each parameter
+  std::size_t turns = 0;       // of them; none: no round is open
+  // Whether the numbers of the settings are the round's, schedules evaluated. Where they are not,
+  // `values` has what the schedules of each group are to be in place of calls, or is null.
+  bool evaluated = false;
+  py::object values;
 };
 
 // Where the gradients of a call come from.
@@ -72,9 +86,15 @@ class Engine {
   explicit Engine(const py::dict& contents);
 
   // `by_rows`: `grads` are rows by the parameters' keys.
-  py::object step(py::handle grads, bool by_rows, double grad_scale, int num_threads);
-  void accumulate(py::handle grads, int num_threads);
+  // Returns false where the gradients were left out, as they are not finite.
+  bool accumulate(py::handle grads, int num_threads);
+  py::object step(py::handle grads, bool by_rows, double grad_scale, bool stats, int num_threads);
+  // Steps the parameter of this key alone, as a part of a round.
+  py::object step_one(py::handle name, py::handle grad, double grad_scale, bool stats,
+                      int num_threads);
   void discard_accumulated();
+  // How many calls of accumulate were left out since the last step.
+  std::int64_t left_out() const { return left_out_; }
   void bind(py::handle grads);
   // Raises inside a block that shows other weights; outdates one that was not entered.
   void check_block(const char* name);
@@ -105,6 +125,7 @@ class Engine {
   void read_settings();
   void read_own_settings();
   void call_schedules();
+  [[gnu::cold]] void evaluate_round();
   [[gnu::cold]] std::optional<Arrangement> arranged();
   void arrange(Arrangement& arrangement, std::size_t index) const;
   void lay_out(Arrangement& arrangement, std::size_t index) const;
@@ -123,6 +144,7 @@ class Engine {
     py::handle grads;
     bool by_rows;
     StepOptions options;
+    std::ptrdiff_t only = -1;  // the parameter that `grads` is for, where it is one's
   };
 
   // gradients.cpp: from what a user gives to addresses.
@@ -141,19 +163,34 @@ class Engine {
   [[gnu::cold]] bool read_foreign();
   [[gnu::cold]] void check_slowly(Arrangement& arrangement, Source source);
   bool is_still(const Arrangement& arrangement, std::size_t index) const;
+  [[gnu::cold]] bool strides_are_still(const Arrangement& arrangement, std::size_t index) const;
   void renew(Arrangement& arrangement, std::size_t index, Param param, Memory& memory) const;
   [[gnu::cold]] void lay_out_anew(Arrangement& arrangement, std::size_t index, Param param,
                                   std::optional<Unchanged> copy_seen) const;
 
   // engine_rows.cpp
   struct Named;
+  const py::object& places();
   std::deque<Named> named_rows(py::handle grads);
   std::vector<Rows> take_rows(Arrangement& arrangement, py::handle grads);
   [[gnu::cold]] bool step_rows_in(Arrangement& arrangement, const Call& call,
                                   const py::object& info);
 
+  // engine_one.cpp
+  friend class ClosedRound;
+  std::size_t find_param(py::handle name);
+  void check_steps_one() const;
+  Source take_one(const Call& call);
+  void end_turn(std::size_t index) noexcept;
+  void close_round() noexcept;
+  py::object values_of_round() const;
+
   // engine_step.cpp
+  void forget_accumulated();
+  std::vector<Tensor> given_tensors() const;
+  [[gnu::cold]] bool leaves_out(Source source, int num_threads);
   bool step_in(Arrangement& arrangement, const Call& call, const py::object& info);
+  [[gnu::cold]] py::tuple new_stats() const;
   // `check`: raises where what the step reads has changed, since directions are made by Python
   // code.
   template <class Check>
@@ -179,8 +216,9 @@ class Engine {
   bool had_schedules_ = false;  // some setting is a schedule, or was one
   bool has_copies_ = false;
   bool has_bound_ = false;
-  bool bound_to_be_zeroed_ = false;  // they were checked for that
-  std::int64_t accumulations_ = 0;
+  bool bound_to_be_zeroed_ = false;           // they were checked for that
+  std::int64_t gathered_ = 0, left_out_ = 0;  // calls of accumulate since the last step
+  bool in_round_ = false;                     // one of step_one is open
   py::object shown_ = py::none();
   py::list groups_;  // `param_groups`
   std::vector<py::object> known_groups_;
@@ -200,6 +238,21 @@ class Engine {
   py::object state_alloc_ = py::none();  // the user's function that makes state
   py::object places_;  // from a key to the parameter's place; null until a step names keys
   std::vector<std::int64_t> accumulated_;  // how often, for each parameter
+  Round round_;
+};
+
+// Closes the round that is open, and opens it again where the call that does so fails.
+class ClosedRound {
+ public:
+  [[gnu::cold]] explicit ClosedRound(Engine& engine);
+  ClosedRound(const ClosedRound&) = delete;
+  ClosedRound& operator=(const ClosedRound&) = delete;
+  [[gnu::cold]] ~ClosedRound();
+  void keep() { engine_ = nullptr; }
+
+ private:
+  Engine* engine_;
+  Round before_;
 };
 
 // Whether a thing that one call at a time can use is this call's.

@@ -42,6 +42,17 @@ py::dict places_of(const py::list& keys) {
   return places;
 }
 
+// The place of a parameter; null where there is none. The key of one whose name is an integer is
+// text, as a path is, and the name will do too.
+PyObject* place_of(py::handle key, py::handle places) {
+  PyObject* place = PyDict_GetItemWithError(places.ptr(), key.ptr());
+  if (!place && !PyErr_Occurred() && PyLong_CheckExact(key.ptr())) {
+    place = PyDict_GetItemWithError(places.ptr(), py::str(key).ptr());
+  }
+  if (!place && PyErr_Occurred()) throw py::error_already_set();
+  return place;
+}
+
 // What a mapping says of each parameter; null where it does not name it.
 std::vector<py::object> find_named(const py::list& keys, py::handle places, py::handle grads) {
   const py::object mapping = py::module_::import("collections.abc").attr("Mapping");
@@ -57,18 +68,28 @@ std::vector<py::object> find_named(const py::list& keys, py::handle places, py::
   }
   std::vector<py::object> given(keys.size());
   for (const auto& [key, value] : items) {
-    PyObject* const place = PyDict_GetItemWithError(places.ptr(), key.ptr());
-    if (!place && PyErr_Occurred()) throw py::error_already_set();
+    PyObject* const place = place_of(key, places);
     if (!place) {
       fail_value(Label("grads", Role::input), "keys among " + py::repr(keys).cast<std::string>(),
                  py::repr(key).cast<std::string>());
     }
-    given[py::handle(place).cast<std::size_t>()] = value;
+    py::object& of_one = given[py::handle(place).cast<std::size_t>()];
+    if (of_one) {
+      fail_value(Label("grads", Role::input), "each parameter once",
+                 py::repr(key).cast<std::string>() + " again");
+    }
+    of_one = value;
   }
   return given;
 }
 
 }  // namespace
+
+// The place of each key.
+const py::object& Engine::places() {
+  if (!places_) places_ = places_of(keys_);
+  return places_;
+}
 
 // What is named, in the parameters' order. A deque, as messages point to the names in it.
 std::deque<Engine::Named> Engine::named_rows(py::handle grads) {
@@ -77,8 +98,7 @@ std::deque<Engine::Named> Engine::named_rows(py::handle grads) {
     all.push_back(named<Named>(0, "grads", grads));
     return all;
   }
-  if (!places_) places_ = places_of(keys_);
-  const std::vector<py::object> found = find_named(keys_, places_, grads);
+  const std::vector<py::object> found = find_named(keys_, places(), grads);
   for (std::size_t i = 0; i < found.size(); ++i) {
     if (!found[i] || found[i].is_none()) continue;
     const std::string key = py::repr(keys_[i]).cast<std::string>();
@@ -89,7 +109,7 @@ std::deque<Engine::Named> Engine::named_rows(py::handle grads) {
 
 // Notes where the gradients of a step lie, and which rows these are for; or raises.
 std::vector<Rows> Engine::take_rows(Arrangement& arrangement, py::handle grads) {
-  if (accumulations_ > 0) {
+  if (gathered_ + left_out_ > 0) {
     throw py::value_error("grads: expected none after accumulate, got some");
   }
   check_keeps_gradients(clears());

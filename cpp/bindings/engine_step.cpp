@@ -29,13 +29,13 @@ void Engine::check_outside(const char* name) {
 // Fills `given_` with the gradients of a step.
 Source Engine::gather(py::handle grads) {
   if (!grads.is_none()) {
-    if (accumulations_ > 0) {
+    if (gathered_ + left_out_ > 0) {
       throw py::value_error("grads: expected none after accumulate, got some");
     }
     collect(grads);
     return Source::given;
   }
-  if (accumulations_ > 0) {
+  if (gathered_ + left_out_ > 0) {
     for (std::size_t i = 0; i < size(); ++i) {
       given_.push_back(accumulated_[i] > 0 ? now_.arrays[i].sum : py::none());
     }
@@ -50,12 +50,16 @@ void Engine::take_bound(const char* missing) {
   for (const Bound& bound : bound_) given_.push_back(bound.grad);
 }
 
-py::object Engine::step(py::handle grads, bool by_rows, double grad_scale, int num_threads) {
+py::object Engine::step(py::handle grads, bool by_rows, double grad_scale, bool stats,
+                        int num_threads) {
   const char* const name = by_rows ? "step_rows" : "step";
   const OneAtATime guard(busy_, name);
   const Cleared cleared(given_);
   check_block(name);
   py::object info = new_step_info(last_info_);
+  std::optional<ClosedRound> closed;
+  if (in_round_) [[unlikely]]
+    closed.emplace(*this);
   read_settings();
   call_schedules();
   if (fields_->rule()->sums_over_all) check_groups_agree();
@@ -63,14 +67,18 @@ py::object Engine::step(py::handle grads, bool by_rows, double grad_scale, int n
   StepOptions& options = call.options;
   options.grad_scale = grad_scale;
   options.max_grad_norm = own_settings_.max_grad_norm;
+  options.skip_grad_norm = own_settings_.skip_grad_norm;
   options.nonfinite = static_cast<Nonfinite>(own_settings_.nonfinite);
   options.seed = static_cast<std::uint64_t>(own_settings_.seed);
+  options.is_left_out = left_out_ > 0 && gathered_ == 0;
   options.num_threads = num_threads;
+  options.stats = stats;
   if (is_arranged_) {
     step_in(now_, call, info);
   } else {
     step_and_arrange(call, info);
   }
+  if (closed) closed->keep();
   last_info_ = info;
   return info;
 }
@@ -88,23 +96,78 @@ void Engine::step_and_arrange(const Call& call, const py::object& info) {
   }
 }
 
+// A mapping for what the step says of each parameter in `given_` that has a gradient, and the array
+// that it shows. They are made before anything is checked: this may run any Python code.
+py::tuple Engine::new_stats() const {
+  py::list keys;
+  for (std::size_t i = 0; i < size(); ++i) {
+    if (!given_[i].is_none()) keys.append(keys_[i]);
+  }
+  return callbacks->stats(keys);
+}
+
 // Returns whether the step was skipped.
 bool Engine::step_in(Arrangement& arrangement, const Call& call, const py::object& info) {
   if (call.by_rows) return step_rows_in(arrangement, call, info);
-  const Source source = gather(call.grads);
+  const Source source = call.only < 0 ? gather(call.grads) : take_one(call);
+  py::tuple stats;
+  if (call.options.stats) [[unlikely]]
+    stats = new_stats();
   check_gradients(arrangement, source);
   const auto check = [&] {
     if (!all_ready(arrangement, source, true)) fail_changed();
   };
   const bool skipped = run(arrangement, call.options, check, info);
-  if (source == Source::sums) {
-    std::fill(accumulated_.begin(), accumulated_.end(), 0);
-    accumulations_ = 0;
-  }
+  if (call.options.stats) [[unlikely]]
+    set_stats(info, stats, arrangement.optimizer, call.options.grad_scale);
+  if (source == Source::sums) forget_accumulated();
   return skipped;
 }
 
-void Engine::accumulate(py::handle grads, int num_threads) {
+// The sums are zeros, or gone.
+void Engine::forget_accumulated() {
+  std::fill(accumulated_.begin(), accumulated_.end(), 0);
+  gathered_ = left_out_ = 0;
+}
+
+// Tensors of the gradients in `given_`, which were checked. Where they are added to is not known yet.
+std::vector<Tensor> Engine::given_tensors() const {
+  std::vector<Tensor> tensors;
+  for (std::size_t i = 0; i < size(); ++i) {
+    if (given_[i].is_none()) continue;
+    const Param& param = now_.params[i];
+    const Streams& streams = now_.optimizer.tensors[i].streams;
+    Tensor& tensor = tensors.emplace_back();
+    tensor.streams.grad = streams.grad;
+    tensor.streams.zero_grad = streams.zero_grad;
+    tensor.streams.tensor = static_cast<std::uint32_t>(i);
+    const bool is_double = param.item_size == sizeof(double);
+    tensor.squares = is_double ? kernels_in_use->squares_f64 : kernels_in_use->squares_f32;
+    tensor.size = param.size;
+    tensor.item_size = param.item_size;
+  }
+  return tensors;
+}
+
+// Whether the gradients in `given_` are not accumulated, as they are not finite; or raises, where
+// the settings say so. No sum is made for them.
+bool Engine::leaves_out(Source source, int num_threads) {
+  check_gradients(now_, source);
+  std::vector<Tensor> tensors = given_tensors();
+  const Tensor* found = nullptr;
+  without_gil(total_elements(tensors), [&] { found = find_nonfinite(tensors, num_threads); });
+  if (!found) return false;
+  if (static_cast<Nonfinite>(own_settings_.nonfinite) == Nonfinite::raise) {
+    const std::string place = std::to_string(gathered_ + left_out_ + 1);
+    fail_value(Label(labels_, found->streams.tensor, Role::grad), "finite values",
+               "an infinity or NaN in micro-batch " + place + " since the last step");
+  }
+  without_gil(total_elements(tensors), [&]() noexcept { zero_gradients(tensors, num_threads); });
+  ++left_out_;
+  return true;
+}
+
+bool Engine::accumulate(py::handle grads, int num_threads) {
   const OneAtATime guard(busy_, "accumulate");
   const Cleared cleared(given_);
   read_own_settings();
@@ -115,28 +178,24 @@ void Engine::accumulate(py::handle grads, int num_threads) {
     source = Source::given;
     collect(grads);
   }
+  if (std::ranges::all_of(given_, [](const py::object& grad) { return grad.is_none(); })) {
+    return true;
+  }
+  const bool looks = static_cast<Nonfinite>(own_settings_.nonfinite) != Nonfinite::propagate;
+  if (looks && leaves_out(source, num_threads)) return false;
   std::vector<py::object> sums(size());
-  std::vector<Tensor> tensors;
   for (std::size_t i = 0; i < size(); ++i) {
     if (given_[i].is_none()) continue;
     const py::object& sum = now_.arrays[i].sum;
     sums[i] = sum.is_none() ? callbacks->new_sum(now_.params[i].array, allocator(i)) : sum;
-    tensors.emplace_back();
   }
-  if (tensors.empty()) return;
   check_gradients(now_, source);
-  Memory memory;  // of our own; nothing else can overlap it
-  std::size_t n = 0;
-  for (std::size_t i = 0; i < size(); ++i) {
-    if (!sums[i]) continue;
-    const Param& param = now_.params[i];
-    const Streams& streams = now_.optimizer.tensors[i].streams;
+  Memory memory;  // of our own; what else can overlap it is looked at below
+  std::vector<Tensor> tensors = given_tensors();
+  for (Tensor& tensor : tensors) {
+    const std::size_t i = tensor.streams.tensor;
     const Label label(labels_, i, Role::state, "accumulated");
-    tensors[n].streams.param = {check_state(sums[i], label, param, memory)};
-    tensors[n].streams.grad = streams.grad;
-    tensors[n].streams.zero_grad = streams.zero_grad;
-    tensors[n].size = param.size;
-    tensors[n++].item_size = param.item_size;
+    tensor.streams.param = {check_state(sums[i], label, now_.params[i], memory)};
   }
   if (!state_alloc_.is_none()) check_new_sums(sums);
   without_gil(total_elements(tensors),
@@ -146,7 +205,8 @@ void Engine::accumulate(py::handle grads, int num_threads) {
     now_.arrays[i].sum = sums[i];
     ++accumulated_[i];
   }
-  ++accumulations_;
+  ++gathered_;
+  return true;
 }
 
 // `sums`: those of a call, old and new, that the user's function may have put where others lie.
@@ -166,8 +226,7 @@ void Engine::check_new_sums(const std::vector<py::object>& sums) const {
 void Engine::discard_accumulated() {
   const OneAtATime guard(busy_, "discard_accumulated");
   for (OwnedArrays& arrays : now_.arrays) arrays.sum = py::none();
-  std::fill(accumulated_.begin(), accumulated_.end(), 0);
-  accumulations_ = 0;
+  forget_accumulated();
 }
 
 }  // namespace onepass::bindings

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <string>
+#include <vector>
 
 namespace onepass::bindings {
 namespace {
@@ -41,6 +42,25 @@ bool is_refusal(const py::error_already_set& error) {
       kinds, [&](const PyObject* kind) { return error.matches(const_cast<PyObject*>(kind)); });
 }
 
+// Whether an object is a number of Python's, or an integer of NumPy's, which has no dtype that a
+// gradient may have.
+bool is_number(py::handle object) {
+  PyObject* const found = object.ptr();
+  if (PyFloat_Check(found) || (PyLong_Check(found) && !PyBool_Check(found))) return true;
+  return PyIndex_Check(found) &&
+         py::isinstance(object, py::module_::import("numpy").attr("integer"));
+}
+
+py::array array_of(py::handle number, const Label& label) {
+  const double value = PyFloat_AsDouble(number.ptr());
+  if (value == -1 && PyErr_Occurred()) {
+    if (!PyErr_ExceptionMatches(PyExc_OverflowError)) throw py::error_already_set();
+    PyErr_Clear();
+    fail_value(label, "a number within float64's range", "a larger integer");
+  }
+  return py::array(py::dtype::of<double>(), std::vector<py::ssize_t>(), &value);
+}
+
 // Raises what a library says, in one line, under the name of the argument.
 [[noreturn, gnu::cold]] void fail_refused(py::error_already_set& error, py::handle object,
                                           const Label& label) {
@@ -73,8 +93,15 @@ py::array check_readable(py::handle object, const Label& label) {
   return check_array(read, label);  // a subclass may have a mask
 }
 
+py::array check_readable_grad(py::handle object, const Label& label, const py::array& param) {
+  const bool takes_number = param.ndim() == 0;
+  return takes_number && is_number(object) ? array_of(object, label)
+                                           : check_readable(object, label);
+}
+
 void check_is_not_foreign(py::handle object, const Label& label) {
-  if (py::isinstance<py::array>(object) || !protocol_of(object)) return;
+  if (py::isinstance<py::array>(object)) return;
+  if (!protocol_of(object) && !is_number(object)) return;
   fail_type(label,
             label.written() ? "a NumPy array, as clear_grads=True writes it"
                             : "a NumPy array, as later steps read it again",

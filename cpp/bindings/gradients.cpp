@@ -1,6 +1,7 @@
 // From what a user gives as gradients to the addresses that a step reads.
 #include <algorithm>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 
@@ -114,8 +115,16 @@ void Engine::take_leaves(const py::list& grads) {
 
 // Whether a parameter and its copy lie where they did when they were checked.
 bool Engine::is_still(const Arrangement& arrangement, std::size_t index) const {
-  return arrangement.params[index].still() &&
-         !(has_copies_ && !copy_is_still(arrangement.arrays[index]));
+  const Param& param = arrangement.params[index];
+  return param.still() && !(has_copies_ && !copy_is_still(arrangement.arrays[index])) &&
+         (param.order != Order::other || strides_are_still(arrangement, index));
+}
+
+// What C and F order are told by, an array's flags, does not tell the others.
+bool Engine::strides_are_still(const Arrangement& arrangement, std::size_t index) const {
+  const auto* array = py::detail::array_proxy(arrangement.params[index].object);
+  return std::ranges::equal(arrangement.arrays[index].strides,
+                            std::span(array->strides, static_cast<std::size_t>(array->nd)));
 }
 
 // Whether a gradient and its parameter can be used as they lie. Then the gradient's address is
@@ -136,8 +145,9 @@ bool Engine::is_ready(Arrangement& arrangement, std::size_t index, Source source
   const bool zeroed = source == Source::sums || clears();
   if (zeroed && !(array->flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_)) return false;
   if (source == Source::bound && array->data != bound_[index].data) return false;
-  const std::size_t item_size = format == plain ? param.item_size : sizeof(std::uint16_t);
-  if (source == Source::given && !checked && overlaps_written(grad, item_size)) return false;
+  if (source == Source::given && !checked && overlaps_written(grad, item_size(format, param))) {
+    return false;
+  }
   streams.grad = stored(array->data, format);
   streams.zero_grad = zeroed;
   return true;
@@ -155,7 +165,8 @@ bool Engine::read_foreign() {
   bool found = false;
   for (std::size_t i = 0; i < size(); ++i) {
     if (given_[i].is_none() || py::isinstance<py::array>(given_[i])) continue;
-    given_[i] = check_readable(given_[i], Label(labels_, i, Role::grad));
+    const py::array& param = now_.params[i].array;
+    given_[i] = check_readable_grad(given_[i], Label(labels_, i, Role::grad), param);
     found = true;
   }
   return found;
@@ -186,14 +197,13 @@ void Engine::check_slowly(Arrangement& arrangement, Source source) {
 // Checks a parameter's copy, and lays out anew what has changed. `param`: as it is now.
 void Engine::renew(Arrangement& arrangement, std::size_t index, Param param, Memory& memory) const {
   const OwnedArrays& arrays = arrangement.arrays[index];
-  const bool copy_changed = !copy_is_still(arrays);
   std::optional<Unchanged> copy_seen;
   if (!arrays.copy.is_none()) {
     const Label copy_label(labels_, index, Role::copy);
     copy_seen.emplace(check_copy(arrays.copy, copy_label, param, memory).array);
   }
   if (!param.still()) fail_changed();
-  if (!arrangement.params[index].still() || copy_changed) {
+  if (!is_still(arrangement, index)) {
     lay_out_anew(arrangement, index, std::move(param), std::move(copy_seen));
   }
 }
@@ -204,6 +214,8 @@ void Engine::lay_out_anew(Arrangement& arrangement, std::size_t index, Param par
   OwnedArrays& arrays = arrangement.arrays[index];
   const Param param_before = std::exchange(arrangement.params[index], std::move(param));
   const std::optional<Unchanged> copy_seen_before = arrays.copy_seen;
+  const std::vector<py::ssize_t> strides_before =
+      std::exchange(arrays.strides, strides_of(arrangement.params[index]));
   const Parameter known_before = arrangement.optimizer.params[index];
   const Tensor tensor_before = arrangement.optimizer.tensors[index];
   arrays.copy_seen = std::move(copy_seen);
@@ -213,6 +225,7 @@ void Engine::lay_out_anew(Arrangement& arrangement, std::size_t index, Param par
   } catch (...) {
     arrangement.params[index] = param_before;
     arrays.copy_seen = copy_seen_before;
+    arrays.strides = strides_before;
     arrangement.optimizer.params[index] = known_before;
     arrangement.optimizer.tensors[index] = tensor_before;
     throw;

@@ -19,11 +19,12 @@ namespace {
 // What a call takes besides the rule's settings, as numbers.
 struct CallOptions {
   double step = none, averaged = none, grad_scale = 1, max_grad_norm = none, grad_norm = none,
-         nonfinite = 0, clear_grads = 0, rounding = 0, seed = 0;
+         nonfinite = 0, clear_grads = 0, rounding = 0, seed = 0, skip_grad_norm = none;
 };
 constexpr const char* call_options[] = {"step",          "averaged",  "grad_scale",
                                         "max_grad_norm", "grad_norm", "nonfinite",
-                                        "clear_grads",   "rounding",  "seed"};
+                                        "clear_grads",   "rounding",  "seed",
+                                        "skip_grad_norm"};
 static_assert(sizeof(CallOptions) == std::size(call_options) * sizeof(double));
 enum CallRounding : int { call_stochastic, call_nearest };
 
@@ -271,7 +272,7 @@ bool Kernel::lay_out_usual(const Variant& variant, PyObject* const* arrays, std:
   const std::size_t bytes = param.size * param.item_size;
   scratch.add(param.data, bytes);
   void* const grad = py::detail::array_proxy(arrays[1])->data;
-  scratch.add(grad, format == plain ? bytes : param.size * sizeof(std::uint16_t));
+  scratch.add(grad, param.size * item_size(format, param));
   tensor.streams.grad = stored(grad, format);
   for (std::size_t k = 0; k < rule_.states.size(); ++k) {
     PyObject* const state = arrays[k + 2];
@@ -335,7 +336,7 @@ void Kernel::lay_out(const Given& given, PyObject* const* args, std::size_t n_ke
     Tensor& tensor = optimizer.tensors[i];
     Parameter& known = optimizer.params[i];
     start_layout(param, i, tensor, known);
-    note_axes(param, i, optimizer);
+    note_axes(param, i, params.label(i, Role::param), optimizer);
     const bool stochastic = static_cast<int>(given.options.rounding) == call_stochastic;
     const bool by_rows = rows[i] != Py_None && grads[i] != Py_None;
     if (by_rows) {
@@ -374,7 +375,9 @@ void Kernel::lay_out(const Given& given, PyObject* const* args, std::size_t n_ke
     }
     if (averages[i] != Py_None) {
       const Label average = averages.label(i, Role::state);
-      tensor.streams.average = check_average(averages[i], average, param, memory);
+      tensor.streams.average_is_double = given.group.averages_in_double();
+      tensor.streams.average =
+          check_average(averages[i], tensor.streams.average_is_double, average, param, memory);
       arrays.watch(averages[i]);
     }
     if (slows[i] != Py_None) {
@@ -431,6 +434,7 @@ PyObject* Kernel::call(PyObject* const* args, Py_ssize_t n_positional, PyObject*
   options.grad_scale = given.options.grad_scale;
   options.max_grad_norm = given.options.max_grad_norm;
   options.grad_norm = given.options.grad_norm;
+  options.skip_grad_norm = given.options.skip_grad_norm;
   options.nonfinite = static_cast<Nonfinite>(given.options.nonfinite);
   options.seed = static_cast<std::uint64_t>(given.options.seed);
   options.num_threads = given.num_threads;

@@ -155,11 +155,14 @@ PYBIND11_MODULE(_core, m) {
         "Change attributes, and write the copies of parameters, in one call.");
   m.def(
       "readable",
-      [](const std::string& name, py::handle array) {
-        return check_readable(array, Label(name.c_str(), Role::input));
+      [](const std::string& name, py::handle grad, const py::array& param) {
+        const Label label(name.c_str(), Role::input);
+        py::array array = check_readable_grad(grad, label, param);
+        check_grad_format(array, label, check_param(param, label));
+        return array;
       },
-      py::arg("name"), py::arg("array"), py::call_guard<InCall>(),
-      "Return what is only read as an array of NumPy's.");
+      py::arg("name"), py::arg("grad"), py::arg("param"), py::call_guard<InCall>(),
+      "Return a parameter's gradient as an array of NumPy's.");
   m.def("rules", &rules, "The rows of rules.def, and what each rule's header says.");
   m.def("at", &at, py::arg("rule"), py::arg("step"), py::arg("hyper"),
         py::arg("memory") = std::vector<double>(),

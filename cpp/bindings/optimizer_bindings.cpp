@@ -57,17 +57,40 @@ double check_grad_scale(PyObject* value) {
   return scale;
 }
 
-template <bool by_rows>
-PyObject* step(PyObject* const* values) {  // self, grads, grad_scale, num_threads
+bool check_stats(PyObject* value) {
+  if (value == Py_False) return false;  // nearly always
+  double flag = 0;
+  callbacks->stats_flag.read(callbacks->stats_name, value, &flag);
+  return flag != 0;
+}
+
+PyObject* step(PyObject* const* values) {  // self, grads, grad_scale, stats, num_threads
+  const Held engine(values[0]);
+  const int num_threads = resolve_num_threads(values[4]);
+  const double grad_scale = check_grad_scale(values[2]);
+  const bool stats = check_stats(values[3]);
+  return engine->step(values[1], false, grad_scale, stats, num_threads).release().ptr();
+}
+
+PyObject* step_rows(PyObject* const* values) {  // self, grads, grad_scale, num_threads
   const Held engine(values[0]);
   const int num_threads = resolve_num_threads(values[3]);
-  return engine->step(values[1], by_rows, check_grad_scale(values[2]), num_threads).release().ptr();
+  const double grad_scale = check_grad_scale(values[2]);
+  return engine->step(values[1], true, grad_scale, false, num_threads).release().ptr();
+}
+
+PyObject* step_one(PyObject* const* values) {  // self, name, grad, grad_scale, stats, num_threads
+  const Held engine(values[0]);
+  const int num_threads = resolve_num_threads(values[5]);
+  const double grad_scale = check_grad_scale(values[3]);
+  const bool stats = check_stats(values[4]);
+  return engine->step_one(values[1], values[2], grad_scale, stats, num_threads).release().ptr();
 }
 
 PyObject* accumulate(PyObject* const* values) {  // self, grads, num_threads
   const Held engine(values[0]);
-  engine->accumulate(values[1], resolve_num_threads(values[2]));
-  return Py_NewRef(Py_None);
+  const bool added = engine->accumulate(values[1], resolve_num_threads(values[2]));
+  return PyBool_FromLong(added);
 }
 
 // Python's type
@@ -136,9 +159,11 @@ void set_engine(PyObject* optimizer, PyObject* engine) noexcept {
 }
 
 void bind_engine(py::module_& m) {
-  const std::vector<const char*> of_a_step = {"self", "grads", "grad_scale", "num_threads"};
-  implement({"Optimizer.step", of_a_step, step<false>});
-  implement({"Optimizer.step_rows", of_a_step, step<true>});
+  implement({"Optimizer.step", {"self", "grads", "grad_scale", "stats", "num_threads"}, step});
+  implement({"Optimizer.step_rows", {"self", "grads", "grad_scale", "num_threads"}, step_rows});
+  implement({"Optimizer.step_one",
+             {"self", "name", "grad", "grad_scale", "stats", "num_threads"},
+             step_one});
   implement({"Optimizer.accumulate", {"self", "grads", "num_threads"}, accumulate});
 
   const auto base = py::reinterpret_steal<py::object>(make_base_type());
@@ -161,20 +186,25 @@ void bind_engine(py::module_& m) {
            "Return each group's settings, schedules evaluated.")
       .def_property_readonly("groups", &Engine::groups)
       .def_property_readonly("own", &Engine::own)
+      .def_property_readonly("left_out", &Engine::left_out,
+                             "How many calls of accumulate were left out since the last step.")
       .def_property("shown", &Engine::shown, &Engine::set_shown,
                     "The block that shows other weights, if any.");
   m.def(
       "set_callbacks",
       [](py::object step_info, py::object mirror, py::object arrange, py::object new_sum,
-         py::object direct, py::object grad_scale, py::object call_schedule) {
+         py::object direct, py::object stats, py::object grad_scale, py::object stats_flag,
+         py::object call_schedule) {
         schedule_call = call_schedule.release().ptr();
         set_step_info(std::move(step_info));
-        callbacks = new Callbacks{std::move(mirror), std::move(arrange), std::move(new_sum),
-                                  std::move(direct), Check(std::move(grad_scale))};
+        callbacks = new Callbacks{
+            std::move(mirror),           std::move(arrange), std::move(new_sum),
+            std::move(direct),           std::move(stats),   Check(std::move(grad_scale)),
+            Check(std::move(stats_flag))};
       },
       py::kw_only(), py::arg("step_info"), py::arg("mirror"), py::arg("arrange"),
-      py::arg("new_sum"), py::arg("direct"), py::arg("grad_scale"), py::arg("schedule_call"),
-      "Set what is done in Python.");
+      py::arg("new_sum"), py::arg("direct"), py::arg("stats"), py::arg("grad_scale"),
+      py::arg("stats_flag"), py::arg("schedule_call"), "Set what is done in Python.");
 }
 
 }  // namespace onepass::bindings

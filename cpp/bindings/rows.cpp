@@ -111,7 +111,9 @@ Rows GivenRows::read(const Param& param, Tensor& tensor) const {
 void check_has_rows(const Param& param, const Label& label) {
   if (param.array.ndim() > 0 && param.order == Order::c) return;
   fail_value(label, "an array in C order, whose rows lie in one piece",
-             param.array.ndim() > 0 ? "F order" : "shape ()");
+             param.array.ndim() == 0   ? "shape ()"
+             : param.order == Order::f ? "F order"
+                                       : "strides " + strides_name(param.array));
 }
 
 void check_keeps_gradients(bool clears) {

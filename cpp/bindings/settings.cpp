@@ -34,6 +34,16 @@ py::object called(py::handle schedule) {
   return is_own ? schedule.attr("_value") : py::reinterpret_borrow<py::object>(schedule);
 }
 
+// Whether a setting is a schedule, or has one among its numbers.
+bool has_schedule(PyObject* value) {
+  if (!PyTuple_CheckExact(value)) return PyCallable_Check(value);
+  bool found = false;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(value); ++i) {
+    found = found || PyCallable_Check(PyTuple_GET_ITEM(value, i));
+  }
+  return found;
+}
+
 Field make_field(py::handle name, py::handle check) {
   PyObject* interned = Py_NewRef(name.ptr());
   PyUnicode_InternInPlace(&interned);
@@ -174,6 +184,17 @@ const RuleRow& find_rule(const std::string& name) {
 void Field::read(PyObject* value, double* numbers) const {
   double found[Check::most];
   check.read(name, value, found);
+  write(found, numbers);
+}
+
+bool Field::read_usual(PyObject* value, double* numbers) const noexcept {
+  double found[Check::most];
+  if (!check.quick(value, found)) return false;
+  write(found, numbers);
+  return true;
+}
+
+void Field::write(const double* found, double* numbers) const noexcept {
   if (place != nowhere) std::copy_n(found, check.size(), numbers + place);
   if (option != nowhere) numbers[first_option + option] = found[0] != 0 && !is_none(found[0]);
 }
@@ -216,7 +237,7 @@ void Fields::add(Field field) {
       field.place != Field::nowhere ? field.place : first_option + field.option;
   for (std::size_t i = 0; i < field.check.size(); ++i) {
     const auto place = static_cast<std::uint8_t>(first + static_cast<std::ptrdiff_t>(i));
-    places_.push_back({place, field.check.schedulable()});
+    places_.push_back({place, field.check.schedulable(i)});
   }
   fields_.push_back(std::move(field));
 }
@@ -277,18 +298,36 @@ void Numbers::read(SettingsObject& settings, double* numbers) {
   for (const Field& field : fields.fields()) {
     PyObject* const value = PyDict_GetItemWithError(dict, field.name.ptr());
     if (!value) throw py::key_error(field.name.cast<std::string>());
-    if (PyCallable_Check(value)) {
-      scheduled.push_back({&field, called(value)});
-      if (field.place != Field::nowhere) numbers[field.place] = 1;  // until it is called
-      if (field.option != Field::nowhere) numbers[first_option + field.option] = 1;
-    } else {
-      field.read(value, numbers);
-    }
+    if (field.read_usual(value, numbers)) continue;
+    if (!note_schedules(field, value, numbers, scheduled)) field.read(value, numbers);
   }
   if (!fields.go_together_like(numbers, together_)) fields.check_together(dict);
   together_ = fields.together(numbers);
   scheduled_ = std::move(scheduled);
   changes_ = changes;
+}
+
+// Puts 1 for what the schedules of a setting give, until they are called. Returns whether there are
+// any.
+[[gnu::cold]] bool Numbers::note_schedules(const Field& field, PyObject* value, double* numbers,
+                                           std::vector<Scheduled>& scheduled) {
+  if (!has_schedule(value)) return false;
+  double found[Check::most] = {1, 1, 1};
+  if (PyCallable_Check(value)) {
+    scheduled.push_back({&field, Scheduled::all, called(value)});
+  } else {
+    if (PyTuple_GET_SIZE(value) != static_cast<Py_ssize_t>(field.check.size())) return false;
+    for (std::size_t i = 0; i < field.check.size(); ++i) {
+      PyObject* const item = PyTuple_GET_ITEM(value, static_cast<Py_ssize_t>(i));
+      if (PyCallable_Check(item)) {
+        scheduled.push_back({&field, static_cast<std::ptrdiff_t>(i), called(item)});
+      } else {
+        field.check.read_one(field.name, i, item, found + i);
+      }
+    }
+  }
+  field.write(found, numbers);
+  return true;
 }
 
 void Numbers::call_schedules(std::int64_t completed, double* numbers) const {
@@ -299,12 +338,46 @@ void Numbers::call_schedules(std::int64_t completed, double* numbers) const {
     const auto value =
         py::reinterpret_steal<py::object>(PyObject_CallOneArg(own.schedule.ptr(), step.ptr()));
     if (!value) throw py::error_already_set();
-    double found[Check::most];
-    own.field->check.read(own.field->name, value.ptr(), found);
-    if (own.field->place != Field::nowhere) {
-      std::copy_n(found, own.field->check.size(), numbers + own.field->place);
+    const Field& field = *own.field;
+    if (own.number == Scheduled::all) {
+      double found[Check::most];
+      field.check.read(field.name, value.ptr(), found);
+      if (field.place == Field::nowhere) continue;
+      std::copy_n(found, field.check.size(), numbers + field.place);
+    } else {
+      double* const to = numbers + field.place + own.number;
+      field.check.read_one(field.name, static_cast<std::size_t>(own.number), value.ptr(), to);
     }
   }
+}
+
+py::dict Numbers::values(const double* numbers) const {
+  const auto value_of = [](double number) -> py::object {
+    return is_none(number) ? py::object(py::none()) : py::float_(number);
+  };
+  py::dict all;
+  for (const Scheduled& each : scheduled_) {
+    const Field& field = *each.field;
+    if (field.place == Field::nowhere) continue;
+    py::list own;
+    for (std::size_t i = 0; i < field.check.size(); ++i) {
+      own.append(value_of(numbers[static_cast<std::size_t>(field.place) + i]));
+    }
+    all[field.name] = own.size() == 1 ? py::object(own[0]) : py::tuple(own);
+  }
+  return all;
+}
+
+bool Numbers::take_values(const py::dict& values, double* numbers) const {
+  for (const Scheduled& each : scheduled_) {
+    const Field& field = *each.field;
+    if (field.place == Field::nowhere) continue;
+    if (!values.contains(field.name)) return false;
+    double found[Check::most];
+    field.check.read(field.name, py::object(values[field.name]).ptr(), found);
+    std::copy_n(found, field.check.size(), numbers + field.place);
+  }
+  return true;
 }
 
 int Numbers::traverse(visitproc visit, void* arg) const {

@@ -23,8 +23,10 @@ struct OwnSettings {
   double nonfinite = 0;  // of "propagate", "skip", "raise"
   double clear_grads = 0;
   double seed = 0;
+  double skip_grad_norm = none;
 };
-inline constexpr const char* own_settings[] = {"max_grad_norm", "nonfinite", "clear_grads", "seed"};
+inline constexpr const char* own_settings[] = {"max_grad_norm", "nonfinite", "clear_grads", "seed",
+                                               "skip_grad_norm"};
 static_assert(sizeof(OwnSettings) == std::size(own_settings) * sizeof(double));
 
 // A setting, and where its numbers go.
@@ -38,6 +40,9 @@ struct Field {
 
   // Writes the numbers of a value, checked, among `numbers`.
   void read(PyObject* value, double* numbers) const;
+  // The same for a usual value alone. Returns whether it is one.
+  bool read_usual(PyObject* value, double* numbers) const noexcept;
+  void write(const double* found, double* numbers) const noexcept;
 };
 
 using Together = std::vector<double>;
@@ -112,13 +117,23 @@ class Numbers {
   bool has_schedules() const { return !scheduled_.empty(); }
   // Calls the schedules with the number of completed steps. May run any Python code.
   void call_schedules(std::int64_t completed, double* numbers) const;
+  // What the schedules are now, by their settings' names.
+  py::dict values(const double* numbers) const;
+  // Takes these in place of calls. Returns whether they have a value for each schedule.
+  bool take_values(const py::dict& values, double* numbers) const;
   int traverse(visitproc visit, void* arg) const;
 
  private:
   struct Scheduled {
+    static constexpr std::ptrdiff_t all = -1;
+
     const Field* field;
-    py::object schedule;  // or its method that computes the value
+    std::ptrdiff_t number;  // of several: which one it gives, or all
+    py::object schedule;    // or its method that computes the value
   };
+  static bool note_schedules(const Field& field, PyObject* value, double* numbers,
+                             std::vector<Scheduled>& scheduled);
+
   std::uint64_t changes_ = 0;
   std::vector<Scheduled> scheduled_;
   Together together_;

@@ -25,7 +25,8 @@ class Shown {
       const Label label(names_, i, Role::param);
       const Param param = check_param(params[i], label);
       const Param value = check_param(values[i], label);
-      if (param.size != value.size || param.order != value.order || param.dtype != value.dtype ||
+      check_same_shape(value.array, label, param.array, "the parameter's");
+      if (!are_in_one_order(param, value) || param.dtype != value.dtype ||
           param.format != value.format) {
         throw py::value_error(label.str() + ": expected values like the parameter's");
       }

@@ -11,7 +11,14 @@ namespace onepass::bindings {
 namespace {
 
 PyTypeObject* step_info = nullptr;  // set once, at import
-constexpr Py_ssize_t info_size = 6;
+
+// In Python's words; None where the step was taken. Never destroyed.
+[[gnu::cold]] PyObject* reason_in_words(SkipReason reason) {
+  static PyObject* const nonfinite = PyUnicode_InternFromString("nonfinite");
+  static PyObject* const grad_norm = PyUnicode_InternFromString("grad_norm");
+  return reason == SkipReason::nonfinite ? nonfinite : grad_norm;
+}
+constexpr Py_ssize_t info_size = 8, place_of_stats = 7;
 
 }  // namespace
 
@@ -28,11 +35,21 @@ void start_layout(const Like& param, std::size_t index, Tensor& tensor, Paramete
   tensor.streams.tensor = static_cast<std::uint32_t>(index);
 }
 
-void note_axes(const Like& param, std::size_t index, Optimizer& optimizer) {
+void note_axes(const Like& param, std::size_t index, const Label& label, Optimizer& optimizer) {
   Parameter& known = optimizer.params[index];
-  if (!optimizer.groups[known.group].rule->factored) return;
+  const RuleRow& rule = *optimizer.groups[known.group].rule;
+  if (!rule.factored) return;
   optimizer.axes.resize(optimizer.params.size());
-  optimizer.axes[index] = {sizes_of(param.object), param.order == Order::f};
+  optimizer.axes[index] = {sizes_of(param.object), param.order == Order::f, {}};
+  if (param.order == Order::other) {
+    if (std::ranges::find(rule.shape, Shape::rows) != rule.shape.end()) {
+      fail_value(label,
+                 std::string("C or F order for ") + rule.name +
+                     ", which keeps numbers of rows and columns",
+                 "strides " + strides_name(py::reinterpret_borrow<py::array>(param.object)));
+    }
+    optimizer.axes[index].order = axes_in_memory(param.object);
+  }
   known.is_factored = optimizer.axes[index].sizes.size() > 1;
 }
 
@@ -79,8 +96,8 @@ void check_dimensions(const Group& group, const py::array& param, const Label& l
   if (!group.variant().direct_f64 || param.ndim() >= 2) return;
   const std::string option = group.rule->options[0];
   fail_value(label,
-             "at least 2 dimensions with " + option + "=True (others go into a group with " +
-                 option + "=False)",
+             "at least 2 dimensions with " + option +
+                 "=True (others, by overrides or in a group, have " + option + "=False)",
              "shape " + shape_name(param));
 }
 
@@ -145,8 +162,20 @@ void fill_step_info(const py::object& info, std::int64_t step, double lr, const 
   set_number(1, lr);
   ready.norm ? set_number(2, *ready.norm) : set_constant(2, Py_None);
   set_constant(3, ready.clipped ? Py_True : Py_False);
-  set_constant(4, ready.skipped ? Py_True : Py_False);
+  set_constant(4, ready.skipped() ? Py_True : Py_False);
   ready.d ? set_number(5, *ready.d) : set_constant(5, Py_None);
+  set_constant(6, ready.skipped() ? reason_in_words(ready.skip_reason) : Py_None);
+  set_constant(place_of_stats, Py_None);
+}
+
+void set_stats(const py::object& info, const py::tuple& stats, const Optimizer& optimizer,
+               double grad_scale) noexcept {
+  PyObject* const array = PyTuple_GET_ITEM(stats.ptr(), 1);
+  optimizer.write_stats(grad_scale,
+                        reinterpret_cast<TensorStats*>(py::detail::array_proxy(array)->data));
+  PyObject* const before = PyTuple_GET_ITEM(info.ptr(), place_of_stats);
+  PyTuple_SET_ITEM(info.ptr(), place_of_stats, Py_NewRef(PyTuple_GET_ITEM(stats.ptr(), 0)));
+  Py_DECREF(before);
 }
 
 Ready prepare_step(Optimizer& optimizer, const StepOptions& options) {

@@ -20,10 +20,16 @@ inline Stored stored(const void* data, Format format) {
   return {const_cast<void*>(data), format == plain ? nullptr : &codec};
 }
 
+// The bytes of an element of a gradient.
+inline std::size_t item_size(Format format, const Like& param) {
+  return format == plain ? param.item_size : kernels_in_use->codecs[format].item_size;
+}
+
 // Begins a layout, with the parameter alone. `index`: the random bits depend on it.
 void start_layout(const Like& param, std::size_t index, Tensor& tensor, Parameter& known);
-// Notes the axes of the parameter, where its rule may be factored.
-void note_axes(const Like& param, std::size_t index, Optimizer& optimizer);
+// Notes the axes of the parameter, where its rule may be factored. Raises where the rule keeps
+// numbers of rows and columns, and these are in neither C nor F order.
+void note_axes(const Like& param, std::size_t index, const Label& label, Optimizer& optimizer);
 // Adds the k-th state of the rule; `array` is None where the rule's options do not use it.
 void add_state(const Group& group, std::size_t k, py::handle array, const Label& label,
                const Param& param, Memory& memory, Tensor& tensor, Parameter& known);
@@ -80,6 +86,10 @@ class Directions {
 Ready prepare_step(Optimizer& optimizer, const StepOptions& options);
 void fill_step_info(const py::object& info, std::int64_t step, double lr, const Ready& ready);
 void run_without_gil(Ready& ready) noexcept;
+// Writes what a step says of its tensors, and lets its info show that. `stats`: a mapping, and the
+// array that it shows.
+[[gnu::cold]] void set_stats(const py::object& info, const py::tuple& stats,
+                             const Optimizer& optimizer, double grad_scale) noexcept;
 
 // One step, or an error where a gradient is not finite and that is one. Fills `info`; `completed`:
 // the steps before this one; `direct` makes the directions, where there are some. Returns whether
@@ -93,10 +103,10 @@ bool run_step(Optimizer& optimizer, const StepOptions& options, const GradLabel&
     fail_value(grad_label(index), "finite values", "an infinity or NaN");
   }
   std::optional<Directions> directions;
-  if (!ready.skipped && optimizer.is_directed()) direct(directions.emplace(optimizer));
-  fill_step_info(info, completed + !ready.skipped, optimizer.groups[0].learning_rate(), ready);
+  if (!ready.skipped() && optimizer.is_directed()) direct(directions.emplace(optimizer));
+  fill_step_info(info, completed + !ready.skipped(), optimizer.groups[0].learning_rate(), ready);
   run_without_gil(ready);  // from here on nothing fails
-  return ready.skipped;
+  return ready.skipped();
 }
 
 void set_step_info(py::object type);

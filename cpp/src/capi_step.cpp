@@ -1,4 +1,5 @@
 // The C interface: a step over many tensors with all stages, checked before the first write.
+#include <cmath>
 #include <vector>
 
 #include "capi.hpp"
@@ -31,6 +32,9 @@ constexpr std::size_t first_call = offsetof(onepass_call, unchecked) + sizeof(st
                       first_group = sizeof(onepass_group),
                       first_tensor = offsetof(onepass_tensor, reserved) + sizeof(std::int32_t),
                       first_result = offsetof(onepass_result, skipped) + sizeof(std::int32_t);
+
+static_assert(static_cast<int>(SkipReason::nonfinite) == ONEPASS_SKIPPED_NONFINITE &&
+              static_cast<int>(SkipReason::grad_norm) == ONEPASS_SKIPPED_NORM);
 
 // Python's range.
 bool is_grad_scale(double scale) noexcept {
@@ -81,7 +85,8 @@ class Step {
   std::vector<Range> ranges_;
   Place place_, other_;
   double norm_ = none, d_ = none;
-  bool clipped_ = false, skipped_ = false;
+  bool clipped_ = false;
+  SkipReason skip_reason_ = SkipReason::not_skipped;
 };
 
 std::int32_t Step::note(std::int32_t array, const void* data, std::int32_t format, std::size_t n,
@@ -107,10 +112,12 @@ std::int32_t Step::read_call(const onepass_call* call) {
   }
   const bool are_numbers = is_threads(call_.threads) && call_.nonfinite >= ONEPASS_PROPAGATE &&
                            call_.nonfinite <= ONEPASS_FAIL && call_.max_norm >= 0 &&
+                           call_.skip_norm >= 0 && !std::isinf(call_.skip_norm) &&
                            is_grad_scale(call_.grad_scale);
   if (!are_numbers) return ONEPASS_BAD_NUMBER;
   options_.grad_scale = call_.grad_scale == 0 ? 1 : call_.grad_scale;
   options_.max_grad_norm = call_.max_norm == 0 ? none : call_.max_norm;
+  options_.skip_grad_norm = call_.skip_norm == 0 ? none : call_.skip_norm;
   options_.nonfinite = static_cast<Nonfinite>(call_.nonfinite);
   options_.seed = static_cast<std::uint64_t>(call_.seed);
   options_.num_threads = resolve_threads(call_.threads);
@@ -225,10 +232,23 @@ std::int32_t Step::add_grad(const onepass_tensor& given, Tensor& tensor, Paramet
   if (!given.grad) return ONEPASS_OK;
   std::int32_t as = given.grad_format;
   if (as == 0) as = known.is_double ? ONEPASS_F64 : ONEPASS_F32;
-  const bool is_small = as == ONEPASS_BF16 || as == ONEPASS_F16;
-  const bool fits = known.is_double ? as == ONEPASS_F64 : as == ONEPASS_F32 || is_small;
-  if (!fits) return fail(ONEPASS_BAD_FORMAT, ONEPASS_ARRAY_GRAD);
-  const Format format = as == ONEPASS_BF16 ? bf16 : as == ONEPASS_F16 ? f16 : plain;
+  Format format = plain;
+  switch (as) {
+    case ONEPASS_F32:
+      format = known.is_double ? f32_beside_f64 : plain;
+      break;
+    case ONEPASS_F64:
+      format = known.is_double ? plain : f64_beside_f32;
+      break;
+    case ONEPASS_BF16:
+      format = bf16;
+      break;
+    case ONEPASS_F16:
+      format = f16;
+      break;
+    default:
+      return fail(ONEPASS_BAD_FORMAT, ONEPASS_ARRAY_GRAD);
+  }
   tensor.streams.grad = stored(given.grad, format);
   tensor.streams.zero_grad = call_.zero_grad != 0;
   std::size_t n = given.size;
@@ -309,11 +329,13 @@ std::int32_t Step::add_beside(const onepass_tensor& given, Tensor& tensor, Param
     if (!is_asked_for) return data ? fail(ONEPASS_NO_ARRAY, array) : ONEPASS_OK;
     return note(array, data, format, given.size);
   };
-  if (const auto code = add(ONEPASS_ARRAY_AVERAGE, given.average, group.averages(), ONEPASS_F64)) {
+  const std::int32_t format = group.averages_in_double() ? ONEPASS_F64 : full;
+  if (const auto code = add(ONEPASS_ARRAY_AVERAGE, given.average, group.averages(), format)) {
     return code;
   }
   if (const auto code = add(ONEPASS_ARRAY_SLOW, given.slow, group.looks_ahead(), full)) return code;
   tensor.streams.average = given.average;
+  tensor.streams.average_is_double = group.averages_in_double();
   tensor.streams.slow = given.slow;
   if (given.copy || given.is_master) {
     const bool is_small = given.copy_format == ONEPASS_BF16 || given.copy_format == ONEPASS_F16;
@@ -359,7 +381,7 @@ std::int32_t Step::run(double* norms) {
   Ready ready = optimizer_.prepare(options_);
   if (ready.norm) norm_ = *ready.norm;
   clipped_ = ready.clipped;
-  skipped_ = ready.skipped;
+  skip_reason_ = ready.skip_reason;
   if (ready.d) d_ = *ready.d;
   if (ready.nonfinite >= 0 && options_.nonfinite == Nonfinite::raise) {
     place_ = {ready.nonfinite, ONEPASS_ARRAY_GRAD};
@@ -367,11 +389,11 @@ std::int32_t Step::run(double* norms) {
   }
   for (std::size_t i = 0; i < directions_.size(); ++i) {
     if (norms) norms[i] = 0;
-    if (skipped_ || !optimizer_.is_directed(i)) continue;
+    if (ready.skipped() || !optimizer_.is_directed(i)) continue;
     optimizer_.tensors[i].streams.state[direction_place] = {directions_[i]};
   }
   if (norms) {
-    if (skipped_) return ONEPASS_OK;
+    if (ready.skipped()) return ONEPASS_OK;
     const std::vector<double> found = optimizer_.direct(options_.num_threads);
     auto next = found.begin();
     for (std::size_t i = 0; i < directions_.size(); ++i) {
@@ -396,7 +418,7 @@ void Step::say(onepass_result& result) const noexcept {
   said.other_tensor = other_.tensor;
   said.other_array = other_.array;
   said.clipped = clipped_;
-  said.skipped = skipped_;
+  said.skipped = static_cast<std::int32_t>(skip_reason_);
   std::memcpy(&result, &said, std::min(result.struct_size, sizeof said));
 }
 

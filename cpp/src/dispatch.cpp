@@ -14,14 +14,17 @@ namespace onepass {
 
 namespace baseline {
 const KernelTable& kernel_table() noexcept;
-}
+const WatchTable& watch_table() noexcept;
+}  // namespace baseline
 #ifdef ONEPASS_X86_64_LEVELS
 namespace x86_64_v3 {
 const KernelTable& kernel_table() noexcept;
-}
+const WatchTable& watch_table() noexcept;
+}  // namespace x86_64_v3
 namespace x86_64_v4 {
 const KernelTable& kernel_table() noexcept;
-}
+const WatchTable& watch_table() noexcept;
+}  // namespace x86_64_v4
 
 // These are the features that every version of GCC and Clang can ask for; a CPU that has them has
 // the rest of the level too. __builtin_cpu_supports also checks whether the operating system saves
@@ -39,10 +42,10 @@ static bool has_v4() {
 
 std::span<const Isa> compiled_isas() {
   static const Isa isas[] = {
-      {"baseline", true, &baseline::kernel_table()},
+      {"baseline", true, &baseline::kernel_table(), &baseline::watch_table()},
 #ifdef ONEPASS_X86_64_LEVELS
-      {"x86-64-v3", has_v3(), &x86_64_v3::kernel_table()},
-      {"x86-64-v4", has_v4(), &x86_64_v4::kernel_table()},
+      {"x86-64-v3", has_v3(), &x86_64_v3::kernel_table(), &x86_64_v3::watch_table()},
+      {"x86-64-v4", has_v4(), &x86_64_v4::kernel_table(), &x86_64_v4::watch_table()},
 #endif
   };
   return isas;

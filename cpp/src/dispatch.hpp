@@ -6,6 +6,7 @@
 #include <string>
 
 #include "kernels.hpp"
+#include "watch.hpp"
 
 namespace onepass {
 
@@ -13,6 +14,7 @@ struct Isa {
   const char* name;
   bool supported;  // by this CPU and its operating system
   const KernelTable* kernels;
+  const WatchTable* watching;
 };
 
 // All builds of the kernels in this library, the one that needs the fewest CPU features first.

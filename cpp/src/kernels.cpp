@@ -14,6 +14,8 @@
 #include "onepass/channel_values.hpp"
 #include "onepass/formats.hpp"
 #include "onepass/reduce.hpp"
+#include "onepass/watch.hpp"
+#include "watch.hpp"
 
 namespace onepass::inline ONEPASS_ISA {
 
@@ -102,7 +104,10 @@ constexpr BatchNormTable<T> batch_norm{
 
 template <class Format, bool random>
 constexpr Codec halved{sizeof(std::uint16_t), Halved<Format, random>::open,
-                       Halved<Format, random>::close, Halved<Format, random>::follow};
+                       Halved<Format, random>::close, Halved<Format, random>::follow,
+                       Halved<Format, random>::open};
+constexpr Codec single{sizeof(float), nullptr, nullptr, nullptr, open_other<float, double>};
+constexpr Codec wide{sizeof(double), open_other<double, float>, nullptr, nullptr, nullptr};
 
 constexpr KernelTable table{rows,
                             add_f32<0>,
@@ -114,12 +119,33 @@ constexpr KernelTable table{rows,
                               halved<BFloat16, false>,
                               halved<Float16, false>,
                               halved<BFloat16, true>,
-                              halved<Float16, true>}},
+                              halved<Float16, true>,
+                              single,
+                              wide}},
                             batch_norm<float>,
                             batch_norm<double>,
                             invert_deviation};
 
+template <class T>
+constexpr WatchLoops watching{
+    [](const Streams& streams, std::size_t begin, std::size_t n, void* weights) noexcept {
+      copy_weights(streams, begin, n, static_cast<T*>(weights));
+    },
+    count_zeros<T>,
+    [](const void* before, const void* after, std::size_t n, double unit, double* of_update,
+       double* of_weights) noexcept {
+      watched_squares(static_cast<const T*>(before), static_cast<const T*>(after), n, unit,
+                      of_update, of_weights);
+    }};
+
+constexpr WatchTable watches{watching<float>, watching<double>};
+
 }  // namespace
+
+const WatchTable& watch_table() noexcept;
+const WatchTable& watch_table() noexcept {
+  return watches;
+}
 
 const KernelTable& kernel_table() noexcept;
 const KernelTable& kernel_table() noexcept {

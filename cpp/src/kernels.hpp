@@ -58,8 +58,18 @@ struct Shaping {
 using SumOfSquares = double (*)(const Stored& x, std::size_t begin, std::size_t end, double unit,
                                 bool prefetch_ahead) noexcept;
 
-// Formats of parameters, gradients and copies; plain: in the type that the rule computes with.
-enum Format : std::uint8_t { plain, bf16, f16, bf16_random, f16_random, formats };
+// Formats of parameters, gradients and copies; plain: in the type that the rule computes with. The
+// last two are of gradients alone, each beside the other one's parameters.
+enum Format : std::uint8_t {
+  plain,
+  bf16,
+  f16,
+  bf16_random,
+  f16_random,
+  f32_beside_f64,
+  f64_beside_f32,
+  formats
+};
 // Formats of state; rounded at random where not plain.
 enum StateFormat : std::uint8_t { plain_state, bf16_state, q8_state, state_formats };
 

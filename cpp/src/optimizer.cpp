@@ -17,15 +17,21 @@ double clip_coefficient(double norm, double max_norm) noexcept {
   return coefficient > 1 ? 1 : coefficient;  // a NaN stays one
 }
 
-// The weight that the parameters of step `step` have in their new average. `averaged` counts the
-// steps since the average began, this one included.
-double average_weight_of(const Settings& settings, double step, double averaged) noexcept {
-  if (!is_none(settings.swa_start)) {
-    return 1 / std::max(1.0, std::min(averaged, step - settings.swa_start + 1));
-  }
-  if (averaged == 1) return 1;
+// The weight that the parameters of step `step` have in their new average, which began after step
+// `from`. Before it has taken in any, it is the weights themselves.
+double average_weight_of(const Settings& settings, double step, double from) noexcept {
+  const bool is_mean = !is_none(settings.swa_start);
+  const double every = settings.average_every, first = is_mean ? settings.swa_start : every;
+  const auto taken_by = [=](double t) {
+    return t < first ? 0 : std::floor((t - first) / every) + 1;
+  };
+  const double taken = taken_by(step) - taken_by(from);
+  if (taken == 0) return 1;
+  if (std::fmod(step - first, every) != 0) return 0;
+  if (is_mean || taken == 1) return 1 / taken;
   const double decay = settings.ema_decay;
-  return 1 - (settings.ema_warmup != 0 ? std::min(decay, (1 + averaged) / (10 + averaged)) : decay);
+  const bool warms_up = settings.ema_warmup != 0 && decay < 1;  // a decay of 1: not in this step
+  return 1 - (warms_up ? std::min(decay, (1 + taken) / (10 + taken)) : decay);
 }
 
 [[gnu::cold]] void look_ahead(const Settings& settings, double step, double* scalars) noexcept {
@@ -53,9 +59,8 @@ void fill_scalars(const Group& group, const Parameter& param, const double* memo
                                 ? std::numeric_limits<double>::infinity()
                                 : settings.max_grad_value;
   scalars[average_weight] =
-      group.averages()
-          ? average_weight_of(settings, step, step - static_cast<double>(param.average_from))
-          : 0;
+      group.averages() ? average_weight_of(settings, step, static_cast<double>(param.average_from))
+                       : 0;
   scalars[begins_slow] = scalars[slow_weight] = 0;
   if (group.looks_ahead()) [[unlikely]]
     look_ahead(settings, step, scalars);
@@ -97,15 +102,18 @@ std::size_t Group::variant_index() const noexcept {
 
 void Ready::run() noexcept {
   Optimizer& optimizer = *optimizer_;
-  if (skipped) {
+  if (skipped()) {
+    if (watches_) optimizer.watch(0, optimizer.tensors.size(), num_threads_, false);
     zero_gradients(optimizer.tensors, num_threads_);
     ++optimizer.skipped;
     return;
   }
-  if (optimizer.measuring_.empty()) {
-    step(optimizer.tensors, rows_, num_threads_);
+  if (!optimizer.measuring_.empty()) {
+    optimizer.measure_and_step(rows_, num_threads_, watches_);
+  } else if (watches_) [[unlikely]] {
+    optimizer.watch(0, optimizer.tensors.size(), num_threads_, true);
   } else {
-    optimizer.measure_and_step(rows_, num_threads_);
+    step(optimizer.tensors, rows_, num_threads_);
   }
   if (!optimizer.shaped_.empty()) optimizer.close_shapes();
   if (!optimizer.memory.empty()) optimizer.move_memory();
@@ -128,19 +136,22 @@ Ready Optimizer::prepare(const StepOptions& options) {
   if (shares_memory() && !memory.empty() && memory[0] != 0) ready.d = memory[0];
   leave_out();
   if (!options.rows.empty()) join(options.rows, options.num_threads);
+  if (options.stats) [[unlikely]]
+    watched_.resize(total_blocks(tensors));
   double coefficient = 1;
   const bool limits = !is_none(options.max_grad_norm);
   const bool limits_each = std::any_of(groups.begin(), groups.end(),
                                        [](const Group& group) { return group.clips_each(); });
-  if (limits || limits_each || options.nonfinite != Nonfinite::propagate) [[unlikely]] {
+  if (limits || limits_each || !is_none(options.skip_grad_norm) || options.is_left_out ||
+      options.nonfinite != Nonfinite::propagate) [[unlikely]] {
     measure(options, ready);
     if (!is_none(options.grad_norm)) ready.norm = options.grad_norm;
-    ready.skipped = ready.nonfinite >= 0 && options.nonfinite == Nonfinite::skip;
-    if (limits && !ready.skipped)
+    ready.skip_reason = reason_to_skip(options, ready);
+    if (limits && !ready.skipped())
       coefficient = clip_coefficient(*ready.norm, options.max_grad_norm);
     ready.clipped = coefficient < 1;
   }
-  if (ready.skipped) return ready;
+  if (ready.skipped()) return ready;
   measuring_.clear();
   is_directed_ = false;
   if (compute(options, coefficient / options.grad_scale, ready.clipped)) prepare_measuring();
@@ -183,6 +194,19 @@ void Optimizer::measure(const StepOptions& options, Ready& ready) {
   ready.norm = found.value / options.grad_scale;
   unit_ = found.unit;
   if (found.nonfinite) ready.nonfinite = found.nonfinite - tensors.data();
+  if (options.is_left_out) ready.norm = none;  // as of the sum of what was left out
+}
+
+// A norm that is not finite is above every limit, unless that is to be an error.
+SkipReason Optimizer::reason_to_skip(const StepOptions& options, const Ready& ready) noexcept {
+  if (options.is_left_out) return SkipReason::nonfinite;
+  if (ready.nonfinite < 0) {  // of finite gradients; NaN where there is no limit
+    return *ready.norm > options.skip_grad_norm ? SkipReason::grad_norm : SkipReason::not_skipped;
+  }
+  const bool skips =
+      options.nonfinite == Nonfinite::skip ||
+      (options.nonfinite == Nonfinite::propagate && !is_none(options.skip_grad_norm));
+  return skips ? SkipReason::nonfinite : SkipReason::not_skipped;
 }
 
 void Optimizer::start_memory() {
@@ -209,14 +233,13 @@ std::span<const double> Optimizer::memory_after(std::size_t param) const noexcep
 // Makes room for what the step will measure.
 void Optimizer::prepare_measuring() {
   measuring_.resize(params.size());
-  Job* job = jobs_.data();
   for (std::size_t i = 0; i < params.size(); ++i) {
     if (!tensors[i].streams.grad.data) continue;
-    while (job->scalars.data() != tensors[i].scalars) ++job;
     const Parameter& param = params[i];
     const Variant& variant = groups[param.group].variant(param.is_factored);
+    auto* const scalars = const_cast<double*>(tensors[i].scalars);  // a job's, of ours
     measuring_[i] = {find_measure(variant, param.is_double, param.state_format), variant.weigh,
-                     job->scalars.data() + shared_scalars};
+                     scalars + shared_scalars};
   }
   sums_.resize(total_blocks(tensors) * max_sums);
 }
@@ -292,7 +315,7 @@ void Optimizer::close_shapes() noexcept {
 }
 
 // Goes on with the next tensors once the first ones have stepped.
-void Optimizer::measure_and_step(std::span<const Rows> rows, int threads) noexcept {
+void Optimizer::measure_and_step(std::span<const Rows> rows, int threads, bool watches) noexcept {
   for (std::size_t first = 0, last = 0; first < tensors.size(); first = last) {
     last = end_of_group(first);
     const std::span<Tensor> together(tensors.data() + first, last - first);
@@ -308,7 +331,28 @@ void Optimizer::measure_and_step(std::span<const Rows> rows, int threads) noexce
       if (how->weigh) how->weigh(how->scalars, totals, static_cast<double>(tensor.size));
       ++how;
     }
-    step(together, rows.empty() ? rows : rows.subspan(first, together.size()), threads);
+    if (watches) {
+      watch(first, last, threads, true);
+    } else {
+      step(together, rows.empty() ? rows : rows.subspan(first, together.size()), threads);
+    }
+  }
+}
+
+void Optimizer::watch(std::size_t first, std::size_t last, int threads, bool moves) noexcept {
+  const std::span<Tensor> all(tensors);
+  const std::size_t begin = total_blocks(all.first(first));
+  step_and_watch(all.subspan(first, last - first), std::span(watched_).subspan(begin), threads,
+                 moves);
+}
+
+void Optimizer::write_stats(double grad_scale, TensorStats* to) const noexcept {
+  std::span<const Watched> blocks(watched_);
+  for (const Tensor& tensor : tensors) {
+    if (!tensor.streams.grad.data) continue;
+    const std::size_t n = count_blocks(tensor);
+    *to++ = stats_of(tensor, blocks.first(n), grad_scale);
+    blocks = blocks.subspan(n);
   }
 }
 
@@ -351,10 +395,24 @@ double Optimizer::clip_each(const Tensor& tensor, std::size_t first_block, doubl
   return clip_coefficient(std::sqrt(total) / unit_ * factor, group.settings.max_grad_norm_each);
 }
 
+// The job of one of the parameters a little before this one, in the same group, with others between
+// them; null where there is none. `last` is the last job.
+Optimizer::Job* Optimizer::find_job(std::size_t param, Job* last) noexcept {
+  constexpr std::size_t furthest = 8;  // a layer's weight, bias and what else has its own settings
+  const Group& group = groups[params[param].group];
+  if (group.variant(params[param].is_factored).weigh || group.clips_each()) return nullptr;
+  for (std::size_t other = param; other-- > 0 && param - other <= furthest;) {
+    if (!tensors[other].streams.grad.data || !share_job(param, other)) continue;
+    while (last->scalars.data() != tensors[other].scalars) --last;
+    return last;
+  }
+  return nullptr;
+}
+
 // Returns whether any tensor is to be measured, and whether any gradient is clipped by itself.
 bool Optimizer::compute(const StepOptions& options, double factor, bool& clipped) {
   if (jobs_.size() < params.size()) jobs_.resize(params.size());  // none moves while one is used
-  Job* job = jobs_.data();
+  Job *job = jobs_.data(), *last = job;
   std::size_t before = params.size();  // none
   const Variant* variant = nullptr;
   bool measures = false;
@@ -366,13 +424,16 @@ bool Optimizer::compute(const StepOptions& options, double factor, bool& clipped
     const Group& group = groups[param.group];
     const bool is_first = before == params.size();
     if (is_first || variant->weigh || group.clips_each() || !share_job(i, before)) {
-      if (!is_first) ++job;
-      double own = factor;
-      if (group.clips_each()) [[unlikely]]
-        own *= clip_each(tensor, first_block, factor, group);
-      clipped = clipped || own < factor;
-      fill_scalars(group, param, memory_of(i).data(), options.seed, own, job->scalars.data());
-      job->bits.reset();
+      Job* const shared = is_first ? nullptr : find_job(i, last);
+      job = shared ? shared : is_first ? last : ++last;
+      if (!shared) {
+        double own = factor;
+        if (group.clips_each()) [[unlikely]]
+          own *= clip_each(tensor, first_block, factor, group);
+        clipped = clipped || own < factor;
+        fill_scalars(group, param, memory_of(i).data(), options.seed, own, job->scalars.data());
+        job->bits.reset();
+      }
       variant = &group.variant(param.is_factored);
       measures = measures || variant->weigh;
       is_directed_ = is_directed_ || variant->direct_f64;
@@ -386,6 +447,11 @@ bool Optimizer::compute(const StepOptions& options, double factor, bool& clipped
     tensor.streams.random = param.rounds ? job->bits.get() : nullptr;
   }
   return measures;
+}
+
+const Tensor* find_nonfinite(std::span<Tensor> tensors, int num_threads) {
+  std::vector<double> sums(total_blocks(tensors));
+  return norm(tensors, sums, num_threads).nonfinite;
 }
 
 void accumulate(std::span<Tensor> tensors, const KernelTable& kernels, int num_threads) noexcept {

@@ -15,6 +15,7 @@
 #include "rows.hpp"
 #include "shapes.hpp"
 #include "step.hpp"
+#include "watch.hpp"
 
 namespace onepass {
 
@@ -44,6 +45,8 @@ struct Settings {
   double no_prox = 1;  // 0: the decoupled decay is proximal
   double max_grad_norm_each = none;
   double lookahead_every = none, lookahead_weight = 0.5;
+  double average_dtype = 0;  // of "float64", "float32"
+  double average_every = 1;
 };
 inline constexpr const char* common_settings[] = {"weight_decay",    "decoupled_weight_decay",
                                                   "maximize",        "max_grad_value",
@@ -51,7 +54,8 @@ inline constexpr const char* common_settings[] = {"weight_decay",    "decoupled_
                                                   "swa_start",       "state_format",
                                                   "rounding",        "cautious_weight_decay",
                                                   "no_prox",         "max_grad_norm_each",
-                                                  "lookahead_every", "lookahead_weight"};
+                                                  "lookahead_every", "lookahead_weight",
+                                                  "average_dtype",   "average_every"};
 static_assert(sizeof(Settings) ==
               (max_hyper + max_options + std::size(common_settings)) * sizeof(double));
 
@@ -73,6 +77,7 @@ struct Group {
   bool averages() const noexcept {
     return !is_none(settings.ema_decay) || !is_none(settings.swa_start);
   }
+  bool averages_in_double() const noexcept { return settings.average_dtype == 0; }
   bool looks_ahead() const noexcept { return !is_none(settings.lookahead_every); }
   bool clips_each() const noexcept { return !is_none(settings.max_grad_norm_each); }
   double learning_rate() const noexcept { return settings.hyper[lr]; }
@@ -98,15 +103,19 @@ struct Parameter {
 };
 
 enum class Nonfinite : int { propagate, skip, raise };
+enum class SkipReason : int { not_skipped, nonfinite, grad_norm };
 
 struct StepOptions {
   double grad_scale = 1;
-  double max_grad_norm = none;  // infinite: measured only
-  double grad_norm = none;      // of all gradients together, where the step has some of them only
+  double max_grad_norm = none;   // infinite: measured only
+  double skip_grad_norm = none;  // a step with a larger norm is left out
+  double grad_norm = none;       // of all gradients together, where the step has some of them only
   Nonfinite nonfinite = Nonfinite::propagate;
+  bool is_left_out = false;  // no gradient is left that is finite: the step is skipped
   std::uint64_t seed = 0;
   int num_threads = 1;
   std::span<Rows> rows{};  // of each tensor, where a step moves rows of some; else none
+  bool stats = false;      // whether the step notes what `stats_of` says; not beside rows
 };
 
 class Optimizer;
@@ -114,11 +123,12 @@ class Optimizer;
 // A step that has been checked and computed as far as it can be without writing.
 class Ready {
  public:
-  std::optional<double> norm;     // of all gradients together, unscaled, where it was asked for
-  bool clipped = false;           // by a norm
-  bool skipped = false;           // because a gradient is not finite
+  std::optional<double> norm;  // of all gradients together, unscaled, where it was asked for
+  bool clipped = false;        // by a norm
+  SkipReason skip_reason = SkipReason::not_skipped;
   std::optional<double> d;        // of a rule that finds its rate, after the step
-  std::ptrdiff_t nonfinite = -1;  // the first parameter whose gradient is not
+  std::ptrdiff_t nonfinite = -1;  // the first parameter whose gradient is not finite
+  bool skipped() const noexcept { return skip_reason != SkipReason::not_skipped; }
   // Moves everything, or counts a skipped step. No failure is possible any more.
   void run() noexcept;
   std::size_t elements() const noexcept;
@@ -126,10 +136,14 @@ class Ready {
  private:
   friend class Optimizer;
   Ready(Optimizer& optimizer, const StepOptions& options) noexcept
-      : optimizer_(&optimizer), num_threads_(options.num_threads), rows_(options.rows) {}
+      : optimizer_(&optimizer),
+        num_threads_(options.num_threads),
+        rows_(options.rows),
+        watches_(options.stats) {}
   Optimizer* optimizer_;
   int num_threads_;
   std::span<const Rows> rows_;
+  bool watches_;
 };
 
 // The memory is the caller's, who keeps it alive.
@@ -171,10 +185,12 @@ class Optimizer {
   // The pass between `prepare` and Ready::run that writes there what these directions are made of;
   // returns their norms in the tensors' order. May throw std::bad_alloc.
   std::vector<double> direct(int num_threads);
+  // Once a step with `stats` has run: writes what it says of each tensor that had a gradient.
+  void write_stats(double grad_scale, TensorStats* to) const noexcept;
 
  private:
   friend class Ready;
-  // What parameters share that follow each other in one group and have completed as many steps.
+  // What parameters share that are near each other, in one group, and have completed as many steps.
   struct Job {
     std::array<double, max_scalars> scalars;
     std::unique_ptr<StepBits> bits;  // where something is rounded
@@ -183,6 +199,7 @@ class Optimizer {
   void leave_out();
   [[gnu::cold]] void join(std::span<Rows> rows, int threads);
   bool share_job(std::size_t param, std::size_t other) noexcept;
+  [[gnu::cold]] Job* find_job(std::size_t param, Job* last) noexcept;
   [[gnu::cold]] void move_memory() noexcept;
   std::span<const double> memory_after(std::size_t param) const noexcept;
   [[gnu::cold]] void prepare_measuring();
@@ -191,8 +208,11 @@ class Optimizer {
   std::size_t end_of_group(std::size_t first) const noexcept;
   void move_shapes(std::size_t first, std::size_t last, int threads) noexcept;
   [[gnu::cold]] void close_shapes() noexcept;
-  [[gnu::cold]] void measure_and_step(std::span<const Rows> rows, int threads) noexcept;
+  [[gnu::cold]] void measure_and_step(std::span<const Rows> rows, int threads,
+                                      bool watches) noexcept;
+  [[gnu::cold]] void watch(std::size_t first, std::size_t last, int threads, bool moves) noexcept;
   void measure(const StepOptions& options, Ready& ready);
+  static SkipReason reason_to_skip(const StepOptions& options, const Ready& ready) noexcept;
   [[gnu::cold]] double clip_each(const Tensor& tensor, std::size_t first_block, double factor,
                                  const Group& group) const noexcept;
   bool compute(const StepOptions& options, double factor, bool& clipped);
@@ -203,12 +223,17 @@ class Optimizer {
   bool is_directed_ = false;
   std::vector<ShapedState> shaped_;  // of each tensor, where the rule may be factored
   std::vector<double> tile_sums_;    // of the tensors that go together
+  std::vector<Watched> watched_;     // of each block, where a step notes what it does
 };
 
 // Fills in all scalars of the coming step of a parameter, and behind them its memory after it.
 // `factor`: the gradient's.
 void fill_scalars(const Group& group, const Parameter& param, const double* memory,
                   std::uint64_t seed, double factor, double* scalars) noexcept;
+
+// The first of these tensors with an infinity or a NaN in its gradient, or null. Reads the
+// gradients alone. May throw std::bad_alloc.
+[[gnu::cold]] const Tensor* find_nonfinite(std::span<Tensor> tensors, int num_threads);
 
 // Adds each tensor's gradient to its `param`.
 void accumulate(std::span<Tensor> tensors, const KernelTable& kernels, int num_threads) noexcept;

@@ -57,18 +57,20 @@ void add_up(const Stored& grad, std::span<const Place> places, std::size_t width
   for (const Place& each : places) {
     const std::size_t first = each.place * width;
     const bool is_first = &each == places.data();
-    if constexpr (std::is_same_v<T, float>) {
-      if (grad.codec) {
-        T opened[tile_size];
-        for (std::size_t i = 0; i < width; i += tile_size) {
-          const std::size_t n = std::min(width - i, tile_size);
-          grad.codec->open(grad, first + i, n, opened);
-          copy_or_add(sum + i, opened, n, is_first);
-        }
-        continue;
-      }
+    if (!grad.codec) {
+      copy_or_add(sum, static_cast<const T*>(grad.data) + first, width, is_first);
+      continue;
     }
-    copy_or_add(sum, static_cast<const T*>(grad.data) + first, width, is_first);
+    T opened[tile_size];
+    for (std::size_t i = 0; i < width; i += tile_size) {
+      const std::size_t n = std::min(width - i, tile_size);
+      if constexpr (std::is_same_v<T, float>) {
+        grad.codec->open(grad, first + i, n, opened);
+      } else {
+        grad.codec->open_f64(grad, first + i, n, opened);
+      }
+      copy_or_add(sum + i, opened, n, is_first);
+    }
   }
 }
 

@@ -59,7 +59,9 @@ void ShapedState::lay_out(const AxesOf& axes, std::span<const Shape> shapes,
     sizes_.clear(), places_.clear();
     for (const bool is_long : {false, true}) {
       for (std::size_t i = 0; i < axes.sizes.size(); ++i) {
-        const std::size_t axis = axes.f_order ? axes.sizes.size() - 1 - i : i;
+        const std::size_t axis = !axes.order.empty() ? axes.order[i]
+                                 : axes.f_order      ? axes.sizes.size() - 1 - i
+                                                     : i;
         if ((axes.sizes[axis] != 1) != is_long) continue;
         sizes_.push_back(axes.sizes[axis]);
         std::size_t place = 0;

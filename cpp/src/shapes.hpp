@@ -10,10 +10,12 @@
 
 namespace onepass {
 
-// A parameter's axes, and whether its first one is that of neighbours in memory.
+// A parameter's axes, and whether its first one is that of neighbours in memory. `order`: in an
+// array in neither C nor F order, the axes, that of the farthest elements first.
 struct AxesOf {
   std::vector<std::size_t> sizes;
   bool f_order = false;
+  std::vector<std::size_t> order{};
   bool operator==(const AxesOf&) const = default;
 };
 

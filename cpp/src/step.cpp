@@ -7,24 +7,17 @@
 
 #include "dispatch.hpp"
 #include "parallel.hpp"
+#include "pieces.hpp"
 #include "rows.hpp"
 
 namespace onepass {
 namespace {
 
-// Elements that a thread takes at a time, and elements without which a thread is not worth waking.
-// Both measured: bench/NOTES.md.
+// Elements that a thread takes at a time. Measured: bench/NOTES.md.
 constexpr std::size_t piece_size = 16384;
-constexpr std::size_t min_elements_per_thread = 16384;
-// Elements that the norm sums at a time. Its bits depend on this number.
-constexpr std::size_t norm_block = 16384;
 // Rows by which an update of rows prefetches ahead.
 constexpr std::size_t rows_ahead = 4;
 constexpr std::size_t bytes_per_element = 16;  // a float, its gradient and two states
-
-// Where the squares of doubles are infinite or vanish, they are summed in units of 2^600 or 2^-600.
-constexpr double large_unit = 0x1p-600, small_unit = 0x1p600;
-constexpr double smallest_sum = 0x1p-900;
 
 constexpr std::size_t cache_line = 64;
 
@@ -36,53 +29,10 @@ std::size_t lead(const Tensor& tensor) noexcept {
          tensor.item_size;
 }
 
-constexpr std::size_t divide_up(std::size_t a, std::size_t b) noexcept {
-  return (a + b - 1) / b;
-}
-
-struct Range {
-  std::size_t begin, end;
-};
 Range piece(const Tensor& tensor, std::size_t index) noexcept {
   const std::size_t skip = lead(tensor);
   return {index == 0 ? 0 : index * piece_size - skip,
           std::min((index + 1) * piece_size - skip, tensor.size)};
-}
-Range block(const Tensor& tensor, std::size_t index) noexcept {
-  return {index * norm_block, std::min((index + 1) * norm_block, tensor.size)};
-}
-
-// The tensor that contains a piece.
-const Tensor& tensor_of(std::span<const Tensor> tensors, std::size_t piece) noexcept {
-  const auto after =
-      std::upper_bound(tensors.begin(), tensors.end(), piece,
-                       [](std::size_t i, const Tensor& tensor) { return i < tensor.first_piece; });
-  return *(after - 1);
-}
-
-// Calls body(tensor, index of the piece among the tensor's own, and among all) for each of
-// count(tensor) pieces of every tensor.
-template <class Count, class Body>
-void for_each_piece(std::span<Tensor> tensors, int threads, const Count& count,
-                    const Body& body) noexcept {
-  std::size_t pieces = 0;
-  for (Tensor& tensor : tensors) {
-    tensor.first_piece = pieces;
-    pieces += count(tensor);
-  }
-  const std::size_t useful = total_elements(tensors) / min_elements_per_thread;
-  threads = static_cast<int>(std::clamp<std::size_t>(useful, 1, static_cast<std::size_t>(threads)));
-  if (threads == 1) {  // finding a piece's tensor takes longer than stepping a small one
-    for (const Tensor& tensor : tensors) {
-      const std::size_t first = tensor.first_piece, n = count(tensor);
-      for (std::size_t i = 0; i < n; ++i) body(tensor, i, first + i);
-    }
-    return;
-  }
-  parallel_for(pieces, threads, [&](std::size_t index) noexcept {
-    const Tensor& tensor = tensor_of(tensors, index);
-    body(tensor, index - tensor.first_piece, index);
-  });
 }
 
 // Calls body(tensor, range) for all elements of all tensors, however they are cut.
@@ -189,18 +139,17 @@ bool is_far(std::size_t bytes) noexcept {
   return bytes > far;
 }
 
-// Lets a pass over these tensors prefetch if what a step of them reads is far away.
-void prefetch_if_far(std::span<Tensor> tensors) noexcept {
-  const bool prefetch_ahead = is_far(total_elements(tensors) * bytes_per_element);
-  for (Tensor& tensor : tensors) tensor.streams.prefetch_ahead = prefetch_ahead;
-}
-
 }  // namespace
 
 std::size_t total_elements(std::span<const Tensor> tensors) noexcept {
   std::size_t total = 0;
   for (const Tensor& tensor : tensors) total += tensor.size;
   return total;
+}
+
+void prefetch_if_far(std::span<Tensor> tensors) noexcept {
+  const bool prefetch_ahead = is_far(total_elements(tensors) * bytes_per_element);
+  for (Tensor& tensor : tensors) tensor.streams.prefetch_ahead = prefetch_ahead;
 }
 
 void step(std::span<Tensor> tensors, int threads) noexcept {

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include "checks.hpp"
 #include "dispatch.hpp"
@@ -17,17 +18,20 @@ inline std::size_t count_blocks(std::size_t n) {
   return (n + onepass::block_size - 1) / onepass::block_size;
 }
 
-// One array, of which one of the first three blocks holds the elements: in 8 bits there are scales.
+// One array, of which one of the first four blocks holds the elements: in 8 bits there are scales.
 template <class T>
 struct StoredBlock {
+  using Other = std::conditional_t<std::is_same_v<T, float>, double, float>;
   std::size_t bits;
   Block<T> numbers;
+  Block<Other> others;
   Block<std::uint16_t> halves;
   Block<std::uint8_t> codes, scales;
 
   StoredBlock(std::size_t bits_each, std::size_t n, std::size_t offset, std::uint32_t seed)
       : bits(bits_each),
-        numbers(bits > 16 ? n : 0, offset, seed),
+        numbers(bits == 8 * sizeof(T) ? n : 0, offset, seed),
+        others(bits == 8 * sizeof(Other) ? n : 0, offset, seed),
         halves(bits == 16 ? n : 0, offset, seed),
         codes(bits == 8 ? count_blocks(n) * onepass::block_size : 0, offset, seed),
         scales(bits == 8 ? count_blocks(n) : 0, 0, seed) {
@@ -41,6 +45,7 @@ struct StoredBlock {
   onepass::Stored stored(const onepass::Codec* codec = nullptr) const {
     if (bits == 8) return {codes.data(), scales.data()};
     if (bits == 16) return {halves.data(), codec};
+    if (bits == 8 * sizeof(Other)) return {others.data(), codec};
     return {numbers.data()};
   }
   // Here and there; positive, as some are squares.
@@ -53,8 +58,8 @@ struct StoredBlock {
     }
   }
   bool operator==(const StoredBlock& other) const {
-    return numbers == other.numbers && halves == other.halves && codes == other.codes &&
-           scales == other.scales;
+    return numbers == other.numbers && others == other.others && halves == other.halves &&
+           codes == other.codes && scales == other.scales;
   }
 };
 
@@ -138,6 +143,8 @@ struct Arrays {
   }
 
   static std::size_t bits(onepass::Format format) {
+    if (format == onepass::f32_beside_f64) return 32;
+    if (format == onepass::f64_beside_f32) return 64;
     return format == onepass::plain ? 8 * sizeof(T) : 16;
   }
   static std::size_t state_bits(const Formats& f) {
@@ -181,6 +188,11 @@ struct Arrays {
   void make_infinite() const {
     if (formats.grad == onepass::plain) {
       grad.numbers.data()[size - 1] = static_cast<T>(HUGE_VAL);
+    } else if (formats.grad == onepass::f32_beside_f64) {
+      grad.others.data()[size - 1] = HUGE_VALF;
+    } else if (formats.grad == onepass::f64_beside_f32) {
+      grad.others.data()[size - 1] =
+          static_cast<typename StoredBlock<T>::Other>(1e39);  // too large
     } else {
       grad.halves.data()[size - 1] = formats.grad == onepass::bf16 ? 0x7f80 : 0x7c00;
     }

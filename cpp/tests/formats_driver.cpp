@@ -59,24 +59,51 @@ bool same(double a, double b) {
   return std::isnan(a) ? std::isnan(b) : a == b && std::signbit(a) == std::signbit(b);
 }
 
+// A gradient of the other of the two types: C++'s conversions, which are the standard's.
+void check_other_types() {
+  using namespace onepass;
+  constexpr std::size_t n = 1001;
+  Block<double> wide(n, 0, 1), widened(n, 0, 2);
+  Block<float> narrow(n, 0, 3), rounded(n, 0, 4);
+  for (std::size_t i = 0; i < n; ++i) {
+    const double sign = i % 2 ? -1 : 1, between = 1 + std::ldexp(static_cast<double>(i), -26);
+    const int exponent = static_cast<int>(i % 310) - 160;  // too small for a float, and too large
+    wide.data()[i] = sign * std::ldexp(between, exponent);
+    narrow.data()[i] = static_cast<float>(sign * std::ldexp(between, exponent % 126));
+  }
+  wide.data()[7] = narrow.data()[7] = static_cast<float>(std::nan(""));
+  for_each_isa([&](const KernelTable& kernels, const std::string& where) {
+    kernels.codecs[f64_beside_f32].open({wide.data()}, 0, n, rounded.data());
+    kernels.codecs[f32_beside_f64].open_f64({narrow.data()}, 0, n, widened.data());
+    for (std::size_t i = 0; i < n; ++i) {
+      const double right = static_cast<double>(static_cast<float>(wide.data()[i]));
+      check(same(rounded.data()[i], right), "a double as a float" + where);
+      check(same(widened.data()[i], static_cast<double>(narrow.data()[i])),
+            "a float as a double" + where);
+    }
+  });
+}
+
 // All that there are: read as the standard says, and the same again when they are written.
 void check_all_halves() {
   using namespace onepass;
   constexpr std::size_t n = 1 << 16;
   Block<std::uint16_t> halves(n, 0, 1), again(n, 0, 2);
   Block<float> values(n, 0, 3);
+  Block<double> wide(n, 0, 4);
   for (std::size_t i = 0; i < n; ++i) halves.data()[i] = static_cast<std::uint16_t>(i);
   for_each_isa([&](const KernelTable& kernels, const std::string& where) {
     for (const Format format : {bf16, f16, bf16_random, f16_random}) {
       const int mantissa_bits = format == bf16 || format == bf16_random ? 7 : 10;
       kernels.codecs[format].open({halves.data()}, 0, n, values.data());
+      kernels.codecs[format].open_f64({halves.data()}, 0, n, wide.data());
       for (std::size_t i = 0; i < n; i += block_size) {
         kernels.codecs[format].close(values.data() + i, block_size, {again.data()}, i,
                                      all(most_bits));
       }
       for (std::size_t i = 0; i < n; ++i) {
         const double expected = value_of(halves.data()[i], mantissa_bits);
-        check(same(values.data()[i], expected) &&
+        check(same(values.data()[i], expected) && same(wide.data()[i], expected) &&
                   same(value_of(again.data()[i], mantissa_bits), expected),
               "16 bits, " + std::to_string(i) + where);
       }
@@ -233,6 +260,7 @@ void check_blocks(const std::string& name) {
 int main() {
   check_random();
   check_all_halves();
+  check_other_types();
   check_narrowing();
   check_codes<onepass::Q8Signed>(with_sign, "with a sign");
   check_codes<onepass::Q8Unsigned>(without_sign, "without a sign");

@@ -24,7 +24,7 @@
 
 namespace {
 
-using onepass::Nonfinite, onepass::none;
+using onepass::Nonfinite, onepass::none, onepass::SkipReason;
 constexpr double infinity = std::numeric_limits<double>::infinity();
 
 struct Shape {
@@ -40,6 +40,7 @@ constexpr Shape shapes[] = {
     {5003, 0, false, onepass::q8_state, 0},      {300, 1, false, onepass::bf16_state, 0},
     {257, 1, true, onepass::plain_state, 0},     {0, 0, false, onepass::plain_state, 0},
     {40000, 0, false, onepass::plain_state, 61}, {3, 1, false, onepass::plain_state, 62},
+    {70, 0, false, onepass::q8_state, 61},
 };
 constexpr std::size_t n_items = std::size(shapes), n_groups = 2;
 constexpr int n_steps = 5;
@@ -119,6 +120,7 @@ struct Trial {
   std::function<void(onepass::Settings&, onepass::Settings&)> set = [](auto&, auto&) {};
   onepass::StepOptions options{};
   bool zeroes = false;
+  int skipped = 0;           // how many steps
   std::ptrdiff_t bad = -1;   // the item whose gradient is infinite in the second step
   int without_average = -1;  // the step in which no group keeps one
 };
@@ -139,12 +141,27 @@ std::vector<Trial> trials() {
       {"clipped", decay, {.grad_scale = 4, .max_grad_norm = 1.5}, true},
       {"not clipped", averages, {.max_grad_norm = 1e9, .nonfinite = Nonfinite::raise}},
       {"measured", averages, {.grad_scale = 0.5, .max_grad_norm = infinity, .seed = 7}},
-      {"measured where it is infinite", decay, {.max_grad_norm = infinity}, false, 7},
-      {"an average that is left out", averages, {}, false, -1, 2},
-      {"skipped", plain_average, {.max_grad_norm = 1, .nonfinite = Nonfinite::skip}, true, 3},
-      {"skipped, unclipped", averages, {.nonfinite = Nonfinite::skip}, false, 7},
-      {"raised", plain_average, {.nonfinite = Nonfinite::raise}, true, 4},
-      {"propagated", decay, {.max_grad_norm = 1}, false, 4},
+      {"measured where it is infinite", decay, {.max_grad_norm = infinity}, false, 0, 7},
+      {"an average that is left out", averages, {}, false, 0, -1, 2},
+      {"skipped", plain_average, {.max_grad_norm = 1, .nonfinite = Nonfinite::skip}, true, 1, 3},
+      {"skipped, unclipped", averages, {.nonfinite = Nonfinite::skip}, false, 1, 7},
+      {"raised", plain_average, {.nonfinite = Nonfinite::raise}, true, 0, 4},
+      {"propagated", decay, {.max_grad_norm = 1}, false, 0, 4},
+      {"above a norm",
+       averages,
+       {.grad_scale = 0.5, .max_grad_norm = 1, .skip_grad_norm = 521},
+       true,
+       2},
+      {"not finite beside a norm", decay, {.skip_grad_norm = 1e9}, true, 1, 3},
+      {"raised beside a norm",
+       decay,
+       {.skip_grad_norm = 1e9, .nonfinite = Nonfinite::raise},
+       false,
+       0,
+       4},
+      {"nothing that is finite", decay, {.is_left_out = true}, true, n_steps},
+      {"watched", decay, {.grad_scale = 4, .max_grad_norm = 1.5, .stats = true}, true},
+      {"watched and skipped", averages, {.nonfinite = Nonfinite::skip, .stats = true}, true, 1, 3},
   };
 }
 
@@ -307,6 +324,10 @@ class Expected {
   const Loops& loops_;
 };
 
+bool same_number(double a, double b) {
+  return a == b || (a != a && b != b);
+}
+
 void check_trial(const onepass::KernelTable& kernels, std::size_t row, std::size_t variant,
                  const Trial& trial, int threads, const std::string& where) {
   Run run(kernels, row, variant, trial);
@@ -314,8 +335,10 @@ void check_trial(const onepass::KernelTable& kernels, std::size_t row, std::size
   onepass::StepOptions options = trial.options;
   options.num_threads = threads;
   const bool limits = !onepass::is_none(options.max_grad_norm);
-  const bool measures = limits || options.nonfinite != Nonfinite::propagate;
-  std::int64_t completed = 0, skipped = 0;
+  const bool skips = !onepass::is_none(options.skip_grad_norm);
+  const bool measures =
+      limits || skips || options.is_left_out || options.nonfinite != Nonfinite::propagate;
+  std::int64_t completed = 0, skipped = 0, above = 0;
   for (int step = 0; step < n_steps; ++step) {
     const std::string what = trial.name + ", step " + std::to_string(step) + ", variant " +
                              std::to_string(variant) + " of " + kernels.rules[row]->name + ", " +
@@ -337,17 +360,34 @@ void check_trial(const onepass::KernelTable& kernels, std::size_t row, std::size
 
     onepass::Ready ready = run.optimizer.prepare(options);
     check(ready.norm.has_value() == measures, "a norm where it is asked for, " + what);
-    if (measures) check(*ready.norm == norm, "the norm, " + what);
+    const double measured = options.is_left_out ? none : norm;
+    if (measures) check(same_number(*ready.norm, measured), "the norm, " + what);
     check(ready.nonfinite == (measures && !finite ? trial.bad : -1), "the culprit, " + what);
-    check(ready.skipped == (!finite && options.nonfinite == Nonfinite::skip), "skips, " + what);
-    check(ready.clipped == (coefficient < 1 && !ready.skipped), "clips, " + what);
+    const bool is_above = finite && norm > options.skip_grad_norm;
+    above += is_above;
+    const bool may_skip = options.nonfinite == Nonfinite::skip ||
+                          (skips && options.nonfinite == Nonfinite::propagate);
+    const bool is_left_out = options.is_left_out || (!finite && may_skip);
+    check(ready.skip_reason == (is_above      ? SkipReason::grad_norm
+                                : is_left_out ? SkipReason::nonfinite
+                                              : SkipReason::not_skipped),
+          "skips, " + what);
+    check(ready.clipped == (coefficient < 1 && !ready.skipped()), "clips, " + what);
     check(run.same_arrays(expected.run), "preparing writes nothing, " + what);
     check(run.optimizer.completed == completed && run.optimizer.skipped == skipped,
           "nor does it count, " + what);
     if (!finite && options.nonfinite == Nonfinite::raise) continue;
 
     ready.run();
-    if (ready.skipped) {
+    if (options.stats) {
+      std::vector<onepass::TensorStats> stats(n_items);
+      run.optimizer.write_stats(options.grad_scale, stats.data());
+      double found = 0;
+      for (const onepass::TensorStats& each : stats) found += each.grad_norm * each.grad_norm;
+      check(finite ? std::abs(std::sqrt(found) - norm) <= 1e-12 * norm : found == infinity,
+            "the gradients' norms, " + what);
+    }
+    if (ready.skipped()) {
       ++skipped;
       for (std::size_t i = 0; i < n_items; ++i) {
         if (!Run::takes_part(i, step)) continue;
@@ -366,8 +406,7 @@ void check_trial(const onepass::KernelTable& kernels, std::size_t row, std::size
       run.items[i].make_nans_equal(), expected.run.items[i].make_nans_equal();
     }
     check(run.same_arrays(expected.run), "the arrays, " + what);
-    const auto same = [](double a, double b) { return a == b || (a != a && b != b); };
-    check(std::ranges::equal(run.optimizer.memory, expected.run.optimizer.memory, same),
+    check(std::ranges::equal(run.optimizer.memory, expected.run.optimizer.memory, same_number),
           "the memory, " + what);
     check(run.optimizer.completed == completed && run.optimizer.skipped == skipped,
           "the counters, " + what);
@@ -376,7 +415,8 @@ void check_trial(const onepass::KernelTable& kernels, std::size_t row, std::size
       check(param.steps == expected.steps_[i], "a parameter's steps, " + what);
     }
   }
-  check(skipped == (trial.bad >= 0 && options.nonfinite == Nonfinite::skip), "it skipped");
+  check(skipped == trial.skipped, "it skipped, " + trial.name);
+  check(above == 0 || above < n_steps, "some steps are above the norm");
 }
 
 // Sums of gradients that are exact, in any number of threads; and they are zeroed.
@@ -401,7 +441,17 @@ void check_accumulate() {
       for (std::size_t i = 0; i < 3; ++i) {
         tensors[i].size = sizes[i];
         tensors[i].item_size = i == 1 ? sizeof(double) : sizeof(float);
+        tensors[i].squares = i == 1 ? kernels.squares_f64 : kernels.squares_f32;
       }
+      std::fill_n(grads.data(), grads.size(), 1.0f);
+      std::fill_n(grads64.data(), grads64.size(), 1e300);
+      const auto find = [&] { return onepass::find_nonfinite(tensors, threads); };
+      check(!find(), "all are finite" + where);
+      halves[1] = 0x7fc0;
+      check(find() == &tensors[2], "a NaN in 16 bits" + where);
+      grads64.data()[299] = infinity;
+      check(find() == &tensors[1], "the first that is not finite" + where);
+      halves[1] = 0xc000;
       for (const float value : {0.25f, 3.0f}) {
         std::fill_n(grads.data(), grads.size(), value);
         std::fill_n(grads64.data(), grads64.size(), 0x1p-40);
@@ -497,6 +547,7 @@ std::deque<Shaped> factored_steps(const onepass::KernelTable& kernels, std::size
   for (int step = 0; step < 3; ++step) {
     onepass::StepOptions options;
     options.num_threads = threads;
+    options.stats = threads > 1;  // which changes no array
     optimizer.prepare(options).run();
   }
   return made;

@@ -22,7 +22,8 @@ namespace {
 using onepass::Format;
 using onepass::plain;
 
-// Every combination that there is.
+// Every combination that there is, beside float32; of a gradient in double, one for each of the
+// rest.
 std::vector<Formats> all_formats() {
   using namespace onepass;
   std::vector<Formats> found;
@@ -38,11 +39,19 @@ std::vector<Formats> all_formats() {
       }
     }
   }
+  for (const StateFormat state : {plain_state, bf16_state, q8_state}) {
+    found.push_back({.grad = f64_beside_f32, .state = state});
+  }
+  found.push_back({.param = bf16, .grad = f64_beside_f32});
+  found.push_back({.grad = f64_beside_f32, .copy = f16, .follows = true});
   return found;
 }
 
+constexpr Format grads_beside_f64[] = {onepass::f32_beside_f64, onepass::bf16, onepass::f16};
+
 std::string describe(const Formats& f) {
-  const char* const names[] = {"plain", "bf16", "f16", "bf16_random", "f16_random"};
+  const char* const names[] = {"plain",      "bf16",           "f16",           "bf16_random",
+                               "f16_random", "f32_beside_f64", "f64_beside_f32"};
   const char* const states[] = {"plain", "bf16", "q8"};
   return std::string(", param ") + names[f.param] + ", grad " + names[f.grad] + ", state " +
          states[f.state] + ", copy " + names[f.copy] + (f.follows ? " (master)" : "");
@@ -267,6 +276,9 @@ int main() {
         check_variant<float>(row, variant, *scalars);
       }
       for (const Formats& formats : all) check_variant<float>(row, variant, decaying, formats);
+      for (const Format grad : grads_beside_f64) {
+        check_variant<double>(row, variant, decaying, {.grad = grad});
+      }
       if (!rules[row]->variants[variant].direct_f64) continue;
       check_direction<double>(row, variant);
       for (const Formats& formats : all) check_direction<float>(row, variant, formats);
@@ -275,7 +287,10 @@ int main() {
   check_threads();
   check_generated();
   check_norm<double>();
-  for (const Format grad : {plain, onepass::bf16, onepass::f16}) check_norm<float>(grad);
+  for (const Format grad : grads_beside_f64) check_norm<double>(grad);
+  for (const Format grad : {plain, onepass::bf16, onepass::f16, onepass::f64_beside_f32}) {
+    check_norm<float>(grad);
+  }
   check_concurrent_callers();
   check_choice();
   return report();

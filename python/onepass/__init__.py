@@ -48,6 +48,7 @@ from onepass.optim import (
     NAdam,
     NovoGrad,
     Optimizer,
+    ParamStats,
     Prodigy,
     RAdam,
     RAdamScheduleFree,
@@ -57,6 +58,7 @@ from onepass.optim import (
     StepInfo,
     Yogi,
 )
+from onepass.optim._overrides import layer_decay, no_decay_1d
 from onepass.runtime import get_num_threads, set_num_threads
 
 __all__ = [
@@ -85,6 +87,7 @@ __all__ = [
     "NAdam",
     "NovoGrad",
     "Optimizer",
+    "ParamStats",
     "Prodigy",
     "RAdam",
     "RAdamScheduleFree",
@@ -106,8 +109,10 @@ __all__ = [
     "get_num_threads",
     "init",
     "kernels",
+    "layer_decay",
     "line_search",
     "minimize",
+    "no_decay_1d",
     "optim",
     "pack",
     "runtime",

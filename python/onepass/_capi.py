@@ -7,7 +7,7 @@ import ctypes
 from collections.abc import Mapping, Sequence
 from ctypes import c_double, c_int32, c_int64, c_size_t, c_void_p
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,10 @@ F32, F64, BF16, F16, Q8 = range(1, 6)
 MOST_STATES = 4
 FIRST_STATE = 16
 """The number of a tensor's first state among its arrays, as a result names them."""
+
+SKIP_REASONS: tuple[Literal["nonfinite", "grad_norm"] | None, ...]
+SKIP_REASONS = (None, "nonfinite", "grad_norm")
+"""Why a step was skipped, by the number in its result."""
 
 _SETTINGS = 1
 _OVERLAP, _NONFINITE, _DISAGREE = 6, 12, 16
@@ -80,6 +84,7 @@ class Call(ctypes.Structure):
         ("zero_grad", c_int32),
         ("unchecked", c_int32),
         ("parallel", c_void_p),
+        ("skip_norm", c_double),
     )
 
     def __init__(self, **members: Any) -> None:

@@ -1,7 +1,7 @@
 """What values a hyperparameter may take, said once and checked everywhere."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Protocol, TypeAlias
@@ -34,12 +34,9 @@ class Number:
     schedulable: bool = False
 
     def __call__(self, name: str, value: Any) -> float:
-        if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
+        number = value if type(value) is float else as_real(value)
+        if number is None:
             raise TypeError(f"{name}: expected {self}, got {value!r}")
-        try:
-            number = float(value)
-        except OverflowError:
-            number = math.inf
         in_range = self.low <= number <= self.high and self.above < number
         in_range = in_range and (number < self.below or self.below == math.inf)
         if not in_range or (math.isinf(number) and not self.infinite):
@@ -74,11 +71,12 @@ class Whole:
     schedulable: bool = False
 
     def __call__(self, name: str, value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        whole = _held(value)
+        if isinstance(whole, bool) or not isinstance(whole, int | np.integer):
             raise TypeError(f"{name}: expected {self}, got {value!r}")
-        if not self.low <= value < self.below:
+        if not self.low <= whole < self.below:
             raise ValueError(f"{name}: expected {self}, got {value!r}")
-        return int(value)
+        return int(whole)
 
     def __str__(self) -> str:
         if self.below < math.inf:
@@ -88,16 +86,27 @@ class Whole:
 
 @dataclass(frozen=True)
 class Several:
-    """Two or three numbers, each of its kind, or None where it may be that."""
+    """Two or three numbers, each of its kind, or None where it may be that.
+
+    A schedule may stand for each number whose kind has schedules, and one for all of them together
+    where all kinds have.
+    """
 
     kinds: tuple["Number | Maybe", ...]
-    schedulable: bool = False
+
+    @property
+    def schedulable(self) -> bool:
+        return all(kind.schedulable for kind in self.kinds)
 
     def __call__(self, name: str, value: Any) -> tuple[Any, ...]:
+        return tuple(kind(name, each) for kind, each in self.paired(name, value))
+
+    def paired(self, name: str, value: Any) -> Iterator[tuple["Number | Maybe", Any]]:
+        """Return each number's kind, and what is given for it."""
         is_list = isinstance(value, tuple | list) or getattr(value, "ndim", 0) == 1
         if not is_list or len(value) != len(self.kinds):
             raise TypeError(f"{name}: expected {self}, got {value!r}")
-        return tuple(kind(name, each) for kind, each in zip(self.kinds, value, strict=True))
+        return zip(self.kinds, value, strict=True)
 
     def __str__(self) -> str:
         if len(set(self.kinds)) == 1:
@@ -164,33 +173,71 @@ class Fixed:
 
 NON_NEGATIVE = Number()
 SCHEDULED = Number(schedulable=True)
-DECAY_RATE = Number(below=1.0)
+DECAY_RATE = Number(below=1.0, schedulable=True)
 BETAS = Several((DECAY_RATE, DECAY_RATE))
 
 
-def check_setting(checks: Checks, name: str, value: Any) -> Any:
-    """Check what a user sets: a value, or a schedule where one may stand."""
+def as_real(value: Any) -> float | None:
+    """Return a real number as a float, also one in a 0-d array, and None for anything else."""
+    held = _held(value)
+    if isinstance(held, bool) or not isinstance(held, Real):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _held(value: Any) -> Any:
+    """Return what a 0-d array holds, of whichever library it is; anything else as it is."""
+    if getattr(value, "shape", None) != () or not hasattr(value, "__float__"):
+        return value
+    return (value if hasattr(value, "item") else np.asarray(value)).item()
+
+
+def schedules_in(value: Any) -> list[Callable[[int], Any]]:
+    """Return the schedules that a setting is, or has among its numbers."""
+    return [each for each in (value if isinstance(value, tuple) else (value,)) if callable(each)]
+
+
+def check_setting(checks: Checks, name: str, value: Any, label: str | None = None) -> Any:
+    """Check what a user sets: a value, or a schedule where one may stand.
+
+    `label` is what a message calls it, where that is not its name.
+    """
+    label = name if label is None else label
     if name not in checks:
         known = ", ".join(checks)
-        raise TypeError(f"{name}: expected one of the hyperparameters {known}, got an unknown name")
-    check = checks[name]
+        expected = f"one of the hyperparameters {known}"
+        raise TypeError(f"{label}: expected {expected}, got an unknown name")
+    return checked(checks[name], label, value)
+
+
+def checked(check: Check, name: str, value: Any) -> Any:
+    """Return what a user sets, in its plain type; of several numbers, each may be a schedule."""
     if callable(value):
-        if not check.schedulable:
-            raise TypeError(f"{name}: expected a value (no schedule here), got {value!r}")
-        return value
+        if check.schedulable:
+            return value
+        which = "no schedule here"
+        if isinstance(check, Several) and any(kind.schedulable for kind in check.kinds):
+            which = "a schedule for some of its numbers alone"
+        raise TypeError(f"{name}: expected a value ({which}), got {value!r}")
+    if isinstance(check, Several):
+        return tuple(checked(kind, name, each) for kind, each in check.paired(name, value))
     return check(name, value)
 
 
 def resolve(checks: Checks, settings: Mapping[str, Any], completed: int) -> dict[str, Any]:
     """Return the values of one step, schedules evaluated after `completed` steps, checked."""
-    return {name: resolve_one(checks, name, settings[name], completed) for name in checks}
-
-
-def resolve_one(checks: Checks, name: str, value: Any, completed: int) -> Any:
-    """Return one of those values."""
-    if callable(value):
-        value = check_setting(checks, name, value)(completed)
-    return checks[name](name, value)
+    values = {}
+    for name, check in checks.items():
+        value = settings[name]
+        if callable(value):
+            value = value(completed)
+        elif schedules_in(value):
+            value = tuple(each(completed) if callable(each) else each for each in value)
+        values[name] = check(name, value)
+    return values
 
 
 def as_numbers(checks: Checks, values: Mapping[str, Any]) -> dict[str, float]:

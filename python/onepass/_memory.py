@@ -35,9 +35,46 @@ def compute_dtype(param: Array) -> np.dtype[Any]:
     return param.dtype if param.dtype.itemsize > 2 else np.dtype(np.float32)
 
 
-def order_of(param: Array) -> Any:
-    """Return the order in which the elements of a parameter stand in memory."""
-    return "C" if param.flags.c_contiguous else "F"
+Order = Any
+"""How the elements of an array without gaps stand in memory: "C", "F", or a list of the axes, that
+of the farthest elements first."""
+
+
+def order_of(array: Array) -> Order:
+    """Return the order of an array without gaps."""
+    if array.flags.c_contiguous:
+        return "C"
+    if array.flags.f_contiguous:
+        return "F"
+    return sorted(range(array.ndim), key=lambda axis: -array.strides[axis])
+
+
+def is_in_order(array: npt.NDArray[Any], order: Order) -> bool:
+    """Return whether the elements stand in this order, without gaps."""
+    if order == "F":
+        return array.flags.f_contiguous
+    return (array if order == "C" else array.transpose(order)).flags.c_contiguous
+
+
+def raveled(array: npt.NDArray[Any], order: Order) -> npt.NDArray[Any]:
+    """Return the elements in this order, as a vector."""
+    if isinstance(order, str):
+        return array.ravel(order=order)  # type: ignore[arg-type]
+    return array.transpose(order).ravel()
+
+
+def unraveled(flat: npt.NDArray[Any], shape: tuple[int, ...], order: Order) -> npt.NDArray[Any]:
+    """Return an array of this shape, whose elements in this order are those of a vector."""
+    if isinstance(order, str):
+        return flat.reshape(shape, order=order)  # type: ignore[call-overload, no-any-return]
+    return flat.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))
+
+
+def in_order(array: npt.NDArray[Any], order: Order) -> npt.NDArray[Any]:
+    """Return an array whose elements stand in this order; it may be the same one."""
+    if isinstance(order, str):
+        return np.asarray(array, order=order)  # type: ignore[call-overload, no-any-return]
+    return np.ascontiguousarray(array.transpose(order)).transpose(np.argsort(order))
 
 
 def state_like(
@@ -59,4 +96,4 @@ def state_like(
     flat = aligned_zeros(math.prod(shape), dtype, offset=offset)
     if value:
         flat.fill(value)
-    return flat.reshape(shape, order=order_of(param))
+    return unraveled(flat, shape, order_of(param) if len(shape) == param.ndim else "C")

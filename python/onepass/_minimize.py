@@ -23,7 +23,7 @@ _CHECKS: Checks = {
     "progress": Flag(),
 }
 Callback: TypeAlias = Callable[[Iterate], object] | None
-NOT_HERE = ("maximize", "clear_grads", "grads", "copy_to", "state_alloc")
+NOT_HERE = ("maximize", "clear_grads", "overrides", "grads", "copy_to", "state_alloc")
 """Settings of an optimizer that make no sense here."""
 
 
@@ -124,8 +124,8 @@ def minimize(
         Show a bar on a terminal, which needs ``onepass[progress]``.
     **settings
         Those of the optimizer: `lr`, a number or a schedule, and all others, but `maximize`,
-        `clear_grads`, `grads`, `copy_to` and `state_alloc`. `weight_decay` is 0 unless you set it,
-        since a decay moves the minimum. (`ASGD` also has `lambd`.)
+        `clear_grads`, `overrides`, `grads`, `copy_to` and `state_alloc`. `weight_decay` is 0 unless
+        you set it, since a decay moves the minimum. (`ASGD` also has `lambd`.)
 
     Returns
     -------

@@ -1,7 +1,8 @@
 """Exponential moving averages of a series, and what there is to know about them.
 
-The average that momentum, RMSprop and Adam keep of the gradients, on its own: its values, its
-weights, how far it looks back, and a picture of it beside the simple moving average.
+The average that momentum, RMSprop and Adam keep of the gradients, on its own: its values, how each
+of them is computed, its weights, how far it looks back, and a picture of it beside the simple
+moving average.
 
 >>> import onepass as op
 >>> print(op.ema.expanded(0.9, 3))
@@ -19,7 +20,7 @@ from onepass._hyperparameters import DECAY_RATE, Flag, Whole
 from onepass._quiet import quiet
 from onepass._typing import Array
 
-__all__ = ["average", "expanded", "picture", "simple", "weights", "window"]
+__all__ = ["average", "expanded", "picture", "simple", "table", "weights", "window"]
 
 
 @quiet
@@ -95,6 +96,82 @@ def average(
         current = beta * current + (1 - beta) * value
         averages[t] = current / (1 - beta ** (t + 1)) if corrects else current
     return averages
+
+
+@quiet
+def table(
+    series: npt.ArrayLike,
+    beta: float,
+    bias_correction: bool = False,
+    initial: float = 0.0,
+) -> str:
+    r"""Return the average step by step: each formula, the numbers in it, and their value.
+
+    .. math:: m_t = \beta m_{t-1} + (1 - \beta) g_t, \qquad t = 1, 2, \ldots
+
+    Parameters
+    ----------
+    series : array_like, shape (n,)
+        :math:`g_1, g_2, \ldots`, at least one value.
+    beta : float in [0, 1)
+    bias_correction : bool
+        Show :math:`m_t / (1 - \beta^t)` too. Needs to begin at 0.
+    initial : float
+        :math:`m_0`.
+
+    Returns
+    -------
+    str
+        A line of headings, and one for each step. The values are those of `average`; all numbers
+        are written with four digits.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is out of range.
+
+    Examples
+    --------
+    >>> import onepass as op
+    >>> print(op.ema.table([8.0, 4.0, 6.0], beta=0.5))
+    formula                  numbers            value
+    m_1 = 0.5 m_0 + 0.5 g_1  0.5 * 0 + 0.5 * 8  4
+    m_2 = 0.5 m_1 + 0.5 g_2  0.5 * 4 + 0.5 * 4  4
+    m_3 = 0.5 m_2 + 0.5 g_3  0.5 * 4 + 0.5 * 6  5
+
+    Begun at the first value instead, and begun at 0 and corrected:
+
+    >>> print(op.ema.table([8.0, 4.0], beta=0.75, initial=8.0))
+    formula                    numbers              value
+    m_1 = 0.75 m_0 + 0.25 g_1  0.75 * 8 + 0.25 * 8  8
+    m_2 = 0.75 m_1 + 0.25 g_2  0.75 * 8 + 0.25 * 4  7
+    >>> print(op.ema.table([8.0, 2.0], beta=0.5, bias_correction=True))
+    formula                  numbers            value  corrected
+    m_1 = 0.5 m_0 + 0.5 g_1  0.5 * 0 + 0.5 * 8  4      4 / (1 - 0.5^1) = 8
+    m_2 = 0.5 m_1 + 0.5 g_2  0.5 * 4 + 0.5 * 2  3      3 / (1 - 0.5^2) = 4
+    """
+    values = _series(series)
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"series: expected one axis of 1 value or more, got {values.shape}")
+    averages = average(values, beta, initial=initial)
+    corrected = average(values, beta, bias_correction, initial)
+    old, new = f"{beta:.4g}", f"{1 - beta:.4g}"
+    rows = [("formula", "numbers", "value", "corrected")]
+    before = _initial(initial, values)
+    for t, (value, current, right) in enumerate(zip(values, averages, corrected, strict=True), 1):
+        rows.append(
+            (
+                f"m_{t} = {old} m_{t - 1} + {new} g_{t}",
+                f"{old} * {before:.4g} + {new} * {value:.4g}",
+                f"{current:.4g}",
+                f"{current:.4g} / (1 - {old}^{t}) = {right:.4g}",
+            )
+        )
+        before = current
+    shown = rows if bias_correction else [row[:-1] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in shown)
+    return "\n".join(lines)
 
 
 @quiet
@@ -231,7 +308,12 @@ def simple(series: npt.ArrayLike, window: int) -> Array:
 
 
 @quiet
-def picture(series: npt.ArrayLike, beta: float, path: str | os.PathLike[str]) -> None:
+def picture(
+    series: npt.ArrayLike,
+    beta: float,
+    path: str | os.PathLike[str],
+    initial: float = 0.0,
+) -> None:
     r"""Draw what an exponential average makes of a series, in four panels.
 
     The data with the average, the corrected one and the simple one of the same window; the weights
@@ -245,6 +327,8 @@ def picture(series: npt.ArrayLike, beta: float, path: str | os.PathLike[str]) ->
     beta : float in [0, 1)
     path : str or path
         The picture's, with an ending that matplotlib knows: ``.png``, ``.svg``, ``.pdf``.
+    initial : float
+        Where the average begins. The corrected one begins at 0 all the same.
 
     Raises
     ------
@@ -267,7 +351,8 @@ def picture(series: npt.ArrayLike, beta: float, path: str | os.PathLike[str]) ->
     values = _series(series)
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"series: expected one axis of 2 values or more, got {values.shape}")
-    draw_averages(values, DECAY_RATE("beta", beta), path)
+    beta = DECAY_RATE("beta", beta)
+    draw_averages(values, beta, float(_initial(initial, values)), path)
 
 
 def _series(series: npt.ArrayLike) -> Array:

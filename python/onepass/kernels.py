@@ -33,6 +33,8 @@ _STAGES = (
     "ema_decay",
     "ema_warmup",
     "swa_start",
+    "average_every",
+    "average_dtype",
     "lookahead_every",
     "lookahead_weight",
     "cautious_weight_decay",
@@ -44,6 +46,7 @@ _KEYWORDS = {
     "grad_scale": 1.0,
     "max_grad_norm": None,
     "grad_norm": None,
+    "skip_grad_norm": None,
     **{name: GROUP_DEFAULTS[name] for name in _STAGES},
     "average": None,
     "averaged": None,
@@ -129,12 +132,12 @@ is written.
 Parameters
 ----------
 param : ndarray of float32, float64, float16 or bfloat16, or list of them
-    Updated in place: writable, aligned, C- or F-contiguous.
+    Updated in place: writable, aligned, without gaps.
 grad : ndarray, or list of them
-    Of the parameter's shape and dtype, or, but for float64, any of float32, float16 and
-    ``ml_dtypes.bfloat16``; with any strides; only read, unless `clear_grads`. Where it is only
-    read, another library's array will do, as in `onepass.Optimizer.step`. None in a list leaves
-    that parameter and its state alone.
+    Of the parameter's shape, and of float64, float32, float16 or ``ml_dtypes.bfloat16``, widened
+    or rounded to the dtype that the rule computes in; with any strides; only read, unless
+    `clear_grads`. Where it is only read, another library's array, or a number beside shape (), will
+    do, as in `onepass.Optimizer.step`. None in a list leaves that parameter and its state alone.
 {states} : ndarray, or list of them
     The state, where the options use it (else absent or None): like `param` in {shape}dtype (float32
     beside 16 bits) and order, starting from zeros, or from `initial_accumulator_value` where the
@@ -165,19 +168,23 @@ max_grad_norm_each : float > 0, optional
     The norm that each parameter's gradient may have by itself.
 max_grad_value : float > 0, optional
     What the absolute value of a gradient's element may be.
-ema_decay : float in [0, 1), optional
+ema_decay : float in [0, 1], optional
     The decay of an exponential moving average of the weights, kept in `average`.
 ema_warmup : bool
     Let that decay begin small: at most (1 + t) / (10 + t) in the t-th step of the average.
 swa_start : int >= 1, optional
     Keep in `average` the plain mean of the weights after this step and all later ones instead;
     before it, the weights themselves.
+average_every : int >= 1
+    Let only so-many-th steps enter the average; see `onepass.Optimizer`.
+average_dtype : {{"float64", "float32"}}
+    The dtype of `average` beside a parameter that is not of float64.
 lookahead_every, lookahead_weight : int >= 1, optional; float in [2**-126, 1]
     In every so-many-th `step`, go that part of the way from the weights with which the round began
     to the new ones; see `onepass.Optimizer`.
 cautious_weight_decay : bool
     Let only those weights decay that the step brings nearer to 0; see `onepass.Optimizer`.
-average : ndarray of float64, or list of them, optional
+average : ndarray of `average_dtype`, or list of them, optional
     The average of the weights, needed with `ema_decay` or `swa_start`: like `param` in shape and
     order, updated in place. Its first step writes it, so it may start from anything.
 slow : ndarray, or list of them, optional
@@ -186,9 +193,13 @@ slow : ndarray, or list of them, optional
     writes it, so it may start from anything where the first `step` is 1.
 averaged : int >= 1, optional
     How many steps the average has had, this one included; the default is `step`.
+skip_grad_norm : float > 0, optional
+    The Euclidean norm of all gradients of the call above which the step is left out, as one that is
+    not finite is; see `onepass.Optimizer`.
 nonfinite : {{"propagate", "skip", "raise"}}
-    What an infinity or a NaN in any gradient does: spread, as in NumPy; leave parameters, state and
-    average as they are, which the result says; or raise ValueError, with nothing changed.
+    What an infinity or a NaN in any gradient does: spread, as in NumPy (or leave the step out, with
+    `skip_grad_norm`); leave parameters, state and average as they are, which the result says; or
+    raise ValueError, with nothing changed.
 clear_grads : bool
     Put zeros into the gradients once they are used, also where the step is skipped. They must be
     writable arrays of NumPy's then, and lie in memory as their parameters do.
@@ -205,8 +216,9 @@ Returns
 -------
 onepass.StepInfo
     Its `step` is the one given, or the one before where the step was skipped (1 and 0 where none
-    was given); then `lr`, the gradients' norm where `max_grad_norm` or `nonfinite` asks for it, and
-    whether they were clipped or the step skipped. After a skipped step, pass the same `step` again.
+    was given); then `lr`, the gradients' norm where clipping, `skip_grad_norm` or `nonfinite` asks
+    for it, whether they were clipped or the step skipped, and why. After a skipped step, pass the
+    same `step` again.
 
 Raises
 ------
@@ -221,7 +233,7 @@ Differs from
 * `onepass.{cls}`: the caller keeps the state and counts the steps; there are no groups, schedules
   or masters in float32 (so `rounding` is "stochastic" where the class has "master"), and the
   format of the state is that of its arrays. Call it once for each set of parameters that share
-  settings; `max_grad_norm` and `nonfinite` then see that call's gradients only.
+  settings; `max_grad_norm`, `skip_grad_norm` and `nonfinite` then see that call's gradients only.
 * PyTorch: ``torch.optim.adam.adam`` and its like take lists too, with a tensor for each step
   count; clipping, unscaling and averaging are calls of their own there.
 

@@ -275,7 +275,7 @@ class _Line:
         for i, (label, param) in enumerate(zip(self._labels, self._params, strict=True)):
             if arrays[i] is None:
                 continue
-            arrays[i] = _core.readable(f"{name}{label}", arrays[i])
+            arrays[i] = _core.readable(f"{name}{label}", arrays[i], param)
             if arrays[i].shape != param.shape:
                 got = arrays[i].shape
                 raise ValueError(f"{name}{label}: expected shape {param.shape}, got {got}")

@@ -17,6 +17,7 @@ from onepass import kernels
 from onepass._extras import require
 from onepass._typing import Array
 from onepass.optim import Optimizer, registry
+from onepass.optim._tree import Node, filled
 
 require("sklearn", sklearn="scikit-learn")
 
@@ -40,6 +41,10 @@ if _missing:
         f"scikit-learn: expected a version whose networks have {', '.join(_OVERRIDDEN)}, got "
         f"{sklearn.__version__} without {', '.join(_missing)}"
     )
+
+
+_Layout = tuple[Node, list[int]]
+"""The structure of an optimizer's parameters, and the place of each among the network's."""
 
 
 def _like(arrays: list[Array], params: list[Array]) -> list[Array]:
@@ -150,7 +155,7 @@ class StochasticOptimizer(_stochastic_optimizers.SGDOptimizer):
     ) -> None:
         super().__init__([], learning_rate_init, lr_schedule, power_t=power_t)
         self.make = registry[make] if isinstance(make, str) else make
-        opt, self.places = self._made(params)
+        opt, self.places, self.layout = self._made(params)
         self.opt = opt
         self.starts = [group["lr"] for group in opt.param_groups]
         self.rate_in_force = self.learning_rate
@@ -164,8 +169,8 @@ class StochasticOptimizer(_stochastic_optimizers.SGDOptimizer):
         else:
             self.averages = True
 
-    def _made(self, params: list[Array]) -> tuple[Optimizer, list[list[int]]]:
-        """Return an optimizer of the arrays, and each group's places among these."""
+    def _made(self, params: list[Array]) -> tuple[Optimizer, list[list[int]], _Layout]:
+        """Return an optimizer of the arrays, each group's places among these, and its structure."""
         given = getattr(self.make, "keywords", {})  # those of a functools.partial
         rate = {} if "lr" in given else {"lr": self.learning_rate_init}
         # A copy, since a schedule may remember: every fit begins with a fresh one.
@@ -178,7 +183,8 @@ class StochasticOptimizer(_stochastic_optimizers.SGDOptimizer):
         if any(-1 in group for group in places):
             expected = "an optimizer of the arrays that it is called with"
             raise ValueError(f"optimizer: expected {expected}, got one of others")
-        return opt, places
+        now = opt._engine.contents()
+        return opt, places, (now["shape"], [index[id(param)] for param in now["params"]])
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the attributes, without what must be able to write."""
@@ -205,9 +211,9 @@ class StochasticOptimizer(_stochastic_optimizers.SGDOptimizer):
         """
         if self.opt is None or not self.holds(params):
             state = self.saved[0] if self.opt is None else self.opt.state_dict()
-            opt, places = self._made(params)
+            opt, places, layout = self._made(params)
             opt.load_state_dict(state)
-            self.opt, self.places = opt, places
+            self.opt, self.places, self.layout = opt, places, layout
         return self.opt
 
     def update_params(self, params: list[Array], grads: list[Array]) -> None:
@@ -219,8 +225,8 @@ class StochasticOptimizer(_stochastic_optimizers.SGDOptimizer):
                 group["lr"] = self.learning_rate * share
             self.rate_in_force = self.learning_rate
         grads = _narrowed(grads, params)
-        groups = [[grads[place] for place in places] for places in self.places]
-        opt.step(groups if len(groups) > 1 else groups[0])
+        shape, places = self.layout
+        opt.step(filled(shape, iter([grads[place] for place in places])))
 
     # What `_Network` does where the weights to predict with are others than those that descend.
 

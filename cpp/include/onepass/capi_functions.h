@@ -35,8 +35,9 @@
 #define ONEPASS_DISAGREE 16   /* groups that must share their rule or settings do not */
 
 /* Formats of arrays. For a parameter, 0 is F32. For any other array 0 is the format in which the
- * rule computes: F64 where the parameter is F64, else F32. A gradient of 16 bits needs its
- * grad_format, even beside a parameter of 16 bits. */
+ * rule computes: F64 where the parameter is F64, else F32. A gradient may have any format but
+ * Q8, whatever the parameter's: it is widened, or rounded to the nearest float, where it is read.
+ * One of 16 bits needs its grad_format, even beside a parameter of 16 bits. */
 #define ONEPASS_F32 1
 #define ONEPASS_F64 2
 #define ONEPASS_BF16 3
@@ -61,6 +62,10 @@
 #define ONEPASS_PROPAGATE 0
 #define ONEPASS_SKIP 1
 #define ONEPASS_FAIL 2
+
+/* Why a step was skipped, as a result says. */
+#define ONEPASS_SKIPPED_NONFINITE 1 /* a gradient is not finite */
+#define ONEPASS_SKIPPED_NORM 2      /* the gradients' norm is larger than skip_norm */
 
 /* Arrays of a tensor, as a result names them; its k-th state is ONEPASS_ARRAY_STATE + k. */
 #define ONEPASS_ARRAY_NONE 0
@@ -152,7 +157,8 @@ typedef struct onepass_tensor {
   void* grad; /* of it, or of the rows; written where the call zeroes it. NULL: left alone */
   void* state[4];
   double* memory;       /* what the rule remembers; of ONEPASS_TRAIT_TOGETHER, the first tensor's */
-  double* average;      /* of the weights, where the settings ask for one; in double */
+  void* average;        /* of the weights, where the settings ask for one; in double, or with
+                         * the setting average_dtype at 1 in format 0 */
   void* slow;           /* Lookahead's weights, where the settings ask for them; in format 0 */
   void* copy;           /* of a float32 parameter, in 16 bits; the step writes it */
   void* direction;      /* ONEPASS_TRAIT_DIRECTED: what the step goes along; in format 0 */
@@ -187,6 +193,9 @@ typedef struct onepass_call {
    * caller among them, and returns when all calls have. OpenMP's GOMP_parallel is such a function,
    * for programs whose own loops have just run on OpenMP's threads, which then still spin. */
   void (*parallel)(void (*work)(void*), void* data, unsigned threads, unsigned flags);
+  /* A step is skipped where the norm of all gradients, unscaled and not clipped, is larger than
+   * this, or not finite (with ONEPASS_FAIL that is an error): positive and finite; 0: none. */
+  double skip_norm;
 } onepass_call;
 
 typedef struct onepass_result {
@@ -198,7 +207,7 @@ typedef struct onepass_result {
   int32_t array; /* with an error: which of its arrays */
   int32_t other_array;
   int32_t clipped;
-  int32_t skipped;
+  int32_t skipped; /* not 0: why */
 } onepass_result;
 
 /* A step over many tensors, with all stages. Everything is checked and allocated before the first

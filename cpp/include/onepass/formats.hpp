@@ -23,11 +23,13 @@ std::size_t item_size(const Stored& array) noexcept {
 // that type, else `scratch`, filled from them.
 template <class T>
 T* open(const Stored& array, std::size_t begin, std::size_t n, T* scratch) noexcept {
-  if constexpr (std::is_same_v<T, float>) {
-    if (array.codec) {
+  if (array.codec) {
+    if constexpr (std::is_same_v<T, float>) {
       array.codec->open(array, begin, n, scratch);
-      return scratch;
+    } else {
+      array.codec->open_f64(array, begin, n, scratch);
     }
+    return scratch;
   }
   return static_cast<T*>(array.data) + begin;
 }
@@ -69,6 +71,15 @@ struct NotThere {
   static Reader reader(const Stored&, std::size_t) noexcept { return {}; }
 };
 
+// A gradient of the other of the two types, float and double: widened exactly, or rounded to
+// nearest, where a number that is too large becomes infinite.
+template <class From, class To>
+void open_other(const Stored& stored, std::size_t begin, std::size_t n, To* values) noexcept {
+  const From* const given = static_cast<const From*>(stored.data) + begin;
+#pragma omp simd
+  for (std::size_t i = 0; i < n; ++i) values[i] = static_cast<To>(given[i]);
+}
+
 // A format of 16 bits. `Format` widens without rounding, and narrows to nearest, or at random if
 // `stochastic`.
 template <class Format, bool stochastic>
@@ -89,10 +100,11 @@ struct Halved {
   static const std::uint16_t* at(const Stored& stored, std::size_t begin) noexcept {
     return static_cast<const std::uint16_t*>(stored.data) + begin;
   }
-  static void open(const Stored& stored, std::size_t begin, std::size_t n, float* values) noexcept {
+  template <class T>
+  static void open(const Stored& stored, std::size_t begin, std::size_t n, T* values) noexcept {
     const Reader read = reader(stored, begin);
 #pragma omp simd
-    for (std::size_t i = 0; i < n; ++i) values[i] = read(0, i);
+    for (std::size_t i = 0; i < n; ++i) values[i] = static_cast<T>(read(0, i));
   }
   static void measure(const float*, const Stored&, std::size_t) noexcept {}
   static void close(const float* values, std::size_t n, const Stored& stored, std::size_t begin,

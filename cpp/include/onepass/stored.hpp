@@ -79,7 +79,9 @@ struct Stored {
   };
 };
 
-// Reads and writes float32 numbers in another format: n of them, from `begin` on.
+// Reads and writes numbers in another format than the one that a rule computes with: n of them,
+// from `begin` on. What a format is not used for is null: of float64 parameters, the gradient alone
+// may have another format.
 struct Codec {
   std::size_t item_size;
   void (*open)(const Stored&, std::size_t begin, std::size_t n, float* values) noexcept;
@@ -88,6 +90,7 @@ struct Codec {
   // Overwrites values[i] with the stored number where the user has changed that, so that it is no
   // longer values[i] rounded.
   void (*follow)(const Stored&, std::size_t begin, std::size_t n, float* values) noexcept;
+  void (*open_f64)(const Stored&, std::size_t begin, std::size_t n, double* values) noexcept;
 };
 
 inline constexpr std::size_t max_states = 4;
@@ -101,9 +104,10 @@ struct Streams {
   bool zero_grad = false;         // whether the loop zeroes the gradient after reading it
   bool follows = false;           // whether `param` takes over what the user has changed in `copy`
   bool prefetch_ahead = false;    // whether the loop prefetches, because the data is far away
+  bool average_is_double = true;  // else it is in the type that the rule computes with
   std::uint32_t tensor = 0;       // the tensor's number, which its random bits depend on
   const StepBits* random = {};    // where parameter or state is rounded, else null
-  double* average = nullptr;      // of the weights
+  void* average = nullptr;        // of the weights
   Stored copy = {};               // of the parameter, in fewer bits
   Stored state[max_states] = {};  // few rules have more than two
   void* slow = nullptr;           // Lookahead's weights, in the type that the rule computes with

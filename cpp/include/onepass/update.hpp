@@ -221,20 +221,32 @@ inline void update_tile(T* param, const T* grad, [[maybe_unused]] const T* direc
   }
 }
 
-// Moves an average towards the parameter, interpolating from the nearer of the two. Where `rest` is
-// 0, nothing of the old average stays, not even a NaN. The average is of doubles, because float32
-// would lose what a step adds to a long average: a part in 10^4 of a small difference.
-template <class T>
-inline void average_tile(double* average, const T* param, std::size_t n, double weight,
-                         double rest) noexcept {
-  if (rest == 0) {
+// Moves an average towards the parameter, interpolating from the nearer of the two, in the
+// average's type. Where `rest` is 0, nothing of the old average stays, not even a NaN.
+template <class Average, class T>
+[[gnu::noinline]] void average_tile(Average* average, const T* param, std::size_t n,
+                                    const Stages<T>& stages) noexcept {
+  const auto weight = static_cast<Average>(stages.average_weight);
+  const auto rest = static_cast<Average>(stages.average_rest);
+  if (stages.average_rest == 0) {
     std::copy_n(param, n, average);
-  } else if (weight < rest) {
+  } else if (stages.average_weight < stages.average_rest) {
 #pragma omp simd
     for (std::size_t i = 0; i < n; ++i) average[i] += weight * (param[i] - average[i]);
   } else {
 #pragma omp simd
     for (std::size_t i = 0; i < n; ++i) average[i] = param[i] - rest * (param[i] - average[i]);
+  }
+}
+
+// Calls body(average) with the average in its type: of doubles, unless it is to be the parameter's,
+// because float32 loses what a step adds to a long average, a part in 10^4 of a small difference.
+template <class T, class Body>
+inline void with_average(const Streams& streams, const Body& body) noexcept {
+  if (streams.average_is_double) {
+    body(static_cast<double*>(streams.average));
+  } else {
+    body(static_cast<T*>(streams.average));
   }
 }
 
@@ -272,7 +284,7 @@ void update(const Streams& streams, std::size_t begin, std::size_t end, const Ru
   constexpr std::size_t n_states = sizeof...(K);
   alignas(cache_line) T scratch[n_states + 1][block_size];
   alignas(cache_line) T opened[block_size], prepared[block_size], before[block_size];
-  double* averages = stages.average_weight == 0 ? nullptr : streams.average;
+  const bool averages = streams.average && stages.average_weight != 0;
   const bool looks = stages.begins_slow || stages.slow_weight != 0;
   T* slow = looks ? static_cast<T*>(streams.slow) : nullptr;
   const bool prepares = must_prepare<decay>(stages);
@@ -343,8 +355,10 @@ void update(const Streams& streams, std::size_t begin, std::size_t end, const Ru
       look_ahead(param, slow + begin, n, stages.slow_weight);
     ask_for(streams.param);  // earlier, there would be too many prefetches at once
     if (averages) [[unlikely]] {
-      ask(averages, sizeof(double));
-      average_tile(averages + begin, param, n, stages.average_weight, stages.average_rest);
+      with_average<T>(streams, [&](auto* average) noexcept {
+        ask(average, sizeof(*average));
+        average_tile(average + begin, param, n, stages);
+      });
     }
     if (streams.copy.data) [[unlikely]]
       close(param, n, streams.copy, begin, {});
@@ -385,7 +399,8 @@ void update(const Streams& streams, std::size_t begin, std::size_t end, const Ru
   flush_state<State, Rule>(streams, begin, end - begin, all);
   const bool averages = streams.average && stages.average_weight != 0;
   if (averages && stages.average_rest != 0) {  // not a copy of the weights
-    flush(streams.average + begin, end - begin);
+    with_average<typename State<true>::Value>(
+        streams, [&](auto* average) noexcept { flush(average + begin, end - begin); });
   }
 }
 

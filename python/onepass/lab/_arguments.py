@@ -4,9 +4,10 @@ argparse puts the argument's name before the message: ``argument --lr: expected 
 """
 
 import math
-from argparse import ArgumentParser, ArgumentTypeError
-from collections.abc import Callable, Collection, Iterable
+from argparse import Action, ArgumentError, ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 ALL = "all"
 
@@ -39,6 +40,45 @@ def add_out(parser: ArgumentParser, default: str, what: str) -> None:
     )
 
 
+def add_range(
+    parser: ArgumentParser,
+    option: str,
+    kind: Callable[[str], float],
+    default: tuple[float, float],
+    what: str,
+) -> None:
+    """Give a parser an option that takes a range of numbers, or one number alone."""
+    low, high = default
+    parser.add_argument(
+        option,
+        nargs="+",
+        action=_Range,
+        type=kind,
+        default=default,
+        metavar="X",
+        help=f"{what}: from the first to the second number, or one alone "
+        f"(default: {low:g} {high:g})",
+    )
+
+
+class _Range(Action):
+    """Stores the lowest and the highest number of a range, which are one where it has one."""
+
+    def __call__(
+        self,
+        parser: ArgumentParser,  # noqa: ARG002
+        namespace: Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,  # noqa: ARG002
+    ) -> None:
+        assert isinstance(values, Sequence)
+        low, high = values[0], values[-1]
+        if len(values) > 2 or low > high:
+            got = " ".join(map(str, values))
+            raise ArgumentError(self, f"expected one number, or two in order, got {got}")
+        setattr(namespace, self.dest, (low, high))
+
+
 def integer(low: int, high: int = 10**9) -> Callable[[str], int]:
     """Return the type of integers in a range, whose bounds keep absurd numbers out of the code."""
 
@@ -61,6 +101,14 @@ def finite(text: str) -> float:
     number = _number(text)
     if not math.isfinite(number):
         raise ArgumentTypeError(f"expected a finite number, got {text!r}")
+    return number
+
+
+def fraction(text: str) -> float:
+    """Return a number from 0 on, below 1."""
+    number = _number(text)
+    if not 0 <= number < 1:
+        raise ArgumentTypeError(f"expected a number in [0, 1), got {text!r}")
     return number
 
 
@@ -90,6 +138,16 @@ def one_of(names: Iterable[str]) -> Callable[[str], str]:
         return known[text.lower()]
 
     return convert
+
+
+def batch_size(text: str) -> int | None:
+    """Return a number of rows, None for all of them."""
+    if text.lower() == ALL:
+        return None
+    try:
+        return integer(1)(text)
+    except ArgumentTypeError as error:
+        raise ArgumentTypeError(str(error).replace(", got", f" or {ALL}, got")) from None
 
 
 def _folder(text: str) -> Path:

@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         add("surface", "draw the optimizers' paths down surfaces of two parameters")
     )
     tune.add_command(
-        add("tune", "search for the best optimizer, lr, momentum, batch size and width")
+        add("tune", "search for the best optimizer, its settings and the network's size")
     )
     summary = "version, compiler, processor, instruction sets and threads, and why these"
     add("info", summary).set_defaults(run=_info)

@@ -22,11 +22,11 @@ _DATA = "0.7"
 _EXPONENTIAL, _CORRECTED, _SIMPLE = COLOURS[:3]
 
 
-def draw_averages(values: Array, beta: float, path: str | os.PathLike[str]) -> None:
+def draw_averages(values: Array, beta: float, initial: float, path: str | os.PathLike[str]) -> None:
     """Draw a series with its averages, their differences, their weights and the weights' sums."""
     size = max(1, round(window(beta)))
     averages = {
-        "exponential, from 0": average(values, beta),
+        f"exponential, from {initial:.4g}": average(values, beta, initial=initial),
         "bias-corrected": average(values, beta, bias_correction=True),
         f"simple, of {size:,}": simple(values, size),
     }

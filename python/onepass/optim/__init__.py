@@ -28,7 +28,7 @@ from onepass.optim.rprop import Rprop
 from onepass.optim.sgd import SGD
 from onepass.optim.sgd_schedulefree import SGDScheduleFree
 from onepass.optim.sm3 import SM3
-from onepass.optim.step_info import StepInfo
+from onepass.optim.step_info import ParamStats, StepInfo
 from onepass.optim.yogi import Yogi
 
 __all__ = [
@@ -54,6 +54,7 @@ __all__ = [
     "NAdam",
     "NovoGrad",
     "Optimizer",
+    "ParamStats",
     "Prodigy",
     "RAdam",
     "RAdamScheduleFree",

@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
+from onepass._memory import compute_dtype
 from onepass._quiet import quiet
 from onepass._typing import Array
-from onepass.optim import _storage
+from onepass.optim import _reference, _storage
 from onepass.optim._maker import AVERAGE, SLOW, Allocator, Maker
 from onepass.optim._row import ROWS, Row
 from onepass.optim._settings import averages
@@ -36,10 +35,7 @@ def arrange(
     *state, average, master, slow = kept
     if not steps:  # there is nothing to keep; the settings of its first step say how it begins
         state = [None] * len(state)
-    if not averages(settings):
-        average = None
-    elif average is None:
-        average = make(AVERAGE, dtype=np.float64)  # the first step writes it
+    average = _average(average, make, settings) if averages(settings) else None
     if not _storage.needs_master(param, settings["rounding"]):
         master = None
     elif master is None:
@@ -54,6 +50,13 @@ def arrange(
         for k, (array, shape) in enumerate(zip(state, shapes, strict=True))
     ]
     return (*new, average, master, slow)
+
+
+def _average(average: Any, make: Maker, settings: Mapping[str, Any]) -> Any:
+    dtype = _reference.average_dtype(compute_dtype(make.param), settings)
+    if average is None:
+        return make(AVERAGE, dtype=dtype)  # the first step writes it
+    return average if average.dtype == dtype else make(AVERAGE, average, dtype)
 
 
 def _of_rule(

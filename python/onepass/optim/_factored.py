@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from onepass._memory import Order
 from onepass._typing import Array
 
 MOST_OF_LINE, LEAST_LINES, LEAST_ELEMENTS, MOST_STRIPS, SUMS_AT_ONCE = 2048, 64, 16384, 64, 16
@@ -37,8 +38,10 @@ class _Matrix:
     rows_along: bool
 
     @classmethod
-    def of(cls, shape: Shape, order: str) -> "_Matrix":
+    def of(cls, shape: Shape, order: Order) -> "_Matrix":
         *others, rows, columns = shape
+        if order not in ("C", "F"):
+            raise ValueError(f"param: expected C or F order, got its axes in the order {order}")
         batch = math.prod(others)
         if order == "F":
             return cls(1, columns, rows, batch, rows_along=False)

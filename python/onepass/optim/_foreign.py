@@ -1,6 +1,7 @@
 """What other libraries call things, and what these are called here: for messages."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from onepass.optim._rule import Rule, registry
 from onepass.optim._settings import CHECKS
@@ -44,6 +45,11 @@ NAMES = {
     "gradient_accumulation_steps": "accumulate, a method",
     "schedule": "lr, which takes a schedule",
     "lr_schedule": "lr, which takes a schedule",
+    "lr_scale": "overrides, whose settings have it",
+    "lr_mult": "overrides, whose settings have lr_scale",
+    "layer_decay": "overrides, with op.layer_decay",
+    "mask": "overrides, or a setting by patterns of names",
+    "weight_decay_mask": "overrides, with op.no_decay_1d, say",
     "fused": "nothing: every step is fused",
     "foreach": "nothing: every step is fused",
     "capturable": "nothing: there is no GPU",
@@ -52,16 +58,29 @@ NAMES = {
 }
 
 
-def check_names(cls: type[Rule], given: Iterable[str], options: Iterable[str]) -> None:
+SYNONYMS = {"swa_every": "average_every"}
+"""Names of other libraries that are taken, because they can mean nothing else."""
+
+
+def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings by the names that they have here."""
+    return {SYNONYMS.get(name, name): value for name, value in settings.items()}
+
+
+def check_names(
+    cls: type[Rule], given: Iterable[str], options: Iterable[str], label: str | None = None
+) -> None:
     """Raise TypeError where a keyword is none of the rule's hyperparameters, nor of these options.
 
-    The message lists all of them, and says what a name of another library is called here.
+    The message lists all of them, and says what a name of another library is called here. `label`
+    is what the message calls the mapping that has the names, where they are not keywords.
     """
     known = [*cls.checks, *(name for name in options if name not in cls.checks)]
     for name in given:
         if name not in known:
             expected = f"one of the hyperparameters {', '.join(known)}"
-            raise TypeError(f"{name}: expected {expected}, got an unknown name{hint(name)}")
+            where = name if label is None else f"{label}[{name!r}]"
+            raise TypeError(f"{where}: expected {expected}, got an unknown name{hint(name)}")
 
 
 def no_attribute(cls: type[Rule], name: str) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onepass._memory import compute_dtype, order_of, state_like
+from onepass._memory import Order, compute_dtype, is_in_order, order_of, state_like
 from onepass._typing import Array, StateAlloc
 
 AVERAGE, MASTER, SLOW = "average", "master", "slow"
@@ -41,7 +41,8 @@ class Maker:
         else:
             dtype = compute_dtype(self.param) if dtype is None else np.dtype(dtype)
             shape = self.param.shape if shape is None else shape
-            array = _allocated(self._allocator, name, shape, dtype, order_of(self.param))
+            order = order_of(self.param) if len(shape) == self.param.ndim else "C"
+            array = _allocated(self._allocator, name, shape, dtype, order)
             is_zero = False
         if not is_zero:
             array[...] = values
@@ -92,7 +93,7 @@ class Refilling(Maker):
 
 
 def _allocated(
-    allocator: Allocator, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], order: str
+    allocator: Allocator, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], order: Order
 ) -> Array:
     """Return what a user's function gives for an array, or raise where the kernels cannot take it.
 
@@ -113,7 +114,8 @@ def _allocated(
         raise ValueError(f"{what}: expected a writable array, got a read-only one")
     if not got.flags.aligned:
         raise ValueError(f"{what}: expected data aligned to its item size, got a misaligned array")
-    if not (got.flags.c_contiguous if order == "C" else got.flags.f_contiguous):
-        expected = f"an array in {order} order, as its parameter"
+    if not is_in_order(got, order):
+        has = f"{order} order" if isinstance(order, str) else f"the order {order} of axes"
+        expected = f"an array in {has}, as its parameter"
         raise ValueError(f"{what}: expected {expected}, got strides {got.strides}")
     return np.asarray(got).view()  # whoever has the array itself cannot resize it then

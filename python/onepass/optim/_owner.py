@@ -12,12 +12,16 @@ import numpy as np
 
 from onepass import _core
 from onepass._files import Place
+from onepass._hyperparameters import schedules_in
+from onepass._memory import Order, order_of
 from onepass._quiet import quiet
 from onepass._typing import Array
 from onepass.optim import _checkpoint, _state, _storage
 from onepass.optim._arrays import Kept, arrange
+from onepass.optim._overrides import Override, identity, some_names
 from onepass.optim._rule import Rule
 from onepass.optim._settings import DEFAULTS, GROUP_DEFAULTS, OWN_FIELDS
+from onepass.schedules._base import whole
 
 
 class OwnSetting:
@@ -38,6 +42,8 @@ class Owner(Rule, _core.Base):
 
     _made_with: dict[str, Any]
     """The settings of groups that the constructor was given, defaults included."""
+    _overrides: list[Override]
+    """Those of the constructor, which groups that are added take too."""
 
     @property
     def param_groups(self) -> list[_core.Settings]:
@@ -46,7 +52,7 @@ class Owner(Rule, _core.Base):
 
     @property
     def skipped_steps(self) -> int:
-        """How many steps were left out because a gradient was not finite."""
+        """How many steps were left out: see `StepInfo.skip_reason`."""
         skipped: int = self._engine.contents()["progress"]["skipped"]
         return skipped
 
@@ -71,12 +77,13 @@ class Owner(Rule, _core.Base):
     def _coming(self) -> list[Kept]:
         """Return each parameter's arrays as the coming step will arrange them."""
         now = self._engine.contents()
-        params, progress = iter(self._of_the_run()), now["progress"]
-        kept, steps = iter(progress["kept"]), iter(progress["steps"])
+        progress, groups = now["progress"], self.param_groups
+        each = zip(
+            now["group_of"], self._of_the_run(), progress["kept"], progress["steps"], strict=True
+        )
         return [
-            arrange(self.row.name, group, next(params), next(kept), next(steps))
-            for group in self.param_groups
-            for _ in group["params"]
+            arrange(self.row.name, groups[number], param, kept, steps)
+            for number, param, kept, steps in each
         ]
 
     def _check_outside(self, name: str) -> None:
@@ -94,19 +101,39 @@ class Owner(Rule, _core.Base):
         contents["state_alloc"] = None  # a copy in the same file or pool would be no copy
         contents["groups"] = list(map(dict, contents["groups"]))
         contents["own"] = dict(contents["own"])
-        now = contents["groups"][0]  # a schedule that was replaced may be one that has no copy
-        made_with = {n: now[n] if callable(v) else v for n, v in self._made_with.items()}
+        # A schedule that was replaced may be one that has no copy.
+        now, values = contents["groups"][0], (v for g in contents["groups"] for v in g.values())
+        schedules = (each for value in values for each in schedules_in(value))
+        in_force = {id(part) for schedule in schedules for part in whole(schedule)}
+        made_with = {
+            name: value if in_force.issuperset(map(id, schedules_in(value))) else now[name]
+            for name, value in self._made_with.items()
+        }
+        contents["orders"] = list(map(order_of, contents["params"]))
         return {**self.__dict__, "_made_with": made_with, "_engine": contents}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore them."""
         own = dict(state)
         contents = dict(own.pop("_engine"))
+        self._follow(contents.pop("orders", None), contents)
         contents["fields"] = self._fields
         contents["groups"] = list(map(self._fields.settings, contents["groups"]))
         contents["own"] = OWN_FIELDS.settings(contents["own"])
         self.__dict__.update(own)
         self._engine = _core.Engine(contents)
+
+    def _follow(self, orders: list[Order] | None, contents: dict[str, Any]) -> None:
+        """Bring 8-bit codes into their parameters' order, of which a pickle knows C and F alone."""
+        kept = contents["progress"]["kept"]
+        for index, (param, order) in enumerate(zip(contents["params"], orders or (), strict=False)):
+            if order != order_of(param):
+                kept[index] = tuple(
+                    _storage.laid_out_again(array, param, has_sign, order)
+                    for array, has_sign in zip(
+                        kept[index], (*self.row.has_sign, *[True] * 3), strict=True
+                    )
+                )
 
     def _commit(
         self,
@@ -136,13 +163,16 @@ class Owner(Rule, _core.Base):
         dict
             ``{"state": {key: {"step": t, name: array, ...}}, "param_groups": [...],
             "step_options": {...}}``, PyTorch's layout and names, but for the last: `max_grad_norm`,
-            `nonfinite`, `clear_grads`, `seed` and `skipped_steps`. Beside the rule's arrays, which
+            `skip_grad_norm`, `nonfinite`, `clear_grads`, `seed` and `skipped_steps`, and between
+            `accumulate` and the next step ``"gathered"`` and ``"left_out"``, how many calls were
+            added and how many were not. Beside the rule's arrays, which
             stand as they are kept, are ``"average"``, with ``"averaged"``, its steps, ``"master"``,
             ``"slow"`` and ``"accumulated"``. A key is the parameter's dotted path (``"0.w"``) where
-            a mapping is anywhere in the structure, else its index. A group holds its
-            hyperparameters, the keys of its parameters and ``"step"``, the steps completed. A
-            schedule is code and stands there as None, or as the list of the memories in it (see
-            `onepass.schedules`).
+            a mapping is anywhere in the structure (names that are integers are text in it), else
+            its index. A group holds its hyperparameters, the keys of its parameters and ``"step"``,
+            the steps completed; between two turns of `step_one` also ``"round"``, what that goes on
+            with. A schedule is code and stands there as None, or as the list of the memories in it
+            (see `onepass.schedules`).
 
             Where settings were changed since the last step so that it will keep other arrays,
             ``"state"`` has those, and ``"unsettled"`` has the arrays as they are: the change may
@@ -205,27 +235,37 @@ class Owner(Rule, _core.Base):
         self.load_state_dict(_checkpoint.read(path, self.rule))
 
     def __repr__(self) -> str:
-        """Return the groups' sizes and settings, and the settings that differ from the defaults."""
-        groups = []
-        for group in self.param_groups:
-            settings = [
-                f"{name}={_text(value)}"
-                for name, value in group.items()
-                if name in self.checks or value != GROUP_DEFAULTS.get(name, value)
-            ]
-            size = sum(param.size for param in group["params"])
-            params = f"params={len(group['params'])} arrays of {size:,} elements"
-            groups.append(", ".join([params, *settings]))
-        own = [
-            f"{name}={_text(value)}"
-            for name, value in self._engine.own.items()
-            if value != DEFAULTS[name]
+        """Return the groups' sizes and settings, and the settings that differ from the defaults.
+
+        What all groups share stands below them.
+        """
+        groups, now = self.param_groups, self._engine.contents()
+        shown = [
+            name
+            for name in self.group_checks
+            if name in self.checks or any(g[name] != GROUP_DEFAULTS[name] for g in groups)
         ]
+        shared = [name for name in shown if len({identity(g[name]) for g in groups}) == 1]
+        lines = []
+        for group, places in zip(groups, _state.places_of(now), strict=True):
+            size = sum(param.size for param in group["params"])
+            params = f"params={len(places)} arrays of {size:,} elements"
+            if len(groups) > 1:
+                params += f" ({some_names([now['keys'][place] for place in places])})"
+            lines.append([params, *_texts({n: group[n] for n in shown if n not in shared})])
+        own = {name: v for name, v in self._engine.own.items() if v != DEFAULTS[name]}
+        rest = _texts({**{name: groups[0][name] for name in shared}, **own})
         if len(groups) == 1:
-            return f"{type(self).__name__}({', '.join([*groups, *own])})"
-        lines = "".join(f"    {line},\n" for line in [*(f"{{{g}}}" for g in groups), *own])
-        return f"{type(self).__name__}(\n{lines})"
+            return f"{type(self).__name__}({', '.join([*lines[0], *rest])})"
+        each = "".join(f"    {{{', '.join(line)}}},\n" for line in lines)
+        return f"{type(self).__name__}(\n{each}    {', '.join(rest)},\n)"
+
+
+def _texts(settings: Mapping[str, Any]) -> list[str]:
+    return [f"{name}={_text(value)}" for name, value in settings.items()]
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_text, value))})"
     return getattr(value, "__name__", repr(value)) if callable(value) else repr(value)

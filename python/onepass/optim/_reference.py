@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from onepass._memory import raveled
 from onepass._typing import Array
+from onepass.optim.step_info import ParamStats
 
 FLUSH_EVERY = 64
 """In every step of this many, subnormal numbers become zero (update.hpp has it again)."""
@@ -50,13 +52,20 @@ def average_weight(step: int, averaged: int, values: Mapping[str, Any]) -> float
 
     `averaged` counts the steps since the average began, this one included.
     """
-    start: int | None = values["swa_start"]
-    if start is not None:
-        return 1.0 / max(1, min(averaged, step - start + 1))
-    if averaged == 1:
+    start, every = values["swa_start"], values["average_every"]
+    first = every if start is None else start
+    entering = range(first, step + 1, every)
+    taken = len(entering) - len(range(first, step - averaged + 1, every))
+    if not taken:
         return 1.0
+    if step not in entering:
+        return 0.0
+    if start is not None or taken == 1:
+        return 1.0 / taken
     decay: float = values["ema_decay"]
-    return 1 - (min(decay, (1 + averaged) / (10 + averaged)) if values["ema_warmup"] else decay)
+    if values["ema_warmup"] and decay < 1:
+        decay = min(decay, (1 + taken) / (10 + taken))
+    return 1 - decay
 
 
 def summed_rows(index: Array, values: Array, dtype: Any) -> tuple[Array, Array]:
@@ -90,7 +99,7 @@ def measured(terms: Array, order: Any) -> float:
 
     A block is summed in lanes, and the blocks' sums in their order (measure.hpp).
     """
-    terms = terms.ravel(order=order).astype(np.float64)
+    terms = raveled(terms, order).astype(np.float64)
     total = 0.0
     for begin in range(0, terms.size, BLOCK):
         block = terms[begin : begin + BLOCK]
@@ -119,6 +128,34 @@ def sum_of_squares(grad: Array) -> list[float]:
             lanes += row
         sums.append(_folded(lanes))
     return sums
+
+
+WATCHED = 1024
+"""Elements that step between two looks at the weights (watch.cpp has it again)."""
+
+
+def watched_norm(values: Array) -> float:
+    """Return the norm of weights, or of what a step has added to them."""
+    flat, total = values.ravel(order="K").astype(np.float64), 0.0
+    for begin in range(0, flat.size, BLOCK):
+        block, own = flat[begin : begin + BLOCK], 0.0
+        for first in range(0, block.size, WATCHED):
+            own += sum_of_squares(block[first : first + WATCHED])[0]
+        total += own
+    return float(np.sqrt(total))
+
+
+def param_stats(grad: Array, before: Array, after: Array, grad_scale: float = 1.0) -> ParamStats:
+    """Return what a step with ``stats=True`` says of a parameter, in the layout of that."""
+    update_norm = watched_norm(after.astype(np.float64) - before)
+    param_norm = watched_norm(after)
+    return ParamStats(
+        grad_norm([grad], grad_scale),
+        np.count_nonzero(grad == 0) / grad.size if grad.size else 0.0,
+        update_norm,
+        param_norm,
+        update_norm / param_norm if update_norm else 0.0,
+    )
 
 
 def grad_norm(grads: Sequence[Array], grad_scale: float = 1.0) -> float:
@@ -160,13 +197,20 @@ def looked_ahead(param: Array, slow: Array | None, step: int, values: Mapping[st
     return moved
 
 
+def average_dtype(dtype: Any, values: Mapping[str, Any]) -> Any:
+    """Return the dtype of the average of weights that the rule computes in `dtype`."""
+    return np.float64 if values["average_dtype"] == "float64" else dtype
+
+
 def moved_average(
     average: Array, param: Array, step: int, averaged: int | None, values: Mapping[str, Any]
 ) -> Array:
-    """Return the average, in float64, after the parameters of step `step` have entered it."""
+    """Return the average after the parameters of step `step` have entered it, if they do."""
     weight = average_weight(step, averaged or step, values)
+    if weight == 0:
+        return average
     if weight == 1:
-        return param.astype(np.float64)
+        return param.astype(average_dtype(param.dtype, values))
     way = param - average
     rest = 1 - weight
     moved = average + weight * way if weight < rest else param - rest * way

@@ -20,7 +20,7 @@ from onepass._hyperparameters import (
     check_setting,
     resolve,
 )
-from onepass._memory import compute_dtype, order_of
+from onepass._memory import compute_dtype, in_order, order_of
 from onepass._quiet import quiet
 from onepass._typing import Array
 from onepass.optim import _reference
@@ -159,7 +159,7 @@ class Rule:
         if param.ndim < 2:
             raise ValueError(f"param: expected at least 2 dimensions, got shape {param.shape}")
         order = order_of(param)
-        direction = np.asarray(cls.direct(grad, *state, **scalars), order=order)
+        direction = in_order(cls.direct(grad, *state, **scalars), order)
         norm = math.sqrt(_reference.measured(_reference.squared(direction), order))
         if direction.size:
             cls.finish_directions([(direction, norm, as_numbers(cls.checks, values))])
@@ -304,11 +304,10 @@ class Rule:
         Parameters
         ----------
         param, grad, *state : ndarray
-            As for `onepass.kernels`, the gradient of float32 or float64; None for state that the
-            options do not use. Then each number that the rule remembers, as an array of one
-            element. Then, where the settings keep them, Lookahead's slow weights, and last of all
-            the average of the weights, in float64. A parameter with a master stands for itself:
-            give the master.
+            As for `onepass.kernels`; None for state that the options do not use. Then each number
+            that the rule remembers, as an array of one element. Then, where the settings keep
+            them, Lookahead's slow weights, and last of all the average of the weights, in float64.
+            A parameter with a master stands for itself: give the master.
         step : int
             Counted from 1.
         grad_factor : float
@@ -341,6 +340,7 @@ class Rule:
         sign, decay, shrink, max_value = _reference.constants(stages)
         stored = param
         param = param if param.dtype.itemsize > 2 else param.astype(np.float32)
+        grad = _in_its_order(param, grad.astype(param.dtype, copy=False))
         padded = tuple(
             array if array is None else opened(array, param, has_sign)
             for array, has_sign in zip(given, row.has_sign, strict=True)
@@ -415,7 +415,7 @@ def _in_its_order(param: Array, array: Any) -> Any:
     """
     if array is None or array.ndim < 2:
         return array
-    return np.asarray(array, order=order_of(param))
+    return in_order(array, order_of(param) if array.ndim == param.ndim else "C")
 
 
 def _number(name: str, array: Array | None) -> float:

@@ -8,13 +8,15 @@ import numpy as np
 
 from onepass import _core
 from onepass._hyperparameters import Check, Choice, Flag, Maybe, Number, Whole, check_setting
-from onepass._typing import OwnArrays, Schedule, StateAlloc
+from onepass._typing import Overrides, OwnArrays, Schedule, StateAlloc
 
 GROUP_CHECKS: Mapping[str, Check] = {
     "max_grad_value": Maybe(Number(above=0.0, schedulable=True)),
-    "ema_decay": Maybe(Number(below=1.0, schedulable=True)),
+    "ema_decay": Maybe(Number(high=1.0, schedulable=True)),
     "ema_warmup": Flag(),
     "swa_start": Maybe(Whole(low=1, below=2**53)),
+    "average_every": Whole(low=1, below=2**53),
+    "average_dtype": Choice(("float64", "float32")),
     "state_format": Maybe(Choice(("bf16", "q8"))),
     "rounding": Choice(("master", "stochastic", "nearest")),
     "cautious_weight_decay": Flag(),
@@ -30,6 +32,8 @@ GROUP_DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "ema_decay": None,
         "ema_warmup": False,
         "swa_start": None,
+        "average_every": 1,
+        "average_dtype": "float64",
         "state_format": None,
         "rounding": "master",
         "cautious_weight_decay": False,
@@ -41,6 +45,7 @@ GROUP_DEFAULTS: Mapping[str, Any] = MappingProxyType(
 
 CHECKS: Mapping[str, Check] = {
     "max_grad_norm": Maybe(Number(above=0.0, infinite=True, schedulable=True)),
+    "skip_grad_norm": Maybe(Number(above=0.0, schedulable=True)),
     "nonfinite": Choice(("propagate", "skip", "raise")),
     "clear_grads": Flag(),
     "seed": Whole(below=2**53),
@@ -48,7 +53,13 @@ CHECKS: Mapping[str, Check] = {
 """What belongs to the whole optimizer."""
 
 DEFAULTS: Mapping[str, Any] = MappingProxyType(
-    {"max_grad_norm": None, "nonfinite": "propagate", "clear_grads": False, "seed": 0}
+    {
+        "max_grad_norm": None,
+        "skip_grad_norm": None,
+        "nonfinite": "propagate",
+        "clear_grads": False,
+        "seed": 0,
+    }
 )
 
 OWN_FIELDS = _core.Fields(dict(CHECKS), check_setting)
@@ -63,17 +74,21 @@ class StepOptions(TypedDict, total=False):
     max_grad_norm: float | Schedule | None
     max_grad_norm_each: float | Schedule | None
     max_grad_value: float | Schedule | None
+    skip_grad_norm: float | Schedule | None
     nonfinite: Literal["propagate", "skip", "raise"]
     clear_grads: bool
     ema_decay: float | Schedule | None
     ema_warmup: bool
     swa_start: int | None
+    average_every: int
+    average_dtype: Literal["float64", "float32"]
     lookahead_every: int | None
     lookahead_weight: float
     state_format: Literal["bf16", "q8"] | None
     rounding: Literal["master", "stochastic", "nearest"]
     cautious_weight_decay: bool
     seed: int
+    overrides: Overrides
     grads: OwnArrays
     copy_to: OwnArrays
     state_alloc: StateAlloc | None
@@ -87,6 +102,9 @@ def check_together(settings: Mapping[str, Any]) -> None:
         )
     if settings["ema_warmup"] and settings["ema_decay"] is None:
         raise ValueError("ema_warmup: expected False without ema_decay, got True")
+    if settings["average_every"] != 1 and not averages(settings):
+        got = settings["average_every"]
+        raise ValueError(f"average_every: expected 1 without ema_decay or swa_start, got {got}")
     if settings["cautious_weight_decay"]:
         if not settings.get("decoupled_weight_decay", False):
             expected = "False with a weight decay that is coupled"

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
-from itertools import islice
+from itertools import compress
 from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from onepass import _core, formats
-from onepass._hyperparameters import Check, Checks, Maybe, check_setting
-from onepass._memory import compute_dtype, order_of
+from onepass._hyperparameters import (
+    Check,
+    Checks,
+    Maybe,
+    Several,
+    check_setting,
+    checked,
+    schedules_in,
+)
+from onepass._memory import Order, compute_dtype, order_of
 from onepass._quiet import quiet
 from onepass._typing import Array
 from onepass.optim import _storage
@@ -29,9 +37,16 @@ from onepass.schedules._base import Remembering, remembering
 AVERAGED = "averaged"
 """The key of the steps that the average of the weights has had."""
 
+GATHERINGS = "gathered", "left_out"
+"""How many calls of `accumulate` since the last step were added, and how many were left out."""
+
 UNSETTLED = "unsettled"
 """The key of the arrays as they are, where settings were changed since the last step so that the
 next one replaces them. The change may still be taken back."""
+
+ROUND = "round"
+"""The key of a group's part in a round of `step_one` that is open: the keys of the parameters that
+had their turn, under "params", and the values of the schedules."""
 
 SHAPE, ORDER = "shape", "order"
 """The keys of the parameter's shape and order beside 8-bit codes, which do not tell them."""
@@ -58,19 +73,24 @@ def state_dict(
     `params` are the weights of the run, and `coming` the arrays that the coming step will keep.
     """
     now = engine.contents()
-    progress, keys = now["progress"], iter(now["keys"])
+    progress, keys = now["progress"], now["keys"]
     state, unsettled = {}, {}
     groups = []
-    index = 0
-    for group in engine.groups:
+    for group, places in zip(engine.groups, places_of(now), strict=True):
         settings = {
             name: _saved(check, name, group[name]) for name, check in cls.group_checks.items()
         }
-        own_keys = list(islice(keys, len(group["params"])))
+        own_keys = [keys[index] for index in places]
         groups.append({**settings, "step": progress["completed"], "params": own_keys})
         if cls.row.sums_over_all:
             groups[-1] |= zip(cls.row.memory, progress["memory"][0], strict=True)
-        for key in own_keys:
+        if any(progress["had_turn"]):
+            turns = [progress["had_turn"][index] for index in places]
+            groups[-1][ROUND] = {
+                **dict(*(progress["values_of_round"] or ())[len(groups) - 1 : len(groups)]),
+                "params": list(compress(own_keys, turns)),
+            }
+        for index, key in zip(places, own_keys, strict=True):
             there, kept = (
                 _Entry(cls.row, params[index], progress, index, arrays)
                 for arrays in (progress["kept"][index], coming[index])
@@ -84,20 +104,28 @@ def state_dict(
                 state[key] = {**count, **_saved_scalars(cls, group, there.steps), **entry}
             if not there.same(kept):
                 unsettled[key] = {**count, **there.saved()}
-            index += 1
     own = engine.own
     options = {name: _saved(check, name, own[name]) for name, check in CHECKS.items()}
+    counts = {name: progress[name] for name in GATHERINGS if progress[name]}
     saved = {
         "state": state,
         "param_groups": groups,
-        "step_options": {**options, "skipped_steps": progress["skipped"]},
+        "step_options": {**options, "skipped_steps": progress["skipped"], **counts},
     }
     return {**saved, UNSETTLED: unsettled} if unsettled else saved
 
 
+def places_of(contents: Mapping[str, Any]) -> list[list[int]]:
+    """Return the places of each group's parameters among all."""
+    places: list[list[int]] = [[] for _ in contents["groups"]]
+    for index, number in enumerate(contents["group_of"]):
+        places[number].append(index)
+    return places
+
+
 def _saved_scalars(cls: type[Rule], group: Mapping[str, Any], steps: int) -> dict[str, float]:
     """Return them; none where a schedule decides about them, which only the step calls."""
-    if not cls.saved_scalars or any(callable(group[name]) for name in cls.checks):
+    if not cls.saved_scalars or any(schedules_in(group[name]) for name in cls.checks):
         return {}
     scalars = cls.scalars(steps + 1, group)
     return {name: scalars[name] for name in cls.saved_scalars}
@@ -140,12 +168,15 @@ class _Entry:
 def _saved(check: Check, name: str, value: Any) -> Any:
     """Return a setting as it is saved: of a schedule, which is code, only what it remembers.
 
-    A schedule without a memory is saved as None, or as a word where None is a value.
+    A schedule without a memory is saved as None, or as a word where None is a value. Of several
+    numbers each is saved by itself, unless one schedule gives all.
     """
     if callable(value):
         if memories := [dict(schedule.state_dict()) for schedule in remembering(value)]:
             return memories
         return _SCHEDULE if isinstance(check, Maybe) else None
+    if isinstance(check, Several):
+        return tuple(_saved(kind, name, each) for kind, each in check.paired(name, value))
     return check(name, value)
 
 
@@ -178,23 +209,24 @@ def loaded(
         "kept": [()] * n,
         "sums": [None] * n,
         "accumulated": [0] * n,
-        "accumulations": 0,
+        "gathered": 0,
+        "left_out": 0,
     }
-    known = set()
+    matched = []
     writes: Writes = []
     keys_before = keys_before_paths(now["shape"])
-    index = 0
-    for number, (saved_group, live) in enumerate(zip(saved_groups, engine.groups, strict=True)):
+    own_file = "step_options" in saved
+    pairs = zip(saved_groups, engine.groups, places_of(now), strict=True)
+    for number, (saved_group, live, places) in enumerate(pairs):
         label = f"param_groups[{number}]"
         own, memory_of_all = _memory_of_all(cls.row, saved_group, label)
         settings = _settings(cls, own, live, label)
         groups.append(cls._fields.settings(settings))
         _storage.check_format(settings["state_format"], live["params"])
-        end = index + len(live["params"])
-        named = list(zip(now["keys"][index:end], keys_before[index:end], strict=True))
-        keys = _matching_keys(saved_group, named, label)
-        known.update(keys)
-        for key in keys:
+        own_keys = [[keys[index] for index in places] for keys in (now["keys"], keys_before)]
+        keys = _matching_keys(saved_group, own_keys, places if own_file else None, label)
+        matched.append(keys)
+        for index, key in zip(places, keys, strict=True):
             param, label = now["params"][index], f"state[{key!r}]"
             entry = {k: v for k, v in saved["state"].get(key, {}).items() if v is not None}
             make = _maker(cls.row, now, index, writes)
@@ -209,23 +241,20 @@ def loaded(
                 progress[name][index] = value
             if cls.row.sums_over_all:
                 progress["memory"][index] = memory_of_all
-            index += 1
-    unknown = [key for key in (*saved["state"], *saved.get(UNSETTLED, ())) if key not in known]
-    if unknown:
-        raise ValueError(f"state: expected the keys of the groups, got also {unknown}")
+    progress |= _round(cls, now, saved_groups, matched)
+    _check_known(saved, {key for keys in matched for key in keys})
     steps = [group.get("step") for group in saved_groups]
     progress["completed"] = (
         max(progress["steps"])  # PyTorch's groups do not count
         if None in steps
         else max(_count(step, "param_groups: step") for step in steps)
     )
-    own = _step_options(engine.own, saved.get("step_options", {}))
-    progress["skipped"] = _count(own.pop("skipped_steps", 0), "step_options: skipped_steps")
+    own = _step_options(engine.own, saved.get("step_options", {}), progress)
     # The next step brings the arrays into the formats of the groups, as it would have without
     # saving and loading.
     options = OWN_FIELDS.settings({**now["own"], **own})
     new = _core.Engine({**now, "groups": groups, "own": options, "progress": progress})
-    return new, _remembered(engine, saved), writes
+    return new, _remembered(cls, engine, saved), writes
 
 
 def _load_sums(
@@ -235,7 +264,7 @@ def _load_sums(
     if GATHERED in entry:
         sums = _array(entry.pop(GATHERED), make, GATHERED, f"{label}[{GATHERED!r}]")
         progress["sums"][index] = sums
-        progress["accumulated"][index] = progress["accumulations"] = 1
+        progress["accumulated"][index] = progress["gathered"] = 1
 
 
 def _maker(row: Row, now: Mapping[str, Any], index: int, writes: Writes) -> Maker:
@@ -276,27 +305,39 @@ def _check_kinds(saved: Mapping[str, Any]) -> None:
             raise ValueError(f"{name}: expected a mapping of each parameter's key to its state")
 
 
+def _check_known(saved: Mapping[str, Any], known: set[Any]) -> None:
+    """Raise where there is state of something else than the groups' parameters."""
+    unknown = [key for key in (*saved["state"], *saved.get(UNSETTLED, ())) if key not in known]
+    if unknown:
+        raise ValueError(f"state: expected the keys of the groups, got also {unknown}")
+
+
 def _settings(
     cls: type[Rule], saved: Mapping[str, Any], live: Mapping[str, Any], label: str
 ) -> dict[str, Any]:
     settings = dict(live)
     for name, value in saved.items():
-        if name in {"params", "step"} or name in _TORCH_ONLY:
+        if name in {"params", "step", ROUND} or name in _TORCH_ONLY:
             continue
         settings[name] = _setting(cls.group_checks, name, value, live, label)
     cls._check_together(settings)
     return settings
 
 
-def _step_options(own: _core.Settings, saved: Any) -> dict[str, Any]:
+def _step_options(own: _core.Settings, saved: Any, progress: dict[str, Any]) -> dict[str, Any]:
+    """Return the saved options; the counts among them go into `progress`."""
     if not isinstance(saved, Mapping):
         raise ValueError(f"step_options: expected a mapping, got {type(saved).__name__}")
     options = {_RENAMED.get(str(name), str(name)): value for name, value in saved.items()}
+    counted = {"skipped": "skipped_steps", "gathered": "gathered", "left_out": "left_out"}
+    for name, saved_name in counted.items():  # older files have none of the last two
+        count = options.pop(saved_name, progress.get(name, 0))
+        progress[name] = _count(count, f"step_options: {saved_name}")
+    if bool(progress["gathered"]) != any(progress["accumulated"]):
+        expected = "a count beside what was accumulated, and nowhere else"
+        raise ValueError(f"step_options: gathered: expected {expected}, got {progress['gathered']}")
     return {
-        name: value
-        if name == "skipped_steps"
-        else _setting(CHECKS, name, value, own, "step_options")
-        for name, value in options.items()
+        name: _setting(CHECKS, name, value, own, "step_options") for name, value in options.items()
     }
 
 
@@ -304,56 +345,123 @@ def _setting(checks: Checks, name: str, value: Any, live: Mapping[str, Any], lab
     """Return a saved setting, checked; a schedule is code, and the live one stays."""
     if name not in checks:
         raise ValueError(f"{label}: expected the settings {', '.join(checks)}, got {name!r}")
-    if callable(live[name]):
-        return live[name]
-    is_memory = checks[name].schedulable and isinstance(value, list)
-    has_no_value = value is None and not isinstance(checks[name], Maybe)
+    return _value(checks[name], name, value, live[name], label)
+
+
+def _value(check: Check, name: str, value: Any, live: Any, label: str) -> Any:
+    if callable(live):
+        return live
+    if isinstance(check, Several):
+        each = _numbers(check, name, value, live)
+        return tuple(_value(kind, name, old, now, label) for kind, old, now in each)
+    is_memory = check.schedulable and isinstance(value, list)
+    has_no_value = value is None and not isinstance(check, Maybe)
     if is_memory or has_no_value or value == _SCHEDULE:
         raise ValueError(f"{label}: expected a schedule for {name!r}, as in the saved run")
     plain = value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
-    return check_setting(checks, name, plain)
+    return checked(check, name, plain)
 
 
-def _remembered(engine: _core.Engine, saved: Mapping[str, Any]) -> list[Update]:
+def _numbers(
+    check: Check | None, name: str, saved: Any, live: Any
+) -> Iterator[tuple[Any, Any, Any]]:
+    """Return what is saved of a setting, and the live one: of several numbers, each by itself."""
+    if not isinstance(check, Several):
+        yield check, saved, live
+        return
+    gave_all = isinstance(saved, list) and any(isinstance(each, Mapping) for each in saved)
+    if callable(live):
+        yield check, saved if gave_all else None, live
+        return
+    if saved is None or gave_all:  # one schedule did, in the saved run
+        saved = (_SCHEDULE,) * len(live)
+    for (kind, old), now in zip(check.paired(name, saved), live, strict=True):
+        yield kind, old, now
+
+
+def _remembered(cls: type[Rule], engine: _core.Engine, saved: Mapping[str, Any]) -> list[Update]:
     """Return the attributes of each schedule that has a saved memory, and what they become."""
     loaded: dict[int, tuple[Remembering, Remembering, Any]] = {}
     places = [
         *zip(saved["param_groups"], engine.groups, strict=True),
         (saved.get("step_options", {}), engine.own),
     ]
-    for settings, live in places:
-        for name, memories in settings.items():
-            schedules = remembering(live.get(name)) if isinstance(memories, list) else []
-            if not schedules:  # of others, the saved memory is of no use
-                continue
-            if len(memories) != len(schedules):
-                expected = f"the memory of {len(schedules)} schedules"
-                raise ValueError(f"{name}: expected {expected}, got {len(memories)}")
-            for schedule, memory in zip(schedules, memories, strict=True):
-                fresh = schedule, deepcopy(schedule), memory
-                _, twin, known = loaded.setdefault(id(schedule), fresh)
-                if known != memory:
-                    expected = f"the memory {known}, as elsewhere for the same schedule"
-                    raise ValueError(f"{name}: expected {expected}, got {memory}")
-                twin.load_state_dict(memory)  # checks it
+    settings = [
+        (name, *each)
+        for settings, live in places
+        for name, value in settings.items()
+        for each in _numbers(cls.group_checks.get(name), name, value, live.get(name))
+    ]
+    for name, _, memories, live in settings:
+        schedules = remembering(live) if isinstance(memories, list) else []
+        if not schedules:  # of others, the saved memory is of no use
+            continue
+        if len(memories) != len(schedules):
+            expected = f"the memory of {len(schedules)} schedules"
+            raise ValueError(f"{name}: expected {expected}, got {len(memories)}")
+        for schedule, memory in zip(schedules, memories, strict=True):
+            fresh = schedule, deepcopy(schedule), memory
+            _, twin, known = loaded.setdefault(id(schedule), fresh)
+            if known != memory:
+                expected = f"the memory {known}, as elsewhere for the same schedule"
+                raise ValueError(f"{name}: expected {expected}, got {memory}")
+            twin.load_state_dict(memory)  # checks it
     return [(vars(schedule), vars(twin)) for schedule, twin, _ in loaded.values()]
 
 
+def _round(
+    cls: type[Rule],
+    now: Mapping[str, Any],
+    saved: Sequence[Mapping[str, Any]],
+    keys: Sequence[list[Any]],
+) -> dict[str, Any]:
+    """Return what the engine knows of a round that is open. `keys` are the saved ones."""
+    all_turns = [False] * len(now["params"])
+    all_values = []
+    live = zip(saved, now["groups"], keys, places_of(now), strict=True)
+    for number, (group, settings, own_keys, places) in enumerate(live):
+        label, of_group = f"param_groups[{number}][{ROUND!r}]", group.get(ROUND, {"params": []})
+        turns = of_group.get("params") if isinstance(of_group, Mapping) else None
+        if not isinstance(turns, list | tuple):
+            raise ValueError(f"{label}: expected a mapping with 'params', got {of_group!r}")
+        if unknown := [key for key in turns if key not in own_keys]:
+            raise ValueError(f"{label}['params']: expected keys of the group, got {unknown}")
+        for index, key in zip(places, own_keys, strict=True):
+            all_turns[index] = key in turns
+        schedules = {name for name, value in settings.items() if schedules_in(value)}
+        values = {name: value for name, value in of_group.items() if name in schedules}
+        all_values.append(
+            {
+                name: check_setting(
+                    cls.group_checks, name, tuple(value) if isinstance(value, list) else value
+                )
+                for name, value in values.items()
+            }
+        )
+    if all(all_turns):
+        raise ValueError(f"param_groups: expected a {ROUND!r} that is open, got all parameters")
+    return {"had_turn": all_turns, "values_of_round": all_values}
+
+
 def _matching_keys(
-    saved_group: Mapping[str, Any], own: list[tuple[Any, Any]], label: str
+    saved_group: Mapping[str, Any], names: list[list[Any]], places: list[int] | None, label: str
 ) -> list[Any]:
     """Return the saved keys in the order of the group's parameters: by name, else by position.
 
-    `own` are their keys, and those that they had before names were paths.
+    `names` are their keys, and those that they had before names were paths. `places` are theirs
+    among all parameters, where the saved numbers are such places; PyTorch's are not.
     """
     keys = list(saved_group["params"])
-    now = [key for key, _ in own]
-    alike = len(keys) == len(own) == len(set(keys))
-    for names in (now, [before for _, before in own]):
-        if alike and set(keys) == set(names):
-            return names
-    if not alike or not all(isinstance(key, int) for key in keys):
-        raise ValueError(f"{label}: expected the parameters {now}, got {keys}")
+    alike = len(keys) == len(names[0]) == len(set(keys))
+    for own in names:
+        if alike and set(keys) == set(own):
+            return own
+    are_places = all(isinstance(key, int) for key in keys) and places in (None, keys)
+    texts = list(map(str, keys))
+    is_other_order = texts != names[0] and set(texts) == set(names[0])  # names that are integers
+    if not alike or is_other_order or not are_places:
+        expected = f"the parameters {names[0]} (groups as they were when it was saved)"
+        raise ValueError(f"{label}: expected {expected}, got {keys}")
     return keys
 
 
@@ -380,8 +488,9 @@ def _entry(
     shape, order = entry.pop(SHAPE, list(param.shape)), entry.pop(ORDER, "C")
     if shape != list(param.shape):
         raise ValueError(f"{label}[{SHAPE!r}]: expected {list(param.shape)}, got {shape!r}")
-    if order not in ("C", "F"):
-        raise ValueError(f"{label}[{ORDER!r}]: expected 'C' or 'F', got {order!r}")
+    if order not in ("C", "F") and not _are_axes(order, param.ndim):
+        expected = "'C' or 'F'" if param.ndim < 3 else "'C', 'F' or a list of the axes"
+        raise ValueError(f"{label}[{ORDER!r}]: expected {expected}, got {order!r}")
     master = _master(entry.pop(MASTER, None), make, settings, f"{label}[{MASTER!r}]")
     slow = entry.pop(SLOW, None)
     if slow is not None:
@@ -412,15 +521,25 @@ def _entry(
     began = step - _count(averaged, f"{label}[{AVERAGED!r}]")
     if began < 0:
         raise ValueError(f"{label}[{AVERAGED!r}]: expected at most {step}, got {averaged}")
-    average = _average(average, make, f"{label}[{AVERAGE!r}]")
+    average = _average(average, make, settings, f"{label}[{AVERAGE!r}]")
     return step, began, memory, (*state, average, master, slow)
 
 
-def _average(saved: Any, make: Maker, label: str) -> Array:
-    source = np.asarray(saved)
-    if source.dtype == compute_dtype(make.param):  # as it was once saved; nothing is lost
-        source = source.astype(np.float64)
-    return _array(source, make, AVERAGE, label, np.dtype(np.float64))
+def _average(saved: Any, make: Maker, settings: Mapping[str, Any] | None, label: str) -> Array:
+    source, dtype = np.asarray(saved), np.dtype(np.float64)
+    if source.dtype == compute_dtype(make.param):
+        if settings is None or settings["average_dtype"] == "float32":
+            dtype = source.dtype
+        else:  # of an older file; nothing is lost
+            source = source.astype(dtype)
+    return _array(source, make, AVERAGE, label, dtype)
+
+
+def _are_axes(order: Any, ndim: int) -> bool:
+    """Return whether this is a list of all axes."""
+    if not isinstance(order, list) or any(type(axis) is not int for axis in order):
+        return False
+    return sorted(order) == list(range(ndim))
 
 
 def _array(
@@ -448,7 +567,7 @@ class _Saved(NamedTuple):
     shape: tuple[int, ...]
 
 
-def _kept(saved: _Saved, make: Maker, has_sign: bool, order: str) -> Any:
+def _kept(saved: _Saved, make: Maker, has_sign: bool, order: Order) -> Any:
     """Return saved state in the parameter's layout, in the format in which it was saved."""
     values, name, label, shape = saved
     source, param = np.asarray(values), make.param
@@ -466,12 +585,8 @@ def _kept(saved: _Saved, make: Maker, has_sign: bool, order: str) -> Any:
         formats.q8_check(source, signed=has_sign)
     except ValueError as error:
         raise ValueError(f"{label}: {error}") from None
-    if order != order_of(param):
-        in_order = np.asarray(
-            _storage.opened(source, param, has_sign, order), order=order_of(param)
-        )
-        source = formats.q8_encode(in_order, signed=has_sign)
-    return make.loaded(name, source, np.uint8, source.shape)
+    codes = _storage.laid_out_again(source, param, has_sign, order)
+    return make.loaded(name, codes, np.uint8, codes.shape)
 
 
 def _master(

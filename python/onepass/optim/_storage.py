@@ -8,7 +8,8 @@ import numpy.typing as npt
 
 from onepass import formats
 from onepass._extras import require
-from onepass._memory import compute_dtype, order_of
+from onepass._memory import Order, compute_dtype, in_order, order_of, unraveled
+from onepass._quiet import quiet
 from onepass._typing import Array
 from onepass.optim._maker import MASTER, Maker
 
@@ -41,10 +42,15 @@ def keep(values: Array, make: Maker, name: str, state_format: str | None, has_si
     """Return an array with these values, rounded to nearest, as state of this format is kept."""
     own = _format_of(make.param, state_format)
     if own == "q8":
-        values = np.asarray(values, np.float32, order=order_of(make.param))
-        codes = formats.q8_encode(values, signed=has_sign)
+        codes = _encoded(values, make.param, has_sign)
         return make(name, codes, np.uint8, codes.shape)
     return make(name, values, _dtype_of(own))
+
+
+def _encoded(values: Array, param: Array, has_sign: bool) -> npt.NDArray[np.uint8]:
+    """Return the 8-bit codes of these values, in the parameter's order."""
+    in_place = in_order(np.asarray(values, np.float32), order_of(param))
+    return formats.q8_encode(in_place, signed=has_sign)
 
 
 def fresh(
@@ -72,8 +78,16 @@ def opened(array: Any, param: Array, has_sign: bool, order: Any = None) -> Array
     """
     if array.dtype == np.uint8:
         flat = formats.q8_decode(array, param.size, signed=has_sign)
-        return np.asarray(flat.reshape(param.shape, order=order or order_of(param)))
+        return unraveled(flat, param.shape, order or order_of(param))
     return np.asarray(array if array.dtype.itemsize > 2 else array.astype(np.float32))
+
+
+@quiet
+def laid_out_again(array: Any, param: Array, has_sign: bool, order: Order) -> Any:
+    """Return what is kept, where it is 8-bit codes that stand in this order, in the parameter's."""
+    if array is None or array.dtype != np.uint8 or order == order_of(param):
+        return array
+    return _encoded(opened(array, param, has_sign, order), param, has_sign)
 
 
 def closed(
@@ -92,7 +106,7 @@ def closed(
     if before.dtype == np.uint8:
         return formats.q8_encode(values, signed=has_sign, bits=bits)
     if bits is not None:
-        bits = bits.reshape(values.shape, order=order_of(values))
+        bits = unraveled(bits, values.shape, order_of(values))
     return formats.narrow(values, before.dtype, bits)
 
 
@@ -136,7 +150,10 @@ def shown(values: Sequence[Array], params: Sequence[Array]) -> list[Array]:
     two neighbours, the farther of them may be taken.
     """
     with np.errstate(all="ignore"):
-        wide = [np.asarray(v, compute_dtype(p)) for v, p in zip(values, params, strict=True)]
+        wide = [
+            in_order(np.asarray(v, compute_dtype(p)), order_of(p))
+            for v, p in zip(values, params, strict=True)
+        ]
     return [
         value if value.dtype == param.dtype else formats.narrow(value, param.dtype)
         for value, param in zip(wide, params, strict=True)

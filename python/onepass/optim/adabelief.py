@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Unpack
 import numpy as np
 
 from onepass._hyperparameters import BETAS, NON_NEGATIVE, SCHEDULED, Fixed, Flag
-from onepass._typing import Array, Params, Schedule
+from onepass._typing import Array, Pair, Params, Schedule
 from onepass.optim._rectification import rectification
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
@@ -32,14 +32,14 @@ class AdaBelief(Optimizer, rule="adabelief"):
     Parameters
     ----------
     params : ndarray, sequence or mapping of them, or list of groups
-        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, C- or F-contiguous, updated
+        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, without gaps, updated
         in place. A group is a mapping with ``"params"`` and the hyperparameters in which it
         differs.
     lr : float >= 0, or schedule
         Learning rate. A schedule is called with the number of completed steps, from 0.
-    betas : two floats in [0, 1)
+    betas : two floats in [0, 1), or schedules
         How much of the old averages of g and of the squared distance stays.
-    eps : float >= 0
+    eps : float >= 0, or schedule
         Outside the root.
     weight_decay : float >= 0, or schedule
         Decoupled: :math:`w \leftarrow (1 - \eta \lambda)\, w` before the step.
@@ -47,15 +47,11 @@ class AdaBelief(Optimizer, rule="adabelief"):
         Rectify the first steps, as `RAdam` does.
     eps_root : float >= 0
         Added to the average square in each step, so that it accumulates there: after many steps it
-        is :math:`\epsilon_\mathrm{root} / (1 - \beta_2)`.
+        is :math:`\epsilon_\mathrm{root} / (1 - \beta_2)`. So it takes no schedule.
     maximize : bool
         Ascend instead of descend; the decay still shrinks.
     **options
-        `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`, `nonfinite`, `clear_grads`,
-        `state_alloc`,
-        `ema_decay`, `ema_warmup`, `swa_start`, `lookahead_every`, `lookahead_weight`,
-        `state_format`, `rounding`, `cautious_weight_decay`, `seed`, `grads` and `copy_to`: see
-        `onepass.Optimizer`.
+        The options of a step that every optimizer takes: see `onepass.Optimizer`.
 
     Raises
     ------
@@ -94,7 +90,7 @@ class AdaBelief(Optimizer, rule="adabelief"):
     checks: ClassVar = {
         "lr": SCHEDULED,
         "betas": BETAS,
-        "eps": NON_NEGATIVE,
+        "eps": SCHEDULED,
         "rectify": Flag(),
         "eps_root": NON_NEGATIVE,
         "decoupled_weight_decay": Fixed(Flag(), True),
@@ -109,8 +105,8 @@ class AdaBelief(Optimizer, rule="adabelief"):
         self,
         params: Params,
         lr: float | Schedule = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-16,
+        betas: Pair = (0.9, 0.999),
+        eps: float | Schedule = 1e-16,
         weight_decay: float | Schedule = 0.0,
         *,
         rectify: bool = True,

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Unpack
 
 import numpy as np
 
-from onepass._hyperparameters import NON_NEGATIVE, SCHEDULED, Number
+from onepass._hyperparameters import SCHEDULED, Number
 from onepass._typing import Array, Params, Schedule
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
@@ -26,15 +26,15 @@ class Adadelta(Optimizer, rule="adadelta"):
     Parameters
     ----------
     params : ndarray, sequence or mapping of them, or list of groups
-        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, C- or F-contiguous, updated
+        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, without gaps, updated
         in place. A group is a mapping with ``"params"`` and the hyperparameters in which it
         differs.
     lr : float >= 0, or schedule
         A factor of the step; the paper has none. A schedule is called with the number of completed
         steps, from 0.
-    rho : float in [0, 1]
+    rho : float in [0, 1], or schedule
         How much of the old averages stays.
-    eps : float >= 0
+    eps : float >= 0, or schedule
         Inside both roots. It sets the size of the first steps, which is about its root; with 0
         nothing ever moves, and where the gradient has always been 0 the weight becomes NaN (0 / 0).
     weight_decay : float >= 0, or schedule
@@ -42,11 +42,7 @@ class Adadelta(Optimizer, rule="adadelta"):
     maximize : bool
         Ascend instead of descend.
     **options
-        `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`, `nonfinite`, `clear_grads`,
-        `state_alloc`,
-        `ema_decay`, `ema_warmup`, `swa_start`, `lookahead_every`, `lookahead_weight`,
-        `state_format`, `rounding`, `cautious_weight_decay`, `seed`, `grads` and `copy_to`: see
-        `onepass.Optimizer`.
+        The options of a step that every optimizer takes: see `onepass.Optimizer`.
 
     Raises
     ------
@@ -81,8 +77,8 @@ class Adadelta(Optimizer, rule="adadelta"):
 
     checks: ClassVar = {
         "lr": SCHEDULED,
-        "rho": Number(high=1.0),
-        "eps": NON_NEGATIVE,
+        "rho": Number(high=1.0, schedulable=True),
+        "eps": SCHEDULED,
     }
     cases: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"rho": 0.5, "eps": 1e-3}, {"rho": 1.0})
 
@@ -90,8 +86,8 @@ class Adadelta(Optimizer, rule="adadelta"):
         self,
         params: Params,
         lr: float | Schedule = 1.0,
-        rho: float = 0.9,
-        eps: float = 1e-6,
+        rho: float | Schedule = 0.9,
+        eps: float | Schedule = 1e-6,
         weight_decay: float | Schedule = 0.0,
         *,
         maximize: bool = False,

@@ -53,16 +53,17 @@ class Adafactor(Optimizer, rule="adafactor"):
     beta2_decay : float <= 0
         :math:`\gamma`: how fast what a step weighs in :math:`R` and :math:`C` falls. The first
         step weighs 1, so nothing has to be corrected.
-    eps : float >= 0 or None, and float >= 0
+    eps : float >= 0 or None, and float >= 0 or schedule
         The first is the least root that :math:`g` is divided by; None is the machine epsilon of the
         dtype that the parameter's step computes in, so of float32 beside 16 bits. The second is the
-        least length of weights that steps are relative to: weights of zero would never move.
+        least length of weights that steps are relative to: weights of zero would never move. The
+        second alone takes a schedule, since with `add_eps` the first stays in the moments.
     d : float >= 1, may be infinite
         The largest :math:`\operatorname{rms}(U)`; a longer update is made shorter.
     weight_decay : float >= 0, or schedule
         Decoupled: in each step the weights shrink to 1 - lr * weight_decay of what they were. It
         does not fall with :math:`1 / \sqrt t`.
-    beta1 : float in [0, 1), optional
+    beta1 : float in [0, 1), or schedule, optional
         Average the finished updates with this momentum, and step by the average. That keeps
         ``exp_avg``, an array like the parameter.
     scale_parameter : bool
@@ -74,11 +75,7 @@ class Adafactor(Optimizer, rule="adafactor"):
     maximize : bool
         Ascend instead of descend; the decay still shrinks.
     **options
-        `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`, `nonfinite`, `clear_grads`,
-        `state_alloc`,
-        `ema_decay`, `ema_warmup`, `swa_start`, `lookahead_every`, `lookahead_weight`,
-        `state_format`, `rounding`, `seed`, `grads` and `copy_to`: see `onepass.Optimizer`. There is
-        no `cautious_weight_decay`.
+        The options of a step: see `onepass.Optimizer`. There is no `cautious_weight_decay`.
 
     Raises
     ------
@@ -137,7 +134,7 @@ class Adafactor(Optimizer, rule="adafactor"):
     checks: ClassVar = {
         "lr": SCHEDULED,
         "beta2_decay": Number(low=-math.inf, high=0.0),
-        "eps": Several((Maybe(NON_NEGATIVE), NON_NEGATIVE)),
+        "eps": Several((Maybe(NON_NEGATIVE), SCHEDULED)),
         "d": Number(low=1.0, infinite=True),
         "beta1": Maybe(DECAY_RATE),
         "scale_parameter": Flag(),
@@ -162,11 +159,11 @@ class Adafactor(Optimizer, rule="adafactor"):
         params: Params,
         lr: float | Schedule = 1e-2,
         beta2_decay: float = -0.8,
-        eps: tuple[float | None, float] = (None, 1e-3),
+        eps: tuple[float | None, float | Schedule] = (None, 1e-3),
         d: float = 1.0,
         weight_decay: float | Schedule = 0.0,
         *,
-        beta1: float | None = None,
+        beta1: float | Schedule | None = None,
         scale_parameter: bool = True,
         relative_step: bool = True,
         add_eps: bool = False,

@@ -26,7 +26,7 @@ class Adagrad(Optimizer, rule="adagrad"):
     Parameters
     ----------
     params : ndarray, sequence or mapping of them, or list of groups
-        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, C- or F-contiguous, updated
+        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, without gaps, updated
         in place. A group is a mapping with ``"params"`` and the hyperparameters in which it
         differs.
     lr : float >= 0, or schedule
@@ -35,19 +35,15 @@ class Adagrad(Optimizer, rule="adagrad"):
     weight_decay : float >= 0, or schedule
         Coupled (L2): the gradient becomes :math:`g + \lambda w`.
     initial_accumulator_value : float >= 0
-    eps : float >= 0
+    eps : float >= 0, or schedule
         Outside the root. With 0 here, in `eps_root` and in the accumulator, an element whose
         gradient has always been 0 becomes NaN (0 / 0).
-    eps_root : float >= 0
+    eps_root : float >= 0, or schedule
         Inside the root.
     maximize : bool
         Ascend instead of descend.
     **options
-        `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`, `nonfinite`, `clear_grads`,
-        `state_alloc`,
-        `ema_decay`, `ema_warmup`, `swa_start`, `lookahead_every`, `lookahead_weight`,
-        `state_format`, `rounding`, `cautious_weight_decay`, `seed`, `grads` and `copy_to`: see
-        `onepass.Optimizer`.
+        The options of a step that every optimizer takes: see `onepass.Optimizer`.
 
     Raises
     ------
@@ -86,8 +82,8 @@ class Adagrad(Optimizer, rule="adagrad"):
         "lr": SCHEDULED,
         "lr_decay": NON_NEGATIVE,
         "initial_accumulator_value": NON_NEGATIVE,
-        "eps": NON_NEGATIVE,
-        "eps_root": NON_NEGATIVE,
+        "eps": SCHEDULED,
+        "eps_root": SCHEDULED,
     }
     cases: ClassVar = (
         {},
@@ -102,9 +98,9 @@ class Adagrad(Optimizer, rule="adagrad"):
         lr_decay: float = 0.0,
         weight_decay: float | Schedule = 0.0,
         initial_accumulator_value: float = 0.0,
-        eps: float = 1e-10,
+        eps: float | Schedule = 1e-10,
         *,
-        eps_root: float = 0.0,
+        eps_root: float | Schedule = 0.0,
         maximize: bool = False,
         **options: Unpack[StepOptions],
     ) -> None:

@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Unpack
 
 import numpy as np
 
-from onepass._hyperparameters import BETAS, NON_NEGATIVE, SCHEDULED, Flag
-from onepass._typing import Array, Params, Schedule
+from onepass._hyperparameters import BETAS, SCHEDULED, Flag
+from onepass._typing import Array, Pair, Params, Schedule
 from onepass.optim import _cautious
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
@@ -37,21 +37,21 @@ class Adam(Optimizer, rule="adam"):
     Parameters
     ----------
     params : ndarray, sequence or mapping of them, or list of groups
-        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, C- or F-contiguous, updated
+        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, without gaps, updated
         in place. A group is a mapping with ``"params"`` and the hyperparameters in which it
         differs.
     lr : float >= 0, or schedule
         Learning rate. A schedule is called with the number of completed steps, from 0.
-    betas : two floats in [0, 1)
+    betas : two floats in [0, 1), or schedules
         How much of the old averages of g and of g squared stays.
-    eps : float >= 0
+    eps : float >= 0, or schedule
         Outside the root.
     weight_decay : float >= 0, or schedule
         Coupled (L2): the gradient becomes :math:`g + \lambda w`; unless the next one is on.
     amsgrad : bool
     bias_correction : bool
     eps_hat : bool
-    eps_root : float >= 0
+    eps_root : float >= 0, or schedule
         Inside the root.
     amsgrad_corrected : bool
         Only with `amsgrad`, and without `eps_hat`.
@@ -66,11 +66,7 @@ class Adam(Optimizer, rule="adam"):
         The weights shrink before the step instead,
         :math:`w \leftarrow (1 - \eta \lambda)\, w`, as in `AdamW`.
     **options
-        `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`, `nonfinite`, `clear_grads`,
-        `state_alloc`,
-        `ema_decay`, `ema_warmup`, `swa_start`, `lookahead_every`, `lookahead_weight`,
-        `state_format`, `rounding`, `cautious_weight_decay`, `seed`, `grads` and `copy_to`: see
-        `onepass.Optimizer`.
+        The options of a step that every optimizer takes: see `onepass.Optimizer`.
 
     Raises
     ------
@@ -117,11 +113,11 @@ class Adam(Optimizer, rule="adam"):
     checks: ClassVar = {
         "lr": SCHEDULED,
         "betas": BETAS,
-        "eps": NON_NEGATIVE,
+        "eps": SCHEDULED,
         "amsgrad": Flag(),
         "bias_correction": Flag(),
         "eps_hat": Flag(),
-        "eps_root": NON_NEGATIVE,
+        "eps_root": SCHEDULED,
         "amsgrad_corrected": Flag(),
         "cautious": Flag(),
         "decoupled_weight_decay": Flag(),
@@ -143,14 +139,14 @@ class Adam(Optimizer, rule="adam"):
         self,
         params: Params,
         lr: float | Schedule = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
+        betas: Pair = (0.9, 0.999),
+        eps: float | Schedule = 1e-8,
         weight_decay: float | Schedule = 0.0,
         amsgrad: bool = False,
         *,
         bias_correction: bool = True,
         eps_hat: bool = False,
-        eps_root: float = 0.0,
+        eps_root: float | Schedule = 0.0,
         amsgrad_corrected: bool = False,
         cautious: bool = False,
         maximize: bool = False,

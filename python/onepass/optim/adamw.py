@@ -3,7 +3,7 @@
 from typing import ClassVar, Unpack
 
 from onepass._hyperparameters import Fixed, Flag
-from onepass._typing import Params, Schedule
+from onepass._typing import Pair, Params, Schedule
 from onepass.optim._settings import StepOptions
 from onepass.optim.adam import Adam
 
@@ -20,14 +20,14 @@ class AdamW(Adam, rule="adamw"):
     Parameters
     ----------
     params : ndarray, sequence or mapping of them, or list of groups
-        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, C- or F-contiguous, updated
+        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, without gaps, updated
         in place. A group is a mapping with ``"params"`` and the hyperparameters in which it
         differs.
     lr : float >= 0, or schedule
         Learning rate. A schedule is called with the number of completed steps, from 0.
-    betas : two floats in [0, 1)
+    betas : two floats in [0, 1), or schedules
         How much of the old averages of g and of g squared stays.
-    eps : float >= 0
+    eps : float >= 0, or schedule
         Outside the root.
     weight_decay : float >= 0, or schedule
         Decoupled, in units of `lr`.
@@ -36,11 +36,7 @@ class AdamW(Adam, rule="adamw"):
     maximize : bool
         Ascend instead of descend; the decay still shrinks.
     **options
-        `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`, `nonfinite`, `clear_grads`,
-        `state_alloc`,
-        `ema_decay`, `ema_warmup`, `swa_start`, `lookahead_every`, `lookahead_weight`,
-        `state_format`, `rounding`, `cautious_weight_decay`, `seed`, `grads` and `copy_to`: see
-        `onepass.Optimizer`.
+        The options of a step that every optimizer takes: see `onepass.Optimizer`.
 
     Raises
     ------
@@ -86,14 +82,14 @@ class AdamW(Adam, rule="adamw"):
         self,
         params: Params,
         lr: float | Schedule = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
+        betas: Pair = (0.9, 0.999),
+        eps: float | Schedule = 1e-8,
         weight_decay: float | Schedule = 1e-2,
         amsgrad: bool = False,
         *,
         bias_correction: bool = True,
         eps_hat: bool = False,
-        eps_root: float = 0.0,
+        eps_root: float | Schedule = 0.0,
         amsgrad_corrected: bool = False,
         cautious: bool = False,
         maximize: bool = False,

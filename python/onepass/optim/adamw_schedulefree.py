@@ -7,7 +7,6 @@ import numpy as np
 
 from onepass._hyperparameters import (
     DECAY_RATE,
-    NON_NEGATIVE,
     SCHEDULED,
     Flag,
     Number,
@@ -40,16 +39,17 @@ class AdamWScheduleFree(Optimizer, rule="adamw_schedulefree"):
     Parameters
     ----------
     params : ndarray, sequence or mapping of them, or list of groups
-        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, C- or F-contiguous, updated
+        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, without gaps, updated
         in place. A group is a mapping with ``"params"`` and the hyperparameters in which it
         differs.
     lr : float >= 0, or schedule
         Learning rate; no decay of it is needed, and it may be larger than Adam's. A schedule is
         called with the number of completed steps, from 0.
-    betas : a float in [0.001, 1) and one in [0, 1)
+    betas : a float in [0.001, 1), and one in [0, 1) or schedule
         The share of :math:`x` in :math:`y`, and how much of the old average of g squared stays. Do
         not change the first one in a run: :math:`x` is found from :math:`y` and :math:`z` with it.
-    eps : float >= 0
+        So the second alone takes a schedule.
+    eps : float >= 0, or schedule
         Is added outside the root.
     weight_decay : float >= 0, or schedule
         Decoupled, in units of `lr`, and taken at :math:`y`.
@@ -64,13 +64,10 @@ class AdamWScheduleFree(Optimizer, rule="adamw_schedulefree"):
     rectify, silent_sgd_phase
         As in `RAdamScheduleFree`, which is this class with ``rectify=True``.
     **options
-        `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`, `nonfinite`, `clear_grads`,
-        `state_alloc`,
-        `state_format`, `seed`, `grads` and `copy_to`: see `onepass.Optimizer`. `ema_decay`,
-        `ema_warmup` and `swa_start` are refused, because there is an average already, and
-        `lookahead_every` with `lookahead_weight`, because it would move :math:`y` alone; `rounding`
-        must be "master", because rounded weights would drift apart from :math:`z`, and there is no
-        `cautious_weight_decay`.
+        The options of a step: see `onepass.Optimizer`. `ema_decay` and `swa_start` are refused,
+        because there is an average already, and `lookahead_every`, because it would move :math:`y`
+        alone; `rounding` must be "master", because rounded weights would drift apart from
+        :math:`z`, and there is no `cautious_weight_decay`.
 
     Raises
     ------
@@ -112,7 +109,7 @@ class AdamWScheduleFree(Optimizer, rule="adamw_schedulefree"):
     checks: ClassVar = {
         "lr": SCHEDULED,
         "betas": Several((_schedulefree.MOMENTUM, DECAY_RATE)),
-        "eps": NON_NEGATIVE,
+        "eps": SCHEDULED,
         "warmup_steps": Whole(below=2**53),
         "r": Number(high=10.0),
         "weight_lr_power": Number(high=10.0),
@@ -130,8 +127,8 @@ class AdamWScheduleFree(Optimizer, rule="adamw_schedulefree"):
         self,
         params: Params,
         lr: float | Schedule = 2.5e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
+        betas: tuple[float, float | Schedule] = (0.9, 0.999),
+        eps: float | Schedule = 1e-8,
         weight_decay: float | Schedule = 0.0,
         warmup_steps: int = 0,
         r: float = 0.0,

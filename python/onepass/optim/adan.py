@@ -5,8 +5,8 @@ from typing import Any, ClassVar, Unpack
 
 import numpy as np
 
-from onepass._hyperparameters import DECAY_RATE, NON_NEGATIVE, SCHEDULED, Fixed, Flag, Several
-from onepass._typing import Array, Params, Schedule
+from onepass._hyperparameters import DECAY_RATE, SCHEDULED, Fixed, Flag, Several
+from onepass._typing import Array, Params, Schedule, Triple
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
 
@@ -28,15 +28,15 @@ class Adan(Optimizer, rule="adan"):
     Parameters
     ----------
     params : ndarray, sequence or mapping of them, or list of groups
-        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, C- or F-contiguous, updated
+        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, without gaps, updated
         in place. A group is a mapping with ``"params"`` and the hyperparameters in which it
         differs.
     lr : float >= 0, or schedule
         Learning rate. A schedule is called with the number of completed steps, from 0.
-    betas : three floats in [0, 1)
+    betas : three floats in [0, 1), or schedules
         How much of the old averages stays: of g, of its change, and of the square. They are 1 minus
         the paper's.
-    eps : float >= 0
+    eps : float >= 0, or schedule
         Outside the root.
     weight_decay : float >= 0, or schedule
         Proximal: :math:`w \leftarrow w / (1 + \eta \lambda)` after the step; with `no_prox`
@@ -45,11 +45,7 @@ class Adan(Optimizer, rule="adan"):
     maximize : bool
         Ascend instead of descend; the decay still shrinks.
     **options
-        `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`, `nonfinite`, `clear_grads`,
-        `state_alloc`,
-        `ema_decay`, `ema_warmup`, `swa_start`, `lookahead_every`, `lookahead_weight`,
-        `state_format`, `rounding`, `cautious_weight_decay`, `seed`, `grads` and `copy_to`: see
-        `onepass.Optimizer`.
+        The options of a step that every optimizer takes: see `onepass.Optimizer`.
 
     Raises
     ------
@@ -88,7 +84,7 @@ class Adan(Optimizer, rule="adan"):
     checks: ClassVar = {
         "lr": SCHEDULED,
         "betas": Several((DECAY_RATE,) * 3),
-        "eps": NON_NEGATIVE,
+        "eps": SCHEDULED,
         "no_prox": Flag(),
         "decoupled_weight_decay": Fixed(Flag(), True),
     }
@@ -101,8 +97,8 @@ class Adan(Optimizer, rule="adan"):
         self,
         params: Params,
         lr: float | Schedule = 1e-3,
-        betas: tuple[float, float, float] = (0.98, 0.92, 0.99),
-        eps: float = 1e-8,
+        betas: Triple = (0.98, 0.92, 0.99),
+        eps: float | Schedule = 1e-8,
         weight_decay: float | Schedule = 0.0,
         *,
         no_prox: bool = False,

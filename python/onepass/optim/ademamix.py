@@ -8,14 +8,13 @@ import numpy as np
 
 from onepass._hyperparameters import (
     DECAY_RATE,
-    NON_NEGATIVE,
     SCHEDULED,
     Fixed,
     Flag,
     Several,
     Whole,
 )
-from onepass._typing import Array, Params, Schedule
+from onepass._typing import Array, Params, Schedule, Triple
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
 
@@ -39,16 +38,16 @@ class AdEMAMix(Optimizer, rule="ademamix"):
     Parameters
     ----------
     params : ndarray, sequence or mapping of them, or list of groups
-        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, C- or F-contiguous, updated
+        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, without gaps, updated
         in place. A group is a mapping with ``"params"`` and the hyperparameters in which it
         differs.
     lr : float >= 0, or schedule
         Learning rate. A schedule is called with the number of completed steps, from 0.
-    betas : three floats in [0, 1)
+    betas : three floats in [0, 1), or schedules
         How much of the old averages stays: of the fast one, of the squares, and of the slow one.
-    alpha : float >= 0
+    alpha : float >= 0, or schedule
         How much the slow average counts.
-    eps : float >= 0
+    eps : float >= 0, or schedule
         Outside the root.
     weight_decay : float >= 0, or schedule
         Decoupled: :math:`w \leftarrow (1 - \eta \lambda)\, w` before the step.
@@ -58,11 +57,7 @@ class AdEMAMix(Optimizer, rule="ademamix"):
     maximize : bool
         Ascend instead of descend; the decay still shrinks.
     **options
-        `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`, `nonfinite`, `clear_grads`,
-        `state_alloc`,
-        `ema_decay`, `ema_warmup`, `swa_start`, `lookahead_every`, `lookahead_weight`,
-        `state_format`, `rounding`, `cautious_weight_decay`, `seed`, `grads` and `copy_to`: see
-        `onepass.Optimizer`.
+        The options of a step that every optimizer takes: see `onepass.Optimizer`.
 
     Raises
     ------
@@ -101,8 +96,8 @@ class AdEMAMix(Optimizer, rule="ademamix"):
     checks: ClassVar = {
         "lr": SCHEDULED,
         "betas": Several((DECAY_RATE,) * 3),
-        "alpha": NON_NEGATIVE,
-        "eps": NON_NEGATIVE,
+        "alpha": SCHEDULED,
+        "eps": SCHEDULED,
         "alpha_warmup": Whole(below=2**53),
         "beta3_warmup": Whole(below=2**53),
         "decoupled_weight_decay": Fixed(Flag(), True),
@@ -117,9 +112,9 @@ class AdEMAMix(Optimizer, rule="ademamix"):
         self,
         params: Params,
         lr: float | Schedule = 1e-3,
-        betas: tuple[float, float, float] = (0.9, 0.999, 0.9999),
-        alpha: float = 2.0,
-        eps: float = 1e-8,
+        betas: Triple = (0.9, 0.999, 0.9999),
+        alpha: float | Schedule = 2.0,
+        eps: float | Schedule = 1e-8,
         weight_decay: float | Schedule = 0.0,
         *,
         alpha_warmup: int = 0,

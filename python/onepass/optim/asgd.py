@@ -27,7 +27,7 @@ class ASGD(Optimizer, rule="asgd"):
     Parameters
     ----------
     params : ndarray, sequence or mapping of them, or list of groups
-        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, C- or F-contiguous, updated
+        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, without gaps, updated
         in place. A group is a mapping with ``"params"`` and the hyperparameters in which it
         differs.
     lr : float >= 0, or schedule
@@ -44,11 +44,7 @@ class ASGD(Optimizer, rule="asgd"):
     maximize : bool
         Ascend instead of descend.
     **options
-        `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`, `nonfinite`, `clear_grads`,
-        `state_alloc`,
-        `ema_decay`, `ema_warmup`, `swa_start`, `lookahead_every`, `lookahead_weight`,
-        `state_format`, `rounding`, `cautious_weight_decay`, `seed`, `grads` and `copy_to`: see
-        `onepass.Optimizer`.
+        The options of a step that every optimizer takes: see `onepass.Optimizer`.
 
     Raises
     ------

@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Unpack
 
 import numpy as np
 
-from onepass._hyperparameters import BETAS, NON_NEGATIVE, SCHEDULED, Flag
-from onepass._typing import Array, Params, Schedule
+from onepass._hyperparameters import BETAS, SCHEDULED, Flag
+from onepass._typing import Array, Pair, Params, Schedule
 from onepass.optim._reference import squared
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
@@ -30,15 +30,15 @@ class LAMB(Optimizer, rule="lamb"):
     Parameters
     ----------
     params : ndarray, sequence or mapping of them, or list of groups
-        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, C- or F-contiguous, updated
+        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, without gaps, updated
         in place. A group is a mapping with ``"params"`` and the hyperparameters in which it
         differs.
     lr : float >= 0, or schedule
         Learning rate: a step moves an array by this share of the array's own norm. A schedule is
         called with the number of completed steps, from 0.
-    betas : two floats in [0, 1)
+    betas : two floats in [0, 1), or schedules
         How much of the old averages of g and of g squared stays.
-    eps : float >= 0
+    eps : float >= 0, or schedule
         Is added outside the root.
     weight_decay : float >= 0, or schedule
         Is part of :math:`u`, and so scaled with it.
@@ -47,11 +47,7 @@ class LAMB(Optimizer, rule="lamb"):
     maximize : bool
         Ascend instead of descend; the decay still shrinks.
     **options
-        `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`, `nonfinite`, `clear_grads`,
-        `state_alloc`,
-        `ema_decay`, `ema_warmup`, `swa_start`, `lookahead_every`, `lookahead_weight`,
-        `state_format`, `rounding`, `seed`, `grads` and `copy_to`: see `onepass.Optimizer`. There is
-        no `cautious_weight_decay`.
+        The options of a step: see `onepass.Optimizer`. There is no `cautious_weight_decay`.
 
     Raises
     ------
@@ -94,7 +90,7 @@ class LAMB(Optimizer, rule="lamb"):
     checks: ClassVar = {
         "lr": SCHEDULED,
         "betas": BETAS,
-        "eps": NON_NEGATIVE,
+        "eps": SCHEDULED,
         "trust_clip": Flag(),
     }
     cases: ClassVar[Sequence[Mapping[str, Any]]] = (
@@ -106,8 +102,8 @@ class LAMB(Optimizer, rule="lamb"):
         self,
         params: Params,
         lr: float | Schedule = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
+        betas: Pair = (0.9, 0.999),
+        eps: float | Schedule = 1e-6,
         weight_decay: float | Schedule = 0.01,
         *,
         trust_clip: bool = False,

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Unpack
 
-from onepass._hyperparameters import DECAY_RATE, NON_NEGATIVE, SCHEDULED, Flag, Maybe, Number
+from onepass._hyperparameters import DECAY_RATE, SCHEDULED, Flag, Maybe, Number
 from onepass._typing import Array, Params, Schedule
 from onepass.optim._reference import squared
 from onepass.optim._settings import StepOptions
@@ -27,13 +27,13 @@ class LARS(Optimizer, rule="lars"):
     Parameters
     ----------
     params : ndarray, sequence or mapping of them, or list of groups
-        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, C- or F-contiguous, updated
+        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, without gaps, updated
         in place. A group is a mapping with ``"params"`` and the hyperparameters in which it
         differs. The authors leave biases and BatchNorm's parameters to SGD: a group with
         ``trust_coeff=None`` and ``weight_decay=0``.
     lr : float >= 0, or schedule
         Learning rate. A schedule is called with the number of completed steps, from 0.
-    momentum : float in [0, 1)
+    momentum : float in [0, 1), or schedule
         How much of the buffer stays, :math:`\mu`. With 0 there is no buffer.
     dampening : float in [0, 1)
         From the second step on, what enters the buffer is multiplied by one minus this.
@@ -43,7 +43,7 @@ class LARS(Optimizer, rule="lars"):
         Step by :math:`r (g + \lambda w) + \mu v` instead of :math:`v`.
     trust_coeff : float >= 0, optional
         :math:`\tau`. None leaves a group to SGD.
-    eps : float >= 0
+    eps : float >= 0, or schedule
         Is added to the denominator.
     trust_clip : bool
         Replace :math:`r` by :math:`\min(r / \eta, 1)`, so that the step is never longer than SGD's
@@ -53,11 +53,7 @@ class LARS(Optimizer, rule="lars"):
     maximize : bool
         Ascend instead of descend; the decay still shrinks.
     **options
-        `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`, `nonfinite`, `clear_grads`,
-        `state_alloc`,
-        `ema_decay`, `ema_warmup`, `swa_start`, `lookahead_every`, `lookahead_weight`,
-        `state_format`, `rounding`, `seed`, `grads` and `copy_to`: see `onepass.Optimizer`. There is
-        no `cautious_weight_decay`.
+        The options of a step: see `onepass.Optimizer`. There is no `cautious_weight_decay`.
 
     Raises
     ------
@@ -97,10 +93,10 @@ class LARS(Optimizer, rule="lars"):
     checks: ClassVar = {
         "lr": SCHEDULED,
         "momentum": DECAY_RATE,
-        "dampening": DECAY_RATE,
+        "dampening": Number(below=1.0),
         "nesterov": Flag(),
         "trust_coeff": Maybe(Number()),
-        "eps": NON_NEGATIVE,
+        "eps": SCHEDULED,
         "trust_clip": Flag(),
         "always_adapt": Flag(),
     }
@@ -122,12 +118,12 @@ class LARS(Optimizer, rule="lars"):
         self,
         params: Params,
         lr: float | Schedule = 1.0,
-        momentum: float = 0.0,
+        momentum: float | Schedule = 0.0,
         dampening: float = 0.0,
         weight_decay: float | Schedule = 0.0,
         nesterov: bool = False,
         trust_coeff: float | None = 1e-3,
-        eps: float = 1e-8,
+        eps: float | Schedule = 1e-8,
         trust_clip: bool = False,
         always_adapt: bool = False,
         *,

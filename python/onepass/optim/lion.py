@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Unpack
 import numpy as np
 
 from onepass._hyperparameters import BETAS, SCHEDULED, Fixed, Flag
-from onepass._typing import Array, Params, Schedule
+from onepass._typing import Array, Pair, Params, Schedule
 from onepass.optim import _cautious
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
@@ -26,12 +26,12 @@ class Lion(Optimizer, rule="lion"):
     Parameters
     ----------
     params : ndarray, sequence or mapping of them, or list of groups
-        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, C- or F-contiguous, updated
+        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, without gaps, updated
         in place. A group is a mapping with ``"params"`` and the hyperparameters in which it
         differs.
     lr : float >= 0, or schedule
         Learning rate. A schedule is called with the number of completed steps, from 0.
-    betas : two floats in [0, 1)
+    betas : two floats in [0, 1), or schedules
         How much of the average counts in the step, and how much of it stays.
     weight_decay : float >= 0, or schedule
         Decoupled: :math:`w \leftarrow (1 - \eta \lambda)\, w` before the step.
@@ -43,11 +43,7 @@ class Lion(Optimizer, rule="lion"):
     maximize : bool
         Ascend instead of descend; the decay still shrinks.
     **options
-        `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`, `nonfinite`, `clear_grads`,
-        `state_alloc`,
-        `ema_decay`, `ema_warmup`, `swa_start`, `lookahead_every`, `lookahead_weight`,
-        `state_format`, `rounding`, `cautious_weight_decay`, `seed`, `grads` and `copy_to`: see
-        `onepass.Optimizer`.
+        The options of a step that every optimizer takes: see `onepass.Optimizer`.
 
     Raises
     ------
@@ -106,7 +102,7 @@ class Lion(Optimizer, rule="lion"):
         self,
         params: Params,
         lr: float | Schedule = 1e-4,
-        betas: tuple[float, float] = (0.9, 0.99),
+        betas: Pair = (0.9, 0.99),
         weight_decay: float | Schedule = 0.0,
         *,
         cautious: bool = False,

@@ -29,7 +29,8 @@ class LossScaler:
     r"""Dynamic loss scaling: multiply the loss by a number as large as the gradients allow.
 
     Gradients of a loss :math:`s L` are :math:`s` times as large; the step divides them by
-    :math:`s`. Where one of them overflows, the step is skipped and
+    :math:`s`. Where one of them overflows, it is left out (the step, or what `accumulate` is given)
+    and
 
     .. math::
 
@@ -37,7 +38,8 @@ class LossScaler:
         s &\leftarrow s \cdot \mathrm{growth\_factor}
             \quad \text{after growth\_interval updates in a row without that.}
 
-    It is a number of float32, and stays between :math:`2^{-126}` and the largest of them.
+    It is a number of float32, and stays between :math:`2^{-126}` and the largest of them. A step
+    that is left out because of `skip_grad_norm` is no overflow, and counts as any other.
 
     Parameters
     ----------
@@ -61,7 +63,8 @@ class LossScaler:
       end. There many overflows in a row take the scale below :math:`2^{-127}`, whose inverse
       float32 does not have, and then to 0: the next finite gradients make the weights infinite.
       ``unscale_`` is a pass of its own there, before clipping; here `step` unscales as it goes.
-      The optimizer must have ``nonfinite="skip"``, and counts the steps that were skipped.
+      The optimizer must have ``nonfinite="skip"``, and counts the steps that were skipped. Of
+      gradients that are accumulated there, one overflow costs all batches of the step.
 
     References
     ----------
@@ -84,6 +87,15 @@ class LossScaler:
     >>> scaler.update()
     >>> scaler.get_scale(), w
     (2.0, array([0.9]))
+
+    The mean of several batches, of which one overflows:
+
+    >>> n = sum(opt.accumulate(scaler.scale(np.array([g]))) for g in (1.0, np.inf, 3.0))
+    >>> scaler.step(opt, grad_scale=max(n, 1)).skipped
+    False
+    >>> scaler.update()
+    >>> scaler.get_scale(), w
+    (1.0, array([0.7]))
     """
 
     def __init__(
@@ -102,7 +114,7 @@ class LossScaler:
         scale = _in_range(GRAD_SCALE("init_scale", init_scale))
         checked = {name: _CHECKS[name](name, value) for name, value in given.items()}
         self._settings = {"scale": scale, **checked}
-        self._found_nonfinite: bool | None = None  # None: no step since the last update
+        self._begin()
 
     def get_scale(self) -> float:
         """Return the scale."""
@@ -115,16 +127,25 @@ class LossScaler:
         return outputs * self.get_scale()
 
     def step(
-        self, optimizer: Optimizer, grads: Grads = None, *, num_threads: int | None = None
+        self,
+        optimizer: Optimizer,
+        grads: Grads = None,
+        *,
+        grad_scale: float = 1.0,
+        num_threads: int | None = None,
     ) -> StepInfo:
         """Step with gradients of the scaled loss; skipped if one of them is not finite.
 
         Parameters
         ----------
         optimizer : Optimizer
-            With ``nonfinite="skip"``.
+            With ``nonfinite="skip"``. What `Optimizer.accumulate` has left out since its last step
+            makes the scale fall too, while the step of the rest is taken.
         grads, num_threads
             As for `Optimizer.step`.
+        grad_scale : float in [2**-126, 2**128)
+            What the gradients are divided by besides the scale: how many batches they are summed
+            over. The scale stays as it is from the first of these batches to the step.
 
         Returns
         -------
@@ -138,8 +159,14 @@ class LossScaler:
         if optimizer.nonfinite != "skip":
             got = optimizer.nonfinite
             raise ValueError(f"optimizer: expected one with nonfinite='skip', got {got!r}")
-        info = optimizer.step(grads, grad_scale=self.get_scale(), num_threads=num_threads)
-        self._found_nonfinite = bool(self._found_nonfinite) or info.skipped
+        own, scale = GRAD_SCALE("grad_scale", grad_scale), self.get_scale()
+        if not SMALLEST <= own * scale <= LARGEST:
+            expected = f"{GRAD_SCALE} also when multiplied by the scale, {scale:g}"
+            raise ValueError(f"grad_scale: expected {expected}, got {own:g}")
+        has_left_out = optimizer._engine.left_out > 0
+        info = optimizer.step(grads, grad_scale=own * scale, num_threads=num_threads)
+        self._found_nonfinite |= has_left_out or info.skip_reason == "nonfinite"
+        self._grad_scales.append(own)
         return info
 
     def update(self) -> None:
@@ -150,20 +177,31 @@ class LossScaler:
         ValueError
             If none has stepped since the last update.
         """
-        if self._found_nonfinite is None:
+        if not self._grad_scales:
             raise ValueError("update: expected a step since the last update, got none")
         own = self._settings
         if self._found_nonfinite:
-            own["scale"] = _in_range(own["scale"] * own["backoff_factor"])
+            smaller = _in_range(own["scale"] * own["backoff_factor"])
+            if self._fits(smaller):
+                own["scale"] = smaller
             own["_growth_tracker"] = 0
         else:
             own["_growth_tracker"] += 1
             if own["_growth_tracker"] >= own["growth_interval"]:
                 grown = own["scale"] * own["growth_factor"]
-                if grown <= LARGEST:
+                if self._fits(grown):
                     own["scale"] = _in_range(grown)
                 own["_growth_tracker"] = 0
-        self._found_nonfinite = None
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forget the steps before: the next update is about those to come."""
+        self._grad_scales: list[float] = []
+        self._found_nonfinite = False
+
+    def _fits(self, scale: float) -> bool:
+        """Return whether steps like those since the last update can divide by such a scale."""
+        return all(SMALLEST <= scale * other <= LARGEST for other in (1.0, *self._grad_scales))
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything a run needs to continue, under PyTorch's names."""
@@ -184,7 +222,7 @@ class LossScaler:
             raise ValueError(f"state_dict: expected the keys {list(_CHECKS)}, got {got!r}")
         checked = {name: check(name, state_dict[name]) for name, check in _CHECKS.items()}
         self._settings = {**checked, "scale": _in_range(checked["scale"])}
-        self._found_nonfinite = None
+        self._begin()
 
 
 def _in_range(scale: float) -> float:

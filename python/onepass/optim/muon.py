@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Literal, Unpack
 from onepass._hyperparameters import (
     BETAS,
     DECAY_RATE,
-    NON_NEGATIVE,
     SCHEDULED,
     Choice,
     Fixed,
@@ -17,7 +16,7 @@ from onepass._hyperparameters import (
     Several,
     Whole,
 )
-from onepass._typing import Array, Params, Schedule
+from onepass._typing import Array, Pair, Params, Schedule
 from onepass.optim._newton_schulz import orthogonalize
 from onepass.optim._settings import StepOptions
 from onepass.optim.adam import Adam
@@ -48,7 +47,7 @@ class Muon(Optimizer, rule="muon"):
     Parameters
     ----------
     params : ndarray, sequence or mapping of them, or list of groups
-        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, C- or F-contiguous, updated
+        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, without gaps, updated
         in place. A group is a mapping with ``"params"`` and the hyperparameters in which it
         differs. With more than two dimensions, as in a convolution, all but the first are taken as
         one, in the order of NumPy's indices; fewer are an error but where `use_muon` is False.
@@ -57,13 +56,13 @@ class Muon(Optimizer, rule="muon"):
         AdamW's too, which is why a group of AdamW's usually has its own.
     weight_decay : float >= 0, or schedule
         Decoupled, in units of `lr`.
-    momentum : float in [0, 1)
+    momentum : float in [0, 1), or schedule
         How much of the old average of the gradients stays, :math:`\mu`.
     nesterov : bool
         Step along the average that the next gradient would make, were it the same.
     ns_coefficients : three floats
         :math:`a, b, c` of the Newton-Schulz iteration.
-    eps : float >= 0
+    eps : float >= 0, or schedule
         The least norm that :math:`U` is divided by. Where gradients may be smaller, 1e-30 keeps the
         step independent of their scale.
     ns_steps : int in [0, 100)
@@ -74,18 +73,14 @@ class Muon(Optimizer, rule="muon"):
         far as AdamW's, so that AdamW's rate and decay fit.
     use_muon : bool
         False: step this group by `AdamW`.
-    adam_betas : two floats in [0, 1)
+    adam_betas : two floats in [0, 1), or schedules
         `AdamW`'s `betas`.
-    adam_eps : float >= 0
+    adam_eps : float >= 0, or schedule
         `AdamW`'s `eps`.
     maximize : bool
         Ascend instead of descend; the decay still shrinks.
     **options
-        `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`, `nonfinite`, `clear_grads`,
-        `state_alloc`,
-        `ema_decay`, `ema_warmup`, `swa_start`, `lookahead_every`, `lookahead_weight`,
-        `state_format`, `rounding`, `cautious_weight_decay`, `seed`, `grads` and `copy_to`: see
-        `onepass.Optimizer`.
+        The options of a step that every optimizer takes: see `onepass.Optimizer`.
 
     Raises
     ------
@@ -149,12 +144,12 @@ class Muon(Optimizer, rule="muon"):
         "momentum": DECAY_RATE,
         "nesterov": Flag(),
         "ns_coefficients": Several((_COEFFICIENT, _COEFFICIENT, _COEFFICIENT)),
-        "eps": NON_NEGATIVE,
+        "eps": SCHEDULED,
         "ns_steps": Whole(below=100),
         "adjust_lr_fn": Maybe(Choice(("original", "match_rms_adamw"))),
         "use_muon": Flag(),
         "adam_betas": BETAS,
-        "adam_eps": NON_NEGATIVE,
+        "adam_eps": SCHEDULED,
         "decoupled_weight_decay": Fixed(Flag(), True),
     }
     cases: ClassVar[Sequence[Mapping[str, Any]]] = (
@@ -177,16 +172,16 @@ class Muon(Optimizer, rule="muon"):
         params: Params,
         lr: float | Schedule = 1e-3,
         weight_decay: float | Schedule = 0.1,
-        momentum: float = 0.95,
+        momentum: float | Schedule = 0.95,
         nesterov: bool = True,
         ns_coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
-        eps: float = 1e-7,
+        eps: float | Schedule = 1e-7,
         ns_steps: int = 5,
         adjust_lr_fn: Literal["original", "match_rms_adamw"] | None = None,
         *,
         use_muon: bool = True,
-        adam_betas: tuple[float, float] = (0.9, 0.999),
-        adam_eps: float = 1e-8,
+        adam_betas: Pair = (0.9, 0.999),
+        adam_eps: float | Schedule = 1e-8,
         maximize: bool = False,
         **options: Unpack[StepOptions],
     ) -> None:

@@ -5,8 +5,8 @@ from typing import Any, ClassVar, Unpack
 
 import numpy as np
 
-from onepass._hyperparameters import BETAS, NON_NEGATIVE, SCHEDULED, Flag, Number
-from onepass._typing import Array, Params, Schedule
+from onepass._hyperparameters import BETAS, SCHEDULED, Flag, Number
+from onepass._typing import Array, Pair, Params, Schedule
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
 
@@ -31,14 +31,14 @@ class NAdam(Optimizer, rule="nadam"):
     Parameters
     ----------
     params : ndarray, sequence or mapping of them, or list of groups
-        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, C- or F-contiguous, updated
+        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, without gaps, updated
         in place. A group is a mapping with ``"params"`` and the hyperparameters in which it
         differs.
     lr : float >= 0, or schedule
         Learning rate. A schedule is called with the number of completed steps, from 0.
-    betas : two floats in [0, 1)
+    betas : two floats in [0, 1), or schedules
         How much of the old averages of g and of g squared stays.
-    eps : float >= 0
+    eps : float >= 0, or schedule
         Is added outside the root.
     weight_decay : float >= 0, or schedule
         Coupled (L2): the gradient becomes :math:`g + \lambda w`; unless `decoupled_weight_decay` is
@@ -55,11 +55,7 @@ class NAdam(Optimizer, rule="nadam"):
     correct_ahead : bool
         Divide the average by :math:`1 - M_{t+1}` (True) or by :math:`1 - M_t` (False).
     **options
-        `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`, `nonfinite`, `clear_grads`,
-        `state_alloc`,
-        `ema_decay`, `ema_warmup`, `swa_start`, `lookahead_every`, `lookahead_weight`,
-        `state_format`, `rounding`, `cautious_weight_decay`, `seed`, `grads` and `copy_to`: see
-        `onepass.Optimizer`.
+        The options of a step that every optimizer takes: see `onepass.Optimizer`.
 
     Raises
     ------
@@ -102,7 +98,7 @@ class NAdam(Optimizer, rule="nadam"):
     checks: ClassVar = {
         "lr": SCHEDULED,
         "betas": BETAS,
-        "eps": NON_NEGATIVE,
+        "eps": SCHEDULED,
         "momentum_decay": Number(infinite=True),
         "decoupled_weight_decay": Flag(),
         "correct_ahead": Flag(),
@@ -118,8 +114,8 @@ class NAdam(Optimizer, rule="nadam"):
         self,
         params: Params,
         lr: float | Schedule = 2e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
+        betas: Pair = (0.9, 0.999),
+        eps: float | Schedule = 1e-8,
         weight_decay: float | Schedule = 0.0,
         momentum_decay: float = 4e-3,
         decoupled_weight_decay: bool = False,

@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Unpack
 
-from onepass._hyperparameters import BETAS, NON_NEGATIVE, SCHEDULED, Flag
-from onepass._typing import Array, Params, Schedule
+from onepass._hyperparameters import BETAS, SCHEDULED, Flag
+from onepass._typing import Array, Pair, Params, Schedule
 from onepass.optim._reference import squared
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
@@ -27,14 +27,14 @@ class NovoGrad(Optimizer, rule="novograd"):
     Parameters
     ----------
     params : ndarray, sequence or mapping of them, or list of groups
-        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, C- or F-contiguous, updated
+        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, without gaps, updated
         in place. A group is a mapping with ``"params"`` and the hyperparameters in which it
         differs.
     lr : float >= 0, or schedule
         Learning rate. A schedule is called with the number of completed steps, from 0.
-    betas : two floats in [0, 1)
+    betas : two floats in [0, 1), or schedules
         How much of the old momentum and of the old squared norm stays.
-    eps : float >= 0
+    eps : float >= 0, or schedule
         Is added to the root. With 0, an array whose gradients have all been 0 becomes NaN (0 / 0).
     weight_decay : float >= 0, or schedule
         Enters the momentum, and is not divided by the norm.
@@ -43,11 +43,7 @@ class NovoGrad(Optimizer, rule="novograd"):
     maximize : bool
         Ascend instead of descend; the decay still shrinks.
     **options
-        `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`, `nonfinite`, `clear_grads`,
-        `state_alloc`,
-        `ema_decay`, `ema_warmup`, `swa_start`, `lookahead_every`, `lookahead_weight`,
-        `state_format`, `rounding`, `seed`, `grads` and `copy_to`: see `onepass.Optimizer`. There is
-        no `cautious_weight_decay`.
+        The options of a step: see `onepass.Optimizer`. There is no `cautious_weight_decay`.
 
     Raises
     ------
@@ -86,7 +82,7 @@ class NovoGrad(Optimizer, rule="novograd"):
     checks: ClassVar = {
         "lr": SCHEDULED,
         "betas": BETAS,
-        "eps": NON_NEGATIVE,
+        "eps": SCHEDULED,
         "grad_averaging": Flag(),
     }
     cases: ClassVar[Sequence[Mapping[str, Any]]] = (
@@ -98,8 +94,8 @@ class NovoGrad(Optimizer, rule="novograd"):
         self,
         params: Params,
         lr: float | Schedule = 1e-3,
-        betas: tuple[float, float] = (0.95, 0.98),
-        eps: float = 1e-8,
+        betas: Pair = (0.95, 0.98),
+        eps: float | Schedule = 1e-8,
         weight_decay: float | Schedule = 0.0,
         grad_averaging: bool = False,
         *,

@@ -9,12 +9,22 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from onepass import _core
-from onepass._hyperparameters import check_setting
+from onepass._hyperparameters import Flag, check_setting
 from onepass._quiet import quiet
-from onepass._typing import Array, Grads, OwnArrays, Params, RowGrads, Schedule, StateAlloc
+from onepass._typing import (
+    Array,
+    Grads,
+    Overrides,
+    OwnArrays,
+    Params,
+    RowGrads,
+    Schedule,
+    StateAlloc,
+)
 from onepass.optim import _foreign, _rule, _storage
 from onepass.optim._arrays import Kept, arrange
 from onepass.optim._maker import GATHERED, Allocator, Maker
+from onepass.optim._overrides import ByPattern, by_name, check_matched, read_overrides, split
 from onepass.optim._owner import Owner, OwnSetting
 from onepass.optim._settings import (
     CHECKS,
@@ -24,11 +34,11 @@ from onepass.optim._settings import (
     OWN_FIELDS,
     averages,
 )
-from onepass.optim._tree import Leaves, Node, flatten, is_groups, leaves_like
-from onepass.optim.step_info import StepInfo
+from onepass.optim._tree import Leaves, Node, flatten, is_groups, leaves_like, listed
+from onepass.optim.step_info import StepInfo, new_stats
 from onepass.schedules._base import BaseSchedule
 
-_OPTIONS = (*CHECKS, *GROUP_CHECKS, "grads", "copy_to", "state_alloc")
+_OPTIONS = (*CHECKS, *GROUP_CHECKS, "overrides", "grads", "copy_to", "state_alloc")
 """What every optimizer takes besides its hyperparameters."""
 
 
@@ -39,7 +49,8 @@ class Optimizer(Owner):
     happens in the same pass over memory, in PyTorch's order:
 
     1. the gradients are divided by `grad_scale`: :math:`g \leftarrow g / s`;
-    2. where one of them is not finite, `nonfinite` decides for all of them;
+    2. where one of them is not finite, `nonfinite` decides for all of them; where their common norm
+       is above `skip_grad_norm`, the step is left out;
     3. their common norm is clipped, :math:`g \leftarrow g \min(1, c / (\|g\| + 10^{-6}))`, then
        that of each array by itself, then each element, :math:`g \leftarrow \max(\min(g, c), -c)`;
     4. the weights decay and the rule steps, or the other way round where the decay depends on it;
@@ -52,18 +63,47 @@ class Optimizer(Owner):
     Parameters
     ----------
     params : ndarray, sequence or mapping of them, or list of groups
-        See the optimizers.
+        Arrays without gaps: their elements fill one piece of memory, in any order of the axes.
+        They may be nested. What has an order is a sequence (``params.values()``, a generator), a
+        set has none; the names in a mapping are strings or integers. See the optimizers.
     max_grad_norm : float > 0, or schedule, optional
         The Euclidean norm that all gradients together may have, over all groups; ``math.inf``
         measures it and clips nothing.
+    skip_grad_norm : float > 0, or schedule, optional
+        The Euclidean norm of all gradients together, over all groups, unscaled and not clipped yet,
+        above which the step is left out, as ``nonfinite="skip"`` leaves one out: a single batch
+        that is damaged moves neither weights nor moments. It is a number, and not relative to the
+        norms before: see the examples for a limit that follows their median. What is not finite is
+        above it, unless `nonfinite` is "raise". Where a schedule gives None, there is no limit.
     nonfinite : {"propagate", "skip", "raise"}
         What an infinity or a NaN in a gradient does: spread, as in NumPy; leave parameters, state
         and step counts as they are, and add one to `skipped_steps`; or raise ValueError, with
-        nothing changed.
+        nothing changed. In `accumulate` the same for the gradients that are to be added.
     clear_grads : bool
         Put zeros into the gradients once they are used, also where the step is skipped. They must
         be writable then, and lie in memory as their parameters do. (`zero_grad` is PyTorch's
         method.)
+    overrides : mapping, callable, or sequence of them, optional
+        Settings by name, while gradients keep the structure of the parameters.
+
+        * A mapping of patterns to settings, ``{"*.b": {"weight_decay": 0.0}}``. The first pattern
+          that matches a parameter's name counts (`fnmatch.fnmatchcase`: ``*`` matches dots too). A
+          pattern that matches no name is a ValueError.
+        * A function that is called with each name and array, once, and returns settings or None:
+          `onepass.no_decay_1d`, say. The optimizer pickles if its functions do.
+        * Several of these in a sequence: ``[op.no_decay_1d, op.layer_decay(...)]`` does both. Where
+          two of them name the same setting of a parameter, the first one counts.
+
+        The settings are those that a group may have, and ``"lr_scale"``, a factor of the learning
+        rate, whether that is a number or a schedule. A parameter's name is its key in `state_dict`:
+        its dotted path, ``"layers.0.w"``, or where the structure has no names its index, ``"2"``,
+        and ``"0"`` of a single array. What comes of it stands in `param_groups` as a group for each
+        set of overridden settings, after the group of the parameters without any.
+
+        A setting of groups may itself be a mapping of patterns to values, ``weight_decay={"*.w":
+        0.1}``: a parameter that matches none of them has the default of the class. `overrides`
+        count before that, and before what a group of a list has; a group may have ``"overrides"``
+        too, about the names in it, which count first.
     grads : like the parameters, optional
         Gradients for `bind`.
     seed : int in [0, 2**53)
@@ -93,19 +133,29 @@ class Optimizer(Owner):
         differ in it, and in what follows.
     max_grad_value : float > 0, or schedule, optional
         What the absolute value of a gradient's element may be.
-    ema_decay : float in [0, 1), or schedule, optional
+    ema_decay : float in [0, 1], or schedule, optional
         The :math:`\beta` of an exponential moving average of the weights, which `averaged` shows.
-        It begins as the weights after its first step, as in PyTorch. It is kept in float64, 8 bytes
-        a parameter, and rounded when it is shown: with a decay of 0.9999 a step adds a
-        ten-thousandth of the difference between weight and average, which float32 often rounds
-        away.
+        It begins as the weights after its first step, as in PyTorch. Where a schedule returns 1,
+        the weights of that step do not enter the average, and it is neither read nor written.
     ema_warmup : bool
         Let the decay begin small: :math:`\beta_t = \min(\beta, (1 + t) / (10 + t))` in the
         :math:`t`-th step of the average.
     swa_start : int >= 1, optional
         Stochastic weight averaging: the plain mean of the weights after this step and all later
-        ones, :math:`\beta_t = 1 - 1 / (t - t_0 + 1)`; before it, the weights themselves. Kept in
-        float64 too, so that it is the mean of however many steps.
+        ones, :math:`\beta_t = 1 - 1 / (t - t_0 + 1)`; before it, the weights themselves.
+    average_every : int >= 1
+        Let the weights of so-many-th steps alone enter the average: with `ema_decay` those of the
+        steps :math:`k, 2k, 3k \dots`, with `swa_start` those of :math:`t_0, t_0 + k, t_0 + 2k
+        \dots`, once an epoch, say, or where a cyclic learning rate is lowest. Before the first of
+        them the average is the weights themselves. Where :math:`t` stands in the formulas above,
+        it counts what has entered. A step that leaves the average alone moves no bytes of it.
+        (`swa_every` is the same setting by the name that it has elsewhere.)
+    average_dtype : {"float64", "float32"}
+        In what the average is kept, and moved: 8 bytes a parameter, or 4, as PyTorch's
+        ``AveragedModel`` keeps it. With a decay of 0.9999 a step adds a ten-thousandth of the
+        difference between weight and average, which float32 often rounds away, and so does a mean
+        of thousands of steps; up to a decay of 0.999 or so float32 will do. The average is rounded
+        to the parameter's dtype when it is shown. Beside float64 it is always of float64.
     lookahead_every : int >= 1, optional
         Lookahead: in every so-many-th step of a parameter, its weights go a part of the way from
         where the round began, the slow weights :math:`s`, to where it ends, and the next round
@@ -142,11 +192,11 @@ class Optimizer(Owner):
         assigned, as the constructor does it; of a list of betas its numbers are taken then. Whether
         settings go together is for the step to check, so that they may be changed one by one. A
         setting cannot be removed, nor a mapping or its ``"params"`` replaced; `add_param_group`
-        adds one.
-    max_grad_norm, nonfinite, clear_grads, seed
+        adds one. With `overrides` there may be more groups than you have made.
+    max_grad_norm, skip_grad_norm, nonfinite, clear_grads, seed
         As above; they may be set between steps, and are checked when they are.
     skipped_steps : int
-        How many steps were skipped.
+        How many steps were skipped, for whichever reason; `StepInfo.skip_reason` says which.
 
     Notes
     -----
@@ -176,12 +226,16 @@ class Optimizer(Owner):
     * PyTorch, in fewer bits: state has the parameter's dtype, there is no master (that is
       ``torch.amp``'s, which keeps the parameters in float32), and rounding is to nearest.
     * bitsandbytes: see `onepass.formats.q8_encode`.
-    * Keras: its `clipnorm` is `max_grad_norm_each`, without the :math:`10^{-6}`, its
+    * Keras: ``exclude_from_weight_decay`` takes parts of names; `overrides` take patterns. Its
+      `clipnorm` is `max_grad_norm_each`, without the :math:`10^{-6}`, its
       `global_clipnorm` `max_grad_norm`; only one of them may be given there.
     * timm's Lookahead begins the slow weights at the end of the first round, so that this round
       changes nothing; the paper's begins, as here, with the first step. `SGD.lookahead` is another
       thing: it shows the weights at which Nesterov's momentum takes its gradient.
-    * optax: `apply_if_finite` accepts what is not finite after so many errors in a row.
+    * optax: masks and ``multi_transform`` take trees of labels, where `overrides` take names.
+      `apply_if_finite` accepts what is not finite after so many errors in a row.
+      `skip_large_updates` is for `MultiSteps`: it leaves out each batch whose squared norm is too
+      large from the sum, and does not look at the sum.
 
     References
     ----------
@@ -210,9 +264,26 @@ class Optimizer(Owner):
     >>> with opt.averaged():
     ...     print(w.round(6))
     [2.4 3.2]
+
+    Leave out a step whose norm is above ten times the median of the last hundred:
+
+    >>> from collections import deque
+    >>> from statistics import median
+    >>> opt = op.SGD(w, lr=0.1, max_grad_norm=float("inf"))  # measures from the first step on
+    >>> norms = deque(maxlen=100)
+    >>> for size in (1.0, 2.0, 3.0, 1000.0, 2.0):
+    ...     info = opt.step(np.array([size, 0.0]))
+    ...     if info.skipped:
+    ...         print(f"left out: {info.skip_reason} {info.grad_norm}")
+    ...     norms.append(info.grad_norm)
+    ...     opt.skip_grad_norm = 10 * median(norms)
+    left out: grad_norm 1000.0
+    >>> opt.skip_grad_norm, opt.skipped_steps
+    (20.0, 1)
     """
 
     max_grad_norm = OwnSetting()
+    skip_grad_norm = OwnSetting()
     nonfinite = OwnSetting()
     clear_grads = OwnSetting()
     seed = OwnSetting()
@@ -222,43 +293,46 @@ class Optimizer(Owner):
         params: Params,
         *,
         max_grad_norm: float | Schedule | None = None,
+        skip_grad_norm: float | Schedule | None = None,
         nonfinite: Literal["propagate", "skip", "raise"] = "propagate",
         clear_grads: bool = False,
+        overrides: Overrides = None,
         grads: OwnArrays = None,
         copy_to: OwnArrays = None,
         state_alloc: StateAlloc | None = None,
         seed: int = 0,
         **settings: Any,
     ) -> None:
+        settings = _foreign.renamed(settings)
         _foreign.check_names(type(self), settings, _OPTIONS)
         own = {
             "max_grad_norm": max_grad_norm,
+            "skip_grad_norm": skip_grad_norm,
             "nonfinite": nonfinite,
             "clear_grads": clear_grads,
             "seed": seed,
         }
         own = {name: check_setting(CHECKS, name, value) for name, value in own.items()}
-        settings = {
-            name: check_setting(self.group_checks, name, value)
-            for name, value in {**GROUP_DEFAULTS, **settings}.items()
-        }
         if state_alloc is not None and not callable(state_alloc):
             got = type(state_alloc).__name__
             raise TypeError(f"state_alloc: expected a function or None, got {got}")
-        self._made_with = settings
+        self._made_with = self._checked({**GROUP_DEFAULTS, **settings})
+        self._overrides = read_overrides(type(self), overrides)
         leaves = Leaves()
         groups: list[_core.Settings] = []
         shape: Node
+        params = listed(params, "params")
         grouped = is_groups(params)
         if grouped:
             shape = [
-                self._add_group({**settings, **group}, leaves, groups, f"[{number}]['params']")
+                self._add_group(group, leaves, groups, f"[{number}]['params']")
                 for number, group in enumerate(params)
             ]
         else:
-            shape = self._add_group({**settings, "params": params}, leaves, groups, "")
+            shape = self._add_group({"params": params}, leaves, groups, "")
         if not leaves.arrays:
             raise ValueError("params: expected at least one array, got none")
+        check_matched([*self._overrides, *self._made_with.values()], leaves.keys)
         copies = [None] * len(leaves.arrays)
         engine = _core.Engine(
             {
@@ -270,12 +344,22 @@ class Optimizer(Owner):
                 "labels": leaves.labels,
                 "keys": list(leaves.keys),
                 "params": leaves.arrays,
+                "group_of": leaves.group_of,
                 "state_alloc": state_alloc,
                 "copies": copies if copy_to is None else leaves_like(shape, grouped, copy_to),
                 "bound": None if grads is None else leaves_like(shape, grouped, grads),
             }
         )
         self._commit(engine)
+
+    def _checked(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return settings of a group; of one that is given by name, its values by pattern."""
+        return {
+            name: by_name(type(self), name, value)
+            if isinstance(value, Mapping)
+            else check_setting(self.group_checks, name, value)
+            for name, value in settings.items()
+        }
 
     def _add_group(
         self,
@@ -284,36 +368,60 @@ class Optimizer(Owner):
         groups: list[_core.Settings],
         label: str,
     ) -> Node:
-        settings = {k: v for k, v in group.items() if k != "params"}
-        _foreign.check_names(type(self), settings, GROUP_CHECKS)
-        settings = {k: check_setting(self.group_checks, k, v) for k, v in settings.items()}
+        """Append the arrays of a group to `leaves`, and to `groups` those that it comes to."""
+        settings = {k: v for k, v in group.items() if k not in ("params", "overrides")}
+        settings = _foreign.renamed(settings)
+        _foreign.check_names(type(self), settings, (*GROUP_CHECKS, "overrides"))
+        settings = self._checked(settings)
+        own = read_overrides(type(self), group.get("overrides"))
         first = len(leaves.arrays)
         shape = flatten(group["params"], leaves, label)
-        own = tuple(leaves.arrays[first:])
-        groups.append(self._fields.settings({"params": own, **settings}))
+        check_matched([*own, *settings.values()], list(leaves.keys)[first:])
+        settings = {**self._made_with, **settings}
+        named = [value for value in settings.values() if isinstance(value, ByPattern)]
+        defaults = {**self.defaults, **GROUP_DEFAULTS}
+        base = {k: defaults[k] if isinstance(v, ByPattern) else v for k, v in settings.items()}
+        overrides = [*own, *self._overrides, *named]
+        leaves.group_of += [0] * (len(leaves.arrays) - first)
+        for values, places in split(type(self), base, overrides, leaves, first):
+            for place in places:
+                leaves.group_of[place] = len(groups)
+            arrays = tuple(leaves.arrays[place] for place in places)
+            groups.append(self._fields.settings({"params": arrays, **values}))
         return shape
 
     # One step
 
     @_core.native
     def step(
-        self, grads: Grads = None, *, grad_scale: float = 1.0, num_threads: int | None = None
+        self,
+        grads: Grads = None,
+        *,
+        grad_scale: float = 1.0,
+        stats: bool = False,
+        num_threads: int | None = None,
     ) -> StepInfo:
         """Update the parameters in place.
 
         Parameters
         ----------
         grads : like the parameters, optional
-            The gradients, in the structure of the parameters, each of its parameter's shape, and
-            float64 beside float64, else float32, float16 or ``ml_dtypes.bfloat16``; with any
-            strides. An array may be another library's, a JAX array or a PyTorch tensor, say, if
-            NumPy can read it (``__array__``, ``__dlpack__``): it is read where it lies, or as
-            that library copies it.
+            The gradients, in the structure of the parameters, each of its parameter's shape, of
+            float64, float32, float16 or ``ml_dtypes.bfloat16``; with any strides. Beside a
+            float64 parameter it is widened, exactly; beside any other one float64 is rounded to
+            the nearest float32, infinite where it is too large, and 16 bits are widened. An array
+            may be another library's, a JAX array or a PyTorch tensor, say, if NumPy can read it
+            (``__array__``, ``__dlpack__``): it is read where it lies, or as that library copies
+            it. Beside a parameter of shape () it may be a Python number.
             None in it leaves that parameter, its state, its average and its step alone. Left out,
             the gradients are those that `accumulate` has summed, else those that were bound.
         grad_scale : float in [2**-126, 2**128)
             What the gradients are divided by: the loss scale, or how many were accumulated. They
             are not modified.
+        stats : bool
+            Report of each parameter the norms of its gradient, its update and its weights, and the
+            share of zeros in the gradient: see `StepInfo.stats`. They are taken in the same pass
+            over memory.
         num_threads : int, optional
             Threads for this step; the default is `onepass.get_num_threads()`. The result is the
             same for any number.
@@ -346,13 +454,13 @@ class Optimizer(Owner):
         ----------
         grads : mapping, or pair
             From a parameter's key, as `state_dict` has it (its dotted path, or its index where the
-            structure has no names), to a pair (index, values): a 1-D array of integers in
-            [0, rows), in any order, and an array of shape ``(len(index), *param.shape[1:])``, of a
-            dtype that `step` takes. Values for the same row are summed in the dtype that the rule
-            computes in, in the order in which they stand. Where the parameter is a single array,
-            the pair will do. A key may also have a whole gradient, in the place of a pair: so one
-            call, with one norm and one count, steps a model. Parameters that are not named, or
-            named with None, are left alone.
+            structure has no names; a name that is an integer will do too), to a pair
+            (index, values): a 1-D array of integers in [0, rows), in any order, and an array of
+            shape ``(len(index), *param.shape[1:])``, of a dtype that `step` takes. Values for the
+            same row are summed in the dtype that the rule computes in, in the order in which they
+            stand. Where the parameter is a single array, the pair will do. A key may also have a
+            whole gradient, in the place of a pair: so one call, with one norm and one count, steps
+            a model. Parameters that are not named, or named with None, are left alone.
         grad_scale, num_threads
             As for `step`.
 
@@ -396,26 +504,121 @@ class Optimizer(Owner):
         raise NotImplementedError
 
     @_core.native
-    def accumulate(self, grads: Grads = None, *, num_threads: int | None = None) -> None:
+    def step_one(
+        self,
+        name: str | int,
+        grad: Any,
+        *,
+        grad_scale: float = 1.0,
+        stats: bool = False,
+        num_threads: int | None = None,
+    ) -> StepInfo:
+        """Update one parameter in place, as soon as the backward pass has its gradient.
+
+        Its gradient can be let go before the next one is computed, so that a model's gradients take
+        the memory of the largest one. Once each parameter has had its turn, all is, to the bit, as
+        after one `step` with all gradients.
+
+        The turns of all parameters are a *round*. `StepInfo.step` and schedules count rounds, and
+        the schedules are called in a round's first turn. A round ends with the last parameter's
+        turn; or where a parameter comes that has had its turn, or `step` or `step_rows` is called,
+        which all begin anew. So a parameter that never has a gradient need not be named. Between
+        two turns everything else works as between two steps: a checkpoint continues the round,
+        and a setting that is assigned counts from the coming turn on, for which the schedules are
+        called anew.
+
+        Parameters
+        ----------
+        name : str or int
+            The parameter's key, as `state_dict` has it: its dotted path, or its index where the
+            structure has no names.
+        grad : ndarray, or None
+            Its gradient, as `step` takes one. It is complete: of an array that is used in two
+            places, the sum. None leaves the parameter alone, and is its turn too.
+        grad_scale, stats, num_threads
+            As for `step`.
+
+        Returns
+        -------
+        StepInfo
+            Its `grad_norm`, with `max_grad_norm_each` or ``nonfinite="raise"``, is this gradient's.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As in `step`; beside what takes all gradients at once: `max_grad_norm`,
+            `skip_grad_norm`, ``nonfinite="skip"``, gradients that were accumulated, and `Prodigy`.
+            Then nothing has changed, but for the parameters that have stepped before.
+
+        Notes
+        -----
+        Differs from
+
+        * PyTorch: there an optimizer for each parameter is stepped by a hook of its own
+          (``register_post_accumulate_grad_hook``); each has its own schedule and checkpoint.
+        * Keras and optax, which have no such step.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import onepass as op
+        >>> params = {"first": np.ones(2), "last": np.ones(2)}
+        >>> opt = op.SGD(params, lr=0.5)
+        >>> opt.step_one("last", np.array([1.0, 2.0])).step
+        1
+        >>> opt.step_one("first", np.array([2.0, 0.0])).step
+        1
+        >>> params
+        {'first': array([0., 1.]), 'last': array([0.5, 0. ])}
+        >>> opt.step_one("last", np.array([1.0, 2.0])).step
+        2
+        """
+        raise NotImplementedError
+
+    @_core.native
+    def accumulate(self, grads: Grads = None, *, num_threads: int | None = None) -> bool:
         """Add gradients to a sum, which the next `step()` takes and sets back to zero.
 
         For the mean of n batches, ``opt.step(grad_scale=n)``. The sums take one more array per
-        parameter, and are part of `state_dict`. With `clear_grads` the gradients are zeroed here.
+        parameter, in the dtype that its rule computes in, and are part of `state_dict`. With
+        `clear_grads` the gradients are zeroed here.
+
+        Where a gradient is not finite, `nonfinite` decides as it does in a step: "propagate" adds
+        it; "skip" leaves out all gradients of this call, so that one batch does not cost the
+        others; "raise" is an error that says which call since the last step it is. The last two
+        take a pass over the gradients before the first sum is written. Where every call was left
+        out, the step is skipped. It needs a `grad_scale` all the same: not 0, but 1, say.
 
         Parameters
         ----------
         grads, num_threads
             As for `step`; left out, the gradients are those that were bound.
 
+        Returns
+        -------
+        bool
+            Whether they were added; False where they were left out.
+
         Raises
         ------
         TypeError, ValueError
             If a gradient is not as it must be. Then nothing has changed.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import onepass as op
+        >>> w = np.zeros(1)
+        >>> opt = op.SGD(w, lr=1.0, nonfinite="skip")
+        >>> n = sum(opt.accumulate(np.array([g])) for g in (1.0, np.nan, 3.0))
+        >>> info = opt.step(grad_scale=max(n, 1))
+        >>> n, w
+        (2, array([-2.]))
         """
         raise NotImplementedError
 
     def discard_accumulated(self) -> None:
-        """Forget the gradients that `accumulate` has summed."""
+        """Forget the gradients that `accumulate` has summed, and those that it left out."""
         self._engine.discard_accumulated()
 
     def bind(self, grads: OwnArrays) -> None:
@@ -469,7 +672,8 @@ class Optimizer(Owner):
         ----------
         param_group : mapping
             ``"params"``, and the settings in which the group differs from what the optimizer was
-            made with.
+            made with. The optimizer's `overrides` count for it too, after its own; here their
+            patterns need not match.
 
         Raises
         ------
@@ -479,16 +683,27 @@ class Optimizer(Owner):
         self._check_outside("add_param_group")
         if not isinstance(param_group, Mapping) or "params" not in param_group:
             raise TypeError(f"param_group: expected a mapping with 'params', got {param_group!r}")
-        now = self._engine.contents()
-        groups, progress = list(now["groups"]), now["progress"]
-        leaves = Leaves(list(now["params"]), dict.fromkeys(now["keys"]), list(now["labels"]))
-        label = f"[{len(groups)}]['params']"
+        engine = self._engine
+        now = engine.contents()
+        groups, before = list(now["groups"]), len(now["groups"])
+        leaves = Leaves(
+            list(now["params"]),
+            dict.fromkeys(now["keys"]),
+            list(now["labels"]),
+            list(now["group_of"]),
+        )
+        shapes = now["shape"] if now["grouped"] else [now["shape"]]
         first = len(leaves.arrays)
-        given = {**self._made_with, **param_group}
-        shape = self._add_group(given, leaves, groups, label)
+        shape = self._add_group(param_group, leaves, groups, f"[{len(shapes)}]['params']")
         added = len(leaves.arrays) - first
         if not added:
             raise ValueError("params: expected at least one array, got none")
+        self._check_outside("add_param_group")  # a function among `overrides` may have done much
+        if self._engine is not engine:
+            expected = "overrides that leave the optimizer as it is"
+            raise ValueError(f"param_group: expected {expected}, got others")
+        now = engine.contents()
+        progress = now["progress"]
         nothing = (None,) * (len(self.row.states) + 3)
         for name, value in {
             "steps": 0,
@@ -497,6 +712,7 @@ class Optimizer(Owner):
             if self.row.sums_over_all
             else list(self.row.memory_start),
             "accumulated": 0,
+            "had_turn": False,
             "kept": nothing,
             "sums": None,
         }.items():
@@ -505,16 +721,18 @@ class Optimizer(Owner):
             {
                 **now,
                 "groups": groups,
-                "shape": [*now["shape"], shape] if now["grouped"] else [now["shape"], shape],
+                "shape": [*shapes, shape],
                 "grouped": True,
                 "labels": leaves.labels,
                 "keys": list(leaves.keys),
                 "params": leaves.arrays,
+                "group_of": leaves.group_of,
                 "copies": [*now["copies"], *[None] * added],
                 "bound": None,
             }
         )
-        _storage.check_format(groups[-1]["state_format"], leaves.arrays[first:])
+        for group in groups[before:]:
+            _storage.check_format(group["state_format"], group["params"])
         self._engine = engine
 
     def averaged(self) -> AbstractContextManager[None]:
@@ -531,16 +749,17 @@ class Optimizer(Owner):
             If no group keeps an average, or the block is entered twice.
         """
         self._check_outside("averaged")
-        progress = self._engine.contents()["progress"]
+        now = self._engine.contents()
+        progress, groups = now["progress"], self.param_groups
         done = zip(progress["kept"], progress["steps"], progress["average_from"], strict=True)
-        owners = ((param, group) for group in self.param_groups for param in group["params"])
         shown = {}
-        for index, ((kept, steps, begun), owner) in enumerate(zip(done, owners, strict=True)):
+        for index, (kept, steps, begun) in enumerate(done):
             average = kept[len(self.row.states)]
             if average is not None and steps > begun:
                 shown[index] = average
             elif average is None and self.own_average and steps:
-                shown[index] = self._own_average(*owner, kept)
+                group = groups[now["group_of"][index]]
+                shown[index] = self._own_average(now["params"][index], group, kept)
         if not (shown or self.own_average or any(map(averages, self.param_groups))):
             raise ValueError("ema_decay: expected it, or swa_start, for averaged, got None")
         return self._show(list(shown), list(shown.values()))
@@ -581,6 +800,8 @@ _core.set_callbacks(
     arrange=arrange,
     new_sum=_new_sum,
     direct=_direct,
+    stats=new_stats,
     grad_scale=GRAD_SCALE,
+    stats_flag=Flag(),
     schedule_call=BaseSchedule.__call__,
 )

@@ -9,13 +9,12 @@ import numpy as np
 from onepass._hyperparameters import (
     BETAS,
     DECAY_RATE,
-    NON_NEGATIVE,
     SCHEDULED,
     Flag,
     Maybe,
     Number,
 )
-from onepass._typing import Array, Params, Schedule
+from onepass._typing import Array, Pair, Params, Schedule
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
 
@@ -43,17 +42,17 @@ class Prodigy(Optimizer, rule="prodigy"):
     Parameters
     ----------
     params : ndarray, sequence or mapping of them, or list of groups
-        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, C- or F-contiguous, updated
+        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, without gaps, updated
         in place. A group is a mapping with ``"params"`` and the hyperparameters in which it
         differs: `weight_decay` and a `lr` of 0. All else must be the same in all groups.
     lr : float >= 0, or schedule
         What the estimate is multiplied by. Leave it at 1, or let a schedule take it from 1 to 0. A
         group with 0 stays where it is, and only its averages move.
-    betas : two floats in [0, 1)
+    betas : two floats in [0, 1), or schedules
         How much of the old averages of g and of g squared stays.
-    beta3 : float in [0, 1), optional
+    beta3 : float in [0, 1), or schedule, optional
         How much of :math:`N` and :math:`s` stays; the default is the root of the second beta.
-    eps : float >= 0
+    eps : float >= 0, or schedule
         Outside the root, in units of :math:`d`.
     weight_decay : float >= 0, or schedule
         In units of :math:`\gamma`.
@@ -72,10 +71,7 @@ class Prodigy(Optimizer, rule="prodigy"):
     maximize : bool
         Ascend instead of descend; the decay still shrinks.
     **options
-        `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`, `nonfinite`, `clear_grads`,
-        `state_alloc`,
-        `ema_decay`, `ema_warmup`, `swa_start`, `lookahead_every`, `lookahead_weight`,
-        `state_format`, `seed`, `grads` and `copy_to`: see `onepass.Optimizer`. `rounding` must be
+        The options of a step: see `onepass.Optimizer`. `rounding` must be
         "master", because rounded weights would drift apart from :math:`w_0`, and there is no
         `cautious_weight_decay`.
 
@@ -126,7 +122,7 @@ class Prodigy(Optimizer, rule="prodigy"):
         "lr": SCHEDULED,
         "betas": BETAS,
         "beta3": Maybe(DECAY_RATE),
-        "eps": NON_NEGATIVE,
+        "eps": SCHEDULED,
         "decouple": Flag(),
         "use_bias_correction": Flag(),
         "safeguard_warmup": Flag(),
@@ -151,9 +147,9 @@ class Prodigy(Optimizer, rule="prodigy"):
         self,
         params: Params,
         lr: float | Schedule = 1.0,
-        betas: tuple[float, float] = (0.9, 0.999),
-        beta3: float | None = None,
-        eps: float = 1e-8,
+        betas: Pair = (0.9, 0.999),
+        beta3: float | Schedule | None = None,
+        eps: float | Schedule = 1e-8,
         weight_decay: float | Schedule = 0.0,
         decouple: bool = True,
         use_bias_correction: bool = False,

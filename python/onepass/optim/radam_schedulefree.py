@@ -25,7 +25,7 @@ class RAdamScheduleFree(AdamWScheduleFree, rule="radam_schedulefree"):
     Parameters
     ----------
     params : ndarray, sequence or mapping of them, or list of groups
-        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, C- or F-contiguous, updated
+        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, without gaps, updated
         in place. A group is a mapping with ``"params"`` and the hyperparameters in which it
         differs.
     lr, betas, eps, weight_decay, r, weight_lr_power, maximize
@@ -34,11 +34,7 @@ class RAdamScheduleFree(AdamWScheduleFree, rule="radam_schedulefree"):
         True: the weights stay where they are while :math:`\rho_t \le 4`. False: those steps are
         plain gradient descent, with :math:`\eta_t = \eta`.
     **options
-        As in `AdamWScheduleFree`: `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`,
-        `nonfinite`, `clear_grads`, `state_alloc`,
-        `state_format`, `seed`, `grads` and `copy_to`; not `ema_decay`,
-        `ema_warmup`, `swa_start`, `lookahead_every`, `lookahead_weight`, another `rounding` or
-        `cautious_weight_decay`.
+        As in `AdamWScheduleFree`.
 
     Raises
     ------
@@ -89,8 +85,8 @@ class RAdamScheduleFree(AdamWScheduleFree, rule="radam_schedulefree"):
         self,
         params: Params,
         lr: float | Schedule = 2.5e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
+        betas: tuple[float, float | Schedule] = (0.9, 0.999),
+        eps: float | Schedule = 1e-8,
         weight_decay: float | Schedule = 0.0,
         r: float = 0.0,
         weight_lr_power: float = 2.0,

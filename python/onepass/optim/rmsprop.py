@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Unpack
 
 import numpy as np
 
-from onepass._hyperparameters import DECAY_RATE, NON_NEGATIVE, SCHEDULED, Flag, Number
+from onepass._hyperparameters import DECAY_RATE, SCHEDULED, Flag, Number
 from onepass._typing import Array, Params, Schedule
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
@@ -28,30 +28,26 @@ class RMSprop(Optimizer, rule="rmsprop"):
     Parameters
     ----------
     params : ndarray, sequence or mapping of them, or list of groups
-        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, C- or F-contiguous, updated
+        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, without gaps, updated
         in place. A group is a mapping with ``"params"`` and the hyperparameters in which it
         differs.
     lr : float >= 0, or schedule
         Learning rate. A schedule is called with the number of completed steps, from 0.
-    alpha : float in [0, 1)
+    alpha : float in [0, 1), or schedule
         How much of the old average stays.
-    eps : float >= 0
+    eps : float >= 0, or schedule
         Outside the root.
     weight_decay : float >= 0, or schedule
         Coupled (L2): the gradient becomes :math:`g + \lambda w`.
     momentum : float in [0, 1), or schedule
         0 keeps no buffer.
     centered : bool
-    eps_root : float >= 0
+    eps_root : float >= 0, or schedule
         Inside the root.
     maximize : bool
         Ascend instead of descend.
     **options
-        `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`, `nonfinite`, `clear_grads`,
-        `state_alloc`,
-        `ema_decay`, `ema_warmup`, `swa_start`, `lookahead_every`, `lookahead_weight`,
-        `state_format`, `rounding`, `cautious_weight_decay`, `seed`, `grads` and `copy_to`: see
-        `onepass.Optimizer`.
+        The options of a step that every optimizer takes: see `onepass.Optimizer`.
 
     Raises
     ------
@@ -92,10 +88,10 @@ class RMSprop(Optimizer, rule="rmsprop"):
     checks: ClassVar = {
         "lr": SCHEDULED,
         "alpha": DECAY_RATE,
-        "eps": NON_NEGATIVE,
+        "eps": SCHEDULED,
         "momentum": Number(below=1.0, schedulable=True),
         "centered": Flag(),
-        "eps_root": NON_NEGATIVE,
+        "eps_root": SCHEDULED,
     }
     cases: ClassVar = (
         {},
@@ -108,13 +104,13 @@ class RMSprop(Optimizer, rule="rmsprop"):
         self,
         params: Params,
         lr: float | Schedule = 1e-2,
-        alpha: float = 0.99,
-        eps: float = 1e-8,
+        alpha: float | Schedule = 0.99,
+        eps: float | Schedule = 1e-8,
         weight_decay: float | Schedule = 0.0,
         momentum: float | Schedule = 0.0,
         centered: bool = False,
         *,
-        eps_root: float = 0.0,
+        eps_root: float | Schedule = 0.0,
         maximize: bool = False,
         **options: Unpack[StepOptions],
     ) -> None:

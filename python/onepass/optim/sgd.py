@@ -48,7 +48,7 @@ class SGD(Optimizer, rule="sgd"):
     Parameters
     ----------
     params : ndarray, sequence or mapping of them, or list of groups
-        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, C- or F-contiguous, updated
+        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, without gaps, updated
         in place. A group is a mapping with ``"params"`` and the hyperparameters in which it
         differs.
     lr : float >= 0, or schedule
@@ -65,11 +65,7 @@ class SGD(Optimizer, rule="sgd"):
         Ascend instead of descend.
     form : "heavy_ball", "sutskever" or "ema"
     **options
-        `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`, `nonfinite`, `clear_grads`,
-        `state_alloc`,
-        `ema_decay`, `ema_warmup`, `swa_start`, `lookahead_every`, `lookahead_weight`,
-        `state_format`, `rounding`, `cautious_weight_decay`, `seed`, `grads` and `copy_to`: see
-        `onepass.Optimizer`.
+        The options of a step that every optimizer takes: see `onepass.Optimizer`.
 
     Raises
     ------
@@ -227,12 +223,9 @@ class SGD(Optimizer, rule="sgd"):
                 raise ValueError("momentum: expected more than 0 for lookahead, got 0")
             if settings["nesterov"]:
                 raise ValueError("nesterov: expected False for lookahead, got True")
-        kept = iter(self._coming())
-        values = [
-            _ahead(param, settings, next(kept))
-            for settings in coming
-            for param in settings["params"]
-        ]
+        now = self._engine.contents()
+        each = zip(now["params"], now["group_of"], self._coming(), strict=True)
+        values = [_ahead(param, coming[number], kept) for param, number, kept in each]
         return self._show(list(range(len(values))), values)
 
 

@@ -29,7 +29,7 @@ class SGDScheduleFree(Optimizer, rule="sgd_schedulefree"):
     Parameters
     ----------
     params : ndarray, sequence or mapping of them, or list of groups
-        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, C- or F-contiguous, updated
+        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, without gaps, updated
         in place. A group is a mapping with ``"params"`` and the hyperparameters in which it
         differs.
     lr : float >= 0, or schedule
@@ -49,13 +49,10 @@ class SGDScheduleFree(Optimizer, rule="sgd_schedulefree"):
     maximize : bool
         Ascend instead of descend.
     **options
-        `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`, `nonfinite`, `clear_grads`,
-        `state_alloc`,
-        `state_format`, `seed`, `grads` and `copy_to`: see `onepass.Optimizer`. `ema_decay`,
-        `ema_warmup` and `swa_start` are refused, because there is an average already, and
-        `lookahead_every` with `lookahead_weight`, because it would move :math:`y` alone; `rounding`
-        must be "master", because rounded weights would drift apart from :math:`z`, and
-        `cautious_weight_decay` needs a decoupled decay.
+        The options of a step: see `onepass.Optimizer`. `ema_decay` and `swa_start` are refused,
+        because there is an average already, and `lookahead_every`, because it would move :math:`y`
+        alone; `rounding` must be "master", because rounded weights would drift apart from
+        :math:`z`, and `cautious_weight_decay` needs a decoupled decay.
 
     Raises
     ------

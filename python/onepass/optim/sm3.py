@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Unpack
 
 import numpy as np
 
-from onepass._hyperparameters import DECAY_RATE, NON_NEGATIVE, SCHEDULED
+from onepass._hyperparameters import DECAY_RATE, SCHEDULED
 from onepass._typing import Array, Params, Schedule
 from onepass.optim import _factored
 from onepass.optim._settings import StepOptions
@@ -30,25 +30,21 @@ class SM3(Optimizer, rule="sm3"):
     Parameters
     ----------
     params : ndarray, sequence or mapping of them, or list of groups
-        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, C- or F-contiguous, updated
+        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, without gaps, updated
         in place. A group is a mapping with ``"params"`` and the hyperparameters in which it
         differs.
     lr : float >= 0, or schedule
         Learning rate. A schedule is called with the number of completed steps, from 0.
-    momentum : float in [0, 1)
+    momentum : float in [0, 1), or schedule
         :math:`\beta`, how much of the old average of the updates stays.
-    eps : float >= 0
+    eps : float >= 0, or schedule
         Is added inside the root.
     weight_decay : float >= 0, or schedule
         Coupled (L2): ``weight_decay * w`` is added to g.
     maximize : bool
         Ascend instead of descend.
     **options
-        `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`, `nonfinite`, `clear_grads`,
-        `state_alloc`,
-        `ema_decay`, `ema_warmup`, `swa_start`, `lookahead_every`, `lookahead_weight`,
-        `state_format`, `rounding`, `cautious_weight_decay`, `seed`, `grads` and `copy_to`: see
-        `onepass.Optimizer`.
+        The options of a step that every optimizer takes: see `onepass.Optimizer`.
 
     Raises
     ------
@@ -89,15 +85,15 @@ class SM3(Optimizer, rule="sm3"):
     array([ 9., 16.,  9., 16.])
     """
 
-    checks: ClassVar = {"lr": SCHEDULED, "momentum": DECAY_RATE, "eps": NON_NEGATIVE}
+    checks: ClassVar = {"lr": SCHEDULED, "momentum": DECAY_RATE, "eps": SCHEDULED}
     cases: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"momentum": 0.5, "eps": 1e-3})
 
     def __init__(
         self,
         params: Params,
         lr: float | Schedule = 0.1,
-        momentum: float = 0.9,
-        eps: float = 1e-8,
+        momentum: float | Schedule = 0.9,
+        eps: float | Schedule = 1e-8,
         weight_decay: float | Schedule = 0.0,
         *,
         maximize: bool = False,

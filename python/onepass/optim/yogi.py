@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Unpack
 import numpy as np
 
 from onepass._hyperparameters import BETAS, NON_NEGATIVE, SCHEDULED
-from onepass._typing import Array, Params, Schedule
+from onepass._typing import Array, Pair, Params, Schedule
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
 
@@ -27,14 +27,14 @@ class Yogi(Optimizer, rule="yogi"):
     Parameters
     ----------
     params : ndarray, sequence or mapping of them, or list of groups
-        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, C- or F-contiguous, updated
+        Arrays of float32, float64, float16 or ``ml_dtypes.bfloat16``, without gaps, updated
         in place. A group is a mapping with ``"params"`` and the hyperparameters in which it
         differs.
     lr : float >= 0, or schedule
         Learning rate. A schedule is called with the number of completed steps, from 0.
-    betas : two floats in [0, 1)
+    betas : two floats in [0, 1), or schedules
         How much of the old average of g stays; how small a part of g squared v moves by.
-    eps : float >= 0
+    eps : float >= 0, or schedule
         Outside the root.
     weight_decay : float >= 0, or schedule
         Coupled (L2): the gradient becomes :math:`g + \lambda w`.
@@ -44,11 +44,7 @@ class Yogi(Optimizer, rule="yogi"):
     maximize : bool
         Ascend instead of descend.
     **options
-        `max_grad_norm`, `max_grad_norm_each`, `max_grad_value`, `nonfinite`, `clear_grads`,
-        `state_alloc`,
-        `ema_decay`, `ema_warmup`, `swa_start`, `lookahead_every`, `lookahead_weight`,
-        `state_format`, `rounding`, `cautious_weight_decay`, `seed`, `grads` and `copy_to`: see
-        `onepass.Optimizer`.
+        The options of a step that every optimizer takes: see `onepass.Optimizer`.
 
     Raises
     ------
@@ -85,7 +81,7 @@ class Yogi(Optimizer, rule="yogi"):
     checks: ClassVar = {
         "lr": SCHEDULED,
         "betas": BETAS,
-        "eps": NON_NEGATIVE,
+        "eps": SCHEDULED,
         "initial_accumulator_value": NON_NEGATIVE,
     }
     cases: ClassVar[Sequence[Mapping[str, Any]]] = (
@@ -97,8 +93,8 @@ class Yogi(Optimizer, rule="yogi"):
         self,
         params: Params,
         lr: float | Schedule = 1e-2,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-3,
+        betas: Pair = (0.9, 0.999),
+        eps: float | Schedule = 1e-3,
         weight_decay: float | Schedule = 0.0,
         *,
         initial_accumulator_value: float = 1e-6,

@@ -1,15 +1,17 @@
 """Schedules: values of a hyperparameter as functions of the step.
 
 Each goes wherever a hyperparameter goes, in place of its value:
-``op.AdamW(params, lr=op.schedules.cosine(1e-3, steps=10_000))``. It is called with the number of
-completed steps, counted from 0, as in optax. All arguments count in steps; to speak of epochs,
-multiply: ``every=5 * steps_per_epoch``. A schedule past its end stays at its last value. A phase of
-0 steps, as a configuration switches one off, is left out.
+``op.AdamW(params, lr=op.schedules.cosine(1e-3, steps=10_000))``. Of a setting of several numbers,
+such as ``betas``, it gives all of them, or stands in the place of one: ``betas=(schedule, 0.999)``.
+It is called with the number of completed steps, counted from 0, as in optax. All arguments count in
+steps; to speak of epochs, multiply: ``every=5 * steps_per_epoch``. A schedule past its end stays at
+its last value. A phase of 0 steps, as a configuration switches one off, is left out.
 
 The schedules are frozen dataclasses: two with the same arguments are equal, and they print, copy
 and pickle. `ReduceOnPlateau` alone has a memory, which the optimizer's `state_dict` includes.
 
-Any other callable of a step is a schedule too. Where it has `state_dict()` and
+Any other callable of a step is a schedule too, optax's among them: the value is a real number, or
+an array without axes of any library. Where it has `state_dict()` and
 `load_state_dict()`, of values that JSON knows, a checkpoint holds its memory as well.
 
 >>> import onepass as op
@@ -22,7 +24,7 @@ step_decay(initial=0.1, every=5, factor=0.5)
 
 from onepass.schedules._cosine import cosine, cosine_restarts, one_cycle
 from onepass.schedules._curves import exponential, inverse_time, polynomial, sutskever_momentum
-from onepass.schedules._phases import join, warmup, warmup_stable_decay
+from onepass.schedules._phases import join, scaled, warmup, warmup_stable_decay
 from onepass.schedules._plateau import ReduceOnPlateau
 from onepass.schedules._stairs import constant, piecewise, step_decay
 
@@ -37,6 +39,7 @@ __all__ = [
     "one_cycle",
     "piecewise",
     "polynomial",
+    "scaled",
     "step_decay",
     "sutskever_momentum",
     "warmup",

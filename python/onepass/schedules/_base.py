@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from onepass._hyperparameters import Check, Checks, Whole
+from onepass._hyperparameters import Check, Checks, Whole, as_real
 from onepass._typing import Schedule
 
 _STEP = Whole()
@@ -54,6 +54,19 @@ def remembering(schedule: object) -> list[Remembering]:
         return [schedule]
     parts = schedule.parts if isinstance(schedule, BaseSchedule) else ()
     return [found for part in parts for found in remembering(part)]
+
+
+def whole(schedule: Schedule) -> list[Schedule]:
+    """Return a schedule and all that it is made of."""
+    parts = schedule.parts if isinstance(schedule, BaseSchedule) else ()
+    return [schedule, *(found for part in parts for found in whole(part))]
+
+
+def value_of(schedule: Schedule, step: int) -> float:
+    """Return a part's value, as a float where it is a number, one in a 0-d array included."""
+    value: Any = schedule(step)
+    number = as_real(value)
+    return value if number is None else number  # the setting's check refuses what is none
 
 
 def between(start: float, end: float, progress: float) -> float:

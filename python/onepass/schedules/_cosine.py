@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import cos, pi
 from typing import ClassVar
 
-from onepass._hyperparameters import NON_NEGATIVE, Number, Whole
+from onepass._hyperparameters import DECAY_RATE, NON_NEGATIVE, Number, Whole
 from onepass.schedules._base import BaseSchedule, between, progress
 
 
@@ -168,13 +168,13 @@ class one_cycle(BaseSchedule):
 
     Notes
     -----
-    The momentum that goes with it falls while the rate rises; a `div_factor` below 1 does that, see
-    the example.
+    The momentum that goes with it falls while the rate rises: see `momentum`.
 
     Differs from
 
-    * PyTorch: ``OneCycleLR(max_lr, total_steps)`` has the same values, cycles the momentum as well
-      unless told not to, and raises after its end.
+    * PyTorch: ``OneCycleLR(max_lr, total_steps)`` has the same values, moves the momentum (of
+      Adam, :math:`\beta_1`) unless told not to, and raises after its end. It has straight lines
+      and a third phase by option.
     * optax: ``cosine_onecycle_schedule`` has its peak at step :math:`\rho T` and its end at
       :math:`T`, one step later each.
     * The paper: straight lines, down to where it began, and a short last phase far below.
@@ -191,13 +191,10 @@ class one_cycle(BaseSchedule):
     >>> [round(lr(step), 4) for step in (0, 29, 64, 99)]
     [0.04, 1.0, 0.5, 0.0]
 
-    Momentum from 0.95 down to 0.85 and back:
+    With the momentum that goes with it, as PyTorch's ``OneCycleLR`` has it by default:
 
-    >>> momentum = op.schedules.one_cycle(
-    ...     0.85, steps=100, div_factor=0.85 / 0.95, final_div_factor=1.0
-    ... )
-    >>> [round(momentum(step), 4) for step in (0, 29, 64, 99)]
-    [0.95, 0.85, 0.9, 0.95]
+    >>> import numpy as np
+    >>> opt = op.AdamW(np.ones(3), lr=lr, betas=(lr.momentum(), 0.999))
     """
 
     peak: float
@@ -214,14 +211,67 @@ class one_cycle(BaseSchedule):
         "final_div_factor": Number(above=0.0),
     }
 
+    def momentum(self, base_momentum: float = 0.85, max_momentum: float = 0.95) -> BaseSchedule:
+        r"""Return the schedule of a momentum, or of a beta, that goes with this one.
+
+        It falls from `max_momentum` to `base_momentum` while the rate rises, and rises back while
+        the rate falls, along the same half waves.
+
+        Parameters
+        ----------
+        base_momentum : float in [0, 1)
+            The momentum at the peak of the rate.
+        max_momentum : float in [0, 1)
+            The momentum at the first step and the last.
+
+        Returns
+        -------
+        schedule
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is out of range.
+
+        Examples
+        --------
+        >>> import onepass as op
+        >>> momentum = op.schedules.one_cycle(1.0, steps=100).momentum(0.85, 0.95)
+        >>> [round(momentum(step), 4) for step in (0, 29, 64, 99)]
+        [0.95, 0.85, 0.9, 0.95]
+        """
+        return OneCycleMomentum(self, base_momentum, max_momentum)
+
     def _value(self, step: int) -> float:
         initial = self.peak / self.div_factor
-        last = self.steps - 1
-        top = self.pct_start * self.steps - 1
-        step = min(step, last)
-        if step <= top and top > 0:
-            return _half_wave(initial, self.peak, step / top)
-        return _half_wave(self.peak, initial / self.final_div_factor, (step - top) / (last - top))
+        return self._along(step, initial, self.peak, initial / self.final_div_factor)
+
+    def _along(self, step: int, first: float, middle: float, last: float) -> float:
+        """Return the value at a step of what turns where the rate has its peak."""
+        end = self.steps - 1
+        turn = self.pct_start * self.steps - 1
+        step = min(step, end)
+        if step <= turn and turn > 0:
+            return _half_wave(first, middle, step / turn)
+        return _half_wave(middle, last, (step - turn) / (end - turn))
+
+
+@dataclass(frozen=True, repr=False)
+class OneCycleMomentum(BaseSchedule):
+    """What `one_cycle.momentum` returns."""
+
+    cycle: one_cycle
+    base_momentum: float
+    max_momentum: float
+
+    checks: ClassVar = {"base_momentum": DECAY_RATE, "max_momentum": DECAY_RATE}
+
+    def __repr__(self) -> str:
+        """Return how it is made."""
+        return f"{self.cycle!r}.momentum({self.base_momentum!r}, {self.max_momentum!r})"
+
+    def _value(self, step: int) -> float:
+        return self.cycle._along(step, self.max_momentum, self.base_momentum, self.max_momentum)
 
 
 def _half_wave(start: float, end: float, share: float) -> float:

@@ -14,6 +14,7 @@ from onepass.schedules._base import (
     Several,
     between,
     check_length,
+    value_of,
 )
 
 
@@ -70,8 +71,8 @@ class warmup(BaseSchedule):
 
     def _value(self, step: int) -> float:
         if step < self.steps:
-            return between(self.initial, self.then(0), step / self.steps)
-        return self.then(step - self.steps)
+            return between(self.initial, value_of(self.then, 0), step / self.steps)
+        return value_of(self.then, step - self.steps)
 
     @property
     def parts(self) -> Sequence[Schedule]:
@@ -125,12 +126,61 @@ class join(BaseSchedule):
 
     def _value(self, step: int) -> float:
         begun = bisect_right(self.boundaries, step)
-        return self.schedules[begun](step - (0, *self.boundaries)[begun])
+        return value_of(self.schedules[begun], step - (0, *self.boundaries)[begun])
 
     @property
     def parts(self) -> Sequence[Schedule]:
         """The schedules in their order."""
         return self.schedules
+
+
+@dataclass(frozen=True)
+class scaled(BaseSchedule):
+    r"""Another schedule times a factor: the rate of one layer among others, say.
+
+    .. math:: \eta_t = \gamma \, s(t)
+
+    `onepass.layer_decay`, and ``"lr_scale"`` among `overrides`, make them.
+
+    Parameters
+    ----------
+    schedule : schedule
+        :math:`s`.
+    factor : float >= 0
+        :math:`\gamma`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is out of range.
+
+    Notes
+    -----
+    Differs from
+
+    * PyTorch: there a scheduler multiplies the rate with which each group began.
+    * optax: a function of one's own.
+
+    Examples
+    --------
+    >>> import onepass as op
+    >>> schedule = op.schedules.scaled(op.schedules.step_decay(0.5, every=5), 0.25)
+    >>> [schedule(step) for step in (0, 4, 5)]
+    [0.125, 0.125, 0.0625]
+    """
+
+    schedule: Schedule
+    factor: float
+
+    checks: ClassVar = {"schedule": AnySchedule(), "factor": NON_NEGATIVE}
+
+    def _value(self, step: int) -> float:
+        return self.factor * NON_NEGATIVE("schedule", self.schedule(step))
+
+    @property
+    def parts(self) -> Sequence[Schedule]:
+        """The schedule that is scaled."""
+        return (self.schedule,)
 
 
 @dataclass(frozen=True)

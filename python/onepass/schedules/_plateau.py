@@ -3,10 +3,9 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any, ClassVar, Literal
 
-from onepass._hyperparameters import NON_NEGATIVE, Checks, Choice, Maybe, Number, Whole
+from onepass._hyperparameters import NON_NEGATIVE, Checks, Choice, Maybe, Number, Whole, as_real
 from onepass.schedules._base import BaseSchedule
 
 _MEMORY: Checks = {
@@ -138,9 +137,10 @@ class ReduceOnPlateau(BaseSchedule):
         TypeError
             If the error is not a number. Then nothing has changed.
         """
-        if isinstance(error, bool) or not isinstance(error, Real):
+        number = as_real(error)
+        if number is None:
             raise TypeError(f"error: expected a number, got {error!r}")
-        error = float(error)
+        error = number
         bad = self._is_bad(error)
         if self.compare == "last":
             self.reference = error if math.isfinite(error) else None

@@ -86,6 +86,9 @@ params : iterable of tensors, of (name, tensor), or of groups
 max_grad_norm : float > 0, optional
     The Euclidean norm that all gradients may have together, over all groups; ``math.inf`` measures
     it. It sees the gradients that this process holds.
+skip_grad_norm : float > 0, optional
+    The norm above which the step is left out, see `onepass.Optimizer`; a number that may be set
+    between steps, and no schedule. `last_step.skip_reason` says why a step was left out.
 nonfinite : {{"propagate", "skip", "raise"}}
     What an infinity or a NaN in a gradient does, see `onepass.Optimizer`.
 clear_grads : bool
@@ -95,8 +98,8 @@ seed : int in [0, 2**53)
     The seed of stochastic rounding.
 num_threads : int, optional
     The default is `torch.get_num_threads()`; they are PyTorch's own threads.
-max_grad_norm_each, max_grad_value, ema_decay, ema_warmup, swa_start, lookahead_every, \
-lookahead_weight, state_format, cautious_weight_decay
+max_grad_norm_each, max_grad_value, ema_decay, ema_warmup, swa_start, average_every, \
+average_dtype, lookahead_every, lookahead_weight, state_format, cautious_weight_decay
     Stages of a step, see `onepass.Optimizer`; groups may differ in them.
 rounding : {{None, "master", "stochastic", "nearest"}}
     How parameters of 16 bits are kept, see `onepass.Optimizer`. None: as PyTorch does it, by
@@ -104,12 +107,13 @@ rounding : {{None, "master", "stochastic", "nearest"}}
 
 Attributes
 ----------
-max_grad_norm, nonfinite, clear_grads, seed, num_threads
+max_grad_norm, skip_grad_norm, nonfinite, clear_grads, seed, num_threads
     As above; they may be set between steps, and are checked when they are. `state_dict` has none
     of them.
 last_step : StepInfo or None
     What the last step reports: its number, the learning rate, the gradients' norm, whether they
-    were clipped or the step left out. None where PyTorch's own step ran, or the step failed.
+    were clipped or the step left out, and why. None where PyTorch's own step ran, or the step
+    failed.
 fallbacks : Counter
     Why PyTorch's own step ran, and how often.
 

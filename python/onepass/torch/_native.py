@@ -28,6 +28,9 @@ from onepass.torch._tensors import AVERAGE, MASTER, SLOW
 OPTIONS = {**DEFAULTS, "num_threads": None}
 """What belongs to the whole optimizer, beyond PyTorch."""
 
+MEASURING = ("max_grad_norm", "skip_grad_norm", "nonfinite")
+"""Of these, those whose steps measure the gradients' norm."""
+
 _OPTION_CHECKS = {**CHECKS, "num_threads": Maybe(Whole(low=1, below=257))}
 
 
@@ -75,6 +78,7 @@ class Native(torch.optim.Optimizer):
     """Those of the constructor that are not beyond it."""
 
     max_grad_norm = Option()
+    skip_grad_norm = Option()
     nonfinite = Option()
     clear_grads = Option()
     seed = Option()
@@ -211,6 +215,7 @@ class Native(torch.optim.Optimizer):
     def _write_options(self, call: _capi.Call) -> None:
         numbers = as_numbers(CHECKS, self._options)
         call.max_norm = self._options["max_grad_norm"] or 0.0
+        call.skip_norm = self._options["skip_grad_norm"] or 0.0
         call.nonfinite = int(numbers["nonfinite"])
         call.zero_grad = self._options["clear_grads"]
         call.seed = self._options["seed"]
@@ -221,7 +226,8 @@ class Native(torch.optim.Optimizer):
         if self._options["clear_grads"]:
             for param in plan.params:
                 param.grad.zero_()
-        self._last = StepInfo(plan.completed(), plan.lr(), skipped=True)
+        completed, lr = plan.completed(), plan.lr()
+        self._last = StepInfo(completed, lr, skipped=True, skip_reason="nonfinite")
 
     def _commit(self, plan: Plan, copies: list[int]) -> None:
         """Make PyTorch see what the step has done."""
@@ -243,11 +249,13 @@ class Native(torch.optim.Optimizer):
             return plan
         result, options = plan.step.result, self._options
         each = any(values["max_grad_norm_each"] is not None for values in plan.settings)
-        measures = each or (options["max_grad_norm"], options["nonfinite"]) != (None, "propagate")
+        measures = each or any(options[name] != DEFAULTS[name] for name in MEASURING)
         norm = result.norm if measures else None
         d = None if math.isnan(result.d) else result.d
-        clipped, skipped = bool(result.clipped), bool(result.skipped)
-        return StepInfo(plan.completed(), plan.lr(), norm, clipped, skipped, d)
+        reason = _capi.SKIP_REASONS[result.skipped]
+        skipped = reason is not None
+        completed, lr = plan.completed(), plan.lr()
+        return StepInfo(completed, lr, norm, bool(result.clipped), skipped, d, reason)
 
     # Copies, files, other weights
 

@@ -163,7 +163,8 @@ class Plan:
         """Return what decides which state a parameter keeps."""
         values = {**self.cls.defaults, **GROUP_DEFAULTS, **settings}
         kept = averages(values), values["lookahead_every"] is None
-        return self.cls.row.variant(values), values["state_format"], values["rounding"], kept
+        formats = values["state_format"], values["average_dtype"], values["rounding"]
+        return self.cls.row.variant(values), formats, kept
 
     # How it is made
 
@@ -333,9 +334,6 @@ def _check_grad(place: int, param: Tensor, grad: Tensor) -> None:
     if grad.shape != param.shape:
         got = f"a gradient of shape {tuple(grad.shape)}"
         raise Unfit("gradient of another shape", place, got)
-    is_small = _tensors.full(param) == torch.float32 and grad.dtype != torch.float64
-    if grad.dtype != param.dtype and not is_small:
-        raise Unfit("gradient of another dtype", place, f"a gradient of {grad.dtype}")
 
 
 def _may_change(value: Any) -> bool:

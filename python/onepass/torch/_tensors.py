@@ -106,7 +106,8 @@ def _beside(values: Mapping[str, Any], param: Tensor, state: Mapping[str, Any]) 
         new[name] = stored(kept, param, dtype, has_sign=True)
 
     if averages(values):
-        keep(AVERAGE, param, torch.float64)  # the first step writes it
+        in_full = values["average_dtype"] == "float32"
+        keep(AVERAGE, param, full(param) if in_full else torch.float64)  # the first step writes it
         new[AVERAGE_FROM] = state[AVERAGE_FROM] if AVERAGE in state else steps_of(state)
     if values["rounding"] == "master" and param.dtype in SMALL:
         keep(MASTER, param, torch.float32)

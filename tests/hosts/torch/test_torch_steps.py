@@ -183,13 +183,16 @@ def test_any_order_of_axes(name):
     np.testing.assert_allclose(results[1], results[2], rtol=1e-12, atol=1e-12)
 
 
-def test_gradients_of_fewer_bits_beside_float32():
-    (start,) = [np.ones(100, np.float32)]
+@pytest.mark.parametrize("other", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gradients_of_another_dtype(dtype, other):
+    """As NumPy's arrays are taken: widened, or rounded to the nearest float32."""
+    start = np.ones(100, dtype)
     param = torch.nn.Parameter(torch.from_numpy(start.copy()))
     param.grad_dtype = None  # any
     twin = op.AdamW(array := start.copy(), lr=0.01)
     optimizer = onepass.torch.AdamW([param], lr=0.01)
-    grad = torch.randn(100).to(torch.bfloat16)
+    grad = torch.randn(100, dtype=torch.float64).to(other)
     param.grad = grad.clone()
     optimizer.step()
     twin.step(as_numpy(grad))
@@ -205,6 +208,64 @@ def test_clear_grads_zeroes_also_where_the_order_differs():
     optimizer.step()
     assert all(bool((param.grad == 0).all()) for param in params)
     assert_same_bits(as_numpy(params[0]), as_numpy(params[1]))
+
+
+def test_a_norm_above_which_a_step_is_left_out():
+    """Of gradients 3 and 4, beside clipping, which sees the same norm."""
+    params = [torch.nn.Parameter(torch.ones(1)) for _ in range(2)]
+    optimizer = onepass.torch.AdamW(params, skip_grad_norm=4.5, max_grad_norm=1.0)
+    seen = []
+    for scale in (1.0, 0.5, math.nan, 0.8):
+        before = [param.detach().clone() for param in params]
+        for param, grad in zip(params, (3.0, 4.0), strict=True):
+            param.grad = torch.full((1,), scale * grad)
+        optimizer.step()
+        last = optimizer.last_step
+        seen.append((last.step, last.skipped, last.skip_reason, last.clipped))
+        moved = not all(bool((p == was).all()) for p, was in zip(params, before, strict=True))
+        assert moved != last.skipped
+        assert last.grad_norm == pytest.approx(5 * scale, nan_ok=True)
+    assert seen == [
+        (0, True, "grad_norm", False),
+        (1, False, None, True),
+        (1, True, "nonfinite", False),
+        (2, False, None, True),
+    ]
+    assert not optimizer.fallbacks
+    optimizer.skip_grad_norm = None
+    params[0].grad.fill_(1e9)
+    optimizer.step()
+    assert optimizer.last_step.step == 3
+    with pytest.raises(ValueError, match="^skip_grad_norm: expected a finite number > 0"):
+        optimizer.skip_grad_norm = 0.0
+
+
+def test_a_limit_alone_measures_the_norm():
+    param = torch.nn.Parameter(torch.ones(1))
+    optimizer = onepass.torch.SGD([param], lr=1.0, skip_grad_norm=4.0, clear_grads=True)
+    for grad, reason in ((4.0, None), (5.0, "grad_norm")):
+        param.grad = torch.full((1,), grad)
+        optimizer.step()
+        assert (optimizer.last_step.grad_norm, optimizer.last_step.skip_reason) == (grad, reason)
+        assert param.grad.item() == 0.0
+    assert param.item() == -3.0
+
+
+def test_a_spike_does_not_lower_the_scale_of_a_scaler():
+    """To torch.amp an overflow is what is not finite."""
+    param = torch.nn.Parameter(torch.ones(1))
+    optimizer = onepass.torch.SGD([param], lr=1.0, skip_grad_norm=4.0, nonfinite="skip")
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for size, reason, scale in ((5.0, "grad_norm", 8.0), (math.inf, "nonfinite", 4.0)):
+        scaler.scale(param.sum() * size).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        last = optimizer.last_step
+        assert (last.skipped, scaler.get_scale()) == (True, scale)
+        if not math.isinf(size):
+            assert last.skip_reason == reason
+        assert param.item() == 1.0
 
 
 def test_a_gradient_that_is_not_finite():

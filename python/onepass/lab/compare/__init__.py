@@ -2,14 +2,18 @@
 
 import argparse
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from typing import NoReturn
 
 from onepass._extras import require
 from onepass._progress import progress
 from onepass.lab._arguments import (
     add_names,
     add_out,
+    batch_size,
     chosen,
+    fraction,
     integer,
     one_of,
     positive,
@@ -17,12 +21,14 @@ from onepass.lab._arguments import (
 )
 from onepass.lab._json import finite
 from onepass.lab.compare import report
-from onepass.lab.compare.contenders import FIRST_SEED, contenders
+from onepass.lab.compare.contenders import FIRST_SEED, Contender, contenders
 from onepass.lab.compare.data import DATA
 from onepass.lab.compare.experiment import RATES, SEEDS_A_RATE, Experiment
 from onepass.lab.compare.journal import Journal
 from onepass.lab.compare.schedules import SCHEDULES
-from onepass.lab.compare.training import Recipe
+from onepass.lab.compare.training import STATE_FORMATS, Recipe
+
+MOST_LAYERS = 100
 
 
 def add_command(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +36,19 @@ def add_command(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
     option = parser.add_argument
     add_names(parser, "--optimizer", contenders(), "which to train, in this order")
+    option(
+        "--momentum",
+        type=fraction,
+        metavar="M",
+        help="for those that have momentum, instead of their own",
+    )
+    option(
+        "--betas",
+        nargs="+",
+        type=fraction,
+        metavar="B",
+        help="for those that have so many, instead of their own",
+    )
     rate = parser.add_mutually_exclusive_group().add_argument
     rate("--lr", type=positive, help="a learning rate for all; by default each has its own")
     rate(
@@ -53,10 +72,9 @@ def add_command(parser: argparse.ArgumentParser) -> None:
         help="how many seeds to train with, from the first on (default: %(default)s)",
     )
     option(
-        "--no-batch-norm",
-        dest="batch_norm",
-        action="store_false",
-        help="leave out the runs with BatchNorm; by default there are both",
+        "--batch-norm",
+        action=argparse.BooleanOptionalAction,
+        help="only the runs with BatchNorm, or only those without; by default there are both",
     )
     add_out(parser, "onepass-compare", "the report, the picture, the numbers and the log")
     option(
@@ -78,6 +96,20 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         metavar="UNITS",
         help=f"units of each hidden layer (default: {' '.join(map(str, default.hidden))})",
     )
+    option(
+        "--layers",
+        type=integer(1, MOST_LAYERS),
+        metavar="N",
+        help="how many hidden layers, where --hidden is one number, for all of them",
+    )
+    option(
+        "--dropout",
+        type=fraction,
+        default=default.dropout,
+        metavar="P",
+        help="the share of each hidden layer's outputs that training leaves out "
+        "(default: %(default)s)",
+    )
     budget = parser.add_mutually_exclusive_group().add_argument
     budget(
         "--epochs",
@@ -89,7 +121,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     budget("--seconds", type=positive, help="seconds of training for each run, instead of epochs")
     option(
         "--batch-size",
-        type=_batch_size,
+        type=batch_size,
         default=default.batch_size,
         help="rows a step, or all; 1 leaves out the runs with BatchNorm, which needs 2 "
         "(default: %(default)s)",
@@ -107,6 +139,14 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         default=default.max_grad_norm,
         metavar="C",
         help="clip the gradient's norm to C; inf measures it only (default: %(default)s)",
+    )
+    option(
+        "--state-format",
+        type=one_of(STATE_FORMATS),
+        default=default.state_format,
+        metavar="NAME",
+        help="what the optimizers' state is kept in, one of "
+        f"{', '.join(STATE_FORMATS)} (default: %(default)s)",
     )
 
 
@@ -133,7 +173,7 @@ def run(args: argparse.Namespace) -> int:
     )
     experiment = _experiment(args)
     try:
-        journal = Journal(args.out, _settings(experiment), resume=args.resume)
+        journal = Journal(args.out, _settings(args, experiment), resume=args.resume)
     except ValueError as error:
         args.refuse(str(error))
     try:
@@ -153,46 +193,89 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _experiment(args: argparse.Namespace) -> Experiment:
+    if args.layers and len(args.hidden) > 1:
+        given = " ".join(map(str, args.hidden))
+        args.refuse(f"argument --layers: expected one number of --hidden beside it, got {given}")
     recipe = Recipe(
         data=args.data,
-        hidden=tuple(args.hidden),
+        hidden=tuple(args.hidden) * (args.layers or 1),
+        dropout=args.dropout,
         epochs=args.epochs,
         steps=args.steps,
         seconds=args.seconds,
         batch_size=args.batch_size,
         schedule=args.schedule,
         max_grad_norm=args.max_grad_norm,
+        state_format=args.state_format,
     )
-    known = contenders()
-    taking_part = [known[name] for name in chosen(args.optimizer, known)]
-    if args.lr is not None:
-        taking_part = [contender.with_lr(args.lr) for contender in taking_part]
+    variants: tuple[bool, ...] = (True, False) if args.batch_norm is None else (args.batch_norm,)
+    if recipe.batch_size == 1:  # one row has no variance to normalise with
+        variants = tuple(variant for variant in variants if not variant)
+    if not variants:
+        args.refuse("argument --batch-norm: expected a --batch-size of 2 or more, got 1")
+    names = chosen(args.optimizer, contenders())
+    taking_part, remarks = who_can(names, [args.state_format], args.refuse)
     return Experiment(
         recipe,
-        taking_part,
-        # One row has no variance to normalise with.
-        variants=(True, False) if args.batch_norm and recipe.batch_size != 1 else (False,),
+        _with_settings(args, taking_part),
+        variants,
         seeds=range(args.seed, args.seed + args.seeds),
         tune=args.tune,
+        remarks=[*remarks, *_said(args)],
     )
 
 
-def _settings(experiment: Experiment) -> dict[str, object]:
+def who_can(
+    names: Sequence[str], state_formats: Sequence[str], refuse: Callable[[str], NoReturn]
+) -> tuple[list[Contender], list[str]]:
+    """Return those whose state may be kept in all these formats, and a remark on the others."""
+    known, formats = contenders(), [STATE_FORMATS[name] for name in state_formats]
+    able = [known[name] for name in names if all(map(known[name].keeps_state_as, formats))]
+    others = ", ".join(name for name in names if known[name] not in able)
+    if not able:
+        got = " ".join(state_formats)
+        refuse(f"argument --state-format: expected float32 for {others}, got {got}")
+    return able, [f"without {others}: the state has to be float32"] if others else []
+
+
+def _said(args: argparse.Namespace) -> list[str]:
+    """Return a remark on settings that not all have."""
+    settings = {"momentum": args.momentum, "betas": args.betas and " ".join(map(str, args.betas))}
+    said = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
+    return [f"{said} where an optimizer has it"] if said else []
+
+
+def _with_settings(args: argparse.Namespace, taking_part: Sequence[Contender]) -> list[Contender]:
+    """Return the contenders with the settings that are for all of them, or for some."""
+    if args.momentum is not None and not any(c.momentum for c in taking_part):
+        args.refuse("argument --momentum: expected an optimizer that has it, got none")
+    if args.betas is not None and not any(len(c.betas) == len(args.betas) for c in taking_part):
+        count = len(args.betas)
+        args.refuse(f"argument --betas: expected an optimizer that has {count}, got none")
+    changed = []
+    for contender in taking_part:
+        settings: dict[str, object] = {} if args.lr is None else {"lr": args.lr}
+        if args.momentum is not None and contender.momentum:
+            settings["momentum"] = args.momentum
+        if args.betas is not None and len(contender.betas) == len(args.betas):
+            settings["betas"] = tuple(args.betas)
+        changed.append(contender.with_settings(**settings))
+        try:
+            changed[-1].check()
+        except ValueError as error:
+            args.refuse(f"{contender.name}: {error}")
+    return changed
+
+
+def _settings(args: argparse.Namespace, experiment: Experiment) -> dict[str, object]:
     """Return the settings that two comparisons must share for one to go on from the other."""
     return {
         **asdict(experiment.recipe),
         "max_grad_norm": finite(experiment.recipe.max_grad_norm),
         "optimizers": [[c.name, c.lr] for c in experiment.contenders],
+        "momentum": args.momentum,
+        "betas": args.betas,
         "batch_norm": list(experiment.variants),
         "seeds": list(experiment.seeds),
         "tune": experiment.tune,
     }
-
-
-def _batch_size(text: str) -> int | None:
-    if text.lower() == "all":
-        return None
-    try:
-        return integer(1)(text)
-    except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(str(error).replace(", got", " or all, got")) from None

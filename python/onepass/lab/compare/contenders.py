@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from onepass.optim import (
     ADOPT,
     ASGD,
@@ -56,9 +58,35 @@ class Contender:
         """The learning rate."""
         return float(self.hyperparameters["lr"])
 
+    @property
+    def momentum(self) -> float | None:
+        """Its `momentum`, None where it has none, or 0."""
+        return self.hyperparameters.get("momentum") or None
+
+    @property
+    def betas(self) -> tuple[float, ...]:
+        """The decay rates of its averages, where they are called `betas`; else none."""
+        return tuple(self.hyperparameters.get("betas", ()))
+
+    def check(self, **more: Any) -> None:
+        """Raise ValueError where its optimizer refuses the settings, or these besides."""
+        self.optimizer(np.ones((2, 2), np.float32), **self.settings, **more)
+
+    def keeps_state_as(self, state_format: str | None) -> bool:
+        """Return whether its state may be kept so: this is tried, so that no rule has to say so."""
+        try:
+            self.check(state_format=state_format)
+        except ValueError:
+            return False
+        return True
+
+    def with_settings(self, **settings: Any) -> "Contender":
+        """Return the same contender with other values of these settings."""
+        return replace(self, settings={**self.settings, **settings})
+
     def with_lr(self, lr: float) -> "Contender":
         """Return the same contender with another learning rate."""
-        return replace(self, settings={**self.settings, "lr": lr})
+        return self.with_settings(lr=lr)
 
 
 FIRST_SEED = 5

@@ -34,6 +34,8 @@ class Experiment:
     seeds: Sequence[int]
     tune: bool
     """Whether each contender first looks for its learning rate, with a run's budget a seed."""
+    remarks: Sequence[str] = ()
+    """Remarks for the report on what was asked for."""
 
     def __post_init__(self) -> None:  # noqa: D105
         self.entries = [
@@ -52,7 +54,8 @@ class Experiment:
     def comparison(self) -> Comparison:
         """What has been done so far."""
         begun = [entry for entry in self.entries if entry.results]
-        return Comparison(self.recipe, begun, planned=len(self.entries) * len(self.seeds))
+        planned = len(self.entries) * len(self.seeds)
+        return Comparison(self.recipe, begun, planned, self.remarks)
 
     def run(self, journal: Journal, show: Show) -> None:
         """Do all runs that the journal does not know."""

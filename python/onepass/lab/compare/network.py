@@ -17,7 +17,7 @@ from onepass.lab.compare.losses import Loss
 
 
 class Network:
-    """Linear layers with BatchNorm and ReLU between them, then a loss.
+    """Linear layers with BatchNorm, ReLU and dropout between them, then a loss.
 
     Parameters
     ----------
@@ -30,6 +30,9 @@ class Network:
     batch_norm : bool
         Whether there is BatchNorm. A linear layer before BatchNorm has no bias, which would be
         subtracted again with the mean.
+    dropout : float in [0, 1)
+        The share of each hidden layer's outputs that training sets to 0; the others are divided by
+        what is left of 1, so that evaluation uses all of them as they are.
 
     Attributes
     ----------
@@ -50,8 +53,10 @@ class Network:
         loss: Loss,
         dtype: npt.DTypeLike = np.float32,
         batch_norm: bool = True,
+        dropout: float = 0.0,
     ) -> None:
         self.loss = loss
+        self._dropout = dropout
         count = count_parameters(sizes, batch_norm)
         self.params = aligned_zeros(count, dtype)
         self.grads = aligned_zeros(count, dtype)
@@ -64,18 +69,24 @@ class Network:
 
     def evaluate(self, inputs: Array, targets: Targets) -> tuple[float, float]:
         """Return the loss and the score; BatchNorm uses its running statistics."""
-        *_, outputs = self._forward(inputs, training=False)
+        *_, outputs = self._forward(inputs, training=False, dropped=())
         return self.loss.value(outputs, targets), self.loss.score(outputs, targets)
 
-    def loss_and_grad(self, inputs: Array, targets: Targets) -> tuple[float, Array]:
+    def loss_and_grad(
+        self, inputs: Array, targets: Targets, rng: np.random.Generator | None = None
+    ) -> tuple[float, Array]:
         """Return the loss, and `grads` filled with its gradient.
 
-        BatchNorm uses the statistics of these rows, and updates the running ones.
+        BatchNorm uses the statistics of these rows, and updates the running ones. `rng` draws what
+        dropout leaves out.
         """
-        *values, outputs = self._forward(inputs, training=True)
+        dropped = self._draw_dropout(len(inputs), rng)
+        *values, outputs = self._forward(inputs, training=True, dropped=dropped)
         loss, upstream = self.loss.value_and_grad(outputs, targets)
         for i in reversed(range(len(self._layers))):
             weight, weight_grad, after = self._layers[i]
+            if i < len(dropped):
+                upstream *= dropped[i]
             upstream = after.backward(upstream)
             np.matmul(values[i].T, upstream, out=weight_grad)
             if i > 0:
@@ -101,11 +112,24 @@ class Network:
     def _batch_norms(self) -> list[BatchNorm]:
         return [after for *_, after in self._layers if isinstance(after, BatchNorm)]
 
-    def _forward(self, inputs: Array, training: bool) -> list[Array]:
+    def _draw_dropout(self, rows: int, rng: np.random.Generator | None) -> list[Array]:
+        """Return what each hidden layer's outputs are multiplied with; nothing without dropout."""
+        if not self._dropout:
+            return []
+        assert rng is not None
+        kept, dtype = 1 - self._dropout, self.params.dtype
+        return [
+            (rng.random((rows, weight.shape[1])) < kept).astype(dtype) / dtype.type(kept)
+            for weight, *_ in self._layers[:-1]
+        ]
+
+    def _forward(self, inputs: Array, training: bool, dropped: Sequence[Array]) -> list[Array]:
         """Return what goes into each layer, and the outputs."""
         values = [inputs]
-        for weight, _, after in self._layers:
-            values.append(after.forward(values[-1] @ weight, training))
+        for i, (weight, _, after) in enumerate(self._layers):
+            outputs = after.forward(values[-1] @ weight, training)
+            # In a new array: the layer needs its outputs as they are for its backward pass.
+            values.append(outputs * dropped[i] if i < len(dropped) else outputs)
         return values
 
 

@@ -20,7 +20,8 @@ from onepass.lab.compare.losses import loss_of
 from onepass.lab.compare.network import count_parameters
 from onepass.lab.compare.picture import NAMES, draw_curves
 from onepass.lab.compare.results import Comparison, Entry, Result, Spread, choose
-from onepass.lab.compare.training import Measurement, Recipe
+from onepass.lab.compare.training import STATE_FORMATS, Measurement, Recipe
+from onepass.optim._storage import SMALL
 
 PACKAGES = ("numpy", "scikit-learn", "matplotlib")
 
@@ -42,9 +43,9 @@ def columns(comparison: Comparison) -> list[tuple[str, Callable[[Entry], str]]]:
         ("batch\nnorm", lambda entry: "yes" if entry.batch_norm else "no"),
         ("\nlr", lambda entry: f"{entry.contender.lr:g}"),
         ("train\nloss", _loss),
-        (f"validation\n{loss.score_name}", lambda entry: _percent(entry.final(_score), 1)),
+        (f"validation\n{loss.score_name}", lambda entry: percent(entry.final(_score), 1)),
         (f"steps\nto {goal:.0%}", lambda entry: _steps_to(entry, goal)),
-        ("steps\nclipped", lambda entry: _percent(entry.spread(_clipped_share))),
+        ("steps\nclipped", lambda entry: percent(entry.spread(_clipped_share))),
         ("ms in\nupdates", lambda entry: _number(entry.final(_update_ms), 1)),
         ("ms in\nall", lambda entry: _number(entry.final(_all_ms))),
     ]
@@ -61,8 +62,9 @@ def describe(comparison: Comparison) -> list[str]:
     split = recipe.table.load(seeds[0])
     train, validation = len(split.train_inputs), len(split.validation_inputs)
     sizes = recipe.layer_sizes(split)
+    dropout = f", dropout {recipe.dropout:g}" if recipe.dropout else ""
     networks = [
-        f"network {'-'.join(map(str, sizes))} {NAMES[variant]}: "
+        f"network {'-'.join(map(str, sizes))} {NAMES[variant]}{dropout}: "
         f"{count_parameters(sizes, variant):,} parameters"
         for variant in comparison.variants
     ]
@@ -76,7 +78,7 @@ def describe(comparison: Comparison) -> list[str]:
         f"{recipe.data}: {train:,} {recipe.table.rows} to train on, {validation:,} to validate",
         *networks,
         f"{_budget(recipe)} each, {size}, {_seeds(seeds)}",
-        f"{rates}, gradient norm {_clipping(recipe.max_grad_norm)}",
+        f"{rates}, gradient norm {_clipping(recipe.max_grad_norm)}{state_kept(recipe)}",
         *_remarks(comparison),
         *(interrupted if comparison.done < comparison.planned else []),
     ]
@@ -87,7 +89,7 @@ def _remarks(comparison: Comparison) -> list[str]:
     tuned = [entry for entry in comparison.entries if entry.tried]
     edge = [entry for entry in tuned if entry.is_at_the_edge]
     lost = [entry for entry in tuned if choose(entry.tried) is None]
-    remarks = []
+    remarks = [*comparison.remarks]
     if comparison.recipe.batch_size == 1:
         remarks.append("no runs with batch norm: a batch of one row has no variance")
     for words, entries in (
@@ -97,6 +99,13 @@ def _remarks(comparison: Comparison) -> list[str]:
         if entries:
             remarks.append(f"warning: {words}: {', '.join(map(_name, entries))}")
     return remarks
+
+
+def state_kept(recipe: Recipe) -> str:
+    """Return a remark on the state's format, if it is not float32."""
+    if STATE_FORMATS[recipe.state_format] is None:
+        return ""
+    return f", state in {recipe.state_format} where an array has {SMALL:,} numbers or more"
 
 
 def _name(entry: Entry) -> str:
@@ -131,7 +140,8 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
             "train": len(split.train_inputs),
             "validation": len(split.validation_inputs),
         },
-        "network": {"sizes": sizes, "dtype": "float32"},
+        "network": {"sizes": sizes, "dtype": "float32", "dropout": recipe.dropout},
+        "state_format": recipe.state_format,
         "budget": {
             "epochs": recipe.epochs,
             "steps": recipe.steps,
@@ -240,7 +250,8 @@ def _loss(entry: Entry) -> str:
     return f"{spread.mean:z.2g}"
 
 
-def _percent(spread: Spread | None, digits: int = 0) -> str:
+def percent(spread: Spread | None, digits: int = 0) -> str:
+    """Return a mean as a share, with its deviation where there are digits for it."""
     if spread is None:
         return "-"
     if spread.mean < -10:  # R² has no lower end

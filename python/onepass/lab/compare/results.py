@@ -166,6 +166,8 @@ class Comparison:
     entries: Sequence[Entry]
     planned: int
     """How many runs there are when the comparison is whole."""
+    remarks: Sequence[str] = ()
+    """Remarks on what was asked for."""
 
     @property
     def done(self) -> int:

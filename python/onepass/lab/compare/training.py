@@ -20,6 +20,8 @@ from onepass.lab.compare.schedules import SCHEDULES
 from onepass.optim import StepInfo
 from onepass.schedules import ReduceOnPlateau
 
+STATE_FORMATS = {"float32": None, "bf16": "bf16", "q8": "q8"}
+"""The optimizers' `state_format` by the names that the commands give them."""
 STEPS_OF_A_BUDGET_IN_SECONDS = 10_000
 """With a budget of seconds, the time is mapped onto this many steps of the schedule."""
 
@@ -32,6 +34,8 @@ class Recipe:
     """The name of the data set, one of `DATA`."""
     hidden: tuple[int, ...] = (128, 64)
     """The units of each hidden layer."""
+    dropout: float = 0.0
+    """The share of each hidden layer's outputs that training leaves out."""
     epochs: int = 20
     """A run's budget as passes over the training rows."""
     steps: int | None = None
@@ -44,6 +48,8 @@ class Recipe:
     """The name of the schedule, one of `SCHEDULES`."""
     max_grad_norm: float = 1.0
     """The norm that gradients are clipped to; infinity measures the norm and clips nothing."""
+    state_format: str = "float32"
+    """What the optimizers' state is kept in, one of `STATE_FORMATS`."""
 
     @property
     def table(self) -> Data:
@@ -127,15 +133,19 @@ class Training:
             np.random.default_rng(run.seed),
             loss_of(recipe.table),
             batch_norm=run.batch_norm,
+            dropout=recipe.dropout,
         )
         # Rprop takes no schedule: its rate is the size of its first step alone.
         is_scheduled = run.contender.optimizer.checks["lr"].schedulable
         self._lr = self._schedule() if is_scheduled else run.contender.lr
-        settings = {**run.contender.settings, "lr": self._lr}
+        settings = {
+            "max_grad_norm": recipe.max_grad_norm,
+            "state_format": STATE_FORMATS[recipe.state_format],
+            **run.contender.settings,
+            "lr": self._lr,
+        }
         params, self._grads = _as_seen_by(run.contender, self.network)
-        self.optimizer = run.contender.optimizer(
-            params, max_grad_norm=recipe.max_grad_norm, **settings
-        )
+        self.optimizer = run.contender.optimizer(params, **settings)
         self.last: Measurement | None = None
         self._gradient_seconds = self._update_seconds = 0.0
 
@@ -171,11 +181,15 @@ class Training:
     def _epoch(self, before: Measurement) -> Measurement:
         split, epoch = self._split, before.epoch + 1
         infos: list[StepInfo] = []
-        # Each epoch has a generator of its own, so that a run can go on from any.
-        rng = np.random.default_rng((self.run.seed, epoch))
+        # Each epoch has generators of its own, so that a run can go on from any; and dropout has
+        # another one than the batches, so that these are the same with it and without.
+        rng, dropout_rng = (
+            np.random.default_rng((self.run.seed, epoch, *more)) for more in ((), (1,))
+        )
         for rows in self.recipe.batches(self._rows, rng):
             start = perf_counter()
-            self.network.loss_and_grad(split.train_inputs[rows], split.train_targets[rows])
+            inputs, targets = split.train_inputs[rows], split.train_targets[rows]
+            self.network.loss_and_grad(inputs, targets, dropout_rng)
             middle = perf_counter()
             infos.append(self.optimizer.step(self._grads))
             self._gradient_seconds += middle - start

@@ -177,6 +177,7 @@ def _ramp(
 ) -> RangeTest:
     if optimizer.nonfinite == "raise":
         optimizer.nonfinite = "propagate"  # into the loss, which ends the test
+    optimizer.skip_grad_norm = None  # what too large a rate does is what the test looks for
     losses: list[float] = []
     smoothed: Array = np.empty(0)
     diverged = True

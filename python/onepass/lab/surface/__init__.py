@@ -1,8 +1,9 @@
 """The toy of the lectures: error surfaces of two parameters, and the optimizers' paths down them.
 
 `onepass surface` draws them. `SURFACES` has the surfaces by name, `descend` runs an optimizer
-down one, `walkers` has those of the lectures, `random_search` and `grid_search` are there to be
-beaten, and `onepass.surface.claims` measures what the lectures say about the paths.
+down one, `draw` draws such paths, `walkers` has those of the lectures, `random_search` and
+`grid_search` are there to be beaten, and `onepass.surface.claims` measures what the lectures say
+about the paths.
 """
 
 import argparse
@@ -12,19 +13,29 @@ from pathlib import Path
 
 from onepass._extras import require
 from onepass._progress import Show, progress
-from onepass.lab._arguments import add_names, add_out, chosen, finite, integer, one_of, positive
+from onepass.lab._arguments import (
+    ALL,
+    add_names,
+    add_out,
+    batch_size,
+    chosen,
+    finite,
+    integer,
+    one_of,
+    positive,
+)
 from onepass.lab.surface import claims, report
+from onepass.lab.surface.batches import save_batches
 from onepass.lab.surface.descent import (
     Trajectory,
-    Walker,
     check_start,
     descend,
     grid_search,
     random_search,
-    walkers,
 )
-from onepass.lab.surface.picture import ANIMATIONS, FRAMES, Picture
+from onepass.lab.surface.picture import ANIMATIONS, FRAMES, Picture, draw
 from onepass.lab.surface.surfaces import SURFACES, Surface, sparse_neuron
+from onepass.lab.surface.walking import LONGEST, Walker, walkers
 
 __all__ = [
     "SURFACES",
@@ -33,11 +44,16 @@ __all__ = [
     "Walker",
     "claims",
     "descend",
+    "draw",
     "grid_search",
     "random_search",
     "sparse_neuron",
     "walkers",
 ]
+
+
+STOCHASTIC = ("SGD", "Momentum", "Nesterov")
+"""Which optimizers the pictures of mini-batches show if none is named."""
 
 
 def add_command(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +69,32 @@ def add_command(parser: argparse.ArgumentParser) -> None:
         metavar=("X", "Y"),
         help="where all begin, which the picture then shows; by default each surface has its own",
     )
-    option("--lr", type=positive, help="for all of them; by default each surface has its own")
+    option(
+        "--lr",
+        nargs="+",
+        type=positive,
+        help="for all of them, one or several; by default each surface has its own",
+    )
+    option(
+        "--line-search",
+        action="store_true",
+        help="plain descent too whose step sizes are found anew in every step: best_of and "
+        f"backtracking, up to {LONGEST:g} times the rate",
+    )
+    option(
+        "--batch-size",
+        nargs="+",
+        type=batch_size,
+        metavar="N",
+        help="of surfaces with data, a picture with a column for each of these, where gradients "
+        f"are of so many rows, or {ALL}; by default of {', '.join(STOCHASTIC)}",
+    )
+    option(
+        "--seed",
+        type=integer(0, 2**64 - 1),
+        default=report.SEED,
+        help="of the rows' order and of the random search (default: %(default)s)",
+    )
     option(
         "--animate",
         type=one_of(suffix[1:] for suffix in ANIMATIONS),
@@ -70,6 +111,8 @@ def run(args: argparse.Namespace) -> int:
     When interrupted, what is finished is on disk, and in the table.
     """
     surfaces = [SURFACES[name] for name in chosen(args.surface, SURFACES)]
+    if args.batch_size:
+        surfaces = _with_data(args, surfaces)
     _check_start(args, surfaces)
     require("surface", matplotlib="matplotlib", rich="rich")
     args.out.mkdir(parents=True, exist_ok=True)  # first, so that an error costs no work
@@ -83,6 +126,20 @@ def run(args: argparse.Namespace) -> int:
         for path in written:
             print(path)
     return 0
+
+
+def _with_data(args: argparse.Namespace, surfaces: Sequence[Surface]) -> list[Surface]:
+    """Return the surfaces that have data, all of those that were named."""
+    for option in ("animate", "line_search"):
+        if getattr(args, option):
+            name = option.replace("_", "-")
+            args.refuse(f"argument --{name}: not allowed with argument --batch-size")
+    able = [surface for surface in surfaces if surface.rows]
+    if args.surface and ALL not in args.surface and len(able) < len(surfaces):
+        names = ", ".join(each.name for each in SURFACES.values() if each.rows)
+        got = next(surface.name for surface in surfaces if not surface.rows)
+        args.refuse(f"argument --surface: expected one of {names} with --batch-size, got {got}")
+    return able
 
 
 def _check_start(args: argparse.Namespace, surfaces: Sequence[Surface]) -> None:
@@ -100,11 +157,22 @@ def _draw_all(
     written: list[Path],
 ) -> None:
     """Draw each surface, adding to both lists what is done as soon as it is."""
+    if args.batch_size:
+        _draw_batches(args, surfaces, contests, written)
+        return
     optimizers = chosen(args.optimizer, walkers())
     pictures = 1 + (FRAMES if args.animate else 0)
     with progress(len(surfaces) * pictures, "pictures") as show:
         for number, surface in enumerate(surfaces):
-            contest = report.contest(surface, optimizers, args.start, args.steps, args.lr)
+            contest = report.contest(
+                surface,
+                optimizers,
+                args.start,
+                args.steps,
+                args.lr,
+                line_search=args.line_search,
+                seed=args.seed,
+            )
             contests.append(contest)
             picture = Picture(surface, contest.labels, contest.searches)
             path = args.out / f"{surface.name}.png"
@@ -116,6 +184,36 @@ def _draw_all(
                 path = path.with_suffix(f".{args.animate}")
                 picture.animate(path, partial(_show_frame, show, done, surface.name))
                 written.append(path)
+
+
+def _draw_batches(
+    args: argparse.Namespace,
+    surfaces: Sequence[Surface],
+    contests: list[report.Contest],
+    written: list[Path],
+) -> None:
+    """Draw the surfaces' pictures with a column for each batch size."""
+    optimizers = chosen(args.optimizer, walkers()) if args.optimizer else STOCHASTIC
+    with progress(len(surfaces), "pictures") as show:
+        for number, surface in enumerate(surfaces, 1):
+            sizes = [size if size and size < surface.rows else None for size in args.batch_size]
+            columns = [
+                report.contest_of_batches(
+                    surface,
+                    optimizers,
+                    args.start,
+                    args.steps,
+                    args.lr,
+                    batch_size=size,
+                    seed=args.seed,
+                )
+                for size in dict.fromkeys(sizes)
+            ]
+            contests += columns
+            path = args.out / f"{surface.name}-batches.png"
+            save_batches(surface, {each.title: each.labels for each in columns}, path)
+            written.append(path)
+            show(number, surface.name)
 
 
 def _show_frame(show: Show, before: int, name: str, frames: int) -> None:

@@ -1,11 +1,11 @@
 """Down a surface: one path an optimizer, and the searches that no path should lose against."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from itertools import count, repeat
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from onepass._hyperparameters import Whole
 from onepass._typing import Array
 from onepass.lab.surface.surfaces import Surface
-from onepass.optim import SGD, Optimizer, RMSprop, registry
+from onepass.optim import Optimizer
 
 SQUARE = 6.0
 """The searches try points from -6 to 6 in both parameters."""
@@ -30,10 +30,13 @@ class Trajectory(NamedTuple):
         The first point of a descent is the start. If it diverged, its last point is the last one
         with a finite loss.
     losses : ndarray of shape (n,)
+    evaluations : int
+        How often a line search has computed the loss for it, to choose its step sizes.
     """
 
     points: Array
     losses: Array
+    evaluations: int = 0
 
     def steps_to(self, goal: float) -> int | None:
         """Return after how many steps the loss first was `goal` or less, None if it never was."""
@@ -48,6 +51,8 @@ def descend(
     steps: int = 100,
     *,
     lookahead: bool = False,
+    batch_size: int | None = None,
+    seed: int = 0,
 ) -> Trajectory:
     """Run an optimizer down a surface and return its path.
 
@@ -61,6 +66,12 @@ def descend(
     steps : int >= 1
     lookahead : bool
         Take each gradient where momentum leads, as Nesterov did: see `onepass.SGD.lookahead`.
+    batch_size : int >= 1, optional
+        How many rows of the surface's data each gradient is estimated from, as
+        `Surface.batch_gradient` does it; all of them by default. Every row comes once before any
+        comes again.
+    seed : int >= 0
+        Of the rows' order.
 
     Returns
     -------
@@ -71,9 +82,9 @@ def descend(
     ------
     ValueError
         ``<argument>: expected ..., got ...`` for a start that is no point or has no finite loss,
-        or steps out of range.
+        or steps out of range, or a `batch_size` where the surface has no data.
     TypeError
-        The same, if `steps` is no integer.
+        The same, if `steps`, `batch_size` or `seed` is no integer.
 
     Examples
     --------
@@ -87,20 +98,42 @@ def descend(
     """
     w = check_start(surface, surface.start if start is None else start)
     steps = _COUNT("steps", steps)
+    if batch_size is None:
+        gradients: Iterator[Callable[[Array], Array]] = repeat(surface.gradient)
+    else:
+        gradients = _of_batches(surface, _COUNT("batch_size", batch_size), Whole()("seed", seed))
     optimizer = make(w)
     shown = optimizer.lookahead if lookahead else nullcontext  # type: ignore[attr-defined]
     points, losses = [w.copy()], [surface.loss(w)]
     with np.errstate(over="ignore", invalid="ignore"):  # a rate may be too high
-        for _ in range(steps):
+        for _, gradient_at in zip(range(steps), gradients, strict=False):
             with shown():
-                gradient = surface.gradient(w)
-            _step(optimizer, gradient)
+                gradient = gradient_at(w)
+            step(optimizer, gradient)
             loss = surface.loss(w)
             if not (np.isfinite(loss) and np.isfinite(w).all()):
                 break
             points.append(w.copy())
             losses.append(loss)
     return Trajectory(np.array(points), np.array(losses))
+
+
+def step(optimizer: Optimizer, gradient: Array) -> None:
+    """Step a point, which the optimizer may see as a matrix."""
+    param, *_ = optimizer.param_groups[0]["params"]
+    optimizer.step(gradient.reshape(param.shape))
+
+
+def _of_batches(surface: Surface, batch_size: int, seed: int) -> Iterator[Callable[[Array], Array]]:
+    """Yield the gradients of one batch after the other, without end."""
+    if not surface.rows:
+        raise ValueError(f"batch_size: expected None, as there are no data, got {batch_size}")
+    rng, ends = np.random.default_rng(seed), range(batch_size, surface.rows, batch_size)
+    return (
+        partial(surface.batch_gradient, rows=rows)
+        for _ in count()
+        for rows in np.split(rng.permutation(surface.rows), ends)
+    )
 
 
 def random_search(surface: Surface, n: int, rng: np.random.Generator) -> Trajectory:
@@ -147,85 +180,6 @@ def grid_search(surface: Surface, n: int) -> Trajectory:
     middles = SQUARE * ((2 * np.arange(side) + 1) / side - 1)
     points = np.stack(np.meshgrid(middles, middles), axis=-1).reshape(-1, 2)
     return Trajectory(points, surface.loss(points))
-
-
-@dataclass(frozen=True)
-class Walker:
-    """An optimizer with all its settings but the learning rate."""
-
-    make: Callable[..., Optimizer]
-    """The optimizer's class or another function, called with the parameters and ``lr=``."""
-    lookahead: bool = False
-    """Whether gradients are taken where momentum leads."""
-
-    @property
-    def adaptive(self) -> bool:
-        """Whether steps are about as long as the rate: twice the gradient does not double them.
-
-        This is found by trying, so that no rule has to say so.
-        """
-        lengths = []
-        for gradient in (1.0, 2.0):
-            w = np.ones(2)
-            _step(self.make(w, lr=1e-3), np.full(2, gradient))
-            lengths.append(float(np.linalg.norm(w - 1)))
-        return lengths[1] < 1.5 * lengths[0]
-
-    def lr(self, surface: Surface) -> float:
-        """Return the surface's learning rate for this optimizer."""
-        return surface.adaptive_lr if self.adaptive else surface.lr
-
-    def descend(
-        self,
-        surface: Surface,
-        start: npt.ArrayLike | None = None,
-        steps: int = 100,
-        lr: float | None = None,
-    ) -> Trajectory:
-        """Return the path at this learning rate, by default the surface's."""
-        make = partial(self.make, lr=self.lr(surface) if lr is None else lr)
-        return descend(surface, make, start, steps, lookahead=self.lookahead)
-
-
-def _step(optimizer: Optimizer, gradient: Array) -> None:
-    """Step a point, which the optimizer may see as a matrix."""
-    param, *_ = optimizer.param_groups[0]["params"]
-    optimizer.step(gradient.reshape(param.shape))
-
-
-def _of_a_matrix(cls: type[Optimizer], point: Array, **settings: Any) -> Optimizer:
-    """Return an optimizer that steps matrices: it sees the point as a row."""
-    return cls(point.reshape(1, -1), **settings)
-
-
-_momentum = partial(SGD, momentum=0.9)
-
-# As the lecture has them: Nesterov's gradient is the one at the look-ahead point, and RMSProp
-# remembers about ten steps.
-_LECTURE = {
-    "SGD": Walker(SGD),
-    "Momentum": Walker(_momentum),
-    "Nesterov": Walker(_momentum, lookahead=True),
-    "RMSprop": Walker(partial(RMSprop, alpha=0.9)),
-}
-
-
-def walkers() -> dict[str, Walker]:
-    """Return the walkers by name: the lecture's, then the classes that these lack.
-
-    Examples
-    --------
-    >>> import onepass as op
-    >>> nesterov = op.surface.walkers()["Nesterov"]
-    >>> path = nesterov.descend(op.surface.SURFACES["neuron"], steps=100)
-    >>> path.steps_to(0.01)
-    29
-    """
-    others = {
-        cls.__name__: Walker(partial(_of_a_matrix, cls) if any(cls.row.directed) else cls)
-        for cls in registry.values()
-    }
-    return _LECTURE | {name: walker for name, walker in others.items() if name not in _LECTURE}
 
 
 def check_start(surface: Surface, start: npt.ArrayLike) -> Array:

@@ -12,6 +12,7 @@ from onepass._typing import Array
 Point: TypeAlias = tuple[float, float]
 Function: TypeAlias = Callable[[Array, Array], Array]
 Slope: TypeAlias = Callable[[Array, Array], tuple[Array, Array]]
+Rows: TypeAlias = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +36,11 @@ class Surface:
         A learning rate for steps that are proportional to the gradient: SGD in all its forms.
     adaptive_lr : float
         One for steps about as long as the rate: AdaGrad and its heirs.
+    rows : int
+        How many rows of data the loss is a sum over; 0 for a formula.
+    batch_slope : callable, optional
+        The two partial derivatives of the sum over some rows alone, of two arrays and the rows'
+        indices. A surface with data has it.
 
     Examples
     --------
@@ -62,6 +68,8 @@ class Surface:
     minima: tuple[Point, ...]
     lr: float
     adaptive_lr: float
+    rows: int = 0
+    batch_slope: Callable[[Array, Array, Rows], tuple[Array, Array]] | None = None
 
     def loss(self, points: npt.ArrayLike) -> Array:
         """Return the loss at each point of an array of shape (..., 2), in shape (...)."""
@@ -70,6 +78,15 @@ class Surface:
     def gradient(self, points: npt.ArrayLike) -> Array:
         """Return the gradient at each point of an array of shape (..., 2), in that shape."""
         return np.stack(self.slope(*_coordinates(points)), axis=-1)
+
+    def batch_gradient(self, points: npt.ArrayLike, rows: Rows) -> Array:
+        """Return what these rows of the data say of the gradient: on average it is that of all.
+
+        The sum over the rows is multiplied by the number of all rows per row of these.
+        """
+        assert self.batch_slope is not None
+        part = np.stack(self.batch_slope(*_coordinates(points), rows), axis=-1)
+        return part * (self.rows / len(rows))
 
 
 def _coordinates(points: npt.ArrayLike) -> tuple[Array, Array]:
@@ -82,6 +99,7 @@ def _coordinates(points: npt.ArrayLike) -> tuple[Array, Array]:
 
 def _neuron(inputs: Array, targets: Array, **fields: Any) -> Surface:
     """Return the surface of f(x) = 1 / (1 + exp(-(w x + b))) over these pairs."""
+    all_rows = np.arange(len(inputs))
 
     def output(w: Array, b: Array) -> Array:
         return _sigmoid(w[..., None] * inputs + b[..., None])
@@ -90,16 +108,18 @@ def _neuron(inputs: Array, targets: Array, **fields: Any) -> Surface:
         error = targets - output(w, b)
         return np.asarray(0.5 * (error * error).sum(axis=-1))
 
-    def slope(w: Array, b: Array) -> tuple[Array, Array]:
-        f = output(w, b)
-        delta = (f - targets) * f * (1 - f)
-        return (delta * inputs).sum(axis=-1), delta.sum(axis=-1)
+    def batch_slope(w: Array, b: Array, rows: Rows) -> tuple[Array, Array]:
+        f = output(w, b)[..., rows]
+        delta = (f - targets[rows]) * f * (1 - f)
+        return (delta * inputs[rows]).sum(axis=-1), delta.sum(axis=-1)
 
     return Surface(
         equation="L = ½ Σ (y - f(x))²,  f(x) = 1 / (1 + exp(-(w x + b)))",
         axes=("w", "b"),
         function=loss,
-        slope=slope,
+        slope=lambda w, b: batch_slope(w, b, all_rows),
+        rows=len(inputs),
+        batch_slope=batch_slope,
         start=(-2.0, -2.0),
         adaptive_lr=0.2,
         **fields,

@@ -1,22 +1,45 @@
-"""`onepass tune`: Optuna's search over optimizer, learning rate, momentum, batch size and width."""
+"""`onepass tune`: Optuna's search for an optimizer, its settings, and the network's."""
 
 import argparse
 import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from onepass._extras import require
 from onepass._progress import progress
-from onepass.lab._arguments import add_names, add_out, chosen, integer, positive
-from onepass.lab.compare import add_data
+from onepass.lab._arguments import (
+    ALL,
+    add_names,
+    add_out,
+    add_range,
+    batch_size,
+    chosen,
+    fraction,
+    integer,
+    one_of,
+    positive,
+)
+from onepass.lab.compare import MOST_LAYERS, who_can
 from onepass.lab.compare.contenders import contenders
-from onepass.lab.compare.training import Recipe
+from onepass.lab.compare.data import DATA
+from onepass.lab.compare.training import STATE_FORMATS, Recipe
+from onepass.lab.tune.space import Settings
 
 TRIALS = 50
+TO_GO_ON = "repeat the command with --resume to go on"
 
 
 def add_command(parser: argparse.ArgumentParser) -> None:
     """Make a parser this command's: its options, and what it runs."""
     option, default = parser.add_argument, Recipe()
-    add_data(parser)
+    option(
+        "--data",
+        nargs="+",
+        action="extend",
+        type=one_of((*DATA, ALL)),
+        metavar="NAME",
+        help=f"one of {', '.join(DATA)} (default: {default.data}); several or {ALL} with --each",
+    )
     budget = parser.add_mutually_exclusive_group().add_argument
     budget(
         "--trials",
@@ -33,6 +56,13 @@ def add_command(parser: argparse.ArgumentParser) -> None:
         help="of a trial, passes over the training rows (default: %(default)s)",
     )
     add_names(parser, "--optimizer", contenders(), "which to choose from")
+    _add_space(parser)
+    option(
+        "--each",
+        action="store_true",
+        help="give every optimizer trials of its own, train as in the best of them with three "
+        "other seeds, and print a table of the scores; --trials and --seconds are for each",
+    )
     option(
         "--seed",
         type=integer(0, 2**64 - 1),
@@ -43,35 +73,130 @@ def add_command(parser: argparse.ArgumentParser) -> None:
     option(
         "--resume",
         action="store_true",
-        help="go on with the study in the folder, with more trials if you like; data, epochs, "
-        "optimizers and seed must be as they were",
+        help="go on with the study in the folder, with more trials if you like; the other options "
+        "must be as they were",
     )
     parser.set_defaults(run=run, refuse=parser.error)  # for errors that only the folder shows
+
+
+def _add_space(parser: argparse.ArgumentParser) -> None:
+    """Give a parser the options of what is searched, each of which can be one value alone."""
+
+    def add_choices(
+        option: str, kind: Callable[[str], object], default: Sequence[object], what: str
+    ) -> None:
+        said = " ".join(map(str, default))
+        parser.add_argument(
+            option,
+            nargs="+",
+            type=kind,
+            default=default,
+            metavar="X",
+            help=f"{what}: one or several to choose from (default: {said})",
+        )
+
+    add_range(parser, "--lr", positive, Settings.lr, "the learning rate")
+    add_range(
+        parser, "--layers", integer(1, MOST_LAYERS), Settings.layers, "how many hidden layers"
+    )
+    add_choices("--units", integer(1, 10**6), Settings.units, "of each hidden layer by itself")
+    add_range(parser, "--dropout", fraction, Settings.dropout, "the share that dropout leaves out")
+    add_choices("--batch-size", batch_size, Settings.batch_size, f"rows a step, or {ALL}")
+    parser.add_argument(
+        "--batch-norm",
+        action=argparse.BooleanOptionalAction,
+        help="only trials with BatchNorm, or only without; by default that is searched too",
+    )
+    what = f"what the optimizer's state is kept in, of {', '.join(STATE_FORMATS)}"
+    add_choices("--state-format", one_of(STATE_FORMATS), Settings.state_format, what)
 
 
 def run(args: argparse.Namespace) -> int:
     """Search, print the best, write the pictures and the numbers; return the exit code."""
     require("tune", optuna="optuna", sklearn="scikit-learn", matplotlib="matplotlib", rich="rich")
-    from onepass.lab.tune import report
-    from onepass.lab.tune.search import Search, Settings, quiet
+    from onepass.lab.tune.search import quiet
 
-    optimizers = tuple(chosen(args.optimizer, contenders()))
-    settings = Settings(args.data, args.epochs, optimizers, args.seed)
+    data = chosen(args.data, DATA) if args.data else [Recipe().data]
+    if len(data) > 1 and not args.each:
+        args.refuse(f"argument --data: expected one name without --each, got {' '.join(data)}")
+    settings, remarks = _settings(args, data[0])
     with quiet():
-        try:
-            search = Search(settings, args.out, resume=args.resume)
-        except ValueError as error:
-            args.refuse(str(error))
-        try:
-            unit = "seconds" if args.seconds else "trials"
-            budget = getattr(args, unit)
-            with progress(budget, unit) as show:
-                search.run(show, **{unit: budget})
-        except KeyboardInterrupt:
-            report.write(search, args.out, args.command_line)
-            print("repeat the command with --resume to go on", file=sys.stderr)
-            raise
-        report.print_best(search)
-        for path in report.write(search, args.out, args.command_line):
-            print(path)
+        written = (
+            _run_each(args, settings, data, remarks)
+            if args.each
+            else _run_one(args, settings, remarks)
+        )
+    for path in written:
+        print(path)
     return 0
+
+
+def _run_one(args: argparse.Namespace, settings: Settings, remarks: list[str]) -> list[Path]:
+    """Search over all optimizers, print the best trials, and return what has been written."""
+    from onepass.lab.tune import report
+    from onepass.lab.tune.search import Search
+
+    try:
+        search = Search(settings, args.out, resume=args.resume)
+    except ValueError as error:
+        args.refuse(str(error))
+    unit, budget = _budget(args)
+    try:
+        with progress(budget, unit) as show:
+            search.run(show, **{unit: budget})
+    except KeyboardInterrupt:
+        report.write(search, args.out, args.command_line)
+        print(TO_GO_ON, file=sys.stderr)
+        raise
+    report.print_best(search, remarks)
+    return report.write(search, args.out, args.command_line)
+
+
+def _run_each(
+    args: argparse.Namespace, settings: Settings, data: Sequence[str], remarks: list[str]
+) -> list[Path]:
+    """Search for each optimizer by itself, print the table, and return what has been written."""
+    from onepass.lab.tune import each
+
+    try:
+        searches = list(each.studies(settings, data, args.out, resume=args.resume))
+    except ValueError as error:
+        args.refuse(str(error))
+    unit, budget = _budget(args)
+    outcomes = []
+    try:
+        with progress(budget * len(searches), unit) as show:
+            for outcome in each.run(searches, show, budget={unit: budget}):
+                outcomes.append(outcome)
+    except KeyboardInterrupt:
+        print(TO_GO_ON, file=sys.stderr)
+        raise
+    each.print_outcomes(outcomes, remarks)
+    return each.write(outcomes, args.out, args.command_line)
+
+
+def _budget(args: argparse.Namespace) -> tuple[str, float]:
+    unit = "seconds" if args.seconds else "trials"
+    return unit, getattr(args, unit)
+
+
+def _settings(args: argparse.Namespace, data: str) -> tuple[Settings, list[str]]:
+    """Return what to search, and a remark if some optimizers cannot take part."""
+    if args.batch_norm and 1 in args.batch_size:
+        args.refuse("argument --batch-norm: expected a --batch-size of 2 or more, got 1")
+    names = chosen(args.optimizer, contenders())
+    able, remarks = who_can(names, args.state_format, args.refuse)
+    settings = Settings(
+        data=data,
+        epochs=args.epochs,
+        optimizers=tuple(contender.name for contender in able),
+        seed=args.seed,
+        lr=args.lr,
+        layers=args.layers,
+        units=tuple(dict.fromkeys(args.units)),
+        dropout=args.dropout,
+        batch_size=tuple(dict.fromkeys(args.batch_size)),
+        batch_norm=Settings.batch_norm if args.batch_norm is None else (args.batch_norm,),
+        state_format=tuple(dict.fromkeys(args.state_format)),
+    )
+    return settings, remarks

@@ -20,13 +20,16 @@ if TYPE_CHECKING:
 
 LOSS = "validation loss"
 
+COLUMNS = 4
+"""How many panels the picture of the slices has beside each other."""
+
 
 def draw(study: optuna.Study, folder: Path) -> list[Path]:
     """Draw what the complete trials allow, and return where it is."""
     from matplotlib import pyplot as plt
 
     params = _varied(study)
-    if not params:  # fewer than two trials
+    if not any(map(_is_shared(study), params)):  # fewer than two trials
         return []
     paths = [folder / f"{name}.png" for name in _PLOTS]
     for path, plot in zip(paths, _PLOTS.values(), strict=True):
@@ -65,8 +68,9 @@ def _history(study: optuna.Study, _params: Sequence[str]) -> "Figure":
 
 
 def _importances(study: optuna.Study, params: Sequence[str]) -> "Figure":
-    """Draw how much it matters which value a parameter has."""
-    axes = plots.plot_param_importances(study, params=list(params), target_name=LOSS)
+    """Draw how much it matters which value a parameter has that all trials have."""
+    shared = list(filter(_is_shared(study), params))
+    axes = plots.plot_param_importances(study, params=shared, target_name=LOSS)
     axes.legend().remove()
     return _tidy([axes], f"importance of each parameter for the {LOSS}", 7, 3.5)
 
@@ -77,21 +81,44 @@ def _slices(study: optuna.Study, params: Sequence[str]) -> "Figure":
     panels = list(drawn) if isinstance(drawn, np.ndarray) else [drawn]
     for axes in panels:
         _rescale(axes, _scale(study))
-        if axes.get_xlabel() == "optimizer":
+        name = axes.get_xlabel()
+        if name in ("optimizer", "state_format"):
             names = [text.get_text().strip("'") for text in axes.get_xticklabels()]
-            axes.set_xticks(axes.get_xticks(), names, rotation=60, ha="right")
-    return _tidy(panels, "loss against each parameter", 3 * len(panels), 4)
+            size = 10 if len(names) <= 8 else 6
+            axes.set_xticks(axes.get_xticks(), names, rotation=60, ha="right", fontsize=size)
+        elif name == "layers":
+            axes.locator_params("x", integer=True)
+    return _in_rows(panels)
+
+
+def _in_rows(panels: Sequence["Axes"]) -> "Figure":
+    """Move the panels of the slices, which Optuna has put into one row, into several."""
+    rows = math.ceil(len(panels) / COLUMNS)
+    height = 1.2 + 3.1 * rows
+    figure = _tidy(panels, "loss against each parameter", 12, height)
+    grid = figure.add_gridspec(
+        rows, COLUMNS, left=0.07, right=0.9, bottom=1 / height, top=1 - 0.5 / height
+    )
+    grid.update(hspace=0.5, wspace=0.08)
+    *_, colours = figure.axes
+    colours.set_position((0.92, 1 / height, 0.015, 1 - 1.5 / height))
+    for number, axes in enumerate(panels):
+        axes.set_subplotspec(grid[number // COLUMNS, number % COLUMNS])
+        first = number % COLUMNS == 0
+        axes.tick_params(axis="y", which="both", labelleft=first)
+        axes.set_ylabel(LOSS if first else "")
+    return figure
 
 
 def _parallel(study: optuna.Study, params: Sequence[str]) -> "Figure":
-    """Draw each trial as a line through its parameters."""
-    drawn = _scale(study)
+    """Draw each trial as a line through the parameters that all have."""
+    drawn, params = _scale(study), list(filter(_is_shared(study), params))
 
     def log_loss(trial: FrozenTrial) -> float:
         return math.log10(drawn.fit(math.nan if trial.value is None else trial.value))
 
     axes = plots.plot_parallel_coordinate(
-        study, list(params), target=log_loss, target_name=f"log10 {LOSS}"
+        study, params, target=log_loss, target_name=f"log10 {LOSS}"
     )
     axes.tick_params(axis="x", rotation=0)
     (lines,) = axes.collections
@@ -100,6 +127,7 @@ def _parallel(study: optuna.Study, params: Sequence[str]) -> "Figure":
     for scale in axes.figure.axes:
         for label in scale.get_yticklabels():
             label.set_bbox(behind)
+            label.set_fontsize(8)  # a long name ends before the next scale
     return _tidy([axes], "each trial as a line", 2 + 2 * len(params), 5)
 
 
@@ -127,12 +155,22 @@ def _rescale(axes: "Axes", scale: LogScale) -> None:
 
 
 def _varied(study: optuna.Study) -> list[str]:
-    """Return the parameters of which there is more than one value to draw."""
+    """Return the parameters of which there is more than one value to draw.
+
+    Of the units in each layer, those of the first stand for all.
+    """
     values: dict[str, set[object]] = {}
     for trial in study.get_trials(states=(TrialState.COMPLETE,)):
         for name, value in trial.params.items():
-            values.setdefault(name, set()).add(value)
+            if name == "units_1" or not name.startswith("units_"):
+                values.setdefault(name, set()).add(value)
     return [name for name, distinct in values.items() if len(distinct) > 1]
+
+
+def _is_shared(study: optuna.Study) -> Callable[[str], bool]:
+    """Return a function that tells whether all trials have a parameter."""
+    trials = study.get_trials(states=(TrialState.COMPLETE,))
+    return lambda name: all(name in trial.params for trial in trials)
 
 
 def _tidy(panels: Sequence["Axes"], title: str, width: float, height: float) -> "Figure":

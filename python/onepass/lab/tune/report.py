@@ -8,40 +8,50 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from onepass.lab._arguments import ALL
 from onepass.lab._json import finite, write_json
 from onepass.lab._tables import Column, print_table
 from onepass.lab.compare.losses import loss_of
 from onepass.lab.compare.report import versions
+from onepass.lab.compare.training import STATE_FORMATS
 from onepass.lab.tune.picture import draw
 from onepass.lab.tune.search import Search, diverged
+from onepass.lab.tune.space import Settings
 
 ROWS = 5
+STATE_COLUMN: Column = ("\nstate", "left")
 CAPTION = (
-    "The best is chosen by its loss on the validation rows, and so looks better than it is: "
-    "another seed tells by how much."
+    "Loss and score are those of the validation rows. The best is chosen by this loss, and so "
+    "looks better than it is: another seed tells by how much."
 )
 
 
-def print_best(search: Search) -> None:
+def print_best(search: Search, remarks: Sequence[str] = ()) -> None:
     """Print the best trials, and what to write to train as in the first of them."""
     score = loss_of(search.settings.recipe.table).score_name
     columns: list[Column] = [
         ("\ntrial", "right"),
         ("\noptimizer", "left"),
         ("\nlr", "right"),
-        ("\nmomentum", "right"),
+        ("momentum\nor betas", "left"),
         ("batch\nsize", "right"),
-        ("\nwidth", "right"),
-        ("validation\nloss", "right"),
+        ("hidden\nlayers", "left"),
+        ("drop-\nout", "right"),
+        ("batch\nnorm", "left"),
+        *([STATE_COLUMN] if _shows_state(search) else []),
+        ("\nloss", "right"),
         (f"\n{score}", "right"),
     ]
-    print_table(describe(search), columns, [map(_row, search.ranking[:ROWS])], CAPTION)
+    rows = [_row(search, trial) for trial in search.ranking[:ROWS]]
+    print_table([*describe(search), *remarks], columns, [rows], CAPTION)
     if search.ranking:
         best = search.ranking[0]
         print(f"\nthe best in Python:\n  {python_line(search, best)}")
-        if command := compare_command(search, best):
-            print(f"the same again:\n  {command}")
-        print()
+        print(f"the same trial again:\n  {compare_command(search, best)}\n")
+
+
+def _shows_state(search: Search) -> bool:
+    return search.settings.state_format != Settings.state_format
 
 
 def describe(search: Search) -> list[str]:
@@ -52,9 +62,8 @@ def describe(search: Search) -> list[str]:
     return [
         f"{recipe.data}: {len(search.trials):,} trials of up to {recipe.epochs:,} epochs, "
         f"{len(pruned) - count:,} of them pruned, {count:,} diverged, seed {settings.seed}",
-        "two hidden layers of this width with batch norm, gradient norm clipped to "
+        f"learning rate {recipe.schedule}, a trial's lr its peak; gradient norm clipped to "
         f"{recipe.max_grad_norm:g}",
-        f"learning rate {recipe.schedule}, with the lr below as its peak",
     ]
 
 
@@ -62,25 +71,34 @@ def python_line(search: Search, trial: FrozenTrial) -> str:
     """Return the optimizer of a trial as a program makes it."""
     run, recipe = search.settings.suggest(trial)
     settings = {**run.contender.settings, "max_grad_norm": recipe.max_grad_norm}
+    if state_format := STATE_FORMATS[recipe.state_format]:
+        settings["state_format"] = state_format
     arguments = [f"{name}={value!r}" for name, value in settings.items()]
     return f"op.{run.contender.optimizer.__name__}({', '.join(['params', *arguments])})"
 
 
-def compare_command(search: Search, trial: FrozenTrial) -> str | None:
-    """Return the command that repeats a trial, None if it has what `onepass compare` cannot set."""
-    if "momentum" in trial.params:
-        return None
+def compare_command(search: Search, trial: FrozenTrial) -> str:
+    """Return the command that repeats a trial."""
     run, recipe = search.settings.suggest(trial)
-    options = {
+    contender = run.contender
+    options: dict[str, Sequence[object]] = {
         "data": [recipe.data],
         "hidden": recipe.hidden,
+        "batch-norm" if run.batch_norm else "no-batch-norm": [],
         "epochs": [recipe.epochs],
-        "batch-size": [recipe.batch_size],
-        "optimizer": [run.contender.name],
-        "lr": [run.contender.lr],
-        "seed": [run.seed],
-        "seeds": [1],
+        "batch-size": [recipe.batch_size or ALL],
+        "optimizer": [contender.name],
+        "lr": [contender.lr],
     }
+    if recipe.dropout:
+        options["dropout"] = [recipe.dropout]
+    if contender.momentum is not None:
+        options["momentum"] = [contender.momentum]
+    if contender.betas:
+        options["betas"] = contender.betas
+    if STATE_FORMATS[recipe.state_format]:
+        options["state-format"] = [recipe.state_format]
+    options |= {"seed": [run.seed], "seeds": [1]}
     words = [word for name, values in options.items() for word in (f"--{name}", *values)]
     return shlex.join(["onepass", "compare", *map(str, words)])
 
@@ -100,34 +118,48 @@ def as_dict(search: Search) -> dict[str, Any]:
         "settings": search.study.user_attrs["settings"],
         "best": best
         and {
-            **_trial_as_dict(best),
+            **_trial_as_dict(search, best),
             "python": python_line(search, best),
-            "compare": compare_command(search, best),
         },
-        "trials": [_trial_as_dict(trial) for trial in search.trials],
+        "trials": [_trial_as_dict(search, trial) for trial in search.trials],
     }
 
 
-def _trial_as_dict(trial: FrozenTrial) -> dict[str, Any]:
+def _trial_as_dict(search: Search, trial: FrozenTrial) -> dict[str, Any]:
     losses = trial.intermediate_values
+    run, recipe = search.settings.suggest(trial)
     return {
         "number": trial.number,
         "state": "diverged" if diverged(trial) else trial.state.name.lower(),
-        **trial.params,
+        "optimizer": run.contender.name,
+        "lr": run.contender.lr,
+        "momentum": run.contender.momentum,
+        "betas": run.contender.betas or None,
+        "batch_size": recipe.batch_size,
+        "hidden": recipe.hidden,
+        "dropout": recipe.dropout,
+        "batch_norm": run.batch_norm,
+        "state_format": recipe.state_format,
+        "compare": compare_command(search, trial),
         "validation_loss": [finite(losses[epoch]) for epoch in sorted(losses)],
         "score": trial.user_attrs.get("score"),
     }
 
 
-def _row(trial: FrozenTrial) -> list[str]:
-    params = trial.params
+def _row(search: Search, trial: FrozenTrial) -> list[str]:
+    run, recipe = search.settings.suggest(trial)
+    contender, units = run.contender, recipe.hidden
+    rates = contender.betas if contender.momentum is None else [contender.momentum]
     return [
         str(trial.number),
-        params["optimizer"],
-        f"{params['lr']:.2g}",
-        f"{params['momentum']:.2g}" if "momentum" in params else "-",
-        str(params["batch_size"]),
-        str(params["width"]),
+        contender.name,
+        f"{contender.lr:g}",
+        " ".join(f"{rate:g}" for rate in rates) or "-",
+        str(recipe.batch_size or ALL),
+        f"{len(units)} of {min(units)}" + (f"-{max(units)}" if min(units) < max(units) else ""),
+        f"{recipe.dropout:g}",
+        "yes" if run.batch_norm else "no",
+        *([recipe.state_format] if _shows_state(search) else []),
         f"{trial.value:.3g}",
         f"{trial.user_attrs['score']:.1%}",
     ]

@@ -1,10 +1,10 @@
-"""The study: what is searched, how a trial is judged, and how the study is kept on disk."""
+"""The study: how a trial is judged, and how the study is kept on disk."""
 
 import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 
@@ -12,48 +12,15 @@ import numpy as np
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from onepass._progress import Show
-from onepass.lab.compare.contenders import contenders
 from onepass.lab.compare.journal import check_same_settings
-from onepass.lab.compare.training import Measurement, Recipe, Run, Training
-
-LEARNING_RATES = (1e-4, 1.0)
-MOMENTA = (0.5, 0.99)
-BATCH_SIZES = (8, 16, 32, 64, 128)
-WIDTHS = (16, 32, 64, 128, 256)
+from onepass.lab.compare.training import Measurement, Training
+from onepass.lab.tune.space import Settings
 
 WARMUP_SHARE = 0.2
 """The share of a trial's epochs in which it is not pruned: a slow start may still win."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The settings that two studies must share for one to go on from the other."""
-
-    data: str
-    epochs: int
-    optimizers: tuple[str, ...]
-    """Names of contenders."""
-    seed: int
-
-    @property
-    def recipe(self) -> Recipe:
-        """The recipe that trials start from; each sets its own batch size and hidden layers."""
-        return Recipe(data=self.data, epochs=self.epochs)
-
-    def suggest(self, trial: BaseTrial) -> tuple[Run, Recipe]:
-        """Return a trial's training, its values proposed or, for one of the past, as they were."""
-        contender = contenders()[trial.suggest_categorical("optimizer", self.optimizers)]
-        values = {"lr": trial.suggest_float("lr", *LEARNING_RATES, log=True)}
-        if contender.hyperparameters.get("momentum"):  # only contenders that have it
-            values["momentum"] = trial.suggest_float("momentum", *MOMENTA)
-        batch_size = trial.suggest_categorical("batch_size", BATCH_SIZES)
-        width = trial.suggest_categorical("width", WIDTHS)
-        contender = replace(contender, settings={**contender.settings, **values})
-        recipe = replace(self.recipe, batch_size=batch_size, hidden=(width, width))
-        return Run(contender, batch_norm=True, seed=self.seed), recipe
 
 
 class Search:
