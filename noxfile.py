@@ -184,7 +184,7 @@ def cross(session: nox.Session) -> None:
     sources = set(Path("cpp", "src").glob("*.cpp")) - {Path("cpp", "src", "rule_kernels.cpp")}
     units = (*_write_cross_units(build), *sorted(sources))
     flags = [
-        *_flags_of_cmake("onepass_options INTERFACE -Wall"),
+        *_flags_of_cmake("set(warnings"),
         *_flags_of_cmake("set(kernel_flags"),
     ]
     includes = ["-Icpp/include", "-Icpp/src"]
