@@ -172,7 +172,7 @@ class Engine {
 
   // engine_step.cpp
   bool step_in(Arrangement& arrangement, const Call& call, const py::object& info);
-  [[gnu::cold]] py::tuple new_stats() const;
+  [[gnu::cold]] py::object new_stats() const;
   // `check`: raises where what the step reads has changed, since directions are made by Python
   // code.
   template <class Check>
