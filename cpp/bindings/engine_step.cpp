@@ -109,7 +109,7 @@ py::object Engine::new_stats() const {
 bool Engine::step_in(Arrangement& arrangement, const Call& call, const py::object& info) {
   if (call.by_rows) return step_rows_in(arrangement, call, info);
   const Source source = call.only < 0 ? gather(call.grads) : take_one(call);
-  py::object stats;  // a pair
+  py::object stats;
   if (call.options.stats) [[unlikely]]
     stats = new_stats();
   check_gradients(arrangement, source);
@@ -117,7 +117,7 @@ bool Engine::step_in(Arrangement& arrangement, const Call& call, const py::objec
     if (!all_ready(arrangement, source, true)) fail_changed();
   };
   const bool skipped = run(arrangement, call.options, check, info);
-  if (call.options.stats) [[unlikely]]
+  if (stats) [[unlikely]]
     set_stats(info, stats, arrangement.optimizer, call.options.grad_scale);
   if (source == Source::sums) forget_accumulated();
   return skipped;
