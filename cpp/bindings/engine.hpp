@@ -190,7 +190,7 @@ class Engine {
   std::vector<Tensor> given_tensors() const;
   [[gnu::cold]] bool leaves_out(Source source, int num_threads);
   bool step_in(Arrangement& arrangement, const Call& call, const py::object& info);
-  [[gnu::cold]] py::tuple new_stats() const;
+  [[gnu::cold]] py::object new_stats() const;
   // `check`: raises where what the step reads has changed, since directions are made by Python
   // code.
   template <class Check>

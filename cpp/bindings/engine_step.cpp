@@ -98,7 +98,7 @@ void Engine::step_and_arrange(const Call& call, const py::object& info) {
 
 // A mapping for what the step says of each parameter in `given_` that has a gradient, and the array
 // that it shows. They are made before anything is checked: this may run any Python code.
-py::tuple Engine::new_stats() const {
+py::object Engine::new_stats() const {
   py::list keys;
   for (std::size_t i = 0; i < size(); ++i) {
     if (!given_[i].is_none()) keys.append(keys_[i]);
@@ -110,7 +110,7 @@ py::tuple Engine::new_stats() const {
 bool Engine::step_in(Arrangement& arrangement, const Call& call, const py::object& info) {
   if (call.by_rows) return step_rows_in(arrangement, call, info);
   const Source source = call.only < 0 ? gather(call.grads) : take_one(call);
-  py::tuple stats;
+  py::object stats;
   if (call.options.stats) [[unlikely]]
     stats = new_stats();
   check_gradients(arrangement, source);
@@ -118,7 +118,7 @@ bool Engine::step_in(Arrangement& arrangement, const Call& call, const py::objec
     if (!all_ready(arrangement, source, true)) fail_changed();
   };
   const bool skipped = run(arrangement, call.options, check, info);
-  if (call.options.stats) [[unlikely]]
+  if (stats) [[unlikely]]
     set_stats(info, stats, arrangement.optimizer, call.options.grad_scale);
   if (source == Source::sums) forget_accumulated();
   return skipped;

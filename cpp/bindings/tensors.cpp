@@ -168,7 +168,7 @@ void fill_step_info(const py::object& info, std::int64_t step, double lr, const 
   set_constant(place_of_stats, Py_None);
 }
 
-void set_stats(const py::object& info, const py::tuple& stats, const Optimizer& optimizer,
+void set_stats(const py::object& info, const py::object& stats, const Optimizer& optimizer,
                double grad_scale) noexcept {
   PyObject* const array = PyTuple_GET_ITEM(stats.ptr(), 1);
   optimizer.write_stats(grad_scale,

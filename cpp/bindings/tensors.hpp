@@ -88,7 +88,7 @@ void fill_step_info(const py::object& info, std::int64_t step, double lr, const 
 void run_without_gil(Ready& ready) noexcept;
 // Writes what a step says of its tensors, and lets its info show that. `stats`: a mapping, and the
 // array that it shows.
-[[gnu::cold]] void set_stats(const py::object& info, const py::tuple& stats,
+[[gnu::cold]] void set_stats(const py::object& info, const py::object& stats,
                              const Optimizer& optimizer, double grad_scale) noexcept;
 
 // One step, or an error where a gradient is not finite and that is one. Fills `info`; `completed`:

@@ -4,10 +4,14 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <initializer_list>
 #include <stdexcept>
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <unistd.h>
+#endif
+#ifdef ONEPASS_X86_64_LEVELS
+#include <cpuid.h>
 #endif
 
 namespace onepass {
@@ -26,17 +30,44 @@ const KernelTable& kernel_table() noexcept;
 const WatchTable& watch_table() noexcept;
 }  // namespace x86_64_v4
 
-// These are the features that every version of GCC and Clang can ask for; a CPU that has them has
-// the rest of the level too. __builtin_cpu_supports also checks whether the operating system saves
-// the wide registers.
-static bool has_v3() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+// What the CPU has, and what its system saves when it switches threads. Asked here and not of the
+// compiler's run-time library, since not all of them answer: zig's says no to every question.
+struct Cpuid {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  explicit Cpuid(unsigned leaf) noexcept { __get_cpuid_count(leaf, 0, &a, &b, &c, &d); }
+};
+static constexpr bool has_bits(unsigned word, std::initializer_list<int> bits) noexcept {
+  return std::ranges::all_of(bits, [word](int bit) { return (word >> bit & 1) != 0; });
 }
-static bool has_v4() {
-  return has_v3() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vl");
+
+// The registers that the system saves; without OSXSAVE, XGETBV is no instruction.
+[[gnu::cold]] static unsigned saved_registers() noexcept {
+  if (!has_bits(Cpuid(1).c, {27})) return 0;
+  unsigned low = 0, high = 0;
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return low;
+}
+
+// The levels as the psABI defines them: all features of each.
+[[gnu::cold]] static bool has_v3() noexcept {
+  const Cpuid one(1), seven(7), extended(0x80000001);
+  const bool v2 = has_bits(one.c, {0, 9, 13, 19, 20, 23})  // SSE3 SSSE3 CMPXCHG16B SSE4.1 .2 POPCNT
+                  && has_bits(extended.c, {0});            // LAHF
+  return v2 && has_bits(one.c, {12, 22, 27, 28, 29})       // FMA MOVBE OSXSAVE AVX F16C
+         && has_bits(seven.b, {3, 5, 8})                   // BMI1 AVX2 BMI2
+         && has_bits(extended.c, {5})                      // LZCNT
+         && has_bits(saved_registers(), {1, 2});           // XMM YMM
+}
+// macOS saves the wide registers of a thread only once it has used them, and says so: there it is
+// v3.
+[[gnu::cold]] static bool has_v4() noexcept {
+  return has_v3() && has_bits(Cpuid(7).b, {16, 17, 28, 30, 31})  // AVX-512 F DQ CD BW VL
+         && has_bits(saved_registers(), {5, 6, 7});              // masks, upper halves, ZMM16-31
+}
+static bool is_amd() noexcept {
+  const Cpuid vendor(0);
+  return vendor.b == 0x68747541 && vendor.d == 0x69746e65 &&
+         vendor.c == 0x444d4163;  // AuthenticAMD
 }
 #endif
 
@@ -93,7 +124,7 @@ std::size_t last_level_cache() noexcept {
 // slot.
 std::size_t far_for_updates() noexcept {
 #ifdef ONEPASS_X86_64_LEVELS
-  if (__builtin_cpu_is("amd")) return std::max(far_for_sums, last_level_cache());
+  if (is_amd()) return std::max(far_for_sums, last_level_cache());
 #endif
   return far_for_sums;
 }

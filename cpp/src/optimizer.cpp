@@ -19,7 +19,8 @@ double clip_coefficient(double norm, double max_norm) noexcept {
 
 // The weight that the parameters of step `step` have in their new average, which began after step
 // `from`. Before it has taken in any, it is the weights themselves.
-double average_weight_of(const Settings& settings, double step, double from) noexcept {
+[[gnu::cold]] double average_weight_of(const Settings& settings, double step,
+                                       double from) noexcept {
   const bool is_mean = !is_none(settings.swa_start);
   const double every = settings.average_every, first = is_mean ? settings.swa_start : every;
   const auto taken_by = [=](double t) {

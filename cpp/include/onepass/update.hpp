@@ -166,6 +166,19 @@ auto reader_of(const Streams& streams, std::size_t begin, const Shaped<Rule, T>&
   }
 }
 
+// The same, in the pass that writes: state in place is read by the pointer that it is written by.
+// If that were taken from `streams` again, Clang would ask at run time whether the two overlap;
+// they do, and so it would run the loop that is not vectorised.
+template <class Rule, template <bool> class State, std::size_t k, class T>
+auto reader_of(const Streams& streams, std::size_t begin, const Shaped<Rule, T>& shaped,
+               [[maybe_unused]] const T* state) noexcept {
+  if constexpr (!has_own_shape<Rule, k> && std::is_same_v<Kept<Rule, State, k>, Plain<T>>) {
+    return typename Plain<T>::Reader{state};
+  } else {
+    return reader_of<Rule, State, k>(streams, begin, shaped);
+  }
+}
+
 // A reader of numbers that stand four to a word (q8.hpp).
 template <class Reader>
 concept InWords = Reader::in_words;
@@ -347,7 +360,7 @@ void update(const Streams& streams, std::size_t begin, std::size_t end, const Ru
     }
     update_tile<decay>(param, prepares ? prepared : grad, direction, state, n, rule,
                        prepares ? T{1} : stages.scale, stages, all,
-                       reader_of<Rule, State, K>(streams, begin, shaped)...);
+                       reader_of<Rule, State, K>(streams, begin, shaped, state[K])...);
     shaped.close(state, n);
     if (decays_late) [[unlikely]]
       decay_late(param, before, n, stages);
