@@ -17,13 +17,6 @@ from onepass import optim
 N = 4200  # large enough for 8-bit state
 
 
-def in_one_buffer(name, shape, dtype):
-    """State where nothing else is aligned, in memory that held something."""
-    size = math.prod(shape) * dtype.itemsize
-    buffer = np.full(size + 2 * dtype.itemsize, 0xA5, np.uint8)
-    return buffer[dtype.itemsize : dtype.itemsize + size].view(dtype).reshape(shape)
-
-
 # Each option, switched on in ways that matter to others.
 OPTIONS = {
     "max_grad_norm": [{"max_grad_norm": 0.5}],
@@ -46,7 +39,7 @@ OPTIONS = {
     "overrides": [{"overrides": {"half": {"weight_decay": 0.2, "lr_scale": 0.5}}}],
     "grads": [{"grads": True}],
     "copy_to": [{"copy_to": True}],
-    "state_alloc": [{"state_alloc": in_one_buffer}],
+    "state_alloc": [{"state_alloc": True}],
 }
 
 
@@ -100,7 +93,20 @@ class Run:
         self.has_copies = options.pop("copy_to", False)
         if self.has_copies:
             options["copy_to"] = self.copies
+        if options.get("state_alloc"):
+            options["state_alloc"] = self.in_one_buffer
         self.opt = cls(self.params, lr=0.05, **options)
+
+    def in_one_buffer(self, name, shape, dtype):
+        """State where nothing else is aligned, in memory that held something."""
+        size = math.prod(shape) * dtype.itemsize
+        buffer = np.full(size + 2 * dtype.itemsize, 0xA5, np.uint8)
+        flat = buffer[dtype.itemsize : dtype.itemsize + size].view(dtype)
+        param = self.params[name.partition(".")[0]]
+        if param.ndim != len(shape):
+            return flat.reshape(shape)
+        axes = np.argsort(param.strides)[::-1]  # the farthest elements first, as its order has them
+        return flat.reshape([shape[axis] for axis in axes]).transpose(np.argsort(axes))
 
     def grads(self, step, *, finite=True, spike=False):
         rng = np.random.default_rng(step)

@@ -163,7 +163,7 @@ max_grad_norm : float > 0, optional
     and clips nothing.
 grad_norm : float >= 0, optional
     The norm of all gradients together, over `grad_scale`, where this call has a part of them only:
-    what `max_grad_norm` goes by then. It is measured where it is left out.
+    what `max_grad_norm` and `skip_grad_norm` go by then. It is measured where it is left out.
 max_grad_norm_each : float > 0, optional
     The norm that each parameter's gradient may have by itself.
 max_grad_value : float > 0, optional

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onepass._hyperparameters import Whole, check_setting
+from onepass._hyperparameters import Whole, check_setting, schedules_in
 from onepass._typing import Array
 from onepass.optim import Optimizer, _foreign, _storage, registry
 from onepass.optim._settings import CHECKS, DEFAULTS, GROUP_CHECKS, GROUP_DEFAULTS
@@ -63,11 +63,11 @@ def checked(
     is_small = dtype.itemsize == 2
     values: dict[str, Any] = {**cls.defaults, **_DEFAULTS}
     for name, value in settings.items():
-        if callable(value):
-            expected = "a value (give that of a schedule to step)"
-            raise TypeError(f"{name}: expected {expected}, got {value!r}")
         checks = CHECKS if name in CHECKS else cls.group_checks
         values[name] = check_setting(checks, name, value)
+        if schedules_in(values[name]):
+            expected = "a value (give that of a schedule to step)"
+            raise TypeError(f"{name}: expected {expected}, got {value!r}")
     if values["rounding"] == "master":
         raise ValueError("rounding: expected 'stochastic' or 'nearest' in a stream, got 'master'")
     cls._check_together({**values, "rounding": values["rounding"] if is_small else "master"})

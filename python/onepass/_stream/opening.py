@@ -77,7 +77,7 @@ def _fill(now: Opened, params: Source, chunk: int, data: npt.NDArray[np.uint8]) 
     begin = chunk * now.chunk
     end = begin + layout.count
     given = params(begin, end) if callable(params) else params[begin:end]
-    part = _core.readable("params", given)
+    part = _core.readable("params", given, arrays["param"])
     if part.shape != (layout.count,):
         raise ValueError(f"params: expected shape ({layout.count},), got {part.shape}")
     if part.dtype != now.dtype:

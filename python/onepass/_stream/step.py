@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from onepass._typing import Array
 from onepass.optim import Optimizer, StepInfo
 from onepass.optim._maker import AVERAGE, SLOW
 from onepass.optim._reference import clip_coefficient
-from onepass.optim._settings import GRAD_SCALE
+from onepass.optim._settings import DEFAULTS, GRAD_SCALE
 
 
 @dataclass
@@ -60,10 +60,10 @@ class Step:
     def _measure(self) -> None:
         """Check gradients that are given as an array, and take their norm where it is needed."""
         values, stream = self.values, self.stream
-        needed = values["max_grad_norm"] is not None or values["nonfinite"] != "propagate"
+        by_norm = ("max_grad_norm", "skip_grad_norm", "nonfinite")
+        needed = [name for name in by_norm if values[name] != DEFAULTS[name]]
         if callable(self.grads):
-            name = "nonfinite" if values["max_grad_norm"] is None else "max_grad_norm"
-            if needed:
+            for name in needed:
                 expected = "its default where a function has the gradients"
                 raise ValueError(f"{name}: expected {expected}, got {values[name]!r}")
             return
@@ -86,16 +86,26 @@ class Step:
 
     def skipped(self) -> StepInfo | None:
         """Return what a step reports that is left out; raise where that is asked for."""
-        if self.is_finite or self.values["nonfinite"] == "propagate":
+        reason = self._reason_to_skip()
+        if reason is None:
             return None
-        if self.values["nonfinite"] == "raise":
-            raise ValueError("grads: expected finite values, got an infinity or NaN")
         if self.values["clear_grads"] and isinstance(self.grads, np.ndarray):
             self.grads.fill(0)
         now = self.stream
         skipped = replace(now.progress, skipped=now.progress.skipped + 1)
         now.progress = now.file.write_progress(skipped)
-        return StepInfo(skipped.completed, self.values["lr"], self.norm, skipped=True)
+        return StepInfo(
+            skipped.completed, self.values["lr"], self.norm, skipped=True, skip_reason=reason
+        )
+
+    def _reason_to_skip(self) -> Literal["nonfinite", "grad_norm"] | None:
+        limit, nonfinite = self.values["skip_grad_norm"], self.values["nonfinite"]
+        if self.is_finite:
+            is_above = limit is not None and self.norm is not None and self.norm > limit
+            return "grad_norm" if is_above else None
+        if nonfinite == "raise":
+            raise ValueError("grads: expected finite values, got an infinity or NaN")
+        return None if nonfinite == "propagate" and limit is None else "nonfinite"
 
     def finish(self, other: "Step") -> None:
         """Step what is left of a step, or raise where this is another one."""
@@ -114,7 +124,7 @@ class Step:
         arrays = file.layout(chunk).arrays(data)
         param = arrays["param"]
         begin = chunk * stream.chunk
-        grad = self._gradient(begin, begin + param.size)
+        grad = self._gradient(begin, param)
         memory = [np.array([number]) for number in stream.progress.memory]
         options: dict[str, Any] = {}
         if self.norm is not None and values["max_grad_norm"] is not None:
@@ -144,13 +154,13 @@ class Step:
         file.write_chunk_head(data, chunk, step)
         self.info, self.memory = info, [number.item() for number in memory]
 
-    def _gradient(self, begin: int, end: int) -> Array:
-        grads = self.grads
+    def _gradient(self, begin: int, param: Array) -> Array:
+        grads, end = self.grads, begin + param.size
         if not callable(grads):
             return grads[begin:end]
-        part = _core.readable("grads", grads(begin, end))
-        if part.shape != (end - begin,):
-            raise ValueError(f"grads: expected shape ({end - begin},), got {part.shape}")
+        part = _core.readable("grads", grads(begin, end), param)
+        if part.shape != param.shape:
+            raise ValueError(f"grads: expected shape {param.shape}, got {part.shape}")
         return part
 
 

@@ -167,10 +167,11 @@ class Stream:
         direct : bool
             See `Stream`.
         **settings
-            The rule's hyperparameters, and of a step's `max_grad_norm`, `max_grad_value`,
-            `nonfinite`, `clear_grads`, `ema_decay`, `ema_warmup`, `swa_start`, `lookahead_every`,
-            `lookahead_weight`, `state_format`, `rounding`, `cautious_weight_decay` and `seed`; see
-            `onepass.Optimizer`. `rounding` is "stochastic" or "nearest", as in `onepass.kernels`.
+            The rule's hyperparameters, and of a step's `max_grad_norm`, `skip_grad_norm`,
+            `max_grad_value`, `nonfinite`, `clear_grads`, `ema_decay`, `ema_warmup`, `swa_start`,
+            `average_every`, `average_dtype`, `lookahead_every`, `lookahead_weight`, `state_format`,
+            `rounding`, `cautious_weight_decay` and `seed`; see `onepass.Optimizer`. `rounding` is
+            "stochastic" or "nearest", as in `onepass.kernels`.
 
         Returns
         -------
@@ -239,7 +240,7 @@ class Stream:
 
     @property
     def skipped_steps(self) -> int:
-        """How many steps were left out because a gradient was not finite."""
+        """How many steps were left out: see `StepInfo.skip_reason`."""
         return self._now.progress.skipped
 
     def step(
@@ -257,8 +258,8 @@ class Stream:
         grads : flat ndarray, or function
             All gradients, of a dtype that `Optimizer.step` takes; a memory-mapped array will do.
             ``grads(begin, end)`` returns those of a chunk, in any order, and is called in another
-            thread. Their common norm is not known then: no `max_grad_norm`, and `nonfinite` must be
-            "propagate".
+            thread. Their common norm is not known then: `max_grad_norm` and `skip_grad_norm` must
+            be None, and `nonfinite` "propagate".
         grad_scale, num_threads
             As for `Optimizer.step`.
         **settings
@@ -440,8 +441,9 @@ def _check_same_state(now: Opened, values: Mapping[str, Any]) -> None:
     row, shape = now.cls.row, (now.size,)
     if row.used_states(values, shape) != row.used_states(now.settings, shape):
         raise ValueError("settings: expected some that use the state that there is, got others")
-    for name in ("state_format", "rounding", "lookahead_every", "ema_decay", "swa_start"):
-        is_format = name in ("state_format", "rounding")
+    formats = ("state_format", "rounding", "average_dtype")
+    for name in (*formats, "lookahead_every", "ema_decay", "swa_start"):
+        is_format = name in formats
         got, then = values[name], now.settings[name]
         if got != then and (is_format or (got is None) != (then is None)):
             raise ValueError(f"{name}: expected {then!r}, as the stream was made, got {got!r}")
