@@ -4,6 +4,7 @@
 # What state_alloc is given is more than these functions look at.
 
 import copy
+import itertools
 import math
 import mmap
 import os
@@ -486,6 +487,113 @@ def test_minimize_does_not_take_it():
         op.minimize(lambda x: (x @ x, 2 * x), np.ones(3), state_alloc=Pool())
 
 
-def test_it_is_an_option_of_every_class(every_class):
+def test_it_is_documented_where_all_options_are():
     assert "state_alloc" in optim._settings.StepOptions.__annotations__
-    assert "state_alloc" in every_class.__doc__
+    assert "state_alloc" in op.Optimizer.__doc__
+
+
+@pytest.mark.parametrize("clear_grads", [False, True])
+@pytest.mark.parametrize("nonfinite", ["skip", "raise"])
+def test_what_is_not_accumulated_asks_for_no_sum_and_touches_none(nonfinite, clear_grads):
+    pool, params = Pool(), weights()
+    opt = op.Adam(params, state_alloc=pool, nonfinite=nonfinite, clear_grads=clear_grads)
+
+    def left_out():
+        grads = gradients(0)
+        grads["layer"]["w"][0, 0] = np.inf
+        if nonfinite == "skip":
+            assert not opt.accumulate(grads)
+            return
+        with pytest.raises(ValueError, match="micro-batch"):
+            opt.accumulate(grads)
+
+    left_out()
+    assert not any("accumulated" in name for name in pool.names())
+    assert opt.accumulate(gradients(1))
+    asked = list(pool.asked)
+    for key, grad in (("layer.w", gradients(1)["layer"]["w"]), ("half", gradients(1)["half"])):
+        sums = pool.made[f"{key}.accumulated"]
+        assert_same_bits(sums, grad.astype("f4"))
+    left_out()
+    assert_same_bits(pool.made["layer.w.accumulated"], gradients(1)["layer"]["w"])
+    assert pool.asked == asked
+    twin = weights()
+    op.Adam(twin).step(gradients(1))
+    opt.step()
+    assert digest(params) == digest(twin)
+    pool.check_guards()
+
+
+def test_the_average_in_another_dtype_is_asked_for_anew():
+    pool, params, twin = Pool(), weights(), weights()
+    opts = [op.Adam(params, ema_decay=0.5, state_alloc=pool), op.Adam(twin, ema_decay=0.5)]
+    for dtype in ("float32", "float64"):
+        for opt in opts:
+            opt.step(gradients(0))
+            opt.param_groups[0]["average_dtype"] = dtype
+            opt.step(gradients(1))
+        assert digest(params, opts[0].state_dict()) == digest(twin, opts[1].state_dict())
+        saved = opts[0].state_dict()
+        assert_same_bits(pool.made["half.average"], saved["state"]["half"]["average"])
+    dtypes = [dtype.name for name, _, dtype in pool.asked if name == "half.average"]
+    assert dtypes == ["float64", "float32", "float64"]
+    place = pool.made["half.average"]
+    opts[0].load_state_dict(saved)
+    opts[0].step(gradients(2))
+    assert_same_bits(place, opts[0].state_dict()["state"]["half"]["average"])
+    pool.check_guards()
+
+
+@pytest.mark.parametrize("axes", list(itertools.permutations(range(3))))
+@pytest.mark.parametrize("state_format", [None, "q8"])
+def test_state_in_the_order_of_its_parameter(axes, state_format):
+    shape, back = (12, 20, 18), np.argsort(axes)
+
+    def made():
+        rng = np.random.default_rng(0)
+        flat = rng.normal(size=[shape[axis] for axis in axes]).astype("f4")
+        return flat.transpose(back)  # of this shape, in that order of the axes
+
+    def alloc(name, shape, dtype):
+        if len(shape) == 1:
+            return np.empty(shape, dtype)
+        return np.empty([shape[axis] for axis in axes], dtype).transpose(back)
+
+    results = []
+    for extra in ({}, {"state_alloc": alloc}):
+        param, grad = made(), made()
+        opt = op.Adam(param, ema_decay=0.9, state_format=state_format, **extra)
+        opt.accumulate(grad)
+        opt.step()
+        opt.load_state_dict(opt.state_dict())
+        opt.step(grad)
+        results.append(digest(param, opt.state_dict()))
+    assert results[0] == results[1]
+
+
+def test_state_in_another_order_of_axes_is_refused():
+    param = np.ones((2, 3, 4), np.float32).transpose(1, 0, 2)
+    expected = r"^state_alloc\['exp_avg'\]: expected an array in the order \[1, 0, 2\] of axes"
+    with pytest.raises(ValueError, match=expected):
+        op.Adam(param, state_alloc=np_empty)
+
+
+def np_empty(name, shape, dtype):
+    return np.empty(shape, dtype)
+
+
+def test_settings_by_name_and_turns_of_single_parameters():
+    options = {"overrides": {"half": {"lr": 0.1, "ema_decay": 0.5}}}
+    results = []
+    for extra in ({}, {"state_alloc": Pool()}):
+        params = weights()
+        opt = op.Adam(params, **options, **extra)
+        for step in range(3):
+            grads = gradients(step)
+            opt.step_one("half", grads["half"], stats=True)
+            opt.step_one("layer.w", grads["layer"]["w"])
+        results.append(digest(params, opt.state_dict()))
+    assert results[0] == results[1]
+    asked = extra["state_alloc"].names()
+    assert "half.average" in asked
+    assert "layer.w.average" not in asked

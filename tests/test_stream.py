@@ -29,6 +29,8 @@ STAGES = {
     "max_grad_value": {"max_grad_value": 0.1},
     "ema": {"ema_decay": 0.9, "ema_warmup": True},
     "swa": {"swa_start": 2},
+    "average_every": {"ema_decay": 0.9, "average_every": 2},
+    "average_dtype": {"ema_decay": 0.9, "average_dtype": "float32"},
     "lookahead": {"lookahead_every": 2},
     "clear_grads": {"clear_grads": True},
 }
@@ -178,8 +180,10 @@ class TestBits:
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
     @pytest.mark.parametrize("nonfinite", ["propagate", "skip", "raise"])
     @pytest.mark.parametrize("max_grad_norm", [None, 1.0])
-    def test_what_is_not_finite(self, bad, nonfinite, max_grad_norm, make):
+    @pytest.mark.parametrize("skip_grad_norm", [None, 1000.0])
+    def test_what_is_not_finite(self, bad, nonfinite, max_grad_norm, skip_grad_norm, make):
         settings = {"nonfinite": nonfinite, "max_grad_norm": max_grad_norm, "clear_grads": True}
+        settings["skip_grad_norm"] = skip_grad_norm
         w = normal()
         stream, opt = make(w, "adamw", **settings), op.AdamW(w, **settings)
         for step in range(3):
@@ -200,6 +204,29 @@ class TestBits:
             assert_same_bits(mine, theirs)
         assert_same_bits(stream.read(), w)
         assert stream.skipped_steps == opt.skipped_steps
+
+    @pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+    def test_a_step_above_a_norm_is_left_out(self, max_grad_norm, make):
+        settings = {"skip_grad_norm": 1000.0, "max_grad_norm": max_grad_norm, "clear_grads": True}
+        w = normal()
+        stream, opt = make(w, "adamw", **settings), op.AdamW(w, **settings)
+        for step in range(3):
+            scale = 10 if step == 1 else 1  # the norm of so many is about 230
+            mine, theirs = normal(step) * scale, normal(step) * scale
+            info = stream.step(mine)
+            assert info == opt.step(theirs)
+            assert info.skip_reason == ("grad_norm" if step == 1 else None)
+            assert_same_bits(mine, theirs)
+        assert_same_bits(stream.read(), w)
+        assert stream.skipped_steps == opt.skipped_steps == 1
+
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    @pytest.mark.parametrize("grad_dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
+    def test_gradients_of_any_dtype(self, dtype, grad_dtype, make):
+        w = normal(dtype=dtype)
+        stream, opt = make(w, "adam", max_grad_norm=1.0), op.Adam(w, max_grad_norm=1.0)
+        assert stream.step(normal(0, dtype=grad_dtype)) == opt.step(normal(0, dtype=grad_dtype))
+        assert_same_bits(stream.read(), w)
 
     def test_a_setting_of_one_step(self, make):
         w = normal()
@@ -651,7 +678,7 @@ def test_full_weights_in_16_bits(tmp_path):
 WRONG_STEPS = {
     "a list": (lambda: [1.0], {}, TypeError, "grads: expected a flat NumPy array or a function"),
     "shape": (lambda: np.ones(3, "f4"), {}, ValueError, rf"grads: expected shape \({N},\), got"),
-    "dtype": (lambda: np.ones(N), {}, TypeError, "grads: expected"),
+    "dtype": (lambda: np.ones(N, int), {}, TypeError, "grads: expected"),
     "strides": (lambda: np.ones(2 * N, "f4")[::2], {}, ValueError, "grads: expected contiguous"),
     "scale": (lambda: normal(0), {"grad_scale": 0.0}, ValueError, "grad_scale: expected"),
     "threads": (lambda: normal(0), {"num_threads": 0}, ValueError, "num_threads: expected"),
@@ -660,6 +687,8 @@ WRONG_STEPS = {
     "state": (lambda: normal(0), {"amsgrad": True}, ValueError, "settings: expected some that use"),
     "a format": (lambda: normal(0), {"state_format": "q8"}, ValueError, "state_format: expected N"),
     "an average": (lambda: normal(0), {"ema_decay": 0.5}, ValueError, "ema_decay: expected None"),
+    "pairs": (lambda: normal(0), {"betas": (0.9, lambda _: 0.9)}, TypeError, "betas: expected a v"),
+    "a spike": (lambda: lambda *_: F4, {"skip_grad_norm": 1.0}, ValueError, "skip_grad_norm: "),
     "a norm": (lambda: lambda *_: F4, {"max_grad_norm": 1.0}, ValueError, "max_grad_norm: "),
     "a policy": (lambda: lambda *_: F4, {"nonfinite": "skip"}, ValueError, "nonfinite: expected"),
     "to be cleared": (lambda: np.broadcast_to(np.float32(0), (N,)), {"clear_grads": True},
@@ -683,7 +712,7 @@ def test_parts_that_do_not_fit(make):
     with pytest.raises(ValueError, match=r"^grads: expected shape \(16384,\), got \(10,\)"):
         stream.step(lambda *_: F4)
     with pytest.raises(TypeError, match="grad"):
-        stream.step(lambda begin, end: np.ones(end - begin))
+        stream.step(lambda begin, end: np.ones(end - begin, int))
     stream.step(normal(0))  # finishes it
 
 
@@ -713,6 +742,12 @@ def test_kernels_take_a_norm_that_is_known(case, rng):
     assert_same_bits(larger, quarter)
     unclipped, _ = after(grad, grad_norm=4.0)  # nothing goes by it
     assert_same_bits(unclipped, after(grad)[0])
+    kept, kept_info = after(grad, skip_grad_norm=2 * norm, grad_norm=3 * norm)
+    assert kept_info[2:] == (3 * norm, False, True, None, "grad_norm", None)
+    assert_same_bits(kept, w)
+    taken, taken_info = after(grad, skip_grad_norm=norm / 2, grad_norm=norm / 3)
+    assert taken_info.skip_reason is None
+    assert_same_bits(taken, unclipped)
 
 
 def test_most_rules_can_be_streamed():
