@@ -283,6 +283,10 @@ class Cleared {
   std::vector<py::object>& objects_;
 };
 
+// The place of a parameter; null where there is none. The key of one whose name is an integer is
+// text, as a path is, and the name will do too.
+PyObject* place_of(py::handle key, py::handle places);
+
 inline Callbacks* callbacks = nullptr;  // set once; never destroyed
 
 bool is_optimizer(py::handle object);

@@ -682,6 +682,7 @@ class Optimizer(Owner):
         for name, value in {
             "steps": 0,
             "average_from": 0,
+            "entered": 0,
             "memory": progress["memory"][0]
             if self.row.sums_over_all
             else list(self.row.memory_start),
