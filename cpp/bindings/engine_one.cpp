@@ -21,7 +21,8 @@ std::size_t Engine::find_param(py::handle name) {
   return py::handle(place).cast<std::size_t>();
 }
 
-// Raises where a step takes all gradients at once.
+// Raises where a setting or the rule needs all gradients at once, or where there are accumulated
+// gradients.
 void Engine::check_steps_one() const {
   const auto fail = [](const char* setting, const char* expected, const std::string& got) {
     fail_value(Label(setting, Role::input), std::string(expected) + " with step_one", got);
@@ -76,7 +77,7 @@ py::object Engine::step_one(py::handle name, py::handle grad, double grad_scale,
   return info;
 }
 
-// The step has counted itself, but a round counts as one.
+// Takes back the step's own count, because a round of turns counts as one step.
 void Engine::end_turn(std::size_t index) noexcept {
   --now_.optimizer.completed;
   round_.had_turn[index] = true;
@@ -94,8 +95,8 @@ void Engine::close_round() noexcept {
   round_.values = {};
 }
 
-// What the schedules of each group are in the round that is open, or None where the coming turn
-// calls them.
+// Returns the values that each group's schedules have in the open round, or None if the coming turn
+// will call the schedules.
 py::object Engine::values_of_round() const {
   if (!in_round_) return py::none();
   py::list all;

@@ -412,8 +412,9 @@ double Optimizer::clip_each(const Tensor& tensor, std::size_t first_block, doubl
   return clip_coefficient(std::sqrt(total) / unit_ * factor, group.settings.max_grad_norm_each);
 }
 
-// The job of one of the parameters a little before this one, in the same group, with others between
-// them; null where there is none. `last` is the last job.
+// Returns the job of a parameter shortly before this one that is in the same group and shares its
+// numbers, even with other parameters between the two; null if there is none. `last` is the last
+// job.
 Optimizer::Job* Optimizer::find_job(std::size_t param, Job* last) noexcept {
   constexpr std::size_t furthest = 8;  // a layer's weight, bias and what else has its own settings
   const Group& group = groups[params[param].group];
