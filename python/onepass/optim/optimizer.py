@@ -118,7 +118,8 @@ class Optimizer(Owner):
     ema_decay : float in [0, 1], or schedule, optional
         The :math:`\beta` of an exponential moving average of the weights, which `averaged` shows.
         It begins as the weights after its first step, as in PyTorch. Where a schedule returns 1,
-        the weights of that step do not enter the average, and it is neither read nor written.
+        the average stays as it is, and is neither read nor written. (None means that there is no
+        average any more; the next one begins anew.)
     ema_warmup : bool
         Let the decay begin small: :math:`\beta_t = \min(\beta, (1 + t) / (10 + t))` in the
         :math:`t`-th step of the average.
