@@ -141,6 +141,65 @@ class TestFloat32:
         assert opt.state_dict()["state"][0]["average"].dtype == then
 
 
+@pytest.mark.parametrize("through_a_file", [False, True])
+class TestChangedInARun:
+    """The weights that have entered stay in, and count."""
+
+    def make(self, w, **options):
+        return op.SGD(w, lr=1.0, **options)
+
+    def change(self, opt, w, options, through_a_file, **change):
+        if through_a_file:
+            saved = opt.state_dict()
+            opt = self.make(w, **options)
+            opt.load_state_dict(saved)
+        opt.param_groups[0].update(change)
+        return opt
+
+    def test_an_average_waits_for_the_next_that_enters(self, through_a_file):
+        w, options = np.zeros(1), {"ema_decay": 0.75}
+        opt = self.make(w, **options)
+        walk(opt, w, 7)
+        average = 1.0
+        for t in range(2, 8):
+            average = 0.75 * average + 0.25 * t * t
+        opt = self.change(opt, w, options, through_a_file, average_every=10)
+        walk(opt, w, 2, first=8)
+        np.testing.assert_allclose(shown(opt, w), average, rtol=1e-14)
+        walk(opt, w, 1, first=10)
+        np.testing.assert_allclose(shown(opt, w), 0.75 * average + 25, rtol=1e-14)
+
+    def test_a_mean_is_of_all_that_have_entered(self, through_a_file):
+        w, options = np.zeros(1), {"swa_start": 1, "average_every": 5}
+        opt = self.make(w, **options)
+        walk(opt, w, 10)  # 1 and 6 have entered
+        opt = self.change(opt, w, options, through_a_file, average_every=1)
+        walk(opt, w, 1, first=11)
+        np.testing.assert_allclose(shown(opt, w), (1 + 36 + 121) / 3, rtol=1e-14)
+
+    def test_a_file_that_does_not_say_it(self, through_a_file):
+        w, options = np.zeros(1), {"swa_start": 3, "average_every": 4}
+        opt = self.make(w, **options)
+        walk(opt, w, 12)  # 3, 7 and 11 have entered
+        saved = opt.state_dict()
+        assert saved["state"][0].pop("entered") == 3
+        opt = self.make(w, **options)
+        opt.load_state_dict(saved)
+        opt = self.change(opt, w, options, through_a_file, average_every=1)
+        walk(opt, w, 1, first=13)
+        np.testing.assert_allclose(shown(opt, w), (9 + 49 + 121 + 169) / 4, rtol=1e-14)
+
+
+def test_more_has_entered_than_could():
+    w = np.zeros(1)
+    opt = op.SGD(w, lr=1.0, ema_decay=0.5)
+    walk(opt, w, 3)
+    saved = opt.state_dict()
+    saved["state"][0]["entered"] = 4
+    with pytest.raises(ValueError, match=r"state\[0\]\['entered'\]: expected at most 3, got 4"):
+        opt.load_state_dict(saved)
+
+
 @given(
     every=st.integers(1, 5),
     start=st.none() | st.integers(1, 8),

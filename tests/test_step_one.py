@@ -188,6 +188,24 @@ def values(params):
 ONE = np.ones(1)
 
 
+def test_names_that_are_integers():
+    w = np.ones(2)
+    opt = op.SGD({0: w, 1: np.ones(2)}, lr=0.5)
+    opt.step_one(0, np.ones(2))
+    opt.step_one("1", np.ones(2))
+    assert opt.step_one(0, np.ones(2)).step == 2
+    assert (w == 0).all()
+
+
+@pytest.mark.parametrize("name", ["max_grad_norm", "skip_grad_norm"])
+def test_a_limit_that_a_schedule_may_give_is_refused_in_every_round(name):
+    opt = op.SGD({"w": np.ones(1)}, lr=0.1, **{name: lambda t: None if t < 1 else 1.0})
+    for grad in (1.0, 100.0):
+        with pytest.raises(ValueError, match=f"^{name}: expected None.* with step_one, got <func"):
+            opt.step_one("w", np.array([grad]))
+        opt.step({"w": np.array([grad])})
+
+
 def test_schedules_are_called_once_a_round():
     schedule = Counting()
     params, opt = sgd(lr=schedule)

@@ -17,7 +17,7 @@ using Proxy = py::detail::PyArray_Proxy;  // NumPy's struct
 
 constexpr int aligned_flag = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
 constexpr int writable_flag = py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
-constexpr int order_flag(Order order) noexcept {  // not of the other one, which has none
+constexpr int order_flag(Order order) noexcept {  // Order::other has no flag
   return order == Order::c ? py::array::c_style : py::array::f_style;
 }
 
@@ -51,8 +51,8 @@ std::size_t size_of(const Proxy& array) noexcept {
   return true;
 }
 
-// Whether an array has its parameter's order: of another shape is only what has one axis, or stands
-// beside a parameter in C or F order.
+// Whether an array has its parameter's order. An array of another shape than the parameter has one
+// axis, or its parameter is in C or F order.
 bool is_order_of(const py::array& array, const Like& param) {
   if (param.order != Order::other) return is_order(array, param.order);
   const auto& proxy = *py::detail::array_proxy(array.ptr());

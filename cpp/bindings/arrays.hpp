@@ -45,8 +45,8 @@ class Label {
 };
 
 enum class Dtype : std::uint8_t { f32, f64 };
-// How the elements of an array without gaps stand in memory; other: its axes are in neither order.
-// An array that is in C and in F order counts as c.
+// How the elements of an array without gaps stand in memory. `other` is any order of the axes but
+// those of C and F. An array that is in C and in F order counts as c.
 enum class Order : std::uint8_t { c, f, other };
 
 // An array as it was when it was checked. Python code that has run since (a copy by NumPy, a
@@ -120,8 +120,8 @@ struct Checked {
   Format format;
 };
 
-// Of its parameter's shape, and of any of the four dtypes. In any layout: one whose elements do not
-// lie in the parameter's order is copied. Beside a parameter of shape () a number will do.
+// A gradient has its parameter's shape, any of the four dtypes and any layout: if its elements do
+// not lie in the parameter's order, it is copied. For a parameter of shape () it may be a number.
 Checked check_grad(py::handle object, const Label& label, const Param& param, Memory& memory);
 
 // A gradient that must lie in its parameter's layout, because steps write it, or read it again and
@@ -165,7 +165,8 @@ void* check_shaped_state(py::handle object, const Label& label, const Param& par
 // A number of a rule's memory: an array of one element, of float64.
 double* check_remembered(py::handle object, const Label& label, Memory& memory);
 
-// The average of the weights: like its parameter, but of float64, unless it is like state.
+// The average of the weights is like its parameter, but of float64 if `is_double`, and else of the
+// dtype that state has.
 void* check_average(py::handle object, bool is_double, const Label& label, const Param& param,
                     Memory& memory);
 
@@ -196,7 +197,7 @@ void check_like(const py::array& array, const Label& label, const py::array& oth
 void check_written_in_place(const py::array& array, const Label& label);
 Format check_grad_format(const py::array& array, const Label& label, const Param& param);
 std::vector<std::size_t> sizes_of(PyObject* array);  // of each axis
-// The axes of an array, that of the farthest elements first.
+// The axes of an array in the order of memory, the one with the largest stride first.
 std::vector<std::size_t> axes_in_memory(PyObject* array);
 // Whether two arrays without gaps, of one shape, have their elements in one order.
 bool are_in_one_order(const Like& a, const Like& b) noexcept;

@@ -146,6 +146,7 @@ Engine::Engine(const py::dict& contents)
 void Engine::read_progress(const py::dict& progress) {
   const auto steps = progress["steps"].cast<std::vector<std::int64_t>>();
   const auto average_from = progress["average_from"].cast<std::vector<std::int64_t>>();
+  const auto entered = progress["entered"].cast<std::vector<std::optional<std::int64_t>>>();
   const py::list kept = progress["kept"], sums = progress["sums"];
   const auto memory = progress["memory"].cast<std::vector<std::vector<double>>>();
   accumulated_ = progress["accumulated"].cast<std::vector<std::int64_t>>();
@@ -160,7 +161,12 @@ void Engine::read_progress(const py::dict& progress) {
   if (!values.is_none()) round_.values = values;
   for (std::size_t i = 0; i < size(); ++i) {
     now_.optimizer.params[i].steps = steps.at(i);
-    now_.optimizer.params[i].average_from = average_from.at(i);
+    Parameter& param = now_.optimizer.params[i];
+    param.average_from = average_from.at(i);
+    const Settings& settings = now_.optimizer.groups[param.group].settings;
+    // Older files do not say it.
+    param.entered =
+        entered.at(i) ? *entered[i] : count_entering(settings, param.average_from, param.steps);
     const std::span<double> remembered = now_.optimizer.memory_of(i);
     if (memory.at(i).size() != remembered.size()) {
       throw py::value_error("memory: expected a number for each name");
@@ -174,7 +180,7 @@ void Engine::read_progress(const py::dict& progress) {
 
 py::dict Engine::contents() const {
   check_groups();
-  py::list params, group_of, copies, bound, steps, average_from, memory, kept, sums;
+  py::list params, group_of, copies, bound, steps, average_from, memory, kept, sums, entered;
   for (std::size_t i = 0; i < size(); ++i) {
     const OwnedArrays& arrays = now_.arrays[i];
     params.append(now_.params[i].array);
@@ -185,12 +191,14 @@ py::dict Engine::contents() const {
     sums.append(arrays.sum);
     steps.append(now_.optimizer.params[i].steps);
     average_from.append(now_.optimizer.params[i].average_from);
+    entered.append(now_.optimizer.params[i].entered);
     const std::span<const double> remembered = now_.optimizer.memory_of(i);
     memory.append(py::cast(std::vector<double>(remembered.begin(), remembered.end())));
   }
   py::dict progress;
   progress["steps"] = steps;
   progress["average_from"] = average_from;
+  progress["entered"] = entered;
   progress["memory"] = memory;
   progress["kept"] = kept;
   progress["sums"] = sums;
@@ -337,7 +345,10 @@ void Engine::arrange(Arrangement& arrangement, std::size_t index) const {
                                              arrangement.params[index].array, kept_arrays(arrays),
                                              param.steps, allocator(index));
   set_kept_arrays(arrays, kept.cast<py::tuple>());
-  if (!had_average) param.average_from = param.steps;
+  if (!had_average) {
+    param.average_from = param.steps;
+    param.entered = 0;
+  }
   lay_out(arrangement, index);
 }
 

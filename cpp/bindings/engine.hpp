@@ -67,12 +67,12 @@ struct Callbacks {
   py::str grad_scale_name{"grad_scale"}, stats_name{"stats"};
 };
 
-// What a round of step_one has come to, in which each parameter has one turn.
+// The state of a round of step_one, in which each parameter has one turn.
 struct Round {
   std::vector<bool> had_turn;  // of each parameter
-  std::size_t turns = 0;       // of them; none: no round is open
-  // Whether the numbers of the settings are the round's, schedules evaluated. Where they are not,
-  // `values` has what the schedules of each group are to be in place of calls, or is null.
+  std::size_t turns = 0;       // how many had theirs; 0 if no round is open
+  // Whether the settings have their numbers for this round, those of schedules included. If not,
+  // `values` has the numbers to take for each group's schedules, or is null: then they are called.
   bool evaluated = false;
   py::object values;
 };
@@ -292,6 +292,10 @@ class Cleared {
  private:
   std::vector<py::object>& objects_;
 };
+
+// The place of a parameter; null where there is none. The key of one whose name is an integer is
+// text, as a path is, and the name will do too.
+PyObject* place_of(py::handle key, py::handle places);
 
 inline Callbacks* callbacks = nullptr;  // set once; never destroyed
 

@@ -13,8 +13,7 @@ std::size_t Engine::find_param(py::handle name) {
     PyErr_Clear();
     fail_type(label, "the key of a parameter", Py_TYPE(name.ptr())->tp_name);
   }
-  PyObject* const place = PyDict_GetItemWithError(places().ptr(), name.ptr());
-  if (!place && PyErr_Occurred()) throw py::error_already_set();
+  PyObject* const place = place_of(name, places());
   if (!place) {
     fail_value(label, "a key among " + py::repr(keys_).cast<std::string>(),
                py::repr(name).cast<std::string>());
@@ -22,18 +21,19 @@ std::size_t Engine::find_param(py::handle name) {
   return py::handle(place).cast<std::size_t>();
 }
 
-// Raises where a step takes all gradients at once.
+// Raises where a setting or the rule needs all gradients at once, or where there are accumulated
+// gradients.
 void Engine::check_steps_one() const {
   const auto fail = [](const char* setting, const char* expected, const std::string& got) {
     fail_value(Label(setting, Role::input), std::string(expected) + " with step_one", got);
   };
-  if (!is_none(own_settings_.max_grad_norm)) {
-    fail("max_grad_norm", "None (or max_grad_norm_each, or max_grad_value)",
-         py::repr(own_[py::str("max_grad_norm")]).cast<std::string>());
-  }
-  if (!is_none(own_settings_.skip_grad_norm)) {
-    fail("skip_grad_norm", "None", py::repr(own_[py::str("skip_grad_norm")]).cast<std::string>());
-  }
+  // A schedule is refused whatever it gives in this round.
+  const auto check_none = [&](const char* setting, const char* expected) {
+    const py::object value = own_[py::str(setting)];
+    if (!value.is_none()) fail(setting, expected, py::repr(value).cast<std::string>());
+  };
+  check_none("max_grad_norm", "None (or max_grad_norm_each, or max_grad_value)");
+  check_none("skip_grad_norm", "None");
   if (static_cast<Nonfinite>(own_settings_.nonfinite) == Nonfinite::skip) {
     fail("nonfinite", "'propagate' or 'raise'", "'skip'");
   }
@@ -77,7 +77,7 @@ py::object Engine::step_one(py::handle name, py::handle grad, double grad_scale,
   return info;
 }
 
-// The step has counted itself, but a round counts as one.
+// Takes back the step's own count, because a round of turns counts as one step.
 void Engine::end_turn(std::size_t index) noexcept {
   --now_.optimizer.completed;
   round_.had_turn[index] = true;
@@ -95,8 +95,8 @@ void Engine::close_round() noexcept {
   round_.values = {};
 }
 
-// What the schedules of each group are in the round that is open, or None where the coming turn
-// calls them.
+// Returns the values that each group's schedules have in the open round, or None if the coming turn
+// will call the schedules.
 py::object Engine::values_of_round() const {
   if (!in_round_) return py::none();
   py::list all;

@@ -42,17 +42,6 @@ py::dict places_of(const py::list& keys) {
   return places;
 }
 
-// The place of a parameter; null where there is none. The key of one whose name is an integer is
-// text, as a path is, and the name will do too.
-PyObject* place_of(py::handle key, py::handle places) {
-  PyObject* place = PyDict_GetItemWithError(places.ptr(), key.ptr());
-  if (!place && !PyErr_Occurred() && PyLong_CheckExact(key.ptr())) {
-    place = PyDict_GetItemWithError(places.ptr(), py::str(key).ptr());
-  }
-  if (!place && PyErr_Occurred()) throw py::error_already_set();
-  return place;
-}
-
 // What a mapping says of each parameter; null where it does not name it.
 std::vector<py::object> find_named(const py::list& keys, py::handle places, py::handle grads) {
   const py::object mapping = py::module_::import("collections.abc").attr("Mapping");
@@ -84,6 +73,15 @@ std::vector<py::object> find_named(const py::list& keys, py::handle places, py::
 }
 
 }  // namespace
+
+PyObject* place_of(py::handle key, py::handle places) {
+  PyObject* place = PyDict_GetItemWithError(places.ptr(), key.ptr());
+  if (!place && !PyErr_Occurred() && PyLong_CheckExact(key.ptr())) {
+    place = PyDict_GetItemWithError(places.ptr(), py::str(key).ptr());
+  }
+  if (!place && PyErr_Occurred()) throw py::error_already_set();
+  return place;
+}
 
 // The place of each key.
 const py::object& Engine::places() {

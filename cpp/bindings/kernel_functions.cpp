@@ -422,6 +422,8 @@ PyObject* Kernel::call(PyObject* const* args, Py_ssize_t n_positional, PyObject*
     if (!is_none(given.options.averaged)) {
       known.average_from = completed + 1 - static_cast<std::int64_t>(given.options.averaged);
     }
+    if (given.group.averages()) [[unlikely]]
+      known.entered = count_entering(given.group.settings, known.average_from, completed);
   }
   arrays.check();
   std::vector<Rows> rows(rows_of_call.empty() ? 0 : optimizer.tensors.size());

@@ -307,8 +307,8 @@ void Numbers::read(SettingsObject& settings, double* numbers) {
   changes_ = changes;
 }
 
-// Puts 1 for what the schedules of a setting give, until they are called. Returns whether there are
-// any.
+// Puts 1 in the place of each number that a schedule of the setting gives, until it is called.
+// Returns whether the setting has a schedule.
 [[gnu::cold]] bool Numbers::note_schedules(const Field& field, PyObject* value, double* numbers,
                                            std::vector<Scheduled>& scheduled) {
   if (!has_schedule(value)) return false;

@@ -40,7 +40,7 @@ struct Field {
 
   // Writes the numbers of a value, checked, among `numbers`.
   void read(PyObject* value, double* numbers) const;
-  // The same for a usual value alone. Returns whether it is one.
+  // Does the same only for a usual value. Returns whether the value is one.
   bool read_usual(PyObject* value, double* numbers) const noexcept;
   void write(const double* found, double* numbers) const noexcept;
 };
@@ -117,9 +117,9 @@ class Numbers {
   bool has_schedules() const { return !scheduled_.empty(); }
   // Calls the schedules with the number of completed steps. May run any Python code.
   void call_schedules(std::int64_t completed, double* numbers) const;
-  // What the schedules are now, by their settings' names.
+  // Returns the current values of the schedules, by their settings' names.
   py::dict values(const double* numbers) const;
-  // Takes these in place of calls. Returns whether they have a value for each schedule.
+  // Takes these values instead of calling schedules. Returns whether each schedule has one.
   bool take_values(const py::dict& values, double* numbers) const;
   int traverse(visitproc visit, void* arg) const;
 

@@ -176,6 +176,10 @@ std::int32_t Step::add(const onepass_tensor& given, bool is_first) {
   known.group = static_cast<std::uint32_t>(given.group);
   known.steps = given.steps;
   known.average_from = given.average_from;
+  const Group& own = group_of(known);
+  if (own.averages()) {
+    known.entered = count_entering(own.settings, given.average_from, given.steps);
+  }
   if (const std::int32_t code = add_param(given, tensor, known)) return code;
   if (const std::int32_t code = add_shape(given, known)) return code;
   if (const std::int32_t code = add_grad(given, tensor, known)) return code;

@@ -17,22 +17,25 @@ double clip_coefficient(double norm, double max_norm) noexcept {
   return coefficient > 1 ? 1 : coefficient;  // a NaN stays one
 }
 
-// The weight that the parameters of step `step` have in their new average, which began after step
-// `from`. Before it has taken in any, it is the weights themselves.
-[[gnu::cold]] double average_weight_of(const Settings& settings, double step,
-                                       double from) noexcept {
-  const bool is_mean = !is_none(settings.swa_start);
-  const double every = settings.average_every, first = is_mean ? settings.swa_start : every;
-  const auto taken_by = [=](double t) {
-    return t < first ? 0 : std::floor((t - first) / every) + 1;
-  };
-  const double taken = taken_by(step) - taken_by(from);
-  if (taken == 0) return 1;
-  if (std::fmod(step - first, every) != 0) return 0;
-  if (is_mean || taken == 1) return 1 / taken;
+// The first step whose weights enter an average.
+double first_to_enter(const Settings& settings) noexcept {
+  return is_none(settings.swa_start) ? settings.average_every : settings.swa_start;
+}
+[[gnu::cold]] bool enters_average(const Settings& settings, std::int64_t step) noexcept {
+  const double since = static_cast<double>(step) - first_to_enter(settings);
+  return since >= 0 && std::fmod(since, settings.average_every) == 0;
+}
+
+// The weight that the parameters of step `step` have in their new average, which they have entered
+// so often before. As long as they never have, it is the weights themselves.
+[[gnu::cold]] double average_weight_of(const Settings& settings, std::int64_t step,
+                                       std::int64_t entered) noexcept {
+  if (!enters_average(settings, step)) return entered == 0 ? 1 : 0;
+  const auto n = static_cast<double>(entered + 1);
+  if (!is_none(settings.swa_start) || n == 1) return 1 / n;
   const double decay = settings.ema_decay;
   const bool warms_up = settings.ema_warmup != 0 && decay < 1;  // a decay of 1: not in this step
-  return 1 - (warms_up ? std::min(decay, (1 + taken) / (10 + taken)) : decay);
+  return 1 - (warms_up ? std::min(decay, (1 + n) / (10 + n)) : decay);
 }
 
 [[gnu::cold]] void look_ahead(const Settings& settings, double step, double* scalars) noexcept {
@@ -42,6 +45,15 @@ double clip_coefficient(double norm, double max_norm) noexcept {
 }
 
 }  // namespace
+
+std::int64_t count_entering(const Settings& settings, std::int64_t from, std::int64_t to) noexcept {
+  const double first = first_to_enter(settings);
+  const auto entered_by = [&](std::int64_t step) {
+    const double since = static_cast<double>(step) - first;
+    return since < 0 ? 0 : static_cast<std::int64_t>(since / settings.average_every) + 1;
+  };
+  return entered_by(to) - entered_by(from);
+}
 
 void fill_scalars(const Group& group, const Parameter& param, const double* memory,
                   std::uint64_t seed, double factor, double* scalars) noexcept {
@@ -60,8 +72,7 @@ void fill_scalars(const Group& group, const Parameter& param, const double* memo
                                 ? std::numeric_limits<double>::infinity()
                                 : settings.max_grad_value;
   scalars[average_weight] =
-      group.averages() ? average_weight_of(settings, step, static_cast<double>(param.average_from))
-                       : 0;
+      group.averages() ? average_weight_of(settings, param.steps + 1, param.entered) : 0;
   scalars[begins_slow] = scalars[slow_weight] = 0;
   if (group.looks_ahead()) [[unlikely]]
     look_ahead(settings, step, scalars);
@@ -123,7 +134,13 @@ void Ready::run() noexcept {
     Parameter& param = optimizer.params[i];
     ++param.steps;
     // An average that was left out has not begun: the next one starts as the weights.
-    if (!optimizer.groups[param.group].averages()) param.average_from = param.steps;
+    const Group& group = optimizer.groups[param.group];
+    if (!group.averages()) [[likely]] {
+      param.average_from = param.steps;
+      param.entered = 0;
+    } else if (enters_average(group.settings, param.steps)) {
+      ++param.entered;
+    }
   }
   ++optimizer.completed;
 }
@@ -384,7 +401,7 @@ bool Optimizer::share_job(std::size_t param, std::size_t other) noexcept {
   const Parameter &a = params[param], &b = params[other];
   const std::span<double> own = memory_of(param);
   return a.group == b.group && a.is_factored == b.is_factored && a.steps == b.steps &&
-         a.average_from == b.average_from &&
+         a.entered == b.entered &&
          (own.empty() || std::memcmp(own.data(), memory_of(other).data(), own.size_bytes()) == 0);
 }
 
@@ -396,8 +413,9 @@ double Optimizer::clip_each(const Tensor& tensor, std::size_t first_block, doubl
   return clip_coefficient(std::sqrt(total) / unit_ * factor, group.settings.max_grad_norm_each);
 }
 
-// The job of one of the parameters a little before this one, in the same group, with others between
-// them; null where there is none. `last` is the last job.
+// Returns the job of a parameter shortly before this one that is in the same group and shares its
+// numbers, even with other parameters between the two; null if there is none. `last` is the last
+// job.
 Optimizer::Job* Optimizer::find_job(std::size_t param, Job* last) noexcept {
   constexpr std::size_t furthest = 8;  // a layer's weight, bias and what else has its own settings
   const Group& group = groups[params[param].group];

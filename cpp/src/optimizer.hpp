@@ -100,6 +100,7 @@ struct Parameter {
   StateFormat state_format = plain_state;
   std::int64_t steps = 0;         // completed
   std::int64_t average_from = 0;  // steps it had completed when its average began
+  std::int64_t entered = 0;       // how often its weights have entered that
 };
 
 enum class Nonfinite : int { propagate, skip, raise };
@@ -117,6 +118,10 @@ struct StepOptions {
   std::span<Rows> rows{};  // of each tensor, where a step moves rows of some; else none
   bool stats = false;      // whether the step notes what `stats_of` says; not beside rows
 };
+
+// How often weights enter an average from one number of completed steps to another.
+[[gnu::cold]] std::int64_t count_entering(const Settings& settings, std::int64_t from,
+                                          std::int64_t to) noexcept;
 
 class Optimizer;
 

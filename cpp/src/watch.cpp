@@ -10,11 +10,11 @@
 namespace onepass {
 namespace {
 
-// Elements that step between two looks at the weights. They, and the weights as they were, stay in
-// the core's nearest cache. The sums' bits depend on this number.
+// The number of elements that step between two looks at the weights. These elements, and copies of
+// their old weights, fit in the core's nearest cache. The sums' bits depend on this number.
 constexpr std::size_t watched_size = 1024;
 
-// sum(unit), in the unit in which it neither overflows nor vanishes. `value`: sum(1).
+// Returns sum(unit) with a unit in which the sum neither overflows nor vanishes. `value` is sum(1).
 template <class Sum>
 SquareSum in_a_fitting_unit(double value, const Sum& sum) noexcept {
   if (smallest_sum <= value && std::isfinite(value)) return {value, 1};
@@ -22,7 +22,7 @@ SquareSum in_a_fitting_unit(double value, const Sum& sum) noexcept {
   return {sum(unit), unit};
 }
 
-// Steps one block.
+// Steps one block, or only looks at it if it does not move, and sums what is reported of it.
 template <class T>
 void step_and_watch(const Tensor& tensor, const Range& range, const WatchLoops& loops, bool moves,
                     bool prefetch_ahead, Watched& watched) noexcept {

@@ -35,12 +35,13 @@ struct TensorStats {
   double grad_norm, grad_zero_fraction, update_norm, param_norm, update_ratio;
 };
 
-// Steps as `step` does, to the same bits, and fills `watched`, one for each block. `moves`: else it
-// only looks. The sums do not depend on the number of threads.
+// Steps as `step` does, to the same bits, and fills `watched`, which has an element for each block.
+// Without `moves` it fills `watched` and steps nothing. The sums do not depend on the number of
+// threads.
 void step_and_watch(std::span<Tensor> tensors, std::span<Watched> watched, int threads,
                     bool moves) noexcept;
 
-// `blocks`: the tensor's own.
+// Computes what is reported of a tensor from the sums over its `blocks`.
 TensorStats stats_of(const Tensor& tensor, std::span<const Watched> blocks,
                      double grad_scale) noexcept;
 

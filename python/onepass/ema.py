@@ -105,7 +105,7 @@ def table(
     bias_correction: bool = False,
     initial: float = 0.0,
 ) -> str:
-    r"""Return the average step by step: each formula, the numbers in it, and their value.
+    r"""Return a table of an average's steps: each formula, the numbers in it, and the value.
 
     .. math:: m_t = \beta m_{t-1} + (1 - \beta) g_t, \qquad t = 1, 2, \ldots
 
@@ -115,7 +115,7 @@ def table(
         :math:`g_1, g_2, \ldots`, at least one value.
     beta : float in [0, 1)
     bias_correction : bool
-        Show :math:`m_t / (1 - \beta^t)` too. Needs to begin at 0.
+        Show :math:`m_t / (1 - \beta^t)` too. The average must begin at 0 then.
     initial : float
         :math:`m_0`.
 
@@ -139,7 +139,7 @@ def table(
     m_2 = 0.5 m_1 + 0.5 g_2  0.5 * 4 + 0.5 * 4  4
     m_3 = 0.5 m_2 + 0.5 g_3  0.5 * 4 + 0.5 * 6  5
 
-    Begun at the first value instead, and begun at 0 and corrected:
+    An average that begins at the first value, and one that begins at 0 and is corrected:
 
     >>> print(op.ema.table([8.0, 4.0], beta=0.75, initial=8.0))
     formula                    numbers              value
@@ -328,7 +328,7 @@ def picture(
     path : str or path
         The picture's, with an ending that matplotlib knows: ``.png``, ``.svg``, ``.pdf``.
     initial : float
-        Where the average begins. The corrected one begins at 0 all the same.
+        Where the average begins. The corrected average begins at 0 whatever this is.
 
     Raises
     ------

@@ -12,8 +12,8 @@
 
 namespace onepass::inline ONEPASS_ISA {
 
-// Copies n weights as the step will read them: those of a master with what the user has changed in
-// the parameter meanwhile.
+// Copies n weights as the step will read them. Those of a master have what the user has changed in
+// the parameter since the last step.
 template <class T>
 void copy_weights(const Streams& streams, std::size_t begin, std::size_t n, T* weights) noexcept {
   for (std::size_t i = 0; i < n; i += block_size) {
@@ -30,7 +30,7 @@ void copy_weights(const Streams& streams, std::size_t begin, std::size_t n, T* w
   }
 }
 
-// Counts numbers that are 0, with either sign; not more than a Bits holds.
+// Counts the numbers that are 0, with either sign. The count must fit in a Bits.
 template <class Bits>
 std::size_t count_zeros(const Bits* numbers, std::size_t n) noexcept {
   Bits zeros = 0;  // as wide as the numbers, so that no lane is converted

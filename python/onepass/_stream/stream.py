@@ -441,9 +441,10 @@ def _check_same_state(now: Opened, values: Mapping[str, Any]) -> None:
     row, shape = now.cls.row, (now.size,)
     if row.used_states(values, shape) != row.used_states(now.settings, shape):
         raise ValueError("settings: expected some that use the state that there is, got others")
-    formats = ("state_format", "rounding", "average_dtype")
-    for name in (*formats, "lookahead_every", "ema_decay", "swa_start"):
-        is_format = name in formats
+    # How often an average was entered is not kept, but follows from the last two.
+    fixed = ("state_format", "rounding", "average_dtype", "average_every", "swa_start")
+    for name in (*fixed, "lookahead_every", "ema_decay"):
+        is_fixed = name in fixed
         got, then = values[name], now.settings[name]
-        if got != then and (is_format or (got is None) != (then is None)):
+        if got != then and (is_fixed or (got is None) != (then is None)):
             raise ValueError(f"{name}: expected {then!r}, as the stream was made, got {got!r}")

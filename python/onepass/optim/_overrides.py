@@ -1,4 +1,4 @@
-"""Settings by name: what a user says of patterns, names and arrays, and the groups it comes to."""
+"""Settings by name: they are read and checked here, and groups are made of them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -18,7 +18,7 @@ from onepass.schedules._base import BaseSchedule
 from onepass.schedules._phases import scaled
 
 LR_SCALE = "lr_scale"
-"""What overrides know besides the settings of a group: a factor of the rate, whatever that is."""
+"""What overrides may have besides the settings of a group: a factor of the learning rate."""
 
 _SCALE = Number()
 _RATE = Number(above=0.0, high=1.0)
@@ -31,7 +31,7 @@ _Settings: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True)
 class ByPattern:
-    """Settings, checked, by the pattern that a parameter's name matches; the first one counts."""
+    """Checked settings by patterns; the first pattern that a parameter's name matches counts."""
 
     label: str
     settings: Mapping[str, _Settings]
@@ -44,7 +44,7 @@ class ByPattern:
         return {}
 
     def check_matched(self, names: Sequence[str]) -> None:
-        """Raise ValueError where none of these names matches a pattern."""
+        """Raise ValueError where a pattern matches none of these names."""
         for pattern in self.settings:
             if not any(fnmatchcase(name, pattern) for name in names):
                 expected = f"a match among the names {some_names(names)}"
@@ -128,14 +128,14 @@ def split(
 ) -> list[tuple[_Settings, list[int]]]:
     """Return the groups of the leaves from `first` on: settings, and the places of the leaves.
 
-    There is a group for each set of settings that overrides name, in the order in which the
-    leaves have them, after that of the leaves without any.
+    First is the group of the leaves without overrides, if there are any. Then comes a group for
+    each set of overridden settings, in the order in which the leaves have them.
     """
     names = [str(key) for key in leaves.keys]
     groups: dict[Any, tuple[_Settings, list[int]]] = {(): (base, [])}
     for index, array in enumerate(leaves.arrays[first:], first):
         found: _Settings = {}
-        # What is no array the engine refuses, with its own words.
+        # The engine refuses a leaf that is no array, with its own message.
         for override in overrides if isinstance(array, np.ndarray) else ():
             found = {**override.of(cls, names[index], array), **found}
         if found.get(LR_SCALE) == 1:
@@ -149,13 +149,13 @@ def split(
 
 
 def some_names(names: Sequence[str | int]) -> str:
-    """Return the first ones, for a message."""
+    """Return the first of these names, for a message."""
     shown = [str(name) for name in names[:_MOST_NAMES]]
     return ", ".join(shown if len(names) <= _MOST_NAMES else [*shown, "..."])
 
 
 def identity(value: Any) -> Any:
-    """Return what two values have in common that are the same: of functions, that they are one."""
+    """Return a key that is equal for equal values, and for functions only if they are the same."""
     if isinstance(value, tuple):
         return tuple(map(identity, value))
     if not callable(value) or isinstance(value, BaseSchedule):
@@ -179,9 +179,9 @@ def _overridden(cls: type[Rule], base: _Settings, found: _Settings, name: str) -
 
 
 def no_decay_1d(name: str, array: Array) -> Mapping[str, Any] | None:  # noqa: ARG001
-    """Let biases and norms go without weight decay: arrays of fewer than two axes.
+    """Give arrays of fewer than two axes, such as biases and norms, no weight decay.
 
-    For ``overrides=``: most recipes let the matrices alone decay.
+    This is for ``overrides=``. In most recipes only the matrices decay.
 
     Parameters
     ----------
@@ -193,14 +193,14 @@ def no_decay_1d(name: str, array: Array) -> Mapping[str, Any] | None:  # noqa: A
     Returns
     -------
     mapping or None
-        No weight decay for an array of fewer than two axes; nothing for any other.
+        The setting for an array of fewer than two axes; None for any other.
 
     Notes
     -----
     Differs from
 
-    * PyTorch: nanoGPT and others have a function that sorts the parameters by ``p.dim() >= 2``.
-    * optax: the `mask` of ``add_decayed_weights``.
+    * PyTorch: there nanoGPT and others sort the parameters into groups by ``p.dim() >= 2``.
+    * optax: there the `mask` of ``add_decayed_weights`` does this.
     * timm: its ``param_groups_weight_decay`` leaves out names that end in ``.bias`` as well; write
       ``overrides=[{"*.bias": {"weight_decay": 0.0}}, op.no_decay_1d]``.
 
@@ -234,10 +234,10 @@ def _scale(rate: float, depth: int) -> dict[str, float]:
 def layer_decay(
     rate: float, layers: Sequence[str | Sequence[str]] | Callable[[str], int | None]
 ) -> Overrides:
-    r"""Let lower layers learn more slowly: the learning rate times a factor for each layer below.
+    r"""Let lower layers learn more slowly, each at a fraction of the rate of the layer above.
 
-    For ``overrides=``, of a network that goes on from weights which somebody has trained:
-    :math:`\eta_k = \eta \, \gamma^k` for layer :math:`k`, counted from the top.
+    This is for ``overrides=``, where training continues from weights that are trained already.
+    Layer :math:`k`, counted from 0 at the top, has the rate :math:`\eta_k = \eta \, \gamma^k`.
 
     Parameters
     ----------
@@ -245,9 +245,9 @@ def layer_decay(
         :math:`\gamma`; BEiT fine-tunes with 0.65 to 0.85.
     layers : sequence of patterns, or callable
         The layers from the bottom to the top, each a pattern of names or several patterns. A
-        parameter belongs to the first layer that it matches, and keeps its rate where it matches
-        none. Or a function of a name that returns how many layers are above it, 0 for the top, or
-        None, where the rate stays.
+        parameter belongs to the first layer that it matches; if it matches none, its rate stays as
+        it is. Instead it may be a function of a name that returns how many layers are above it (0
+        for the top), or None if the rate is to stay as it is.
 
     Returns
     -------
@@ -264,9 +264,9 @@ def layer_decay(
     -----
     Differs from
 
-    * PyTorch: nothing there, but groups and a loop.
-    * BEiT, timm: their ``layer_decay`` counts from the bottom, and what is in no block is at the
-      top. The rates are these.
+    * PyTorch: there you make the groups yourself, in a loop.
+    * BEiT, timm: their ``layer_decay`` counts from the bottom, and a parameter in no block is at
+      the top. The rates are the same.
 
     References
     ----------

@@ -34,8 +34,8 @@ from onepass.optim._settings import CHECKS, OWN_FIELDS
 from onepass.optim._tree import keys_before_paths
 from onepass.schedules._base import Remembering, remembering
 
-AVERAGED = "averaged"
-"""The key of the steps that the average of the weights has had."""
+AVERAGED, ENTERED = "averaged", "entered"
+"""The keys of the steps that the average of the weights has had, and how often these entered it."""
 
 GATHERINGS = "gathered", "left_out"
 """How many calls of `accumulate` since the last step were added, and how many were left out."""
@@ -141,6 +141,7 @@ class _Entry:
         *state, average, master, slow = kept
         has_begun = progress["kept"][index][len(state)] is not None
         self.averaged = self.steps - progress["average_from"][index] if has_begun else 0
+        self.entered = progress["entered"][index]
         if not self.averaged:
             average = None  # nothing is in it yet
         names = (*row.states, AVERAGE, MASTER, SLOW)
@@ -161,7 +162,7 @@ class _Entry:
         if any(array.dtype == np.uint8 for array in entry.values()):
             entry |= {SHAPE: list(self.param.shape), ORDER: order_of(self.param)}
         if AVERAGE in entry:
-            entry[AVERAGED] = self.averaged
+            entry |= {AVERAGED: self.averaged, ENTERED: self.entered}
         return entry
 
 
@@ -205,6 +206,7 @@ def loaded(
     progress: dict[str, Any] = {
         "steps": [0] * n,
         "average_from": [0] * n,
+        "entered": [0] * n,
         "memory": [()] * n,
         "kept": [()] * n,
         "sums": [None] * n,
@@ -236,7 +238,7 @@ def loaded(
             if not is_settled:
                 entry = {k: v for k, v in saved[UNSETTLED][key].items() if v is not None}
                 found = _entry(cls, None, make, entry, f"{UNSETTLED}[{key!r}]")
-            names = ("steps", "average_from", "memory", "kept")
+            names = ("steps", "average_from", "entered", "memory", "kept")
             for name, value in zip(names, found, strict=True):
                 progress[name][index] = value
             if cls.row.sums_over_all:
@@ -429,6 +431,8 @@ def _round(
         for index, key in zip(places, own_keys, strict=True):
             all_turns[index] = key in turns
         schedules = {name for name, value in settings.items() if schedules_in(value)}
+        if unknown := of_group.keys() - {"params", *cls.group_checks}:
+            raise ValueError(f"{label}: expected settings, got {sorted(unknown)}")
         values = {name: value for name, value in of_group.items() if name in schedules}
         all_values.append(
             {
@@ -471,8 +475,10 @@ def _entry(
     make: Maker,
     entry: dict[str, Any],
     label: str,
-) -> tuple[int, int, list[float], tuple[Array | None, ...]]:
+) -> tuple[int, int, int | None, list[float], tuple[Array | None, ...]]:
     """Return a parameter's step, that at which its average began, its memory and its state.
+
+    Between them: how often its weights have entered the average, None in older files.
 
     The settings, if given, say which arrays there must be.
     """
@@ -484,7 +490,7 @@ def _entry(
         else [name for name in cls.row.used_states(settings, param.shape) if name]
     )
     average = entry.pop(AVERAGE, None)
-    averaged = entry.pop(AVERAGED, None)
+    averaged, entered = entry.pop(AVERAGED, None), entry.pop(ENTERED, None)
     shape, order = entry.pop(SHAPE, list(param.shape)), entry.pop(ORDER, "C")
     if shape != list(param.shape):
         raise ValueError(f"{label}[{SHAPE!r}]: expected {list(param.shape)}, got {shape!r}")
@@ -517,12 +523,14 @@ def _entry(
         for name, has_sign, kind in zip(names, signs, kinds, strict=True)
     )
     if average is None:
-        return step, 0, memory, (*state, None, master, slow)
+        return step, 0, 0, memory, (*state, None, master, slow)
     began = step - _count(averaged, f"{label}[{AVERAGED!r}]")
     if began < 0:
         raise ValueError(f"{label}[{AVERAGED!r}]: expected at most {step}, got {averaged}")
+    if entered is not None and _count(entered, f"{label}[{ENTERED!r}]") > averaged:
+        raise ValueError(f"{label}[{ENTERED!r}]: expected at most {averaged}, got {entered}")
     average = _average(average, make, settings, f"{label}[{AVERAGE!r}]")
-    return step, began, memory, (*state, average, master, slow)
+    return step, began, entered, memory, (*state, average, master, slow)
 
 
 def _average(saved: Any, make: Maker, settings: Mapping[str, Any] | None, label: str) -> Array:

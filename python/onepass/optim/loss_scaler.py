@@ -29,17 +29,18 @@ class LossScaler:
     r"""Dynamic loss scaling: multiply the loss by a number as large as the gradients allow.
 
     Gradients of a loss :math:`s L` are :math:`s` times as large; the step divides them by
-    :math:`s`. Where one of them overflows, it is left out (the step, or what `accumulate` is given)
-    and
+    :math:`s`. If one of them overflows, the step is left out, or the call of `accumulate` that was
+    given it, and the scale :math:`s` changes:
 
     .. math::
 
-        s &\leftarrow s \cdot \mathrm{backoff\_factor}; \\
+        s &\leftarrow s \cdot \mathrm{backoff\_factor}
+            \quad \text{after an overflow;} \\
         s &\leftarrow s \cdot \mathrm{growth\_factor}
-            \quad \text{after growth\_interval updates in a row without that.}
+            \quad \text{after growth\_interval updates in a row without one.}
 
-    It is a number of float32, and stays between :math:`2^{-126}` and the largest of them. A step
-    that is left out because of `skip_grad_norm` is no overflow, and counts as any other.
+    The scale is a number of float32, and stays between :math:`2^{-126}` and the largest of them. A
+    step that `skip_grad_norm` leaves out is no overflow: it counts like a step that was taken.
 
     Parameters
     ----------
@@ -63,8 +64,8 @@ class LossScaler:
       end. There many overflows in a row take the scale below :math:`2^{-127}`, whose inverse
       float32 does not have, and then to 0: the next finite gradients make the weights infinite.
       ``unscale_`` is a pass of its own there, before clipping; here `step` unscales as it goes.
-      The optimizer must have ``nonfinite="skip"``, and counts the steps that were skipped. Of
-      gradients that are accumulated there, one overflow costs all batches of the step.
+      The optimizer must have ``nonfinite="skip"``, and counts the steps that were skipped. If
+      gradients are accumulated there, an overflow in one batch costs all batches of the step.
 
     References
     ----------
@@ -88,7 +89,7 @@ class LossScaler:
     >>> scaler.get_scale(), w
     (2.0, array([0.9]))
 
-    The mean of several batches, of which one overflows:
+    The mean of several batches, one of which overflows and is left out:
 
     >>> n = sum(opt.accumulate(scaler.scale(np.array([g]))) for g in (1.0, np.inf, 3.0))
     >>> scaler.step(opt, grad_scale=max(n, 1)).skipped
@@ -139,13 +140,14 @@ class LossScaler:
         Parameters
         ----------
         optimizer : Optimizer
-            With ``nonfinite="skip"``. What `Optimizer.accumulate` has left out since its last step
-            makes the scale fall too, while the step of the rest is taken.
+            With ``nonfinite="skip"``. If `Optimizer.accumulate` has left out gradients since the
+            last step, the scale falls too, and the step is taken with the others.
         grads, num_threads
             As for `Optimizer.step`.
         grad_scale : float in [2**-126, 2**128)
-            What the gradients are divided by besides the scale: how many batches they are summed
-            over. The scale stays as it is from the first of these batches to the step.
+            What the gradients are divided by besides the scale: the number of batches that were
+            summed, say. Call `update` only after the step, so that all of these batches have the
+            same scale.
 
         Returns
         -------

@@ -64,46 +64,49 @@ class Optimizer(Owner):
     ----------
     params : ndarray, sequence or mapping of them, or list of groups
         Arrays without gaps: their elements fill one piece of memory, in any order of the axes.
-        They may be nested. What has an order is a sequence (``params.values()``, a generator), a
-        set has none; the names in a mapping are strings or integers. See the optimizers.
+        They may be nested. Any collection with an order counts as a sequence (a generator, or
+        ``params.values()``, but not a set). The names in a mapping are strings or integers. See
+        the optimizers.
     max_grad_norm : float > 0, or schedule, optional
         The Euclidean norm that all gradients together may have, over all groups; ``math.inf``
         measures it and clips nothing.
     skip_grad_norm : float > 0, or schedule, optional
-        The Euclidean norm of all gradients together, over all groups, unscaled and not clipped yet,
-        above which the step is left out, as ``nonfinite="skip"`` leaves one out: a single batch
-        that is damaged moves neither weights nor moments. It is a number, and not relative to the
-        norms before: see the examples for a limit that follows their median. What is not finite is
-        above it, unless `nonfinite` is "raise". Where a schedule gives None, there is no limit.
+        The Euclidean norm of all gradients together, over all groups, after the division by
+        `grad_scale` and before clipping, above which the step is left out, as
+        ``nonfinite="skip"`` leaves one out. So a damaged batch moves neither weights nor moments.
+        The limit does not depend on the norms before: see the examples for one that follows their
+        median. A norm that is not finite is above every limit, unless `nonfinite` is "raise". Where
+        a schedule gives None, there is no limit.
     nonfinite : {"propagate", "skip", "raise"}
         What an infinity or a NaN in a gradient does: spread, as in NumPy; leave parameters, state
         and step counts as they are, and add one to `skipped_steps`; or raise ValueError, with
-        nothing changed. In `accumulate` the same for the gradients that are to be added.
+        nothing changed. `accumulate` does the same with the gradients that it is to add.
     clear_grads : bool
         Put zeros into the gradients once they are used, also where the step is skipped. They must
         be writable then, and lie in memory as their parameters do. (`zero_grad` is PyTorch's
         method.)
     overrides : mapping, callable, or sequence of them, optional
-        Settings by name, while gradients keep the structure of the parameters.
+        Settings by name; the gradients keep the structure of the parameters. It is one of
 
-        * A mapping of patterns to settings, ``{"*.b": {"weight_decay": 0.0}}``. The first pattern
+        * a mapping of patterns to settings, ``{"*.b": {"weight_decay": 0.0}}``. The first pattern
           that matches a parameter's name counts (`fnmatch.fnmatchcase`: ``*`` matches dots too). A
           pattern that matches no name is a ValueError.
-        * A function that is called with each name and array, once, and returns settings or None:
-          `onepass.no_decay_1d`, say. The optimizer pickles if its functions do.
-        * Several of these in a sequence: ``[op.no_decay_1d, op.layer_decay(...)]`` does both. Where
-          two of them name the same setting of a parameter, the first one counts.
+        * a function that is called once with each name and array, and returns settings or None,
+          such as `onepass.no_decay_1d`. The optimizer can be pickled if its functions can.
+        * a sequence of these: ``[op.no_decay_1d, op.layer_decay(...)]`` does both. Where two of
+          them give the same setting of a parameter, the first one counts.
 
         The settings are those that a group may have, and ``"lr_scale"``, a factor of the learning
-        rate, whether that is a number or a schedule. A parameter's name is its key in `state_dict`:
-        its dotted path, ``"layers.0.w"``, or where the structure has no names its index, ``"2"``,
-        and ``"0"`` of a single array. What comes of it stands in `param_groups` as a group for each
-        set of overridden settings, after the group of the parameters without any.
+        rate, whether that is a number or a schedule. A parameter's name is its key in `state_dict`,
+        as text: its dotted path, ``"layers.0.w"``, or its index, ``"2"``, if the structure has no
+        names. A single array is ``"0"``. In `param_groups` each set of overridden settings is a
+        group of its own, after the group of the parameters without any.
 
-        A setting of groups may itself be a mapping of patterns to values, ``weight_decay={"*.w":
-        0.1}``: a parameter that matches none of them has the default of the class. `overrides`
-        count before that, and before what a group of a list has; a group may have ``"overrides"``
-        too, about the names in it, which count first.
+        A single setting of groups may also be a mapping of patterns to values,
+        ``weight_decay={"*.w": 0.1}``: a parameter that matches none of them has the default of the
+        class. A group of a list may have ``"overrides"`` for the names in it. If several of these
+        give the same setting of a parameter, the group's ``"overrides"`` count first, then
+        `overrides`, and then the setting itself.
     grads : like the parameters, optional
         Gradients for `bind`.
     seed : int in [0, 2**53)
@@ -136,7 +139,8 @@ class Optimizer(Owner):
     ema_decay : float in [0, 1], or schedule, optional
         The :math:`\beta` of an exponential moving average of the weights, which `averaged` shows.
         It begins as the weights after its first step, as in PyTorch. Where a schedule returns 1,
-        the weights of that step do not enter the average, and it is neither read nor written.
+        the average stays as it is, and is neither read nor written. (None means that there is no
+        average any more; the next one begins anew.)
     ema_warmup : bool
         Let the decay begin small: :math:`\beta_t = \min(\beta, (1 + t) / (10 + t))` in the
         :math:`t`-th step of the average.
@@ -144,18 +148,19 @@ class Optimizer(Owner):
         Stochastic weight averaging: the plain mean of the weights after this step and all later
         ones, :math:`\beta_t = 1 - 1 / (t - t_0 + 1)`; before it, the weights themselves.
     average_every : int >= 1
-        Let the weights of so-many-th steps alone enter the average: with `ema_decay` those of the
-        steps :math:`k, 2k, 3k \dots`, with `swa_start` those of :math:`t_0, t_0 + k, t_0 + 2k
+        Let only the weights of every :math:`k`-th step enter the average: with `ema_decay` those of
+        the steps :math:`k, 2k, 3k \dots`, with `swa_start` those of :math:`t_0, t_0 + k, t_0 + 2k
         \dots`, once an epoch, say, or where a cyclic learning rate is lowest. Before the first of
-        them the average is the weights themselves. Where :math:`t` stands in the formulas above,
-        it counts what has entered. A step that leaves the average alone moves no bytes of it.
-        (`swa_every` is the same setting by the name that it has elsewhere.)
+        these steps the average is the weights themselves. In the formulas above, :math:`t` counts
+        the weights that have entered. A step whose weights do not enter neither reads nor writes
+        the average. (`swa_every`, its name elsewhere, is the same setting.)
     average_dtype : {"float64", "float32"}
-        In what the average is kept, and moved: 8 bytes a parameter, or 4, as PyTorch's
-        ``AveragedModel`` keeps it. With a decay of 0.9999 a step adds a ten-thousandth of the
-        difference between weight and average, which float32 often rounds away, and so does a mean
-        of thousands of steps; up to a decay of 0.999 or so float32 will do. The average is rounded
-        to the parameter's dtype when it is shown. Beside float64 it is always of float64.
+        The dtype in which the average is kept and computed: it takes 8 bytes a parameter, or 4,
+        as in PyTorch's ``AveragedModel``. With a decay of 0.9999, or in a mean of thousands of
+        steps, a step adds a ten-thousandth of the difference between weight and average or less,
+        which float32 often rounds away; up to a decay of about 0.999, float32 will do. The average
+        is rounded to the parameter's dtype when it is shown. That of a float64 parameter is always
+        float64.
     lookahead_every : int >= 1, optional
         Lookahead: in every so-many-th step of a parameter, its weights go a part of the way from
         where the round began, the slow weights :math:`s`, to where it ends, and the next round
@@ -192,11 +197,11 @@ class Optimizer(Owner):
         assigned, as the constructor does it; of a list of betas its numbers are taken then. Whether
         settings go together is for the step to check, so that they may be changed one by one. A
         setting cannot be removed, nor a mapping or its ``"params"`` replaced; `add_param_group`
-        adds one. With `overrides` there may be more groups than you have made.
+        adds a group. With `overrides` there may be more groups than you have given.
     max_grad_norm, skip_grad_norm, nonfinite, clear_grads, seed
         As above; they may be set between steps, and are checked when they are.
     skipped_steps : int
-        How many steps were skipped, for whichever reason; `StepInfo.skip_reason` says which.
+        How many steps were skipped, for either reason; `StepInfo.skip_reason` has that of each.
 
     Notes
     -----
@@ -233,9 +238,9 @@ class Optimizer(Owner):
       changes nothing; the paper's begins, as here, with the first step. `SGD.lookahead` is another
       thing: it shows the weights at which Nesterov's momentum takes its gradient.
     * optax: masks and ``multi_transform`` take trees of labels, where `overrides` take names.
-      `apply_if_finite` accepts what is not finite after so many errors in a row.
-      `skip_large_updates` is for `MultiSteps`: it leaves out each batch whose squared norm is too
-      large from the sum, and does not look at the sum.
+      `apply_if_finite` takes steps with gradients that are not finite after so many of them in a
+      row. `skip_large_updates` is for `MultiSteps`: it leaves each batch whose squared norm is too
+      large out of the sum, and does not look at the sum.
 
     References
     ----------
@@ -406,22 +411,23 @@ class Optimizer(Owner):
         Parameters
         ----------
         grads : like the parameters, optional
-            The gradients, in the structure of the parameters, each of its parameter's shape, of
-            float64, float32, float16 or ``ml_dtypes.bfloat16``; with any strides. Beside a
-            float64 parameter it is widened, exactly; beside any other one float64 is rounded to
-            the nearest float32, infinite where it is too large, and 16 bits are widened. An array
-            may be another library's, a JAX array or a PyTorch tensor, say, if NumPy can read it
-            (``__array__``, ``__dlpack__``): it is read where it lies, or as that library copies
-            it. Beside a parameter of shape () it may be a Python number.
-            None in it leaves that parameter, its state, its average and its step alone. Left out,
-            the gradients are those that `accumulate` has summed, else those that were bound.
+            The gradients, in the structure of the parameters. Each has its parameter's shape, any
+            strides, and the dtype float64, float32, float16 or ``ml_dtypes.bfloat16``. For a
+            float64 parameter it is widened exactly. For any other one, float64 is rounded to the
+            nearest float32 (and becomes infinite if it is too large), and 16 bits are widened. An
+            array may be another library's, a JAX array or a PyTorch tensor, say, if NumPy can read
+            it (``__array__``, ``__dlpack__``): it is read where it lies, or as that library copies
+            it. For a parameter of shape () it may be a Python number. None in the place of a
+            gradient leaves that parameter, its state, its average and its step alone. If `grads` is
+            left out, the gradients are those that `accumulate` has summed, else those that were
+            bound.
         grad_scale : float in [2**-126, 2**128)
             What the gradients are divided by: the loss scale, or how many were accumulated. They
             are not modified.
         stats : bool
-            Report of each parameter the norms of its gradient, its update and its weights, and the
-            share of zeros in the gradient: see `StepInfo.stats`. They are taken in the same pass
-            over memory.
+            Report for each parameter the norms of its gradient, its update and its weights, and
+            the share of zeros in the gradient: see `StepInfo.stats`. They are computed in the same
+            pass over memory.
         num_threads : int, optional
             Threads for this step; the default is `onepass.get_num_threads()`. The result is the
             same for any number.
@@ -453,8 +459,8 @@ class Optimizer(Owner):
         Parameters
         ----------
         grads : mapping, or pair
-            From a parameter's key, as `state_dict` has it (its dotted path, or its index where the
-            structure has no names; a name that is an integer will do too), to a pair
+            From a parameter's key, as `state_dict` has it (its dotted path, or its index if the
+            structure has no names; where a name is an integer, the integer will do too), to a pair
             (index, values): a 1-D array of integers in [0, rows), in any order, and an array of
             shape ``(len(index), *param.shape[1:])``, of a dtype that `step` takes. Values for the
             same row are summed in the dtype that the rule computes in, in the order in which they
@@ -515,26 +521,26 @@ class Optimizer(Owner):
     ) -> StepInfo:
         """Update one parameter in place, as soon as the backward pass has its gradient.
 
-        Its gradient can be let go before the next one is computed, so that a model's gradients take
-        the memory of the largest one. Once each parameter has had its turn, all is, to the bit, as
-        after one `step` with all gradients.
+        You can let go of its gradient before you compute the next one, so that a model's gradients
+        take the memory of the largest one. Once each parameter has had its turn, parameters and
+        state are, to the bit, as after one `step` with all gradients.
 
         The turns of all parameters are a *round*. `StepInfo.step` and schedules count rounds, and
         the schedules are called in a round's first turn. A round ends with the last parameter's
-        turn; or where a parameter comes that has had its turn, or `step` or `step_rows` is called,
-        which all begin anew. So a parameter that never has a gradient need not be named. Between
-        two turns everything else works as between two steps: a checkpoint continues the round,
-        and a setting that is assigned counts from the coming turn on, for which the schedules are
-        called anew.
+        turn. It also ends if a parameter is given that has had its turn, or if `step` or
+        `step_rows` is called. So a parameter that never has a gradient need not be named. Between
+        two turns everything else works as between two steps: a checkpoint continues the round. A
+        setting that is assigned counts from the coming turn on; the schedules are then called
+        again.
 
         Parameters
         ----------
         name : str or int
-            The parameter's key, as `state_dict` has it: its dotted path, or its index where the
+            The parameter's key, as `state_dict` has it: its dotted path, or its index if the
             structure has no names.
         grad : ndarray, or None
-            Its gradient, as `step` takes one. It is complete: of an array that is used in two
-            places, the sum. None leaves the parameter alone, and is its turn too.
+            Its whole gradient, as `step` takes one: if the array is used in two places, the sum
+            over both. None leaves the parameter alone, but counts as its turn.
         grad_scale, stats, num_threads
             As for `step`.
 
@@ -546,17 +552,17 @@ class Optimizer(Owner):
         Raises
         ------
         TypeError, ValueError
-            As in `step`; beside what takes all gradients at once: `max_grad_norm`,
+            As in `step`, and with whatever needs all gradients at once: `max_grad_norm`,
             `skip_grad_norm`, ``nonfinite="skip"``, gradients that were accumulated, and `Prodigy`.
-            Then nothing has changed, but for the parameters that have stepped before.
+            Then this call has changed nothing.
 
         Notes
         -----
         Differs from
 
-        * PyTorch: there an optimizer for each parameter is stepped by a hook of its own
+        * PyTorch: there you make an optimizer for each parameter, which a hook steps
           (``register_post_accumulate_grad_hook``); each has its own schedule and checkpoint.
-        * Keras and optax, which have no such step.
+        * Keras and optax: they have no such step.
 
         Examples
         --------
@@ -583,11 +589,14 @@ class Optimizer(Owner):
         parameter, in the dtype that its rule computes in, and are part of `state_dict`. With
         `clear_grads` the gradients are zeroed here.
 
-        Where a gradient is not finite, `nonfinite` decides as it does in a step: "propagate" adds
-        it; "skip" leaves out all gradients of this call, so that one batch does not cost the
-        others; "raise" is an error that says which call since the last step it is. The last two
-        take a pass over the gradients before the first sum is written. Where every call was left
-        out, the step is skipped. It needs a `grad_scale` all the same: not 0, but 1, say.
+        If a gradient is not finite, `nonfinite` decides as it does in a step. "propagate" adds the
+        gradients. "skip" leaves out all gradients of this call, and the step takes those of the
+        other calls; if every call was left out, the step is skipped. "raise" raises an error, which
+        names the array and the number of the call since the last step. The last two take a pass
+        over the gradients before the first sum is written.
+
+        To divide by the number of calls that were added, pass ``grad_scale=max(n, 1)``, because
+        `grad_scale` may not be 0.
 
         Parameters
         ----------
@@ -672,8 +681,8 @@ class Optimizer(Owner):
         ----------
         param_group : mapping
             ``"params"``, and the settings in which the group differs from what the optimizer was
-            made with. The optimizer's `overrides` count for it too, after its own; here their
-            patterns need not match.
+            made with. The optimizer's `overrides` apply to it too, after its own; their patterns
+            need not match a name here.
 
         Raises
         ------
@@ -708,6 +717,7 @@ class Optimizer(Owner):
         for name, value in {
             "steps": 0,
             "average_from": 0,
+            "entered": 0,
             "memory": progress["memory"][0]
             if self.row.sums_over_all
             else list(self.row.memory_start),

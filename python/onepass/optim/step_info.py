@@ -11,15 +11,15 @@ from onepass._typing import Array
 class ParamStats(NamedTuple):
     """What a step with ``stats=True`` reports of one parameter.
 
-    The norms are Euclidean, taken in double, and the same bits for any number of threads and on
-    every instruction set.
+    The norms are Euclidean and computed in double. They are the same bits for any number of threads
+    and on every instruction set.
 
     Attributes
     ----------
     grad_norm : float
-        The norm of the gradient, unscaled and not clipped.
+        The norm of the gradient, after the division by `grad_scale` and before clipping.
     grad_zero_fraction : float
-        The share of its elements that are exactly 0.
+        The share of the gradient's elements that are exactly 0.
     update_norm : float
         The norm of what the step has added to the parameter, weight decay and all other stages
         included; 0 where the step was skipped.
@@ -46,7 +46,7 @@ class Stats(Mapping[str | int, ParamStats]):
         self._values = np.empty((len(keys), len(ParamStats._fields)))
 
     def __getitem__(self, key: str | int) -> ParamStats:
-        """Return what it reports of one parameter."""
+        """Return what the step reports of one parameter."""
         return ParamStats(*self._values[self._rows[key]].tolist())
 
     def __iter__(self) -> Iterator[str | int]:
@@ -78,8 +78,9 @@ class StepInfo(NamedTuple):
     lr : float
         The learning rate it used (of the first of `param_groups`).
     grad_norm : float or None
-        The norm of all gradients together, unscaled and not clipped. None where neither
-        `max_grad_norm`, `max_grad_norm_each`, `skip_grad_norm` nor `nonfinite` asks for it.
+        The norm of all gradients together, after the division by `grad_scale` and before clipping.
+        None where neither `max_grad_norm`, `max_grad_norm_each`, `skip_grad_norm` nor `nonfinite`
+        asks for it.
     clipped : bool
         Whether `max_grad_norm` or `max_grad_norm_each` made a gradient smaller.
     skipped : bool
@@ -90,7 +91,8 @@ class StepInfo(NamedTuple):
         Why the step was left out: a gradient was not finite, or `grad_norm` was above
         `skip_grad_norm`. None where it was taken.
     stats : mapping of `ParamStats`, or None
-        With ``stats=True``, for each parameter that had a gradient, by its key in `state_dict`.
+        Only with ``stats=True``: from the key in `state_dict` of each parameter that had a gradient
+        to what the step did to it.
     """
 
     step: int

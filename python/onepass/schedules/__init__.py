@@ -1,18 +1,19 @@
 """Schedules: values of a hyperparameter as functions of the step.
 
 Each goes wherever a hyperparameter goes, in place of its value:
-``op.AdamW(params, lr=op.schedules.cosine(1e-3, steps=10_000))``. Of a setting of several numbers,
-such as ``betas``, it gives all of them, or stands in the place of one: ``betas=(schedule, 0.999)``.
-It is called with the number of completed steps, counted from 0, as in optax. All arguments count in
-steps; to speak of epochs, multiply: ``every=5 * steps_per_epoch``. A schedule past its end stays at
-its last value. A phase of 0 steps, as a configuration switches one off, is left out.
+``op.AdamW(params, lr=op.schedules.cosine(1e-3, steps=10_000))``. A setting of several numbers, such
+as ``betas``, takes a schedule that returns all of them, or one in the place of a number:
+``betas=(schedule, 0.999)``. A schedule is called with the number of completed steps, counted from
+0, as in optax. All arguments count in steps; to speak of epochs, multiply:
+``every=5 * steps_per_epoch``. A schedule past its end stays at its last value. A phase of 0 steps,
+as a configuration switches one off, is left out.
 
 The schedules are frozen dataclasses: two with the same arguments are equal, and they print, copy
 and pickle. `ReduceOnPlateau` alone has a memory, which the optimizer's `state_dict` includes.
 
-Any other callable of a step is a schedule too, optax's among them: the value is a real number, or
-an array without axes of any library. Where it has `state_dict()` and
-`load_state_dict()`, of values that JSON knows, a checkpoint holds its memory as well.
+Any other callable of a step is a schedule too, optax's among them, if it returns a real number, or
+a 0-d array of any library. If it has `state_dict()` and `load_state_dict()`, of values that JSON
+knows, a checkpoint includes its memory as well.
 
 >>> import onepass as op
 >>> halve = op.schedules.step_decay(0.1, every=5)

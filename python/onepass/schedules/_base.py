@@ -63,10 +63,10 @@ def whole(schedule: Schedule) -> list[Schedule]:
 
 
 def value_of(schedule: Schedule, step: int) -> float:
-    """Return a part's value, as a float where it is a number, one in a 0-d array included."""
+    """Return a part's value: as a float, if it is a real number or a 0-d array of one."""
     value: Any = schedule(step)
     number = as_real(value)
-    return value if number is None else number  # the setting's check refuses what is none
+    return value if number is None else number  # the setting's check refuses anything else
 
 
 def between(start: float, end: float, progress: float) -> float:

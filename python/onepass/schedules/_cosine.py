@@ -168,13 +168,13 @@ class one_cycle(BaseSchedule):
 
     Notes
     -----
-    The momentum that goes with it falls while the rate rises: see `momentum`.
+    `momentum` returns the schedule that goes with it, which falls while the rate rises.
 
     Differs from
 
-    * PyTorch: ``OneCycleLR(max_lr, total_steps)`` has the same values, moves the momentum (of
-      Adam, :math:`\beta_1`) unless told not to, and raises after its end. It has straight lines
-      and a third phase by option.
+    * PyTorch: ``OneCycleLR(max_lr, total_steps)`` has the same values, also changes the momentum
+      (Adam's :math:`\beta_1`) unless you switch that off, and raises an error after its end. By
+      option it has straight lines, or a third phase.
     * optax: ``cosine_onecycle_schedule`` has its peak at step :math:`\rho T` and its end at
       :math:`T`, one step later each.
     * The paper: straight lines, down to where it began, and a short last phase far below.
@@ -191,7 +191,7 @@ class one_cycle(BaseSchedule):
     >>> [round(lr(step), 4) for step in (0, 29, 64, 99)]
     [0.04, 1.0, 0.5, 0.0]
 
-    With the momentum that goes with it, as PyTorch's ``OneCycleLR`` has it by default:
+    An optimizer with the rate and the momentum of PyTorch's ``OneCycleLR``:
 
     >>> import numpy as np
     >>> opt = op.AdamW(np.ones(3), lr=lr, betas=(lr.momentum(), 0.999))
@@ -247,7 +247,7 @@ class one_cycle(BaseSchedule):
         return self._along(step, initial, self.peak, initial / self.final_div_factor)
 
     def _along(self, step: int, first: float, middle: float, last: float) -> float:
-        """Return the value at a step of what turns where the rate has its peak."""
+        """Return a step's value of a curve that has `middle` where the rate has its peak."""
         end = self.steps - 1
         turn = self.pct_start * self.steps - 1
         step = min(step, end)

@@ -136,11 +136,11 @@ class join(BaseSchedule):
 
 @dataclass(frozen=True)
 class scaled(BaseSchedule):
-    r"""Another schedule times a factor: the rate of one layer among others, say.
+    r"""Another schedule times a factor, such as the learning rate of one layer.
 
     .. math:: \eta_t = \gamma \, s(t)
 
-    `onepass.layer_decay`, and ``"lr_scale"`` among `overrides`, make them.
+    `overrides` with ``"lr_scale"`` make such schedules, and so does `onepass.layer_decay`.
 
     Parameters
     ----------
@@ -159,7 +159,7 @@ class scaled(BaseSchedule):
     Differs from
 
     * PyTorch: there a scheduler multiplies the rate with which each group began.
-    * optax: a function of one's own.
+    * optax: there you write a function of your own.
 
     Examples
     --------

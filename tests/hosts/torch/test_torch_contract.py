@@ -167,7 +167,7 @@ def test_what_a_scaler_has_left_does_not_stay():
     optimizer.step()
     assert param.tolist() == [-2.0, -2.0]
     assert param.grad.tolist() == [0.0, 0.0]
-    assert optimizer.last_step == (1, 1.0, None, False, True, None, "nonfinite")
+    assert optimizer.last_step == (1, 1.0, None, False, True, None, "nonfinite", None)
     del optimizer.grad_scale, optimizer.found_inf
     param.grad = torch.full((2,), 8.0)
     optimizer.step()
