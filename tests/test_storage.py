@@ -104,7 +104,7 @@ class Reference:
             expected["master"] = self.weights
         others = [name for name in ("slow", "average") if name in entry]
         expected |= zip(others, self.state[len(names) :], strict=True)
-        numbers_ = {"step", "averaged", "shape", "order", *self.cls.saved_scalars}
+        numbers_ = {"step", "averaged", "entered", "shape", "order", *self.cls.saved_scalars}
         assert expected.keys() == entry.keys() - numbers_
         for name, array in expected.items():
             assert_same_bits(entry[name], array)
