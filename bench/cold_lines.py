@@ -155,10 +155,10 @@ BATCH = ROWS * CHANNELS * 4 // LINE
 
 CASES = {
     "add": Case(add, 2 * 1000 * 4 // LINE),
-    "step": Case(step, STEP, 470),
+    "step": Case(step, STEP, 485),
     "step_bound": Case(step_bound, STEP, 430),
-    "step_schedule": Case(step_schedule, STEP, 690),
-    "step_one": Case(step_one, 4 * 1000 * 4 // LINE, 375),
+    "step_schedule": Case(step_schedule, STEP, 700),
+    "step_one": Case(step_one, 4 * 1000 * 4 // LINE, 385),
     "kernel": Case(kernel, 4 * 1000 * 4 // LINE, 505),
     "batch_norm_infer": Case(batch_norm_infer, 2 * BATCH + 4, 400),
     "batch_norm_train": Case(batch_norm_train, 2 * BATCH + 4, 700),
