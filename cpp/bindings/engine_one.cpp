@@ -73,7 +73,7 @@ py::object Engine::step_one(py::handle name, py::handle grad, double grad_scale,
   }
   end_turn(index);
   if (closed) closed->keep();
-  last_info_ = info;
+  if (!stats) last_info_ = info;  // one with stats serves no other step
   return info;
 }
 

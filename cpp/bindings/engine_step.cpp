@@ -79,7 +79,7 @@ py::object Engine::step(py::handle grads, bool by_rows, double grad_scale, bool 
     step_and_arrange(call, info);
   }
   if (closed) closed->keep();
-  last_info_ = info;
+  if (!stats) last_info_ = info;  // one with stats serves no other step
   return info;
 }
 

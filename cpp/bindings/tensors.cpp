@@ -165,7 +165,6 @@ void fill_step_info(const py::object& info, std::int64_t step, double lr, const 
   set_constant(4, ready.skipped() ? Py_True : Py_False);
   ready.d ? set_number(5, *ready.d) : set_constant(5, Py_None);
   set_constant(6, ready.skipped() ? reason_in_words(ready.skip_reason) : Py_None);
-  set_constant(place_of_stats, Py_None);
 }
 
 void set_stats(const py::object& info, const py::object& stats, const Optimizer& optimizer,
