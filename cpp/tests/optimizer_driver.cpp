@@ -149,7 +149,7 @@ std::vector<Trial> trials() {
       {"propagated", decay, {.max_grad_norm = 1}, false, 0, 4},
       {"above a norm",
        averages,
-       {.grad_scale = 0.5, .max_grad_norm = 1, .skip_grad_norm = 521},
+       {.grad_scale = 0.5, .max_grad_norm = 1, .skip_grad_norm = 521.5},
        true,
        2},
       {"not finite beside a norm", decay, {.skip_grad_norm = 1e9}, true, 1, 3},
