@@ -17,7 +17,6 @@ from onepass import _core, ema, formats, init, kernels, line_search, optim, runt
 from onepass._descent import Iterate
 from onepass._minimize import MinimizeResult, minimize
 from onepass._pack import pack
-from onepass._stream import Stream
 from onepass.batchnorm import (
     BatchNorm,
     batch_norm_backward,
@@ -126,11 +125,14 @@ __all__ = [
 __version__ = _core.version
 
 if TYPE_CHECKING:
+    from onepass._stream import Stream
     from onepass.lab import compare, search, surface, tune
 else:  # for a type checker, a module with `__getattr__` would have every name
 
     def __getattr__(name):
-        """Load the parts of `onepass.lab` when they are first used."""
+        """Load the parts of `onepass.lab`, and what needs threads, when they are first used."""
+        if name == "Stream":
+            return globals().setdefault(name, import_module("onepass._stream").Stream)
         if name not in ("compare", "search", "surface", "tune"):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         # From now on this function is not called for that name.
