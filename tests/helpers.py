@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import tracemalloc
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -58,6 +59,16 @@ def kind_of_state(cls: type[Optimizer]) -> tuple[bool, ...]:
         *[(u and full, bool(u and start)) for u, full, start in of_used], strict=True
     )
     return any(used), any(in_full), any(begun)
+
+
+def peak_of(call: Callable[[], Any]) -> int:
+    """How many bytes are allocated at once while a call runs."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def one_of_each(things: Iterable[Any], key: Callable[[Any], Any]) -> list[Any]:

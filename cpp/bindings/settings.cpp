@@ -194,6 +194,12 @@ bool Field::read_usual(PyObject* value, double* numbers) const noexcept {
   return true;
 }
 
+void Field::take(PyObject* value, double* numbers) const {
+  double found[Check::most];
+  check.read(name, value, found);
+  if (place != nowhere) std::copy_n(found, check.size(), numbers + place);
+}
+
 void Field::write(const double* found, double* numbers) const noexcept {
   if (place != nowhere) std::copy_n(found, check.size(), numbers + place);
   if (option != nowhere) numbers[first_option + option] = found[0] != 0 && !is_none(found[0]);
@@ -340,10 +346,7 @@ void Numbers::call_schedules(std::int64_t completed, double* numbers) const {
     if (!value) throw py::error_already_set();
     const Field& field = *own.field;
     if (own.number == Scheduled::all) {
-      double found[Check::most];
-      field.check.read(field.name, value.ptr(), found);
-      if (field.place == Field::nowhere) continue;
-      std::copy_n(found, field.check.size(), numbers + field.place);
+      field.take(value.ptr(), numbers);
     } else {
       double* const to = numbers + field.place + own.number;
       field.check.read_one(field.name, static_cast<std::size_t>(own.number), value.ptr(), to);
@@ -373,9 +376,7 @@ bool Numbers::take_values(const py::dict& values, double* numbers) const {
     const Field& field = *each.field;
     if (field.place == Field::nowhere) continue;
     if (!values.contains(field.name)) return false;
-    double found[Check::most];
-    field.check.read(field.name, py::object(values[field.name]).ptr(), found);
-    std::copy_n(found, field.check.size(), numbers + field.place);
+    field.take(py::object(values[field.name]).ptr(), numbers);
   }
   return true;
 }

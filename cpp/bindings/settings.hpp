@@ -43,6 +43,8 @@ struct Field {
   // Does the same only for a usual value. Returns whether the value is one.
   bool read_usual(PyObject* value, double* numbers) const noexcept;
   void write(const double* found, double* numbers) const noexcept;
+  // Reads what a schedule gives: only the numbers, for options stay as they are.
+  void take(PyObject* value, double* numbers) const;
 };
 
 using Together = std::vector<double>;

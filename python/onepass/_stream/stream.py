@@ -167,11 +167,8 @@ class Stream:
         direct : bool
             See `Stream`.
         **settings
-            The rule's hyperparameters, and of a step's `max_grad_norm`, `skip_grad_norm`,
-            `max_grad_value`, `nonfinite`, `clear_grads`, `ema_decay`, `ema_warmup`, `swa_start`,
-            `average_every`, `average_dtype`, `lookahead_every`, `lookahead_weight`, `state_format`,
-            `rounding`, `cautious_weight_decay` and `seed`; see `onepass.Optimizer`. `rounding` is
-            "stochastic" or "nearest", as in `onepass.kernels`.
+            The rule's hyperparameters, and the settings of a step but for `max_grad_norm_each`: see
+            `onepass.Optimizer`. `rounding` is "stochastic" or "nearest", as in `onepass.kernels`.
 
         Returns
         -------
