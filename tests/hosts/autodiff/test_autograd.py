@@ -3,7 +3,6 @@
 import autograd
 import autograd.numpy as anp
 import numpy as np
-import pytest
 from autograd.misc.optimizers import sgd
 
 import onepass as op
@@ -48,8 +47,5 @@ def test_parameters_of_float32():
     w = np.ones(3, np.float32)
     grad = autograd.grad(lambda w: anp.mean(anp.sin(w)))(w)
     assert grad.dtype == np.float64, "autograd keeps float32: the page says it does not"
-    opt = op.SGD(w, lr=1.0)
-    with pytest.raises(TypeError, match="^grads: expected dtype float32, float16 or bfloat16, got"):
-        opt.step(grad)
-    opt.step(grad.astype(np.float32))
+    op.SGD(w, lr=1.0).step(grad)
     assert_same_bits(w, np.float32(1) - grad.astype(np.float32))

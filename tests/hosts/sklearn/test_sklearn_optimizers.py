@@ -67,7 +67,7 @@ STAGES = [
 ]
 
 
-@pytest.mark.parametrize("stages", STAGES, ids=str)
+@pytest.mark.parametrize("stages", STAGES, ids=" ".join)
 def test_stages_of_a_step(stages, dtype):
     log = {}
     optimizer = partial(recording(op.AdamW, log), **stages)
