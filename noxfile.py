@@ -444,7 +444,7 @@ def hosts(session: nox.Session, host: str) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Print the tables of the README."""
+    """Print the tables of docs/performance.md."""
     session.install("torch==2.13.0")
     session.install(".[bench]", "bitsandbytes")  # with torch: alone it would bring another one
     session.run("python", "bench/run.py", *session.posargs)

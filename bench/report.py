@@ -1,4 +1,4 @@
-"""What was measured, and its tables: for the terminal, and in GitHub's Markdown for the README."""
+"""What was measured, and its tables: for the terminal, and in GitHub's Markdown for the docs."""
 
 import sys
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Prints the tables of the README: onepass against the copy limit, NumPy and PyTorch.
+"""Prints the tables of docs/performance.md: onepass against the copy limit, NumPy and PyTorch.
 
 See bench/README.md for how to read them.
 """

@@ -35,9 +35,9 @@ def without_times(lines):
 
 
 def tips():
-    """Return the options that the README tells to try, each with its values."""
-    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    section = readme.partition("## What `onepass compare` draws\n")[2].partition("\n## ")[0]
+    """Return the options that the page tells to try, each with its values."""
+    page = Path(__file__).parent.parent / "docs" / "compare.md"
+    section = page.read_text(encoding="utf-8").partition("\n## ")[0]
     codes = re.findall(r"`(--[^`]+)`((?: \([^)]*`[^)]*\))?)", section.replace("\n", " "))
     for code, others in codes:
         option, *values = code.split()
@@ -286,7 +286,7 @@ class TestCommand:
             assert entry["runs"][0]["curve"]["grad_norm"][1] > 0.5
 
     def test_one_row_a_step_leaves_out_batch_norm(self, tmp_path, capsys):
-        """It has no variance; README says that this runs."""
+        """It has no variance; the page says that this runs."""
         options = ("--batch-size", 1, "--steps", 3, "--seeds", 1, "--optimizer", "adam")
         assert compare_in(tmp_path, *options) == 0
         (entry,) = strict_json(tmp_path / "results.json")["entries"]
