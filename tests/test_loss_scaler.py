@@ -28,6 +28,14 @@ def test_gradients_are_unscaled():
     assert w == -0.5
 
 
+def test_stats_are_of_the_unscaled_gradients():
+    w, scaler = np.zeros(2), op.LossScaler(1024.0)
+    opt = op.SGD(w, lr=1.0, nonfinite="skip")
+    info = scaler.step(opt, scaler.scale(np.array([3.0, 4.0])), stats=True)
+    assert info.stats[0].grad_norm == 5.0
+    assert scaler.step(opt, np.ones(2)).stats is None
+
+
 def test_one_of_two_optimizers_decides_for_the_scale():
     scaler = op.LossScaler(8.0)
     one, two = (op.SGD(np.zeros(1), nonfinite="skip") for _ in range(2))

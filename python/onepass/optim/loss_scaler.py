@@ -133,6 +133,7 @@ class LossScaler:
         grads: Grads = None,
         *,
         grad_scale: float = 1.0,
+        stats: bool = False,
         num_threads: int | None = None,
     ) -> StepInfo:
         """Step with gradients of the scaled loss; skipped if one of them is not finite.
@@ -142,7 +143,7 @@ class LossScaler:
         optimizer : Optimizer
             With ``nonfinite="skip"``. If `Optimizer.accumulate` has left out gradients since the
             last step, the scale falls too, and the step is taken with the others.
-        grads, num_threads
+        grads, stats, num_threads
             As for `Optimizer.step`.
         grad_scale : float in [2**-126, 2**128)
             What the gradients are divided by besides the scale: the number of batches that were
@@ -166,7 +167,9 @@ class LossScaler:
             expected = f"{GRAD_SCALE} also when multiplied by the scale, {scale:g}"
             raise ValueError(f"grad_scale: expected {expected}, got {own:g}")
         has_left_out = optimizer._engine.left_out > 0
-        info = optimizer.step(grads, grad_scale=own * scale, num_threads=num_threads)
+        info = optimizer.step(
+            grads, grad_scale=own * scale, stats=stats, num_threads=num_threads
+        )
         self._found_nonfinite |= has_left_out or info.skip_reason == "nonfinite"
         self._grad_scales.append(own)
         return info
