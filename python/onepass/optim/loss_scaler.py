@@ -167,9 +167,7 @@ class LossScaler:
             expected = f"{GRAD_SCALE} also when multiplied by the scale, {scale:g}"
             raise ValueError(f"grad_scale: expected {expected}, got {own:g}")
         has_left_out = optimizer._engine.left_out > 0
-        info = optimizer.step(
-            grads, grad_scale=own * scale, stats=stats, num_threads=num_threads
-        )
+        info = optimizer.step(grads, grad_scale=own * scale, stats=stats, num_threads=num_threads)
         self._found_nonfinite |= has_left_out or info.skip_reason == "nonfinite"
         self._grad_scales.append(own)
         return info
