@@ -13,6 +13,9 @@ Schedule: TypeAlias = Callable[[int], SupportsFloat]
 StateAlloc: TypeAlias = Callable[[str, tuple[int, ...], np.dtype[Any]], npt.NDArray[Any]]
 """An array's name, shape and dtype to such an array, which holds anything."""
 
+Setting: TypeAlias = float | Schedule | Mapping[str, float | Schedule]
+"""A hyperparameter: a number, a schedule, or one of these for each pattern of names."""
+
 Pair: TypeAlias = tuple[float | Schedule, float | Schedule] | Callable[[int], Sequence[float]]
 """Two numbers, for each of which a schedule may stand, or a schedule of both."""
 

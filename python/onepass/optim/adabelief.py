@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Unpack
 import numpy as np
 
 from onepass._hyperparameters import BETAS, NON_NEGATIVE, SCHEDULED, Fixed, Flag
-from onepass._typing import Array, Pair, Params, Schedule
+from onepass._typing import Array, Pair, Params, Setting
 from onepass.optim._rectification import rectification
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
@@ -104,10 +104,10 @@ class AdaBelief(Optimizer, rule="adabelief"):
     def __init__(
         self,
         params: Params,
-        lr: float | Schedule = 1e-3,
+        lr: Setting = 1e-3,
         betas: Pair = (0.9, 0.999),
-        eps: float | Schedule = 1e-16,
-        weight_decay: float | Schedule = 0.0,
+        eps: Setting = 1e-16,
+        weight_decay: Setting = 0.0,
         *,
         rectify: bool = True,
         eps_root: float = 1e-16,

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Unpack
 import numpy as np
 
 from onepass._hyperparameters import SCHEDULED, Number
-from onepass._typing import Array, Params, Schedule
+from onepass._typing import Array, Params, Setting
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
 
@@ -85,10 +85,10 @@ class Adadelta(Optimizer, rule="adadelta"):
     def __init__(
         self,
         params: Params,
-        lr: float | Schedule = 1.0,
-        rho: float | Schedule = 0.9,
-        eps: float | Schedule = 1e-6,
-        weight_decay: float | Schedule = 0.0,
+        lr: Setting = 1.0,
+        rho: Setting = 0.9,
+        eps: Setting = 1e-6,
+        weight_decay: Setting = 0.0,
         *,
         maximize: bool = False,
         **options: Unpack[StepOptions],

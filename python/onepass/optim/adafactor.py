@@ -16,7 +16,7 @@ from onepass._hyperparameters import (
     Several,
 )
 from onepass._memory import order_of
-from onepass._typing import Array, Params, Schedule
+from onepass._typing import Array, Params, Schedule, Setting
 from onepass.optim import _factored
 from onepass.optim._reference import squared
 from onepass.optim._settings import StepOptions
@@ -157,13 +157,13 @@ class Adafactor(Optimizer, rule="adafactor"):
     def __init__(
         self,
         params: Params,
-        lr: float | Schedule = 1e-2,
+        lr: Setting = 1e-2,
         beta2_decay: float = -0.8,
         eps: tuple[float | None, float | Schedule] = (None, 1e-3),
         d: float = 1.0,
-        weight_decay: float | Schedule = 0.0,
+        weight_decay: Setting = 0.0,
         *,
-        beta1: float | Schedule | None = None,
+        beta1: Setting | None = None,
         scale_parameter: bool = True,
         relative_step: bool = True,
         add_eps: bool = False,

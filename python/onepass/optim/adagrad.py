@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Unpack
 import numpy as np
 
 from onepass._hyperparameters import NON_NEGATIVE, SCHEDULED
-from onepass._typing import Array, Params, Schedule
+from onepass._typing import Array, Params, Setting
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
 
@@ -94,13 +94,13 @@ class Adagrad(Optimizer, rule="adagrad"):
     def __init__(
         self,
         params: Params,
-        lr: float | Schedule = 1e-2,
+        lr: Setting = 1e-2,
         lr_decay: float = 0.0,
-        weight_decay: float | Schedule = 0.0,
+        weight_decay: Setting = 0.0,
         initial_accumulator_value: float = 0.0,
-        eps: float | Schedule = 1e-10,
+        eps: Setting = 1e-10,
         *,
-        eps_root: float | Schedule = 0.0,
+        eps_root: Setting = 0.0,
         maximize: bool = False,
         **options: Unpack[StepOptions],
     ) -> None:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Unpack
 import numpy as np
 
 from onepass._hyperparameters import BETAS, NON_NEGATIVE, SCHEDULED
-from onepass._typing import Array, Pair, Params, Schedule
+from onepass._typing import Array, Pair, Params, Setting
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
 
@@ -86,10 +86,10 @@ class Adamax(Optimizer, rule="adamax"):
     def __init__(
         self,
         params: Params,
-        lr: float | Schedule = 2e-3,
+        lr: Setting = 2e-3,
         betas: Pair = (0.9, 0.999),
         eps: float = 1e-8,
-        weight_decay: float | Schedule = 0.0,
+        weight_decay: Setting = 0.0,
         *,
         maximize: bool = False,
         **options: Unpack[StepOptions],

@@ -3,7 +3,7 @@
 from typing import ClassVar, Unpack
 
 from onepass._hyperparameters import Fixed, Flag
-from onepass._typing import Pair, Params, Schedule
+from onepass._typing import Pair, Params, Setting
 from onepass.optim._settings import StepOptions
 from onepass.optim.adam import Adam
 
@@ -81,15 +81,15 @@ class AdamW(Adam, rule="adamw"):
     def __init__(
         self,
         params: Params,
-        lr: float | Schedule = 1e-3,
+        lr: Setting = 1e-3,
         betas: Pair = (0.9, 0.999),
-        eps: float | Schedule = 1e-8,
-        weight_decay: float | Schedule = 1e-2,
+        eps: Setting = 1e-8,
+        weight_decay: Setting = 1e-2,
         amsgrad: bool = False,
         *,
         bias_correction: bool = True,
         eps_hat: bool = False,
-        eps_root: float | Schedule = 0.0,
+        eps_root: Setting = 0.0,
         amsgrad_corrected: bool = False,
         cautious: bool = False,
         maximize: bool = False,

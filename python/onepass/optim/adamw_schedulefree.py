@@ -13,7 +13,7 @@ from onepass._hyperparameters import (
     Several,
     Whole,
 )
-from onepass._typing import Array, Params, Schedule
+from onepass._typing import Array, Params, Schedule, Setting
 from onepass.optim import _schedulefree
 from onepass.optim._rectification import rectification
 from onepass.optim._settings import StepOptions
@@ -126,10 +126,10 @@ class AdamWScheduleFree(Optimizer, rule="adamw_schedulefree"):
     def __init__(
         self,
         params: Params,
-        lr: float | Schedule = 2.5e-3,
+        lr: Setting = 2.5e-3,
         betas: tuple[float, float | Schedule] = (0.9, 0.999),
-        eps: float | Schedule = 1e-8,
-        weight_decay: float | Schedule = 0.0,
+        eps: Setting = 1e-8,
+        weight_decay: Setting = 0.0,
         warmup_steps: int = 0,
         r: float = 0.0,
         weight_lr_power: float = 2.0,

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Unpack
 import numpy as np
 
 from onepass._hyperparameters import DECAY_RATE, SCHEDULED, Fixed, Flag, Several
-from onepass._typing import Array, Params, Schedule, Triple
+from onepass._typing import Array, Params, Setting, Triple
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
 
@@ -96,10 +96,10 @@ class Adan(Optimizer, rule="adan"):
     def __init__(
         self,
         params: Params,
-        lr: float | Schedule = 1e-3,
+        lr: Setting = 1e-3,
         betas: Triple = (0.98, 0.92, 0.99),
-        eps: float | Schedule = 1e-8,
-        weight_decay: float | Schedule = 0.0,
+        eps: Setting = 1e-8,
+        weight_decay: Setting = 0.0,
         *,
         no_prox: bool = False,
         maximize: bool = False,

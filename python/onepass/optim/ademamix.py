@@ -14,7 +14,7 @@ from onepass._hyperparameters import (
     Several,
     Whole,
 )
-from onepass._typing import Array, Params, Schedule, Triple
+from onepass._typing import Array, Params, Setting, Triple
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
 
@@ -111,11 +111,11 @@ class AdEMAMix(Optimizer, rule="ademamix"):
     def __init__(
         self,
         params: Params,
-        lr: float | Schedule = 1e-3,
+        lr: Setting = 1e-3,
         betas: Triple = (0.9, 0.999, 0.9999),
-        alpha: float | Schedule = 2.0,
-        eps: float | Schedule = 1e-8,
-        weight_decay: float | Schedule = 0.0,
+        alpha: Setting = 2.0,
+        eps: Setting = 1e-8,
+        weight_decay: Setting = 0.0,
         *,
         alpha_warmup: int = 0,
         beta3_warmup: int = 0,

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Unpack
 import numpy as np
 
 from onepass._hyperparameters import BETAS, SCHEDULED, Flag, Number
-from onepass._typing import Array, Pair, Params, Schedule
+from onepass._typing import Array, Pair, Params, Setting
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
 
@@ -105,10 +105,10 @@ class ADOPT(Optimizer, rule="adopt"):
     def __init__(
         self,
         params: Params,
-        lr: float | Schedule = 1e-3,
+        lr: Setting = 1e-3,
         betas: Pair = (0.9, 0.9999),
-        eps: float | Schedule = 1e-6,
-        weight_decay: float | Schedule = 0.0,
+        eps: Setting = 1e-6,
+        weight_decay: Setting = 0.0,
         decoupled_weight_decay: bool = False,
         *,
         clip_exponent: float = 0.25,

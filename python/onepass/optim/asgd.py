@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Unpack
 import numpy as np
 
 from onepass._hyperparameters import NON_NEGATIVE, SCHEDULED, Number
-from onepass._typing import Array, Params, Schedule
+from onepass._typing import Array, Params, Setting
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
 
@@ -99,11 +99,11 @@ class ASGD(Optimizer, rule="asgd"):
     def __init__(
         self,
         params: Params,
-        lr: float | Schedule = 1e-2,
+        lr: Setting = 1e-2,
         lambd: float = 1e-4,
         alpha: float = 0.75,
         t0: float = 1e6,
-        weight_decay: float | Schedule = 0.0,
+        weight_decay: Setting = 0.0,
         *,
         maximize: bool = False,
         **options: Unpack[StepOptions],

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Unpack
 import numpy as np
 
 from onepass._hyperparameters import BETAS, SCHEDULED, Flag
-from onepass._typing import Array, Pair, Params, Schedule
+from onepass._typing import Array, Pair, Params, Setting
 from onepass.optim._reference import squared
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
@@ -101,10 +101,10 @@ class LAMB(Optimizer, rule="lamb"):
     def __init__(
         self,
         params: Params,
-        lr: float | Schedule = 1e-3,
+        lr: Setting = 1e-3,
         betas: Pair = (0.9, 0.999),
-        eps: float | Schedule = 1e-6,
-        weight_decay: float | Schedule = 0.01,
+        eps: Setting = 1e-6,
+        weight_decay: Setting = 0.01,
         *,
         trust_clip: bool = False,
         maximize: bool = False,

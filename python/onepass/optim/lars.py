@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Unpack
 
 from onepass._hyperparameters import DECAY_RATE, SCHEDULED, Flag, Maybe, Number
-from onepass._typing import Array, Params, Schedule
+from onepass._typing import Array, Params, Setting
 from onepass.optim._reference import squared
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
@@ -117,13 +117,13 @@ class LARS(Optimizer, rule="lars"):
     def __init__(
         self,
         params: Params,
-        lr: float | Schedule = 1.0,
-        momentum: float | Schedule = 0.0,
+        lr: Setting = 1.0,
+        momentum: Setting = 0.0,
         dampening: float = 0.0,
-        weight_decay: float | Schedule = 0.0,
+        weight_decay: Setting = 0.0,
         nesterov: bool = False,
         trust_coeff: float | None = 1e-3,
-        eps: float | Schedule = 1e-8,
+        eps: Setting = 1e-8,
         trust_clip: bool = False,
         always_adapt: bool = False,
         *,

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Unpack
 import numpy as np
 
 from onepass._hyperparameters import BETAS, SCHEDULED, Fixed, Flag
-from onepass._typing import Array, Pair, Params, Schedule
+from onepass._typing import Array, Pair, Params, Setting
 from onepass.optim import _cautious
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
@@ -101,9 +101,9 @@ class Lion(Optimizer, rule="lion"):
     def __init__(
         self,
         params: Params,
-        lr: float | Schedule = 1e-4,
+        lr: Setting = 1e-4,
         betas: Pair = (0.9, 0.99),
-        weight_decay: float | Schedule = 0.0,
+        weight_decay: Setting = 0.0,
         *,
         cautious: bool = False,
         maximize: bool = False,

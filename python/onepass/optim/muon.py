@@ -16,7 +16,7 @@ from onepass._hyperparameters import (
     Several,
     Whole,
 )
-from onepass._typing import Array, Pair, Params, Schedule
+from onepass._typing import Array, Pair, Params, Setting
 from onepass.optim._newton_schulz import orthogonalize
 from onepass.optim._settings import StepOptions
 from onepass.optim.adam import Adam
@@ -170,18 +170,18 @@ class Muon(Optimizer, rule="muon"):
     def __init__(
         self,
         params: Params,
-        lr: float | Schedule = 1e-3,
-        weight_decay: float | Schedule = 0.1,
-        momentum: float | Schedule = 0.95,
+        lr: Setting = 1e-3,
+        weight_decay: Setting = 0.1,
+        momentum: Setting = 0.95,
         nesterov: bool = True,
         ns_coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
-        eps: float | Schedule = 1e-7,
+        eps: Setting = 1e-7,
         ns_steps: int = 5,
         adjust_lr_fn: Literal["original", "match_rms_adamw"] | None = None,
         *,
         use_muon: bool = True,
         adam_betas: Pair = (0.9, 0.999),
-        adam_eps: float | Schedule = 1e-8,
+        adam_eps: Setting = 1e-8,
         maximize: bool = False,
         **options: Unpack[StepOptions],
     ) -> None:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Unpack
 import numpy as np
 
 from onepass._hyperparameters import BETAS, SCHEDULED, Flag, Number
-from onepass._typing import Array, Pair, Params, Schedule
+from onepass._typing import Array, Pair, Params, Setting
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
 
@@ -113,10 +113,10 @@ class NAdam(Optimizer, rule="nadam"):
     def __init__(
         self,
         params: Params,
-        lr: float | Schedule = 2e-3,
+        lr: Setting = 2e-3,
         betas: Pair = (0.9, 0.999),
-        eps: float | Schedule = 1e-8,
-        weight_decay: float | Schedule = 0.0,
+        eps: Setting = 1e-8,
+        weight_decay: Setting = 0.0,
         momentum_decay: float = 4e-3,
         decoupled_weight_decay: bool = False,
         *,

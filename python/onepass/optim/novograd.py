@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Unpack
 
 from onepass._hyperparameters import BETAS, SCHEDULED, Flag
-from onepass._typing import Array, Pair, Params, Schedule
+from onepass._typing import Array, Pair, Params, Setting
 from onepass.optim._reference import squared
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
@@ -93,10 +93,10 @@ class NovoGrad(Optimizer, rule="novograd"):
     def __init__(
         self,
         params: Params,
-        lr: float | Schedule = 1e-3,
+        lr: Setting = 1e-3,
         betas: Pair = (0.95, 0.98),
-        eps: float | Schedule = 1e-8,
-        weight_decay: float | Schedule = 0.0,
+        eps: Setting = 1e-8,
+        weight_decay: Setting = 0.0,
         grad_averaging: bool = False,
         *,
         maximize: bool = False,

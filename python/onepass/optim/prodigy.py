@@ -14,7 +14,7 @@ from onepass._hyperparameters import (
     Maybe,
     Number,
 )
-from onepass._typing import Array, Pair, Params, Schedule
+from onepass._typing import Array, Pair, Params, Setting
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
 
@@ -146,11 +146,11 @@ class Prodigy(Optimizer, rule="prodigy"):
     def __init__(
         self,
         params: Params,
-        lr: float | Schedule = 1.0,
+        lr: Setting = 1.0,
         betas: Pair = (0.9, 0.999),
-        beta3: float | Schedule | None = None,
-        eps: float | Schedule = 1e-8,
-        weight_decay: float | Schedule = 0.0,
+        beta3: Setting | None = None,
+        eps: Setting = 1e-8,
+        weight_decay: Setting = 0.0,
         decouple: bool = True,
         use_bias_correction: bool = False,
         safeguard_warmup: bool = False,

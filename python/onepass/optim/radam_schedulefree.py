@@ -3,7 +3,7 @@
 from typing import ClassVar, Unpack
 
 from onepass._hyperparameters import Fixed, Flag, Whole
-from onepass._typing import Params, Schedule
+from onepass._typing import Params, Schedule, Setting
 from onepass.optim._settings import StepOptions
 from onepass.optim.adamw_schedulefree import AdamWScheduleFree
 
@@ -84,10 +84,10 @@ class RAdamScheduleFree(AdamWScheduleFree, rule="radam_schedulefree"):
     def __init__(
         self,
         params: Params,
-        lr: float | Schedule = 2.5e-3,
+        lr: Setting = 2.5e-3,
         betas: tuple[float, float | Schedule] = (0.9, 0.999),
-        eps: float | Schedule = 1e-8,
-        weight_decay: float | Schedule = 0.0,
+        eps: Setting = 1e-8,
+        weight_decay: Setting = 0.0,
         r: float = 0.0,
         weight_lr_power: float = 2.0,
         silent_sgd_phase: bool = True,

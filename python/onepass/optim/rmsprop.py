@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Unpack
 import numpy as np
 
 from onepass._hyperparameters import DECAY_RATE, SCHEDULED, Flag, Number
-from onepass._typing import Array, Params, Schedule
+from onepass._typing import Array, Params, Setting
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
 
@@ -103,14 +103,14 @@ class RMSprop(Optimizer, rule="rmsprop"):
     def __init__(
         self,
         params: Params,
-        lr: float | Schedule = 1e-2,
-        alpha: float | Schedule = 0.99,
-        eps: float | Schedule = 1e-8,
-        weight_decay: float | Schedule = 0.0,
-        momentum: float | Schedule = 0.0,
+        lr: Setting = 1e-2,
+        alpha: Setting = 0.99,
+        eps: Setting = 1e-8,
+        weight_decay: Setting = 0.0,
+        momentum: Setting = 0.0,
         centered: bool = False,
         *,
-        eps_root: float | Schedule = 0.0,
+        eps_root: Setting = 0.0,
         maximize: bool = False,
         **options: Unpack[StepOptions],
     ) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from onepass._hyperparameters import SCHEDULED, Choice, Flag, Number
 from onepass._quiet import quiet
-from onepass._typing import Array, Params, Schedule
+from onepass._typing import Array, Params, Setting
 from onepass.optim._arrays import Kept
 from onepass.optim._settings import StepOptions
 from onepass.optim._storage import opened, weights
@@ -134,10 +134,10 @@ class SGD(Optimizer, rule="sgd"):
     def __init__(
         self,
         params: Params,
-        lr: float | Schedule = 1e-3,
-        momentum: float | Schedule = 0.0,
+        lr: Setting = 1e-3,
+        momentum: Setting = 0.0,
         dampening: float = 0.0,
-        weight_decay: float | Schedule = 0.0,
+        weight_decay: Setting = 0.0,
         nesterov: bool = False,
         *,
         maximize: bool = False,

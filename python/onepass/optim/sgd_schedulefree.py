@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Unpack
 
 from onepass._hyperparameters import SCHEDULED, Number, Whole
-from onepass._typing import Array, Params, Schedule
+from onepass._typing import Array, Params, Setting
 from onepass.optim import _schedulefree
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
@@ -111,9 +111,9 @@ class SGDScheduleFree(Optimizer, rule="sgd_schedulefree"):
     def __init__(
         self,
         params: Params,
-        lr: float | Schedule = 1.0,
+        lr: Setting = 1.0,
         momentum: float = 0.9,
-        weight_decay: float | Schedule = 0.0,
+        weight_decay: Setting = 0.0,
         warmup_steps: int = 0,
         r: float = 0.0,
         weight_lr_power: float = 2.0,

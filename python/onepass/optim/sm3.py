@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Unpack
 import numpy as np
 
 from onepass._hyperparameters import DECAY_RATE, SCHEDULED
-from onepass._typing import Array, Params, Schedule
+from onepass._typing import Array, Params, Setting
 from onepass.optim import _factored
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
@@ -91,10 +91,10 @@ class SM3(Optimizer, rule="sm3"):
     def __init__(
         self,
         params: Params,
-        lr: float | Schedule = 0.1,
-        momentum: float | Schedule = 0.9,
-        eps: float | Schedule = 1e-8,
-        weight_decay: float | Schedule = 0.0,
+        lr: Setting = 0.1,
+        momentum: Setting = 0.9,
+        eps: Setting = 1e-8,
+        weight_decay: Setting = 0.0,
         *,
         maximize: bool = False,
         **options: Unpack[StepOptions],

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Unpack
 import numpy as np
 
 from onepass._hyperparameters import BETAS, NON_NEGATIVE, SCHEDULED
-from onepass._typing import Array, Pair, Params, Schedule
+from onepass._typing import Array, Pair, Params, Setting
 from onepass.optim._settings import StepOptions
 from onepass.optim.optimizer import Optimizer
 
@@ -92,10 +92,10 @@ class Yogi(Optimizer, rule="yogi"):
     def __init__(
         self,
         params: Params,
-        lr: float | Schedule = 1e-2,
+        lr: Setting = 1e-2,
         betas: Pair = (0.9, 0.999),
-        eps: float | Schedule = 1e-3,
-        weight_decay: float | Schedule = 0.0,
+        eps: Setting = 1e-3,
+        weight_decay: Setting = 0.0,
         *,
         initial_accumulator_value: float = 1e-6,
         maximize: bool = False,
