@@ -71,9 +71,7 @@ JOBS = {
     "tune": [("onepass", "tune", "--trials", "3", "--epochs", "1", "--out", f"{OUT}/tune")],
     "docs": DOCS,
     "test": [("python", "-m", "pytest", "-q", "tests/test_docs.py", "tests/test_extras.py")],
-    "bench": [
-        ("python", "bench/run.py", "--quick", "--rule", "sgd", "--workload", "1e3", "128x1024")
-    ],
+    "bench": [("onepass", "bench", "--quick", "--seconds", "0.1", "--out", f"{OUT}/bench")],
     "dev": [*LINT, ("nox", "--list"), ("python", "-m", "build", "--version")],
 }
 """What each extra is for, in the smallest form; "" is the package alone."""
@@ -446,7 +444,9 @@ def hosts(session: nox.Session, host: str) -> None:
 def bench(session: nox.Session) -> None:
     """Print the tables of docs/performance.md."""
     session.install("torch==2.13.0")
-    session.install(".[bench]", "bitsandbytes")  # with torch: alone it would bring another one
+    session.install(
+        ".[bench,formats]", "bitsandbytes"
+    )  # with torch: alone it would bring another one
     session.run("python", "bench/run.py", *session.posargs)
 
 

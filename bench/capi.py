@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 import onepass as op
-from timing import Step, alternate
+from onepass.lab.bench.timing import Step, alternate
 
 SIZES = (8, 64, 1000)
 WIDTHS = (2, 16, 100, 300)

@@ -8,11 +8,11 @@ from typing import Any, Literal, NamedTuple
 import ml_dtypes
 import numpy as np
 
-import contenders
-from contenders import Step
 from onepass._memory import aligned_zeros
 from onepass._typing import Array
-from workloads import NUMPY_OFFSET, Case, Workload
+from onepass.lab.bench import contenders
+from onepass.lab.bench.contenders import Step
+from onepass.lab.bench.workloads import NUMPY_OFFSET, Case, Workload
 
 DTYPES = {"float32": np.float32, "bf16": ml_dtypes.bfloat16, "f16": np.float16}
 

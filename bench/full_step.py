@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from contenders import Step, torch, torch_form
 from onepass import runtime
 from onepass._typing import Array
-from workloads import Case, Workload
+from onepass.lab.bench.contenders import Step, torch, torch_form
+from onepass.lab.bench.workloads import Case, Workload
 
 MAX_NORM = 1.0
 DECAY = 0.999

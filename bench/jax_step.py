@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 import onepass as op
-from timing import Step, alternate
+from onepass.lab.bench.timing import Step, alternate
 
 SETTINGS = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 1e-2}
 

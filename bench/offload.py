@@ -24,7 +24,7 @@ from deepspeed.ops.op_builder import CPUAdamBuilder
 import onepass as op
 import onepass.deepspeed
 import onepass.torch
-from timing import Step, alternate
+from onepass.lab.bench.timing import Step, alternate
 
 SETTINGS = (1e-3, 0.9, 0.999, 1e-8, 0.01, True)
 """lr, betas, eps, weight_decay, and with bias correction: as an update takes them."""

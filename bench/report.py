@@ -12,6 +12,7 @@ from rich.table import Table
 
 from formats import FLOAT32, FORMATS, Format
 from full_step import EXTRA_ARRAYS, STAGES
+from onepass.lab.bench import figures
 
 PAGE = 220
 """Characters of a line where no terminal says how many."""
@@ -43,21 +44,12 @@ class Row:
         return self.bytes / (4 * self.elements)
 
     def microseconds(self, name: str) -> str:
-        return f"{1e6 * median(self.seconds[name]):,.1f}" if name in self.seconds else "-"
+        found = figures.microseconds(self.seconds, name)
+        return "-" if found is None else f"{found:,.1f}"
 
     def ratio(self, name: str, to: str) -> str:
-        """How many times as long as `to` the contender took, in the median round.
-
-        With a question mark where the middle half of the rounds spreads over half of that.
-        """
-        if not {name, to} <= self.seconds.keys():
-            return "-"
-        # One of the two may have sat out the last rounds.
-        pairs = zip(self.seconds[name], self.seconds[to], strict=False)
-        ratios = sorted(a / b for a, b in pairs)
-        middle, quarter = median(ratios), len(ratios) // 4
-        unsteady = ratios[-1 - quarter] - ratios[quarter] > middle / 2
-        return f"{middle:.2f}{'?' * unsteady}"
+        """How many times as long as `to` the contender took; with a question mark if unsteady."""
+        return str(figures.ratio(self.seconds, name, to) or "-")
 
     def bandwidth(self) -> str:
         return f"{self.bytes / median(self.seconds['onepass']) / 1e9:.1f}"

@@ -13,7 +13,7 @@ from statistics import median
 import numpy as np
 
 import onepass as op
-from timing import Step, alternate
+from onepass.lab.bench.timing import Step, alternate
 
 SETS = 20
 """Rows that are named in turns: a table is no smaller for being stepped often."""

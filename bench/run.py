@@ -12,7 +12,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,24 @@ from rich.console import Console
 from rich.progress import Progress
 from threadpoolctl import threadpool_limits
 
-import batch_norm
-import contenders
 import formats
 import full_step
 import onepass as op
 import report
 import training
+from onepass.lab.bench import batch_norm, contenders
+from onepass.lab.bench.machine import machine
+from onepass.lab.bench.timing import Situation, alternate
+from onepass.lab.bench.workloads import (
+    BATCHES,
+    OPERATIONS,
+    WORKLOADS,
+    Case,
+    Operation,
+    Workload,
+    cases,
+)
 from report import Row
-from timing import Situation, alternate
-from workloads import BATCHES, OPERATIONS, WORKLOADS, Case, Operation, Workload, cases
 
 Results = dict[str, list[Row]]
 """By the name of the table."""
@@ -44,7 +51,7 @@ QUICK_SITUATIONS = ("hot", "sweep")
 def main() -> None:
     options = parse(sys.argv[1:])
     op.set_num_threads(options.threads)
-    header = machine()
+    header = machine(("torch", "bitsandbytes"))
     if options.each_isa:
         header["isa"] = "each that this machine runs"
     print("".join(f"{name}: {value}\n" for name, value in header.items()), flush=True)
@@ -185,27 +192,6 @@ def measure_each_isa(arguments: Sequence[str]) -> Results:
         name: [Row(**fields) for same in zip(*tables[name], strict=True) for fields in same]
         for name in tables
     }
-
-
-def machine() -> dict[str, Any]:
-    """What the figures depend on."""
-    info = op.runtime.info()
-    return {
-        "machine": f"{info['cpu']}, {os.cpu_count()} cores",
-        "isa": f"{info['isa']} ({info['isa_reason']})",
-        "threads": f"{info['num_threads']} ({info['num_threads_reason']})",
-        "load": f"{os.getloadavg()[0]:.2f} (what else runs; more than a little spoils the figures)",
-        "compiler": info["compiler"],
-        "versions": f"onepass {info['version']}, Python {info['python']}, NumPy {info['numpy']}, "
-        + ", ".join(map(installed, ("torch", "bitsandbytes"))),
-    }
-
-
-def installed(distribution: str) -> str:
-    try:
-        return f"{distribution} {version(distribution)}"
-    except PackageNotFoundError:
-        return f"no {distribution} (not installed: column left out)"
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from statistics import median
 import numpy as np
 
 import onepass as op
-from timing import HOT, Situation, alternate
+from onepass.lab.bench.timing import HOT, Situation, alternate
 
 NETWORKS = {
     "10 arrays, 17 k": (8192, 128, 128, 128, 8192, 64, 64, 64, 640, 10),

@@ -13,9 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-import batch_norm
 import capi
-import contenders
 import formats
 import full_step
 import onepass as op
@@ -25,10 +23,11 @@ import report
 import run
 import sklearn_fit
 import training
+from onepass.lab.bench import batch_norm, contenders
+from onepass.lab.bench.timing import BATCH, Block, Situation, alternate
+from onepass.lab.bench.workloads import OPERATIONS, WORKLOADS, Case, Workload, batches, cases
 from onepass.lab.compare.contenders import Contender
 from onepass.optim import SGD, Adam, AdamW
-from timing import BATCH, Block, Situation, alternate
-from workloads import OPERATIONS, WORKLOADS, Case, Workload, batches, cases
 
 SMALL = [WORKLOADS[name] for name in ("1e3", "1e5", "1e6", "mlp")]
 SMALL_BATCHES = batches((4, 64, 14, 14), (2, 256, 7, 5), (5, 512, 3, 3), (32, 1024))
@@ -171,7 +170,7 @@ def test_the_table_of_small_calls():
 def test_training_is_measured(tmp_path, capsys, monkeypatch):
     file = tmp_path / "results.json"
     options = "--table training --rule sgd --workload 1e3 1e6 --situation hot pass --seconds 1e-3"
-    monkeypatch.setattr("timing.FEWEST_ROUNDS", 1)
+    monkeypatch.setattr("onepass.lab.bench.timing.FEWEST_ROUNDS", 1)
     monkeypatch.setattr("sys.argv", ["run.py", *options.split(), "--markdown", "--json", str(file)])
     run.main()
     *_, first, second, third, fourth = capsys.readouterr().out.strip().splitlines()

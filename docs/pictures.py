@@ -12,7 +12,7 @@ import onepass.init
 import onepass.schedules
 from onepass.lab._picture import COLOURS, new_figure
 from onepass.lab.surface import SURFACES, draw, walkers
-from onepass.lab.surface.picture import Picture
+from onepass.lab.surface.drawing import Picture
 from onepass.lab.surface.report import contest
 from onepass.lab.surface.walking import LineSearcher
 from onepass.line_search import backtracking, best_of
@@ -44,7 +44,7 @@ def optimizer(cls: type[Optimizer], surface: str, path: Path) -> None:
     """Draw the paths of a class, in all its forms that the lectures have, and plain descent's."""
     names = dict.fromkeys((*forms(cls), "SGD"))
     found = contest(SURFACES[surface], list(names), None, STEPS, None)
-    Picture(found.surface, found.labels, found.searches).save(path)
+    Picture(found.surface, found.labels, found.searches, found.remarks).save(path)
 
 
 def forms(cls: type[Optimizer]) -> list[str]:

@@ -12,13 +12,19 @@ from typing import Any
 ALL = "all"
 
 
-def add_names(parser: ArgumentParser, option: str, names: Collection[str], which: str) -> None:
-    """Give a parser an option that takes some of these names."""
+def add_names(
+    parser: ArgumentParser,
+    option: str,
+    names: Collection[str],
+    which: str,
+    kind: Callable[[Collection[str]], Callable[[str], str]] | None = None,
+) -> None:
+    """Give a parser an option that takes some of these names, read by `kind`."""
     parser.add_argument(
         option,
         nargs="+",
         action="extend",
-        type=one_of((*names, ALL)),
+        type=(kind or one_of)((*names, ALL)),
         metavar="NAME",
         help=f"{which}; {ALL}, which is the default, or some of {', '.join(names)}",
     )

@@ -1,4 +1,4 @@
-"""The command line: `onepass compare`, `surface`, `tune` and `info`."""
+"""The command line: `onepass compare`, `surface`, `tune`, `bench` and `info`."""
 
 import argparse
 import os
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from onepass import __version__, runtime
 from onepass._extras import MissingExtraError
-from onepass.lab import compare, surface, tune
+from onepass.lab import bench, compare, surface, tune
 from onepass.lab._terminal import any_encoding
 
 INTERRUPTED = 130  # as a shell reports a process that Ctrl-C ended
@@ -42,9 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     parser = _parser()
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:  # said by the command's own parser, whose usage helps
+        getattr(args, "refuse", parser.error)(f"unrecognized arguments: {' '.join(unknown)}")
     given = sys.argv[1:] if argv is None else argv
-    args.command_line = ["onepass", *(each for each in given if each != "--resume")]
+    args.words = [each for each in given[1:] if each not in ("--resume", "--force")]
     if args.command is None:
         parser.print_help()
         return 0
@@ -86,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     tune.add_command(
         add("tune", "search for the best optimizer, its settings and the network's size")
     )
+    bench.add_command(add("bench", "time steps and BatchNorm here, beside what else is installed"))
     summary = "version, compiler, processor, instruction sets and threads, and why these"
     add("info", summary).set_defaults(run=_info)
     return parser

@@ -19,9 +19,11 @@ from onepass.lab._arguments import (
     positive,
     positive_or_inf,
 )
+from onepass.lab._folders import add_resume, command_line, resumed, to_go_on
 from onepass.lab._json import finite
+from onepass.lab._spelling import optimizer
 from onepass.lab.compare import report
-from onepass.lab.compare.contenders import FIRST_SEED, Contender, contenders
+from onepass.lab.compare.contenders import FIRST_SEED, Contender, contender, contenders
 from onepass.lab.compare.data import DATA
 from onepass.lab.compare.experiment import RATES, SEEDS_A_RATE, Experiment
 from onepass.lab.compare.journal import Journal
@@ -35,7 +37,13 @@ def add_command(parser: argparse.ArgumentParser) -> None:
     """Make a parser this command's: its options, and what it runs."""
     _add_recipe(parser)
     option = parser.add_argument
-    add_names(parser, "--optimizer", contenders(), "which to train, in this order")
+    add_names(
+        parser,
+        "--optimizer",
+        contenders(),
+        "which to train, in this order, each with settings or without, as in 'SGD(lr=0.1)'",
+        optimizer,
+    )
     option(
         "--momentum",
         type=fraction,
@@ -77,11 +85,7 @@ def add_command(parser: argparse.ArgumentParser) -> None:
         help="only the runs with BatchNorm, or only those without; by default there are both",
     )
     add_out(parser, "onepass-compare", "the report, the picture, the numbers and the log")
-    option(
-        "--resume",
-        action="store_true",
-        help="go on with what was interrupted; the other options must be as they were",
-    )
+    add_resume(parser)
     parser.set_defaults(run=run, refuse=parser.error)  # for errors that only the folder shows
 
 
@@ -171,20 +175,28 @@ def run(args: argparse.Namespace) -> int:
         rich="rich",
         jinja2="jinja2",
     )
+    if args.resume:
+        args = resumed(args)
     experiment = _experiment(args)
     try:
-        journal = Journal(args.out, _settings(args, experiment), resume=args.resume)
+        settings = _settings(args, experiment)
+        journal = Journal(args.out, settings, args.words, resume=args.resume, force=args.force)
     except ValueError as error:
         args.refuse(str(error))
+    if args.force:  # what an earlier run has written is not to look like this one's
+        for name in report.FILES:
+            (args.out / name).unlink(missing_ok=True)
+    command = command_line("compare", args)
     try:
         with progress(experiment.total, "runs") as show:
             experiment.run(journal, show)
     except KeyboardInterrupt:
         if experiment.comparison.entries:
-            report.write(experiment.comparison, args.out, args.command_line)
-        print("repeat the command with --resume to go on", file=sys.stderr)
+            page, *_ = report.write(experiment.comparison, args.out, command)
+            print(f"what is done so far is in {page}", file=sys.stderr)
+        print(to_go_on("compare", args.out), file=sys.stderr)
         raise
-    written = report.write(experiment.comparison, args.out, args.command_line)
+    written = report.write(experiment.comparison, args.out, command)
     journal.finish()  # until the report is there, --resume can write it
     report.print_table(experiment.comparison)
     for path in written:
@@ -229,9 +241,14 @@ def who_can(
     names: Sequence[str], state_formats: Sequence[str], refuse: Callable[[str], NoReturn]
 ) -> tuple[list[Contender], list[str]]:
     """Return those whose state may be kept in all these formats, and a remark on the others."""
-    known, formats = contenders(), [STATE_FORMATS[name] for name in state_formats]
-    able = [known[name] for name in names if all(map(known[name].keeps_state_as, formats))]
-    others = ", ".join(name for name in names if known[name] not in able)
+    formats, known = [STATE_FORMATS[name] for name in state_formats], []
+    for name in names:
+        try:
+            known.append(contender(name))
+        except (ValueError, TypeError) as error:
+            refuse(f"argument --optimizer: {name}: {error}")
+    able = [each for each in known if all(map(each.keeps_state_as, formats))]
+    others = ", ".join(each.name for each in known if each not in able)
     if not able:
         got = " ".join(state_formats)
         refuse(f"argument --state-format: expected float32 for {others}, got {got}")
@@ -253,17 +270,20 @@ def _with_settings(args: argparse.Namespace, taking_part: Sequence[Contender]) -
         count = len(args.betas)
         args.refuse(f"argument --betas: expected an optimizer that has {count}, got none")
     changed = []
-    for contender in taking_part:
+    for each in taking_part:
         settings: dict[str, object] = {} if args.lr is None else {"lr": args.lr}
-        if args.momentum is not None and contender.momentum:
+        if args.momentum is not None and each.momentum:
             settings["momentum"] = args.momentum
-        if args.betas is not None and len(contender.betas) == len(args.betas):
+        if args.betas is not None and len(each.betas) == len(args.betas):
             settings["betas"] = tuple(args.betas)
-        changed.append(contender.with_settings(**settings))
+        if args.tune and "lr" in each.given:
+            got = f"got {each.name}"
+            args.refuse(f"argument --optimizer: expected no lr with argument --tune, {got}")
+        changed.append(each.with_settings(**settings | dict(each.given)))
         try:
             changed[-1].check()
         except ValueError as error:
-            args.refuse(f"{contender.name}: {error}")
+            args.refuse(f"{each.name}: {error}")
     return changed
 
 

@@ -1,11 +1,12 @@
 """Who takes part: every optimizer class, and the lectures' forms of SGD."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from onepass.lab._spelling import check_names, spelt
 from onepass.optim import (
     ADOPT,
     ASGD,
@@ -47,6 +48,8 @@ class Contender:
     optimizer: type[Optimizer]
     settings: Mapping[str, Any]
     """The settings that differ from the class's defaults."""
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """Those of them that stand behind the name."""
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
@@ -130,6 +133,22 @@ _CONTENDERS = (
     Contender("AdamWScheduleFree", AdamWScheduleFree, {"lr": 0.01}),
     Contender("RAdamScheduleFree", RAdamScheduleFree, {"lr": 0.1}),
 )
+
+
+def contender(text: str) -> Contender:
+    """Return a contender by its name, or by its name with settings behind it.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For settings that its class has not, or refuses.
+    """
+    named = spelt(text)
+    base = contenders()[named.name]
+    check_names(named, base.hyperparameters)
+    made = replace(base.with_settings(**named.settings), name=text, given=named.settings)
+    made.check()
+    return made
 
 
 def contenders() -> dict[str, Contender]:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 
 from onepass._files import write_atomically, write_text
 from onepass._npz import write_npz
+from onepass.lab._folders import ARGUMENTS, SETTINGS, occupied
 from onepass.lab._json import finite, write_json
 from onepass.lab.compare.training import Measurement, Recipe, Run, Training
 
@@ -27,13 +28,25 @@ class Journal:
     folder : Path
     settings : mapping
         What the comparison was asked for. A comparison with other settings cannot go on from it.
+    words : sequence of str
+        Those of the command, kept so that it can be resumed by its name alone.
     resume : bool
-        Go on from what the folder holds; else it must hold no unfinished comparison.
+        Go on from what the folder holds.
+    force : bool
+        Begin anew, whatever the folder holds; else it must hold no unfinished comparison.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        words: Sequence[str],
+        *,
+        resume: bool,
+        force: bool = False,
+    ) -> None:
         self._folder = folder
-        self._settings = folder / "settings.json"
+        self._settings = folder / SETTINGS
         self._log = folder / "log.jsonl"
         self._checkpoint = folder / "checkpoint.npz"
         self._saved_at = perf_counter()
@@ -41,7 +54,7 @@ class Journal:
         if resume:
             self._read(settings)
         else:
-            self._begin(settings)
+            self._begin({**settings, ARGUMENTS: list(words)}, force=force)
 
     def finish(self) -> None:
         """Mark the comparison as finished: only the log stays."""
@@ -108,12 +121,11 @@ class Journal:
             training.network.load_state_dict(state)
         return known
 
-    def _begin(self, settings: Mapping[str, Any]) -> None:
-        if self._settings.exists():
-            raise ValueError(
-                f"--out: expected no unfinished comparison, got one in {self._folder} "
-                "(--resume goes on with it; delete the folder to begin anew)"
-            )
+    def _begin(self, settings: Mapping[str, Any], *, force: bool) -> None:
+        if self._settings.exists() and not force:
+            raise ValueError(occupied(self._folder, "an unfinished comparison", resume=True))
+        if self._log.exists() and not force:
+            raise ValueError(occupied(self._folder, "a comparison"))
         self._folder.mkdir(parents=True, exist_ok=True)
         self._drop_checkpoint()
         self._log.write_bytes(b"")

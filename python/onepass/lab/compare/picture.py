@@ -208,7 +208,9 @@ def _label(entry: Entry, comparison: Comparison) -> str:
     """Return the name, and the learning rate where both columns have the same."""
     name = entry.contender.name
     rates = {each.contender.lr for each in comparison.entries if each.contender.name == name}
-    return f"{name}, lr {rates.pop():g}" if len(rates) == 1 else name
+    if len(rates) > 1 or "lr" in entry.contender.given:
+        return name
+    return f"{name}, lr {rates.pop():g}"
 
 
 def _on_one_axis(at: Table, values: Table, end: float) -> tuple[Table, Table]:

@@ -23,6 +23,7 @@ from onepass.lab.compare.results import Comparison, Entry, Result, Spread, choos
 from onepass.lab.compare.training import STATE_FORMATS, Measurement, Recipe
 from onepass.optim._storage import SMALL
 
+FILES = ("report.html", "curves.png", "results.json")
 PACKAGES = ("numpy", "scikit-learn", "matplotlib")
 
 
@@ -32,7 +33,7 @@ def print_table(comparison: Comparison) -> None:
         (heading, "left" if number < 2 else "right")
         for number, (heading, _) in enumerate(columns(comparison))
     ]
-    print_rows(describe(comparison), headings, [rows(comparison)], page.CAPTION)
+    print_rows(describe(comparison), headings, [rows(comparison)], page.CAPTION, keys=2)
 
 
 def columns(comparison: Comparison) -> list[tuple[str, Callable[[Entry], str]]]:
@@ -114,11 +115,7 @@ def _name(entry: Entry) -> str:
 
 def write(comparison: Comparison, folder: Path, command: Sequence[str]) -> list[Path]:
     """Write the page, the picture and the numbers, and return where they are."""
-    report, picture, numbers = (
-        folder / "report.html",
-        folder / "curves.png",
-        folder / "results.json",
-    )
+    report, picture, numbers = (folder / name for name in FILES)
     facts = {"command": shlex.join(command), **versions()}
     headings = [heading.strip().replace("\n", " ") for heading, _ in columns(comparison)]
     curves = draw_curves(comparison)

@@ -1,9 +1,9 @@
 """The toy of the lectures: error surfaces of two parameters, and the optimizers' paths down them.
 
 `onepass surface` draws them. `SURFACES` has the surfaces by name, `descend` runs an optimizer
-down one, `draw` draws such paths, `walkers` has those of the lectures, `random_search` and
-`grid_search` are there to be beaten, and `onepass.surface.claims` measures what the lectures say
-about the paths.
+down one, `draw` draws such paths, and `picture` does both, for your own surface too. `walkers` has
+the optimizers of the lectures, `random_search` and `grid_search` are there to be beaten, and
+`onepass.surface.claims` measures what the lectures say about the paths.
 """
 
 import argparse
@@ -24,7 +24,10 @@ from onepass.lab._arguments import (
     one_of,
     positive,
 )
+from onepass.lab._folders import add_force, refuse_what_is_there
+from onepass.lab._spelling import optimizer
 from onepass.lab.surface import claims, report
+from onepass.lab.surface.animation import ANIMATIONS, FRAMES, animate
 from onepass.lab.surface.batches import save_batches
 from onepass.lab.surface.descent import (
     Trajectory,
@@ -33,9 +36,9 @@ from onepass.lab.surface.descent import (
     grid_search,
     random_search,
 )
-from onepass.lab.surface.picture import ANIMATIONS, FRAMES, Picture, draw
+from onepass.lab.surface.drawing import Picture, draw, picture
 from onepass.lab.surface.surfaces import SURFACES, Surface, sparse_neuron
-from onepass.lab.surface.walking import LONGEST, Walker, walkers
+from onepass.lab.surface.walking import LONGEST, Walker, walker, walkers
 
 __all__ = [
     "SURFACES",
@@ -46,12 +49,15 @@ __all__ = [
     "descend",
     "draw",
     "grid_search",
+    "picture",
     "random_search",
     "sparse_neuron",
     "walkers",
 ]
 
 
+FEW = ("SGD", "Momentum", "Nesterov", "Adagrad", "RMSprop", "Adam", "AdamW")
+"""Which optimizers the pictures show if none is named: all of them hide each other."""
 STOCHASTIC = ("SGD", "Momentum", "Nesterov")
 """Which optimizers the pictures of mini-batches show if none is named."""
 
@@ -60,7 +66,13 @@ def add_command(parser: argparse.ArgumentParser) -> None:
     """Make a parser this command's: its options, and what it runs."""
     option = parser.add_argument
     add_names(parser, "--surface", SURFACES, "which to draw")
-    add_names(parser, "--optimizer", walkers(), "which to run, in this order")
+    add_names(
+        parser,
+        "--optimizer",
+        walkers(),
+        "which to run, in this order, each with settings or without, as in 'SGD(momentum=0.5)'",
+        optimizer,
+    )
     option("--steps", type=integer(1), default=500, help="of each (default: %(default)s)")
     option(
         "--start",
@@ -102,6 +114,7 @@ def add_command(parser: argparse.ArgumentParser) -> None:
         help="write an animation too: a picture file, or a page for the browser",
     )
     add_out(parser, "onepass-surface", "the pictures")
+    add_force(parser)
     parser.set_defaults(run=run, refuse=parser.error)
 
 
@@ -114,7 +127,16 @@ def run(args: argparse.Namespace) -> int:
     if args.batch_size:
         surfaces = _with_data(args, surfaces)
     _check_start(args, surfaces)
+    for name in chosen(args.optimizer, walkers()):
+        try:
+            walker(name)
+        except (ValueError, TypeError) as error:
+            args.refuse(f"argument --optimizer: {name}: {error}")
     require("surface", matplotlib="matplotlib", rich="rich")
+    suffix = "-batches.png" if args.batch_size else ".png"
+    names = [args.out / f"{surface.name}{suffix}" for surface in surfaces]
+    animations = [path.with_suffix(f".{args.animate}") for path in names if args.animate]
+    refuse_what_is_there(args, [*names, *animations])
     args.out.mkdir(parents=True, exist_ok=True)  # first, so that an error costs no work
     contests: list[report.Contest] = []
     written: list[Path] = []
@@ -160,7 +182,7 @@ def _draw_all(
     if args.batch_size:
         _draw_batches(args, surfaces, contests, written)
         return
-    optimizers = chosen(args.optimizer, walkers())
+    optimizers = chosen(args.optimizer, walkers()) if args.optimizer else FEW
     pictures = 1 + (FRAMES if args.animate else 0)
     with progress(len(surfaces) * pictures, "pictures") as show:
         for number, surface in enumerate(surfaces):
@@ -174,15 +196,14 @@ def _draw_all(
                 seed=args.seed,
             )
             contests.append(contest)
-            picture = Picture(surface, contest.labels, contest.searches)
             path = args.out / f"{surface.name}.png"
-            picture.save(path)
+            Picture(surface, contest.labels, contest.searches, contest.remarks).save(path)
             written.append(path)
             done = number * pictures + 1
             show(done, surface.name)
             if args.animate:
                 path = path.with_suffix(f".{args.animate}")
-                picture.animate(path, partial(_show_frame, show, done, surface.name))
+                animate(contest, path, partial(_show_frame, show, done, surface.name))
                 written.append(path)
 
 

@@ -8,11 +8,13 @@ from onepass.lab._picture import new_figure, save_png, styles
 from onepass.lab.surface.descent import Trajectory
 from onepass.lab.surface.panels import (
     Paths,
+    dots_say,
     draw_map,
     is_lost,
     label_curves,
     limit_of,
     scale_of,
+    steps_between_dots,
     until_lost,
     window_of,
 )
@@ -35,7 +37,7 @@ def draw_batches(surface: Surface, columns: Mapping[str, Mapping[str, Trajectory
     panels = figure.subplots(
         2, len(columns), sharex="row", sharey="row", squeeze=False, height_ratios=(1.5, 1)
     )
-    drawn, lost = Paths(), set()
+    drawn, lost = Paths(steps_between_dots(steps)), set()
     for (title, paths), (above, below) in zip(columns.items(), panels.T, strict=True):
         draw_map(above, surface, window, start)
         label_curves(below)
@@ -49,7 +51,8 @@ def draw_batches(surface: Surface, columns: Mapping[str, Mapping[str, Trajectory
     for axes in panels[:, 1:].flat:
         axes.set_ylabel("")
     drawn.draw_legend(figure, panels[1, 0], lost)
-    figure.suptitle(f"{surface.title}:  {surface.equation}", fontsize=11)
+    figure.suptitle(surface.heading, fontsize=11)
+    figure.supxlabel(dots_say(steps_between_dots(steps)), fontsize=8.5, color="0.25")
     return figure
 
 

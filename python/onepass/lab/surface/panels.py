@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-GRID = 181
+GRID = 301
 LEVELS = 22
 SHADES = ("#8fb4d9", "#cfe0ee", "#f7f5ee", "#f3e3c3", "#e8cc98")  # from the valley up
 LOWEST = 1e-12  # the smallest loss that is drawn as it is
 HIGHEST = 1e300  # the largest such loss
+DOTS = 100  # on a path, at most
+LONGEST = 3  # times its width: how high a map is that is true to scale
 GROWTH = 1e3  # times the first loss: a path beyond is lost
 REACH = 1e3  # times the window: lines are drawn up to there
 MARGIN = 0.06  # part of the window beside a start that it grows for
@@ -95,12 +97,38 @@ def draw_map(axes: "Axes", surface: Surface, window: Window, start: Array) -> No
     visible = np.maximum(loss, LOWEST)
     axes.contourf(x, y, visible, levels, cmap=shades(), norm=norm, extend="min")
     axes.contour(x, y, loss, levels, colors="#5b6b7a", linewidths=0.4, alpha=0.6)
+    _label_contours(axes, x, y, loss, float(lowest))
     for x_best, y_best in surface.minima:
         axes.plot(x_best, y_best, "*", mfc="none", mec="black", ms=13, zorder=6)
     axes.plot(*start, "o", mfc="white", mec="black", ms=6, zorder=6)
     x_limits, y_limits = window
     x_name, y_name = surface.axes
     axes.set(xlabel=x_name, ylabel=y_name, xlim=x_limits, ylim=y_limits)
+    width, height = (high - low for low, high in window)
+    if max(width, height) <= LONGEST * min(width, height):
+        axes.set_aspect("equal")  # so that a steep way looks as steep as it is
+
+
+def _label_contours(axes: "Axes", x: Array, y: Array, loss: Array, lowest: float) -> None:
+    """Draw the lines of 1, 10, 100 and so on with their numbers, of each second where many."""
+    low, high = (math.log10(each) for each in (max(lowest, LOWEST), min(loss.max(), HIGHEST)))
+    powers = np.arange(math.ceil(low), math.floor(high) + 1)
+    powers = powers[:: 1 + len(powers) // 6]
+    if len(powers):
+        lines = axes.contour(x, y, loss, 10.0**powers, colors="#42505d", linewidths=0.7, alpha=0.8)
+        axes.clabel(lines, fmt="%g", fontsize=7)
+
+
+def steps_between_dots(steps: int) -> int:
+    """Return after how many steps there is a dot on each path: 1, 2 or 5 times a power of ten."""
+    least = max(steps / DOTS, 1)
+    power: int = 10 ** math.floor(math.log10(least))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least)
+
+
+def dots_say(every: int) -> str:
+    """Return what the dots mean."""
+    return "A dot on the map is a step." if every == 1 else f"A dot on the map: {every:,} steps."
 
 
 def label_curves(axes: "Axes") -> None:
@@ -114,13 +142,16 @@ def label_curves(axes: "Axes") -> None:
 class Paths:
     """Paths on the panels of a picture, shown up to any step."""
 
-    def __init__(self) -> None:
+    def __init__(self, every: int = 1) -> None:
+        self._every = every
+        """After how many steps there is a dot on the map."""
         self._drawn: list[tuple[Any, Any, Array]] = []  # a line, the dot at its end, all points
         self._exits: list[tuple[Any, int]] = []  # where a path leaves a panel, and after which step
 
-    def draw(self, axes: Any, coordinates: Array, style: Style) -> None:
+    def draw(self, axes: Any, coordinates: Array, style: Style, *, dots: bool) -> None:
         """Draw a line with a dot at its end, of two or three rows of coordinates."""
         label, colour, dashes = style
+        marks = {"marker": "o", "ms": 3, "mew": 0, "markevery": self._every} if dots else {}
         (line,) = axes.plot(
             *coordinates,
             color=colour,
@@ -128,6 +159,7 @@ class Paths:
             lw=1.3,
             zorder=4 + (dashes != DASHES[0]),
             label=label,
+            **marks,
         )
         (end,) = axes.plot(
             *coordinates[:, -1:], color=colour, marker="o", ms=5, mec="white", mew=0.6, zorder=6
@@ -138,13 +170,13 @@ class Paths:
         """Draw a path, with a cross where it leaves the map for good."""
         box = np.transpose(window)
         points = _within_reach(path.points, *box)
-        self.draw(axes, points.T, style)
+        self.draw(axes, points.T, style, dots=True)
         self._mark_exit(axes, _exit(points, *box), style)
 
     def draw_curve(self, axes: "Axes", path: Trajectory, scale: LogScale, style: Style) -> None:
         """Draw its losses against the steps, with a cross where they leave through the top."""
         curve: Array = np.vstack((np.arange(len(path.losses)), scale.fit(path.losses)))
-        self.draw(axes, curve, style)
+        self.draw(axes, curve, style, dots=False)
         in_logs = np.stack((curve[0], np.log(curve[1])), axis=-1)  # as straight as it is drawn
         top = np.array((math.inf, math.log(scale.top)))
         if (found := _exit(in_logs, np.full(2, -math.inf), top)) is not None:

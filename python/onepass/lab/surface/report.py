@@ -1,19 +1,26 @@
 """What the command runs on a surface, and the table it prints."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
+from onepass.lab._spelling import spelt
 from onepass.lab._tables import Column
 from onepass.lab._tables import print_table as print_rows
 from onepass.lab.surface.descent import Trajectory, grid_search, random_search
 from onepass.lab.surface.surfaces import Point, Surface
-from onepass.lab.surface.walking import SEARCHERS, walkers
+from onepass.lab.surface.walking import SEARCHERS, walker
 
 SHARE = 1e-3
 SEED = 0
+LAST = 20
+"""From how many of its last steps a path is judged to be restless ..."""
+RESTLESS = 1e-3
+"""... and how long they are at least, as a part of the way."""
+MOST_NAMES = 5
 BATCH_CAPTION = (
     "Gradients of a batch are multiplied to be those of all rows on average; the loss is that of "
     "all rows."
@@ -27,8 +34,18 @@ class Entrant(NamedTuple):
     """An optimizer or a line search, its learning rate, and its path."""
 
     name: str
-    lr: float
+    lr: float | None
+    """None where its maker keeps it."""
     path: Trajectory
+    decays: bool = False
+    """Whether it has weight decay."""
+
+    @property
+    def label(self) -> str:
+        """What a legend calls it."""
+        if self.lr is None or "lr" in spelt(self.name).settings:
+            return self.name
+        return f"{self.name}, lr {self.lr:g}"
 
 
 @dataclass(frozen=True)
@@ -51,7 +68,22 @@ class Contest:
     @property
     def labels(self) -> dict[str, Trajectory]:
         """The paths by their labels in a legend."""
-        return {f"{name}, lr {lr:g}": path for name, lr, path in self.entrants}
+        return {each.label: each.path for each in self.entrants}
+
+    @property
+    def remarks(self) -> list[str]:
+        """Sentences on what a reader may wonder about in the picture."""
+        restless = [each.label for each in self.entrants if _is_restless(each.path, self.steps)]
+        decayed = [each.label for each in self.entrants if each.decays]
+        said = []
+        if restless:
+            said.append(
+                f"At the end these still step to and fro, as the rate stays as it is: "
+                f"{_some(restless)}."
+            )
+        if decayed and any(any(at) for at in self.surface.minima):
+            said.append(f"Weight decay draws these towards (0, 0): {_some(decayed)}.")
+        return said
 
     @property
     def title(self) -> str:
@@ -59,6 +91,24 @@ class Contest:
         if self.batch_size is None:
             return f"all {self.surface.rows} rows"
         return f"batch size {self.batch_size}"
+
+
+def _is_restless(path: Trajectory, steps: int) -> bool:
+    """Return whether a path ends with steps that turn back, and become no shorter."""
+    last = np.diff(path.points, axis=0)[-LAST:]
+    if len(path.losses) <= steps or len(last) < LAST:
+        return False
+    lengths = np.linalg.norm(last, axis=1)
+    turns = (last[1:] * last[:-1]).sum(axis=1) < 0
+    return bool(
+        turns.mean() > 0.3 and lengths.mean() > RESTLESS * np.ptp(path.points, axis=0).max()
+    )
+
+
+def _some(labels: Sequence[str]) -> str:
+    """Return the first of these labels, and how many more there are."""
+    more = len(labels) - MOST_NAMES
+    return ", ".join(labels[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def contest(
@@ -72,7 +122,7 @@ def contest(
     seed: int = SEED,
 ) -> Contest:
     """Run these optimizers and the searches; at the surface's rates if none is given."""
-    entrants = _entrants(surface, names, start, steps, lr)
+    entrants = entrants_of(surface, names, start, steps, lr)
     for name, searcher in SEARCHERS.items() if line_search else ():
         for rate in _rates(lr, searcher.lr(surface)):
             entrants.append(Entrant(name, rate, searcher.descend(surface, start, steps, rate)))
@@ -94,31 +144,32 @@ def contest_of_batches(
     seed: int = SEED,
 ) -> Contest:
     """Run these optimizers with the gradients of so many rows; None for all of them."""
-    entrants = _entrants(surface, names, start, steps, lr, batch_size=batch_size, seed=seed)
+    entrants = entrants_of(surface, names, start, steps, lr, batch_size=batch_size, seed=seed)
     return Contest(surface, entrants, {}, steps, batch_size)
 
 
-def _entrants(
+def entrants_of(
     surface: Surface,
-    names: Sequence[str],
-    start: Point | None,
+    names: Iterable[str],
+    start: npt.ArrayLike | None,
     steps: int,
     lr: float | Sequence[float] | None,
     **batches: Any,
 ) -> list[Entrant]:
     """Return the optimizers' paths."""
-    known = walkers()
-    return [
-        Entrant(name, rate, known[name].descend(surface, start, steps, rate, **batches))
-        for name in names
-        for rate in _rates(lr, known[name].lr(surface))
-    ]
+    entrants = []
+    for name in names:
+        who, own = walker(name)
+        for rate in _rates(lr if own is None else own, who.lr(surface)):
+            path = who.descend(surface, start, steps, rate, **batches)
+            entrants.append(Entrant(name, rate, path, who.decays))
+    return entrants
 
 
 def _rates(given: float | Sequence[float] | None, own: float) -> Sequence[float]:
     if given is None:
         return [own]
-    return [given] if isinstance(given, float) else given
+    return given if isinstance(given, Sequence) else [float(given)]
 
 
 def print_table(contests: Sequence[Contest]) -> None:
@@ -135,7 +186,7 @@ def print_table(contests: Sequence[Contest]) -> None:
         for each in contests
     ]
     caption = CAPTION if any(each.searches for each in contests) else BATCH_CAPTION
-    print_rows((), columns, sections, caption)
+    print_rows((), columns, sections, caption, keys=3)
 
 
 def _name(contest: Contest) -> str:
@@ -145,10 +196,10 @@ def _name(contest: Contest) -> str:
 
 def _rows(contest: Contest) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
-    for name, lr, path in contest.entrants:
+    for name, lr, path, _ in contest.entrants:
         diverged = len(path.losses) <= contest.steps
         last = "diverged" if diverged else f"{path.losses[-1]:.2g}"
-        rows.append((name, f"{lr:g}", _steps(path, contest.goal), last))
+        rows.append((name, f"{lr or 0:g}", _steps(path, contest.goal), last))
     for name, tried in contest.searches.items():
         rows.append((name, "", _steps(tried, contest.goal), f"{tried.losses.min():.2g}"))
     return rows

@@ -15,23 +15,27 @@ Slope: TypeAlias = Callable[[Array, Array], tuple[Array, Array]]
 Rows: TypeAlias = npt.NDArray[np.intp]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Surface:
-    """A loss of two parameters, and how to look at it.
+    """A loss of two parameters, and how to look at it. All arguments go by keyword.
 
     Attributes
     ----------
-    name, title, equation : str
-    axes : tuple of two str
-        What the parameters are called.
+    name : str
+        What its files are called.
     function, slope : callable
         The loss, and its two partial derivatives, of two arrays of one shape.
     start : tuple of two floats
-        The lecture's, or the usual one of the literature.
+        Where the paths begin. On the surfaces here it is the lecture's, or the usual one of the
+        literature.
     window : tuple of two pairs of floats
         What part of the plane to draw: low and high of each parameter.
+    title, equation, note : str
+        What stands above the picture, and below it: a sentence on what is to be seen.
+    axes : tuple of two str
+        What the parameters are called.
     minima : tuple of points
-        Where the loss is at its lowest, which is 0 on all of them.
+        Where the loss is at its lowest, which is 0 on all of the surfaces here.
     lr : float
         A learning rate for steps that are proportional to the gradient: SGD in all its forms.
     adaptive_lr : float
@@ -58,18 +62,24 @@ class Surface:
     """
 
     name: str
-    title: str
-    equation: str
-    axes: tuple[str, str]
     function: Function
     slope: Slope
     start: Point
     window: tuple[Point, Point]
-    minima: tuple[Point, ...]
-    lr: float
-    adaptive_lr: float
+    title: str = ""
+    equation: str = ""
+    note: str = ""
+    axes: tuple[str, str] = ("x", "y")
+    minima: tuple[Point, ...] = ()
+    lr: float = 0.01
+    adaptive_lr: float = 0.1
     rows: int = 0
     batch_slope: Callable[[Array, Array, Rows], tuple[Array, Array]] | None = None
+
+    @property
+    def heading(self) -> str:
+        """What stands above a picture."""
+        return ":  ".join(filter(None, (self.title or self.name, self.equation)))
 
     def loss(self, points: npt.ArrayLike) -> Array:
         """Return the loss at each point of an array of shape (..., 2), in shape (...)."""
@@ -139,6 +149,8 @@ def _lecture_neuron() -> Surface:
         targets,
         name="neuron",
         title="One neuron, two points",
+        note="The start is on a plateau, where the gradient is small: steps in proportion to it "
+        "crawl, and steps about as long as the rate do not.",
         window=((-4.0, 6.0), (-6.0, 4.0)),
         minima=((float(w), float(logits[0] - w * inputs[0])),),
         lr=1.0,
@@ -174,6 +186,8 @@ def sparse_neuron(seed: int = 0) -> Surface:
         _sigmoid(w * inputs + b),
         name="sparse",
         title="One neuron, 100 points, 80 of them with x = 0",
+        note="Four of five points say nothing about w, so the gradient points along b; adaptive "
+        "steps are as long in w.",
         window=((-4.0, 6.0), (-4.0, 6.0)),
         minima=((w, b),),
         lr=0.02,
@@ -188,12 +202,14 @@ _FORMULAS = (
     Surface(
         name="ravine",
         title="Ravine",
+        note="Across the valley the loss is 50 times as curved as along it, so the gradient points "
+        "across: plain descent goes to and fro, and momentum adds up what points along.",
         equation=f"L = (x² + {RAVINE_CURVATURE:g} y²) / 2",
         axes=("x", "y"),
         function=lambda x, y: 0.5 * (x**2 + RAVINE_CURVATURE * y**2),
         slope=lambda x, y: (x, RAVINE_CURVATURE * y),
         start=(-5.0, 1.0),
-        window=((-6.0, 6.0), (-2.0, 2.0)),
+        window=((-6.0, 6.0), (-4.0, 4.0)),
         minima=((0.0, 0.0),),
         lr=0.025,
         adaptive_lr=0.2,
@@ -201,6 +217,8 @@ _FORMULAS = (
     Surface(
         name="saddle",
         title="Saddle between two minima",
+        note="All begin a hair beside the ridge, from where the gradient leads to the saddle and "
+        "not past it. Who turns away early reaches a minimum first.",
         equation="L = x² / 2 + (y² - 1)² / 4",
         axes=("x", "y"),
         function=lambda x, y: 0.5 * x**2 + 0.25 * (y**2 - 1) ** 2,
@@ -214,6 +232,8 @@ _FORMULAS = (
     Surface(
         name="rosenbrock",
         title="Rosenbrock's valley",
+        note="The curved valley is soon found. Its floor is nearly flat, so the way along it takes "
+        "nearly all of the steps.",
         equation="L = (1 - x)² + 100 (y - x²)²",
         axes=("x", "y"),
         function=lambda x, y: (1 - x) ** 2 + 100 * (y - x**2) ** 2,
@@ -245,6 +265,8 @@ def _beale() -> Surface:
     return Surface(
         name="beale",
         title="Beale's function",
+        note="The walls are steep and the valley is flat: a rate that is safe on the walls is slow "
+        "in the valley.",
         equation="L = (1.5 - x (1 - y))² + (2.25 - x (1 - y²))² + (2.625 - x (1 - y³))²",
         axes=("x", "y"),
         function=loss,

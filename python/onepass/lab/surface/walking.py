@@ -1,7 +1,7 @@
 """Who walks down a surface: every optimizer, in the lecture's forms too, and line searches."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from onepass._hyperparameters import Whole
 from onepass._typing import Array
+from onepass.lab._spelling import check_names, spelt
 from onepass.lab.surface.descent import Trajectory, check_start, descend, step
 from onepass.lab.surface.surfaces import Surface
 from onepass.line_search import LineSearch, backtracking, best_of
@@ -37,6 +38,12 @@ class Walker:
             step(self.make(w, lr=1e-3), np.full(2, gradient))
             lengths.append(float(np.linalg.norm(w - 1)))
         return lengths[1] < 1.5 * lengths[0]
+
+    @property
+    def decays(self) -> bool:
+        """Whether it has weight decay."""
+        (group,) = self.make(np.ones(2), lr=1e-3).param_groups
+        return bool(group.get("weight_decay"))
 
     def lr(self, surface: Surface) -> float:
         """Return the surface's learning rate for this optimizer."""
@@ -122,6 +129,26 @@ SEARCHERS = {
     "best_of": LineSearcher(lambda lr: best_of(factor * lr for factor in FACTORS)),
     "backtracking": LineSearcher(lambda lr: backtracking(LONGEST * lr)),
 }
+
+
+def walker(text: str) -> tuple[Walker, float | None]:
+    """Return a walker by its name, with settings behind it or without, and its rate if it has one.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For settings that its class has not, or refuses.
+    """
+    named = spelt(text)
+    known = walkers()[named.name]
+    point = np.ones(2)
+    own = known.make(point, lr=1e-3)
+    check_names(named, own.defaults)
+    settings = dict(named.settings)
+    lr = settings.pop("lr", None)
+    made = replace(known, make=partial(known.make, **settings)) if settings else known
+    made.make(point, lr=1e-3 if lr is None else lr)
+    return made, lr
 
 
 def walkers() -> dict[str, Walker]:

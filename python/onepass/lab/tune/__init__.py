@@ -19,6 +19,15 @@ from onepass.lab._arguments import (
     one_of,
     positive,
 )
+from onepass.lab._folders import (
+    ARGUMENTS,
+    SETTINGS,
+    add_resume,
+    command_line,
+    resumed,
+    to_go_on,
+)
+from onepass.lab._json import write_json
 from onepass.lab.compare import MOST_LAYERS, who_can
 from onepass.lab.compare.contenders import contenders
 from onepass.lab.compare.data import DATA
@@ -26,7 +35,6 @@ from onepass.lab.compare.training import STATE_FORMATS, Recipe
 from onepass.lab.tune.space import Settings
 
 TRIALS = 50
-TO_GO_ON = "repeat the command with --resume to go on"
 
 
 def add_command(parser: argparse.ArgumentParser) -> None:
@@ -70,12 +78,7 @@ def add_command(parser: argparse.ArgumentParser) -> None:
         help="of the search, the split, the weights and the batches (default: %(default)s)",
     )
     add_out(parser, "onepass-tune", "the study, its pictures and the numbers")
-    option(
-        "--resume",
-        action="store_true",
-        help="go on with the study in the folder, with more trials if you like; the other options "
-        "must be as they were",
-    )
+    add_resume(parser, "; --trials and --seconds may be others")
     parser.set_defaults(run=run, refuse=parser.error)  # for errors that only the folder shows
 
 
@@ -116,6 +119,8 @@ def run(args: argparse.Namespace) -> int:
     require("tune", optuna="optuna", sklearn="scikit-learn", matplotlib="matplotlib", rich="rich")
     from onepass.lab.tune.search import quiet
 
+    if args.resume:
+        args = resumed(args)
     data = chosen(args.data, DATA) if args.data else [Recipe().data]
     if len(data) > 1 and not args.each:
         args.refuse(f"argument --data: expected one name without --each, got {' '.join(data)}")
@@ -137,19 +142,20 @@ def _run_one(args: argparse.Namespace, settings: Settings, remarks: list[str]) -
     from onepass.lab.tune.search import Search
 
     try:
-        search = Search(settings, args.out, resume=args.resume)
+        search = Search(settings, args.out, resume=args.resume, force=args.force)
     except ValueError as error:
         args.refuse(str(error))
+    _remember(args)
     unit, budget = _budget(args)
     try:
         with progress(budget, unit) as show:
             search.run(show, **{unit: budget})
     except KeyboardInterrupt:
-        report.write(search, args.out, args.command_line)
-        print(TO_GO_ON, file=sys.stderr)
+        report.write(search, args.out, command_line("tune", args))
+        print(to_go_on("tune", args.out), file=sys.stderr)
         raise
     report.print_best(search, remarks)
-    return report.write(search, args.out, args.command_line)
+    return report.write(search, args.out, command_line("tune", args))
 
 
 def _run_each(
@@ -159,9 +165,12 @@ def _run_each(
     from onepass.lab.tune import each
 
     try:
-        searches = list(each.studies(settings, data, args.out, resume=args.resume))
+        searches = list(
+            each.studies(settings, data, args.out, resume=args.resume, force=args.force)
+        )
     except ValueError as error:
         args.refuse(str(error))
+    _remember(args)
     unit, budget = _budget(args)
     outcomes = []
     try:
@@ -169,10 +178,15 @@ def _run_each(
             for outcome in each.run(searches, show, budget={unit: budget}):
                 outcomes.append(outcome)
     except KeyboardInterrupt:
-        print(TO_GO_ON, file=sys.stderr)
+        print(to_go_on("tune", args.out), file=sys.stderr)
         raise
     each.print_outcomes(outcomes, remarks)
-    return each.write(outcomes, args.out, args.command_line)
+    return each.write(outcomes, args.out, command_line("tune", args))
+
+
+def _remember(args: argparse.Namespace) -> None:
+    """Keep the options in the folder, so that the study can be resumed by its name alone."""
+    write_json(args.out / SETTINGS, {ARGUMENTS: list(args.words)})
 
 
 def _budget(args: argparse.Namespace) -> tuple[str, float]:

@@ -53,7 +53,7 @@ class Outcome:
 
 
 def studies(
-    settings: Settings, data: Sequence[str], folder: Path, *, resume: bool
+    settings: Settings, data: Sequence[str], folder: Path, *, resume: bool, force: bool = False
 ) -> Iterator[Search]:
     """Yield the study of each optimizer on each data set, begun or, to resume, taken up again."""
     folders = {(each, name): folder / each / name for each in data for name in settings.optimizers}
@@ -62,7 +62,7 @@ def studies(
         raise ValueError(f"--resume: expected a study, got none in {folder}")
     for (each, name), path in folders.items():
         own = replace(settings, data=each, optimizers=(name,))
-        yield Search(own, path, resume=resume and (each, name) in there)
+        yield Search(own, path, resume=resume and (each, name) in there, force=force)
 
 
 def run(

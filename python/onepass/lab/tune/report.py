@@ -43,7 +43,7 @@ def print_best(search: Search, remarks: Sequence[str] = ()) -> None:
         (f"\n{score}", "right"),
     ]
     rows = [_row(search, trial) for trial in search.ranking[:ROWS]]
-    print_table([*describe(search), *remarks], columns, [rows], CAPTION)
+    print_table([*describe(search), *remarks], columns, [rows], CAPTION, keys=2)
     if search.ranking:
         best = search.ranking[0]
         print(f"\nthe best in Python:\n  {python_line(search, best)}")

@@ -15,6 +15,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from onepass._progress import Show
+from onepass.lab._folders import occupied
 from onepass.lab.compare.journal import check_same_settings
 from onepass.lab.compare.training import Measurement, Training
 from onepass.lab.tune.space import Settings
@@ -35,18 +36,23 @@ class Search:
     folder : Path
     resume : bool
         Go on with the folder's study; else it must hold none.
+    force : bool
+        Replace the folder's study.
     """
 
-    def __init__(self, settings: Settings, folder: Path, *, resume: bool) -> None:
+    def __init__(
+        self, settings: Settings, folder: Path, *, resume: bool, force: bool = False
+    ) -> None:
         self.settings = settings
         log = folder / "study.log"
         is_there = log.exists() and log.stat().st_size > 0
         if resume and not is_there:
             raise ValueError(f"--resume: expected a study, got none in {folder}")
+        if is_there and force:
+            log.unlink()
+            is_there = False
         if is_there and not resume:
-            raise ValueError(
-                f"--out: expected no study, got one in {folder} (--resume goes on with it)"
-            )
+            raise ValueError(occupied(folder, "a study", resume=True))
         folder.mkdir(parents=True, exist_ok=True)
         if is_there:
             _drop_half_a_line(log)

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 import onepass as op
-from contenders import Step, copy_limit, torch
 from onepass import runtime
 from onepass._memory import state_like
 from onepass._typing import Array
-from workloads import Batch, BatchArrays, Operation, normal
+from onepass.lab.bench.contenders import copy_limit, torch
+from onepass.lab.bench.timing import Step
+from onepass.lab.bench.workloads import Batch, BatchArrays, Operation, normal
 
 EPS = 1e-5
 MOMENTUM = 0.1
@@ -113,7 +114,8 @@ class NumPy:
         x, y = self.arrays.x, self.arrays.out
         scale = self.weight / np.sqrt(self.running_var + EPS)
         np.multiply(x, scale, out=y)
-        return np.add(y, self.bias - self.running_mean * scale, out=y)
+        out: Array = np.add(y, self.bias - self.running_mean * scale, out=y)
+        return out
 
     def backward(self) -> tuple[Array, ...]:
         dy, dx, normalized = self.arrays.dy, self.arrays.out, self.scratch
@@ -156,15 +158,17 @@ class Torch:
 
     def _forward(self, training: bool, saved: list[Any]) -> tuple[Any, ...]:
         affine, out = (self.weight, self.bias), (self.out, *saved)
-        return torch.native_batch_norm(
+        found: tuple[Any, ...] = torch.native_batch_norm(
             self.x, *affine, *self.running, training, MOMENTUM, EPS, out=out
         )
+        return found
 
     def backward(self) -> tuple[Any, ...]:
         # The one with out= calls this one, and copies what it returns.
-        return torch.ops.aten.native_batch_norm_backward(
+        found: tuple[Any, ...] = torch.ops.aten.native_batch_norm_backward(
             self.dy, self.x, self.weight, *self.running, *self.saved, True, EPS, [True] * 3
         )
+        return found
 
 
 def keep_freed_memory() -> None:

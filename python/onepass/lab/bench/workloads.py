@@ -91,9 +91,9 @@ class Case:
         row = self.cls.row
         remembered = dict(zip(row.memory, row.memory_start, strict=True))
         scalars = self.cls.scalars(2, {**settings, **remembered})
-        numbers = {name: scalars[name] for name in row.scalars}
+        numbers: dict[str, Any] = {name: scalars[name] for name in row.scalars}
         rng = np.random.default_rng(0)
-        arrays = [shape and rng.random(shape) for shape in shapes]
+        arrays: list[Any] = [shape and rng.random(shape) for shape in shapes]
         measured = self.cls.measure(*arrays, **numbers)
 
         def reads(k: int) -> bool:
