@@ -16,7 +16,7 @@ class Rprop(Optimizer, rule="rprop"):
 
     It keeps each weight's step, and the last gradient for its sign. Take it where the gradient is
     that of all data, without noise: for small networks and for fits, where it needs no search for
-    a rate. Its authors begin with steps of 0.1, and found that the choice hardly matters.
+    a rate. Its authors begin with steps (`lr`) of 0.1, and found that this hardly matters.
 
     .. math::
 
