@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import capi
+import end_to_end
 import formats
 import full_step
 import onepass as op
@@ -494,3 +495,50 @@ def test_fits_of_scikit_learn(capsys, monkeypatch):
     assert [row.split()[:3] for row in rows] == [["220x20", "3", d] for d in ("float64", "float32")]
     assert sklearn_fit.batches(np.ones(200)) == 1
     assert sklearn_fit.batches(np.ones(201)) == 2
+
+
+@pytest.mark.parametrize("name", end_to_end.TRAININGS)
+def test_whole_trainings_take_the_same_steps_by_hand(name):
+    training = replace(end_to_end.TRAININGS[name], steps=3)
+    shares = []
+    ours = training.run(end_to_end.by_onepass, shares)
+    theirs = training.run(end_to_end.by_hand, shares)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    assert all(0 < share < 1 for share in shares)
+
+
+def test_gradients_of_the_physics_informed_fit():
+    params, gradients = end_to_end.physics()
+    c, w, b = params
+    x = np.linspace(0, 1, 256)[:, None]
+
+    def loss():
+        t = np.tanh(x * w + b)
+        error = (-2 * t * (1 - t * t)) @ (c * w * w) + np.pi**2 * np.sin(np.pi * x[:, 0])
+        ends = np.tanh(np.array([[0.0], [1.0]]) * w + b) @ c
+        return (error**2).mean() + (ends**2).sum()
+
+    for param, grad in zip(params, gradients(0), strict=True):
+        for i in (0, 17, 63):
+            around = []
+            for h in (1e-5, -1e-5):
+                kept = param[i]
+                param[i] = kept + h
+                around.append(loss())
+                param[i] = kept
+            assert (around[0] - around[1]) / 2e-5 == pytest.approx(grad[i], rel=1e-5)
+
+
+def test_the_table_of_whole_trainings(capsys, monkeypatch):
+    arguments = ["end_to_end", "--training", "physics-informed fit, 64 units"]
+    monkeypatch.setattr("sys.argv", [*arguments, "--threads", "1", "--seconds", "0.01"])
+    monkeypatch.setitem(
+        end_to_end.TRAININGS,
+        arguments[-1],
+        end_to_end.Training(end_to_end.physics, 2),
+    )
+    end_to_end.main()
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert row.startswith("| physics-informed fit, 64 units | 1 |")
+    assert row.count("|") == 7

@@ -5,7 +5,7 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))  # for the three modules beside this file
+sys.path.insert(0, str(HERE))  # for the modules beside this file
 
 project = "onepass"
 version = release = installed_version("onepass")
@@ -18,6 +18,7 @@ extensions = [
     "sphinx_docstrings",
     "sphinx_mathml",
     "sphinx_pages",
+    "sphinx_pictures",
 ]
 exclude_patterns = ["_build"]
 default_role = "py:obj"  # a name in single backticks links where there is something to link to

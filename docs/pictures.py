@@ -2,23 +2,30 @@
 
 import inspect
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 import onepass.init
 import onepass.schedules
 from onepass.lab._picture import COLOURS, new_figure
-from onepass.lab.surface import SURFACES, draw, walkers
+from onepass.lab.surface import SURFACES, Surface, Trajectory, draw, walkers
 from onepass.lab.surface.drawing import Picture
+from onepass.lab.surface.panels import grid_of, shades
 from onepass.lab.surface.report import contest
 from onepass.lab.surface.walking import LineSearcher
 from onepass.line_search import backtracking, best_of
-from onepass.optim import Optimizer
+from onepass.optim import Optimizer, registry
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 STEPS = 300
+GALLERY_STEPS = 100
+THUMBNAIL = 2.4, 1.9  # inches
 
 # How each schedule could stand in a user's code, and over how many steps to look at it.
 SCHEDULES = {
@@ -58,6 +65,41 @@ def forms(cls: type[Optimizer]) -> list[str]:
     return found
 
 
+def gallery(folder: Path) -> None:
+    """Draw a small picture of each optimizer, schedule and surface, under its name."""
+    for surface in SURFACES.values():
+        _map(surface, {}, folder / f"{surface.name}.png")
+    neuron = SURFACES["neuron"]
+    for cls in registry.values():
+        name, *_ = forms(cls)
+        path = walkers()[name].descend(neuron, steps=GALLERY_STEPS)
+        _map(neuron, {cls.__name__: path}, folder / f"{cls.__name__}.png")
+    for code, steps in SCHEDULES.items():
+        figure = new_figure(*THUMBNAIL)
+        _draw_schedule(figure.subplots(), code, steps)
+        figure.savefig(folder / f"{code.partition('(')[0]}.png")
+
+
+def _map(surface: Surface, paths: Mapping[str, Trajectory], path: Path) -> None:
+    """Draw a surface from above, as small as can be read."""
+    figure = new_figure(*THUMBNAIL)
+    axes = figure.subplots()
+    x, y, loss = grid_of(surface, surface.window)
+    lowest = max(float(surface.loss(surface.start)) / 1e3, 1e-6)
+    levels = np.geomspace(lowest, loss.max(), 12)
+    axes.contourf(x, y, loss, levels, norm="log", cmap=shades(), extend="both")
+    axes.contour(x, y, loss, levels, colors="#5b6b7a", linewidths=0.5, alpha=0.6)
+    for trajectory in paths.values():
+        axes.plot(*trajectory.points.T, "-", color=COLOURS[0], lw=2)
+        axes.plot(*trajectory.points[-1], "o", color=COLOURS[0], mec="white", ms=8)
+    for best in surface.minima:
+        axes.plot(*best, "*", mfc="none", mec="black", ms=14)
+    axes.plot(*surface.start, "o", mfc="white", mec="black", ms=7)
+    x_limits, y_limits = surface.window
+    axes.set(xlim=x_limits, ylim=y_limits, xticks=(), yticks=())
+    figure.savefig(path)
+
+
 def line_searches(path: Path) -> None:
     """Draw two line searches beside steps of one size."""
     surface, steps = SURFACES["ravine"], 40
@@ -78,17 +120,21 @@ def schedules(path: Path) -> None:
     figure = new_figure(9, 1.8 * rows)
     grid = figure.subplots(rows, columns)
     for axes, (code, steps) in zip(grid.flat, SCHEDULES.items(), strict=False):
-        schedule = eval(code, vars(onepass.schedules).copy())
-        axes.step(range(steps), _values(schedule, steps), where="post", color=COLOURS[0])
+        _draw_schedule(axes, code, steps)
         title = textwrap.fill(code, 36, subsequent_indent="  ")
         axes.set_title(title, family="monospace", fontsize=8)
-        axes.set_ylim(-0.05, 1.08)
-        axes.grid(alpha=0.3)
     for axes in grid.flat[len(SCHEDULES) :]:
         axes.remove()
     for axes in grid[-1]:
         axes.set_xlabel("step")
     figure.savefig(path)
+
+
+def _draw_schedule(axes: "Axes", code: str, steps: int) -> None:
+    schedule = eval(code, vars(onepass.schedules).copy())
+    axes.step(range(steps), _values(schedule, steps), where="post", color=COLOURS[0])
+    axes.set_ylim(-0.05, 1.08)
+    axes.grid(alpha=0.3)
 
 
 def _values(schedule: Callable[[int], float], steps: int) -> list[float]:

@@ -14,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from contextlib import chdir, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -21,7 +22,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import onepass
+import pictures
 from onepass.lab import cli
+from onepass.lab.surface import SURFACES, Surface
 from onepass.optim import Optimizer
 
 if TYPE_CHECKING:
@@ -50,7 +53,8 @@ def generate() -> None:
         return
     with TemporaryDirectory(dir=HERE, prefix=".generated") as folder:
         new = Path(folder, "new")
-        (new / "optimizers").mkdir(parents=True)
+        for folder_of_pictures in ("optimizers", "gallery"):
+            (new / folder_of_pictures).mkdir(parents=True)
         os.environ["COLUMNS"] = COLUMNS
         for path, text in pages().items():
             (new / path).write_text(text)
@@ -78,6 +82,10 @@ def pages() -> dict[str, str]:
         **{f"optimizers/{cls.__name__}.rst": optimizer_page(cls) for cls in classes},
         "optimizers.inc": "".join(_summary(cls) for cls in classes),
         "differs.inc": "\n".join(_differs(cls) for cls in classes),
+        "rates.inc": "".join(_rates(cls) for cls in classes),
+        "gallery-optimizers.inc": _grid(_optimizer_figure(cls) for cls in classes),
+        "gallery-schedules.inc": _grid(map(_schedule_figure, pictures.SCHEDULES)),
+        "gallery-surfaces.inc": _grid(map(_surface_figure, SURFACES.values())),
         "commands.md": commands_page(),
     }
 
@@ -149,6 +157,48 @@ def _differs(cls: type[Optimizer]) -> str:
     return f"**{cls.__name__}** (:doc:`page </generated/optimizers/{cls.__name__}>`)\n\n{found[1]}"
 
 
+def lesson(cls: type[Optimizer]) -> list[str]:
+    """Return a class's sentences on its state, on when to take it, and on its learning rates."""
+    paragraph = " ".join(_doc(cls).split("\n\n")[1].split())
+    return re.split(r"(?<=\.) (?=[A-Z])", paragraph)
+
+
+def _rates(cls: type[Optimizer]) -> str:
+    *_, rates = lesson(cls)
+    link = f":doc:`{cls.__name__} </generated/optimizers/{cls.__name__}>`"
+    return f"* {link} ({cls.defaults['lr']:g}): {rates}\n"
+
+
+def _grid(figures: Iterable[str]) -> str:
+    return f"````{{container}} gallery\n{''.join(figures)}````\n"
+
+
+def _optimizer_figure(cls: type[Optimizer]) -> str:
+    name = cls.__name__
+    alt = f"Contour map of the error surface of one neuron with the path of {name}"
+    page = f"generated/optimizers/{name}"
+    return _figure(f"{page}.html", f"gallery/{name}.png", alt, f"{{doc}}`{name} <{page}>`")
+
+
+def _schedule_figure(code: str) -> str:
+    name = code.partition("(")[0]
+    target = f"schedules.html#onepass.schedules.{name}"
+    alt = f"The value of {name} against the step"
+    caption = f"{{py:class}}`{name} <onepass.schedules.{name}>`"
+    return _figure(target, f"gallery/{name}.png", alt, caption)
+
+
+def _surface_figure(surface: Surface) -> str:
+    alt = f"Contour map of the surface {surface.name}, with its minima and the usual start"
+    caption = f"{{doc}}`{surface.title} <surface>`"
+    return _figure("surface.html", f"gallery/{surface.name}.png", alt, caption)
+
+
+def _figure(target: str, path: str, alt: str, caption: str) -> str:
+    options = f":alt: {alt}\n:target: {target}\n"
+    return f"```{{figure}} generated/{path}\n{options}\n{caption}\n```\n"
+
+
 def _doc(cls: type[Optimizer]) -> str:
     doc = inspect.getdoc(cls)
     assert doc
@@ -214,11 +264,10 @@ def _run(page: Path) -> None:
 
 
 def _draw() -> None:
-    import pictures
-
     for cls in REGISTRY.values():
         for surface in ("neuron", "rosenbrock"):
             pictures.optimizer(cls, surface, Path("optimizers", f"{cls.__name__}-{surface}.png"))
+    pictures.gallery(Path("gallery"))
     pictures.schedules(Path("schedules.png"))
     pictures.initialisers(Path("init.png"))
     pictures.line_searches(Path("line_search.png"))

@@ -2,15 +2,18 @@
 
 import doctest
 import importlib
+import inspect
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from pkgutil import resolve_name
 
 import numpy as np
 import pytest
+import yaml
 
 import onepass
 import pictures
@@ -40,6 +43,28 @@ def test_doctests_are_found():
 def test_every_class_is_in_the_picture_of_its_page():
     for cls in onepass.optim.registry.values():
         assert pictures.forms(cls), cls
+
+
+def test_every_class_says_what_its_state_is_for_when_to_take_it_and_at_which_rates(every_class):
+    state, take, rates = sphinx_pages.lesson(every_class)
+    assert re.match(r"(The|Its|It)\b", state)
+    assert take.startswith("Take it")
+    assert re.search(r"\brates?\b|`lr`", rates)
+
+
+def signature(cls):
+    return inspect.signature(cls).parameters
+
+
+def test_every_setting_of_a_class_has_a_word(every_class):
+    section = inspect.getdoc(every_class).partition("Parameters\n----------\n")[2]
+    entries = re.split(r"\n(?=\S)", section.partition("\n\n")[0])
+    described = set()
+    for entry in entries:
+        names, _, words = entry.partition("\n")
+        assert words.strip().endswith("."), entry
+        described.update(re.split(r", ", names.partition(" :")[0]))
+    assert described == {name.replace("options", "**options") for name in signature(every_class)}
 
 
 def test_every_class_stands_beside_those_of_other_libraries():
@@ -186,6 +211,52 @@ def test_an_optimizers_page_includes_what_is_there(every_class):
         owner, _, function = name.partition(".")
         assert not function or f"class {owner}(" in source
         assert not function or f"    def {function}(" in source
+
+
+def test_every_page_is_in_the_menu():
+    index = (DOCS / "index.md").read_text()
+    for page in DOCS.glob("*.md"):
+        assert page.stem == "index" or re.search(rf"^{page.stem}$", index, re.M), page
+
+
+def test_every_picture_has_words_for_those_who_do_not_see_it():
+    for name, text in TEXTS.items():
+        for directive in re.findall(r"^```\{(?:image|figure)\} .*?\n\n?```", text, re.M | re.S):
+            assert re.search(r"^:alt: \S+ \S+", directive, re.M), (name, directive)
+        assert not re.search(r"!\[\]\(", text), name
+
+
+def test_the_gallery_has_every_optimizer_schedule_and_surface():
+    page = TEXTS["docs/gallery.md"]
+    names = [cls.__name__ for cls in onepass.optim.registry.values()]
+    for name in (*names, *onepass.schedules.__all__, *SURFACES):
+        assert f"{{figure}} generated/gallery/{name}.png\n" in page
+        target = re.search(rf"gallery/{name}.png\n:alt: .*\n:target: ([\w./]+)\.html", page)[1]
+        assert (DOCS / f"{target}.md").exists() or target.removeprefix("generated/") in {
+            path.removesuffix(".rst") for path in sphinx_pages.pages()
+        }
+
+
+def test_the_citation_is_of_this_version():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert cited["version"] == project["version"]
+    assert cited["license"] == project["license"]
+    page = (DOCS / "support.md").read_text()
+    assert f"version = {{{cited['version']}}}" in page
+    assert f"title = {{{cited['title']}}}" in page
+    assert f"## {cited['version']}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize("form", ["fault", "question"])
+def test_forms_of_issues_are_forms(form):
+    """By GitHub's schema for them."""
+    found = yaml.safe_load((ROOT / f".github/ISSUE_TEMPLATE/{form}.yml").read_text())
+    assert {"name", "description", "body"} <= set(found)
+    ids = [field["id"] for field in found["body"]]
+    assert len(ids) == len(set(ids))
+    assert all(field["type"] in ("textarea", "dropdown") for field in found["body"])
+    assert all("label" in field["attributes"] for field in found["body"])
 
 
 def test_every_schedule_is_in_the_picture():

@@ -16,6 +16,11 @@ from onepass.optim.optimizer import Optimizer
 class AdaBelief(Optimizer, rule="adabelief"):
     r"""AdaBelief: Adam, but divided by how far the gradient is from its average.
 
+    The average :math:`m` smooths the gradient, and :math:`s` says how far gradients are from that
+    average: where they are as expected, steps are long. Take it where Adam is fast but SGD ends
+    with the better accuracy; its authors made it for that case. They use Adam's learning rate,
+    1e-3.
+
     .. math::
 
         m &\leftarrow \beta_1 m + (1 - \beta_1) g \\
@@ -40,7 +45,7 @@ class AdaBelief(Optimizer, rule="adabelief"):
     betas : two floats in [0, 1), or schedules
         How much of the old averages of g and of the squared distance stays.
     eps : float >= 0, or schedule
-        Outside the root.
+        Is added outside the root, 1e-16 by default.
     weight_decay : float >= 0, or schedule
         Decoupled: :math:`w \leftarrow (1 - \eta \lambda)\, w` before the step.
     rectify : bool

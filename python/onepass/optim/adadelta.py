@@ -14,6 +14,11 @@ from onepass.optim.optimizer import Optimizer
 class Adadelta(Optimizer, rule="adadelta"):
     r"""AdaDelta: the step has the size of the steps before it, so that it needs no learning rate.
 
+    The averages :math:`s`, of squared gradients, and :math:`u`, of squared steps, give each weight
+    a step of its own size. Take it where nobody is there to choose a learning rate; its first
+    steps are short, about the root of `eps`. Leave `lr` at 1, which is the paper's rule; the
+    paper's settings are ``rho=0.95, eps=1e-6``.
+
     .. math::
 
         s &\leftarrow \rho s + (1 - \rho) g^2 \\

@@ -26,6 +26,12 @@ from onepass.optim.optimizer import Optimizer
 class Adafactor(Optimizer, rule="adafactor"):
     r"""Adafactor: RMSprop that keeps a number for each row and column, with steps relative to w.
 
+    It replaces Adam's second array by the means of rows and columns, and keeps no momentum unless
+    you set `beta1`, so that it needs hardly any memory. Take it where state would not fit, in
+    large language models above all. The paper bounds the relative rate by 0.01, the default; T5
+    was fine-tuned with a constant 1e-3 (arXiv:1910.10683), for which transformers advises
+    ``scale_parameter=False, relative_step=False``.
+
     .. math::
 
         w_t &= t^\gamma, \qquad

@@ -14,6 +14,11 @@ from onepass.optim.optimizer import Optimizer
 class Adagrad(Optimizer, rule="adagrad"):
     r"""AdaGrad: each element's rate falls with the sum of its squared gradients.
 
+    The sum :math:`s` shortens the steps of weights that have moved much, so that weights of rare
+    features keep long steps. Take it for sparse data and convex problems; in long trainings of
+    networks its steps become too short, and `RMSprop` mends that. PyTorch's learning rate is 0.01;
+    GloVe was trained with 0.05 (Pennington et al., EMNLP 2014).
+
     .. math::
 
         s &\leftarrow s + g^2 \\
@@ -32,14 +37,17 @@ class Adagrad(Optimizer, rule="adagrad"):
     lr : float >= 0, or schedule
         Learning rate. A schedule is called with the number of completed steps, from 0.
     lr_decay : float >= 0
+        How fast the rate falls besides, 0 by default: the sum makes steps shorter anyway.
     weight_decay : float >= 0, or schedule
         Coupled (L2): the gradient becomes :math:`g + \lambda w`.
     initial_accumulator_value : float >= 0
+        Where :math:`s` starts, 0 by default. A larger one, 0.1 in Keras and optax, makes the first
+        steps shorter.
     eps : float >= 0, or schedule
         Outside the root. With 0 here, in `eps_root` and in the accumulator, an element whose
         gradient has always been 0 becomes NaN (0 / 0).
     eps_root : float >= 0, or schedule
-        Inside the root.
+        Is added inside the root, 0 by default; 1e-7 in Keras and optax.
     maximize : bool
         Ascend instead of descend.
     **options

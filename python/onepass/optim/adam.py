@@ -16,6 +16,12 @@ from onepass.optim.optimizer import Optimizer
 class Adam(Optimizer, rule="adam"):
     r"""Adam: momentum over a running average of the squared gradient.
 
+    The average :math:`m` smooths the noise of batches, as momentum does, and the average :math:`v`
+    of squares gives each weight a step of its own size: about `lr`, whatever the scale of its
+    gradient. Take it for a first try at nearly anything; if weights are to decay, take `AdamW`.
+    The paper's learning rate is 1e-3; GPT-3 was trained with 6e-5 to 6e-4, the larger the model
+    the smaller, and ``betas=(0.9, 0.95)`` (arXiv:2005.14165).
+
     .. math::
 
         m &\leftarrow \beta_1 m + (1 - \beta_1) g \\
@@ -45,16 +51,25 @@ class Adam(Optimizer, rule="adam"):
     betas : two floats in [0, 1), or schedules
         How much of the old averages of g and of g squared stays.
     eps : float >= 0, or schedule
-        Outside the root.
+        Is added outside the root, 1e-8 by default. It keeps steps short where gradients are nearly
+        0; a larger one, as 1e-3, makes steps there more like momentum's.
     weight_decay : float >= 0, or schedule
         Coupled (L2): the gradient becomes :math:`g + \lambda w`; unless the next one is on.
     amsgrad : bool
+        Divide by the largest average square so far, so that steps never become longer. Off by
+        default; turn it on where Adam does not settle. It keeps one more array.
     bias_correction : bool
+        Correct the averages, which begin at 0 and are too small at first. On by default; turn it
+        off to repeat a run of MLX, or of any other program that leaves it out.
     eps_hat : bool
+        Do not correct epsilon, so that it counts more in the first steps. Off by default; turn it
+        on to repeat a run of Keras, TensorFlow, scikit-learn or Thinc.
     eps_root : float >= 0, or schedule
-        Inside the root.
+        Is added inside the root, 0 by default; it is optax's. Gradients that are taken through a
+        step want it, because the root has no derivative at 0.
     amsgrad_corrected : bool
-        Only with `amsgrad`, and without `eps_hat`.
+        Take the largest of the corrected averages, as optax does, where PyTorch takes the largest
+        of the raw ones. Off by default; it needs `amsgrad`, and excludes `eps_hat`.
     cautious : bool
         Leave those elements where they are whose average and gradient disagree, and let the others
         go as much further: :math:`m \leftarrow m \circ \phi / \max(\bar\phi, 10^{-3})` in the

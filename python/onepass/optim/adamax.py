@@ -14,6 +14,11 @@ from onepass.optim.optimizer import Optimizer
 class Adamax(Optimizer, rule="adamax"):
     r"""AdaMax: Adam, but each element is divided by its largest gradient of late.
 
+    The average :math:`m` is Adam's, and :math:`u` remembers each weight's largest gradient of
+    late, so that one large gradient shortens steps for a while. Take it for models with
+    embeddings, for which Keras recommends it, and other sparse gradients. The paper's learning
+    rate is 2e-3.
+
     .. math::
 
         m &\leftarrow \beta_1 m + (1 - \beta_1) g \\

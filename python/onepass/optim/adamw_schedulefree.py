@@ -23,6 +23,11 @@ from onepass.optim.optimizer import Optimizer
 class AdamWScheduleFree(Optimizer, rule="adamw_schedulefree"):
     r"""Schedule-free AdamW: an average of the weights stands for momentum and for a schedule.
 
+    The weights :math:`z` move as Adam's without momentum, and their average :math:`x` ends where a
+    falling rate would have led. Take it where you do not know how long the run will be, or want
+    good weights at any time. Its authors use learning rates 1 to 10 times as large as with a
+    schedule, and advise a warm-up.
+
     .. math::
 
         v &\leftarrow \beta_2 v + (1 - \beta_2)\, g(y)^2 \\

@@ -14,6 +14,11 @@ from onepass.optim.optimizer import Optimizer
 class Adan(Optimizer, rule="adan"):
     r"""Adan: Adam with Nesterov's momentum, estimated from the change of the gradient.
 
+    The average :math:`n` of the gradient's change lets a step look ahead, as Nesterov's momentum
+    does, without a second gradient; :math:`m` and :math:`v` are for what they are in Adam. Take it
+    for large batches or few epochs, if twice Adam's state fits. Its authors use learning rates 5
+    to 10 times as large as Adam's, and a decay of 0.02.
+
     .. math::
 
         d &= g - g' \qquad (0 \text{ in the first step}) \\
@@ -37,11 +42,13 @@ class Adan(Optimizer, rule="adan"):
         How much of the old averages stays: of g, of its change, and of the square. They are 1 minus
         the paper's.
     eps : float >= 0, or schedule
-        Outside the root.
+        Is added outside the root, 1e-8 by default.
     weight_decay : float >= 0, or schedule
         Proximal: :math:`w \leftarrow w / (1 + \eta \lambda)` after the step; with `no_prox`
         decoupled, :math:`w \leftarrow (1 - \eta \lambda)\, w` before it.
     no_prox : bool
+        Let weights decay before the step, as AdamW's do, instead of after it. Off by default, as
+        in all of the paper's experiments.
     maximize : bool
         Ascend instead of descend; the decay still shrinks.
     **options

@@ -22,6 +22,11 @@ from onepass.optim.optimizer import Optimizer
 class AdEMAMix(Optimizer, rule="ademamix"):
     r"""AdEMAMix: Adam, but with a second average that remembers ten thousand gradients.
 
+    The fast average :math:`m_1` follows the latest gradients, the slow one :math:`m_2` keeps a
+    direction for long, and :math:`v` is Adam's. Take it for runs of some ten thousand steps and
+    more, because in short ones the slow average has seen too little. Its authors use a learning
+    rate of 1e-3, a decay of 0.1, ``alpha=8``, and warm-ups as long as the run.
+
     .. math::
 
         m_1 &\leftarrow \beta_1 m_1 + (1 - \beta_1) g \\
@@ -48,7 +53,7 @@ class AdEMAMix(Optimizer, rule="ademamix"):
     alpha : float >= 0, or schedule
         How much the slow average counts.
     eps : float >= 0, or schedule
-        Outside the root.
+        Is added outside the root, 1e-8 by default.
     weight_decay : float >= 0, or schedule
         Decoupled: :math:`w \leftarrow (1 - \eta \lambda)\, w` before the step.
     alpha_warmup, beta3_warmup : int >= 0

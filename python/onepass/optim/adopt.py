@@ -14,6 +14,10 @@ from onepass.optim.optimizer import Optimizer
 class ADOPT(Optimizer, rule="adopt"):
     r"""ADOPT: Adam, but a gradient is divided before it enters either average.
 
+    The averages are Adam's, but a gradient is divided by what came before it, and not by itself.
+    Take it where Adam does not converge and no other second beta helps. Its authors' learning rate
+    is Adam's, 1e-3.
+
     The first step only begins :math:`v`; for :math:`t > 1`
 
     .. math::

@@ -16,6 +16,11 @@ from onepass.optim.optimizer import Optimizer
 class LAMB(Optimizer, rule="lamb"):
     r"""LAMB: Adam whose step is as long as the weights of its array allow, for large batches.
 
+    The averages :math:`m` and :math:`v` are Adam's; the norms then set how far each layer moves,
+    in proportion to the layer's weights. Take it in the place of `AdamW` for batches of
+    thousands of rows. Its authors trained BERT with a learning rate of 6.25e-4 for batches of 512
+    rows, which grew with the root of the batch's size, to 5e-3 for 32,768.
+
     .. math::
 
         m &\leftarrow \beta_1 m + (1 - \beta_1) g \\

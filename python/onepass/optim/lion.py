@@ -15,6 +15,11 @@ from onepass.optim.optimizer import Optimizer
 class Lion(Optimizer, rule="lion"):
     r"""Lion: each element steps by the learning rate, in the direction of an average's sign.
 
+    The average :math:`m` is all that it keeps, half of Adam's state, and only signs leave it. Take
+    it for large models and batches, or where memory is short; with small batches many signs are
+    noise. Its authors use learning rates three to ten times smaller than AdamW's, because a step
+    is `lr` long in every element, and decays as many times larger.
+
     .. math::
 
         w &\leftarrow w - \eta \operatorname{sign}(\beta_1 m + (1 - \beta_1) g) \\
@@ -53,8 +58,7 @@ class Lion(Optimizer, rule="lion"):
 
     Notes
     -----
-    State per parameter: ``exp_avg``. The sign of 0 is 0. A step is `lr` long in every element, so
-    `lr` is to be three to ten times smaller than Adam's, and the decay as many times larger.
+    State per parameter: ``exp_avg``. The sign of 0 is 0.
 
     Differs from
 

@@ -14,6 +14,10 @@ from onepass.optim.optimizer import Optimizer
 class NAdam(Optimizer, rule="nadam"):
     r"""NAdam: Adam with Nesterov's momentum, and a momentum that grows.
 
+    The averages :math:`m` and :math:`v` are Adam's; the product of momenta corrects :math:`m`,
+    because its momentum grows. Take it in the place of Adam where Nesterov's momentum would help;
+    AlgoPerf's baseline is a form of it, by other settings. PyTorch's learning rate is 2e-3.
+
     .. math::
 
         m &\leftarrow \beta_1 m + (1 - \beta_1) g \\

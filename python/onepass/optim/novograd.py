@@ -14,6 +14,11 @@ from onepass.optim.optimizer import Optimizer
 class NovoGrad(Optimizer, rule="novograd"):
     r"""NovoGrad: momentum over gradients that are divided by the running norm of their array.
 
+    The average :math:`m` is momentum, and one number for each array, :math:`v`, stands for Adam's
+    second array. Take it for large batches, or to halve Adam's state; its authors need no warm-up.
+    NVIDIA's QuartzNet, for speech, takes a learning rate of 0.01, ``betas=(0.8, 0.5)`` and a decay
+    of 1e-3.
+
     .. math::
 
         v &\leftarrow \beta_2 v + (1 - \beta_2) \|g\|^2, \qquad v = \|g\|^2 \text{ at first} \\

@@ -22,6 +22,11 @@ from onepass.optim.optimizer import Optimizer
 class Prodigy(Optimizer, rule="prodigy"):
     r"""Prodigy: Adam that finds its learning rate.
 
+    The averages :math:`m` and :math:`v` are Adam's; the first weights and :math:`s` serve to
+    estimate how far the weights have to go, and so the learning rate. Take it where you cannot try
+    rates, if twice Adam's state fits. Leave `lr` at 1, constant or falling along a cosine, as its
+    authors advise.
+
     The estimate :math:`d` of how far the weights :math:`w_0` have to go is one number for all
     parameters. It begins at :math:`d_0` and never falls. With :math:`\gamma = d \eta`, sums over
     the elements of all arrays, and :math:`d'` the estimate after the step:

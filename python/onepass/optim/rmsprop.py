@@ -14,6 +14,12 @@ from onepass.optim.optimizer import Optimizer
 class RMSprop(Optimizer, rule="rmsprop"):
     r"""RMSProp: AdaGrad that forgets.
 
+    The average :math:`s` of squares gives each weight a step of its own size; unlike `Adagrad`'s
+    sum it can fall again, so that steps do not become ever shorter. Take it for recurrent networks
+    and reinforcement learning, where it is common, or as an Adam that keeps one array. Keras's
+    learning rate is 1e-3 with ``alpha=0.9``; DQN learned Atari's games with 2.5e-4 (Mnih et al.,
+    Nature 2015).
+
     .. math::
 
         s &\leftarrow \alpha s + (1 - \alpha) g^2 \\
@@ -36,14 +42,16 @@ class RMSprop(Optimizer, rule="rmsprop"):
     alpha : float in [0, 1), or schedule
         How much of the old average stays.
     eps : float >= 0, or schedule
-        Outside the root.
+        Is added outside the root, 1e-8 by default.
     weight_decay : float >= 0, or schedule
         Coupled (L2): the gradient becomes :math:`g + \lambda w`.
     momentum : float in [0, 1), or schedule
-        0 keeps no buffer.
+        How much of the buffer stays; 0, the default, keeps no buffer.
     centered : bool
+        Divide by the deviation of the gradient from its average instead of its root mean square.
+        Off by default; it makes steps longer where gradients agree, and keeps one more array.
     eps_root : float >= 0, or schedule
-        Inside the root.
+        Is added inside the root, 0 by default; 1e-7 in Keras, 1e-8 in optax.
     maximize : bool
         Ascend instead of descend.
     **options

@@ -14,6 +14,10 @@ from onepass.optim.optimizer import Optimizer
 class Rprop(Optimizer, rule="rprop"):
     r"""Rprop: each element has a step of its own, which grows until its gradient changes sign.
 
+    It keeps each weight's step, and the last gradient for its sign. Take it where the gradient is
+    that of all data, without noise: for small networks and for fits, where it needs no search for
+    a rate. Its authors begin with steps (`lr`) of 0.1, and found that this hardly matters.
+
     .. math::
 
         \Delta &\leftarrow \max(\min(\Delta \cdot

@@ -18,6 +18,12 @@ from onepass.optim.optimizer import Optimizer
 class SGD(Optimizer, rule="sgd"):
     r"""Gradient descent, with or without momentum.
 
+    The buffer of momentum remembers the last steps: along a valley they add up, and across it they
+    cancel; without momentum nothing is kept. Take it, with momentum, where you can search for a
+    learning rate and its schedule: it keeps half of Adam's state. ResNet was trained with a rate
+    of 0.1, momentum 0.9 and a decay of 1e-4, and the rate was divided by 10 when the error stood
+    still (arXiv:1512.03385); Bengio begins with 0.01 (arXiv:1206.5533).
+
     Batch, mini-batch and stochastic gradient descent differ only in who computes the gradient
     :math:`g`; the update is this one. Without momentum
 
@@ -54,16 +60,21 @@ class SGD(Optimizer, rule="sgd"):
     lr : float >= 0, or schedule
         Learning rate. A schedule is called with the number of completed steps, from 0.
     momentum : float in [0, 1), or schedule
-        0 keeps no buffer.
+        How much of the buffer stays; 0, the default, keeps no buffer. 0.9 is usual.
     dampening : float in [0, 1]
-        Only for "heavy_ball", and not on the first step, where the buffer is the gradient.
+        The share of a gradient that does not enter the buffer, 0 by default. Only for
+        "heavy_ball", and not on the first step, where the buffer is the gradient.
     weight_decay : float >= 0, or schedule
         Coupled (L2): the gradient becomes :math:`g + \lambda w`.
     nesterov : bool
-        Needs momentum, no dampening, and the form "heavy_ball" or "sutskever".
+        Step from where momentum leads. Off by default; with a large momentum it swings less
+        (Sutskever et al.). It needs momentum, no dampening, and the form "heavy_ball" or
+        "sutskever".
     maximize : bool
         Ascend instead of descend.
     form : "heavy_ball", "sutskever" or "ema"
+        Which of the three forms above momentum has, by default "heavy_ball", which is PyTorch's.
+        Take "sutskever" to repeat a run of Keras or scikit-learn, "ema" for a moving average.
     **options
         The options of a step that every optimizer takes: see `onepass.Optimizer`.
 

@@ -13,6 +13,11 @@ from onepass.optim.optimizer import Optimizer
 class SGDScheduleFree(Optimizer, rule="sgd_schedulefree"):
     r"""Schedule-free SGD: an average of the weights stands for a schedule of the rate.
 
+    The weights :math:`z` move as plain SGD's, and their average :math:`x` stands for momentum and
+    ends where a falling rate would have led. Take it in the place of `SGD` where you do not know
+    how long the run will be. Its authors begin with learning rates 10 to 50 times as large as
+    SGD's, and advise a warm-up.
+
     .. math::
 
         \eta_t &= \eta \min(1,\, t / T_\text{warmup}), \qquad

@@ -15,6 +15,11 @@ from onepass.optim.optimizer import Optimizer
 class SM3(Optimizer, rule="sm3"):
     r"""SM3: Adagrad with momentum whose sums of squares are kept by rows, columns and so on.
 
+    The numbers :math:`\mu_a` bound `Adagrad`'s sums from above and take hardly any memory;
+    :math:`m` is momentum. Take it for large matrices and embeddings where Adam's state would not
+    fit. Its authors let the learning rate grow with the square of the step, and then keep it
+    constant; they choose its value anew for each task.
+
     .. math::
 
         v &= g^2 + \min_a \mu_a, \qquad

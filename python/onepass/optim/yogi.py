@@ -14,6 +14,11 @@ from onepass.optim.optimizer import Optimizer
 class Yogi(Optimizer, rule="yogi"):
     r"""Yogi: Adam, but its second moment moves by no more than the squared gradient.
 
+    The average :math:`m` is Adam's; :math:`v` falls by small amounts only, so that steps do not
+    become long at once when gradients become small. Take it where Adam does not settle because
+    gradients are sparse or come in bursts. The defaults, a learning rate of 0.01 and ``eps=1e-3``,
+    are those of TensorFlow Addons.
+
     .. math::
 
         m &\leftarrow \beta_1 m + (1 - \beta_1) g \\
@@ -35,7 +40,7 @@ class Yogi(Optimizer, rule="yogi"):
     betas : two floats in [0, 1), or schedules
         How much of the old average of g stays; how small a part of g squared v moves by.
     eps : float >= 0, or schedule
-        Outside the root.
+        Is added outside the root, 1e-3 by default.
     weight_decay : float >= 0, or schedule
         Coupled (L2): the gradient becomes :math:`g + \lambda w`.
     initial_accumulator_value : float >= 0
