@@ -1,4 +1,5 @@
 import doctest
+import gc
 import importlib
 import inspect
 import os
@@ -24,6 +25,21 @@ def pytest_sessionstart(session):
     forced = os.environ.get("ONEPASS_ISA")
     if forced and op.runtime.info()["isa"] != forced:
         pytest.exit(f"ONEPASS_ISA={forced}, but {op.runtime.info()['isa']} runs", returncode=3)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """What is collected lives to the end: the garbage collector need not look at it again.
+
+    It is 23,000 tests, and PyTorch and JAX: a third of a second in each collection.
+    """
+    gc.disable()
+    try:
+        result = yield
+    finally:
+        gc.enable()
+    gc.freeze()
+    return result
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -57,3 +57,15 @@ def blocks_of(codes, scales):
 
 def bits(array):
     return array.view(f"u{array.itemsize}")
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def neighbours(small):
+    """Floats about each number of a format and halfway to the next one, infinities and NaN."""
+    numbers = np.arange(2**15, dtype=np.uint16).view(small).astype(np.float64)
+    numbers = np.sort(numbers[np.isfinite(numbers)])
+    last = numbers[-1] + (numbers[-1] - numbers[-2]) / 2  # from here on they become infinite
+    halves = np.append((numbers[1:] + numbers[:-1]) / 2, last)
+    near = np.concatenate([numbers, halves]).astype(np.float32)
+    near = np.concatenate([near, np.nextafter(near, np.float32(np.inf)), np.nextafter(near, 0)])
+    return np.concatenate([near, -near, np.array([0.0, -0.0, np.inf, -np.inf, np.nan], "f4")])

@@ -1,4 +1,4 @@
-"""The C interface gives the bits of the NumPy reference. test_isa.py repeats this on each ISA."""
+"""The C interface gives the bits of the NumPy reference."""
 
 import copy
 import ctypes

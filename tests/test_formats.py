@@ -1,7 +1,4 @@
-"""How numbers are stored: each format is read and written as NumPy's own conversion does it.
-
-test_isa.py repeats this file on each instruction set.
-"""
+"""How numbers are stored: each format is read and written as NumPy's own conversion does it."""
 
 import ml_dtypes
 import numpy as np
@@ -12,6 +9,7 @@ from hypothesis.extra import numpy as hnp
 
 import onepass as op
 from helpers import SMALL_FORMATS, assert_same_bits, digest
+from storage_cases import neighbours
 
 formats = pytest.mark.parametrize("small", SMALL_FORMATS, ids=lambda dtype: dtype.__name__)
 
@@ -128,18 +126,6 @@ def test_any_bits(grad, small, clip):
         opt.step(each)
         opt.step(each)
     assert_same_bits(*params)
-
-
-@np.errstate(over="ignore", invalid="ignore")
-def neighbours(small):
-    """Floats about each number of a format and halfway to the next one, infinities and NaN."""
-    numbers = np.arange(2**15, dtype=np.uint16).view(small).astype(np.float64)
-    numbers = np.sort(numbers[np.isfinite(numbers)])
-    last = numbers[-1] + (numbers[-1] - numbers[-2]) / 2  # from here on they become infinite
-    halves = np.append((numbers[1:] + numbers[:-1]) / 2, last)
-    near = np.concatenate([numbers, halves]).astype(np.float32)
-    near = np.concatenate([near, np.nextafter(near, np.float32(np.inf)), np.nextafter(near, 0)])
-    return np.concatenate([near, -near, np.array([0.0, -0.0, np.inf, -np.inf, np.nan], "f4")])
 
 
 @formats

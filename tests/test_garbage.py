@@ -145,15 +145,6 @@ CYCLES = [
 ]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def old_objects_are_left_alone():
-    """What was there before these tests, PyTorch for one, costs each collection half a second."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 def test_cycles_are_collected(optimizer):
     made = {make.__name__: weakref.ref(make(optimizer)) for make in CYCLES}
     gc.collect()

@@ -95,22 +95,24 @@ def test_loading():
     source = Resumed()
     saved, loaded, runs = source.opt.state_dict(), source.whole(), []
 
-    def attempt():
+    def stepped():
         run = Resumed()
         for error in (1.0, 2.0, 3.0):
             run.schedule.report(error)
         run.opt.step([np.ones_like(param) for param in run.params])
         for param, other in zip(run.params, source.params, strict=True):
             param[...] = other
-        runs.append((run, run.whole()))
-        return lambda: run.opt.load_state_dict(saved)
+        return run
 
+    def attempt():
+        runs.append(stepped())
+        return lambda: runs[-1].opt.load_state_dict(saved)
+
+    before = stepped().whole()
+    assert before != loaded
     for where, _ in at_each_place(attempt):
-        run, before = runs.pop()
-        assert before != loaded
-        assert run.whole() in (before, loaded), where
-    run, _ = runs.pop()
-    assert run.whole() == loaded  # the last attempt, which nothing interrupted
+        assert runs.pop().whole() in (before, loaded), where
+    assert runs.pop().whole() == loaded  # the last attempt, which nothing interrupted
 
 
 def test_other_calls_that_change_nothing_else():

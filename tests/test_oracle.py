@@ -1,4 +1,4 @@
-"""The kernels equal the NumPy reference bit for bit. test_isa.py repeats this file on each ISA."""
+"""The kernels equal the NumPy reference bit for bit. test_isa.py has the other instruction sets."""
 
 from functools import cache
 

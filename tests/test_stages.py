@@ -1,7 +1,4 @@
-"""The whole step equals its NumPy reference bit for bit: scale, clipping, rule, average, zeros.
-
-test_isa.py repeats this file on each instruction set.
-"""
+"""The whole step equals its NumPy reference bit for bit: scale, clipping, rule, average, zeros."""
 
 import itertools
 import math

@@ -1,7 +1,4 @@
-"""State and parameters in fewer bits: the kernels equal the NumPy reference bit for bit.
-
-test_isa.py repeats this file on each instruction set.
-"""
+"""State and parameters in fewer bits: the kernels equal the NumPy reference bit for bit."""
 
 import itertools
 import math
