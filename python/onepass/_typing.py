@@ -13,6 +13,9 @@ Schedule: TypeAlias = Callable[[int], SupportsFloat]
 StateAlloc: TypeAlias = Callable[[str, tuple[int, ...], np.dtype[Any]], npt.NDArray[Any]]
 """An array's name, shape and dtype to such an array, which holds anything."""
 
+Exchange: TypeAlias = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
+"""The sums of squares of this process' blocks to those of all processes, in order."""
+
 Pair: TypeAlias = tuple[float | Schedule, float | Schedule] | Callable[[int], Sequence[float]]
 """Two numbers, for each of which a schedule may stand, or a schedule of both."""
 
