@@ -35,7 +35,8 @@ def run(isa, *command):
 def test_every_isa_gives_the_same_bits():
     """Those of every rule, loop, stage and format, of the norms and of BatchNorm.
 
-    All other tests hold the bits of one instruction set against the oracle. CI runs these on each.
+    All other tests hold the bits of one instruction set against the oracle; the workflow tests.yml
+    runs them on each.
     """
     found = {}
     for isa in SUPPORTED:

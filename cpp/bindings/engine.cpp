@@ -103,6 +103,9 @@ Engine::Engine(const py::dict& contents)
   }
   memory.check_overlap();
   if (contents.contains("state_alloc")) state_alloc_ = contents["state_alloc"];
+  if (contents.contains("parts") && !contents["parts"].is_none()) {
+    parts_ = contents["parts"].cast<decltype(parts_)>();
+  }
   bound_.resize(size());
   now_.optimizer.params.resize(size());
   now_.optimizer.tensors.resize(size());
@@ -220,6 +223,7 @@ py::dict Engine::contents() const {
   all["params"] = params;
   all["group_of"] = group_of;
   all["state_alloc"] = state_alloc_;
+  all["parts"] = parts_.empty() ? py::object(py::none()) : py::cast(parts_);
   all["copies"] = copies;
   all["bound"] = has_bound_ ? py::object(bound) : py::none();
   all["progress"] = progress;
@@ -343,13 +347,18 @@ void Engine::arrange(Arrangement& arrangement, std::size_t index) const {
   const bool had_average = !arrays.average.is_none();
   const py::object kept = callbacks->arrange(fields_->rule()->name, known_groups_[param.group],
                                              arrangement.params[index].array, kept_arrays(arrays),
-                                             param.steps, allocator(index));
+                                             param.steps, allocator(index), whole_size(index));
   set_kept_arrays(arrays, kept.cast<py::tuple>());
   if (!had_average) {
     param.average_from = param.steps;
     param.entered = 0;
   }
   lay_out(arrangement, index);
+}
+
+py::object Engine::whole_size(std::size_t index) const {
+  if (parts_.empty()) return py::none();
+  return py::int_(parts_.at(index).second);
 }
 
 py::object Engine::allocator(std::size_t index) const {
@@ -408,6 +417,7 @@ void Engine::lay_out(Arrangement& arrangement, std::size_t index) const {
   check_dimensions(group, param.array, Label(labels_, index, Role::param));
   Memory memory;  // of our own; nothing else can overlap it
   start_layout(param, index, tensor, known);
+  if (!parts_.empty()) tensor.streams.first_block = parts_.at(index).first / block_size;
   note_axes(param, index, Label(labels_, index, Role::param), arrangement.optimizer);
   for (std::size_t k = 0; k < arrays.state.size(); ++k) {
     if (!group.variant(known.is_factored).uses_state[k])

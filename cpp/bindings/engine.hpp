@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -58,8 +59,9 @@ struct Arrangement {
 
 // What is done in Python, and rarely.
 struct Callbacks {
-  py::object mirror;   // (shape, grouped, grads) -> gradients in the parameters' order
-  py::object arrange;  // (rule, settings, param, kept, steps, allocator or None) -> kept
+  py::object mirror;  // (shape, grouped, grads) -> gradients in the parameters' order
+  // (rule, settings, param, kept, steps, allocator or None, size of the whole or None) -> kept
+  py::object arrange;
   py::object new_sum;  // (param, allocator or None) -> zeros
   py::object direct;   // (rule, [(direction, its norm, hyperparameters)]) -> None
   py::object stats;    // (keys) -> (a mapping, the array behind it)
@@ -88,7 +90,9 @@ class Engine {
   // `by_rows`: `grads` are rows by the parameters' keys.
   // Returns false where the gradients were left out, as they are not finite.
   bool accumulate(py::handle grads, int num_threads);
-  py::object step(py::handle grads, bool by_rows, double grad_scale, bool stats, int num_threads);
+  // `exchange`: None, or what the sums of many processes are exchanged by.
+  py::object step(py::handle grads, bool by_rows, double grad_scale, bool stats,
+                  py::handle exchange, int num_threads);
   // Steps the parameter of this key alone, as a part of a round.
   py::object step_one(py::handle name, py::handle grad, double grad_scale, bool stats,
                       int num_threads);
@@ -132,6 +136,8 @@ class Engine {
   void note_written(const Arrangement& arrangement);
   // What makes a parameter's arrays: (state_alloc, its key, its label), or None.
   py::object allocator(std::size_t index) const;
+  // The size of what a parameter is a part of, or None.
+  py::object whole_size(std::size_t index) const;
   // The arrays that the user's function has made, which may lie where others do.
   [[gnu::cold]] std::vector<std::pair<py::array, Label>> allocated(
       const Arrangement& arrangement) const;
@@ -144,7 +150,8 @@ class Engine {
     py::handle grads;
     bool by_rows;
     StepOptions options;
-    std::ptrdiff_t only = -1;  // the parameter that `grads` is for, where it is one's
+    std::ptrdiff_t only = -1;       // the parameter that `grads` is for, where it is one's
+    py::handle exchange = Py_None;  // or a Python function
   };
 
   // gradients.cpp: from what a user gives to addresses.
@@ -204,6 +211,9 @@ class Engine {
     Optimizer& optimizer = arrangement.optimizer;
     return run_step(optimizer, options, grad_label, direct, optimizer.completed, info);
   }
+  [[gnu::cold]] bool step_with_others(Arrangement& arrangement, const Call& call,
+                                      const std::function<void()>& check, const py::object& info);
+  [[gnu::cold]] void check_exchange(py::handle exchange) const;
   [[gnu::cold]] void step_and_arrange(const Call& call, const py::object& info);
   Source gather(py::handle grads);
   void take_bound(const char* missing);
@@ -236,6 +246,9 @@ class Engine {
   py::object shape_;
   py::list labels_, keys_;
   py::object state_alloc_ = py::none();  // the user's function that makes state
+  // Where the parameters are parts of others: of each, where it begins in the whole one, and the
+  // size of that.
+  std::vector<std::pair<std::size_t, std::size_t>> parts_;
   py::object places_;  // from a key to the parameter's place; null until a step names keys
   std::vector<std::int64_t> accumulated_;  // how often, for each parameter
   Round round_;

@@ -7,6 +7,31 @@
 
 namespace onepass::bindings {
 
+namespace {
+
+// What the user's function has returned.
+std::vector<double> sums_of_all(const py::object& sums) {
+  const char* const expected = "exchange: expected it to return a vector of float64, got ";
+  if (!py::isinstance<py::array>(sums)) {
+    throw py::type_error(expected + std::string(Py_TYPE(sums.ptr())->tp_name));
+  }
+  const auto array = py::reinterpret_borrow<py::array>(sums);
+  if (!py::isinstance<py::array_t<double>>(sums))
+    throw py::type_error(expected + dtype_name(array));
+  if (array.ndim() != 1) throw py::value_error(expected + ("shape " + shape_name(array)));
+  const auto values = py::array_t<double, py::array::c_style>::ensure(sums);
+  if (!values) throw py::error_already_set();
+  std::vector<double> all(values.data(), values.data() + values.size());
+  const auto wrong = std::ranges::find_if(all, [](double sum) { return sum < 0; });
+  if (wrong != all.end()) {
+    throw py::value_error("exchange: expected sums of squares, got " +
+                          py::str(py::float_(*wrong)).cast<std::string>());
+  }
+  return all;
+}
+
+}  // namespace
+
 void Engine::check_block(const char* name) {
   if (shown_.is_none()) return;
   const py::object block = shown_[py::int_(0)];
@@ -51,7 +76,7 @@ void Engine::take_bound(const char* missing) {
 }
 
 py::object Engine::step(py::handle grads, bool by_rows, double grad_scale, bool stats,
-                        int num_threads) {
+                        py::handle exchange, int num_threads) {
   const char* const name = by_rows ? "step_rows" : "step";
   const OneAtATime guard(busy_, name);
   const Cleared cleared(given_);
@@ -64,6 +89,9 @@ py::object Engine::step(py::handle grads, bool by_rows, double grad_scale, bool 
   call_schedules();
   if (fields_->rule()->sums_over_all) check_groups_agree();
   Call call{grads, by_rows, {}};
+  if (!exchange.is_none()) [[unlikely]]
+    check_exchange(exchange);
+  call.exchange = exchange;
   StepOptions& options = call.options;
   options.grad_scale = grad_scale;
   options.max_grad_norm = own_settings_.max_grad_norm;
@@ -117,11 +145,40 @@ bool Engine::step_in(Arrangement& arrangement, const Call& call, const py::objec
   const auto check = [&] {
     if (!all_ready(arrangement, source, true)) fail_changed();
   };
-  const bool skipped = run(arrangement, call.options, check, info);
+  const bool skipped = call.exchange.is_none() ? run(arrangement, call.options, check, info)
+                                               : step_with_others(arrangement, call, check, info);
   if (stats) [[unlikely]]
     set_stats(info, stats, arrangement.optimizer, call.options.grad_scale);
   if (source == Source::sums) forget_accumulated();
   return skipped;
+}
+
+// A step in two phases: between measuring and writing, Python's function is given the sums of
+// squares of the blocks here, and returns those of all processes.
+bool Engine::step_with_others(Arrangement& arrangement, const Call& call,
+                              const std::function<void()>& check, const py::object& info) {
+  const Exchange exchange = [&](std::span<const double> own) {
+    const WithGil gil;
+    const py::object sums =
+        call.exchange(py::array_t<double>(static_cast<py::ssize_t>(own.size()), own.data()));
+    std::vector<double> all = sums_of_all(sums);
+    check();  // it may have changed anything
+    return all;
+  };
+  StepOptions options = call.options;
+  options.exchange = &exchange;
+  return run(arrangement, options, check, info);
+}
+
+void Engine::check_exchange(py::handle exchange) const {
+  if (!PyCallable_Check(exchange.ptr())) {
+    throw py::type_error("exchange: expected a function or None, got " +
+                         std::string(Py_TYPE(exchange.ptr())->tp_name));
+  }
+  if (fields_->rule()->sums_over_all) {
+    throw py::value_error(std::string("exchange: expected None beside ") + fields_->rule()->name +
+                          ", whose own sums over all arrays are not exchanged, got a function");
+  }
 }
 
 // The sums are zeros, or gone.
@@ -130,7 +187,8 @@ void Engine::forget_accumulated() {
   gathered_ = left_out_ = 0;
 }
 
-// Tensors of the gradients in `given_`, which were checked. Where they are added to is not known yet.
+// Tensors of the gradients in `given_`, which were checked. Where they are added to is not known
+// yet.
 std::vector<Tensor> Engine::given_tensors() const {
   std::vector<Tensor> tensors;
   for (std::size_t i = 0; i < size(); ++i) {

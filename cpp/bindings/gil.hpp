@@ -38,6 +38,24 @@ class WithoutGil {
   PyThreadState* state_;
 };
 
+// Runs Python code within work that may have let go of the GIL.
+class WithGil {
+ public:
+  WithGil() {
+    try {
+      state_ = PyGILState_Ensure();
+    } catch (...) {  // Python has ended, see above
+      sleep_for_ever();
+    }
+  }
+  WithGil(const WithGil&) = delete;
+  WithGil& operator=(const WithGil&) = delete;
+  ~WithGil() { PyGILState_Release(state_); }
+
+ private:
+  PyGILState_STATE state_;
+};
+
 // Does work on this many elements. Nothing in it may need the GIL.
 template <class Work>
 void without_gil(std::size_t elements, const Work& work) {

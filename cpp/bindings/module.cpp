@@ -16,6 +16,7 @@
 #include "capi.hpp"
 #include "dispatch.hpp"
 #include "engine.hpp"
+#include "fold.hpp"
 #include "foreign.hpp"
 #include "function.hpp"
 #include "gil.hpp"
@@ -178,6 +179,7 @@ PYBIND11_MODULE(_core, m) {
   bind_engine(m);
   bind_kernel_functions(m);
   bind_ruler(m);
+  bind_fold(m);
   bind_looks(m);
   bind_batch_norm(m);
 

@@ -64,19 +64,19 @@ bool check_stats(PyObject* value) {
   return flag != 0;
 }
 
-PyObject* step(PyObject* const* values) {  // self, grads, grad_scale, stats, num_threads
+PyObject* step(PyObject* const* values) {  // self, grads, grad_scale, stats, exchange, num_threads
   const Held engine(values[0]);
-  const int num_threads = resolve_num_threads(values[4]);
+  const int num_threads = resolve_num_threads(values[5]);
   const double grad_scale = check_grad_scale(values[2]);
   const bool stats = check_stats(values[3]);
-  return engine->step(values[1], false, grad_scale, stats, num_threads).release().ptr();
+  return engine->step(values[1], false, grad_scale, stats, values[4], num_threads).release().ptr();
 }
 
 PyObject* step_rows(PyObject* const* values) {  // self, grads, grad_scale, num_threads
   const Held engine(values[0]);
   const int num_threads = resolve_num_threads(values[3]);
   const double grad_scale = check_grad_scale(values[2]);
-  return engine->step(values[1], true, grad_scale, false, num_threads).release().ptr();
+  return engine->step(values[1], true, grad_scale, false, Py_None, num_threads).release().ptr();
 }
 
 PyObject* step_one(PyObject* const* values) {  // self, name, grad, grad_scale, stats, num_threads
@@ -159,7 +159,9 @@ void set_engine(PyObject* optimizer, PyObject* engine) noexcept {
 }
 
 void bind_engine(py::module_& m) {
-  implement({"Optimizer.step", {"self", "grads", "grad_scale", "stats", "num_threads"}, step});
+  implement({"Optimizer.step",
+             {"self", "grads", "grad_scale", "stats", "exchange", "num_threads"},
+             step});
   implement({"Optimizer.step_rows", {"self", "grads", "grad_scale", "num_threads"}, step_rows});
   implement({"Optimizer.step_one",
              {"self", "name", "grad", "grad_scale", "stats", "num_threads"},

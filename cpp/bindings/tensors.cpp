@@ -191,6 +191,11 @@ void set_step_info(py::object type) {
   step_info = reinterpret_cast<PyTypeObject*>(type.release().ptr());
 }
 
+void fail_elsewhere() {
+  throw py::value_error(
+      "exchange: expected finite sums of squares, got an infinity or NaN from another process");
+}
+
 void fail_changed() {
   throw py::value_error(
       "step: expected arrays that do not change during the call, got one that did");

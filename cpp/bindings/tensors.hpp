@@ -44,6 +44,9 @@ void check_dimensions(const Group& group, const py::array& param, const Label& l
 // anything is checked, because its making may collect garbage, and that may run any Python code.
 py::object new_step_info(py::object& last);
 
+// The gradients of another process are not finite, and that is an error.
+[[noreturn, gnu::cold]] void fail_elsewhere();
+
 // Python code that a check has run has changed an array that was checked before.
 [[noreturn]] void fail_changed();
 
@@ -98,7 +101,8 @@ template <class GradLabel, class Direct>
 bool run_step(Optimizer& optimizer, const StepOptions& options, const GradLabel& grad_label,
               const Direct& direct, std::int64_t completed, const py::object& info) {
   Ready ready = prepare_step(optimizer, options);
-  if (ready.nonfinite >= 0 && options.nonfinite == Nonfinite::raise) {
+  if (!ready.is_finite && options.nonfinite == Nonfinite::raise) [[unlikely]] {
+    if (ready.nonfinite < 0) fail_elsewhere();
     const auto index = static_cast<std::size_t>(ready.nonfinite);
     fail_value(grad_label(index), "finite values", "an infinity or NaN");
   }

@@ -6,6 +6,8 @@
 #include <numeric>
 
 #include "onepass/random.hpp"
+#include "parallel.hpp"
+#include "pieces.hpp"
 
 namespace onepass {
 namespace {
@@ -36,6 +38,18 @@ double first_to_enter(const Settings& settings) noexcept {
   const double decay = settings.ema_decay;
   const bool warms_up = settings.ema_warmup != 0 && decay < 1;  // a decay of 1: not in this step
   return 1 - (warms_up ? std::min(decay, (1 + n) / (10 + n)) : decay);
+}
+
+// Of the kernel that adds gradients up.
+constexpr auto scalars_of_sums = [] {
+  std::array<double, max_scalars> plain{};
+  plain[grad_scale] = plain[shrink] = plain[late_shrink] = plain[step_number] = 1;
+  plain[max_grad_value] = std::numeric_limits<double>::infinity();
+  return plain;
+}();
+
+Kernel adding(const Tensor& tensor, const KernelTable& kernels) noexcept {
+  return tensor.item_size == sizeof(double) ? kernels.add_f64 : kernels.add_f32;
 }
 
 [[gnu::cold]] void look_ahead(const Settings& settings, double step, double* scalars) noexcept {
@@ -168,6 +182,8 @@ Ready Optimizer::prepare(const StepOptions& options) {
     if (limits && !ready.skipped())
       coefficient = clip_coefficient(*ready.norm, options.max_grad_norm);
     ready.clipped = coefficient < 1;
+  } else if (options.exchange) [[unlikely]] {
+    (*options.exchange)({});
   }
   if (ready.skipped()) return ready;
   measuring_.clear();
@@ -208,17 +224,29 @@ void Optimizer::join(std::span<Rows> rows, int threads) {
 
 void Optimizer::measure(const StepOptions& options, Ready& ready) {
   sums_.resize(total_blocks(tensors));
-  const Norm found = onepass::norm(tensors, sums_, options.num_threads);
+  const Norm found =
+      options.exchange ? norm_of_all(options) : onepass::norm(tensors, sums_, options.num_threads);
   ready.norm = found.value / options.grad_scale;
   unit_ = found.unit;
+  ready.is_finite = found.is_finite;
   if (found.nonfinite) ready.nonfinite = found.nonfinite - tensors.data();
   if (options.is_left_out) ready.norm = none;  // as of the sum of what was left out
+}
+
+// A process whose gradients were all left out makes the others skip the step too.
+Norm Optimizer::norm_of_all(const StepOptions& options) {
+  if (!options.is_left_out) {
+    return onepass::norm(tensors, sums_, options.num_threads, *options.exchange);
+  }
+  const double left_out[] = {none};
+  return onepass::norm(tensors, sums_, options.num_threads,
+                       [&](std::span<const double>) { return (*options.exchange)(left_out); });
 }
 
 // A norm that is not finite is above every limit, unless that is to be an error.
 SkipReason Optimizer::reason_to_skip(const StepOptions& options, const Ready& ready) noexcept {
   if (options.is_left_out) return SkipReason::nonfinite;
-  if (ready.nonfinite < 0) {  // of finite gradients; NaN where there is no limit
+  if (ready.is_finite) {  // the limit is NaN where there is none
     return *ready.norm > options.skip_grad_norm ? SkipReason::grad_norm : SkipReason::not_skipped;
   }
   const bool skips =
@@ -474,17 +502,26 @@ const Tensor* find_nonfinite(std::span<Tensor> tensors, int num_threads) {
 }
 
 void accumulate(std::span<Tensor> tensors, const KernelTable& kernels, int num_threads) noexcept {
-  static constexpr auto scalars = [] {
-    std::array<double, max_scalars> plain{};
-    plain[grad_scale] = plain[shrink] = plain[late_shrink] = plain[step_number] = 1;
-    plain[max_grad_value] = std::numeric_limits<double>::infinity();
-    return plain;
-  }();
   for (Tensor& tensor : tensors) {
-    tensor.scalars = scalars.data();
-    tensor.kernel = tensor.item_size == sizeof(double) ? kernels.add_f64 : kernels.add_f32;
+    tensor.scalars = scalars_of_sums.data();
+    tensor.kernel = adding(tensor, kernels);
   }
   step(tensors, num_threads);
+}
+
+void fold(const Tensor& sum, std::span<const Stored> parts, const KernelTable& kernels,
+          int num_threads) noexcept {
+  const Kernel add = adding(sum, kernels);
+  parallel_for(count_blocks(sum), num_threads, [&](std::size_t index) noexcept {
+    const Range range = block(sum, index);  // it stays in the cache until its last part is added
+    Streams streams = sum.streams;
+    std::memset(static_cast<char*>(streams.param.data) + range.begin * sum.item_size, 0,
+                (range.end - range.begin) * sum.item_size);
+    for (const Stored& part : parts) {
+      streams.grad = part;
+      add(streams, range.begin, range.end, scalars_of_sums.data());
+    }
+  });
 }
 
 }  // namespace onepass

@@ -117,6 +117,9 @@ struct StepOptions {
   int num_threads = 1;
   std::span<Rows> rows{};  // of each tensor, where a step moves rows of some; else none
   bool stats = false;      // whether the step notes what `stats_of` says; not beside rows
+  // Of a step of many processes together. It is called once all else is checked, and where no norm
+  // is asked for with no sums; what it throws leaves the step undone.
+  const Exchange* exchange = nullptr;
 };
 
 // How often weights enter an average from one number of completed steps to another.
@@ -133,6 +136,7 @@ class Ready {
   SkipReason skip_reason = SkipReason::not_skipped;
   std::optional<double> d;        // of a rule that finds its rate, after the step
   std::ptrdiff_t nonfinite = -1;  // the first parameter whose gradient is not finite
+  bool is_finite = true;          // not, too, where that is a parameter of another process
   bool skipped() const noexcept { return skip_reason != SkipReason::not_skipped; }
   // Moves everything, or counts a skipped step. No failure is possible any more.
   void run() noexcept;
@@ -181,7 +185,7 @@ class Optimizer {
   bool shares_memory() const noexcept { return !groups.empty() && groups[0].rule->sums_over_all; }
   // Lets every parameter's memory begin.
   void start_memory();
-  // May throw std::bad_alloc.
+  // May throw std::bad_alloc, and what an exchange throws.
   Ready prepare(const StepOptions& options);
   // Whether the step that was prepared takes a direction, of any tensor or of this one. It must be
   // there, at the tensor's direction_place, when the step is run.
@@ -217,6 +221,7 @@ class Optimizer {
                                       bool watches) noexcept;
   [[gnu::cold]] void watch(std::size_t first, std::size_t last, int threads, bool moves) noexcept;
   void measure(const StepOptions& options, Ready& ready);
+  [[gnu::cold]] Norm norm_of_all(const StepOptions& options);
   static SkipReason reason_to_skip(const StepOptions& options, const Ready& ready) noexcept;
   [[gnu::cold]] double clip_each(const Tensor& tensor, std::size_t first_block, double factor,
                                  const Group& group) const noexcept;
@@ -242,5 +247,10 @@ void fill_scalars(const Group& group, const Parameter& param, const double* memo
 
 // Adds each tensor's gradient to its `param`.
 void accumulate(std::span<Tensor> tensors, const KernelTable& kernels, int num_threads) noexcept;
+
+// Adds vectors up in their order, beginning with zeros, as one `accumulate` for each would. `sum`
+// has the size, the item size and where the sums go to.
+void fold(const Tensor& sum, std::span<const Stored> parts, const KernelTable& kernels,
+          int num_threads) noexcept;
 
 }  // namespace onepass

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <span>
 
 #include "parallel.hpp"
@@ -45,7 +46,7 @@ void for_each_piece(std::span<Tensor> tensors, int threads, const Count& count,
                     const Body& body) noexcept {
   std::size_t pieces = 0;
   for (Tensor& tensor : tensors) {
-    tensor.first_piece = pieces;
+    tensor.first_piece = static_cast<std::uint32_t>(pieces);
     pieces += count(tensor);
   }
   const std::size_t useful = total_elements(tensors) / min_elements_per_thread;

@@ -117,9 +117,9 @@ Range piece_of_rows(const Tensor& tensor, const RowIndex& rows, std::size_t inde
   return {begin, std::min(begin + piece_of(rows), tensor.size)};
 }
 
-// Fills `sums` block by block, and returns their sum in that order.
-double sum_of_squares(std::span<Tensor> tensors, std::span<double> sums, int threads,
-                      double unit) noexcept {
+// Fills `sums` block by block.
+void sum_squares(std::span<Tensor> tensors, std::span<double> sums, int threads,
+                 double unit) noexcept {
   const bool prefetch_ahead = total_elements(tensors) * sizeof(float) > far_for_sums;
   for_each_piece(tensors, threads, count_blocks,
                  [&](const Tensor& tensor, std::size_t index, std::size_t among_all) noexcept {
@@ -127,9 +127,32 @@ double sum_of_squares(std::span<Tensor> tensors, std::span<double> sums, int thr
                    sums[among_all] = tensor.squares(tensor.streams.grad, range.begin, range.end,
                                                     unit, prefetch_ahead);
                  });
+}
+
+double total_of(std::span<const double> sums) noexcept {
   double total = 0;
   for (const double sum : sums) total += sum;
   return total;
+}
+
+// The norm by `sum(unit)`, which returns the sum of all squares in units of 1 / unit. `rescales`:
+// whether that may be out of range.
+template <class Sum>
+Norm norm_by(std::span<Tensor> tensors, std::span<const double> sums, bool rescales,
+             const Sum& sum) noexcept(noexcept(sum(1))) {
+  double unit = 1, total = sum(unit);
+  if (rescales && (total < smallest_sum || !std::isfinite(total))) {
+    unit = total < smallest_sum ? small_unit : large_unit;
+    total = sum(unit);
+  }
+  Norm found{std::sqrt(total) / unit, unit, nullptr, std::isfinite(total)};
+  if (found.is_finite) return found;
+  const auto first =
+      std::find_if(sums.begin(), sums.end(), [](double s) { return !std::isfinite(s); });
+  if (first != sums.end()) {
+    found.nonfinite = &tensor_of(tensors, static_cast<std::size_t>(first - sums.begin()));
+  }
+  return found;
 }
 
 // Whether an update of so many bytes comes from beyond the caches of a core.
@@ -249,16 +272,18 @@ std::size_t total_blocks(std::span<const Tensor> tensors) noexcept {
 Norm norm(std::span<Tensor> tensors, std::span<double> sums, int threads) noexcept {
   const bool doubles = std::any_of(tensors.begin(), tensors.end(),
                                    [](const Tensor& t) { return t.item_size == sizeof(double); });
-  double unit = 1, total = sum_of_squares(tensors, sums, threads, unit);
-  if (doubles && (total < smallest_sum || !std::isfinite(total))) {
-    unit = total < smallest_sum ? small_unit : large_unit;
-    total = sum_of_squares(tensors, sums, threads, unit);
-  }
-  if (std::isfinite(total)) return {std::sqrt(total) / unit, unit, nullptr};
-  const auto first =
-      std::find_if(sums.begin(), sums.end(), [](double s) { return !std::isfinite(s); });
-  return {std::sqrt(total), unit,
-          &tensor_of(tensors, static_cast<std::size_t>(first - sums.begin()))};
+  return norm_by(tensors, sums, doubles, [&](double unit) noexcept {
+    sum_squares(tensors, sums, threads, unit);
+    return total_of(sums);
+  });
+}
+
+Norm norm(std::span<Tensor> tensors, std::span<double> sums, int threads,
+          const Exchange& exchange) {
+  return norm_by(tensors, sums, true, [&](double unit) {
+    sum_squares(tensors, sums, threads, unit);
+    return total_of(exchange(sums));
+  });
 }
 
 }  // namespace onepass

@@ -3,7 +3,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
+#include <vector>
 
 #include "kernels.hpp"
 #include "shapes.hpp"
@@ -16,9 +18,9 @@ struct alignas(64) Tensor {
   Kernel kernel;
   const double* scalars;
   Streams streams;
-  std::size_t item_size;  // of the numbers that the rule computes with
+  std::uint32_t item_size;        // of the numbers that the rule computes with
+  std::uint32_t first_piece = 0;  // its number among all tensors' pieces; each pass sets it
   SumOfSquares squares;
-  std::size_t first_piece = 0;  // its number among all tensors' pieces; each pass sets it
 };
 static_assert(sizeof(Tensor) == 3 * 64);
 
@@ -66,11 +68,20 @@ void zero_gradients(std::span<Tensor> tensors, int threads) noexcept;
 struct Norm {
   double value, unit;
   const Tensor* nonfinite;  // the first one with an infinity or a NaN in its gradient, or null
+  bool is_finite;           // not, too, where another process has such a one
 };
 // In how many blocks the tensors are summed, by norm() and by measure().
 std::size_t count_blocks(const Tensor& tensor) noexcept;
 std::size_t total_blocks(std::span<const Tensor> tensors) noexcept;
 // The same bits for any number of threads.
 Norm norm(std::span<Tensor> tensors, std::span<double> sums, int threads) noexcept;
+
+// What puts the sums of all processes in the place of this one's: it is given the sums of squares
+// of the blocks here, and returns those of all blocks, in order. It may throw.
+using Exchange = std::function<std::vector<double>(std::span<const double>)>;
+// The norm of the gradients of all processes together. Where it is out of range or not finite, the
+// sums are exchanged again, in other units: all processes see the same ones, and do so together.
+[[gnu::cold]] Norm norm(std::span<Tensor> tensors, std::span<double> sums, int threads,
+                        const Exchange& exchange);
 
 }  // namespace onepass

@@ -118,21 +118,26 @@ __all__ = [
     "schedules",
     "search",
     "set_num_threads",
+    "shard",
     "surface",
     "tune",
 ]
 
 __version__ = _core.version
 
+_LATE = {"Stream": "onepass._stream", "shard": "onepass._shard"}
+"""Where names are that are loaded when they are first used."""
+
 if TYPE_CHECKING:
+    from onepass._shard import shard
     from onepass._stream import Stream
     from onepass.lab import compare, search, surface, tune
 else:  # for a type checker, a module with `__getattr__` would have every name
 
     def __getattr__(name):
-        """Load the parts of `onepass.lab`, and what needs threads, when they are first used."""
-        if name == "Stream":
-            return globals().setdefault(name, import_module("onepass._stream").Stream)
+        """Load the parts of `onepass.lab`, and what few programs need, when they are first used."""
+        if name in _LATE:
+            return globals().setdefault(name, getattr(import_module(_LATE[name]), name))
         if name not in ("compare", "search", "surface", "tune"):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         # From now on this function is not called for that name.

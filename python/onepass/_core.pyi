@@ -92,6 +92,9 @@ def make_kernel(
 def grad_norm(
     grad: npt.NDArray[Any], like: npt.NDArray[Any], num_threads: int | None = None
 ) -> tuple[float, bool]: ...
+def fold(
+    sums: npt.NDArray[Any], parts: list[npt.NDArray[Any]], num_threads: int | None = None
+) -> None: ...
 
 class CopyLimit:
     def __init__(

@@ -16,6 +16,9 @@ StateAlloc: TypeAlias = Callable[[str, tuple[int, ...], np.dtype[Any]], npt.NDAr
 Setting: TypeAlias = float | Schedule | Mapping[str, float | Schedule]
 """A hyperparameter: a number, a schedule, or one of these for each pattern of names."""
 
+Exchange: TypeAlias = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
+"""The sums of squares of this process' blocks to those of all processes, in order."""
+
 Pair: TypeAlias = tuple[float | Schedule, float | Schedule] | Callable[[int], Sequence[float]]
 """Two numbers, for each of which a schedule may stand, or a schedule of both."""
 

@@ -111,6 +111,9 @@ struct Streams {
   Stored copy = {};               // of the parameter, in fewer bits
   Stored state[max_states] = {};  // few rules have more than two
   void* slow = nullptr;           // Lookahead's weights, in the type that the rule computes with
+  // The block of the whole tensor that this one begins with, where it is a part: its random bits
+  // are those of its place in the whole.
+  std::size_t first_block = 0;
 };
 
 }  // namespace onepass

@@ -272,7 +272,7 @@ inline void close_block(const Streams& streams, std::size_t begin, std::size_t n
                         std::index_sequence<K...>) noexcept {
   constexpr std::size_t n_states = sizeof...(K);
   const auto bits = [&](std::size_t k) {
-    return block_bits(*streams.random, keys[k], begin / block_size);
+    return block_bits(*streams.random, keys[k], streams.first_block + begin / block_size);
   };
   const auto measure = [&]<std::size_t k>() {
     using Codec = Kept<Rule, State, k>;

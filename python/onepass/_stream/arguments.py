@@ -71,15 +71,7 @@ def checked(
     if values["rounding"] == "master":
         raise ValueError("rounding: expected 'stochastic' or 'nearest' in a stream, got 'master'")
     cls._check_together({**values, "rounding": values["rounding"] if is_small else "master"})
-    row = cls.row
-    for why, is_so in {
-        "measures whole arrays": row.measures(values) or row.sums_over_all,
-        "takes whole matrices": row.is_directed(values),
-        "keeps numbers of rows and columns": row.factored,
-    }.items():
-        if is_so:
-            raise ValueError(
-                f"rule: expected one that steps parts alone, got {cls.__name__} ({why})"
-            )
+    if why := cls.row.why_whole(values):
+        raise ValueError(f"rule: expected one that steps parts alone, got {cls.__name__} ({why})")
     _storage.check_format(values["state_format"], [np.empty(0, dtype)])
     return values

@@ -24,13 +24,15 @@ def arrange(
     kept: Kept,
     steps: int,
     allocator: Allocator | None = None,
+    whole_size: int | None = None,
 ) -> Kept:
     """Return the arrays that the settings ask for, those that are there already among them.
 
     The new arrays depend only on the old ones, the settings and the steps done. So a run that was
-    saved and loaded before this call gets the same arrays as one that was not.
+    saved and loaded before this call gets the same arrays as one that was not. `whole_size` is of
+    the parameter that this one is a part of, if it is.
     """
-    row, make = ROWS[rule], Maker(param, allocator)
+    row, make = ROWS[rule], Maker(param, allocator, whole_size)
     _storage.check_format(settings["state_format"], [param])
     *state, average, master, slow = kept
     if not steps:  # there is nothing to keep; the settings of its first step say how it begins
@@ -78,7 +80,7 @@ def _of_rule(
             return None
         start = row.start_values(settings)[k]
         return _storage.fresh(make, name, start, state_format, has_sign, shape)
-    if _storage.is_kept_as(array, param, state_format):
+    if _storage.is_kept_as(array, make, state_format):
         return array
     values = _storage.opened(array, param, has_sign)
     return _storage.keep(values, make, name, state_format, has_sign)

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
 from onepass._files import Place, read_from, write_atomically
 from onepass._npz import read_npz, write_npz
@@ -18,15 +19,29 @@ _PREFIXES = {"state": "", UNSETTLED: f"{UNSETTLED}."}
 """What arrays' names in the file begin with, for each part of a dictionary that has arrays."""
 
 
+HEADER = "header"
+"""The name of what says what the other arrays in a file are."""
+
+
 def write(path: Place, kind: str, state_dict: dict[str, Any]) -> None:
     """Write `state_dict` so that `path` is at any time the old file or the whole new one."""
+    arrays = contents(kind, state_dict)
+    write_atomically(path, lambda file: write_npz(file, arrays))
+
+
+def contents(kind: str, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Return the arrays of a file by name: those of the dictionary in order, and the header."""
     arrays: dict[str, Any] = {}
     header = {"format": _FORMAT, "optimizer": kind}
     for name, part in state_dict.items():
         header[name] = _entries(part, _PREFIXES[name], arrays) if name in _PREFIXES else part
-    arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    arrays[HEADER] = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    return arrays
 
-    write_atomically(path, lambda file: write_npz(file, arrays))
+
+def as_npz_knows(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return an array, of bfloat16, which npz does not know, the bits."""
+    return array.view(np.uint16) if array.dtype.name == _BFLOAT16 else array
 
 
 def _entries(
@@ -37,9 +52,8 @@ def _entries(
     for number, (key, entry) in enumerate(state.items()):
         names = [name for name, value in entry.items() if isinstance(value, np.ndarray)]
         small = [name for name in names if entry[name].dtype.name == _BFLOAT16]
-        for name in names:  # npz knows no bfloat16
-            array = entry[name]
-            arrays[f"{prefix}{number}.{name}"] = array.view(np.uint16) if name in small else array
+        for name in names:
+            arrays[f"{prefix}{number}.{name}"] = as_npz_knows(entry[name])
         counts = {name: value for name, value in entry.items() if name not in names}
         entries.append({"key": key, **counts, "arrays": names, _BFLOAT16: small})
     return entries
@@ -65,7 +79,7 @@ def _read(path: Place, kind: str, file: BinaryIO) -> dict[str, Any]:
 
 def _parsed(arrays: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Return whose state it is, and the state."""
-    header = json.loads(arrays["header"].tobytes())
+    header = json.loads(arrays[HEADER].tobytes())
     if header["format"] != _FORMAT:
         raise ValueError(f"format {header['format']}")
     saved = {

@@ -20,8 +20,12 @@ Allocator = tuple[StateAlloc, str | int, str]
 class Maker:
     """Makes the arrays that belong to a parameter."""
 
-    def __init__(self, param: Array, allocator: Allocator | None = None) -> None:
+    def __init__(
+        self, param: Array, allocator: Allocator | None = None, whole_size: int | None = None
+    ) -> None:
         self.param = param
+        self.whole_size = param.size if whole_size is None else whole_size
+        """Of the parameter, where `param` is a part of one."""
         self._allocator = allocator
 
     def __call__(
@@ -71,8 +75,9 @@ class Refilling(Maker):
         allocator: Allocator | None,
         there: dict[str, Array],
         writes: list[tuple[Array, Array]],
+        whole_size: int | None = None,
     ) -> None:
-        super().__init__(param, allocator)
+        super().__init__(param, allocator, whole_size)
         self._there, self._writes = there, writes
 
     def loaded(

@@ -78,12 +78,12 @@ class Owner(Rule, _core.Base):
         """Return each parameter's arrays as the coming step will arrange them."""
         now = self._engine.contents()
         progress, groups = now["progress"], self.param_groups
-        each = zip(
-            now["group_of"], self._of_the_run(), progress["kept"], progress["steps"], strict=True
-        )
+        params = self._of_the_run()
+        sizes = [size for _, size in now["parts"] or ()] or [None] * len(params)
+        each = zip(now["group_of"], params, progress["kept"], progress["steps"], sizes, strict=True)
         return [
-            arrange(self.row.name, groups[number], param, kept, steps)
-            for number, param, kept, steps in each
+            arrange(self.row.name, groups[number], param, kept, steps, whole_size=size)
+            for number, param, kept, steps, size in each
         ]
 
     def _check_outside(self, name: str) -> None:

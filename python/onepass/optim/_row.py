@@ -71,6 +71,15 @@ class Row:
         """Return whether a step with these settings takes a direction."""
         return self.directed[self.variant(settings)]
 
+    def why_whole(self, settings: Mapping[str, Any]) -> str | None:
+        """Return why a step with these settings needs whole arrays; None: parts step alone."""
+        reasons = {
+            "measures whole arrays": self.measures(settings) or self.sums_over_all,
+            "takes whole matrices": self.is_directed(settings),
+            "keeps numbers of rows and columns": self.factored,
+        }
+        return next((why for why, is_so in reasons.items() if is_so), None)
+
     def start_values(self, settings: Mapping[str, Any]) -> list[float]:
         """Return what each of the arrays starts from."""
         return [settings[name] if name else 0.0 for name in self.start]

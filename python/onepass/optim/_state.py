@@ -234,7 +234,13 @@ def loaded(
             make = _maker(cls.row, now, index, writes)
             _load_sums(progress, index, entry, make, label)
             is_settled = key not in saved.get(UNSETTLED, {})
-            found = _entry(cls, settings, make if is_settled else Maker(param), entry, label)
+            found = _entry(
+                cls,
+                settings,
+                make if is_settled else Maker(param, whole_size=make.whole_size),
+                entry,
+                label,
+            )
             if not is_settled:
                 entry = {k: v for k, v in saved[UNSETTLED][key].items() if v is not None}
                 found = _entry(cls, None, make, entry, f"{UNSETTLED}[{key!r}]")
@@ -272,14 +278,15 @@ def _load_sums(
 def _maker(row: Row, now: Mapping[str, Any], index: int, writes: Writes) -> Maker:
     """Return what makes the arrays of a parameter, of those that it has where a user made them."""
     param = now["params"][index]
+    size = now["parts"][index][1] if now["parts"] else None
     if now["state_alloc"] is None:
-        return Maker(param)
+        return Maker(param, whole_size=size)
     allocator: Allocator = now["state_alloc"], now["keys"][index], now["labels"][index]
     names = (*row.states, AVERAGE, MASTER, SLOW, GATHERED)
     progress = now["progress"]
     arrays = (*progress["kept"][index], progress["sums"][index])
     there = {name: a for name, a in zip(names, arrays, strict=True) if a is not None}
-    return Refilling(param, allocator, there, writes)
+    return Refilling(param, allocator, there, writes, size)
 
 
 def _memory_of_all(

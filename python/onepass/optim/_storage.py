@@ -29,9 +29,9 @@ def check_format(state_format: str | None, params: Iterable[Array]) -> None:
         require("formats", ml_dtypes="ml_dtypes")
 
 
-def _format_of(param: Array, state_format: str | None) -> str | None:
+def _format_of(make: Maker, state_format: str | None) -> str | None:
     """Return the format of a parameter's state in a group of this one."""
-    return state_format if param.size >= SMALL else None
+    return state_format if make.whole_size >= SMALL else None
 
 
 def _dtype_of(own: str | None) -> np.dtype[Any] | None:
@@ -40,7 +40,7 @@ def _dtype_of(own: str | None) -> np.dtype[Any] | None:
 
 def keep(values: Array, make: Maker, name: str, state_format: str | None, has_sign: bool) -> Any:
     """Return an array with these values, rounded to nearest, as state of this format is kept."""
-    own = _format_of(make.param, state_format)
+    own = _format_of(make, state_format)
     if own == "q8":
         codes = _encoded(values, make.param, has_sign)
         return make(name, codes, np.uint8, codes.shape)
@@ -62,7 +62,7 @@ def fresh(
     shape: tuple[int, ...] | None = None,
 ) -> Any:
     """Return such an array that is filled with a value; one of another shape has no format."""
-    own = _format_of(make.param, state_format)
+    own = _format_of(make, state_format)
     if own != "q8":
         return make(name, value, _dtype_of(own), shape)
     if not value:
@@ -110,10 +110,10 @@ def closed(
     return formats.narrow(values, before.dtype, bits)
 
 
-def is_kept_as(array: Any, param: Array, state_format: str | None) -> bool:
+def is_kept_as(array: Any, make: Maker, state_format: str | None) -> bool:
     """Return whether an array is already in this format."""
-    itemsizes = {None: compute_dtype(param).itemsize, "bf16": 2, "q8": 1}
-    return bool(array.dtype.itemsize == itemsizes[_format_of(param, state_format)])
+    itemsizes = {None: compute_dtype(make.param).itemsize, "bf16": 2, "q8": 1}
+    return bool(array.dtype.itemsize == itemsizes[_format_of(make, state_format)])
 
 
 def needs_master(param: Array, rounding: str) -> bool:

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import repeat
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from onepass._hyperparameters import Flag, check_setting
 from onepass._quiet import quiet
 from onepass._typing import (
     Array,
+    Exchange,
     Grads,
     Overrides,
     OwnArrays,
@@ -287,6 +288,12 @@ class Optimizer(Owner):
     (20.0, 1)
     """
 
+    def __new__(cls, params: Any = None, *_: Any, **__: Any) -> Self:
+        """Return an optimizer, of a subclass where the parameters are those of `onepass.shard`."""
+        made_of = getattr(type(params), "_optimizer_class", None)
+        made: Self = super().__new__(cls if made_of is None else made_of(cls))
+        return made
+
     max_grad_norm = OwnSetting()
     skip_grad_norm = OwnSetting()
     nonfinite = OwnSetting()
@@ -340,22 +347,28 @@ class Optimizer(Owner):
         check_matched([*self._overrides, *self._made_with.values()], leaves.keys)
         copies = [None] * len(leaves.arrays)
         engine = _core.Engine(
-            {
-                "fields": self._fields,
-                "groups": groups,
-                "own": OWN_FIELDS.settings(own),
-                "shape": shape,
-                "grouped": grouped,
-                "labels": leaves.labels,
-                "keys": list(leaves.keys),
-                "params": leaves.arrays,
-                "group_of": leaves.group_of,
-                "state_alloc": state_alloc,
-                "copies": copies if copy_to is None else leaves_like(shape, grouped, copy_to),
-                "bound": None if grads is None else leaves_like(shape, grouped, grads),
-            }
+            self._owned(
+                {
+                    "fields": self._fields,
+                    "groups": groups,
+                    "own": OWN_FIELDS.settings(own),
+                    "shape": shape,
+                    "grouped": grouped,
+                    "labels": leaves.labels,
+                    "keys": list(leaves.keys),
+                    "params": leaves.arrays,
+                    "group_of": leaves.group_of,
+                    "state_alloc": state_alloc,
+                    "copies": copies if copy_to is None else leaves_like(shape, grouped, copy_to),
+                    "bound": None if grads is None else leaves_like(shape, grouped, grads),
+                }
+            )
         )
         self._commit(engine)
+
+    def _owned(self, contents: dict[str, Any]) -> dict[str, Any]:
+        """Return what the engine is made of: all parameters here, parts in a sharded optimizer."""
+        return contents
 
     def _checked(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Return settings of a group; of one that is given by name, its values by pattern."""
@@ -404,6 +417,7 @@ class Optimizer(Owner):
         *,
         grad_scale: float = 1.0,
         stats: bool = False,
+        exchange: Exchange | None = None,
         num_threads: int | None = None,
     ) -> StepInfo:
         """Update the parameters in place.
@@ -428,6 +442,18 @@ class Optimizer(Owner):
             Report for each parameter the norms of its gradient, its update and its weights, and
             the share of zeros in the gradient: see `StepInfo.stats`. They are computed in the same
             pass over memory.
+        exchange : function, optional
+            Make this step one of many processes that have a part of the parameters each, so that
+            norm, clipping and skipping go by all gradients. ``exchange(sums)`` is called when
+            everything here is checked and measured, and nothing is written. It is given the sums of
+            squares of this process' gradients before the division by `grad_scale`: a vector of
+            float64 with one for each 16,384 elements of each parameter, in order. It returns such a
+            vector with those of all processes, which must be the same on all of them. Where neither
+            norm nor verdict is asked for (`max_grad_norm`, `skip_grad_norm`,
+            `max_grad_norm_each`, `nonfinite`), the vector that it gets is empty, and it returns
+            one that nobody reads. Where their total is 0, out of range or not finite, it is called
+            once more, with sums in units of :math:`2^{600}` or :math:`2^{-600}`. If it raises, this
+            process has changed nothing. See the page on scale.
         num_threads : int, optional
             Threads for this step; the default is `onepass.get_num_threads()`. The result is the
             same for any number.
@@ -439,8 +465,26 @@ class Optimizer(Owner):
         Raises
         ------
         TypeError, ValueError
-            If an array, or what a schedule returns, is not as it must be, if settings do not go
-            together, or if another mapping stands in `param_groups`. Then nothing has changed.
+            If an array, or what a schedule or `exchange` returns, is not as it must be, if settings
+            do not go together, if another mapping stands in `param_groups`, or if `exchange` is
+            given to `Prodigy`, whose own sums over all arrays it does not exchange. Then nothing
+            has changed.
+
+        Examples
+        --------
+        Two processes, one after the other here, with a half of the weights each. The first one is
+        told what the second one will find:
+
+        >>> import numpy as np
+        >>> import onepass as op
+        >>> halves = np.ones(2), np.ones(2)
+        >>> grads = np.array([3.0, 0.0]), np.array([0.0, 4.0])
+        >>> for half, grad in zip(halves, grads):
+        ...     opt = op.SGD(half, lr=1.0, max_grad_norm=2.5)
+        ...     info = opt.step(grad, exchange=lambda sums: np.array([9.0, 16.0]))
+        ...     print(info.grad_norm, half.round(6))
+        5.0 [-0.5  1. ]
+        5.0 [ 1. -1.]
         """
         raise NotImplementedError
 
