@@ -106,10 +106,14 @@ for shape, axis in SHAPES:
             gradients = op.batch_norm_backward(
                 dy, x, saved_mean=mean, saved_invstd=invstd, **options
             )
+            moments = op.batch_norm_moments(x, axis=axis)
+            sums = op.batch_norm_gradient_sums(
+                dy, x, saved_mean=mean, saved_invstd=invstd, **options
+            )
             options |= {"mean": mean, "var": invstd, "eps": 0.1}
             frozen = op.batch_norm_infer_backward(dy, x, **options)
             inferred = op.batch_norm_infer(x, **options)
-            print(digest(y, mean, invstd, gradients, frozen, inferred))
+            print(digest(y, mean, invstd, gradients, frozen, inferred, moments, sums))
 """
 
 
