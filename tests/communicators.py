@@ -31,6 +31,11 @@ class Communicator:
     def __init__(self, team: _Team, rank: int, size: int) -> None:
         self._team, self.rank, self.size = team, rank, size
 
+    @property
+    def calls(self) -> int:
+        """How many collectives all ranks have been through."""
+        return self._team.calls
+
     def Get_rank(self) -> int:
         return self.rank
 

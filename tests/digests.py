@@ -189,6 +189,8 @@ def batch_norm():
                 found += [y, mean, invstd, op.batch_norm_backward(dy, x, **both, **options)]
                 found += [op.batch_norm_infer_backward(dy, x, **given, **options)]
                 found += [op.batch_norm_infer(x, **given, **options)]
+                found += [op.batch_norm_gradient_sums(dy, x, **both, **options)]
+                found += [op.batch_norm_moments(x, axis=axis)]
             print("BatchNorm", np.dtype(dtype).name, shape, digest(found))
 
 

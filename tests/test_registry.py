@@ -197,6 +197,11 @@ BATCH_NORM = [
     op.batch_norm_infer,
     op.batch_norm_backward,
     op.batch_norm_infer_backward,
+    op.batch_norm_moments,
+    op.batch_norm_merge,
+    op.batch_norm_normalize,
+    op.batch_norm_gradient_sums,
+    op.batch_norm_input_gradient,
 ]
 
 

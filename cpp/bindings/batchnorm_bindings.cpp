@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "batchnorm_call.hpp"
+#include "batchnorm_pieces.hpp"
 #include "batchnorm_settings.hpp"
 #include "function.hpp"
 
@@ -80,16 +81,60 @@ struct Train : Common {
   PyObject *eps, *unbiased_running_var, *nonfinite;
 };
 
-PyObject* train(const Train& given) {
+constexpr const char* moment_names[] = {"moments.count", "moments.center", "moments.sum",
+                                        "moments.square"};
+constexpr const char* sum_names[] = {"sums.count", "sums.product", "sums.sum"};
+
+double* ones(Call& call) {
+  const std::span<double> values = call.zeros();
+  std::ranges::fill(values, 1.0);
+  return values.data();
+}
+
+// The statistics of a batch from the moments of all its pieces.
+void set_statistics(Call& call, const PieceSums& moments, double eps, const Statistics& batch) {
+  Channels<double> channels{};
+  channels.center = moments.whole(0);
+  channels.magnitude = ones(call);
+  kernels_in_use->batch_norm_f64[0].set_statistics({moments.whole(1), moments.whole(2)}, channels,
+                                                   moments.count(), eps, call.x.channels, batch);
+}
+
+// Normalises a piece of a batch with the statistics of all of it, and returns the batch's count.
+double train_piece(Call& call, PieceSums& moments, double eps, const Statistics& batch) {
+  call.run_in_two(
+      Operation::train,
+      [&](auto& batch_norm) noexcept {
+        if (moments.are_given()) return;
+        batch_norm.measure(batch, {moments.own(0), moments.own(1), moments.own(2)});
+      },
+      [&] {
+        moments.exchange(call);
+        if (moments.count() <= 1 && call.x.channels > 0) {
+          fail_value(Argument{moment_names[0]},
+                     "more than one value per channel in all pieces together",
+                     std::to_string(static_cast<std::int64_t>(moments.count())));
+        }
+        set_statistics(call, moments, eps, batch);
+      },
+      [&](auto& batch_norm) noexcept { batch_norm.normalize(batch); });
+  return moments.count();
+}
+
+// `moments`: null where x is the whole batch.
+PyObject* train(const Train& given, PieceSums* moments, std::initializer_list<PyObject*> arrays) {
   const double eps = batch_norm_settings->eps.read(given.eps);
   const bool unbiased = batch_norm_settings->unbiased_running_var.is_on(given.unbiased_running_var);
   const bool skip_nonfinite = batch_norm_settings->nonfinite.is_on(given.nonfinite);
   py::tuple result(3);
-  Call call(given, {given.x, given.weight, given.bias, given.running_mean, given.running_var,
-                    given.num_batches_tracked, given.residual, given.out});
+  Call call(given, arrays, moments != nullptr);
   Running running(call, given.running_mean, given.running_var, given.num_batches_tracked,
                   given.momentum, skip_nonfinite);
-  check_has_variance(call.x, Argument{"x"});
+  if (moments) {
+    moments->prepare(call);
+  } else {
+    check_has_variance(call.x, Argument{"x"});
+  }
   const Argument out_label{"out", Role::output};
   check_not_in_place(given.out, out_label, call.x, call.x.view.data, "x");
   if (call.residual) check_not_in_place(given.out, out_label, call.x, call.residual, "residual");
@@ -97,13 +142,23 @@ PyObject* train(const Train& given) {
   py::object mean = new_vector(call.x.channels, Dtype::f64);
   py::object invstd = new_vector(call.x.channels, Dtype::f64);
   const std::span<double> var = call.zeros();
-  const auto n = static_cast<double>(call.x.outer * call.x.inner);
+  auto n = static_cast<double>(call.x.outer * call.x.inner);
   const Statistics batch{static_cast<double*>(data_of(mean)), static_cast<double*>(data_of(invstd)),
                          var.data()};
-  call.run(Operation::train, [&](auto& batch_norm) noexcept { batch_norm.train(eps, batch); });
+  if (moments) {
+    n = train_piece(call, *moments, eps, batch);
+  } else {
+    call.run(Operation::train, [&](auto& batch_norm) noexcept { batch_norm.train(eps, batch); });
+  }
   running.update(unbiased ? n / (n - 1) : 1.0, {batch.mean, var.size()}, var);
   fill(result, {&y, &mean, &invstd});
   return result.release().ptr();
+}
+
+PyObject* train(const Train& given) {
+  return train(given, nullptr,
+               {given.x, given.weight, given.bias, given.running_mean, given.running_var,
+                given.num_batches_tracked, given.residual, given.out});
 }
 
 PyObject* infer(const Common& given, PyObject* mean, PyObject* var, double eps) {
@@ -121,10 +176,38 @@ struct Backward : Common {
   PyObject *weight_grad, *bias_grad;
 };
 
-PyObject* backward(const Backward& given) {
+// The gradients of weight and bias from sums over a piece or a batch.
+void set_gradients(const double* product, const double* sum, const Statistics& batch,
+                   std::size_t channels, const Gradients& gradients) noexcept {
+  for (std::size_t c = 0; c < channels; ++c) gradients.weight[c] = product[c] * batch.invstd[c];
+  std::copy_n(sum, channels, gradients.bias);
+}
+
+// Goes back through the statistics of a batch that x is a piece of; `own`: of this piece.
+void backward_piece(Call& call, PieceSums& sums, const Statistics& batch, const Gradients& own) {
+  const std::span<double> weight = call.zeros(), bias = call.zeros();
+  const Gradients all{weight.data(), bias.data()};
+  const std::size_t n = call.x.channels;
+  double* const unit = ones(call);
+  call.run_in_two(
+      Operation::backward,
+      [&](auto& batch_norm) noexcept {
+        if (sums.are_given()) return;
+        batch_norm.sum_gradients(batch, unit, {sums.own(0), sums.own(1)});
+        set_gradients(sums.own(0), sums.own(1), batch, n, own);
+      },
+      [&] {
+        sums.exchange(call);
+        set_gradients(sums.whole(0), sums.whole(1), batch, n, all);
+      },
+      [&](auto& batch_norm) noexcept { batch_norm.input_gradient(batch, all, sums.count()); });
+}
+
+// `sums`: null where x is the whole batch.
+PyObject* backward(const Backward& given, PieceSums* sums,
+                   std::initializer_list<PyObject*> arrays) {
   py::tuple result(given.residual == Py_None ? 3 : 4);
-  Call call(given, {given.dy, given.x, given.mean, given.scale, given.weight, given.bias,
-                    given.residual, given.out, given.weight_grad, given.bias_grad});
+  Call call(given, arrays, sums != nullptr);
   call.dy = check_like_channels(given.dy, Argument{"dy"}, call.x, call.arguments);
   const bool frozen = given.eps.has_value();
   const ChannelVector means = call.statistic(given.mean, frozen ? "mean" : "saved_mean");
@@ -133,6 +216,7 @@ PyObject* backward(const Backward& given) {
   double* const mean = call.load(means.source());
   double* const invstd = call.load(scales.source());
   if (frozen) kernels_in_use->invert_deviation(invstd, call.x.channels, *given.eps);
+  if (sums) sums->prepare(call);
   auto [dweight, dweights] = call.vector_out(given.weight_grad, "weight_grad");
   auto [dbias, dbiases] = call.vector_out(given.bias_grad, "bias_grad");
   py::object dx = call.set_out(given.out, true), dresidual;
@@ -141,20 +225,30 @@ PyObject* backward(const Backward& given) {
     call.dresidual = data_of(dresidual);
   }
   const std::span<double> weight_grad = call.zeros(), bias_grad = call.zeros();
-  call.run(Operation::backward, [&](auto& batch_norm) noexcept {
-    const Statistics statistics{mean, invstd};
-    const Gradients gradients{weight_grad.data(), bias_grad.data()};
-    if (frozen) {
-      batch_norm.infer_backward(statistics, gradients);
-    } else {
-      batch_norm.backward(statistics, gradients);
-    }
-  });
+  const Statistics statistics{mean, invstd};
+  const Gradients gradients{weight_grad.data(), bias_grad.data()};
+  if (sums) {
+    backward_piece(call, *sums, statistics, gradients);
+  } else {
+    call.run(Operation::backward, [&](auto& batch_norm) noexcept {
+      if (frozen) {
+        batch_norm.infer_backward(statistics, gradients);
+      } else {
+        batch_norm.backward(statistics, gradients);
+      }
+    });
+  }
   dweights.write(weight_grad);
   dbiases.write(bias_grad);
   fill(result, {&dx, &dweight, &dbias});
   if (dresidual) PyTuple_SET_ITEM(result.ptr(), 3, dresidual.release().ptr());
   return result.release().ptr();
+}
+
+PyObject* backward(const Backward& given) {
+  return backward(given, nullptr,
+                  {given.dy, given.x, given.mean, given.scale, given.weight, given.bias,
+                   given.residual, given.out, given.weight_grad, given.bias_grad});
 }
 
 // The functions as functional.py and _passes.py declare them; the values in the order of the names.
@@ -239,6 +333,73 @@ PyObject* layer_backward(PyObject* const* values) {
                    bias_grad});
 }
 
+PyObject* piece_moments(PyObject* const* values) {
+  const auto& [x, axis, num_threads] = take<3>(values);
+  PyObject* const no = Py_None;
+  Call call({x, no, no, axis, Py_False, no, no, num_threads}, {x});
+  PieceSums moments(moment_names);
+  moments.prepare(call);
+  const Statistics scratch{call.zeros().data(), call.zeros().data(), call.zeros().data()};
+  call.run(Operation::train, [&](auto& batch_norm) noexcept {
+    batch_norm.measure(scratch, {moments.own(0), moments.own(1), moments.own(2)});
+  });
+  return moments.own_tuple(call).release().ptr();
+}
+
+PyObject* piece_train(PyObject* const* values) {
+  const auto& [x, count, center, sum, square, exchange, weight, bias, running_mean, running_var,
+               num_batches_tracked, momentum, eps, axis, unbiased_running_var, nonfinite, relu,
+               residual, out, num_threads] = take<20>(values);
+  PyObject* const whole[] = {count, center, sum, square};
+  PieceSums moments(moment_names, whole, exchange);
+  return train({{x, weight, bias, axis, relu, residual, out, num_threads},
+                running_mean,
+                running_var,
+                num_batches_tracked,
+                momentum == Py_None ? none : batch_norm_settings->momentum.read(momentum),
+                eps,
+                unbiased_running_var,
+                nonfinite},
+               &moments,
+               {x, center, sum, square, weight, bias, running_mean, running_var,
+                num_batches_tracked, residual, out});
+}
+
+PyObject* piece_gradient_sums(PyObject* const* values) {
+  const auto& [dy, x, saved_mean, saved_invstd, weight, bias, axis, relu, residual, num_threads] =
+      take<10>(values);
+  PyObject* const no = Py_None;
+  Call call({x, weight, bias, axis, relu, residual, no, num_threads},
+            {dy, x, saved_mean, saved_invstd, weight, bias, residual});
+  call.dy = check_like_channels(dy, Argument{"dy"}, call.x, call.arguments);
+  const Statistics batch{call.load(call.statistic(saved_mean, "saved_mean").source()),
+                         call.load(call.statistic(saved_invstd, "saved_invstd").source())};
+  PieceSums sums(sum_names);
+  sums.prepare(call);
+  double* const unit = ones(call);
+  call.run(Operation::backward, [&](auto& batch_norm) noexcept {
+    batch_norm.sum_gradients(batch, unit, {sums.own(0), sums.own(1)});
+  });
+  return sums.own_tuple(call).release().ptr();
+}
+
+PyObject* piece_backward(PyObject* const* values) {
+  const auto& [dy, x, count, product, sum, exchange, saved_mean, saved_invstd, weight, bias, axis,
+               relu, residual, out, weight_grad, bias_grad, num_threads] = take<17>(values);
+  PyObject* const whole[] = {count, product, sum};
+  PieceSums sums(sum_names, whole, exchange);
+  return backward({{x, weight, bias, axis, relu, residual, out, num_threads},
+                   dy,
+                   saved_mean,
+                   saved_invstd,
+                   std::nullopt,
+                   weight_grad,
+                   bias_grad},
+                  &sums,
+                  {dy, x, product, sum, saved_mean, saved_invstd, weight, bias, residual, out,
+                   weight_grad, bias_grad});
+}
+
 }  // namespace
 
 void bind_batch_norm(py::module_& m) {
@@ -268,6 +429,38 @@ void bind_batch_norm(py::module_& m) {
              {"dy", "x", "mean", "scale", "weight", "bias", "eps", "axis", "relu", "residual",
               "out", "weight_grad", "bias_grad", "num_threads"},
              layer_backward});
+  implement({"piece_moments", {"x", "axis", "num_threads"}, piece_moments});
+  implement({"piece_train",
+             {"x",
+              "count",
+              "center",
+              "total",
+              "square",
+              "exchange",
+              "weight",
+              "bias",
+              "running_mean",
+              "running_var",
+              "num_batches_tracked",
+              "momentum",
+              "eps",
+              "axis",
+              "unbiased_running_var",
+              "nonfinite",
+              "relu",
+              "residual",
+              "out",
+              "num_threads"},
+             piece_train});
+  implement({"piece_gradient_sums",
+             {"dy", "x", "saved_mean", "saved_invstd", "weight", "bias", "axis", "relu", "residual",
+              "num_threads"},
+             piece_gradient_sums});
+  implement(
+      {"piece_backward",
+       {"dy", "x", "count", "product", "total", "exchange", "saved_mean", "saved_invstd", "weight",
+        "bias", "axis", "relu", "residual", "out", "weight_grad", "bias_grad", "num_threads"},
+       piece_backward});
 }
 
 }  // namespace onepass::bindings

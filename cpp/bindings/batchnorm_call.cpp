@@ -10,9 +10,9 @@ How::How(const Common& given)
       axis(static_cast<py::ssize_t>(batch_norm_settings->axis.read(given.axis))),
       relu(batch_norm_settings->relu.is_on(given.relu)) {}
 
-Call::Call(const Common& given, std::initializer_list<PyObject*> arrays)
+Call::Call(const Common& given, std::initializer_list<PyObject*> arrays, bool calls_back)
     : how_(given),
-      arguments(arrays),
+      arguments(arrays, calls_back),
       x(given.x, Argument{"x"}, how_.axis, arguments),
       weight_(affine(given.weight, "weight", 1.0)),
       bias_(affine(given.bias, "bias", 0.0)) {

@@ -34,8 +34,8 @@ struct How {
 // that holds the arrays; so settings are read, and tuples made, before.
 class Call {
  public:
-  // `arrays`: all that the function is given.
-  Call(const Common& given, std::initializer_list<PyObject*> arrays);
+  // `arrays`: all that the function is given. `calls_back`: it will call a function of Python's.
+  Call(const Common& given, std::initializer_list<PyObject*> arrays, bool calls_back = false);
 
   ChannelVector statistic(PyObject* given, const char* name) {
     return {given, Argument{name}, x, true, arguments};
@@ -52,12 +52,20 @@ class Call {
   // Calls body(batch_norm), which cannot fail; not for an array without elements.
   template <class Body>
   void run(Operation operation, const Body& body) {
-    const Affine affine{load(weight_), load(bias_)};
-    with_arrays([&](const auto& arrays, const auto& table) {
-      using T = std::remove_pointer_t<decltype(arrays.out)>;
-      BatchNorm<T> batch_norm(table, layout(), how_.num_threads, arrays, affine, operation,
-                              how_.relu);
+    with_batch_norm(operation, [&](auto& batch_norm) {
       without_gil(x.size(), [&]() noexcept { body(batch_norm); });
+    });
+  }
+  // Calls first(batch_norm), which cannot fail, then between(), and then last(batch_norm), which
+  // cannot fail either. An array without elements has only the one in the middle.
+  template <class First, class Between, class Last>
+  void run_in_two(Operation operation, const First& first, const Between& between,
+                  const Last& last) {
+    if (x.size() == 0) return between();
+    with_batch_norm(operation, [&](auto& batch_norm) {
+      without_gil(x.size(), [&]() noexcept { first(batch_norm); });
+      between();
+      without_gil(x.size(), [&]() noexcept { last(batch_norm); });
     });
   }
 
@@ -82,6 +90,17 @@ class Call {
   }
 
   Layout layout() const { return {x.outer, x.channels, x.inner}; }
+
+  template <class Use>
+  void with_batch_norm(Operation operation, const Use& use) {
+    const Affine affine{load(weight_), load(bias_)};
+    with_arrays([&](const auto& arrays, const auto& table) {
+      using T = std::remove_pointer_t<decltype(arrays.out)>;
+      BatchNorm<T> batch_norm(table, layout(), how_.num_threads, arrays, affine, operation,
+                              how_.relu);
+      use(batch_norm);
+    });
+  }
 
   template <class Body>
   void with_arrays(const Body& body) {

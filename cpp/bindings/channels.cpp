@@ -100,8 +100,8 @@ constexpr std::int64_t most_batches = std::int64_t{1} << 53;
 
 }  // namespace
 
-Arguments::Arguments(std::initializer_list<PyObject*> arrays) {
-  if (is_quiet(arrays)) return;
+Arguments::Arguments(std::initializer_list<PyObject*> arrays, bool calls_back) {
+  if (!calls_back && is_quiet(arrays)) return;
   for (PyObject* array : arrays) hold(array);
 }
 

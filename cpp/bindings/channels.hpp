@@ -29,8 +29,9 @@ struct Argument {
 // What the checks of one call share: the memory it touches, and what keeps that where it is.
 class Arguments {
  public:
-  // All arrays that the caller gave; what is no array is left to the checks.
-  explicit Arguments(std::initializer_list<PyObject*> arrays);
+  // All arrays that the caller gave; what is no array is left to the checks. `calls_back`: Python
+  // code will run.
+  explicit Arguments(std::initializer_list<PyObject*> arrays, bool calls_back = false);
   // Keeps an object until the call ends.
   void keep(py::object object);
   // Memory of this call. Where `overwrites`, an array that was added as one that is read lies there
@@ -46,7 +47,7 @@ class Arguments {
   };
   void hold(py::handle array);
   void check_each_overlap() const;
-  static constexpr std::size_t most_arrays = 12;
+  static constexpr std::size_t most_arrays = 16;
   struct Release {
     void operator()(std::vector<py::object>* kept) const noexcept;
   };

@@ -198,7 +198,7 @@ void BatchNorm<T>::run(Sum sum_loop, Write write_loop, bool write_at_once, const
     parallel_for(grid_.tiles(), threads_, [&](std::size_t tile) noexcept {
       double a[Grid::max_tile_width], b[Grid::max_tile_width];
       prepare(tile);
-      for (int tries = max_tries; tries > 0; --tries) {
+      for (int tries = sum_loop ? max_tries : 0; tries > 0; --tries) {
         start(tile);
         for (std::size_t block = 0; block < blocks; ++block) {
           sum(sum_loop, at_once, tile, block, a, b);
@@ -206,7 +206,7 @@ void BatchNorm<T>::run(Sum sum_loop, Write write_loop, bool write_at_once, const
         }
         if (finish(tile)) break;
       }
-      if (write_at_once) return;
+      if (write_at_once || !write_loop) return;
       for (std::size_t block = 0; block < blocks; ++block) write(write_loop, tile, block);
     });
     return;
@@ -217,7 +217,7 @@ void BatchNorm<T>::run(Sum sum_loop, Write write_loop, bool write_at_once, const
     const std::size_t tiles = std::min(tiles_at_once_, grid_.tiles() - from);
     std::fill(finished_.begin(), finished_.end(), char{0});
     parallel_for(tiles, helpful, [&](std::size_t t) noexcept { prepare(from + t); });
-    for (int tries = max_tries; tries > 0; --tries) {
+    for (int tries = sum_loop ? max_tries : 0; tries > 0; --tries) {
       parallel_for(tiles * blocks, threads_, [&](std::size_t i) noexcept {
         const std::size_t t = i % tiles, tile = from + t, block = i / tiles;
         if (finished_[t]) return;
@@ -238,7 +238,7 @@ void BatchNorm<T>::run(Sum sum_loop, Write write_loop, bool write_at_once, const
         break;
       }
     }
-    if (write_at_once) continue;
+    if (write_at_once || !write_loop) continue;
     parallel_for(tiles * blocks, threads_,
                  [&](std::size_t i) noexcept { write(write_loop, from + i % tiles, i / tiles); });
   }
@@ -246,6 +246,25 @@ void BatchNorm<T>::run(Sum sum_loop, Write write_loop, bool write_at_once, const
 
 template <class T>
 void BatchNorm<T>::train(double eps, const Statistics& batch) noexcept {
+  train(eps, batch, nullptr, loops_.normalize);
+}
+
+template <class T>
+void BatchNorm<T>::measure(const Statistics& batch, const Moments& moments) noexcept {
+  train(1, batch, &moments, nullptr);
+}
+
+template <class T>
+void BatchNorm<T>::normalize(const Statistics& batch) noexcept {
+  run(
+      nullptr, loops_.normalize, false,
+      [&](std::size_t tile) noexcept { set_forward(tile, batch); },
+      [](std::size_t) noexcept { return true; });
+}
+
+template <class T>
+void BatchNorm<T>::train(double eps, const Statistics& batch, const Moments* moments,
+                         Write write_loop) noexcept {
   const auto count = static_cast<double>(layout_.per_channel());
   const auto prepare = [&](std::size_t tile) noexcept {
     const auto [c, n] = channels_of(tile);
@@ -257,11 +276,17 @@ void BatchNorm<T>::train(double eps, const Statistics& batch) noexcept {
     const Sums sums{first_ + c, second_ + c};
     loops_.set_statistics(sums, at(channels_, c), count, eps, n, at(batch, c));
     set_forward(tile, batch);
+    for (std::size_t i = c; moments && i < c + n; ++i) {
+      const double unit = in_units ? channels_.magnitude[i] : 1;
+      moments->center[i] = channels_.center[i] / unit;
+      moments->sum[i] = first_[i] / unit;
+      moments->square[i] = second_[i] / unit / unit;
+    }
     if (!improve_centers(tile, batch)) return true;
     spread_center(tile);
     return false;
   };
-  run(loops_.moments, loops_.normalize, false, prepare, finish);
+  run(loops_.moments, write_loop, false, prepare, finish);
 }
 
 template <class T>
@@ -376,6 +401,34 @@ void BatchNorm<T>::backward(const Statistics& batch, const Gradients& gradients)
         finish_backward_sums(tile, batch, gradients, true);
         return true;
       });
+}
+
+template <class T>
+void BatchNorm<T>::sum_gradients(const Statistics& batch, double* ones,
+                                 const Gradients& sums) noexcept {
+  run(
+      loops_.gradient_sums, nullptr, false,
+      [&](std::size_t tile) noexcept { set_backward_sums(tile, batch); },
+      [&](std::size_t tile) noexcept {
+        finish_backward_sums(tile, {batch.mean, ones}, sums, false);
+        return true;
+      });
+}
+
+template <class T>
+void BatchNorm<T>::input_gradient(const Statistics& batch, const Gradients& gradients,
+                                  double count) noexcept {
+  run(
+      nullptr, loops_.input_gradient, false,
+      [&](std::size_t tile) noexcept {
+        const auto [c, n] = channels_of(tile);
+        const Gradients of_tile = at(gradients, c);
+        set_forward(tile, batch);
+        loops_.set_input_gradient(at(affine_, c), at(batch, c), &of_tile, count, n,
+                                  at(channels_, c));
+        spread(tile, &Channels<T>::gain, &Channels<T>::slope, &Channels<T>::offset);
+      },
+      [](std::size_t) noexcept { return true; });
 }
 
 template <class T>

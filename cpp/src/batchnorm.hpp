@@ -17,6 +17,11 @@ namespace onepass {
 void update_running(std::span<double> running, std::span<const double> batch, double correction,
                     double momentum) noexcept;
 
+// Sums over some values of each channel, about a center near their mean.
+struct Moments {
+  double *center, *sum, *square;
+};
+
 template <class T>
 class BatchNorm {
  public:
@@ -31,6 +36,14 @@ class BatchNorm {
   void backward(const Statistics& batch, const Gradients& gradients) noexcept;
   void infer_backward(const Statistics& given, const Gradients& gradients) noexcept;
 
+  // The two halves of train() and of backward(), for an array that is a piece of a batch.
+  // The scratch memory of `batch` is what train() fills.
+  void measure(const Statistics& batch, const Moments& moments) noexcept;
+  void normalize(const Statistics& batch) noexcept;
+  // The sums are the gradients of weight and bias where the deviation is 1; `ones` says so.
+  void sum_gradients(const Statistics& batch, double* ones, const Gradients& sums) noexcept;
+  void input_gradient(const Statistics& batch, const Gradients& gradients, double count) noexcept;
+
  private:
   using Sum = typename BatchNormLoops<T>::Sum;
   using Write = typename BatchNormLoops<T>::Write;
@@ -42,6 +55,10 @@ class BatchNorm {
     const std::size_t first = grid_.first_channel(tile);
     return {first, grid_.first_channel(tile + 1) - first};
   }
+
+  // `moments`: null if they are not wanted.
+  void train(double eps, const Statistics& batch, const Moments* moments,
+             Write write_loop) noexcept;
 
   // Sets what the sums of n channels are taken about. improve_centers replaces this for the
   // channels of a tile that need a better one, and returns whether there were any.
@@ -69,7 +86,7 @@ class BatchNorm {
   void write(Write loop, std::size_t tile, std::size_t block) noexcept;
 
   // Prepares each tile, sums it, finishes it with the sums known, and then writes it. A tile that
-  // `finish` returns false for is summed again.
+  // `finish` returns false for is summed again. A loop that is null is left out.
   template <class Prepare, class Finish>
   void run(Sum sum_loop, Write write_loop, bool write_at_once, const Prepare& prepare,
            const Finish& finish) noexcept;

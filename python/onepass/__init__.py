@@ -20,8 +20,13 @@ from onepass._pack import pack
 from onepass.batchnorm import (
     BatchNorm,
     batch_norm_backward,
+    batch_norm_gradient_sums,
     batch_norm_infer,
     batch_norm_infer_backward,
+    batch_norm_input_gradient,
+    batch_norm_merge,
+    batch_norm_moments,
+    batch_norm_normalize,
     batch_norm_train,
 )
 from onepass.optim import (
@@ -97,8 +102,13 @@ __all__ = [
     "Stream",
     "Yogi",
     "batch_norm_backward",
+    "batch_norm_gradient_sums",
     "batch_norm_infer",
     "batch_norm_infer_backward",
+    "batch_norm_input_gradient",
+    "batch_norm_merge",
+    "batch_norm_moments",
+    "batch_norm_normalize",
     "batch_norm_train",
     "compare",
     "ema",

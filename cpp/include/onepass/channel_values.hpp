@@ -92,7 +92,20 @@ void set_first_means(const T* x, const Samples& samples, std::size_t n,
   }
 }
 
-// Sets the statistics of n channels from the moments about their centers.
+// Returns the mean of `count` values whose sum about a center is given, rounded once: a sum that is
+// exact gives the same bits about any center. (For up to 2^26 values, `high * count` is exact.)
+inline double mean_about(double center, double sum, double count) noexcept {
+  constexpr double splitter = 0x1p27 + 1;
+  const double delta = sum / count, mean = center + delta, moved = mean - center;
+  const double high = splitter * delta - (splitter * delta - delta);
+  const double of_division = ((sum - high * count) - (delta - high) * count) / count;
+  const double of_addition = (center - (mean - moved)) + (delta - moved);
+  const double lost = of_addition + of_division;
+  return lost == lost ? mean + lost : mean;
+}
+
+// Sets the statistics of n channels from the moments about their centers. The variance, too, has
+// the same bits about any center that the sums are exact about.
 template <class T>
 void set_statistics(const Sums& sums, const Channels<T>& channels, double count, double eps,
                     std::size_t n, const Statistics& batch) noexcept {
@@ -102,11 +115,10 @@ void set_statistics(const Sums& sums, const Channels<T>& channels, double count,
 #pragma omp simd
   for (std::size_t c = 0; c < n; ++c) {
     const double unit = unit_of(values, c);
-    const double delta = first[c] / count;
-    const double square = second[c] / count - delta * delta;
+    const double square = (count * second[c] - first[c] * first[c]) / (count * count);
     const double scaled = square < 0 ? 0 : square;
     const double var = scaled / unit / unit;
-    mean[c] = (values.center[c] + delta) / unit;
+    mean[c] = mean_about(values.center[c], first[c], count) / unit;
     variance[c] = var;
     invstd[c] = unit == 1 || var <= std::numeric_limits<double>::max() ? 1 / std::sqrt(var + eps)
                                                                        : unit / std::sqrt(scaled);

@@ -1,5 +1,6 @@
 """The layer's passes in native code, and what a forward pass leaves for the backward pass."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +58,85 @@ def layer_backward(
     """Do as `batch_norm_backward`, or with `eps` as `batch_norm_infer_backward`: `scale` is `var`.
 
     `weight_grad` and `bias_grad` take the gradients.
+    """
+
+
+@_core.native
+def piece_moments(
+    x: Array, axis: int, num_threads: int | None
+) -> tuple[int, Float64, Float64, Float64]:
+    """Return count, center, sum and square, as `Moments` has them."""
+
+
+@_core.native
+def piece_train(
+    x: Array,
+    count: int | None,
+    center: Float64 | None,
+    total: Float64 | None,
+    square: Float64 | None,
+    exchange: Callable[..., tuple[int, Float64, Float64, Float64]] | None,
+    weight: Array | None,
+    bias: Array | None,
+    running_mean: Array | None,
+    running_var: Array | None,
+    num_batches_tracked: npt.NDArray[np.int64] | None,
+    momentum: float | None,
+    eps: float,
+    axis: int,
+    unbiased_running_var: bool,
+    nonfinite: str,
+    relu: bool,
+    residual: Array | None,
+    out: Array | None,
+    num_threads: int | None,
+) -> tuple[Array, Float64, Float64]:
+    """Do as `layer_train` with the moments of the whole batch.
+
+    They are given, or `exchange` takes those of `x`, when everything else has been checked, and
+    returns those.
+    """
+
+
+@_core.native
+def piece_gradient_sums(
+    dy: Array,
+    x: Array,
+    saved_mean: Array,
+    saved_invstd: Array,
+    weight: Array | None,
+    bias: Array | None,
+    axis: int,
+    relu: bool,
+    residual: Array | None,
+    num_threads: int | None,
+) -> tuple[int, Float64, Float64]:
+    """Return count, product and sum, as `GradientSums` has them."""
+
+
+@_core.native
+def piece_backward(
+    dy: Array,
+    x: Array,
+    count: int | None,
+    product: Float64 | None,
+    total: Float64 | None,
+    exchange: Callable[..., tuple[int, Float64, Float64]] | None,
+    saved_mean: Array,
+    saved_invstd: Array,
+    weight: Array | None,
+    bias: Array | None,
+    axis: int,
+    relu: bool,
+    residual: Array | None,
+    out: Array | None,
+    weight_grad: Array | None,
+    bias_grad: Array | None,
+    num_threads: int | None,
+) -> tuple[Array, ...]:
+    """Do as `layer_backward` with the sums of the whole batch, given or exchanged.
+
+    The gradients of weight and bias are those of `x` alone, and 0 where the sums are given.
     """
 
 

@@ -1,6 +1,7 @@
 """Batch normalisation as a layer: parameters, running statistics, forward and backward."""
 
 from collections.abc import Mapping
+from copy import copy, deepcopy
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,12 @@ from onepass.batchnorm._passes import (
     check_input,
     layer_backward,
     layer_train,
+    piece_backward,
+    piece_train,
 )
+from onepass.batchnorm._ranks import Communicator, Exchange, check_comm
 from onepass.batchnorm.functional import CHECKS, batch_norm_infer
+from onepass.batchnorm.pieces import GradientSums, Moments
 
 
 class BatchNorm:
@@ -58,6 +63,10 @@ class BatchNorm:
         The default is `onepass.get_num_threads()`, at each call.
     dtype : float32 or float64
         Of the parameters, the running statistics, and `x`.
+    comm : communicator, optional
+        With it the batch is that of all ranks together, and each rank's `x` is a piece of it: the
+        statistics are those of the whole batch, and `backward` goes through them. It is mpi4py's,
+        or has its `rank`, `size` and `Allgather`. See the notes.
 
     Attributes
     ----------
@@ -78,11 +87,23 @@ class BatchNorm:
 
     Notes
     -----
+    With `comm`, a forward with the statistics of the batch and its backward are collectives: every
+    rank calls them, also one whose `x` has no values, in the same order of layers. Each takes one
+    `Allgather` of two or three float64 numbers a channel. All ranks merge the same numbers in the
+    order of the ranks, and so have the same statistics, to the bit, and the same running ones.
+    They are those of the whole batch on one rank: to the bit where the sums are exact, and else up
+    to the order of float64 sums, which `batch_norm_moments` explains. `weight_grad` and `bias_grad`
+    are those of this rank's `x`; the sum over the ranks, which the exchange of all gradients takes,
+    is that of the whole batch. A wrong argument on one rank raises an error on every rank, and
+    nothing has changed on any. The state is the same on all ranks, and is saved and loaded as
+    without `comm`; a deep copy has the same communicator.
+
     Differs from
 
     * PyTorch: nothing in the names and defaults that it has (not `axis`, `relu`, `residual`,
-      `unbiased_running_var`, `nonfinite`). A gradient is overwritten, not added to; a forward has
-      one backward; the batch's statistics are float64; and a batch that is refused is not counted.
+      `unbiased_running_var`, `nonfinite`; its ``SyncBatchNorm`` is `comm`). A gradient is
+      overwritten, not added to; a forward has one backward; the batch's statistics are float64; and
+      a batch that is refused is not counted.
     * Keras: `axis` is -1, `momentum` is the weight of the *old* value (0.99, here 0.01), `eps` is
       1e-3, and the running variance is the biased one (``unbiased_running_var=False``).
     * ONNX: `momentum` is the weight of the old value (0.9, here 0.1), and the running variance is
@@ -134,6 +155,7 @@ class BatchNorm:
         nonfinite: str = "propagate",
         num_threads: int | None = None,
         dtype: npt.DTypeLike = np.float32,
+        comm: Communicator | None = None,
     ) -> None:
         self.num_features = Whole(low=1)("num_features", num_features)
         self.axis = CHECKS["axis"]("axis", axis)
@@ -148,6 +170,7 @@ class BatchNorm:
         self.nonfinite: str = CHECKS["nonfinite"]("nonfinite", nonfinite)
         self.num_threads = None if num_threads is None else _core.check_num_threads(num_threads)
         self.dtype = check_dtype(dtype)
+        self.comm = None if comm is None else check_comm(comm)
         self._forward: Forward | str = NONE_YET
         if self.affine:
             self.weight, self.bias = self._vector(1), self._vector(0)
@@ -163,12 +186,21 @@ class BatchNorm:
             f"momentum={self.momentum}, affine={self.affine}, "
             f"track_running_stats={self.track_running_stats}, "
             f"unbiased_running_var={self.unbiased_running_var}, relu={self.relu}, "
-            f"nonfinite={self.nonfinite!r}, num_threads={self.num_threads}, dtype='{self.dtype}')"
+            f"nonfinite={self.nonfinite!r}, num_threads={self.num_threads}, dtype='{self.dtype}'"
+            f"{'' if self.comm is None else f', comm={self.comm!r}'})"
         )
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy or a file keeps: not the last input, which may be large."""
         return {**self.__dict__, "_forward": NONE_YET}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "BatchNorm":
+        """Return a copy on the same communicator: that is a handle, and not the layer's own."""
+        made = copy(self)
+        kept = {"comm": self.comm, "_forward": NONE_YET}
+        own = {name: value for name, value in vars(self).items() if name not in kept}
+        vars(made).update(deepcopy(own, memo), **kept)
+        return made
 
     def forward(
         self,
@@ -205,15 +237,25 @@ class BatchNorm:
             ``<argument>: expected ..., got ...``. Nothing has changed then.
         """
         kept, self._forward = self._forward, INTERRUPTED
+        is_off = isinstance(training, bool | np.bool) and not training
         try:
-            y, self._forward = self._normalize(x, training, out, residual)
+            if self.comm is None or (is_off and self.track_running_stats):
+                y, self._forward = self._normalize(x, training, out, residual)
+            else:
+                with Exchange(self.comm, Moments, self.num_features) as exchange:
+                    y, self._forward = self._normalize(x, training, out, residual, exchange)
         except Exception:
             self._forward = kept
             raise
         return y
 
     def _normalize(
-        self, x: Array, training: bool, out: Array | None, residual: Array | None
+        self,
+        x: Array,
+        training: bool,
+        out: Array | None,
+        residual: Array | None,
+        exchange: Exchange | None = None,
     ) -> tuple[Array, Forward | str]:
         """Return y, and what `backward` will need or why there is none."""
         axis = CHECKS["axis"]("axis", self.axis)
@@ -236,8 +278,7 @@ class BatchNorm:
             if any(np.may_share_memory(y, read) for read in (x, residual) if read is not None):
                 return y, OVERWROTE
             return y, Forward(x, residual, mean, var, self.eps, axis, self.relu)
-        y, mean, invstd = layer_train(
-            x,
+        given = (
             self.weight,
             self.bias,
             self.running_mean,
@@ -253,6 +294,10 @@ class BatchNorm:
             out,
             self.num_threads,
         )
+        if exchange is None:
+            y, mean, invstd = layer_train(x, *given)
+        else:
+            y, mean, invstd = piece_train(x, None, None, None, None, exchange, *given)
         return y, Forward(x, residual, mean, invstd, None, axis, self.relu)
 
     def backward(self, dy: Array, out: Array | None = None) -> Any:
@@ -307,6 +352,12 @@ class BatchNorm:
         differences, `batch_norm_train` and `batch_norm_backward` keep nothing and count nothing;
         with the layer, call `forward` again before each `backward`.
         """
+        if self.comm is None or (isinstance(kept := self._forward, Forward) and kept.eps):
+            return self._go_back(dy, out)
+        with Exchange(self.comm, GradientSums, self.num_features) as exchange:
+            return self._go_back(dy, out, exchange)
+
+    def _go_back(self, dy: Array, out: Array | None, exchange: Exchange | None = None) -> Any:
         kept = self._forward
         if isinstance(kept, str):
             raise RuntimeError(
@@ -315,22 +366,43 @@ class BatchNorm:
             )
         self._forward = INTERRUPTED
         try:
-            dx, _, _, *dresidual = layer_backward(
-                dy,
-                kept.x,
-                kept.mean,
-                kept.scale,
-                self.weight,
-                self.bias,
-                kept.eps,
-                kept.axis,
-                kept.relu,
-                kept.residual,
-                out,
-                self.weight_grad,
-                self.bias_grad,
-                self.num_threads,
-            )
+            if exchange is None:
+                dx, _, _, *dresidual = layer_backward(
+                    dy,
+                    kept.x,
+                    kept.mean,
+                    kept.scale,
+                    self.weight,
+                    self.bias,
+                    kept.eps,
+                    kept.axis,
+                    kept.relu,
+                    kept.residual,
+                    out,
+                    self.weight_grad,
+                    self.bias_grad,
+                    self.num_threads,
+                )
+            else:
+                dx, _, _, *dresidual = piece_backward(
+                    dy,
+                    kept.x,
+                    None,
+                    None,
+                    None,
+                    exchange,
+                    kept.mean,
+                    kept.scale,
+                    self.weight,
+                    self.bias,
+                    kept.axis,
+                    kept.relu,
+                    kept.residual,
+                    out,
+                    self.weight_grad,
+                    self.bias_grad,
+                    self.num_threads,
+                )
         except Exception:
             self._forward = kept
             raise

@@ -60,11 +60,25 @@ def statistics(x: Array, eps: float) -> Statistics:
 
 def _statistics(samples: Float64, magnitude: Float64, shift: Float64, eps: float) -> Statistics:
     centered = samples * magnitude - shift
-    delta = centered.sum(axis=0) / len(samples)
-    square = np.maximum((centered * centered).sum(axis=0) / len(samples) - delta * delta, 0)
+    total, squares = centered.sum(axis=0), (centered * centered).sum(axis=0)
+    count = float(len(samples))
+    square = np.maximum((count * squares - total * total) / (count * count), 0)
     var = square / magnitude / magnitude
     invstd = np.where(np.isinf(var), magnitude / np.sqrt(square), 1 / np.sqrt(var + eps))
-    return Statistics((shift + delta) / magnitude, var, invstd)
+    return Statistics(_mean_about(shift, total, count) / magnitude, var, invstd)
+
+
+def _mean_about(center: Float64, total: Float64, count: float) -> Float64:
+    """Return the mean from a sum about a center, with what two roundings lost put back."""
+    delta = total / count
+    mean = center + delta
+    moved = mean - center
+    large = (2.0**27 + 1) * delta
+    high = large - (large - delta)  # the first half of its digits, whose product is exact
+    of_division = ((total - high * count) - (delta - high) * count) / count
+    of_addition = (center - (mean - moved)) + (delta - moved)
+    lost = of_addition + of_division
+    return np.where(np.isnan(lost), mean, mean + lost)
 
 
 def _first_mean(x: Float64) -> Float64:
