@@ -40,7 +40,7 @@ V3_FEATURES = ("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xs
 CROSS_TARGETS = ("aarch64-linux-gnu", "x86_64-windows-gnu", "aarch64-macos")
 
 LINT = (("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",))
-DOCS = (("python", "-m", "sphinx", "-q", "-W", "--keep-going", "docs", "build/docs"),)
+DOCS = (("python", "-m", "sphinx", "-q", "-W", "--keep-going", "-j", "auto", "docs", "build/docs"),)
 
 STEP_IN_BFLOAT16 = """
 import ml_dtypes, numpy as np, onepass as op

@@ -15,8 +15,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import chdir, redirect_stdout
 from io import StringIO
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -58,10 +60,13 @@ def generate() -> None:
         os.environ["COLUMNS"] = COLUMNS
         for path, text in pages().items():
             (new / path).write_text(text)
-        with chdir(new):
-            _draw()
-            for page in sorted(HERE.glob("*.md")):
-                _run(page)
+        # Each page and picture by itself, on all cores; pages first, since some of them train.
+        with chdir(new), ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+            jobs = [pool.submit(_run, page) for page in sorted(HERE.glob("*.md"))]
+            jobs += [pool.submit(_draw_optimizer, name) for name in REGISTRY]
+            jobs.append(pool.submit(_draw_others))
+            for job in jobs:
+                job.result()
         shutil.rmtree(GENERATED, ignore_errors=True)
         new.rename(GENERATED)  # now that all of it is there
 
@@ -263,10 +268,13 @@ def _run(page: Path) -> None:
             file.write(printed)
 
 
-def _draw() -> None:
-    for cls in REGISTRY.values():
-        for surface in ("neuron", "rosenbrock"):
-            pictures.optimizer(cls, surface, Path("optimizers", f"{cls.__name__}-{surface}.png"))
+def _draw_optimizer(rule: str) -> None:
+    cls = REGISTRY[rule]
+    for surface in ("neuron", "rosenbrock"):
+        pictures.optimizer(cls, surface, Path("optimizers", f"{cls.__name__}-{surface}.png"))
+
+
+def _draw_others() -> None:
     pictures.gallery(Path("gallery"))
     pictures.schedules(Path("schedules.png"))
     pictures.initialisers(Path("init.png"))

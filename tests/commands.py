@@ -62,3 +62,10 @@ def draw_nothing(monkeypatch):
     for module, name in ((report, "draw_curves"), (page, "draw_times"), (page, "draw_rates")):
         monkeypatch.setattr(module, name, lambda _: new_figure(1, 1))
     monkeypatch.setattr(tune, "draw", lambda *_: [])
+
+
+def draw_coarsely(monkeypatch):
+    """Let `surface` draw its maps of fewer points, which is most of what a picture takes."""
+    from onepass.lab.surface import panels
+
+    monkeypatch.setattr(panels, "GRID", 31)

@@ -44,7 +44,7 @@ def pytest_collection():
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """A worker that has no tests left takes some of another's: a few tests take half a minute."""
+    """A worker that has no tests left takes some of another's: a few tests take ten seconds."""
     from xdist.scheduler import WorkStealingScheduling
 
     return WorkStealingScheduling(config, log) if config.getvalue("dist") == "load" else None

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from commands import run, strict_json
+from commands import draw_coarsely, draw_nothing, run, strict_json
 from onepass import optim
 from onepass.lab import cli
 from onepass.lab._arguments import chosen
@@ -19,6 +19,12 @@ SMALL = {
     "tune": ("--data", "diabetes", "--epochs", 1, "--trials", 2),
 }
 """A quick run of each command that writes to a folder."""
+
+
+@pytest.fixture(autouse=True)
+def little_to_draw(monkeypatch):
+    draw_coarsely(monkeypatch)
+    draw_nothing(monkeypatch)
 
 
 def options(command, folder, optimizer="sgd"):

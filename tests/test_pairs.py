@@ -174,10 +174,10 @@ class TestPairs:
             assert info._replace(stats=None) == twin.step(number, way)
             assert list(info.stats) == ["w", "half"]
             assert all(stats.update_norm != 0 for stats in info.stats.values())
-            self.disturb(run)
-            assert run.whole() == twin.whole()
+            expected = twin.whole()
+            self.disturb(run, expected)
             run = run.resumed(options, tmp_path / "run.npz")
-            assert run.whole() == twin.whole()
+            assert run.whole() == expected
 
     def test_turn_by_turn(self, options, tmp_path):
         """A parameter at a time, saved in the middle of a round: the step of all, or an error."""
@@ -200,22 +200,21 @@ class TestPairs:
                     run = run.resumed(options, tmp_path / "run.npz")
             assert run.whole() == twin.whole()
 
-    def disturb(self, run):
+    def disturb(self, run, expected):
         """All that must leave no trace."""
         opt = run.opt
-        before = run.whole()
         if options_average(opt):
             outside = digest(opt.state_dict())
             with opt.averaged():
                 assert digest(opt.state_dict()) == outside
         grads = run.grads(9)
         op.search.range_test(opt, lambda: (1.0, grads), steps=2)
-        assert run.whole() == before
+        assert run.whole() == expected
         losses = iter([1.0, 2.0])  # the trial is no better
         copies = run.copies if run.has_copies else None
         search = op.line_search.best_of([1e-3])
         search(run.params, grads, lambda: next(losses), copy_to=copies)
-        assert run.whole() == before
+        assert run.whole() == expected
 
     def test_a_copy_is_the_weights_rounded(self, options):
         run = Run({**options, "copy_to": True})

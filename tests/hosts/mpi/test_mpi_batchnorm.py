@@ -1,7 +1,6 @@
 """BatchNorm over the processes of MPI."""
 
 import pytest
-
 from mpi_jobs import MPIEXEC, run
 
 pytest.importorskip("mpi4py", reason="needs mpi4py")

@@ -4,7 +4,6 @@ Each test starts a job of its own, which ends itself where a rank fails, and is 
 """
 
 import pytest
-
 from mpi_jobs import MPIEXEC, run
 
 pytest.importorskip("mpi4py", reason="needs mpi4py")
