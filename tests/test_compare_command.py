@@ -488,7 +488,7 @@ class TestResume:
             return count_lines(written) == lines + 1
 
         interrupt_where(monkeypatch, holds, tmp_path, *SMALL, "--tune")
-        assert "repeat the command with --resume" in capsys.readouterr().err
+        assert f"onepass compare --out {tmp_path} --resume\n" in capsys.readouterr().err
         assert len(log_lines(tmp_path)) == lines + 1
         reported = any(line["seed"] == 5 and line["done"] for line in log_lines(tmp_path))
         assert (tmp_path / "report.html").exists() == reported
@@ -526,7 +526,8 @@ class TestResume:
             _, rest = process.communicate(timeout=60)
         assert process.returncode == 130
         assert b"Traceback" not in rest
-        assert rest.endswith(b"repeat the command with --resume to go on\nonepass: interrupted\n")
+        again = f"to go on: onepass compare --out {tmp_path} --resume\nonepass: interrupted\n"
+        assert rest.endswith(again.encode())
         assert log_lines(tmp_path)
 
     @pytest.mark.parametrize("cut", [False, True])
@@ -624,7 +625,9 @@ class TestResume:
             "results.json",
         ]
         lines = len(log_lines(tmp_path))
-        assert compare_in(tmp_path, *SMALL) == 0  # once more, from the start
+        with pytest.raises(SystemExit):
+            compare_in(tmp_path, *SMALL)
+        assert compare_in(tmp_path, *SMALL, "--force") == 0  # once more, from the start
         assert len(log_lines(tmp_path)) == lines
 
     def test_at_most_two_files_of_state(self, tmp_path, monkeypatch):
@@ -681,7 +684,9 @@ class TestResume:
         before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
         with pytest.raises(SystemExit):
             compare_in(tmp_path, *SMALL)
-        assert "--out: expected no unfinished comparison" in capsys.readouterr().err
+        assert (
+            "--out: expected a folder without an unfinished comparison" in capsys.readouterr().err
+        )
         with pytest.raises(SystemExit):
             compare_in(tmp_path, *SMALL, "--schedule", "constant", "--resume")
         complaint = "--resume: expected schedule as it was, cosine, got constant"
