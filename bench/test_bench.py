@@ -24,7 +24,7 @@ import report
 import run
 import sklearn_fit
 import training
-from onepass.lab.bench import batch_norm, contenders
+from onepass.lab.bench import batch_norm, contenders, plan
 from onepass.lab.bench.timing import BATCH, Block, Situation, alternate
 from onepass.lab.bench.workloads import OPERATIONS, WORKLOADS, Case, Workload, batches, cases
 from onepass.lab.compare.contenders import Contender
@@ -542,3 +542,16 @@ def test_the_table_of_whole_trainings(capsys, monkeypatch):
     row = capsys.readouterr().out.splitlines()[-1]
     assert row.startswith("| physics-informed fit, 64 units | 1 |")
     assert row.count("|") == 7
+
+
+def test_all_step_alike():
+    """Who is compared computes the same; optax and Numba where they are installed."""
+    made = plan.steppers(Workload("two", [(30, 20), (20,)]))
+    for rival in made.values():
+        for _ in range(3):
+            rival.step()
+    ours = made.pop("onepass").params
+    for name, rival in made.items():
+        for a, b in zip(ours, rival.params, strict=True):
+            theirs = b.detach().numpy() if name == "torch" else np.asarray(b)
+            np.testing.assert_allclose(a, theirs, rtol=1e-5, atol=1e-6)

@@ -1,15 +1,20 @@
 """What all commands promise, wherever they run: in a notebook, on an old terminal, in a pipe."""
 
 import os
+import shlex
 import subprocess
 import sys
+from argparse import ArgumentTypeError
 
+import numpy as np
 import pytest
 
 from commands import draw_coarsely, draw_nothing, run, strict_json
 from onepass import optim
 from onepass.lab import cli
 from onepass.lab._arguments import chosen
+from onepass.lab._spelling import optimizer, spelt
+from onepass.lab._tables import print_table
 from onepass.lab.compare.contenders import contenders
 from onepass.lab.surface import SURFACES, walkers
 
@@ -33,7 +38,7 @@ def options(command, folder, optimizer="sgd"):
 
 def test_all_commands_are_here():
     (commands,) = (a.choices for a in cli._parser()._actions if hasattr(a.choices, "items"))
-    assert set(commands) == {*SMALL, "info"}
+    assert set(commands) == {*SMALL, "bench", "info"}
 
 
 @pytest.mark.parametrize("command", [*SMALL, "info"])
@@ -53,7 +58,8 @@ def test_in_a_notebook_and_on_a_terminal_that_knows_ascii_only(command, tmp_path
         assert "R2" in done.stdout
         rows = [line for line in done.stdout.splitlines() if line.startswith("SGD ")]
         assert "+-" in rows[0]
-        assert len(set(map(len, rows))) == 1  # and they are aligned
+        tables = len(rows) // 2  # below each other, as not all columns have room
+        assert len(set(map(len, rows))) == tables  # and they are aligned
         assert strict_json(tmp_path / "results.json")["entries"]
 
 
@@ -117,6 +123,69 @@ def test_odd_values(command, given, complaint, capsys):
         cli.main([command, *given])
     assert ended.value.code == 2
     assert complaint in capsys.readouterr().err
+
+
+def test_the_examples_of_the_help(tmp_path, monkeypatch):
+    """Each is a command, but for `--help`'s own reader."""
+    monkeypatch.chdir(tmp_path)
+    np.savez("mine.npz", x=np.ones((10, 2)), y=np.arange(10) % 2)
+    for command, examples in cli.EXAMPLES.items():
+        for words in examples:
+            assert cli._parser().parse_args([command, *shlex.split(words)]).run
+
+
+def test_an_unknown_option_is_answered_with_the_commands_own_usage(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["surface", "--foo"])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("usage: onepass surface ")
+    assert said.endswith("onepass surface: error: unrecognized arguments: --foo\n")
+
+
+def test_a_table_of_several(monkeypatch, capsys):
+    """Where a row has no room, its columns stand below each other, and no cell is cut."""
+    columns = [("name", "left"), ("first\nheading", "right"), ("second", "right")]
+    monkeypatch.setenv("COLUMNS", "20")
+    print_table([], columns, [[("Adam", "123456789", "0.5")]], "caption")
+    assert capsys.readouterr().out.splitlines() == [
+        "", "          first", "name    heading", "───────────────", "Adam  123456789",
+        "", "name  second", "────────────", "Adam     0.5", "", "caption",
+    ]  # fmt: skip
+    monkeypatch.setenv("COLUMNS", "80")
+    print_table([], columns, [[("Adam", "123456789", "0.5")]], "caption")
+    assert "Adam  123456789     0.5" in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("sgd", "SGD"),
+        ("ADAM (lr = .1, betas=(0.5,0.9))", "Adam(lr=0.1, betas=(0.5, 0.9))"),
+        ("SGD()", "SGD"),
+    ],
+)
+def test_an_optimizer_with_settings(text, read):
+    assert optimizer(["SGD", "Adam"])(text) == read
+    assert str(spelt(read)) == read
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SGD(0.1)",
+        "SGD(lr=0.1",
+        "SGD(lr=f(1))",
+        "SGD(**x)",
+        "SGD(lr=0.1)(2)",
+        "a.SGD(lr=1)",
+        "(",
+        "",
+    ],
+)
+def test_what_is_no_optimizer(text):
+    with pytest.raises(ArgumentTypeError, match=r"expected .*, got "):
+        optimizer(["SGD"])(text)
 
 
 def test_numbers_with_exponents_are_no_options(tmp_path):

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -183,6 +184,80 @@ class TestCommand:
         assert written["network"]["dropout"] == 0.25
         table = capsys.readouterr().out
         assert "network 13-6-6-6-3 without batch norm, dropout 0.25: 189 parameters" in table
+
+    @pytest.mark.usefixtures("empty_pictures")
+    def test_several_of_one_class(self, tmp_path):
+        names = ("SGD(lr=0.25)", "sgd(momentum=0.5, nesterov=True)", "adam")
+        options = ("--data", "wine", "--steps", 1, "--seeds", 1, "--no-batch-norm", "--lr", 0.125)
+        assert compare_in(tmp_path, *options, "--optimizer", *names) == 0
+        entries = strict_json(tmp_path / "results.json")["entries"]
+        assert [(entry["name"], entry["lr"]) for entry in entries] == [
+            ("SGD(lr=0.25)", 0.25),
+            ("SGD(momentum=0.5, nesterov=True)", 0.125),
+            ("Adam", 0.125),
+        ]
+        assert entries[1]["hyperparameters"]["nesterov"] is True
+
+    @pytest.mark.parametrize(
+        ("given", "complaint"),
+        [
+            (["SGD(lr=-1)"], "argument --optimizer: SGD(lr=-1): lr: expected a finite number"),
+            (["SGD(speed=1)"], "argument --optimizer: SGD(speed=1): speed: expected one of lr, "),
+            (["SGD(lr=1)", "--tune"], "argument --optimizer: expected no lr with argument --tune"),
+        ],
+    )
+    def test_settings_that_make_no_sense(self, given, complaint, tmp_path, capsys):
+        with pytest.raises(SystemExit) as ended:
+            compare_in(tmp_path, "--optimizer", *given)
+        assert ended.value.code == 2
+        assert complaint in capsys.readouterr().err
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.usefixtures("empty_pictures")
+    @pytest.mark.parametrize("kind", ["words", "numbers"])
+    def test_data_from_a_file(self, kind, tmp_path, capsys, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        x = np.random.default_rng(0).normal(size=(50, 2, 3))
+        y = np.where(x[:, 0, 0] > 0, "up", "down") if kind == "words" else x[:, 0].sum(axis=-1)
+        np.savez("mine.npz", x=x, y=y, goal=0.25)
+        options = ("--data", "mine.npz", "--epochs", 1, "--seeds", 1, "--optimizer", "sgd")
+        assert compare_in("out", *options) == 0
+        out = capsys.readouterr().out
+        assert out.startswith("mine: 40 rows to train on, 10 to validate\n")
+        outputs = 2 if kind == "words" else 1
+        assert f"network 6-128-64-{outputs} with batch norm" in out
+        written = strict_json(Path("out", "results.json"))
+        assert written["data"] == {"name": "mine", "train": 40, "validation": 10}
+
+    @pytest.mark.parametrize(
+        ("arrays", "complaint"),
+        [
+            ({"x": np.ones((20, 2))}, "expected arrays x and y, got x"),
+            ({"x": np.ones(20), "y": np.arange(20)}, "x: expected rows of finite numbers, got"),
+            ({"x": np.full((20, 2), np.nan), "y": np.arange(20)}, "x: expected rows of finite"),
+            ({"x": np.ones((20, 2)), "y": np.arange(19)}, "y: expected a number or a word for"),
+            ({"x": np.ones((9, 2)), "y": np.arange(9)}, "x: expected 10 rows at least, got 9"),
+            ({"x": np.ones((20, 2)), "y": np.ones(20, int)}, "y: expected two classes at least"),
+            ({"x": np.ones((20, 2)), "y": np.full(20, np.inf)}, "y: expected finite numbers"),
+        ],
+    )
+    def test_a_file_that_holds_no_data(self, arrays, complaint, tmp_path, capsys):
+        np.savez(tmp_path / "bad.npz", **arrays)
+        with pytest.raises(SystemExit) as ended:
+            compare_in(tmp_path / "out", "--data", tmp_path / "bad.npz")
+        assert ended.value.code == 2
+        assert complaint in capsys.readouterr().err
+
+    def test_a_file_that_has_changed_is_not_resumed(self, tmp_path, capsys, monkeypatch):
+        path = tmp_path / "mine.npz"
+        np.savez(path, x=np.eye(20), y=np.arange(20) % 2)
+        with monkeypatch.context() as patch:
+            patch.setattr(Training, "_epoch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            assert compare_in(tmp_path, "--data", path) == cli.INTERRUPTED
+        np.savez(path, x=np.eye(20), y=np.arange(20) % 3)
+        with pytest.raises(SystemExit):
+            compare_in(tmp_path, "--resume")
+        assert "expected content of the data as it was" in capsys.readouterr().err
 
     @pytest.mark.usefixtures("empty_pictures")
     def test_momentum_and_betas_of_those_that_have_them(self, tmp_path, capsys):
@@ -488,7 +563,7 @@ class TestResume:
             return count_lines(written) == lines + 1
 
         interrupt_where(monkeypatch, holds, tmp_path, *SMALL, "--tune")
-        assert "repeat the command with --resume" in capsys.readouterr().err
+        assert f"onepass compare --out {tmp_path} --resume\n" in capsys.readouterr().err
         assert len(log_lines(tmp_path)) == lines + 1
         reported = any(line["seed"] == 5 and line["done"] for line in log_lines(tmp_path))
         assert (tmp_path / "report.html").exists() == reported
@@ -497,7 +572,7 @@ class TestResume:
         monkeypatch.setattr(
             Training, "_epoch", lambda s, last: trained.append(1) or original_epoch(s, last)
         )
-        assert compare_in(tmp_path, *SMALL, "--tune", "--resume") == 0
+        assert compare_in(tmp_path, "--resume") == 0  # by the options that stand there
         assert without_times(log_lines(tmp_path)) == whole
         first = sum(line["epoch"] == 0 for line in whole[lines + 1 :])
         assert len(trained) == len(whole) - lines - 1 - first  # and not one more
@@ -526,7 +601,8 @@ class TestResume:
             _, rest = process.communicate(timeout=60)
         assert process.returncode == 130
         assert b"Traceback" not in rest
-        assert rest.endswith(b"repeat the command with --resume to go on\nonepass: interrupted\n")
+        again = f"to go on: onepass compare --out {tmp_path} --resume\nonepass: interrupted\n"
+        assert rest.endswith(again.encode())
         assert log_lines(tmp_path)
 
     @pytest.mark.parametrize("cut", [False, True])
@@ -610,7 +686,8 @@ class TestResume:
         monkeypatch.setattr(Training, "_epoch", fail)
         assert compare_in(tmp_path, *SMALL, "--resume") == 0
         made_by = strict_json(tmp_path / "results.json")["made_by"]
-        assert "--resume" not in made_by["command"]  # which does not repeat it
+        again = ["onepass", "compare", *map(str, SMALL), "--out", str(tmp_path)]
+        assert sorted(shlex.split(made_by["command"])) == sorted(again)  # without --resume
 
     def test_nothing_old_is_taken_up(self, tmp_path):
         """A state left behind, here by hand, is none of a new comparison."""
@@ -624,7 +701,9 @@ class TestResume:
             "results.json",
         ]
         lines = len(log_lines(tmp_path))
-        assert compare_in(tmp_path, *SMALL) == 0  # once more, from the start
+        with pytest.raises(SystemExit):
+            compare_in(tmp_path, *SMALL)
+        assert compare_in(tmp_path, *SMALL, "--force") == 0  # once more, from the start
         assert len(log_lines(tmp_path)) == lines
 
     def test_at_most_two_files_of_state(self, tmp_path, monkeypatch):
@@ -681,7 +760,9 @@ class TestResume:
         before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
         with pytest.raises(SystemExit):
             compare_in(tmp_path, *SMALL)
-        assert "--out: expected no unfinished comparison" in capsys.readouterr().err
+        assert (
+            "--out: expected a folder without an unfinished comparison" in capsys.readouterr().err
+        )
         with pytest.raises(SystemExit):
             compare_in(tmp_path, *SMALL, "--schedule", "constant", "--resume")
         complaint = "--resume: expected schedule as it was, cosine, got constant"

@@ -20,6 +20,9 @@ PACKAGE = Path(op.__file__).parent
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
 PICTURES = {
+    "onepass.lab.surface.picture": (
+        "op.surface.picture(op.surface.SURFACES['ravine'], ['SGD'], 'out')"
+    ),
     "onepass.ema.picture": "op.ema.picture([1, 2], beta=0.9, path='out')",
     "onepass.lab.search.LearningRates": "op.search.learning_rate(float).picture('out')",
     "onepass.lab.search.RangeTest": """

@@ -373,9 +373,9 @@ class TestClaims:
     def test_effective_rate_of_a_constant_gradient(self):
         """lr / sqrt(t) for AdaGrad; for RMSProp lr / sqrt(1 - 0.9^t), which comes to rest at lr."""
         slope = surface.Surface(
-            "slope", "", "L = x + y", ("x", "y"),
-            lambda x, y: x + y, lambda x, y: (np.ones_like(x), np.ones_like(y)),
-            (0.0, 0.0), ((-1, 1), (-1, 1)), (), 1.0, 1.0,
+            name="slope", function=lambda x, y: x + y,
+            slope=lambda x, y: (np.ones_like(x), np.ones_like(y)),
+            start=(0.0, 0.0), window=((-1, 1), (-1, 1)),
         )  # fmt: skip
         rates = claims.effective_rates(slope, steps=50, lr=0.5)
         t = np.arange(1, 51)[:, None] * np.ones(2)
@@ -464,9 +464,9 @@ class TestClaims:
     def test_the_first_steps_of_adam_and_rmsprop(self):
         """RMSProp divides by the root of 0.1 of the square, Adam by the corrected one's."""
         slope = surface.Surface(
-            "slope", "", "L = x + y", ("x", "y"),
-            lambda x, y: x + y, lambda x, y: (np.ones_like(x), np.ones_like(y)),
-            (0.0, 0.0), ((-1, 1), (-1, 1)), (), 1.0, 1.0,
+            name="slope", function=lambda x, y: x + y,
+            slope=lambda x, y: (np.ones_like(x), np.ones_like(y)),
+            start=(0.0, 0.0), window=((-1, 1), (-1, 1)),
         )  # fmt: skip
         moved = {
             name: -walkers()[name].descend(slope, steps=1, lr=1.0).points[1, 0]

@@ -1,5 +1,6 @@
 """What `onepass tune` promises: which trials there are, what stays on disk, what it prints."""
 
+import html
 import math
 import os
 import re
@@ -30,6 +31,7 @@ from onepass.lab.tune.space import Settings
 
 WINE = Settings("wine", 2, ("SGD", "Momentum", "Adam"), seed=0, layers=(1, 2), units=(16, 32))
 PICTURES = ["history.png", "importances.png", "slices.png", "parallel.png"]
+FILES = ["report.html", *PICTURES, "results.json"]
 
 
 @pytest.fixture(autouse=True)
@@ -251,7 +253,9 @@ class TestFolder:
     def test_another_study_is_left_alone(self, tmp_path):
         done(tmp_path, 1)
         before = (tmp_path / "study.log").read_bytes()
-        with pytest.raises(ValueError, match=r"--out: expected no study, got one in .*resume"):
+        with pytest.raises(
+            ValueError, match=r"--out: expected a folder without a study, got .*resume"
+        ):
             Search(WINE, tmp_path, resume=False)
         for name, settings in (
             ("data", replace(WINE, data="digits")),
@@ -387,15 +391,18 @@ class TestCommand:
     def test_end_to_end(self, tmp_path):
         out = tmp_path / "deep" / "folder"
         options = ("--data", "wine", "--epochs", 2, "--trials", 6, "--optimizer", "adam", "SGD")
-        finished = run("tune", *options, "--out", out, COLUMNS="80")
+        finished = run("tune", *options, "--out", out, COLUMNS="100")
         assert finished.returncode == 0, finished.stderr
         assert finished.stderr == ""  # neither Optuna's log nor a progress bar
         assert "\x1b" not in finished.stdout
         lines = finished.stdout.splitlines()
-        assert lines[-5:] == [str(out / name) for name in (*PICTURES, "results.json")]
+        assert lines[-6:] == [str(out / name) for name in FILES]
         assert sorted(path.name for path in out.iterdir()) == sorted(
-            [*PICTURES, "results.json", "study.log"]
+            [*FILES, "settings.json", "study.log"]
         )
+        page = (out / "report.html").read_text(encoding="utf-8")
+        assert page.count('src="data:image/png;base64,') == len(PICTURES)
+        assert not re.findall(r"(?:src|href)=[\"'](?!data:)", page)
         written = strict_json(out / "results.json")
         assert written["settings"]["optimizers"] == ["Adam", "SGD"]
         assert written["made_by"]["optuna"] == optuna.__version__
@@ -422,6 +429,8 @@ class TestCommand:
             assert score == f"{trial['score']:.1%}"
         assert f"  {best['python']}" in lines
         assert f"  {best['compare']}" in lines
+        for words in (best["python"], best["compare"], written["made_by"]["command"]):
+            assert f"<pre>{html.escape(words)}</pre>" in page
 
     @pytest.mark.parametrize(
         ("name", "batch_norm"),
@@ -471,13 +480,21 @@ class TestCommand:
         with pytest.raises(SystemExit) as ended:
             cli.main([*command, "--trials", "3"])
         assert ended.value.code == 2
-        assert "--out: expected no study, got one in" in capsys.readouterr().err
-        assert cli.main([*command, "--trials", "3", "--resume"]) == 0
-        assert len(strict_json(tmp_path / "results.json")["trials"]) == 3
+        assert "--out: expected a folder without a study, got" in capsys.readouterr().err
+        here = ["tune", "--out", str(tmp_path)]  # the other options stand in the folder
+        assert cli.main([*here, "--trials", "3", "--resume"]) == 0
+        written = strict_json(tmp_path / "results.json")
+        assert len(written["trials"]) == 3
+        again = f"onepass tune --data wine --epochs 1 --out {tmp_path} --trials 3"
+        assert sorted(shlex.split(written["made_by"]["command"])) == sorted(shlex.split(again))
+        assert cli.main([*here, "--seconds", "0.001", "--resume"]) == 0  # instead of the trials
+        assert cli.main([*here, "--resume"]) == 0
         with pytest.raises(SystemExit) as ended:
             cli.main([*command, "--resume", "--seed", "1"])
         assert ended.value.code == 2
         assert "--resume: expected seed as it was, 0, got 1" in capsys.readouterr().err
+        assert cli.main([*command, "--trials", "1", "--force"]) == 0
+        assert len(strict_json(tmp_path / "results.json")["trials"]) == 1
 
     def test_optuna_logs_as_before(self, tmp_path, capsys):
         optuna.logging.set_verbosity(optuna.logging.INFO)
@@ -501,7 +518,8 @@ class TestCommand:
             _, rest = process.communicate(timeout=60)
         assert process.returncode == 130
         assert b"Traceback" not in rest
-        assert rest.endswith(b"repeat the command with --resume to go on\nonepass: interrupted\n")
+        again = f"to go on: onepass tune --out {tmp_path} --resume\nonepass: interrupted\n"
+        assert rest.endswith(again.encode())
         trials = strict_json(tmp_path / "results.json")["trials"]
         assert len(trials) >= 3
         settings = Settings(
@@ -677,7 +695,7 @@ class TestEach:
         assert "repeat the command with --resume to go on" in capsys.readouterr().err
         with pytest.raises(SystemExit):
             self.tuned(tmp_path / "parts", "--trials", "2")
-        assert "--out: expected no study, got one in" in capsys.readouterr().err
+        assert "--out: expected a folder without a study, got" in capsys.readouterr().err
         assert self.tuned(tmp_path / "parts", "--trials", "2", "--resume") == 0
         whole, parts = (
             strict_json(tmp_path / name / "results.json")["studies"] for name in ("whole", "parts")

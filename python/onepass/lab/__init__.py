@@ -6,10 +6,12 @@ search
     Choosing a learning rate before the training.
 surface
     Error surfaces of two parameters, and the optimizers' paths down them.
-compare, tune
-    The commands that train one network with every optimizer, and search for the best settings.
+compare, tune, bench
+    The commands that train one network with every optimizer, search for the best settings, and time
+    steps beside other libraries.
 cli
     The command line.
 
-The first four are attributes of `onepass`, loaded when they are first used: ``onepass.search``.
+`search`, `surface`, `compare` and `tune` are attributes of `onepass`, loaded when they are first
+used: ``onepass.search``.
 """

@@ -11,6 +11,21 @@ from onepass._extras import MissingExtraError
 from onepass.lab import bench, compare, surface, tune
 from onepass.lab._terminal import any_encoding
 
+EXAMPLES = {
+    "compare": (
+        "--data wine --seeds 5",
+        "--optimizer 'SGD(lr=0.01)' 'SGD(lr=0.1)' Adam",
+        "--data mine.npz --tune",
+    ),
+    "surface": (
+        "--surface ravine --optimizer SGD Momentum Adam",
+        "--surface neuron --optimizer 'SGD(momentum=0.5)' 'SGD(momentum=0.9)'",
+        "--surface rosenbrock --animate html",
+    ),
+    "tune": ("--data wine --trials 30", "--optimizer Adam AdamW --layers 1 3", "--resume"),
+    "bench": ("--quick", "--threads 1", "--draw onepass-bench/bench.json --out pictures"),
+}
+"""What `--help` shows below the options."""
 INTERRUPTED = 130  # as a shell reports a process that Ctrl-C ended
 
 
@@ -74,8 +89,14 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="command")
 
     def add(name: str, summary: str) -> argparse.ArgumentParser:
+        examples = "".join(f"\n  onepass {name} {words}" for words in EXAMPLES.get(name, ()))
         command = commands.add_parser(
-            name, help=summary, description=f"{summary.capitalize()}.", allow_abbrev=False
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            epilog=examples and f"examples:{examples}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
         )
         # argparse takes -1e-3 for an option: its own pattern has no exponents.
         command._negative_number_matcher = re.compile(r"-\.?\d")

@@ -24,7 +24,7 @@ from onepass.lab._json import finite
 from onepass.lab._spelling import optimizer
 from onepass.lab.compare import report
 from onepass.lab.compare.contenders import FIRST_SEED, Contender, contender, contenders
-from onepass.lab.compare.data import DATA
+from onepass.lab.compare.data import OPTION, known
 from onepass.lab.compare.experiment import RATES, SEEDS_A_RATE, Experiment
 from onepass.lab.compare.journal import Journal
 from onepass.lab.compare.schedules import SCHEDULES
@@ -158,10 +158,10 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     """Give a parser the option of the data."""
     parser.add_argument(
         "--data",
-        type=one_of(DATA),
+        type=known(),
         default=Recipe().data,
         metavar="NAME",
-        help=f"one of {', '.join(DATA)} (default: %(default)s)",
+        help=f"one of {OPTION} (default: %(default)s)",
     )
 
 
@@ -291,6 +291,7 @@ def _settings(args: argparse.Namespace, experiment: Experiment) -> dict[str, obj
     """Return the settings that two comparisons must share for one to go on from the other."""
     return {
         **asdict(experiment.recipe),
+        "content of the data": experiment.recipe.table.digest,
         "max_grad_norm": finite(experiment.recipe.max_grad_norm),
         "optimizers": [[c.name, c.lr] for c in experiment.contenders],
         "momentum": args.momentum,

@@ -1,13 +1,13 @@
 """The report as one HTML file that needs no network."""
 
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onepass.lab.compare.picture import draw_rates, draw_times
-from onepass.lab.compare.results import Comparison, choose
+from onepass.lab import _page
+from onepass.lab._page import Shown, drawn
+from onepass.lab.compare.losses import loss_of
+from onepass.lab.compare.picture import NAMES, draw_rates, draw_times
+from onepass.lab.compare.results import Comparison, Entry, choose
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,6 +18,7 @@ CAPTION = (
     "after every epoch, on all training and validation rows; the times are those of one run, "
     "without that."
 )
+MOST_NAMES = 8
 
 
 def render(
@@ -29,30 +30,79 @@ def render(
     facts: Mapping[str, Any],
 ) -> str:
     """Return the page."""
-    from jinja2 import Environment, StrictUndefined
-
-    tuned = any(choose(entry.tried) for entry in comparison.entries)
-    template = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    html: str = environment.from_string(template).render(
-        title=f"onepass compare: {comparison.recipe.data}",
+    best = best_of(comparison)
+    pictures = [
+        Shown(
+            "curves",
+            "Curves",
+            "Lines are means over the seeds, bands reach from the lowest to the highest.",
+            drawn(curves),
+            "Training loss, validation score, gradient norm and learning rate of each optimizer "
+            "against the steps",
+        ),
+        Shown(
+            "times",
+            "Where the time went",
+            "",
+            drawn(draw_times(comparison)),
+            "Microseconds a step for gradient and update, a bar for each optimizer",
+        ),
+    ]
+    if any(choose(entry.tried) for entry in comparison.entries):
+        rates = Shown(
+            "rates",
+            "How the learning rates were chosen",
+            "Each point is the mean over seeds that are not among those above, a whole run each, "
+            "with a standard error to each side; what diverged is left out. Chosen, with a ring, "
+            "is the smallest rate that is as good as the best within one standard error.",
+            drawn(draw_rates(comparison)),
+            "Validation loss against learning rate for each optimizer",
+        )
+        pictures.insert(1, rates)
+    return _page.render(
+        title=f"onepass compare: {comparison.recipe.table.name}",
         description=description,
+        findings=_findings(comparison, best),
         headings=headings,
         rows=rows,
+        best=[comparison.entries.index(entry) for entry in best],
         caption=CAPTION,
+        pictures=pictures,
         facts=facts,
-        curves=_as_url(curves),
-        times=_as_url(draw_times(comparison)),
-        rates=_as_url(draw_rates(comparison)) if tuned else None,
     )
-    return html
 
 
-def _as_url(figure: "Figure") -> str:
-    """Return a picture that stands in the page itself."""
-    import matplotlib as mpl
+def best_of(comparison: Comparison) -> list[Entry]:
+    """Return who has the highest mean score, several if they share it; none if all diverged."""
+    scores = [(_score(entry), entry) for entry in comparison.entries]
+    top = max((score.mean for score, _ in scores if score), default=None)
+    return [entry for score, entry in scores if score and score.mean == top]
 
-    svg = BytesIO()
-    with mpl.rc_context({"svg.hashsalt": "onepass"}):  # equal pictures are equal bytes
-        figure.savefig(svg, format="svg", metadata={"Date": None})
-    return f"data:image/svg+xml;base64,{b64encode(svg.getvalue()).decode()}"
+
+def _score(entry: Entry) -> Any:
+    return entry.final(lambda end: end.score)
+
+
+def _findings(comparison: Comparison, best: Sequence[Entry]) -> list[str]:
+    """Return what is to be seen, in two sentences."""
+    if not best:
+        return ["Every run diverged."]
+    name, top = loss_of(comparison.recipe.table).score_name, _score(best[0])
+    said = [f"Highest validation {name}: {_names(best)}, {top.mean:.1%}."]
+    if top.deviation is not None:
+        near = [
+            entry
+            for entry in comparison.entries
+            if entry not in best and (s := _score(entry)) and s.mean >= top.mean - top.deviation
+        ]
+        said.append(
+            f"No more than one standard deviation over the seeds ({100 * top.deviation:.1f}) "
+            f"below it: {_names(near) or 'none'}."
+        )
+    return [" ".join(said)]
+
+
+def _names(entries: Sequence[Entry]) -> str:
+    names = [f"{entry.contender.name} {NAMES[entry.batch_norm]}" for entry in entries]
+    more = len(names) - MOST_NAMES
+    return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")

@@ -95,7 +95,7 @@ def draw_rates(comparison: Comparison) -> "Figure":
         scale.draw(axes)
         axes.set_xscale("log")
         axes.grid(alpha=0.3)
-        axes.set_title(f"{comparison.recipe.data} {NAMES[variant]}")
+        axes.set_title(f"{comparison.recipe.table.name} {NAMES[variant]}")
         axes.set_xlabel("learning rate")
     panels[0, 0].set_ylabel("validation loss")
     panels[0, 0].plot([], [], "ko", ms=9, mfc="none", label="chosen")
@@ -157,7 +157,7 @@ def _draw_column(
         axes.grid(alpha=0.3)
     if math.isfinite(limit := recipe.max_grad_norm):
         column[2].axhline(limit, color="grey", ls="--", lw=1, label=f"clipped to {limit:g}")
-    column[0].set_title(f"{recipe.data} {NAMES[variant]}")
+    column[0].set_title(f"{recipe.table.name} {NAMES[variant]}")
     column[-1].set_xlabel("seconds of training" if recipe.seconds else "step")
 
 

@@ -76,7 +76,8 @@ def describe(comparison: Comparison) -> list[str]:
         rates += f", its peak chosen on {SEEDS_A_RATE} other seeds"
     interrupted = [f"interrupted: {comparison.done} of {comparison.planned} runs"]
     return [
-        f"{recipe.data}: {train:,} {recipe.table.rows} to train on, {validation:,} to validate",
+        f"{recipe.table.name}: {train:,} {recipe.table.rows} to train on, "
+        f"{validation:,} to validate",
         *networks,
         f"{_budget(recipe)} each, {size}, {_seeds(seeds)}",
         f"{rates}, gradient norm {_clipping(recipe.max_grad_norm)}{state_kept(recipe)}",
@@ -133,7 +134,7 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
     sizes = recipe.layer_sizes(split)
     return {
         "data": {
-            "name": recipe.data,
+            "name": recipe.table.name,
             "train": len(split.train_inputs),
             "validation": len(split.validation_inputs),
         },

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from onepass._typing import Schedule
 from onepass.lab.compare.contenders import Contender
-from onepass.lab.compare.data import DATA, Data, Split
+from onepass.lab.compare.data import Data, Split, data
 from onepass.lab.compare.losses import loss_of
 from onepass.lab.compare.network import Network
 from onepass.lab.compare.schedules import SCHEDULES
@@ -31,7 +31,7 @@ class Recipe:
     """What all runs of a comparison have in common."""
 
     data: str = "digits"
-    """The name of the data set, one of `DATA`."""
+    """The name of the data set, one of `DATA`, or the path of a file."""
     hidden: tuple[int, ...] = (128, 64)
     """The units of each hidden layer."""
     dropout: float = 0.0
@@ -54,7 +54,7 @@ class Recipe:
     @property
     def table(self) -> Data:
         """The data."""
-        return DATA[self.data]
+        return data(self.data)
 
     def layer_sizes(self, split: Split) -> tuple[int, ...]:
         """Return the sizes of the network's layers, inputs and outputs included."""

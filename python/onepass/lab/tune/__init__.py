@@ -30,7 +30,7 @@ from onepass.lab._folders import (
 from onepass.lab._json import write_json
 from onepass.lab.compare import MOST_LAYERS, who_can
 from onepass.lab.compare.contenders import contenders
-from onepass.lab.compare.data import DATA
+from onepass.lab.compare.data import DATA, OPTION, known
 from onepass.lab.compare.training import STATE_FORMATS, Recipe
 from onepass.lab.tune.space import Settings
 
@@ -44,9 +44,9 @@ def add_command(parser: argparse.ArgumentParser) -> None:
         "--data",
         nargs="+",
         action="extend",
-        type=one_of((*DATA, ALL)),
+        type=known(ALL),
         metavar="NAME",
-        help=f"one of {', '.join(DATA)} (default: {default.data}); several or {ALL} with --each",
+        help=f"one of {OPTION} (default: {default.data}); several or {ALL} with --each",
     )
     budget = parser.add_mutually_exclusive_group().add_argument
     budget(
@@ -116,7 +116,15 @@ def _add_space(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Search, print the best, write the pictures and the numbers; return the exit code."""
-    require("tune", optuna="optuna", sklearn="scikit-learn", matplotlib="matplotlib", rich="rich")
+    require(
+        "tune",
+        optuna="optuna",
+        sklearn="scikit-learn",
+        threadpoolctl="threadpoolctl",
+        matplotlib="matplotlib",
+        rich="rich",
+        jinja2="jinja2",
+    )
     from onepass.lab.tune.search import quiet
 
     if args.resume:
@@ -124,6 +132,9 @@ def run(args: argparse.Namespace) -> int:
     data = chosen(args.data, DATA) if args.data else [Recipe().data]
     if len(data) > 1 and not args.each:
         args.refuse(f"argument --data: expected one name without --each, got {' '.join(data)}")
+    names = [Recipe(data=each).table.name for each in data]
+    if len(set(names)) < len(names):
+        args.refuse(f"argument --data: expected files of different names, got {' '.join(data)}")
     settings, remarks = _settings(args, data[0])
     with quiet():
         written = (
@@ -202,6 +213,7 @@ def _settings(args: argparse.Namespace, data: str) -> tuple[Settings, list[str]]
     able, remarks = who_can(names, args.state_format, args.refuse)
     settings = Settings(
         data=data,
+        content=Recipe(data=data).table.digest,
         epochs=args.epochs,
         optimizers=tuple(contender.name for contender in able),
         seed=args.seed,

@@ -10,6 +10,7 @@ from typing import Any
 from onepass._progress import Show
 from onepass.lab._json import write_json
 from onepass.lab._tables import Column, print_table
+from onepass.lab.compare.data import data as data_of
 from onepass.lab.compare.losses import loss_of
 from onepass.lab.compare.report import percent, versions
 from onepass.lab.compare.results import Result, Spread
@@ -56,12 +57,16 @@ def studies(
     settings: Settings, data: Sequence[str], folder: Path, *, resume: bool, force: bool = False
 ) -> Iterator[Search]:
     """Yield the study of each optimizer on each data set, begun or, to resume, taken up again."""
-    folders = {(each, name): folder / each / name for each in data for name in settings.optimizers}
+    folders = {
+        (each, name): folder / data_of(each).name / name
+        for each in data
+        for name in settings.optimizers
+    }
     there = {key for key, path in folders.items() if (path / "study.log").exists()}
     if resume and not there:
         raise ValueError(f"--resume: expected a study, got none in {folder}")
     for (each, name), path in folders.items():
-        own = replace(settings, data=each, optimizers=(name,))
+        own = replace(settings, data=each, content=data_of(each).digest, optimizers=(name,))
         yield Search(own, path, resume=resume and (each, name) in there, force=force)
 
 
@@ -96,7 +101,7 @@ def print_outcomes(outcomes: Sequence[Outcome], remarks: Sequence[str]) -> None:
     for each in data:
         table = next(o for o in outcomes if o.search.settings.data == each).search.settings.recipe
         score = loss_of(table.table).score_name
-        columns += [("\nloss", "right"), (f"{each}\n{score}", "right")]
+        columns += [("\nloss", "right"), (f"{table.table.name}\n{score}", "right")]
     rows: dict[str, list[str]] = {}
     for outcome in outcomes:
         loss = "diverged" if outcome.loss is None else f"{outcome.loss.mean:z.2g}"

@@ -5,14 +5,14 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import matplotlib as plots
 
-from onepass.lab._picture import LogScale, save_png
+from onepass.lab._picture import COLOURS, LogScale, save_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,8 +63,28 @@ def _history(study: optuna.Study, _params: Sequence[str]) -> "Figure":
     axes = plots.plot_optimization_history(study, target_name=LOSS)
     _rescale(axes, _scale(study))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(["complete trial", "best so far"])
+    shown = {"complete trial": axes.collections[0], "best so far": axes.lines[0]}
+    shown |= _draw_left(axes, study)
+    axes.legend(list(shown.values()), list(shown))
+    axes.set_xlabel("trial")
     return _tidy([axes], "loss of each trial", 7, 4)
+
+
+def _left(study: optuna.Study) -> list[tuple[int, float]]:
+    """Return number and last loss of each trial that was pruned before its end."""
+    trials = study.get_trials(states=(TrialState.PRUNED,))
+    ends = [(t.number, t.intermediate_values[max(t.intermediate_values)]) for t in trials]
+    return [(number, loss) for number, loss in ends if math.isfinite(loss)]
+
+
+def _draw_left(axes: "Axes", study: optuna.Study) -> dict[str, Any]:
+    """Draw where the trials stood that were pruned, at the top if above, and return the label."""
+    if not (left := _left(study)):
+        return {}
+    numbers, losses = np.array(left).T
+    top = axes.get_ylim()[1]
+    (marks,) = axes.plot(numbers, np.minimum(losses, top), "x", color="0.6", ms=5, zorder=1)
+    return {"pruned trial": marks}
 
 
 def _importances(study: optuna.Study, params: Sequence[str]) -> "Figure":
@@ -72,6 +92,7 @@ def _importances(study: optuna.Study, params: Sequence[str]) -> "Figure":
     shared = list(filter(_is_shared(study), params))
     axes = plots.plot_param_importances(study, params=shared, target_name=LOSS)
     axes.legend().remove()
+    axes.set(xlabel="share of the variation", ylabel="")
     return _tidy([axes], f"importance of each parameter for the {LOSS}", 7, 3.5)
 
 
@@ -123,6 +144,7 @@ def _parallel(study: optuna.Study, params: Sequence[str]) -> "Figure":
     axes.tick_params(axis="x", rotation=0)
     (lines,) = axes.collections
     lines.set_cmap("viridis")
+    _mark_best(axes, lines)
     behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}
     for scale in axes.figure.axes:
         for label in scale.get_yticklabels():
@@ -131,12 +153,30 @@ def _parallel(study: optuna.Study, params: Sequence[str]) -> "Figure":
     return _tidy([axes], "each trial as a line", 2 + 2 * len(params), 5)
 
 
+def _mark_best(axes: "Axes", lines: Any) -> None:
+    """Draw the line of the smallest loss once more, above the others."""
+    from matplotlib.collections import LineCollection
+
+    best = int(np.argmin(lines.get_array()))
+    marked = [lines.get_segments()[best]]
+    axes.add_collection(LineCollection(marked, colors=COLOURS[1], lw=2.5, zorder=5))
+
+
 _PLOTS: Mapping[str, Callable[[optuna.Study, Sequence[str]], "Figure"]] = {
     "history": _history,
     "importances": _importances,
     "slices": _slices,
     "parallel": _parallel,
 }
+
+
+SHOWN = {
+    "history": ("History", "The loss of each trial, and the best so far."),
+    "importances": ("Importances", "How much of the loss's variation each choice explains."),
+    "slices": ("Slices", "The loss against each choice by itself; later trials are darker."),
+    "parallel": ("Parallel lines", "Each trial is a line through its choices; the best is orange."),
+}
+"""What a page says of each picture: a heading, and a note."""
 
 
 def _scale(study: optuna.Study) -> LogScale:

@@ -8,17 +8,21 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from onepass._files import write_text
 from onepass.lab._arguments import ALL
 from onepass.lab._json import finite, write_json
+from onepass.lab._page import Block, Shown, read, render
 from onepass.lab._tables import Column, print_table
 from onepass.lab.compare.losses import loss_of
 from onepass.lab.compare.report import versions
 from onepass.lab.compare.training import STATE_FORMATS
-from onepass.lab.tune.picture import draw
+from onepass.lab.tune.picture import SHOWN, draw
 from onepass.lab.tune.search import Search, diverged
 from onepass.lab.tune.space import Settings
 
-ROWS = 5
+FILES = ("report.html", "results.json")
+ROWS, ROWS_OF_PAGE = 5, 20
+IN_PYTHON, AGAIN = "the best in Python", "the same trial again"
 STATE_COLUMN: Column = ("\nstate", "left")
 CAPTION = (
     "Loss and score are those of the validation rows. The best is chosen by this loss, and so "
@@ -28,8 +32,17 @@ CAPTION = (
 
 def print_best(search: Search, remarks: Sequence[str] = ()) -> None:
     """Print the best trials, and what to write to train as in the first of them."""
+    rows = [_row(search, trial) for trial in search.ranking[:ROWS]]
+    print_table([*describe(search), *remarks], _columns(search), [rows], CAPTION, keys=2)
+    if search.ranking:
+        best = search.ranking[0]
+        print(f"\n{IN_PYTHON}:\n  {python_line(search, best)}")
+        print(f"{AGAIN}:\n  {compare_command(search, best)}\n")
+
+
+def _columns(search: Search) -> list[Column]:
     score = loss_of(search.settings.recipe.table).score_name
-    columns: list[Column] = [
+    return [
         ("\ntrial", "right"),
         ("\noptimizer", "left"),
         ("\nlr", "right"),
@@ -42,12 +55,6 @@ def print_best(search: Search, remarks: Sequence[str] = ()) -> None:
         ("\nloss", "right"),
         (f"\n{score}", "right"),
     ]
-    rows = [_row(search, trial) for trial in search.ranking[:ROWS]]
-    print_table([*describe(search), *remarks], columns, [rows], CAPTION, keys=2)
-    if search.ranking:
-        best = search.ranking[0]
-        print(f"\nthe best in Python:\n  {python_line(search, best)}")
-        print(f"the same trial again:\n  {compare_command(search, best)}\n")
 
 
 def _shows_state(search: Search) -> bool:
@@ -60,7 +67,7 @@ def describe(search: Search) -> list[str]:
     pruned = [trial for trial in search.trials if trial.state == TrialState.PRUNED]
     count = sum(map(diverged, pruned))
     return [
-        f"{recipe.data}: {len(search.trials):,} trials of up to {recipe.epochs:,} epochs, "
+        f"{recipe.table.name}: {len(search.trials):,} trials of up to {recipe.epochs:,} epochs, "
         f"{len(pruned) - count:,} of them pruned, {count:,} diverged, seed {settings.seed}",
         f"learning rate {recipe.schedule}, a trial's lr its peak; gradient norm clipped to "
         f"{recipe.max_grad_norm:g}",
@@ -104,11 +111,44 @@ def compare_command(search: Search, trial: FrozenTrial) -> str:
 
 
 def write(search: Search, folder: Path, command: Sequence[str]) -> list[Path]:
-    """Write the pictures and the numbers, and return where they are."""
-    numbers = folder / "results.json"
+    """Write the page, the pictures and the numbers, and return where they are."""
+    page, numbers = (folder / name for name in FILES)
     made_by = {"command": shlex.join(command), **versions(), "optuna": version("optuna")}
     write_json(numbers, {**as_dict(search), "made_by": made_by})
-    return [*draw(search.study, folder), numbers]
+    pictures = draw(search.study, folder)
+    write_text(page, _page_of(search, pictures, made_by))
+    return [page, *pictures, numbers]
+
+
+def _page_of(search: Search, pictures: Sequence[Path], facts: dict[str, str]) -> str:
+    """Return the report as one HTML file."""
+    best = search.ranking[:1]
+    findings = [
+        f"Best of {len(search.trials):,}: trial {trial.number}, {_row(search, trial)[1]}, with a "
+        f"validation loss of {trial.value:.3g}."
+        for trial in best
+    ]
+    return render(
+        title=f"onepass tune: {search.settings.recipe.table.name}",
+        description=describe(search),
+        findings=findings or ["No trial was completed."],
+        headings=[
+            heading.strip().replace("-\n", "").replace("\n", " ") for heading, _ in _columns(search)
+        ],
+        rows=[_row(search, trial) for trial in search.ranking[:ROWS_OF_PAGE]],
+        best=[0],
+        caption=CAPTION,
+        blocks=[
+            Block(heading.capitalize().replace("python", "Python"), words(search, trial))
+            for trial in best
+            for heading, words in ((IN_PYTHON, python_line), (AGAIN, compare_command))
+        ],
+        pictures=[
+            Shown(path.stem, *SHOWN[path.stem], read(path), f"{SHOWN[path.stem][0]} of the trials")
+            for path in pictures
+        ],
+        facts=facts,
+    )
 
 
 def as_dict(search: Search) -> dict[str, Any]:

@@ -26,6 +26,8 @@ class Settings:
     seed: int
     lr: tuple[float, float] = (1e-4, 1.0)
     """The range, searched on a log scale."""
+    content: str | None = None
+    """What tells whether the file of the data is as it was; None for those of scikit-learn."""
     layers: tuple[int, int] = (1, 10)
     """The range of the number of hidden layers."""
     units: tuple[int, ...] = (16, 32, 64, 128, 256)
