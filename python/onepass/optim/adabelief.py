@@ -18,7 +18,7 @@ class AdaBelief(Optimizer, rule="adabelief"):
 
     The average :math:`m` smooths the gradient, and :math:`s` says how far gradients are from that
     average: where they are as expected, steps are long. Take it where Adam is fast but SGD ends
-    with the better accuracy; its authors made it for that case. They use Adam's learning rate,
+    with the better accuracy; it was made for that case. Its authors use Adam's learning rate,
     1e-3.
 
     .. math::

@@ -15,9 +15,9 @@ class Adan(Optimizer, rule="adan"):
     r"""Adan: Adam with Nesterov's momentum, estimated from the change of the gradient.
 
     The average :math:`n` of the gradient's change lets a step look ahead, as Nesterov's momentum
-    does, without a second gradient; :math:`m` and :math:`v` are for what they are in Adam. Take it
-    for large batches or few epochs, if twice Adam's state fits. Its authors use learning rates 5
-    to 10 times as large as Adam's, and a decay of 0.02.
+    does, without a second gradient; :math:`m` and :math:`v` do what they do in Adam. Take it for
+    large batches or few epochs, if twice Adam's state fits. Its authors use learning rates 5 to 10
+    times as large as Adam's, and a decay of 0.02.
 
     .. math::
 

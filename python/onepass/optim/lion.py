@@ -15,10 +15,10 @@ from onepass.optim.optimizer import Optimizer
 class Lion(Optimizer, rule="lion"):
     r"""Lion: each element steps by the learning rate, in the direction of an average's sign.
 
-    The average :math:`m` is all that it keeps, half of Adam's state, and only signs leave it. Take
-    it for large models and batches, or where memory is short; with small batches many signs are
-    noise. Its authors use learning rates three to ten times smaller than AdamW's, because a step
-    is `lr` long in every element, and decays as many times larger.
+    The average :math:`m` is all that it keeps, half of Adam's state, and a step is made of signs
+    alone. Take it for large models and batches, or where memory is short; with small batches many
+    signs are noise. Its authors use learning rates three to ten times smaller than AdamW's,
+    because a step is `lr` long in every element, and decays as many times larger.
 
     .. math::
 

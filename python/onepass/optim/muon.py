@@ -28,8 +28,8 @@ _COEFFICIENT = Number(low=-math.inf)
 class Muon(Optimizer, rule="muon"):
     r"""Muon: momentum made nearly orthogonal, for the matrices of hidden layers.
 
-    The average :math:`B` smooths the gradient, and matrix products then make the directions of it
-    about equally long, so that rare directions are learned too. Take it for the weight matrices of
+    The average :math:`B` smooths the gradient, and matrix products then make its directions about
+    equally long, so that rare directions are learned too. Take it for the weight matrices of
     hidden layers, and AdamW for all other parameters. Jordan's learning rate is 0.02 for matrices,
     and 3e-4 for AdamW's part; with ``adjust_lr_fn="match_rms_adamw"`` AdamW's rate fits both.
 

@@ -12,7 +12,7 @@ class RAdamScheduleFree(AdamWScheduleFree, rule="radam_schedulefree"):
     r"""Schedule-free RAdam: the rectification stands for a warm-up too.
 
     Its state is `AdamWScheduleFree`'s. Take it in the place of that class if you do not want to
-    choose a warm-up either. Learning rates are the same.
+    choose a warm-up either. Learning rates are those of `AdamWScheduleFree`.
 
     It is `AdamWScheduleFree` with ``rectify=True`` and no warm-up. `RAdam`'s factor multiplies
     the rate:
