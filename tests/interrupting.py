@@ -3,9 +3,10 @@
 import dis
 import itertools
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 
 import onepass
 
@@ -18,22 +19,31 @@ def at_each_place(
     *,
     event: str = "line",
     within: str | tuple[str, ...] = PACKAGE,
+    at_most: int | None = None,
 ) -> Iterator[tuple[str, BaseException | None]]:
     """Run what `attempt` returns, again and again, and raise `error` at its next place each time.
 
     A place is a line or an instruction (`event` "line" or "opcode") of the files whose path begins
-    with `within`. Yields where it was and what came out of the call, and ends with the first call
-    that has no such place.
+    with `within`; of one that a loop reaches again and again, its first `at_most` times. Yields
+    where it was and what came out of the call, and ends with the first call that has no such place.
     """
     for target in itertools.count():
         call = attempt()
         count: Iterator[int] = itertools.count()
+        seen: Counter[tuple[CodeType, int]] = Counter()
         places: list[str] = []
         raised: list[BaseException] = []
         came_out: BaseException | None = None
 
-        def trace_place(frame, what, _, target=target, count=count, places=places, raised=raised):
-            if what == event and next(count) == target:
+        def is_new(frame, seen=seen):
+            place = frame.f_code, frame.f_lineno
+            seen[place] += 1
+            return seen[place] <= at_most
+
+        def trace_place(
+            frame, what, _, target=target, count=count, places=places, raised=raised, is_new=is_new
+        ):
+            if what == event and (at_most is None or is_new(frame)) and next(count) == target:
                 sys.settrace(None)
                 places.append(f"{frame.f_code.co_filename}:{frame.f_lineno}")
                 if not _leaves_a_block(frame):
