@@ -19,7 +19,8 @@ SESSIONS = {
 }
 INSTALLS = {
     "python -m pip install 'nox[uv]>=2025.2.9'",
-    "sudo apt-get install --yes g++-aarch64-linux-gnu qemu-user-static",
+    "apt-get update",
+    "apt-get install --yes g++-aarch64-linux-gnu qemu-user-static",
 }
 
 

@@ -332,11 +332,13 @@ int main() {
       check_same_bits<double>(layout, relu);
     }
   }
-  check_streaming<float>();
-  check_streaming<double>();
-  check_by_hand();
   check_many_threads();
-  check_grids();
-  check_allocations();
+  if (!only_races) {
+    check_streaming<float>();
+    check_streaming<double>();
+    check_by_hand();
+    check_grids();
+    check_allocations();
+  }
   return report();
 }

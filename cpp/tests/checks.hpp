@@ -12,6 +12,13 @@
 
 #include "dispatch.hpp"
 
+// Whether ThreadSanitizer watches. What one thread does alone is left out then: it has no races.
+#ifdef __SANITIZE_THREAD__
+inline constexpr bool only_races = true;
+#else
+inline constexpr bool only_races = false;
+#endif
+
 inline int failures = 0;
 inline int checks = 0;
 

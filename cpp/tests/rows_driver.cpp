@@ -177,7 +177,7 @@ int main() {
       const onepass::RuleRow& rule = *kernels.rules[row];
       for (std::size_t variant = 0; variant < rule.variants.size(); ++variant) {
         if (rule.variants[variant].n_sums || rule.keeps_weights) continue;
-        check_choice({&kernels, row, variant}, std::string(", ") + rule.name + where);
+        if (!only_races) check_choice({&kernels, row, variant}, ", " + (rule.name + where));
       }
     }
     check_beside(kernels);

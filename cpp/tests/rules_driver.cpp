@@ -68,23 +68,19 @@ template <class T>
 void check_variant(std::size_t row, std::size_t variant, const Scalars& scalars,
                    const Formats& formats = {}) {
   for (const std::size_t n : lengths) {
+    Arrays<T> expected(n, 0, formats);
+    const onepass::KernelTable* first = onepass::compiled_isas()[0].kernels;
+    const onepass::Tensor cut = expected.tensor({first, row, variant, &scalars});
+    const std::size_t length = formats.rounds() ? onepass::block_size : 1;
+    for (std::size_t i = 0; i < n; i += length) {
+      cut.kernel(cut.streams, i, std::min(i + length, n), cut.scalars);
+    }
     for (const std::size_t offset : offsets) {
       if (formats.rounds() && offset > 1) continue;  // no loop is aligned there
-      Arrays<T> expected(n, offset, formats);
-      bool first = true;
       for (const onepass::Isa& isa : onepass::compiled_isas()) {
         if (!isa.supported) continue;
-        const Choice choice{isa.kernels, row, variant, &scalars};
-        if (first) {
-          const onepass::Tensor cut = expected.tensor(choice);
-          const std::size_t length = formats.rounds() ? onepass::block_size : 1;
-          for (std::size_t i = 0; i < n; i += length) {
-            cut.kernel(cut.streams, i, std::min(i + length, n), cut.scalars);
-          }
-          first = false;
-        }
         Arrays<T> whole(n, offset, formats);
-        onepass::Tensor tensor = whole.tensor(choice);
+        onepass::Tensor tensor = whole.tensor({isa.kernels, row, variant, &scalars});
         onepass::step({&tensor, 1}, 1);
         check(whole == expected, isa.kernels->rules[row]->name + (" on " + std::string(isa.name)) +
                                      ", n = " + std::to_string(n) + describe(formats));
