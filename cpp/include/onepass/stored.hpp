@@ -66,9 +66,12 @@ enum class Shape : unsigned char { param, rows, columns, axes };
 struct Codec;
 
 struct Stored {
-  constexpr Stored() noexcept = default;
-  constexpr Stored(void* array, const Codec* by = nullptr) noexcept : data(array), codec(by) {}
-  constexpr Stored(void* codes, std::uint8_t* own) noexcept : data(codes), scales(own) {}
+  // They are inlined also where nothing is optimised: instruction sets must share no function.
+  [[gnu::always_inline]] constexpr Stored() noexcept {}
+  [[gnu::always_inline]] constexpr Stored(void* array, const Codec* by = nullptr) noexcept
+      : data(array), codec(by) {}
+  [[gnu::always_inline]] constexpr Stored(void* codes, std::uint8_t* own) noexcept
+      : data(codes), scales(own) {}
 
   void* data = nullptr;
   union {
