@@ -47,6 +47,9 @@ ask.restype = ctypes.c_char_p
 print(ask().decode())
 """
 
+ZIG_CACHE = dict.fromkeys(
+    ("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR"), str(Path("build", "zig-cache").resolve())
+)
 CROSS_TARGETS = ("aarch64-linux-gnu", "x86_64-windows-gnu", "aarch64-macos")
 
 LINT = (("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",))
@@ -203,7 +206,7 @@ def cross(session: nox.Session) -> None:
     session.install("ziglang==0.17.1")
     build = Path("build", "cross")
     build.mkdir(parents=True, exist_ok=True)
-    session.env["ZIG_GLOBAL_CACHE_DIR"] = session.env["ZIG_LOCAL_CACHE_DIR"] = str(build / "cache")
+    session.env.update(ZIG_CACHE)
     sources = set(Path("cpp", "src").glob("*.cpp")) - {Path("cpp", "src", "rule_kernels.cpp")}
     units = (*_write_cross_units(build), *sorted(sources))
     flags = [
@@ -394,7 +397,8 @@ def built_wheels(session: nox.Session) -> None:
     env = {}
     if compiler == "zig":
         session.install("ziglang==0.17.1")
-        env["CXX"] = str(Path(".ci", "zig-c++").resolve())
+        (zig,) = Path(session.virtualenv.location).resolve().glob("lib/**/ziglang/zig")
+        env |= {"CXX": str(Path(".ci", "zig-c++").resolve()), "ZIG": str(zig), **ZIG_CACHE}
     # All Pythons in one folder: the engine and the kernels see no Python, and are compiled once.
     build_dir = f"-Cbuild-dir={Path('build', compiler).resolve()}"
     build = ("python", "-m", "build", "--installer", "uv", "--wheel", build_dir)

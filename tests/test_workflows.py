@@ -1,6 +1,7 @@
 """What is there for the day of the first release says nothing that cannot be run here by nox."""
 
 import ast
+import json
 import re
 import shlex
 import tomllib
@@ -42,6 +43,21 @@ def test_workflows_run_nox_and_what_nox_needs():
             assert (ROOT / arguments[0]).exists()
         else:
             assert shlex.join([program, *arguments]) in INSTALLS
+
+
+def test_ci_runs_sessions_that_exist():
+    text = (ROOT / ".ci" / "run").read_text()
+    named = re.findall(r"^nox --sessions ([a-z0-9 ]+)", text, re.MULTILINE)
+    assert len(named) > 2
+    assert set(" ".join(named).split()) <= SESSIONS
+
+
+def test_sessions_take_presets_that_exist():
+    presets = json.loads((ROOT / "CMakePresets.json").read_text())["workflowPresets"]
+    text = (ROOT / "noxfile.py").read_text()
+    named = re.findall(r'"--preset", "(\w+)"', text)
+    assert named
+    assert set(named) <= {preset["name"] for preset in presets}
 
 
 def test_workflows_ask_for_no_more_rights_than_they_use():
