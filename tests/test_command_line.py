@@ -57,9 +57,10 @@ def test_in_a_notebook_and_on_a_terminal_that_knows_ascii_only(command, tmp_path
     if command == "compare":
         assert "R2" in done.stdout
         rows = [line for line in done.stdout.splitlines() if line.startswith("SGD ")]
-        assert "+-" in rows[0]
-        tables = len(rows) // 2  # below each other, as not all columns have room
-        assert len(set(map(len, rows))) == tables  # and they are aligned
+        assert any("+-" in row for row in rows)
+        pairs = list(zip(rows[::2], rows[1::2], strict=True))
+        assert len(pairs) > 1  # tables below each other, as not all columns have room
+        assert all(len(row) == len(other) for row, other in pairs)  # and they are aligned
         assert strict_json(tmp_path / "results.json")["entries"]
 
 

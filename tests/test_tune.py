@@ -325,7 +325,8 @@ class TestPictures:
             for line in axes.lines:
                 assert (np.array(line.get_ydata()) > low).all()
             assert "0" in [text.get_text() for text in axes.texts]
-        (lines,) = parallel.axes[0].collections
+        lines, best = parallel.axes[0].collections
+        assert (best.get_segments()[0] == lines.get_segments()[1]).all()
         assert all(np.isfinite(segment).all() for segment in lines.get_segments())
         for figure in figures:
             plt.close(figure)
