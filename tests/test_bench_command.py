@@ -93,6 +93,6 @@ def test_durations(seconds, text):
 def test_ratios():
     assert figures.ratio(ROW.seconds, "NumPy", "onepass") == (4.0, False)
     assert figures.ratio(ROW.seconds, "torch", "onepass") is None
-    noisy = {"a": [1.0, 1.0, 1.0, 9.0], "b": [1.0, 9.0, 1.0, 1.0]}
+    noisy = {"a": [1.0, 1.0, 9.0, 9.0], "b": [1.0, 1.0, 1.0, 1.0]}
     assert str(figures.ratio(noisy, "a", "b")).endswith("?")
     assert plan.from_dict(json.loads(json.dumps(plan.as_dict([ROW]))))[0] == ROW
