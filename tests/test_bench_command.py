@@ -61,6 +61,9 @@ def test_numbers_of_something_else(text, tmp_path, capsys):
 
 def test_the_picture(tmp_path):
     machine = {"machine": "a machine", "threads": "2 (why)"}
+    assert picture._note(machine) == "a machine; 2 threads"
+    busy = {"machine": "a machine", "threads": "1", "load": "9.50 (what)"}
+    assert picture._note(busy) == "a machine; 1 thread\nwhile other programs ran (load 9.50)"
     sizes = set()
     for theme in picture.THEMES.values():
         figure = picture.draw([ROW], machine, theme)
@@ -93,6 +96,6 @@ def test_durations(seconds, text):
 def test_ratios():
     assert figures.ratio(ROW.seconds, "NumPy", "onepass") == (4.0, False)
     assert figures.ratio(ROW.seconds, "torch", "onepass") is None
-    noisy = {"a": [1.0, 1.0, 1.0, 9.0], "b": [1.0, 9.0, 1.0, 1.0]}
+    noisy = {"a": [1.0, 1.0, 9.0, 9.0], "b": [1.0, 1.0, 1.0, 1.0]}
     assert str(figures.ratio(noisy, "a", "b")).endswith("?")
     assert plan.from_dict(json.loads(json.dumps(plan.as_dict([ROW]))))[0] == ROW

@@ -69,9 +69,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _read(args: argparse.Namespace) -> Any:
+    from onepass.lab.bench import plan
+
     try:
         saved = json.loads(args.draw.read_text(encoding="utf-8"))
-        return {"machine": saved["machine"], "rows": saved["rows"]}
+        if plan.from_dict(saved) and {"machine", "threads"} <= set(saved["machine"]):
+            return saved
+        raise ValueError
     except (ValueError, KeyError, TypeError):
         args.refuse(f"argument --draw: expected numbers of onepass bench, got {args.draw}")
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 WIDTH = 4.8  # inches: at a phone's 360 pixels, letters of 9 points are 9 pixels high
 DOTS_PER_INCH = 220
+MOST_LOAD = 1.5
+"""The load that the picture passes over; timing itself makes one of 1."""
 LONGEST = 6
 """How many times the second longest bar the longest may be."""
 ROOM = 1.75  # times the longest bar: what its label needs, too
@@ -48,9 +50,16 @@ def draw(rows: Sequence[Row], machine: Mapping[str, str], theme: Theme) -> "Figu
     title.suptitle("Time of one call (shorter is better)", color=theme.text, fontsize=10.5)
     for part, (what, group) in zip(parts, things, strict=True):
         _draw_thing(part, what, group, theme)
-    note = f"{machine['machine']}; {machine['threads'].split()[0]} threads"
-    figure.supxlabel(note, fontsize=7.5, color=theme.faint)
+    figure.supxlabel(_note(machine), fontsize=7.5, color=theme.faint)
     return figure
+
+
+def _note(machine: Mapping[str, str]) -> str:
+    """Return where it was measured, and whether something else ran there."""
+    threads = int(machine["threads"].split()[0])
+    note = f"{machine['machine']}; {threads} thread{'s' * (threads > 1)}"
+    load = machine.get("load", "0").split()[0]
+    return note + (f"\nwhile other programs ran (load {load})" if float(load) > MOST_LOAD else "")
 
 
 def _draw_thing(part: Any, what: str, rows: Sequence[Row], theme: Theme) -> None:

@@ -9,7 +9,7 @@ from onepass._progress import Show
 from onepass.lab.bench import batch_norm, compiled, contenders
 from onepass.lab.bench.machine import machine
 from onepass.lab.bench.situations import SITUATIONS
-from onepass.lab.bench.timing import Step, alternate
+from onepass.lab.bench.timing import alternate
 from onepass.lab.bench.workloads import OPERATIONS, WORKLOADS, Case, Workload, batches
 from onepass.optim import AdamW
 
@@ -101,6 +101,3 @@ def as_dict(rows: Sequence[Row]) -> dict[str, Any]:
 def from_dict(saved: Mapping[str, Any]) -> list[Row]:
     """Return the rows of `as_dict`."""
     return [Row(**row) for row in saved["rows"]]
-
-
-__all__ = ["Row", "Step", "as_dict", "count", "from_dict", "rows", "steppers"]
