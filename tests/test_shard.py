@@ -165,6 +165,16 @@ class TestLikeOneProcess:
         steps = [[{"flat": np.full_like(one["flat"], r)} for r in (1, 2)]]
         check_same(op.Adam, one, steps)
 
+    @pytest.mark.parametrize("sizes", [{"flat": 400_000}, {"a": 300_000, "b": 100_001}])
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    def test_pieces_of_five_ranks(self, dtype, sizes, monkeypatch):
+        """A fifth of the bytes that all may send is no whole number of elements."""
+        monkeypatch.setattr("onepass._shard.wire._MOST_OF_ALL", 1 << 18)
+        rng = np.random.default_rng(0)
+        params = {key: np.ones(size, dtype) for key, size in sizes.items()}
+        of_ranks = [{k: rng.normal(size=p.size).astype(dtype) for k, p in params.items()}] * 5
+        check_same(op.SGD, params, [of_ranks])
+
     def test_other_layouts_and_dtypes_of_gradients(self):
         params = tree(np.random.default_rng(0))
         steps = batches(7, 2, 2, np.float64)
@@ -402,11 +412,15 @@ class TestErrors:
             self.THEIRS,
         )
 
-    def test_threads(self):
+    @pytest.mark.parametrize("call", ["step", "accumulate"])
+    @pytest.mark.parametrize("bad", [-1, 0, False])
+    def test_threads(self, bad, call):
         self.check(
-            lambda opt, rank: opt.step(self.grads(rank), num_threads=-1 if rank == 1 else 1),
+            lambda opt, rank: getattr(opt, call)(
+                self.grads(rank), num_threads=bad if rank == 1 else 1
+            ),
             "num_threads",
-            self.THEIRS,
+            self.THEIRS.replace("step", call),
         )
 
     def test_a_schedule_that_raises(self):
@@ -455,6 +469,21 @@ class TestErrors:
             with pytest.raises(ValueError, match="the same parameters, settings and kinds"):
                 opt.step(w.copy())
             np.testing.assert_array_equal(w, 1)
+
+        on_ranks(2, body)
+
+    def test_schedules_are_the_same_where_their_memories_are(self):
+        def body(comm):
+            w = np.ones(3, np.float32)
+            lr = op.schedules.ReduceOnPlateau(0.1)
+            opt = op.Adam(op.shard(w, comm), lr=lr, betas=(lambda _: 0.5, 0.999))
+            lr.report(1.0)
+            assert opt.step(w.copy()).step == 1
+            before = w.copy()
+            lr.report(float(comm.rank))
+            with pytest.raises(ValueError, match="the same parameters, settings and kinds"):
+                opt.step(w.copy())
+            assert_same_bits(w, before)
 
         on_ranks(2, body)
 
@@ -659,6 +688,37 @@ class TestCheckpoints:
             assert digest(own, opt.state_dict()) == digest(params, one.state_dict())
 
         on_ranks(2, body)
+
+    def test_gradients_that_were_left_out(self):
+        """The coming step is skipped, as on a single process."""
+        w = np.ones(3, np.float32)
+        one = op.Adam(w, nonfinite="skip")
+        assert not one.accumulate(np.full(3, np.nan))
+        saved = one.state_dict()
+        expected = one.step()
+        assert expected.skipped
+
+        def body(comm):
+            own = np.ones(3, np.float32)
+            opt = op.Adam(op.shard(own, comm))
+            opt.load_state_dict(saved)
+            with pytest.raises(ValueError, match="expected none after accumulate"):
+                opt.step(own.copy())
+            np.testing.assert_equal(tuple(opt.step()), tuple(expected))
+            assert digest(own, opt.state_dict()) == digest(w, one.state_dict())
+            assert opt.step(own.copy()).step == 1
+
+        on_ranks(2, body)
+
+    def test_a_dictionary_of_pytorch_and_a_scalar(self):
+        """There a step is an array of no axes, as the parameter is here."""
+        ones = {name: np.array(1, np.float32) for name in ("exp_avg", "exp_avg_sq")}
+        of_one = {"step": np.array(3.0), **ones}
+        one, many = np.array(1, np.float32), np.array(1, np.float32)
+        for opt in (op.Adam(one), op.Adam(op.shard(many, *communicators(1)))):
+            opt.load_state_dict({**opt.state_dict(), "state": {0: of_one}})
+            assert opt.step(1.0).step == 1
+        assert_same_bits(many, one)
 
     def test_settings_that_were_changed_and_sums(self):
         """State that the coming step will replace, and gradients that were accumulated."""

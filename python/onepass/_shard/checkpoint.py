@@ -195,7 +195,7 @@ def _cut_entry(
     for name, value in entry.items():
         array = value if value is None or np.isscalar(value) else np.asarray(value)
         if (
-            name in (SHAPE, ORDER)
+            name in ("step", SHAPE, ORDER)  # PyTorch's step is an array of no axes
             or not isinstance(array, np.ndarray)
             or array.ndim == 0 < param.ndim
         ):

@@ -20,6 +20,7 @@ from onepass._typing import Array, Exchange, Grads, Params
 from onepass.optim import Optimizer, StepInfo, _checkpoint, _state, _storage
 from onepass.optim._settings import GRAD_SCALE
 from onepass.optim._tree import filled, leaves_like
+from onepass.schedules._base import remembering
 
 _NOT_HERE: dict[str, Any] = {"copy_to": None, "grads": None, "clear_grads": False}
 """Arguments that a sharded optimizer does not take, and what they must be."""
@@ -194,12 +195,9 @@ class ShardedOptimizer(Optimizer):
                 raise ValueError(f"max_grad_norm_each: expected {expected}, got {got!r}")
 
     def _settings(self) -> object:
-        """Return what must be the same on all ranks, of a schedule only that it is one."""
+        """Return what must be the same on all ranks, of a schedule only its memory."""
         mappings = [self._engine.own, *self._engine.groups]
-        return [
-            [(k, "a schedule" if callable(v) else v) for k, v in each.items() if k != "params"]
-            for each in mappings
-        ]
+        return [[(k, _said(v)) for k, v in each.items() if k != "params"] for each in mappings]
 
     # One step
 
@@ -221,7 +219,7 @@ class ShardedOptimizer(Optimizer):
                 expected = "False" if stats else "None"
                 raise ValueError(f"{name}: expected {expected} beside op.shard, got {got}")
             GRAD_SCALE("grad_scale", grad_scale)
-            _core.check_num_threads(num_threads or 1)
+            _check_threads(num_threads)
             given = self._read(grads, takes_none=True)
             return given, self._kinds(given, grad_scale)
 
@@ -250,7 +248,7 @@ class ShardedOptimizer(Optimizer):
             if self.nonfinite != "propagate":
                 expected = "'propagate' for accumulate beside op.shard"
                 raise ValueError(f"nonfinite: expected {expected}, got {self.nonfinite!r}")
-            _core.check_num_threads(num_threads or 1)
+            _check_threads(num_threads)
             given = self._read(grads)
             assert given is not None
             return given, self._kinds(given)
@@ -264,7 +262,8 @@ class ShardedOptimizer(Optimizer):
         self._check_settings(now["groups"])
         if now["own"]["clear_grads"]:
             raise ValueError("clear_grads: expected False beside op.shard, got True")
-        has_sum = now["progress"]["gathered"] > 0
+        # Gradients that were left out come with a checkpoint.
+        has_sum = any(now["progress"][name] for name in _state.GATHERINGS)
         if grads is None:
             if has_sum and takes_none:
                 return None
@@ -416,6 +415,20 @@ class ShardedOptimizer(Optimizer):
 
 def _refuse(name: str) -> NoReturn:
     raise ValueError(f"{name}: expected an optimizer without op.shard, got one with it")
+
+
+def _said(value: Any) -> object:
+    """Return a setting as another process can compare it: of a schedule only what it remembers."""
+    if isinstance(value, tuple):
+        return [_said(each) for each in value]
+    if callable(value):
+        return "a schedule", [dict(each.state_dict()) for each in remembering(value)]
+    return value
+
+
+def _check_threads(num_threads: int | None) -> None:
+    if num_threads is not None:
+        _core.check_num_threads(num_threads)
 
 
 def flat(array: Array) -> Flat:

@@ -48,7 +48,9 @@ class Wire:
     def __init__(self, comm: Communicator) -> None:
         self.comm = comm
         self.rank, self.size = comm.rank, comm.size
-        self.most_bytes = max(min(_MOST_BYTES, _MOST_OF_ALL // self.size), 4096)
+        # No number is cut in two where a part ends, nor where it begins.
+        most = min(_MOST_BYTES, _MOST_OF_ALL // self.size)
+        self.most_bytes = max(most // ALIGNED * ALIGNED, 4096)
 
     def tell(self, own: npt.NDArray[Any], counts: Sequence[int]) -> npt.NDArray[Any]:
         """Return all ranks' vectors, one behind the other; each has the length that is said."""
@@ -175,7 +177,8 @@ class Asked:
         """Return all ranks' sums of squares, or raise where one of them has failed."""
         self._told = True
         own = np.zeros(1 + self._n_blocks[self._wire.rank])
-        own[1 : 1 + sums.size] = sums  # where no norm is asked for, there are none
+        # Where no norm is asked for, there are none; where all gradients were left out, too many.
+        own[1 : 1 + sums.size] = sums[: own.size - 1]
         rows = self._exchange(own)
         self._wire.check_others(self._name, np.array([row[0] for row in rows]))
         everything = np.concatenate([row[1:] for row in rows])
