@@ -1,4 +1,4 @@
-"""Print a digest of what every rule, format and function of BatchNorm computes, one a line.
+"""Print a digest of what every rule, format and normalisation computes, one a line.
 
 Two machines compute the same bits where they print the same: `nox -s aarch64` compares a real
 processor with an emulated one. Neither the C library's nor BLAS's rounding takes part in the input.
@@ -12,6 +12,7 @@ import numpy as np
 import onepass as op
 from batchnorm_cases import SHAPES
 from helpers import CASES, accepts, case_id, digest
+from row_norm_cases import CASES as ROW_NORMS
 
 BF16 = ml_dtypes.bfloat16
 OPTIONS = (
@@ -55,6 +56,17 @@ def batch_norm():
             print("BatchNorm", np.dtype(dtype).name, shape, digest(y, mean, invstd, back, inferred))
 
 
+def row_norms():
+    rng = np.random.default_rng(3)
+    for case in ROW_NORMS:
+        for dtype in (np.float32, np.float64):
+            p = case.problem(rng, dtype, numbers)
+            y, mean, invstd = case.forward(p)
+            back = case.backward({**p, "mean": mean, "invstd": invstd})
+            print(case, np.dtype(dtype).name, digest(y, mean, invstd, back))
+
+
 if __name__ == "__main__":
     rules()
     batch_norm()
+    row_norms()

@@ -121,6 +121,27 @@ def test_batch_norm_gives_the_same_bits_on_every_isa():
     assert {done.stdout for done in digests} == {digests[0].stdout}
 
 
+ROW_NORMS = """
+import numpy as np
+from helpers import digest
+from row_norm_cases import CASES
+
+rng = np.random.default_rng(1)
+for case in CASES:
+    for dtype in (np.float32, np.float64):
+        p = case.problem(rng, dtype)
+        y, mean, invstd = case.forward(p)
+        print(digest(y, mean, invstd, case.backward({**p, "mean": mean, "invstd": invstd})))
+"""
+
+
+def test_row_norms_give_the_same_bits_on_every_isa():
+    command = f"import sys; sys.path.insert(0, {str(HERE)!r}){ROW_NORMS}"
+    digests = [run(isa, "-c", command) for isa in SUPPORTED]
+    assert digests[0].stdout.count("\n") > 50, digests[0].stderr
+    assert {done.stdout for done in digests} == {digests[0].stdout}
+
+
 STATS = """
 import numpy as np
 import onepass as op
