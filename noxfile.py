@@ -33,7 +33,10 @@ AARCH64_DRIVERS = ("steps", "formats", "rows", "batchnorm", "capi_c")
 """Those that QEMU runs in a minute, together. The others' checks are among the tests."""
 AARCH64_TESTS = [
     f"tests/test_{name}.py"
-    for name in ("oracle", "stages", "formats", "storage", "codecs", "batchnorm_oracle")
+    for name in (
+        *("oracle", "stages", "formats", "storage", "codecs"),
+        *("batchnorm_oracle", "row_norm_oracle"),
+    )
 ]
 
 V3_FEATURES = (

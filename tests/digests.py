@@ -1,4 +1,4 @@
-"""Print a digest of what every rule, loop, format and function of BatchNorm computes, one a line.
+"""Print a digest of what every rule, loop, format and normalisation computes, one a line.
 
 Two machines, or two instruction sets of one, compute the same bits where they print the same:
 `test_isa.py` compares the instruction sets, `nox -s aarch64` a real processor with an emulated one.
@@ -26,6 +26,7 @@ from helpers import (
     moves_rows,
 )
 from onepass._memory import aligned_zeros
+from row_norm_cases import CASES as ROW_NORMS
 from storage_cases import blocks_of, neighbours
 
 BF16 = ml_dtypes.bfloat16
@@ -195,6 +196,16 @@ def batch_norm():
             print("BatchNorm", np.dtype(dtype).name, shape, digest(found))
 
 
+def row_norms():
+    rng = np.random.default_rng(3)
+    for case in ROW_NORMS:
+        for dtype in (np.float32, np.float64):
+            p = case.problem(rng, dtype, numbers)
+            y, mean, invstd = case.forward(p)
+            back = case.backward({**p, "mean": mean, "invstd": invstd})
+            print(case, np.dtype(dtype).name, digest(y, mean, invstd, back))
+
+
 if __name__ == "__main__":
     rules()
     special_values()
@@ -205,3 +216,4 @@ if __name__ == "__main__":
     norms()
     conversions()
     batch_norm()
+    row_norms()

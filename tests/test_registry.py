@@ -9,7 +9,7 @@ import pytest
 
 import onepass as op
 from helpers import SHARED, kept_names, shaped
-from onepass import _core
+from onepass import _core, norms
 from onepass._hyperparameters import (
     Choice,
     Fixed,
@@ -202,6 +202,7 @@ BATCH_NORM = [
     op.batch_norm_normalize,
     op.batch_norm_gradient_sums,
     op.batch_norm_input_gradient,
+    *(getattr(op, name) for name in norms.__all__),
 ]
 
 
@@ -216,8 +217,8 @@ def test_documentation_of_batch_norm_is_whole(thing):
     assert_documented(inspect.signature(thing).parameters, section(doc, "Parameters"))
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in dir(op.BatchNorm) if callable(getattr(op.BatchNorm, name))]
-)
-def test_methods_of_batch_norm_have_a_docstring(name):
-    assert name.startswith("_") or getattr(op.BatchNorm, name).__doc__
+@pytest.mark.parametrize("layer", [op.BatchNorm, op.LayerNorm], ids=lambda layer: layer.__name__)
+def test_methods_of_layers_have_a_docstring(layer):
+    for name in dir(layer):
+        thing = getattr(layer, name)
+        assert name.startswith("_") or not callable(thing) or thing.__doc__, name

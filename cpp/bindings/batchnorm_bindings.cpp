@@ -253,13 +253,6 @@ PyObject* backward(const Backward& given) {
 
 // The functions as functional.py and _passes.py declare them; the values in the order of the names.
 
-template <std::size_t n>
-using Values = PyObject* const (&)[n];
-template <std::size_t n>
-Values<n> take(PyObject* const* values) {
-  return reinterpret_cast<Values<n>>(*values);
-}
-
 PyObject* batch_norm_train(PyObject* const* values) {
   const auto& [x, weight, bias, running_mean, running_var, momentum, eps, axis,
                unbiased_running_var, nonfinite, relu, residual, out, num_threads] =

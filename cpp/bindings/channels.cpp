@@ -84,6 +84,10 @@ py::object new_array(Dtype dtype, py::ssize_t rank, const py::ssize_t* shape,
   return array;
 }
 
+py::object copy_of(const View& view, const char* order) {
+  return numpy().attr("array")(view.plain(), py::arg("copy") = true, py::arg("order") = order);
+}
+
 // Returns n if no value is negative.
 template <class T>
 std::size_t first_negative(const char* data, py::ssize_t stride, std::size_t n) noexcept {
@@ -253,11 +257,22 @@ ChannelArray::ChannelArray(py::handle object, Argument argument, py::ssize_t axi
   }
 }
 
-void ChannelArray::copy(Argument argument, Arguments& arguments) {
-  py::object copy = numpy().attr("array")(view.plain(), py::arg("copy") = true);
+ChannelArray::ChannelArray(py::handle object, Argument argument, Arguments& arguments)
+    : view(object, argument) {
+  arguments.add(view.extent(), argument);
+  if (!view.is_c_order() || !view.is_aligned()) copy(argument, arguments, "C");
+  outer = static_cast<std::size_t>(view.size());
+}
+
+void ChannelArray::copy(Argument argument, Arguments& arguments, const char* order) {
+  py::object copy = copy_of(view, order);
   view = View(copy, argument);
   copied = true;
   arguments.keep(std::move(copy));
+}
+
+py::object copy_in_c_order(const View& view) {
+  return copy_of(view, "C");
 }
 
 py::object new_like(const ChannelArray& x) {
@@ -354,7 +369,7 @@ ChannelVector::ChannelVector(py::handle object, Argument argument, const Channel
   }
   arguments.add(view.extent(), argument);
   if (view.is_aligned()) return;
-  py::object copy = numpy().attr("array")(view.plain(), py::arg("copy") = true);
+  py::object copy = copy_of(view, "K");
   data_ = static_cast<char*>(data_of(copy));
   stride_ = view.item_size();
   arguments.keep(std::move(copy));

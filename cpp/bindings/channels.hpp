@@ -91,17 +91,21 @@ class View {
 class ChannelArray {
  public:
   ChannelArray(py::handle object, Argument argument, py::ssize_t axis_given, Arguments& arguments);
+  // In C order, into which it is copied where it is not; without channels, of any rank.
+  ChannelArray(py::handle object, Argument argument, Arguments& arguments);
   std::size_t size() const { return outer * channels * inner; }
 
   bool copied = false;
-  py::ssize_t axis;  // not negative
+  py::ssize_t axis = 0;  // not negative
   std::size_t outer = 1, channels = 1, inner = 1;
   View view;
 
  private:
   void arrange(Argument argument, Arguments& arguments);
-  void copy(Argument argument, Arguments& arguments);
+  void copy(Argument argument, Arguments& arguments, const char* order = "K");
 };
+
+py::object copy_in_c_order(const View& view);
 
 // The data of an array like `x` in shape and dtype; a copy's where its layout is another.
 void* check_like_channels(py::handle object, Argument argument, const ChannelArray& x,

@@ -11,6 +11,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <cstddef>
 #include <exception>
 #include <memory>
 #include <new>
@@ -41,6 +42,14 @@ struct Implementation {
   PyObject* (*call)(PyObject* const* values);
 };
 void implement(Implementation implementation);
+
+// The n values of an implementation, to be named by a structured binding.
+template <std::size_t n>
+using Values = PyObject* const (&)[n];
+template <std::size_t n>
+Values<n> take(PyObject* const* values) {
+  return reinterpret_cast<Values<n>>(*values);
+}
 
 // A function with this declaration (a Python function) and body.
 py::object make_function(py::handle declaration, std::unique_ptr<Body> body);

@@ -23,6 +23,7 @@
 #include "kernel_functions.hpp"
 #include "kernels_in_use.hpp"
 #include "looks.hpp"
+#include "row_norm_bindings.hpp"
 #include "ruler.hpp"
 #include "settings.hpp"
 #include "shown.hpp"
@@ -182,6 +183,7 @@ PYBIND11_MODULE(_core, m) {
   bind_fold(m);
   bind_looks(m);
   bind_batch_norm(m);
+  bind_row_norm();
 
   m.attr("isa") = isa_in_use().name;
   py::dict isas;

@@ -24,18 +24,6 @@ constexpr std::size_t rows_at_once = 8;         // that channels share
 constexpr std::size_t rows_together = 1024;           // that channels share
 constexpr std::size_t lane_rows_together = 256;       // of `lanes` elements of one channel
 constexpr std::size_t elements_together = 256 * 256;  // in a row of one channel
-// If the square of the distance between the first samples' mean and the channel's mean is larger
-// than so many variances, sums about the first samples' mean lose digits. functional.py says under
-// batch_norm_train what error is left.
-constexpr double max_off_center = 49;
-constexpr int max_tries = 3;  // with x as it is, in small units, about a better center
-// If the squares of doubles would be infinite, x is summed in units of 2^600; if the products of x
-// and dy would be, dy is too.
-constexpr double small_magnitude = 0x1p-600;
-constexpr double min_ordinary_invstd = 0x1p-500;
-// Centers are clamped to this, so that the product with a float dy stays finite. The mean of
-// floats is smaller; a larger one is the caller's own.
-constexpr double max_center = 0x1p800;
 
 std::size_t rows_of_part(const Panel& panel, bool one_channel) noexcept {
   if (!one_channel) return rows_together;

@@ -22,6 +22,7 @@ namespace onepass::inline ONEPASS_ISA {
 // Each from a unit of its own (rule_kernels.cpp).
 #define RULE(name, Rule, ...) extern const RuleRow name##_row;
 #include "onepass/rules.def"
+extern const RowNormTable row_norm_table;
 
 namespace {
 
@@ -124,7 +125,8 @@ constexpr KernelTable table{rows,
                               wide}},
                             batch_norm<float>,
                             batch_norm<double>,
-                            invert_deviation};
+                            invert_deviation,
+                            &row_norm_table};
 
 template <class T>
 constexpr WatchLoops watching{

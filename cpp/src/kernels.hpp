@@ -7,6 +7,7 @@
 #include <span>
 
 #include "onepass/panels.hpp"
+#include "onepass/row_panels.hpp"
 #include "onepass/stored.hpp"
 
 namespace onepass {
@@ -155,6 +156,24 @@ struct BatchNormLoops {
 template <class T>
 using BatchNormTable = std::array<BatchNormLoops<T>, 8>;
 
+// The loops of row_norm.hpp. Index: whether each element of a row has a weight of its own.
+template <class T>
+struct RowNormLoops {
+  using Sum = void (*)(const RowArrays<T>&, const RowLayout&, const RowBlock&, const Channels<T>&,
+                       double* first, double* second) noexcept;
+  using Write = void (*)(const RowArrays<T>&, const RowLayout&, const RowBlock&,
+                         const Channels<T>&) noexcept;
+  Sum moments;
+  std::array<Sum, 2> gradient_sums;
+  std::array<Write, 2> normalize, input_gradient;
+  void (*column_sums)(const RowArrays<T>&, const RowLayout&, const RowBlock&, const Channels<T>&,
+                      const double* rates, double* dweight, double* dbias) noexcept;
+};
+struct RowNormTable {
+  RowNormLoops<float> f32;
+  RowNormLoops<double> f64;
+};
+
 struct KernelTable {
   std::span<const RuleRow* const> rules;
   // They add a gradient, in any format, to a sum in the parameter's place; there is no state.
@@ -166,6 +185,7 @@ struct KernelTable {
   BatchNormTable<float> batch_norm_f32;
   BatchNormTable<double> batch_norm_f64;
   void (*invert_deviation)(double* variance, std::size_t n, double eps) noexcept;
+  const RowNormTable* row_norm;
 };
 
 }  // namespace onepass

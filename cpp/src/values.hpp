@@ -67,6 +67,19 @@ struct PerChannel {
   void load(double* to, std::size_t n, std::size_t begin = 0) const noexcept;
 };
 
+// If the square of the distance between the first samples' mean and the channel's mean is larger
+// than so many variances, sums about the first samples' mean lose digits. functional.py says under
+// batch_norm_train what error is left.
+inline constexpr double max_off_center = 49;
+inline constexpr int max_tries = 3;  // with x as it is, in small units, about a better center
+// If the squares of doubles would be infinite, x is summed in units of 2^600; if the products of x
+// and dy would be, dy is too.
+inline constexpr double small_magnitude = 0x1p-600;
+inline constexpr double min_ordinary_invstd = 0x1p-500;
+// Centers are clamped to this, so that the product with a float dy stays finite. The mean of
+// floats is smaller; a larger one is the caller's own.
+inline constexpr double max_center = 0x1p800;
+
 enum class Operation { train, infer, backward };
 
 template <class P>

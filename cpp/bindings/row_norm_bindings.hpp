@@ -1,0 +1,7 @@
+#pragma once
+
+namespace onepass::bindings {
+
+void bind_row_norm();
+
+}  // namespace onepass::bindings
