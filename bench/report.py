@@ -101,7 +101,12 @@ def batch_norm(rows: Sequence[Row]) -> Report:
     layout: dict[str, Column] = {"layout": lambda row: row.layout}
     labels = {**WORKLOAD, **layout, **_labels(rows, "operation")}
     columns = labels | _rulers(rows, "µs a call")
-    return Report("Batch norm, float32", columns, rows, len(labels))
+    for small in ("bfloat16", "float16"):
+        columns[f"float32 / {small}"] = lambda row, small=small: row.ratio("onepass", small)
+        columns[f"torch / onepass, {small}"] = lambda row, small=small: row.ratio(
+            f"torch {small}", small
+        )
+    return Report("Batch norm, float32 and 16 bits", columns, rows, len(labels))
 
 
 def training(rows: Sequence[Row]) -> Report:

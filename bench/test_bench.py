@@ -314,6 +314,21 @@ def test_torchs_batch_norm_does_the_same(operation, batch):
         assert_nearly_equal(array, in_layout)
 
 
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
+def test_batch_norm_in_16_bits_does_the_same(operation, batch, dtype):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    ours, torchs = (
+        make(operation, batch_norm.in_16_bits(batch.arrays(), dtype))
+        for make in (batch_norm.Onepass, batch_norm.Torch)
+    )
+    for array, tensor in zip(results(ours), results(torchs), strict=True):
+        in_layout = tensor.movedim(1, batch.axis) if tensor.ndim > 1 else tensor
+        unit = float(ml_dtypes.finfo(dtype).eps)
+        np.testing.assert_allclose(
+            array.astype("f"), in_layout.float().numpy(), rtol=2 * unit, atol=2 * unit
+        )
+
+
 def results(rival):
     """What a step returns, then the running statistics."""
     returned = rival.step()

@@ -9,8 +9,13 @@ from helpers import digest
 
 BAD_ARRAYS = {
     "a list": ("x", lambda a: a.tolist(), TypeError, r"x: expected a NumPy array, got list"),
-    "float16": ("x", lambda a: a.astype(np.float16), TypeError, r"x: expected dtype float32 or"),
-    "integers": ("x", lambda a: a.astype(int), TypeError, r"x: expected dtype float32 or"),
+    "complex": (
+        "x",
+        lambda a: a.astype(complex),
+        TypeError,
+        r"x: expected dtype float32, float64,",
+    ),
+    "integers": ("x", lambda a: a.astype(int), TypeError, r"x: expected dtype float32, float64"),
     "a masked x": ("x", np.ma.masked_array, TypeError, r"x: expected an array without a mask"),
     "one axis": ("x", lambda a: a.ravel(), ValueError, r"x: expected at least 2 axes"),
     "weight's length": ("weight", lambda a: a[:3], ValueError, r"weight: expected shape \(4,\)"),

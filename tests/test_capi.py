@@ -13,6 +13,8 @@ import onepass as op
 from capi import C
 from helpers import (
     CASES,
+    FORMATS,
+    SMALL_FORMATS,
     accepts,
     assert_same_bits,
     case_id,
@@ -351,14 +353,16 @@ def test_sums_over_all_tensors(rng):
             assert_same_bits(param, wanted)
 
 
+@pytest.mark.parametrize("dtype", [*FORMATS, *SMALL_FORMATS], ids=lambda d: np.dtype(d).name)
 def test_batch_norm(dtype, rng):
+    of_channels = dtype if dtype in FORMATS else np.float32
     for shape, relu, has_residual in itertools.product(
         [(6, 3, 5), (40, 64, 1), (1, 2, 3000)], [False, True], [False, True]
     ):
         outer, channels, inner = shape
         x, dy, z = (rng.normal(size=shape).astype(dtype) for _ in range(3))
         weight, bias, running_mean, running_var = (
-            np.abs(rng.normal(size=channels)).astype(dtype) for _ in range(4)
+            np.abs(rng.normal(size=channels)).astype(of_channels) for _ in range(4)
         )
         seen = running_mean.copy(), running_var.copy()
         z = z if has_residual else None
@@ -397,7 +401,7 @@ def test_batch_norm(dtype, rng):
         assert_same_bits(in_place, right)
         bn.x, bn.out = capi.address(x), capi.address(out)
         dz = np.empty_like(x)
-        weight_grad, bias_grad = np.empty(channels, dtype), np.empty(channels, dtype)
+        weight_grad, bias_grad = np.empty((2, channels), of_channels)
         bn.dresidual = capi.address(dz)
         bn.weight_grad, bn.bias_grad = capi.address(weight_grad), capi.address(bias_grad)
         frozen = op.batch_norm_infer_backward(

@@ -116,12 +116,6 @@ bool is_bfloat16(const py::dtype& dtype) {
   return true;
 }
 
-// The format of an array of 16 bits, plain for any other dtype.
-Format small_format(const py::dtype& dtype) {
-  if (!is_native(dtype.ptr())) return plain;
-  return dtype.num() == float16_num ? f16 : is_bfloat16(dtype) ? bf16 : plain;
-}
-
 // The format of a gradient of float32 or float64.
 Format format_beside(int num, const Like& param) noexcept {
   const bool is_float = param.dtype == Dtype::f32;
@@ -162,6 +156,11 @@ void check_is_float64(const py::array& array, const Label& label) {
 }
 
 }  // namespace
+
+Format small_format(const py::dtype& dtype) {
+  if (!is_native(dtype.ptr())) return plain;
+  return dtype.num() == float16_num ? f16 : is_bfloat16(dtype) ? bf16 : plain;
+}
 
 void fail_type(const Label& label, const std::string& expected, const std::string& got) {
   throw py::type_error(label.str() + ": expected " + expected + ", got " + got);

@@ -187,6 +187,8 @@ CheckedState check_rule_state(py::handle object, const Label& label, const Param
 [[noreturn, gnu::cold]] void fail_value(const Label& label, const std::string& expected,
                                         const std::string& got);
 py::array check_array(py::handle object, const Label& label);
+// The format of an array of 16 bits, plain for any other dtype.
+Format small_format(const py::dtype& dtype);
 Dtype check_dtype(const py::array& array, const Label& label,
                   const char* expected = "float32 or float64");
 // `whose`: "the parameter's", to be told apart from the array's own.

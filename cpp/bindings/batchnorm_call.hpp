@@ -105,11 +105,13 @@ class Call {
   template <class Body>
   void with_arrays(const Body& body) {
     if (x.size() == 0) return;
-    if (x.view.dtype == Dtype::f32) {
-      body(arrays<float>(), kernels_in_use->batch_norm_f32);
-    } else {
-      body(arrays<double>(), kernels_in_use->batch_norm_f64);
-    }
+    const auto run_on = [&]<class T>(T) {
+      body(arrays<T>(), batch_norm_table<T>(*kernels_in_use));
+    };
+    if (x.view.format == Format::bf16) return run_on(StoredBFloat16{});
+    if (x.view.format == Format::f16) return run_on(StoredFloat16{});
+    if (x.view.dtype == Dtype::f32) return run_on(float{});
+    run_on(double{});
   }
 
   template <class T>

@@ -58,11 +58,11 @@ std::vector<py::ssize_t> memory_order(const View& view) {
 }
 
 void check_like(const View& view, Argument argument, const View& x) {
-  if (view.dtype == x.dtype && view.rank == x.rank &&
-      std::equal(view.shape(), view.shape() + view.rank, x.shape())) {
-    return;
+  if (!view.has_dtype_of(x)) {
+    fail_type(argument, "x's dtype " + dtype_name(x.array()), dtype_name(view.array()));
   }
-  check_like(view.array(), argument, x.array(), "x's");  // says what differs
+  if (view.rank == x.rank && std::equal(view.shape(), view.shape() + view.rank, x.shape())) return;
+  check_same_shape(view.array(), argument, x.array(), "x's");  // says what differs
   fail_value(argument, "an array that does not change during the call", "one that did");
 }
 
@@ -74,10 +74,11 @@ void check_written_in_place(const View& view, Argument argument) {
 }
 
 // A plain array of this memory, or with `data` null of new memory; in C order without strides.
-py::object new_array(Dtype dtype, py::ssize_t rank, const py::ssize_t* shape,
+py::object new_array(int type_num, py::ssize_t rank, const py::ssize_t* shape,
                      const py::ssize_t* strides, void* data = nullptr) {
   const auto& api = py::detail::npy_api::get();
-  PyObject* descr = api.PyArray_DescrFromType_(dtype == Dtype::f32 ? float32_num : float64_num);
+  PyObject* descr = api.PyArray_DescrFromType_(type_num);
+  if (!descr) throw py::error_already_set();
   auto array = py::reinterpret_steal<py::object>(api.PyArray_NewFromDescr_(
       api.PyArray_Type_, descr, static_cast<int>(rank), shape, strides, data, 0, nullptr));
   if (!array) throw py::error_already_set();
@@ -163,7 +164,7 @@ void Arguments::check_overlap() const {
   memory.check_overlap();
 }
 
-View::View(py::handle given, Argument argument) : object(given) {
+View::View(py::handle given, Argument argument, Small small) : object(given) {
   if (!is_plain_array(given.ptr()))
     check_array(given, argument);  // which may run hooks, so it comes first
   const auto* seen = py::detail::array_proxy(given.ptr());
@@ -175,17 +176,22 @@ View::View(py::handle given, Argument argument) : object(given) {
     numbers_[rank + axis] = seen->strides[axis];
   }
   const auto* descr = py::detail::array_descriptor_proxy(seen->descr);
-  if (descr->byteorder == '=' && descr->type_num == float32_num) {
+  type_num = descr->type_num;
+  if (descr->byteorder == '=' && type_num == float32_num) {
     dtype = Dtype::f32;
-  } else if (descr->byteorder == '=' && descr->type_num == float64_num) {
+  } else if (descr->byteorder == '=' && type_num == float64_num) {
     dtype = Dtype::f64;
-  } else {
+  } else if (small == Small::refused) {
     dtype = check_dtype(array(), argument);
+  } else if ((format = small_format(array().dtype())) != Format::plain) {
+    dtype = Dtype::f32;
+  } else {
+    dtype = check_dtype(array(), argument, "float32, float64, float16 or bfloat16");
   }
 }
 
 py::object View::plain() const {
-  return new_array(dtype, rank, shape(), strides(), data);
+  return new_array(type_num, rank, shape(), strides(), data);
 }
 
 bool View::has_layout_of(const View& other) const {
@@ -205,7 +211,7 @@ py::ssize_t View::size() const {
 
 ChannelArray::ChannelArray(py::handle object, Argument argument, py::ssize_t axis_given,
                            Arguments& arguments)
-    : axis(axis_given), view(object, argument) {
+    : axis(axis_given), view(object, argument, View::Small::allowed) {
   const py::ssize_t rank = view.rank;
   if (rank < 2) {
     fail_value(argument, "at least 2 axes, one of them the channels",
@@ -258,7 +264,7 @@ ChannelArray::ChannelArray(py::handle object, Argument argument, py::ssize_t axi
 }
 
 ChannelArray::ChannelArray(py::handle object, Argument argument, Arguments& arguments)
-    : view(object, argument) {
+    : view(object, argument, View::Small::refused) {
   arguments.add(view.extent(), argument);
   if (!view.is_c_order() || !view.is_aligned()) copy(argument, arguments, "C");
   outer = static_cast<std::size_t>(view.size());
@@ -266,7 +272,7 @@ ChannelArray::ChannelArray(py::handle object, Argument argument, Arguments& argu
 
 void ChannelArray::copy(Argument argument, Arguments& arguments, const char* order) {
   py::object copy = copy_of(view, order);
-  view = View(copy, argument);
+  view = View(copy, argument, View::Small::allowed);
   copied = true;
   arguments.keep(std::move(copy));
 }
@@ -276,18 +282,18 @@ py::object copy_in_c_order(const View& view) {
 }
 
 py::object new_like(const ChannelArray& x) {
-  return new_array(x.view.dtype, x.view.rank, x.view.shape(),
+  return new_array(x.view.type_num, x.view.rank, x.view.shape(),
                    x.view.is_c_order() ? nullptr : x.view.strides());
 }
 
 py::object new_vector(std::size_t channels, Dtype dtype) {
   const auto length = static_cast<py::ssize_t>(channels);
-  return new_array(dtype, 1, &length, nullptr);
+  return new_array(dtype == Dtype::f32 ? float32_num : float64_num, 1, &length, nullptr);
 }
 
 void* check_like_channels(py::handle object, Argument argument, const ChannelArray& x,
                           Arguments& arguments) {
-  const View view(object, argument);
+  const View view(object, argument, View::Small::allowed);
   check_like(view, argument, x.view);
   arguments.add(view.extent(), argument);
   if (view.is_aligned() && view.has_layout_of(x.view)) return view.data;
@@ -300,7 +306,7 @@ void* check_like_channels(py::handle object, Argument argument, const ChannelArr
 
 void* check_out(py::handle object, Argument argument, const ChannelArray& x,
                 std::initializer_list<const void*> same, Arguments& arguments) {
-  const View view(object, argument);
+  const View view(object, argument, View::Small::allowed);
   check_like(view, argument, x.view);
   check_written_in_place(view, argument);
   if (!view.has_layout_of(x.view)) {
@@ -347,9 +353,11 @@ std::int64_t* check_counter(py::handle object, Argument argument, Arguments& arg
 
 ChannelVector::ChannelVector(py::handle object, Argument argument, const ChannelArray& x,
                              bool any_dtype, Arguments& arguments) {
-  const View view(object, argument);
+  const View view(object, argument, View::Small::refused);
   if (!any_dtype && view.dtype != x.view.dtype) {
-    fail_type(argument, "x's dtype " + dtype_name(x.view.array()), dtype_name(view.array()));
+    const bool is_small = x.view.format != Format::plain;
+    fail_type(argument, is_small ? "dtype float32" : "x's dtype " + dtype_name(x.view.array()),
+              dtype_name(view.array()));
   }
   if (view.rank != 1 || static_cast<std::size_t>(view.shape()[0]) != x.channels) {
     fail_value(argument,

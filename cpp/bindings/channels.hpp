@@ -59,15 +59,22 @@ class Arguments {
 // An array as a call sees it.
 class View {
  public:
-  // Throws TypeError for what is no array, or is neither float32 nor float64.
-  View(py::handle object, Argument argument);
+  // Throws TypeError for what is no array, or is neither float32 nor float64 nor, where that is
+  // `allowed`, of 16 bits.
+  enum class Small { refused, allowed };
+  View(py::handle object, Argument argument, Small small);
 
   bool is_aligned() const { return (flags & py::detail::npy_api::NPY_ARRAY_ALIGNED_) != 0; }
   bool is_c_order() const { return (flags & py::array::c_style) != 0; }
   bool has_layout_of(const View& other) const;  // both have the same shape
   const py::ssize_t* shape() const { return numbers_; }
   const py::ssize_t* strides() const { return numbers_ + rank; }
-  py::ssize_t item_size() const { return dtype == Dtype::f32 ? 4 : 8; }
+  bool has_dtype_of(const View& other) const {
+    return dtype == other.dtype && format == other.format;
+  }
+  py::ssize_t item_size() const {
+    return format != Format::plain ? 2 : dtype == Dtype::f32 ? 4 : 8;
+  }
   py::ssize_t size() const;
   // An array of its own on the same memory, which has no hooks and does not change.
   py::object plain() const;
@@ -79,7 +86,9 @@ class View {
   char* data;
   py::ssize_t rank;
   int flags;
-  Dtype dtype;
+  Dtype dtype;                    // that is computed with
+  Format format = Format::plain;  // or 16 bits
+  int type_num;                   // NumPy's
 
  private:
   static constexpr std::size_t max_rank = 64;  // NumPy's

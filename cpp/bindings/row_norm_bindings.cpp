@@ -96,7 +96,7 @@ class RowCall {
   // A number per row, as doubles.
   double* statistic(PyObject* given, const char* name) {
     const Argument argument{name};
-    const View view(given, argument);
+    const View view(given, argument, View::Small::refused);
     check_shape(view, argument, of_rows_);
     char* const data = in_c_order(view, argument);
     if (view.dtype == Dtype::f64) return reinterpret_cast<double*>(data);
@@ -209,7 +209,7 @@ class RowCall {
 
   void* weights(PyObject* given, Argument argument) {
     if (given == Py_None) return nullptr;
-    const View view(given, argument);
+    const View view(given, argument, View::Small::refused);
     if (view.dtype != x.view.dtype) {
       fail_type(argument, "x's dtype " + dtype_name(x.view.array()), dtype_name(view.array()));
     }

@@ -72,11 +72,11 @@ BatchNorm<T>::BatchNorm(const BatchNormTable<T>& table, const Layout& layout, in
   } else {
     tiles_at_once_ = tiles;
   }
-  const std::size_t past = like_row(arrays.out);
-  channels_ = take_values<T>(workspace_, layout.channels, past, operation, true);
+  const std::size_t past = beside_row(arrays.out);
+  channels_ = take_values<Value<T>>(workspace_, layout.channels, past, operation, true);
   columns_ = grid_.columns_are_channels()
                  ? channels_
-                 : take_values<T>(workspace_, grid_.columns(), past, operation, in_units);
+                 : take_values<Value<T>>(workspace_, grid_.columns(), past, operation, in_units);
   for (double** sums : {&first_, &second_}) *sums = workspace_.take<double>(layout.channels);
   if (tiles_at_once_) {
     partial_ = workspace_.take<double>(2 * layout.channels * grid_.blocks());
@@ -93,15 +93,15 @@ void BatchNorm<T>::spread(std::size_t tile, Members... members) noexcept {
 
 template <class T>
 void BatchNorm<T>::spread_center(std::size_t tile) noexcept {
-  spread(tile, &Channels<T>::center);
-  if constexpr (in_units) spread(tile, &Channels<T>::magnitude);
+  spread(tile, &Values::center);
+  if constexpr (in_units) spread(tile, &Values::magnitude);
 }
 
 template <class T>
 void BatchNorm<T>::set_forward(std::size_t tile, const Statistics& statistics) noexcept {
   const auto [c, n] = channels_of(tile);
   loops_.set_forward(at(affine_, c), at(statistics, c), n, at(channels_, c));
-  spread(tile, &Channels<T>::mean, &Channels<T>::scale, &Channels<T>::shift);
+  spread(tile, &Values::mean, &Values::scale, &Values::shift);
 }
 
 template <class T>
@@ -110,7 +110,7 @@ void BatchNorm<T>::sum(Sum loop, Write write_at_once, std::size_t tile, std::siz
   const bool one_channel = grid_.one_channel();
   alignas(64) double sums[2][Grid::max_tile_width], more[2][Grid::max_tile_width];
   for (auto& row : sums) std::fill_n(row, grid_.columns_of(tile), 0.0);
-  const auto sum_part = [&](const Arrays<T>& arrays, const Panel& part, const Channels<T>& channels,
+  const auto sum_part = [&](const Arrays<T>& arrays, const Panel& part, const Values& channels,
                             double* a, double* b) noexcept {
     if (!write_at_once) return loop(arrays, part, channels, a, b);
     const std::size_t rows =
@@ -125,7 +125,7 @@ void BatchNorm<T>::sum(Sum loop, Write write_at_once, std::size_t tile, std::siz
   bool begun = false;
   grid_.for_each_panel(
       tile, block, [&](std::size_t offset, std::size_t column, const Panel& panel) noexcept {
-        const Channels<T> channels = at(columns_, column);
+        const Values channels = at(columns_, column);
         const std::size_t rows = rows_of_part(panel, one_channel);
         const std::size_t width = one_channel ? elements_together : panel.width;
         const std::size_t n = one_channel ? lanes : panel.width;
@@ -343,7 +343,7 @@ void BatchNorm<T>::finish_backward_sums(std::size_t tile, const Statistics& stat
   if constexpr (in_units) {
     if (!finite) sum_in_small_units(tile, statistics, gradients, through);
   }
-  if (through) spread(tile, &Channels<T>::gain, &Channels<T>::slope, &Channels<T>::offset);
+  if (through) spread(tile, &Values::gain, &Values::slope, &Values::offset);
 }
 
 template <class T>
@@ -414,7 +414,7 @@ void BatchNorm<T>::input_gradient(const Statistics& batch, const Gradients& grad
         set_forward(tile, batch);
         loops_.set_input_gradient(at(affine_, c), at(batch, c), &of_tile, count, n,
                                   at(channels_, c));
-        spread(tile, &Channels<T>::gain, &Channels<T>::slope, &Channels<T>::offset);
+        spread(tile, &Values::gain, &Values::slope, &Values::offset);
       },
       [](std::size_t) noexcept { return true; });
 }
@@ -422,14 +422,14 @@ void BatchNorm<T>::input_gradient(const Statistics& batch, const Gradients& grad
 template <class T>
 void BatchNorm<T>::infer_backward(const Statistics& given, const Gradients& gradients) noexcept {
   // If dx is written at once over what is summed, a sum that overflows cannot be taken again.
-  const bool write_at_once = std::is_same_v<T, float> || !in_place(arrays_);
+  const bool write_at_once = !in_units || !in_place(arrays_);
   run(
       loops_.gradient_sums, loops_.frozen_gradient, write_at_once,
       [&](std::size_t tile) noexcept {
         set_backward_sums(tile, given);
         const auto [c, n] = channels_of(tile);
         loops_.set_input_gradient(at(affine_, c), at(given, c), nullptr, 1, n, at(channels_, c));
-        spread(tile, &Channels<T>::gain);
+        spread(tile, &Values::gain);
       },
       [&](std::size_t tile) noexcept {
         finish_backward_sums(tile, given, gradients, false);
@@ -439,5 +439,7 @@ void BatchNorm<T>::infer_backward(const Statistics& given, const Gradients& grad
 
 template class BatchNorm<float>;
 template class BatchNorm<double>;
+template class BatchNorm<StoredBFloat16>;
+template class BatchNorm<StoredFloat16>;
 
 }  // namespace onepass

@@ -47,6 +47,7 @@ class BatchNorm {
  private:
   using Sum = typename BatchNormLoops<T>::Sum;
   using Write = typename BatchNormLoops<T>::Write;
+  using Values = Channels<Value<T>>;
   // Whether x may have to be summed in other units: a float's squares are within double's range.
   static constexpr bool in_units = std::is_same_v<T, double>;
 
@@ -98,14 +99,16 @@ class BatchNorm {
   Arrays<T> arrays_;
   std::size_t tiles_at_once_;  // by all threads together; 0: each thread has a tile of its own
   Affine affine_;
-  Channels<T> channels_, columns_;  // perhaps the same
-  double *first_, *second_;         // sums per channel
-  double* partial_ = nullptr;       // of the blocks
-  std::span<char> finished_;        // of the tiles that are shared out at once
+  Values channels_, columns_;  // perhaps the same
+  double *first_, *second_;    // sums per channel
+  double* partial_ = nullptr;  // of the blocks
+  std::span<char> finished_;   // of the tiles that are shared out at once
   Workspace workspace_;
 };
 
 extern template class BatchNorm<float>;
 extern template class BatchNorm<double>;
+extern template class BatchNorm<StoredBFloat16>;
+extern template class BatchNorm<StoredFloat16>;
 
 }  // namespace onepass

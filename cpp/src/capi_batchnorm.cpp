@@ -59,11 +59,11 @@ class Call {
   template <class Body>
   void with_arrays(const Body& body) {
     if (layout_.size() == 0) return;
-    if (item_size_ == sizeof(float)) {
-      body(arrays<float>(), kernels_->batch_norm_f32);
-    } else {
-      body(arrays<double>(), kernels_->batch_norm_f64);
-    }
+    const auto run_on = [&]<class T>(T) { body(arrays<T>(), batch_norm_table<T>(*kernels_)); };
+    if (bn_.format == ONEPASS_BF16) return run_on(StoredBFloat16{});
+    if (bn_.format == ONEPASS_F16) return run_on(StoredFloat16{});
+    if (bn_.format == ONEPASS_F64) return run_on(double{});
+    run_on(float{});
   }
   template <class Body>
   void run(Operation operation, const Body& body) {
@@ -99,7 +99,10 @@ std::int32_t Call::check_numbers() const {
   const auto is_format = [](std::int32_t format) {
     return format == 0 || format == ONEPASS_F32 || format == ONEPASS_F64;
   };
-  if (!is_format(bn_.format) || !is_format(bn_.channel_format)) return ONEPASS_BAD_FORMAT;
+  const bool is_small = bn_.format == ONEPASS_BF16 || bn_.format == ONEPASS_F16;
+  if (!(is_format(bn_.format) || is_small) || !is_format(bn_.channel_format)) {
+    return ONEPASS_BAD_FORMAT;
+  }
   if (!(bn_.eps >= 0) || bn_.momentum < 0 || bn_.momentum > 1 || !is_threads(bn_.threads) ||
       bn_.reserved != 0) {
     return ONEPASS_BAD_NUMBER;
@@ -124,10 +127,12 @@ std::int32_t Call::read(const onepass_batch_norm* given, Operation operation) {
   if (bn_.momentum == 0) bn_.momentum = 0.1;
   layout_ = {bn_.outer, bn_.channels, bn_.inner};
   threads_ = resolve_threads(bn_.threads);
-  item_size_ = bn_.format == ONEPASS_F64 ? sizeof(double) : sizeof(float);
-  channel_size_ = bn_.channel_format == 0             ? item_size_
-                  : bn_.channel_format == ONEPASS_F64 ? sizeof(double)
-                                                      : sizeof(float);
+  const auto size_of = [](std::int32_t format) {
+    return format == ONEPASS_F64 ? sizeof(double) : sizeof(float);
+  };
+  const bool is_small = bn_.format == ONEPASS_BF16 || bn_.format == ONEPASS_F16;
+  item_size_ = is_small ? sizeof(std::uint16_t) : size_of(bn_.format);
+  channel_size_ = size_of(bn_.channel_format == 0 ? bn_.format : bn_.channel_format);
   if (const std::int32_t code = check_arrays(operation)) return code;
   return check_overlap();
 }

@@ -11,15 +11,6 @@ constexpr std::size_t min_share_elements = 32768;   // waiting for fewer is quic
 constexpr std::size_t channels_at_once = 256;       // are prepared together, on the stack
 constexpr std::size_t min_values_per_channel = 16;  // and thread, or one thread prepares for all
 
-template <class T>
-const BatchNormTable<T>& table_of(const KernelTable& kernels) noexcept {
-  if constexpr (std::is_same_v<T, float>) {
-    return kernels.batch_norm_f32;
-  } else {
-    return kernels.batch_norm_f64;
-  }
-}
-
 }  // namespace
 
 template <class T>
@@ -30,7 +21,7 @@ Inference<T>::Inference(const KernelTable& kernels, const Layout& layout, int th
       threads_(useful_threads(layout, threads)),
       grid_(layout, threads_,
             streams(arrays, layout, Operation::infer) ? Grid::Pass::streams : Grid::Pass::writes),
-      loops_(table_of<T>(
+      loops_(batch_norm_table<T>(
           kernels)[grid_.one_channel() * 1u + relu * 2u + (arrays.residual != nullptr) * 4u]),
       arrays_(arrays) {
   arrays_.stream = streams(arrays, layout, Operation::infer);
@@ -39,14 +30,14 @@ Inference<T>::Inference(const KernelTable& kernels, const Layout& layout, int th
   const std::size_t n = shared ? 1 : threads_own;
   own_ = {workspace_.take<Own>(n), n};
   for (Own& own : own_) {
-    T* const channels = take(layout.channels);
+    V* const channels = take(layout.channels);
     own = {channels, grid_.columns_are_channels() ? channels : take(grid_.columns()), false};
   }
 }
 
 template <class T>
-T* Inference<T>::take(std::size_t n) {
-  return workspace_.take<T>(3 * apart(n), like_row(arrays_.out));
+Value<T>* Inference<T>::take(std::size_t n) {
+  return workspace_.take<V>(3 * apart(n), beside_row(arrays_.out));
 }
 
 template <class T>
@@ -64,9 +55,9 @@ void Inference<T>::prepare(const Given& given, Own& own) const noexcept {
                        values(own.channels, layout_.channels, c));
   }
   if (!grid_.columns_are_channels()) {
-    const Channels<T> channels = values(own.channels, layout_.channels, 0);
-    const Channels<T> columns = values(own.columns, grid_.columns(), 0);
-    for (auto value : {&Channels<T>::mean, &Channels<T>::scale, &Channels<T>::shift}) {
+    const Channels<V> channels = values(own.channels, layout_.channels, 0);
+    const Channels<V> columns = values(own.columns, grid_.columns(), 0);
+    for (auto value : {&Channels<V>::mean, &Channels<V>::scale, &Channels<V>::shift}) {
       for (std::size_t tile = 0; tile < grid_.tiles(); ++tile) {
         grid_.spread(tile, channels.*value, columns.*value);
       }
@@ -99,5 +90,7 @@ void Inference<T>::run(const Given& given) noexcept {
 
 template class Inference<float>;
 template class Inference<double>;
+template class Inference<StoredBFloat16>;
+template class Inference<StoredFloat16>;
 
 }  // namespace onepass

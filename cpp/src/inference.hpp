@@ -26,19 +26,20 @@ class Inference {
   void run(const Given& given) noexcept;
 
  private:
+  using V = Value<T>;
   // The values that a thread has prepared for itself: mean, scale and shift of each channel, and of
   // each column, which may be the same.
   struct Own {
-    T *channels, *columns;
+    V *channels, *columns;
     bool ready;
   };
   // Three arrays of n values, one behind the other.
-  T* take(std::size_t n);
+  V* take(std::size_t n);
   static std::size_t apart(std::size_t n) noexcept {
     return (n + per_line - 1) / per_line * per_line;
   }
-  static Channels<T> values(T* first, std::size_t n, std::size_t from) noexcept {
-    Channels<T> of{};
+  static Channels<V> values(V* first, std::size_t n, std::size_t from) noexcept {
+    Channels<V> of{};
     of.mean = first + from;
     of.scale = of.mean + apart(n);
     of.shift = of.scale + apart(n);
@@ -46,7 +47,7 @@ class Inference {
   }
   void prepare(const Given& given, Own& own) const noexcept;
 
-  static constexpr std::size_t per_line = 64 / sizeof(T);
+  static constexpr std::size_t per_line = 64 / sizeof(V);
   const KernelTable& kernels_;
   Layout layout_;
   int threads_;
@@ -59,5 +60,7 @@ class Inference {
 
 extern template class Inference<float>;
 extern template class Inference<double>;
+extern template class Inference<StoredBFloat16>;
+extern template class Inference<StoredFloat16>;
 
 }  // namespace onepass

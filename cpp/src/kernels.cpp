@@ -84,10 +84,11 @@ template <template <class> class Each, bool relu, bool residual, class T>
 constexpr BatchNormLoops<T> make_loops() {
   typename BatchNormLoops<T>::Sum small = nullptr;
   if constexpr (std::is_same_v<T, double>) small = small_gradient_sums<Each, relu, residual, T>;
+  using V = Value<T>;
   return {set_first_means<T>,
-          set_statistics<T>,
-          set_forward<T>,
-          set_input_gradient<T>,
+          set_statistics<V>,
+          set_forward<V>,
+          set_input_gradient<V>,
           moments<Each, T>,
           gradient_sums<Each, relu, residual, T>,
           small,
@@ -125,6 +126,8 @@ constexpr KernelTable table{rows,
                               wide}},
                             batch_norm<float>,
                             batch_norm<double>,
+                            batch_norm<StoredBFloat16>,
+                            batch_norm<StoredFloat16>,
                             invert_deviation,
                             &row_norm_table};
 

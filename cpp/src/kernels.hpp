@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <type_traits>
 
 #include "onepass/panels.hpp"
 #include "onepass/row_panels.hpp"
@@ -136,18 +137,19 @@ struct RuleRow {
 };
 
 // The loops of batch normalisation (batchnorm.hpp, channel_values.hpp) for one choice of what an
-// index means.
+// index means, on arrays of T.
 template <class T>
 struct BatchNormLoops {
-  using Sum = void (*)(const Arrays<T>&, const Panel&, const Channels<T>&, double* first,
+  using Values = Channels<Value<T>>;
+  using Sum = void (*)(const Arrays<T>&, const Panel&, const Values&, double* first,
                        double* second) noexcept;
-  using Write = void (*)(const Arrays<T>&, const Panel&, const Channels<T>&) noexcept;
-  void (*set_first_means)(const T* x, const Samples&, std::size_t n, const Channels<T>&) noexcept;
-  void (*set_statistics)(const Sums&, const Channels<T>&, double count, double eps, std::size_t n,
+  using Write = void (*)(const Arrays<T>&, const Panel&, const Values&) noexcept;
+  void (*set_first_means)(const T* x, const Samples&, std::size_t n, const Values&) noexcept;
+  void (*set_statistics)(const Sums&, const Values&, double count, double eps, std::size_t n,
                          const Statistics&) noexcept;
-  void (*set_forward)(const Affine&, const Statistics&, std::size_t n, const Channels<T>&) noexcept;
+  void (*set_forward)(const Affine&, const Statistics&, std::size_t n, const Values&) noexcept;
   void (*set_input_gradient)(const Affine&, const Statistics&, const Gradients* through,
-                             double count, std::size_t n, const Channels<T>&) noexcept;
+                             double count, std::size_t n, const Values&) noexcept;
   Sum moments, gradient_sums, small_gradient_sums;  // the last one for double only
   Write normalize, input_gradient, frozen_gradient;
 };
@@ -184,8 +186,23 @@ struct KernelTable {
   std::array<Codec, formats> codecs;
   BatchNormTable<float> batch_norm_f32;
   BatchNormTable<double> batch_norm_f64;
+  BatchNormTable<StoredBFloat16> batch_norm_bf16;
+  BatchNormTable<StoredFloat16> batch_norm_f16;
   void (*invert_deviation)(double* variance, std::size_t n, double eps) noexcept;
   const RowNormTable* row_norm;
 };
+
+template <class T>
+const BatchNormTable<T>& batch_norm_table(const KernelTable& kernels) noexcept {
+  if constexpr (std::is_same_v<T, float>) {
+    return kernels.batch_norm_f32;
+  } else if constexpr (std::is_same_v<T, double>) {
+    return kernels.batch_norm_f64;
+  } else if constexpr (std::is_same_v<T, StoredBFloat16>) {
+    return kernels.batch_norm_bf16;
+  } else {
+    return kernels.batch_norm_f16;
+  }
+}
 
 }  // namespace onepass

@@ -133,7 +133,7 @@ template <class T>
 const T* RowNorm<T>::take_weights(const T* given, T absent) {
   if (given && per_weight_ == 1) return given;
   const std::size_t n = layout_.weights();
-  T* const weights = workspace_.template take<T>(n, like_row(arrays_.out));
+  T* const weights = workspace_.template take<T>(n, beside_row(arrays_.out));
   if (!given) {
     std::fill_n(weights, n, absent);
   } else {

@@ -50,10 +50,11 @@ class Workspace {
 };
 
 // Where what is read along with a row begins, past the start of a cache line: where the row does,
-// because a SIMD vector that straddles two lines costs two loads.
+// because a SIMD vector that straddles two lines costs two loads. Values of 32 bits along with a
+// row of 16 bits are twice as far.
 template <class T>
-std::size_t like_row(const T* row) noexcept {
-  return reinterpret_cast<std::uintptr_t>(row) % 64;
+std::size_t beside_row(const T* row) noexcept {
+  return reinterpret_cast<std::uintptr_t>(row) * (sizeof(Value<T>) / sizeof(T)) % 64;
 }
 
 // One number per channel, float or double, where the caller has it; or `value` for all of them.

@@ -52,17 +52,15 @@ constexpr onepass::Layout layouts[] = {
     {6, 5, 1000}, {2, 3, 70'000}, {50'001, 3, 1}, {1, 4, 64},    {9, 20, 128}, {40'000, 33, 1},
 };
 
-const onepass::BatchNormTable<float>& table(const onepass::Isa& isa, float) {
-  return isa.kernels->batch_norm_f32;
-}
-const onepass::BatchNormTable<double>& table(const onepass::Isa& isa, double) {
-  return isa.kernels->batch_norm_f64;
+template <class T>
+const onepass::BatchNormTable<T>& table(const onepass::Isa& isa, T) {
+  return onepass::batch_norm_table<T>(*isa.kernels);
 }
 
 // The results of all four operations.
 template <class T>
 struct Run {
-  Block<T> x, residual, dy, y, inferred, dx, dresidual, frozen_dx;
+  Block<T> x, residual, dy, y, inferred, dx, dresidual, frozen_dx, in_two;
   std::vector<double> numbers;  // per channel
 
   Run(const onepass::Isa& isa, const onepass::Layout& layout, bool relu, int threads,
@@ -75,7 +73,8 @@ struct Run {
         dx(layout.size(), offset, 4),
         dresidual(layout.size(), offset, 4),
         frozen_dx(layout.size(), offset, 4),
-        numbers(7 * layout.channels) {
+        in_two(layout.size(), offset, 4),
+        numbers(15 * layout.channels) {
     double* free = numbers.data();
     const auto take = [&] {
       double* values = free;
@@ -105,6 +104,19 @@ struct Run {
               source(bias.data()), 1e-5});
     make(Operation::backward, dx).backward(batch, {take(), take()});
     make(Operation::backward, frozen_dx).infer_backward(batch, {take(), take()});
+    // In two halves, as a piece of a batch.
+    std::vector<double> ones(layout.channels, 1.0);
+    const onepass::Moments moments{take(), take(), take()};
+    auto piece = make(Operation::train, in_two);
+    piece.measure({take(), take(), take()}, moments);
+    piece.normalize(batch);
+    check(in_two == y, "normalised with the batch's statistics");
+    const onepass::Gradients sums{take(), take()};
+    auto back = make(Operation::backward, in_two);
+    back.sum_gradients(batch, ones.data(), sums);
+    for (std::size_t c = 0; c < layout.channels; ++c) sums.weight[c] *= batch.invstd[c];
+    back.input_gradient(batch, sums, static_cast<double>(layout.per_channel()));
+    check(in_two == dx, "the input gradient in two halves");
   }
 
   bool operator==(const Run& other) const {
@@ -277,10 +289,11 @@ void check_streaming(const onepass::Isa& isa, const onepass::Panel& panel, bool 
   const Block<T> x(n, offset, 1), dy(n, offset, 2);
   const Block<T> y(n, offset, 3), streamed_y(n, offset, 3), dx(n, offset, 3),
       streamed_dx(n, offset, 3);
-  const Block<T> values(panel.width + panel.rows, 0, 4);
+  using V = onepass::Value<T>;
+  const Block<V> values(panel.width + panel.rows, 0, 4);
   double center = 0, magnitude = 1;
-  T* const v = values.data();
-  const onepass::Channels<T> channels{&center, &magnitude, v, v, v, v, v, v};
+  V* const v = values.data();
+  const onepass::Channels<V> channels{&center, &magnitude, v, v, v, v, v, v};
   const auto arrays = [&](const Block<T>& out, bool stream) {
     return onepass::Arrays<T>{x.data(), nullptr, dy.data(), out.data(), nullptr, stream};
   };
@@ -330,12 +343,16 @@ int main() {
     for (const bool relu : {false, true}) {
       check_same_bits<float>(layout, relu);
       check_same_bits<double>(layout, relu);
+      check_same_bits<onepass::StoredBFloat16>(layout, relu);
+      check_same_bits<onepass::StoredFloat16>(layout, relu);
     }
   }
   check_many_threads();
   if (!only_races) {
     check_streaming<float>();
     check_streaming<double>();
+    check_streaming<onepass::StoredBFloat16>();
+    check_streaming<onepass::StoredFloat16>();
     check_by_hand();
     check_grids();
     check_allocations();

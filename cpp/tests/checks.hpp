@@ -40,8 +40,11 @@ class Block {
     data_ = reinterpret_cast<T*>(memory_) + offset;
     for (std::size_t i = 0; i < n; ++i) {
       seed = seed * 1664525u + 1013904223u;
+      const auto below_1 = static_cast<std::uint16_t>(0x3800 + (seed >> 8) % 0x400);
       if constexpr (std::is_integral_v<T>) {
-        data_[i] = static_cast<T>(0x3800 + (seed >> 8) % 0x400);  // below 1, as either float of 16
+        data_[i] = static_cast<T>(below_1);  // as either float of 16
+      } else if constexpr (std::is_class_v<T>) {
+        data_[i] = {below_1};
       } else {
         data_[i] = static_cast<T>(seed >> 8) / T(1 << 22) + T(0.25);  // positive: some are squares
       }

@@ -120,9 +120,9 @@ inline void add_up(const Panel& panel, double* first, double* second, const Term
 // Computes x - center in double.
 template <template <class> class Each, class T>
 struct About {
-  explicit About(const Channels<T>& channels) noexcept
+  explicit About(const Channels<Value<T>>& channels) noexcept
       : center(channels.center), magnitude(channels.magnitude) {}
-  double operator()(T x, std::size_t column) const noexcept {
+  double operator()(Value<T> x, std::size_t column) const noexcept {
     double value = static_cast<double>(x);
     if constexpr (sizeof(T) == sizeof(double)) value *= magnitude[column];
     return value - center[column];
@@ -132,10 +132,10 @@ struct About {
 
 template <template <class> class Each, class T>
 struct Moments {
-  Moments(const Arrays<T>& arrays, const Channels<T>& channels) noexcept
+  Moments(const Arrays<T>& arrays, const Channels<Value<T>>& channels) noexcept
       : x(arrays.x), prefetch_ahead(arrays.prefetch_ahead), about(channels) {}
   void operator()(std::size_t i, std::size_t j, double& a, double& b) const noexcept {
-    a = about(x[i], j);
+    a = about(value_of(x[i]), j);
     b = a * a;
   }
   void prefetch(std::size_t i) const noexcept {
@@ -147,37 +147,40 @@ struct Moments {
 };
 
 template <template <class> class Each, class T>
-void moments(const Arrays<T>& arrays, const Panel& panel, const Channels<T>& channels, double* sum,
-             double* square) noexcept {
+void moments(const Arrays<T>& arrays, const Panel& panel, const Channels<Value<T>>& channels,
+             double* sum, double* square) noexcept {
   add_up<Each, T>(panel, sum, square, Moments<Each, T>(arrays, channels));
 }
 
 // The forward's arithmetic, which the backward repeats to find where ReLU was at work.
-template <bool relu, bool residual, class T>
-inline T normalized(T centered, T scale, T shift, const T* z, std::size_t i) noexcept {
-  T y = centered * scale + shift;
-  if constexpr (residual) y += z[i];
-  if constexpr (relu) y = y <= T(0) ? T(0) : y;  // a NaN stays one
+template <bool relu, bool residual, class T, class V = Value<T>>
+inline V normalized(V centered, V scale, V shift, const T* z, std::size_t i) noexcept {
+  V y = centered * scale + shift;
+  if constexpr (residual) y += value_of(z[i]);
+  if constexpr (relu) y = y <= V(0) ? V(0) : y;  // a NaN stays one
   return y;
 }
 
 template <template <class> class Each, bool relu, bool residual, class T>
-void normalize(const Arrays<T>& arrays, const Panel& panel, const Channels<T>& channels) noexcept {
+void normalize(const Arrays<T>& arrays, const Panel& panel,
+               const Channels<Value<T>>& channels) noexcept {
+  using V = Value<T>;
   const T *x = arrays.x, *z = arrays.residual;
-  const T small = static_cast<T>(downscale);
+  const V small = static_cast<V>(downscale);
   write_rows(arrays.out, panel, arrays.stream, [=](std::size_t c) {
-    return [=, mean = Each<T>(channels.mean + c), scale = Each<T>(channels.scale + c),
-            shift = Each<T>(channels.shift + c)](std::size_t i, std::size_t j) {
-      return normalized<relu, residual>(x[i] * small - mean[j], scale[j], shift[j], z, i);
+    return [=, mean = Each<V>(channels.mean + c), scale = Each<V>(channels.scale + c),
+            shift = Each<V>(channels.shift + c)](std::size_t i, std::size_t j) {
+      const V centered = value_of(x[i]) * small - mean[j];
+      return normalized<relu, residual>(centered, scale[j], shift[j], z, i);
     };
   });
 }
 
 // Returns dy, or 0 where ReLU has cut off y.
-template <bool relu, bool residual, class T>
-inline T passed(T dy, T centered, T scale, T shift, const T* z, std::size_t i) noexcept {
+template <bool relu, bool residual, class T, class V = Value<T>>
+inline V passed(V dy, V centered, V scale, V shift, const T* z, std::size_t i) noexcept {
   if constexpr (!relu) return dy;
-  return normalized<false, residual>(centered, scale, shift, z, i) <= T(0) ? T(0) : dy;
+  return normalized<false, residual>(centered, scale, shift, z, i) <= V(0) ? V(0) : dy;
 }
 
 // The factor of dy if `small`: a power of two that leaves no product of two finite numbers
@@ -186,7 +189,8 @@ inline constexpr double small_dy = 0x1p-600;
 
 template <template <class> class Each, bool relu, bool residual, bool small, class T>
 struct GradientTerms {
-  GradientTerms(const Arrays<T>& arrays, const Channels<T>& channels) noexcept
+  using V = Value<T>;
+  GradientTerms(const Arrays<T>& arrays, const Channels<V>& channels) noexcept
       : x(arrays.x),
         dy(arrays.dy),
         z(arrays.residual),
@@ -196,14 +200,14 @@ struct GradientTerms {
         scale(channels.scale),
         shift(channels.shift) {}
   void operator()(std::size_t i, std::size_t j, double& a, double& b) const noexcept {
-    T g = dy[i];
+    V g = value_of(dy[i]);
     if constexpr (relu) {
-      const T centered = x[i] * static_cast<T>(downscale) - mean[j];
+      const V centered = value_of(x[i]) * static_cast<V>(downscale) - mean[j];
       g = passed<relu, residual>(g, centered, scale[j], shift[j], z, i);
     }
     a = static_cast<double>(g);
     if constexpr (small) a *= small_dy;
-    b = a * about(x[i], j);
+    b = a * about(value_of(x[i]), j);
   }
   void prefetch(std::size_t i) const noexcept {
     if (!prefetch_ahead) return;
@@ -213,11 +217,11 @@ struct GradientTerms {
   const T *x, *dy, *z;
   bool prefetch_ahead;
   About<Each, T> about;
-  Each<T> mean, scale, shift;
+  Each<V> mean, scale, shift;
 };
 
 template <template <class> class Each, bool relu, bool residual, class T>
-void gradient_sums(const Arrays<T>& arrays, const Panel& panel, const Channels<T>& channels,
+void gradient_sums(const Arrays<T>& arrays, const Panel& panel, const Channels<Value<T>>& channels,
                    double* sum, double* product) noexcept {
   const GradientTerms<Each, relu, residual, false, T> terms(arrays, channels);
   add_up<Each, T>(panel, sum, product, terms);
@@ -233,19 +237,20 @@ void small_gradient_sums(const Arrays<T>& arrays, const Panel& panel, const Chan
 // `frozen`: the statistics do not depend on x.
 template <template <class> class Each, bool relu, bool residual, bool frozen, class T>
 void input_gradient(const Arrays<T>& arrays, const Panel& panel,
-                    const Channels<T>& channels) noexcept {
+                    const Channels<Value<T>>& channels) noexcept {
+  using V = Value<T>;
   const T *x = arrays.x, *dy = arrays.dy, *z = arrays.residual;
   T* dz = arrays.dresidual;
-  const T small = static_cast<T>(downscale);
+  const V small = static_cast<V>(downscale);
   write_rows(arrays.out, panel, arrays.stream, [=](std::size_t c) {
-    return [=, mean = Each<T>(channels.mean + c), scale = Each<T>(channels.scale + c),
-            shift = Each<T>(channels.shift + c), slope = Each<T>(channels.slope + c),
-            offset = Each<T>(channels.offset + c),
-            gain = Each<T>(channels.gain + c)](std::size_t i, std::size_t j) {
-      const T centered = x[i] * small - mean[j];
-      const T g = passed<relu, residual>(dy[i], centered, scale[j], shift[j], z, i);
-      if constexpr (residual) dz[i] = g;
-      T through = g;
+    return [=, mean = Each<V>(channels.mean + c), scale = Each<V>(channels.scale + c),
+            shift = Each<V>(channels.shift + c), slope = Each<V>(channels.slope + c),
+            offset = Each<V>(channels.offset + c),
+            gain = Each<V>(channels.gain + c)](std::size_t i, std::size_t j) {
+      const V centered = value_of(x[i]) * small - mean[j];
+      const V g = passed<relu, residual>(value_of(dy[i]), centered, scale[j], shift[j], z, i);
+      if constexpr (residual) dz[i] = stored_as<T>(g);
+      V through = g;
       if constexpr (!frozen) through -= centered * slope[j] + offset[j];
       return through * gain[j];
     };

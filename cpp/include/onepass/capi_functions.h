@@ -241,8 +241,8 @@ typedef struct onepass_batch_norm {
   void *weight_grad, *bias_grad;     /* backward writes them */
   double eps;                        /* 0: 1e-5 */
   double momentum;                   /* 0: 0.1; NaN: all batches count alike (needs batches) */
-  int32_t format;                    /* of x and whatever is as large: F32, F64 */
-  int32_t channel_format;            /* of what has one number a channel; 0: as format */
+  int32_t format;                    /* of x and whatever is as large: F32, F64, BF16, F16 */
+  int32_t channel_format; /* of what has one number a channel: F32, F64; 0: as format, or F32 */
   int32_t relu;                      /* not 0 */
   int32_t biased_running_var;        /* not 0: without the factor n / (n - 1) */
   int32_t skip_nonfinite; /* not 0: a batch that is not finite leaves running statistics alone */

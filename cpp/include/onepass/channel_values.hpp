@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <limits>
 
+#include "onepass/formats.hpp"
 #include "onepass/panels.hpp"
 #include "onepass/rule.hpp"
 
@@ -71,7 +72,7 @@ inline double pairwise_sum(const Term& term, std::size_t first = 0) noexcept {
 // channel's mean for the squares of the differences to lose nothing. x points to the first channel.
 template <class T, std::size_t count = Samples::most>
 void set_first_means(const T* x, const Samples& samples, std::size_t n,
-                     const Channels<T>& channels) noexcept {
+                     const Channels<Value<T>>& channels) noexcept {
   if constexpr (count > 1) {
     if (samples.count < count) return set_first_means<T, count / 2>(x, samples, n, channels);
   }
@@ -79,7 +80,7 @@ void set_first_means(const T* x, const Samples& samples, std::size_t n,
   for (std::size_t i = 0; i < count; ++i) at[i] = x + samples.offsets[i];
   const auto mean = [=, values = channels](std::size_t c, std::size_t apart) {
     const auto sample = [&](std::size_t i) {
-      return static_cast<double>(at[i][c * apart]) * unit_of(values, c);
+      return static_cast<double>(value_of(at[i][c * apart])) * unit_of(values, c);
     };
     return pairwise_sum<count>(sample) / count;
   };

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "onepass/panels.hpp"
 #include "onepass/random.hpp"
 #include "onepass/rule.hpp"
 #include "onepass/stored.hpp"
@@ -200,6 +201,30 @@ struct Float16 {
     return static_cast<std::uint16_t>(found | (bits >> 16 & 0x8000u));
   }
 };
+
+// Reads an element, exactly, and writes one, to nearest.
+inline float value_of(float stored) noexcept {
+  return stored;
+}
+inline double value_of(double stored) noexcept {
+  return stored;
+}
+inline float value_of(StoredBFloat16 stored) noexcept {
+  return BFloat16::widen(stored.bits);
+}
+inline float value_of(StoredFloat16 stored) noexcept {
+  return Float16::widen(stored.bits);
+}
+template <class T>
+T stored_as(Value<T> value) noexcept {
+  if constexpr (std::is_same_v<T, StoredBFloat16>) {
+    return {BFloat16::narrow(value)};
+  } else if constexpr (std::is_same_v<T, StoredFloat16>) {
+    return {Float16::narrow(value)};
+  } else {
+    return value;
+  }
+}
 
 // The formats of state, by whether the state has a sign.
 template <bool>

@@ -2,8 +2,33 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace onepass {
+
+// Elements of 16 bits as they are stored; formats.hpp reads and writes them.
+struct StoredBFloat16 {
+  std::uint16_t bits;
+};
+struct StoredFloat16 {
+  std::uint16_t bits;
+};
+
+// What the loops compute an array's elements in: 16 bits are widened to float.
+template <class T>
+struct ValueOf {
+  using Type = T;
+};
+template <>
+struct ValueOf<StoredBFloat16> {
+  using Type = float;
+};
+template <>
+struct ValueOf<StoredFloat16> {
+  using Type = float;
+};
+template <class T>
+using Value = typename ValueOf<T>::Type;
 
 // `rows` runs of `width` contiguous elements, which begin `stride` elements apart. `channel_step`
 // is 1 if each run belongs to the channel after that of the run before, and 0 if all have the same.

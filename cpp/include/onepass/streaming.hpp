@@ -44,7 +44,7 @@ template <class T, class Element>
 [[gnu::always_inline]] inline void write_run(T* to, std::size_t i, std::size_t j, std::size_t n,
                                              const Element& element) noexcept {
 #pragma omp simd
-  for (std::size_t k = 0; k < n; ++k) to[k] = element(i + k, j + k);
+  for (std::size_t k = 0; k < n; ++k) to[k] = stored_as<T>(element(i + k, j + k));
 }
 
 // Streams the rows of a panel, two cache lines at a time: their values stay in registers, and with

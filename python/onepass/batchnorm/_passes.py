@@ -10,6 +10,9 @@ from onepass import _core
 from onepass._typing import Array
 from onepass.batchnorm.reference import Float64
 
+SMALL = ("float16", "bfloat16")
+"""The dtypes of 16 bits that a layer of float32 takes."""
+
 # Why there is no forward to go back through.
 NONE_YET = "none"
 OVERWROTE = "one that wrote over what it was given"
@@ -144,8 +147,9 @@ def check_input(x: Array, axis: int, num_features: int, dtype: npt.DTypeLike) ->
     """Raise what is wrong with `x` for a layer; what is wrong for any, the native call says."""
     if not isinstance(x, np.ndarray):
         return
-    if x.dtype != dtype:
-        raise TypeError(f"x: expected the layer's dtype {dtype}, got {x.dtype}")
+    if x.dtype != dtype and not (dtype == np.float32 and x.dtype.name in SMALL):
+        small = ", float16 or bfloat16" if dtype == np.float32 else ""
+        raise TypeError(f"x: expected the layer's dtype {dtype}{small}, got {x.dtype}")
     if -x.ndim <= axis < x.ndim and x.shape[axis] != num_features:
         raise ValueError(f"x: expected {num_features} channels on axis {axis}, got shape {x.shape}")
 

@@ -71,11 +71,11 @@ def batch_norm_train(
 
     Parameters
     ----------
-    x : ndarray of float32 or float64
+    x : ndarray of float32, float64, float16 or bfloat16 (of ml_dtypes)
         Any rank from 2, any memory layout: NCHW with ``axis=1``, NHWC with ``axis=-1``, (N, C),
         (N, C, L), 3-D images. One whose elements do not fill their memory in some order of the axes
         (a slice, a reversed or repeated array) is copied.
-    weight, bias : ndarray of x's dtype, shape (channels,), optional
+    weight, bias : ndarray of x's dtype, or float32 beside 16 bits, shape (channels,), optional
         :math:`\gamma` and :math:`\beta`; 1 and 0 if absent.
     running_mean, running_var : ndarray of float32 or float64, shape (channels,), optional
         Updated in place, both or none: ``running = (1 - momentum) * running + momentum * batch``.
@@ -124,6 +124,10 @@ def batch_norm_train(
     whatever they are (but for a float64 variance below 1e-300). A constant channel gives exactly
     `bias`, and finite values never give a NaN. The result is the same bits for any number of
     threads and on every instruction set.
+
+    With `x` in 16 bits, everything is computed as for the same values in float32, and `y` is
+    rounded to the nearest number of `x`'s dtype, ties to even; so are the gradients that are as
+    large as `x` in the backward passes. What is beyond float16's range becomes infinite.
 
     Differs from
 
@@ -268,7 +272,7 @@ def batch_norm_backward(
     -------
     dx : ndarray
         `out`, or a new array in `x`'s memory layout.
-    dweight, dbias : ndarray of x's dtype, shape (channels,)
+    dweight, dbias : ndarray of x's dtype, or float32 beside 16 bits, shape (channels,)
         Also where `weight` and `bias` are absent.
     dresidual : ndarray
         Only with `residual`: `dy` where ReLU let `y` pass, and 0 elsewhere.

@@ -62,7 +62,8 @@ class BatchNorm:
     num_threads : int, optional
         The default is `onepass.get_num_threads()`, at each call.
     dtype : float32 or float64
-        Of the parameters, the running statistics, and `x`.
+        Of the parameters, the running statistics, and `x`. A layer of float32 also takes `x` in
+        float16 and bfloat16, with all that is as large as `x` in the same dtype.
     comm : communicator, optional
         With it the batch is that of all ranks together, and each rank's `x` is a piece of it: the
         statistics are those of the whole batch, and `backward` goes through them. It is mpi4py's,
@@ -214,7 +215,7 @@ class BatchNorm:
 
         Parameters
         ----------
-        x : ndarray of the layer's dtype
+        x : ndarray of the layer's dtype, or of 16 bits in a layer of float32
             With `num_features` channels on `axis`. The layer keeps a reference to it for
             `backward`: until then, leave it and the parameters as they are.
         training : bool

@@ -65,7 +65,7 @@ def batch_norm_moments(x: Array, *, axis: int = 1, num_threads: int | None = Non
 
     Parameters
     ----------
-    x : ndarray of float32 or float64
+    x : ndarray of float32, float64, float16 or bfloat16
         As for `batch_norm_train`. It may have one value per channel, and none.
     axis : int
         The channels' axis.
@@ -235,7 +235,7 @@ def batch_norm_normalize(
 
     Parameters
     ----------
-    x : ndarray of float32 or float64
+    x : ndarray of float32, float64, float16 or bfloat16
         As for `batch_norm_train`. It may have one value per channel, and none.
     moments : Moments
         Of the whole batch: what `batch_norm_merge` returned for the moments of its pieces.

@@ -5,8 +5,10 @@ writes y or dx to an array that is there, and returns what onepass' function ret
 """
 
 import ctypes
+from dataclasses import replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 import onepass as op
@@ -140,7 +142,7 @@ class Torch:
         a = arrays
         # (N, C, H, W) in shape; in memory what they are, so (N, H, W, C) becomes channels_last.
         self.x, self.dy, self.out = (
-            torch.from_numpy(np.moveaxis(array, a.axis, 1)) for array in (a.x, a.dy, a.out)
+            tensor(np.moveaxis(array, a.axis, 1)) for array in (a.x, a.dy, a.out)
         )
         channel = (a.weight, a.bias, a.running_mean, a.running_var)
         self.weight, self.bias, *self.running = (torch.from_numpy(array) for array in channel)
@@ -171,6 +173,19 @@ class Torch:
         return found
 
 
+def tensor(array: Array) -> Any:
+    """The same memory; PyTorch does not know NumPy's bfloat16."""
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def in_16_bits(arrays: BatchArrays, dtype: Any) -> BatchArrays:
+    """What is as large as x in fewer bits; weights and statistics stay float32."""
+    x, dy = (array.astype(dtype) for array in (arrays.x, arrays.dy))
+    return replace(arrays, x=x, dy=dy, out=np.zeros_like(x))
+
+
 def keep_freed_memory() -> None:
     """Spare who allocates large results the fresh pages that glibc would fetch in every call."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
@@ -187,4 +202,10 @@ def rivals(operation: Operation, batch: Batch) -> dict[str, Any]:
         chosen["torch"] = Torch
     # The same for all: where in memory an array happens to lie may double what a call takes.
     arrays = batch.arrays()
-    return {name: rival(operation, arrays) for name, rival in chosen.items()}
+    rivals = {name: rival(operation, arrays) for name, rival in chosen.items()}
+    for dtype in (ml_dtypes.bfloat16, np.float16):
+        small, name = in_16_bits(arrays, dtype), np.dtype(dtype).name
+        rivals[name] = Onepass(operation, small)
+        if torch:
+            rivals[f"torch {name}"] = Torch(operation, small)
+    return rivals
