@@ -423,7 +423,10 @@ class TestCommand:
                 f"expected one of {', '.join(contenders())}, all, got 'adamm'",
             ),
             (["--optimizer"], "--optimizer: expected at least one argument"),
-            (["--data", "iris"], f"--data: expected one of {', '.join(DATA)}, got 'iris'"),
+            (
+                ["--data", "iris"],
+                f"--data: expected one of {', '.join(DATA)} or FILE.npz, got 'iris'",
+            ),
             (["--epochs", "0"], "--epochs: expected an integer >= 1, got '0'"),
             (["--epochs", "many"], "--epochs: expected an integer >= 1, got 'many'"),
             (["--epochs", "1", "--seconds", "1"], "--seconds: not allowed with argument --epochs"),
