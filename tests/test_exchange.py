@@ -105,6 +105,17 @@ class TestByHand:
         assert calls[1] == (size * unit) ** 2
         assert info.grad_norm == math.sqrt(2 * (size * unit) ** 2) / unit
 
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    @pytest.mark.parametrize("other", [math.inf, math.nan])
+    @pytest.mark.parametrize("elsewhere", [False, True])
+    def test_the_norm_of_each_array_is_its_own(self, dtype, other, elsewhere):
+        """Also where the common one is not finite, here or on another process."""
+        w = [np.zeros(1, dtype), np.zeros(2, dtype)]
+        grads = [np.full(1, 1.0 if elsewhere else other, dtype), np.array([3.0, 4.0], dtype)]
+        exchange = (lambda sums: np.array([*sums, other])) if elsewhere else None
+        op.SGD(w, lr=1.0, max_grad_norm_each=1.0).step(grads, exchange=exchange)
+        np.testing.assert_allclose(w[1], [-0.6, -0.8], rtol=1e-6)
+
     def test_no_gradient_at_all(self):
         """All are 0: the sums are, in any unit."""
         calls = []

@@ -434,11 +434,14 @@ bool Optimizer::share_job(std::size_t param, std::size_t other) noexcept {
 }
 
 // The coefficient of a gradient that is clipped by its own norm, once `factor` has scaled it.
-double Optimizer::clip_each(const Tensor& tensor, std::size_t first_block, double factor,
-                            const Group& group) const noexcept {
-  const double* sums = &sums_[first_block];
-  const double total = std::accumulate(sums, sums + count_blocks(tensor), 0.0);
-  return clip_coefficient(std::sqrt(total) / unit_ * factor, group.settings.max_grad_norm_each);
+double Optimizer::clip_each(Tensor& tensor, std::size_t first_block, double factor,
+                            const Group& group) noexcept {
+  const std::span<double> sums = std::span(sums_).subspan(first_block, count_blocks(tensor));
+  const double total = std::accumulate(sums.begin(), sums.end(), 0.0);
+  double norm = std::sqrt(total) / unit_;
+  // In the unit of one that is far too large, or not finite, the sums of the others are 0.
+  if (unit_ < 1) norm = onepass::norm({&tensor, 1}, sums, 1).value;
+  return clip_coefficient(norm * factor, group.settings.max_grad_norm_each);
 }
 
 // Returns the job of a parameter shortly before this one that is in the same group and shares its

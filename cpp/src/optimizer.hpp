@@ -223,8 +223,8 @@ class Optimizer {
   void measure(const StepOptions& options, Ready& ready);
   [[gnu::cold]] Norm norm_of_all(const StepOptions& options);
   static SkipReason reason_to_skip(const StepOptions& options, const Ready& ready) noexcept;
-  [[gnu::cold]] double clip_each(const Tensor& tensor, std::size_t first_block, double factor,
-                                 const Group& group) const noexcept;
+  [[gnu::cold]] double clip_each(Tensor& tensor, std::size_t first_block, double factor,
+                                 const Group& group) noexcept;
   bool compute(const StepOptions& options, double factor, bool& clipped);
   std::vector<Job> jobs_;
   std::vector<double> sums_;
