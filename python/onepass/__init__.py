@@ -28,6 +28,7 @@ from onepass.batchnorm import (
     batch_norm_moments,
     batch_norm_normalize,
     batch_norm_train,
+    update_bn,
 )
 from onepass.optim import (
     ADOPT,
@@ -131,6 +132,7 @@ __all__ = [
     "shard",
     "surface",
     "tune",
+    "update_bn",
 ]
 
 __version__ = _core.version
