@@ -8,7 +8,7 @@ import pytest
 
 import onepass as op
 from batchnorm_cases import exact, read_only
-from communicators import outcomes
+from communicators import Alone, outcomes
 from helpers import assert_same_bits, digest
 from interrupting import at_each_place
 
@@ -284,15 +284,6 @@ def test_code_that_runs_in_the_exchange_cannot_move_memory(rng):
     written = layer.weight_grad
     layer.backward(x)
     assert len(tried) == 6
-
-
-class Alone:
-    """A communicator of one rank."""
-
-    rank, size = 0, 1
-
-    def Allgather(self, sendbuf, recvbuf):  # noqa: N802
-        recvbuf[0] = sendbuf
 
 
 @pytest.mark.parametrize("name", ["forward", "backward"])

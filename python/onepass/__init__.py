@@ -28,6 +28,7 @@ from onepass.batchnorm import (
     batch_norm_moments,
     batch_norm_normalize,
     batch_norm_train,
+    update_bn,
 )
 from onepass.norms import (
     GroupNorm,
@@ -157,6 +158,7 @@ __all__ = [
     "shard",
     "surface",
     "tune",
+    "update_bn",
 ]
 
 __version__ = _core.version

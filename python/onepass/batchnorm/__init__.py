@@ -1,5 +1,6 @@
 """Batch normalisation: the functions, the layer that holds what they need, and the reference."""
 
+from onepass.batchnorm.context import Context
 from onepass.batchnorm.functional import (
     batch_norm_backward,
     batch_norm_infer,
@@ -16,9 +17,11 @@ from onepass.batchnorm.pieces import (
     batch_norm_moments,
     batch_norm_normalize,
 )
+from onepass.batchnorm.update import update_bn
 
 __all__ = [
     "BatchNorm",
+    "Context",
     "GradientSums",
     "Moments",
     "batch_norm_backward",
@@ -30,4 +33,5 @@ __all__ = [
     "batch_norm_moments",
     "batch_norm_normalize",
     "batch_norm_train",
+    "update_bn",
 ]

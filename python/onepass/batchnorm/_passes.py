@@ -166,3 +166,7 @@ class Forward:
     """With it `scale` is a variance that was given, else the batch's 1 / standard deviation."""
     axis: int
     relu: bool
+    shape: tuple[int, ...]
+    """Of `x` in the forward pass: an array may be given another one."""
+    left_out: npt.NDArray[np.bool_] | None = None
+    """Where `x` does not count for the statistics."""

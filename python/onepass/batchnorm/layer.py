@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from copy import copy, deepcopy
-from typing import Any
+from typing import Any, Literal, Self, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,8 @@ from onepass import _core
 from onepass._hyperparameters import Flag, Whole, check_dtype
 from onepass._typing import Array
 from onepass.batchnorm._folding import fold
-from onepass.batchnorm._loading import load, write
+from onepass.batchnorm._loading import add, check_grads, check_prefix, load, write
+from onepass.batchnorm._masks import left_out_by, masked_backward, masked_train
 from onepass.batchnorm._passes import (
     DONE,
     INTERRUPTED,
@@ -25,6 +26,7 @@ from onepass.batchnorm._passes import (
     piece_train,
 )
 from onepass.batchnorm._ranks import Communicator, Exchange, check_comm
+from onepass.batchnorm.context import Context, check_context
 from onepass.batchnorm.functional import CHECKS, batch_norm_infer
 from onepass.batchnorm.pieces import GradientSums, Moments
 
@@ -80,6 +82,9 @@ class BatchNorm:
         From 0 and 1.
     num_batches_tracked : ndarray of int64, without axes, or None
         Forward passes that updated the running statistics.
+    training : bool
+        The mode, True at first: whether `forward` uses the statistics of the batch. `train` and
+        `eval` set it.
 
     Raises
     ------
@@ -102,11 +107,12 @@ class BatchNorm:
     Differs from
 
     * PyTorch: nothing in the names and defaults that it has (not `axis`, `relu`, `residual`,
-      `unbiased_running_var`, `nonfinite`; its ``SyncBatchNorm`` is `comm`). A gradient is
-      overwritten, not added to; a forward has one backward; the batch's statistics are float64; and
-      a batch that is refused is not counted.
+      `unbiased_running_var`, `nonfinite`, `mask`; its ``SyncBatchNorm`` is `comm`). A gradient is
+      overwritten, unless ``backward(dy, accumulate=True)`` adds to it; a forward has one backward;
+      the batch's statistics are float64; and a batch that is refused is not counted.
     * Keras: `axis` is -1, `momentum` is the weight of the *old* value (0.99, here 0.01), `eps` is
-      1e-3, and the running variance is the biased one (``unbiased_running_var=False``).
+      1e-3, and the running variance is the biased one (``unbiased_running_var=False``). With a
+      `mask` Keras adds 1e-7 to the number of positions.
     * ONNX: `momentum` is the weight of the old value (0.9, here 0.1), and the running variance is
       the biased one.
 
@@ -141,6 +147,7 @@ class BatchNorm:
     running_mean: Array | None = None
     running_var: Array | None = None
     num_batches_tracked: npt.NDArray[np.int64] | None = None
+    training: bool = True
 
     def __init__(
         self,
@@ -203,14 +210,57 @@ class BatchNorm:
         vars(made).update(deepcopy(own, memo), **kept)
         return made
 
+    def train(self, mode: bool = True) -> Self:
+        """Use the statistics of the batch from now on, or with ``mode=False`` the running ones.
+
+        Returns
+        -------
+        BatchNorm
+            The layer itself.
+        """
+        self.training = Flag()("mode", mode)
+        return self
+
+    def eval(self) -> Self:
+        """Use the running statistics from now on: ``train(False)``."""
+        return self.train(False)
+
+    def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Any:
+        """Do as `forward`."""
+        return self.forward(x, *args, **kwargs)
+
+    @overload
     def forward(
         self,
         x: Array,
-        training: bool = True,
+        training: bool | None = None,
         out: Array | None = None,
         *,
         residual: Array | None = None,
-    ) -> Array:
+        mask: npt.NDArray[np.bool_] | None = None,
+        context: Literal[False] = False,
+    ) -> Array: ...
+    @overload
+    def forward(
+        self,
+        x: Array,
+        training: bool | None = None,
+        out: Array | None = None,
+        *,
+        residual: Array | None = None,
+        mask: npt.NDArray[np.bool_] | None = None,
+        context: Literal[True],
+    ) -> tuple[Array, Context]: ...
+    def forward(
+        self,
+        x: Array,
+        training: bool | None = None,
+        out: Array | None = None,
+        *,
+        residual: Array | None = None,
+        mask: npt.NDArray[np.bool_] | None = None,
+        context: bool = False,
+    ) -> Array | tuple[Array, Context]:
         """Normalise; while training, also update the running statistics.
 
         Parameters
@@ -218,37 +268,57 @@ class BatchNorm:
         x : ndarray of the layer's dtype, or of 16 bits in a layer of float32
             With `num_features` channels on `axis`. The layer keeps a reference to it for
             `backward`: until then, leave it and the parameters as they are.
-        training : bool
-            Whether to use the statistics of the batch, and not the running ones.
+        training : bool, optional
+            Whether to use the statistics of the batch, and not the running ones. The default is the
+            layer's mode: its attribute `training`, True at first.
         out : ndarray like `x`, in the same memory layout, optional
             Takes the result. It may be `x` or `residual` itself if ``training=False``; there is no
             `backward` then.
         residual : ndarray of x's shape and dtype, optional
             Added before ReLU, for ``relu(batch_norm(x) + residual)``. Kept like `x`; `backward`
             returns its gradient too.
+        mask : ndarray of bool, of x's shape without the axis of the channels, optional
+            False where a position does not count for the statistics of the batch, such as padding.
+            Those positions are normalised with the statistics of the others. At least two
+            positions are True. With the running statistics it makes no difference.
+        context : bool
+            Whether to return a context too, which ``backward(dy, context=...)`` takes. The forward
+            before then keeps its own `backward`, so that several may wait for theirs.
 
         Returns
         -------
-        ndarray
+        y : ndarray
             `out`, or a new array in `x`'s memory layout.
+        context : Context
+            Only with ``context=True``; then a tuple of both.
 
         Raises
         ------
         TypeError, ValueError
             ``<argument>: expected ..., got ...``. Nothing has changed then.
+
+        Notes
+        -----
+        A mask costs a copy of the positions that count, and in `backward` a copy of the others. The
+        statistics may then differ in the last float64 digit from those without a mask, also where
+        all positions count: the sums are taken in another order. What `x` has at a position that
+        does not count, even a NaN, changes nothing at the others.
         """
-        kept, self._forward = self._forward, INTERRUPTED
-        is_off = isinstance(training, bool | np.bool) and not training
+        holder = self if _is_off(context) else Context(self)
+        kept, holder._forward = holder._forward, INTERRUPTED
+        training = self.training if training is None else training
+        given = x, training, out, residual, mask
         try:
-            if self.comm is None or (is_off and self.track_running_stats):
-                y, self._forward = self._normalize(x, training, out, residual)
+            Flag()("context", context)
+            if self.comm is None or (_is_off(training) and self.track_running_stats):
+                y, holder._forward = self._normalize(*given)
             else:
                 with Exchange(self.comm, Moments, self.num_features) as exchange:
-                    y, self._forward = self._normalize(x, training, out, residual, exchange)
+                    y, holder._forward = self._normalize(*given, exchange=exchange)
         except Exception:
-            self._forward = kept
+            holder._forward = kept
             raise
-        return y
+        return (y, holder) if isinstance(holder, Context) else y
 
     def _normalize(
         self,
@@ -256,12 +326,18 @@ class BatchNorm:
         training: bool,
         out: Array | None,
         residual: Array | None,
+        mask: npt.NDArray[np.bool_] | None,
+        *,
         exchange: Exchange | None = None,
     ) -> tuple[Array, Forward | str]:
         """Return y, and what `backward` will need or why there is none."""
         axis = CHECKS["axis"]("axis", self.axis)
         check_input(x, axis, self.num_features, self.dtype)
-        if not Flag()("training", training) and self.track_running_stats:
+        is_frozen = not Flag()("training", training) and self.track_running_stats
+        left_out = None
+        if mask is not None:
+            left_out = left_out_by(mask, x, axis, least=2 if exchange is None else 0)
+        if is_frozen:
             mean, var = np.array(self.running_mean), np.array(self.running_var)
             y = batch_norm_infer(
                 x,
@@ -278,7 +354,7 @@ class BatchNorm:
             )
             if any(np.may_share_memory(y, read) for read in (x, residual) if read is not None):
                 return y, OVERWROTE
-            return y, Forward(x, residual, mean, var, self.eps, axis, self.relu)
+            return y, Forward(x, residual, mean, var, self.eps, axis, self.relu, x.shape)
         given = (
             self.weight,
             self.bias,
@@ -295,17 +371,27 @@ class BatchNorm:
             out,
             self.num_threads,
         )
-        if exchange is None:
+        if left_out is not None:
+            y, mean, invstd = masked_train(x, left_out, axis, exchange, *given)
+        elif exchange is None:
             y, mean, invstd = layer_train(x, *given)
         else:
             y, mean, invstd = piece_train(x, None, None, None, None, exchange, *given)
-        return y, Forward(x, residual, mean, invstd, None, axis, self.relu)
+        return y, Forward(x, residual, mean, invstd, None, axis, self.relu, x.shape, left_out)
 
-    def backward(self, dy: Array, out: Array | None = None) -> Any:
+    def backward(
+        self,
+        dy: Array,
+        out: Array | None = None,
+        *,
+        context: Context | None = None,
+        accumulate: bool = False,
+    ) -> Any:
         """Return the gradient with respect to `x`, and fill `weight_grad` and `bias_grad`.
 
-        It is the gradient of the last `forward`: through the statistics of the batch where that
-        used them, and with constant statistics where it used the running ones.
+        It is the gradient of the last `forward`, or of the one that returned `context`: through the
+        statistics of the batch where that used them, and with constant statistics where it used the
+        running ones.
 
         Parameters
         ----------
@@ -313,6 +399,12 @@ class BatchNorm:
             Gradient of the loss with respect to the result of `forward`.
         out : ndarray like `x`, in the same memory layout, optional
             Takes the result; it may be `dy`, `x` or `residual` itself.
+        context : Context, optional
+            What ``forward(x, context=True)`` of this layer returned. The default is the last
+            forward without a context.
+        accumulate : bool
+            Whether the gradients are added to what `weight_grad` and `bias_grad` have, as PyTorch
+            does, and do not overwrite it.
 
         Returns
         -------
@@ -324,91 +416,134 @@ class BatchNorm:
         Raises
         ------
         RuntimeError
-            Before any `forward`, after one that overwrote its own input, and where the last one has
-            had its backward.
+            Before any `forward`, after one that overwrote its own input, and where the last one, or
+            that of `context`, has had its backward.
         TypeError, ValueError
-            ``<argument>: expected ..., got ...``. Nothing has changed then.
+            ``<argument>: expected ..., got ...``; also for a context of another layer, and for an
+            `x` that has been given another shape. Nothing has changed then.
 
         Notes
         -----
         A forward has one backward, because a second one is nearly always meant for another forward,
-        which the layer no longer knows. If a network applies one layer twice, a `copy.copy` of the
-        layer for each further place shares parameters and running statistics. Give it gradients of
-        its own, and add them:
+        which the layer no longer knows. A network that applies one layer several times takes a
+        context of each time. The first backward overwrites the gradients, as ever, and the others
+        add theirs:
 
-        >>> import copy
         >>> import numpy as np
         >>> import onepass as op
         >>> bn = op.BatchNorm(2, dtype=np.float64)
-        >>> twin = copy.copy(bn)
-        >>> twin.weight_grad, twin.bias_grad = np.zeros(2), np.zeros(2)
-        >>> z = twin.forward(bn.forward(np.array([[1.0, 2.0], [3.0, 5.0]])))
-        >>> dx = bn.backward(twin.backward(np.array([[1.0, 0.0], [0.0, 0.0]])))
-        >>> bn.bias_grad += twin.bias_grad
-        >>> bn.weight_grad += twin.weight_grad
+        >>> y, first = bn.forward(np.array([[1.0, 2.0], [3.0, 5.0]]), context=True)
+        >>> z, second = bn.forward(y, context=True)
+        >>> dy = bn.backward(np.array([[1.0, 0.0], [0.0, 0.0]]), context=second)
+        >>> dx = bn.backward(dy, context=first, accumulate=True)
+        >>> bn.bias_grad
+        array([1., 0.])
         >>> int(bn.num_batches_tracked)
         2
+
+        With `mask`, the gradient is that of what `forward` computed: `dy` counts at every position,
+        as in Keras. A loss that leaves the same positions out has a `dy` of 0 there. Then they add
+        nothing to any sum, and their gradient is 0.
 
         For several gradients of one forward (a Jacobian), or to check a gradient by finite
         differences, `batch_norm_train` and `batch_norm_backward` keep nothing and count nothing;
         with the layer, call `forward` again before each `backward`.
         """
-        if self.comm is None or (isinstance(kept := self._forward, Forward) and kept.eps):
-            return self._go_back(dy, out)
+        kept = getattr(self if context is None else context, "_forward", None)
+        if self.comm is None or (isinstance(kept, Forward) and kept.eps):
+            return self._go_back(dy, out, context, accumulate)
         with Exchange(self.comm, GradientSums, self.num_features) as exchange:
-            return self._go_back(dy, out, exchange)
+            return self._go_back(dy, out, context, accumulate, exchange)
 
-    def _go_back(self, dy: Array, out: Array | None, exchange: Exchange | None = None) -> Any:
-        kept = self._forward
+    def _go_back(
+        self,
+        dy: Array,
+        out: Array | None,
+        context: Context | None,
+        accumulate: bool,
+        exchange: Exchange | None = None,
+    ) -> Any:
+        if context is not None:
+            check_context(context, self)
+        holder = self if context is None else context
+        kept = holder._forward
         if isinstance(kept, str):
             raise RuntimeError(
                 "backward: expected a forward before it whose input is still there and that has "
                 f"had no backward yet, got {kept}"
             )
-        self._forward = INTERRUPTED
+        if kept.x.shape != kept.shape:
+            raise ValueError(f"x: expected shape {kept.shape}, as in forward, got {kept.x.shape}")
+        grads = self._grads_to_add_to(out) if Flag()("accumulate", accumulate) else None
+        holder._forward = INTERRUPTED
         try:
-            if exchange is None:
-                dx, _, _, *dresidual = layer_backward(
-                    dy,
-                    kept.x,
-                    kept.mean,
-                    kept.scale,
-                    self.weight,
-                    self.bias,
-                    kept.eps,
-                    kept.axis,
-                    kept.relu,
-                    kept.residual,
-                    out,
-                    self.weight_grad,
-                    self.bias_grad,
-                    self.num_threads,
-                )
-            else:
-                dx, _, _, *dresidual = piece_backward(
-                    dy,
-                    kept.x,
-                    None,
-                    None,
-                    None,
-                    exchange,
-                    kept.mean,
-                    kept.scale,
-                    self.weight,
-                    self.bias,
-                    kept.axis,
-                    kept.relu,
-                    kept.residual,
-                    out,
-                    self.weight_grad,
-                    self.bias_grad,
-                    self.num_threads,
-                )
+            dx, dweight, dbias, *dresidual = self._gradients(
+                dy, kept, out, exchange, into_grads=grads is None
+            )
+            if grads is not None:
+                new = {"weight_grad": dweight, "bias_grad": dbias}
+                add(grads.values(), [new[name] for name in grads])
         except Exception:
-            self._forward = kept
+            holder._forward = kept
             raise
-        self._forward = DONE
+        holder._forward = DONE
         return (dx, *dresidual) if dresidual else dx
+
+    def _gradients(
+        self,
+        dy: Array,
+        kept: Forward,
+        out: Array | None,
+        exchange: Exchange | None,
+        *,
+        into_grads: bool,
+    ) -> tuple[Array, ...]:
+        """Return those of x, weight, bias and residual."""
+        grads = (self.weight_grad, self.bias_grad) if into_grads else (None, None)
+        if kept.left_out is not None:
+            given = self.weight, self.bias, out, *grads, self.num_threads
+            return masked_backward(dy, kept, exchange, *given)
+        if exchange is None:
+            return layer_backward(
+                dy,
+                kept.x,
+                kept.mean,
+                kept.scale,
+                self.weight,
+                self.bias,
+                kept.eps,
+                kept.axis,
+                kept.relu,
+                kept.residual,
+                out,
+                *grads,
+                self.num_threads,
+            )
+        return piece_backward(
+            dy,
+            kept.x,
+            None,
+            None,
+            None,
+            exchange,
+            kept.mean,
+            kept.scale,
+            self.weight,
+            self.bias,
+            kept.axis,
+            kept.relu,
+            kept.residual,
+            out,
+            *grads,
+            self.num_threads,
+        )
+
+    def _grads_to_add_to(self, out: Array | None) -> dict[str, Array]:
+        grads = {"weight_grad": self.weight_grad, "bias_grad": self.bias_grad}
+        found = {name: array for name, array in grads.items() if array is not None}
+        others = {"out": out, "weight": self.weight, "bias": self.bias}
+        check_grads(found, (self.num_features,), self.dtype, others)
+        return found
 
     def reset_running_stats(self) -> None:
         """Set the running statistics to what they were at first: 0, 1, and no batches."""
@@ -481,8 +616,14 @@ class BatchNorm:
             beta=self.bias,
         )
 
-    def state_dict(self) -> dict[str, npt.NDArray[Any]]:
+    def state_dict(self, *, prefix: str = "") -> dict[str, npt.NDArray[Any]]:
         """Return copies of all arrays that a run continues from, under PyTorch's names.
+
+        Parameters
+        ----------
+        prefix : str
+            What each name begins with, such as ``"bn1."`` for the layer of that name in a model of
+            PyTorch's.
 
         Returns
         -------
@@ -490,16 +631,20 @@ class BatchNorm:
             Those of ``weight``, ``bias``, ``running_mean``, ``running_var`` and
             ``num_batches_tracked`` that the layer has.
         """
-        return {name: np.array(array) for name, array in self._state().items()}
+        check_prefix(prefix)
+        return {prefix + name: np.array(array) for name, array in self._state().items()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], *, prefix: str = "") -> None:
         """Take the arrays of a `state_dict`, in place: this layer's, or PyTorch's.
 
         Parameters
         ----------
-        state : mapping of str to array
+        state : mapping of str to array, or to PyTorch's tensors on the CPU
             With the keys of `state_dict`; ``num_batches_tracked`` may be missing, as it is in old
             files, and counts as 0.
+        prefix : str
+            Only names that begin with it are read: with ``"bn1."``, `state` may be that of a whole
+            model.
 
         Raises
         ------
@@ -512,7 +657,7 @@ class BatchNorm:
             Where a finite float64 value is infinite in float32, as in NumPy, but whatever
             `np.errstate` says. Where warnings are errors, nothing has changed.
         """
-        load(self._state(), state)
+        load(self._state(), state, prefix)
 
     def _state(self) -> dict[str, npt.NDArray[Any]]:
         names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -521,3 +666,8 @@ class BatchNorm:
 
     def _vector(self, value: float) -> Array:
         return np.full(self.num_features, value, self.dtype)
+
+
+def _is_off(flag: Any) -> bool:
+    """Return whether it is False, before a pass in which all ranks take part has checked it."""
+    return isinstance(flag, bool | np.bool) and not flag
