@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from itertools import starmap
 from operator import call
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -44,6 +44,12 @@ class Owner(Rule, _core.Base):
     """The settings of groups that the constructor was given, defaults included."""
     _overrides: list[Override]
     """Those of the constructor, which groups that are added take too."""
+
+    def __new__(cls, params: Any = None, *_: Any, **__: Any) -> Self:
+        """Return an optimizer, of a subclass where the parameters are those of `onepass.shard`."""
+        made_of = getattr(type(params), "_optimizer_class", None)
+        made: Self = super().__new__(cls if made_of is None else made_of(cls))
+        return made
 
     @property
     def param_groups(self) -> list[_core.Settings]:

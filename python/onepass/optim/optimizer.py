@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import repeat
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -287,12 +287,6 @@ class Optimizer(Owner):
     >>> opt.skip_grad_norm, opt.skipped_steps
     (20.0, 1)
     """
-
-    def __new__(cls, params: Any = None, *_: Any, **__: Any) -> Self:
-        """Return an optimizer, of a subclass where the parameters are those of `onepass.shard`."""
-        made_of = getattr(type(params), "_optimizer_class", None)
-        made: Self = super().__new__(cls if made_of is None else made_of(cls))
-        return made
 
     max_grad_norm = OwnSetting()
     skip_grad_norm = OwnSetting()
