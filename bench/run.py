@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
@@ -32,6 +33,7 @@ from onepass.lab.bench.workloads import (
     BATCHES,
     OPERATIONS,
     WORKLOADS,
+    Batch,
     Case,
     Operation,
     Workload,
@@ -165,12 +167,16 @@ def step_rivals(case: Case, workload: Workload) -> dict[str, Any]:
     return {name: rival(case, workload) for name, rival in contenders.rivals(case).items()}
 
 
+def norm_rivals(operation: Operation, batch: Batch) -> dict[str, Any]:
+    return batch_norm.rivals(operation, batch, (ml_dtypes.bfloat16, np.float16))
+
+
 TABLES = {
     "steps": step_rivals,
     "training": training.rivals,
     "full_step": full_step.rivals,
     "formats": formats.rivals,
-    "batch_norm": batch_norm.rivals,
+    "batch_norm": norm_rivals,
 }
 """By name, the contenders of a table; report.py has its columns."""
 

@@ -5,10 +5,10 @@ writes y or dx to an array that is there, and returns what onepass' function ret
 """
 
 import ctypes
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 import onepass as op
@@ -195,17 +195,20 @@ def keep_freed_memory() -> None:
         mallopt(m_mmap_max, 0)
 
 
-def rivals(operation: Operation, batch: Batch) -> dict[str, Any]:
-    """The contenders of an operation, onepass first, by the name of their column."""
+def rivals(operation: Operation, batch: Batch, small: Iterable[Any] = ()) -> dict[str, Any]:
+    """The contenders of an operation, onepass first, by the name of their column.
+
+    `small`: dtypes of 16 bits that take part too.
+    """
     chosen = {"onepass": Onepass, "copy limit": CopyLimit, "NumPy": NumPy}
     if torch:
         chosen["torch"] = Torch
     # The same for all: where in memory an array happens to lie may double what a call takes.
     arrays = batch.arrays()
     rivals = {name: rival(operation, arrays) for name, rival in chosen.items()}
-    for dtype in (ml_dtypes.bfloat16, np.float16):
-        small, name = in_16_bits(arrays, dtype), np.dtype(dtype).name
-        rivals[name] = Onepass(operation, small)
+    for dtype in small:
+        narrow, name = in_16_bits(arrays, dtype), np.dtype(dtype).name
+        rivals[name] = Onepass(operation, narrow)
         if torch:
-            rivals[f"torch {name}"] = Torch(operation, small)
+            rivals[f"torch {name}"] = Torch(operation, narrow)
     return rivals
