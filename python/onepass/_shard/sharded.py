@@ -88,7 +88,8 @@ def shard(params: Params, comm: Communicator) -> Sharded:
     * `accumulate` adds up the gradients of all processes, and then adds them to the sum, which is
       sharded as state is; it needs ``nonfinite="propagate"``.
     * `state_dict` returns everything on each process, and `save` writes, on process 0, the file
-      that a single process would write; `load` reads it on any number of processes.
+      that a single process would write; `load` reads it on any number of processes. For a moment
+      `save` takes the memory of one whole array on each of them, and `load` that of the file.
     * Rules that measure whole arrays (`LAMB`, `LARS`, `NovoGrad`, `Prodigy`, `Adafactor`), take
       matrices (`Muon`) or keep numbers of rows and columns (`SM3`) are refused, as are
       `max_grad_norm_each`, `copy_to`, `clear_grads`, bound gradients, ``stats=True``, `step_rows`,
@@ -197,7 +198,7 @@ class ShardedOptimizer(Optimizer):
         """Return what must be the same on all ranks, of a schedule only that it is one."""
         mappings = [self._engine.own, *self._engine.groups]
         return [
-            [(k, "a schedule" if callable(v) else v) for k, v in each.items() if k != "params"]
+            [(name, _told(value)) for name, value in each.items() if name != "params"]
             for each in mappings
         ]
 
@@ -372,7 +373,7 @@ class ShardedOptimizer(Optimizer):
     def load(self, path: Place) -> None:
         """Continue from a file that `save` wrote, here or on one process. Collective.
 
-        Each process reads the file.
+        Each process reads the whole file, and keeps its part.
         """
         self._load("load", lambda: _checkpoint.read(path, self.rule))
 
@@ -412,6 +413,13 @@ class ShardedOptimizer(Optimizer):
     def __getstate__(self) -> NoReturn:
         """Raise: a communicator has no copy."""
         raise TypeError(f"{type(self).__name__}: expected no copy of it (save it), got one")
+
+
+def _told(setting: Any) -> object:
+    """Return what is the same for the same setting in another process; code is not."""
+    if isinstance(setting, list | tuple):
+        return [_told(part) for part in setting]
+    return "a schedule" if callable(setting) else setting
 
 
 def _refuse(name: str) -> NoReturn:
