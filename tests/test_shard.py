@@ -99,6 +99,7 @@ STAGES = {
     "swa": {"swa_start": 2, "average_dtype": "float32"},
     "lookahead": {"lookahead_every": 2},
     "schedule": {"lr": lambda step: 0.1 / (step + 1), "max_grad_norm": lambda step: 1.0 + step},
+    "pair": {"betas": (lambda step: 0.9 - 0.1 * step, 0.99)},
     "overrides": {"overrides": [op.no_decay_1d, {"b": {"lr": 0.5, "ema_decay": 0.5}}]},
 }
 
@@ -460,6 +461,16 @@ class TestErrors:
         other = "expected the same parameters, settings and kinds of gradients on all ranks"
         for changed in ({"few": np.ones(5)}, {"few": None}):
             self.check(lambda opt, rank, c=changed: opt.step(self.grads(rank, **c)), other, other)
+
+    def test_schedules_are_each_process_own(self):
+        """Their code lies at other addresses."""
+
+        def body(comm):
+            w = np.ones(3, np.float32)
+            opt = op.Adam(op.shard(w, comm), lr=lambda _: 0.1, betas=(lambda _: 0.5, 0.9))
+            assert opt.step(w.copy()).step == 1
+
+        on_ranks(3, body)
 
     def test_settings_that_differ(self):
         def body(comm):

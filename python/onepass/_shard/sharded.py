@@ -89,7 +89,8 @@ def shard(params: Params, comm: Communicator) -> Sharded:
     * `accumulate` adds up the gradients of all processes, and then adds them to the sum, which is
       sharded as state is; it needs ``nonfinite="propagate"``.
     * `state_dict` returns everything on each process, and `save` writes, on process 0, the file
-      that a single process would write; `load` reads it on any number of processes.
+      that a single process would write; `load` reads it on any number of processes. For a moment
+      `save` takes the memory of one whole array on each of them, and `load` that of the file.
     * Rules that measure whole arrays (`LAMB`, `LARS`, `NovoGrad`, `Prodigy`, `Adafactor`), take
       matrices (`Muon`) or keep numbers of rows and columns (`SM3`) are refused, as are
       `max_grad_norm_each`, `copy_to`, `clear_grads`, bound gradients, ``stats=True``, `step_rows`,
@@ -371,7 +372,7 @@ class ShardedOptimizer(Optimizer):
     def load(self, path: Place) -> None:
         """Continue from a file that `save` wrote, here or on one process. Collective.
 
-        Each process reads the file.
+        Each process reads the whole file, and keeps its part.
         """
         self._load("load", lambda: _checkpoint.read(path, self.rule))
 

@@ -84,6 +84,7 @@ def check_options():
     bf16 = ml_dtypes.bfloat16
     for dtype, options in (
         (np.float32, {"state_format": "q8", "max_grad_norm": 1.0}),
+        (np.float32, {"lr": lambda _: 0.1, "betas": (lambda _: 0.5, 0.9)}),
         (np.float64, {"ema_decay": 0.9, "lookahead_every": 2, "max_grad_norm": math.inf}),
         (bf16, {"max_grad_norm": 1.0, "weight_decay": 0.1}),
         (bf16, {"rounding": "stochastic", "state_format": "q8", "skip_grad_norm": 1e-3}),
