@@ -694,7 +694,7 @@ class TestEach:
         with monkeypatch.context() as patch:
             patch.setattr(search, "_report", interrupt)
             assert self.tuned(tmp_path / "parts", "--trials", "2") == cli.INTERRUPTED
-        assert "repeat the command with --resume to go on" in capsys.readouterr().err
+        assert f"--out {tmp_path / 'parts'} --resume" in capsys.readouterr().err
         with pytest.raises(SystemExit):
             self.tuned(tmp_path / "parts", "--trials", "2")
         assert "--out: expected a folder without a study, got" in capsys.readouterr().err
