@@ -85,7 +85,8 @@ def layer_norm(
     array([ 2., 10.])
     """
     shape = check_shape(normalized_shape)
-    return row_norm(x, shape, None, True, weight, bias, eps, out, num_threads)
+    found: Forward = row_norm(x, shape, None, True, weight, bias, eps, out, num_threads)
+    return found
 
 
 def layer_norm_backward(
@@ -164,9 +165,10 @@ def layer_norm_backward(
     (array([[ 0.1763, -0.2204,  0.0441]]), array([-0.9258,  0.    ,  0.    ]), array([1., 0., 0.]))
     """
     shape = check_shape(normalized_shape)
-    return row_norm_backward(
+    found: Gradients = row_norm_backward(
         dy, x, shape, None, True, saved_mean, saved_invstd, weight, out, None, None, num_threads
     )
+    return found
 
 
 def rms_norm(
@@ -227,7 +229,10 @@ def rms_norm(
     array([0.2828, 1.4142])
     """
     shape = check_shape(normalized_shape)
-    return row_norm(x, shape, None, False, weight, None, eps, out, num_threads)
+    found: tuple[Array, Float64] = row_norm(
+        x, shape, None, False, weight, None, eps, out, num_threads
+    )
+    return found
 
 
 def rms_norm_backward(
@@ -286,9 +291,10 @@ def rms_norm_backward(
     (array([[ 0.181 , -0.1358]]), array([0.8485, 0.    ]))
     """
     shape = check_shape(normalized_shape)
-    return row_norm_backward(
+    found: tuple[Array, Array] = row_norm_backward(
         dy, x, shape, None, False, None, saved_invrms, weight, out, None, None, num_threads
     )
+    return found
 
 
 def group_norm(
@@ -354,7 +360,8 @@ def group_norm(
     (array([[-1.,  1., -1.,  1.]]), array([[ 2., 20.]]))
     """
     groups = check_groups(num_groups)
-    return row_norm(x, None, groups, True, weight, bias, eps, out, num_threads)
+    found: Forward = row_norm(x, None, groups, True, weight, bias, eps, out, num_threads)
+    return found
 
 
 def group_norm_backward(
@@ -412,9 +419,10 @@ def group_norm_backward(
     (array([-1.,  0., -1.,  0.]), array([1., 0., 1., 0.]))
     """
     groups = check_groups(num_groups)
-    return row_norm_backward(
+    found: Gradients = row_norm_backward(
         dy, x, None, groups, True, saved_mean, saved_invstd, weight, out, None, None, num_threads
     )
+    return found
 
 
 def instance_norm(
@@ -476,7 +484,8 @@ def instance_norm(
     (array([[[-1.,  1.],
             [-1.,  1.]]]), array([[ 2., 20.]]))
     """
-    return row_norm(x, None, None, True, weight, bias, eps, out, num_threads)
+    found: Forward = row_norm(x, None, None, True, weight, bias, eps, out, num_threads)
+    return found
 
 
 def instance_norm_backward(
@@ -531,6 +540,7 @@ def instance_norm_backward(
     >>> dweight.round(4), dbias
     (array([-1.,  1.]), array([1., 1.]))
     """
-    return row_norm_backward(
+    found: Gradients = row_norm_backward(
         dy, x, None, None, True, saved_mean, saved_invstd, weight, out, None, None, num_threads
     )
+    return found
