@@ -13,7 +13,7 @@ MOST_BATCHES = 2**53
 """More are not counted: up to here the float64 1 / count is exact in the count."""
 
 
-def load(own: Mapping[str, npt.NDArray[Any]], state: Any, prefix: str) -> None:
+def load(own: Mapping[str, npt.NDArray[Any]], state: Any, prefix: str = "") -> None:
     """Take what `BatchNorm.load_state_dict` is given into the layer's own arrays."""
     if not isinstance(state, Mapping):
         raise TypeError(f"state: expected a mapping, got {type(state).__name__}")
