@@ -469,6 +469,112 @@ void check_accumulate() {
   });
 }
 
+// A vector of floats and its gradient, or a part of both, by the first rule; and the sums that its
+// step has handed out.
+struct Part {
+  Block<float> param, grad;
+  onepass::Optimizer optimizer;
+  std::vector<std::vector<double>> told;
+
+  Part(const onepass::KernelTable& kernels, const float* params, const float* grads, std::size_t n)
+      : param(n, 0, 1), grad(n, 0, 2) {
+    std::copy_n(params, n, param.data());
+    std::copy_n(grads, n, grad.data());
+    optimizer.groups.emplace_back(*kernels.rules[0]);
+    optimizer.params.push_back({.size = n});
+    onepass::Tensor& tensor = optimizer.tensors.emplace_back();
+    tensor.item_size = sizeof(float);
+    tensor.squares = kernels.squares_f32;
+    tensor.streams.param = onepass::Stored(param.data());
+    tensor.streams.grad = onepass::Stored(grad.data());
+  }
+};
+
+// The first rule keeps no state with its defaults.
+bool is_stateless(const onepass::KernelTable& kernels) {
+  const auto& uses = onepass::Group(*kernels.rules[0]).variant().uses_state;
+  return std::none_of(std::begin(uses), std::end(uses), [](bool used) { return used; });
+}
+
+// Two optimizers with a part each, and what they exchange, are one with the whole: whatever the
+// rule is, the norm and what follows from it are the engine's.
+void check_exchange() {
+  constexpr std::size_t n = 40000, cut = 16384;
+  for_each_isa([](const onepass::KernelTable& kernels, const std::string& where) {
+    if (!is_stateless(kernels)) return;
+    Block<float> params(n, 0, 3), grads(n, 0, 4);
+    for (const double bad : {0.0, infinity}) {
+      grads.data()[n - 1] = static_cast<float>(bad);
+      for (const onepass::StepOptions& given :
+           {onepass::StepOptions{.max_grad_norm = 0.5},
+            onepass::StepOptions{.skip_grad_norm = 1e-3},
+            onepass::StepOptions{.nonfinite = Nonfinite::skip}}) {
+        Part whole(kernels, params.data(), grads.data(), n);
+        Part parts[] = {{kernels, params.data(), grads.data(), cut},
+                        {kernels, params.data() + cut, grads.data() + cut, n - cut}};
+        onepass::Ready expected = whole.optimizer.prepare(given);
+        expected.run();
+        for (const bool knows : {false, true}) {  // at first each hears what the other has told
+          for (Part& part : parts) {
+            std::size_t calls = 0;
+            const onepass::Exchange exchange = [&](std::span<const double> own) {
+              if (!knows) part.told.emplace_back(own.begin(), own.end());
+              std::vector<double> all = parts[0].told[calls];
+              if (!knows) throw 1;
+              all.insert(all.end(), parts[1].told[calls].begin(), parts[1].told[calls].end());
+              return all;
+            };
+            onepass::StepOptions options = given;
+            options.exchange = &exchange;
+            try {
+              onepass::Ready ready = part.optimizer.prepare(options);
+              check(same_number(*ready.norm, *expected.norm), "the norm of all" + where);
+              check(ready.clipped == expected.clipped, "clips" + where);
+              check(ready.skip_reason == expected.skip_reason, "skips" + where);
+              check(ready.is_finite == expected.is_finite, "finite" + where);
+              ready.run();
+            } catch (int) {
+              check(!knows, "an exchange that throws" + where);
+              check(part.optimizer.completed == 0, "no step was taken" + where);
+              part.told.push_back(part.told[0]);  // in other units: not finite, or 0, in these too
+            }
+          }
+        }
+        const auto same = [&](const Part& part, std::size_t begin) {
+          return std::equal(part.param.data(), part.param.data() + part.param.size(),
+                            whole.param.data() + begin, same_number);
+        };
+        check(same(parts[0], 0) && same(parts[1], cut), "the parts" + where);
+      }
+    }
+  });
+}
+
+// A sum of many vectors is that of adding one after the other.
+void check_fold() {
+  for_each_isa([](const onepass::KernelTable& kernels, const std::string& where) {
+    for (const int threads : {1, 4}) {
+      constexpr std::size_t n = 40001;
+      Block<float> sum(n, 0, 1), one_by_one(n, 0, 1);
+      std::deque<Block<float>> grads;
+      std::vector<onepass::Stored> parts;
+      onepass::Tensor tensor{};
+      tensor.size = n;
+      tensor.item_size = sizeof(float);
+      std::fill_n(one_by_one.data(), n, 0.0f);
+      for (std::uint32_t i = 0; i < 3; ++i) {
+        parts.emplace_back(grads.emplace_back(n, 0, 5 + i).data());
+        tensor.streams.param = onepass::Stored(one_by_one.data());
+        tensor.streams.grad = parts.back();
+        onepass::accumulate({&tensor, 1}, kernels, threads);
+      }
+      tensor.streams.param = onepass::Stored(sum.data());
+      onepass::fold(tensor, parts, kernels, threads);
+      check(std::equal(sum.data(), sum.data() + n, one_by_one.data()), "a sum of many" + where);
+    }
+  });
+}
+
 // Several optimizers at once, each in a thread of its own: whoever finds the helpers taken works
 // alone, and nobody sees another's arrays.
 void check_concurrent_optimizers() {
@@ -614,6 +720,8 @@ int main() {
   });
   check_trials(*onepass::choose_isa(nullptr).kernels, 4, "");
   check_accumulate();
+  check_fold();
+  check_exchange();
   check_concurrent_optimizers();
   check_factored();
   return report();
