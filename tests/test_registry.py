@@ -202,6 +202,7 @@ BATCH_NORM = [
     op.batch_norm_normalize,
     op.batch_norm_gradient_sums,
     op.batch_norm_input_gradient,
+    op.update_bn,
 ]
 
 

@@ -306,14 +306,13 @@ class BatchNorm:
         holder = self if _is_off(context) else Context(self)
         kept, holder._forward = holder._forward, INTERRUPTED
         training = self.training if training is None else training
-        given = x, training, out, residual, mask
+        given = x, training, out, residual, mask, context
         try:
-            Flag()("context", context)
             if self.comm is None or (_is_off(training) and self.track_running_stats):
                 y, holder._forward = self._normalize(*given)
             else:
                 with Exchange(self.comm, Moments, self.num_features) as exchange:
-                    y, holder._forward = self._normalize(*given, exchange=exchange)
+                    y, holder._forward = self._normalize(*given, exchange)
         except Exception:
             holder._forward = kept
             raise
@@ -326,12 +325,13 @@ class BatchNorm:
         out: Array | None,
         residual: Array | None,
         mask: npt.NDArray[np.bool_] | None,
-        *,
+        context: bool,
         exchange: Exchange | None = None,
     ) -> tuple[Array, Forward | str]:
         """Return y, and what `backward` will need or why there is none."""
         axis = CHECKS["axis"]("axis", self.axis)
         check_input(x, axis, self.num_features, self.dtype)
+        Flag()("context", context)
         is_frozen = not Flag()("training", training) and self.track_running_stats
         left_out = None
         if mask is not None:
