@@ -312,7 +312,7 @@ class BatchNorm:
                 y, holder._forward = self._normalize(*given)
             else:
                 with Exchange(self.comm, Moments, self.num_features) as exchange:
-                    y, holder._forward = self._normalize(*given, exchange)
+                    y, holder._forward = self._normalize(*given, exchange=exchange)
         except Exception:
             holder._forward = kept
             raise
@@ -326,6 +326,7 @@ class BatchNorm:
         residual: Array | None,
         mask: npt.NDArray[np.bool_] | None,
         context: bool,
+        *,
         exchange: Exchange | None = None,
     ) -> tuple[Array, Forward | str]:
         """Return y, and what `backward` will need or why there is none."""
