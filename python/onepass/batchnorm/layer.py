@@ -30,6 +30,8 @@ from onepass.batchnorm.context import Context, check_context
 from onepass.batchnorm.functional import CHECKS, batch_norm_infer
 from onepass.batchnorm.pieces import GradientSums, Moments
 
+_FLAG = Flag()
+
 
 class BatchNorm:
     r"""Batch normalisation of any channel axis.
@@ -170,10 +172,10 @@ class BatchNorm:
         self.momentum: float | None = (
             None if momentum is None else CHECKS["momentum"]("momentum", momentum)
         )
-        self.affine = Flag()("affine", affine)
-        self.track_running_stats = Flag()("track_running_stats", track_running_stats)
-        self.unbiased_running_var: bool = Flag()("unbiased_running_var", unbiased_running_var)
-        self.relu: bool = Flag()("relu", relu)
+        self.affine = _FLAG("affine", affine)
+        self.track_running_stats = _FLAG("track_running_stats", track_running_stats)
+        self.unbiased_running_var: bool = _FLAG("unbiased_running_var", unbiased_running_var)
+        self.relu: bool = _FLAG("relu", relu)
         self.nonfinite: str = CHECKS["nonfinite"]("nonfinite", nonfinite)
         self.num_threads = None if num_threads is None else _core.check_num_threads(num_threads)
         self.dtype = check_dtype(dtype)
@@ -217,7 +219,7 @@ class BatchNorm:
         BatchNorm
             The layer itself.
         """
-        self.training = Flag()("mode", mode)
+        self.training = _FLAG("mode", mode)
         return self
 
     def eval(self) -> Self:
@@ -332,8 +334,8 @@ class BatchNorm:
         """Return y, and what `backward` will need or why there is none."""
         axis = CHECKS["axis"]("axis", self.axis)
         check_input(x, axis, self.num_features, self.dtype)
-        Flag()("context", context)
-        is_frozen = not Flag()("training", training) and self.track_running_stats
+        _FLAG("context", context)
+        is_frozen = not _FLAG("training", training) and self.track_running_stats
         left_out = None
         if mask is not None:
             left_out = left_out_by(mask, x, axis, least=2 if exchange is None else 0)
@@ -474,7 +476,7 @@ class BatchNorm:
             )
         if kept.x.shape != kept.shape:
             raise ValueError(f"x: expected shape {kept.shape}, as in forward, got {kept.x.shape}")
-        grads = self._grads_to_add_to(out) if Flag()("accumulate", accumulate) else None
+        grads = self._grads_to_add_to(out) if _FLAG("accumulate", accumulate) else None
         holder._forward = INTERRUPTED
         try:
             dx, dweight, dbias, *dresidual = self._gradients(
