@@ -305,7 +305,7 @@ class BatchNorm:
         all positions count: the sums are taken in another order. What `x` has at a position that
         does not count, even a NaN, changes nothing at the others.
         """
-        holder = self if _is_off(context) else Context(self)
+        holder = self if context is False or _is_off(context) else Context(self)
         kept, holder._forward = holder._forward, INTERRUPTED
         training = self.training if training is None else training
         given = x, training, out, residual, mask, context
@@ -451,8 +451,10 @@ class BatchNorm:
         differences, `batch_norm_train` and `batch_norm_backward` keep nothing and count nothing;
         with the layer, call `forward` again before each `backward`.
         """
+        if self.comm is None:
+            return self._go_back(dy, out, context, accumulate)
         kept = getattr(self if context is None else context, "_forward", None)
-        if self.comm is None or (isinstance(kept, Forward) and kept.eps):
+        if isinstance(kept, Forward) and kept.eps:
             return self._go_back(dy, out, context, accumulate)
         with Exchange(self.comm, GradientSums, self.num_features) as exchange:
             return self._go_back(dy, out, context, accumulate, exchange)
