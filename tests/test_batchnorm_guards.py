@@ -111,6 +111,12 @@ def everything(rng):
         bn = op.BatchNorm(4, dtype=dtype, relu=True)
         for training in (True, False, True):
             results += [bn.forward(strided, training, residual=p["dy"]), *bn.backward(p["dy"])]
+        y, context = bn.forward(strided, mask=x[:, 0] < 1, context=True)
+        results += [
+            y,
+            bn.backward(p["dy"], context=context, accumulate=True),
+            bn.weight_grad.copy(),
+        ]
         results.append(bn.fold_into(np.full((4, 2), info.max, dtype), np.full(4, info.max)))
         other = op.BatchNorm(4, dtype=dtype)
         other.load_state_dict({**bn.state_dict(), "bias": np.full(4, info.tiny / 2)})
@@ -133,6 +139,8 @@ def fortran(array):
 
 FORWARDS = {
     "training": lambda bn, x: bn.forward(x, 1),
+    "mask": lambda bn, x: bn.forward(x, mask=x[:, 0]),
+    "context": lambda bn, x: bn.forward(x, context=x),
     "x": lambda bn, x: bn.forward(x.tolist()),
     "x's dtype": lambda bn, x: bn.forward(x.astype(np.float64)),
     "x's channels": lambda bn, x: bn.forward(x[:, :3]),
@@ -167,6 +175,8 @@ BACKWARDS = {
     "out": lambda bn, dy: bn.backward(dy, [1.0]),
     "out's layout": lambda bn, dy: bn.backward(dy, fortran(dy)),
     "read-only out": lambda bn, dy: bn.backward(dy, read_only(dy)),
+    "context of a backward": lambda bn, dy: bn.backward(dy, context=bn),
+    "accumulate": lambda bn, dy: bn.backward(dy, accumulate=None),
 }
 BACKWARD_SETTINGS = {
     "num_threads": (0,),
@@ -248,10 +258,12 @@ def load(bn, p):
 CALLS = {
     "forward": lambda bn, p: bn.forward(p["dy"]),
     "evaluation": lambda bn, p: bn.forward(p["dy"], training=False),
+    "masked": lambda bn, p: bn.forward(p["dy"], mask=p["x"][:, 0] < 1),
     "backward": lambda bn, p: bn.backward(p["dy"]),
     "load": load,
     "reset": lambda bn, _: bn.reset_running_stats(),
 }
+FORWARD_CALLS = ("forward", "evaluation", "masked")
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -272,7 +284,7 @@ def test_an_interrupt_anywhere_leaves_all_or_nothing(rng, name):
     after = seen(done)
     # What backward may return: the gradient of the forward that was the last one, or nothing.
     gradients = {before: {digest(fresh().backward(p["dy"]))}}
-    if name in ("forward", "evaluation"):
+    if name in FORWARD_CALLS:
         gradients.setdefault(after, set()).add(digest(done.backward(p["dy"])))
     tried = []
 
@@ -287,7 +299,7 @@ def test_an_interrupt_anywhere_leaves_all_or_nothing(rng, name):
         try:
             dx = digest(bn.backward(p["dy"]))
         except RuntimeError:
-            assert name in ("forward", "evaluation", "backward"), where
+            assert name in {*FORWARD_CALLS, "backward"}, where
         else:
             assert name in ("load", "reset") or dx in gradients[found], where
         bn.forward(p["x"])

@@ -103,6 +103,37 @@ def test_two_small_collectives_a_step(rng):
     assert outcomes(3, work) == [(1, 2, 2)] * 3
 
 
+@pytest.mark.parametrize("size", CUTS)
+def test_a_mask_and_contexts_over_the_ranks(rng, size):
+    """Each rank has its rows of the mask, some of them no position that counts."""
+    shape = (12, 4, 16)
+    x, mask = rng.normal(size=(2, *shape)), rng.random((12, 16)) < 0.5
+    mask[:2] = False
+
+    def passes(layer, *args):
+        forwards = [
+            layer.forward(rows(one, *args), mask=rows(mask, *args), context=True) for one in x
+        ]
+        dxs = [
+            layer.backward(y * y, context=context, accumulate=index == 0)
+            for index, (y, context) in reversed(list(enumerate(forwards)))
+        ]
+        grads = np.array([layer.weight_grad, layer.bias_grad])
+        return [y for y, _ in forwards] + dxs, grads, layer.state_dict()
+
+    expected, grads, state = passes(op.BatchNorm(4, dtype=np.float64), 1, 0)
+    found = outcomes(
+        size, lambda comm: passes(op.BatchNorm(4, dtype=np.float64, comm=comm), size, comm.rank)
+    )
+    for k, whole in enumerate(expected):
+        pieces = np.concatenate([rank[0][k] for rank in found])
+        np.testing.assert_allclose(pieces, whole, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(sum(rank[1] for rank in found), grads, rtol=1e-10)
+    for rank in found:
+        assert digest(rank[2]) == digest(found[0][2])
+    np.testing.assert_allclose(found[0][2]["running_var"], state["running_var"], rtol=1e-12)
+
+
 def test_without_tracking_evaluation_is_a_collective_too(rng):
     x = exact(rng, (12, 4, 16), np.float32)
     expected = op.BatchNorm(4).forward(x)
@@ -122,6 +153,8 @@ BAD = {
     "x": lambda layer, x: layer.forward(x.tolist()),
     "x's dtype": lambda layer, x: layer.forward(x.astype(np.float64)),
     "training": lambda layer, x: layer.forward(x, 1),
+    "mask": lambda layer, x: layer.forward(x, mask=np.ones(3, bool)),
+    "context of a forward": lambda layer, x: layer.forward(x, context=1),
     "residual": lambda layer, x: layer.forward(x, residual=x[:1, :, :3]),
     "out": lambda layer, x: layer.forward(x, out=x.tolist()),
     "weight": lambda layer, x: (setattr(layer, "weight", np.ones(3, "f")), layer.forward(x)),
@@ -131,6 +164,8 @@ BAD = {
         layer.forward(x),
     ),
     "dy": lambda layer, x: layer.backward(x.tolist()),
+    "context": lambda layer, x: layer.backward(x, context=7),
+    "accumulate": lambda layer, x: layer.backward(x, accumulate=1),
     "weight_grad": lambda layer, x: (
         setattr(layer, "weight_grad", np.ones(3, "f")),
         layer.backward(x),
@@ -142,7 +177,7 @@ BAD = {
 @pytest.mark.parametrize("culprit", [0, 2])
 def test_a_bad_argument_on_one_rank_raises_on_every_rank(rng, case, culprit):
     x = exact(rng, (12, 4, 16), np.float32)
-    is_backward = case in ("dy", "weight_grad")
+    is_backward = case in ("dy", "context", "accumulate", "weight_grad")
 
     def work(comm):
         layer = op.BatchNorm(4, comm=comm)

@@ -95,6 +95,90 @@ def test_a_state_of_theirs_continues_here(rng):
     theirs.load_state_dict({k: torch.from_numpy(v) for k, v in ours.state_dict().items()})
 
 
+def model_of_theirs():
+    return torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.BatchNorm1d(4))
+
+
+def test_a_layer_of_a_whole_model(rng):
+    """By the prefix of its names, both ways."""
+    theirs, other, ours = model_of_theirs(), model_of_theirs(), op.BatchNorm(4)
+    for _ in range(3):
+        theirs(tensor(rng.normal(size=(6, 5)).astype("f")))
+    ours.load_state_dict(theirs.state_dict(), prefix="1.")
+    state = ours.state_dict(prefix="1.")
+    for name, array in state.items():
+        np.testing.assert_array_equal(array, theirs.state_dict()[name].numpy())
+    assert state["1.num_batches_tracked"] == 3
+    loaded = other.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()}, strict=False)
+    assert loaded.unexpected_keys == []
+    assert loaded.missing_keys == ["0.weight", "0.bias"]
+    assert other[1].num_batches_tracked == 3
+    del state["1.num_batches_tracked"]
+    ours.load_state_dict(state, prefix="1.")
+    assert ours.num_batches_tracked == 0
+    with pytest.raises(KeyError, match=r"expected the keys \['0.bias', .* got \['0.bias', '0.weig"):
+        ours.load_state_dict(theirs.state_dict(), prefix="0.")
+    for call in (lambda: ours.state_dict(prefix=1), lambda: ours.load_state_dict({}, prefix=None)):
+        with pytest.raises(TypeError, match="^prefix: expected a string, got "):
+            call()
+
+
+@pytest.mark.parametrize("change", [lambda t: t.to(torch.bfloat16), lambda t: t.requires_grad_()])
+def test_tensors_that_numpy_cannot_read(change):
+    ours, state = op.BatchNorm(4), torch.nn.BatchNorm1d(4).state_dict()
+    state["weight"] = change(state["weight"] + 1)
+    with pytest.raises(TypeError, match=r"^state\['weight'\]: expected an array or a tensor that"):
+        ours.load_state_dict(state)
+    assert (ours.weight == 1).all()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_layer_that_is_applied_twice(rng, training):
+    """Gradients add up, as theirs do; in evaluation the statistics are constants."""
+    p = arrays(rng, (6, 4), np.float64)
+    ours = op.BatchNorm(4, dtype=np.float64).train(training)
+    theirs = torch.nn.BatchNorm1d(4, dtype=torch.float64).train(training)
+    x = tensor(p["x"])
+    theirs(torch.tanh(theirs(x))).backward(torch.from_numpy(p["dy"]))
+    y, first = ours.forward(p["x"], context=True)
+    _, second = ours.forward(np.tanh(y), context=True)
+    dy = ours.backward(p["dy"], context=second) * (1 - np.tanh(y) ** 2)
+    dx = ours.backward(dy, context=first, accumulate=True)
+    for found, other in (
+        (dx, x.grad),
+        (ours.weight_grad, theirs.weight.grad),
+        (ours.bias_grad, theirs.bias.grad),
+        (ours.running_var, theirs.running_var),
+    ):
+        np.testing.assert_allclose(found, other.detach().numpy(), **CLOSE[np.float64])
+
+
+def test_a_mask_has_the_gradient_that_autograd_finds(rng):
+    """Of Keras's forward: statistics of some positions, and all of them normalised."""
+    p, mask = arrays(rng, (6, 5, 4), np.float64), rng.random((6, 5)) < 0.6
+    ours = op.BatchNorm(4, axis=-1, dtype=np.float64)
+    x = tensor(p["x"])
+    kept = x[torch.from_numpy(mask)]
+    y = (x - kept.mean(0)) / torch.sqrt(kept.var(0, correction=0) + 1e-5)
+    y.backward(torch.from_numpy(p["dy"]))
+    np.testing.assert_allclose(
+        ours.forward(p["x"], mask=mask), y.detach().numpy(), **CLOSE[np.float64]
+    )
+    np.testing.assert_allclose(ours.backward(p["dy"]), x.grad.numpy(), **CLOSE[np.float64])
+
+
+def test_statistics_anew(rng):
+    batches = [rng.normal(size=(6, 5)).astype(np.float32) for _ in range(3)]
+    theirs, ours = model_of_theirs(), op.BatchNorm(4)
+    for _ in range(2):
+        theirs(tensor(batches[0]))
+    torch.optim.swa_utils.update_bn([torch.from_numpy(x) for x in batches], theirs)
+    weight, bias = (param.detach().numpy() for param in theirs[0].parameters())
+    op.update_bn(ours, batches, lambda x: ours(x @ weight.T + bias))
+    for name, array in ours.state_dict().items():
+        np.testing.assert_allclose(array, theirs[1].state_dict()[name], **CLOSE[np.float32])
+
+
 def test_folding_a_convolution(rng):
     ours = op.BatchNorm(4)
     ours.running_mean[:], ours.running_var[:] = rng.normal(size=4), rng.uniform(0.5, 2, 4)

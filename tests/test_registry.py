@@ -203,6 +203,7 @@ BATCH_NORM = [
     op.batch_norm_gradient_sums,
     op.batch_norm_input_gradient,
     *(getattr(op, name) for name in norms.__all__),
+    op.update_bn,
 ]
 
 

@@ -24,7 +24,7 @@ def left_out_by(mask: Any, x: Array, axis: int, least: int) -> Mask:
         raise TypeError(f"mask: expected a NumPy array, got {type(mask).__name__}")
     if mask.dtype != np.bool_:
         raise TypeError(f"mask: expected dtype bool, got {mask.dtype}")
-    shape = np.moveaxis(x, axis, -1).shape[:-1]
+    shape = x.shape[: axis % x.ndim] + x.shape[axis % x.ndim + 1 :]
     if mask.shape != shape:
         raise ValueError(
             f"mask: expected shape {shape}, x's without the channels, got {mask.shape}"

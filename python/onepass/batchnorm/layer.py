@@ -30,6 +30,8 @@ from onepass.batchnorm.context import Context, check_context
 from onepass.batchnorm.functional import CHECKS, batch_norm_infer
 from onepass.batchnorm.pieces import GradientSums, Moments
 
+_FLAG = Flag()
+
 
 class BatchNorm:
     r"""Batch normalisation of any channel axis.
@@ -171,10 +173,10 @@ class BatchNorm:
         self.momentum: float | None = (
             None if momentum is None else CHECKS["momentum"]("momentum", momentum)
         )
-        self.affine = Flag()("affine", affine)
-        self.track_running_stats = Flag()("track_running_stats", track_running_stats)
-        self.unbiased_running_var: bool = Flag()("unbiased_running_var", unbiased_running_var)
-        self.relu: bool = Flag()("relu", relu)
+        self.affine = _FLAG("affine", affine)
+        self.track_running_stats = _FLAG("track_running_stats", track_running_stats)
+        self.unbiased_running_var: bool = _FLAG("unbiased_running_var", unbiased_running_var)
+        self.relu: bool = _FLAG("relu", relu)
         self.nonfinite: str = CHECKS["nonfinite"]("nonfinite", nonfinite)
         self.num_threads = None if num_threads is None else _core.check_num_threads(num_threads)
         self.dtype = check_dtype(dtype)
@@ -218,7 +220,7 @@ class BatchNorm:
         BatchNorm
             The layer itself.
         """
-        self.training = Flag()("mode", mode)
+        self.training = _FLAG("mode", mode)
         return self
 
     def eval(self) -> Self:
@@ -304,12 +306,11 @@ class BatchNorm:
         all positions count: the sums are taken in another order. What `x` has at a position that
         does not count, even a NaN, changes nothing at the others.
         """
-        holder = self if _is_off(context) else Context(self)
+        holder = self if context is False or _is_off(context) else Context(self)
         kept, holder._forward = holder._forward, INTERRUPTED
         training = self.training if training is None else training
-        given = x, training, out, residual, mask
+        given = x, training, out, residual, mask, context
         try:
-            Flag()("context", context)
             if self.comm is None or (_is_off(training) and self.track_running_stats):
                 y, holder._forward = self._normalize(*given)
             else:
@@ -327,13 +328,15 @@ class BatchNorm:
         out: Array | None,
         residual: Array | None,
         mask: npt.NDArray[np.bool_] | None,
+        context: bool,
         *,
         exchange: Exchange | None = None,
     ) -> tuple[Array, Forward | str]:
         """Return y, and what `backward` will need or why there is none."""
         axis = CHECKS["axis"]("axis", self.axis)
         check_input(x, axis, self.num_features, self.dtype)
-        is_frozen = not Flag()("training", training) and self.track_running_stats
+        _FLAG("context", context)
+        is_frozen = not _FLAG("training", training) and self.track_running_stats
         left_out = None
         if mask is not None:
             left_out = left_out_by(mask, x, axis, least=2 if exchange is None else 0)
@@ -449,8 +452,10 @@ class BatchNorm:
         differences, `batch_norm_train` and `batch_norm_backward` keep nothing and count nothing;
         with the layer, call `forward` again before each `backward`.
         """
+        if self.comm is None:
+            return self._go_back(dy, out, context, accumulate)
         kept = getattr(self if context is None else context, "_forward", None)
-        if self.comm is None or (isinstance(kept, Forward) and kept.eps):
+        if isinstance(kept, Forward) and kept.eps:
             return self._go_back(dy, out, context, accumulate)
         with Exchange(self.comm, GradientSums, self.num_features) as exchange:
             return self._go_back(dy, out, context, accumulate, exchange)
@@ -474,7 +479,7 @@ class BatchNorm:
             )
         if kept.x.shape != kept.shape:
             raise ValueError(f"x: expected shape {kept.shape}, as in forward, got {kept.x.shape}")
-        grads = self._grads_to_add_to(out) if Flag()("accumulate", accumulate) else None
+        grads = self._grads_to_add_to(out) if _FLAG("accumulate", accumulate) else None
         holder._forward = INTERRUPTED
         try:
             dx, dweight, dbias, *dresidual = self._gradients(
