@@ -12,12 +12,12 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from batch_norm import keep_freed_memory
-from timing import alternate
-from workloads import normal
 
 import onepass as op
 from onepass._memory import state_like
+from onepass.lab.bench.batch_norm import keep_freed_memory
+from onepass.lab.bench.timing import alternate
+from onepass.lab.bench.workloads import normal
 
 try:
     import torch
