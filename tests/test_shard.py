@@ -505,6 +505,38 @@ class TestErrors:
 
         on_ranks(2, body)
 
+    @pytest.mark.parametrize("call", ["step", "accumulate"])
+    @pytest.mark.parametrize("dtype", [np.float32, BF16])
+    def test_weights_that_differ(self, dtype, call):
+        """In the last element, which another process steps; NaNs are the same as themselves."""
+
+        def body(comm):
+            w = {"few": np.full(3, np.nan).astype(dtype), "w": np.ones(BLOCK + 3, dtype)}
+            opt = op.Adam(op.shard(w, comm))
+            w["w"][-1] = comm.rank  # after the constructor: that is where people fill them
+            grads = {key: np.ones_like(array) for key, array in w.items()}
+            before = digest(w, opt.state_dict())
+            with pytest.raises(ValueError, match=f"{call}: expected the same weights .* rank") as e:
+                getattr(opt, call)(grads)
+            assert digest(w, opt.state_dict()) == before
+            w["w"][-1] = 0  # as comm.Bcast does
+            getattr(opt, call)(grads)
+            assert "comm.Bcast" in str(e.value)
+
+        on_ranks(2, body)
+
+    def test_weights_that_differ_after_load(self):
+        def body(comm):
+            w = np.ones(3, np.float32)
+            opt = op.Adam(op.shard(w, comm))
+            opt.step(w.copy())
+            opt.load_state_dict(opt.state_dict())
+            w[0] += comm.rank
+            with pytest.raises(ValueError, match="step: expected the same weights"):
+                opt.step(w.copy())
+
+        on_ranks(2, body)
+
     def test_a_constructor_that_fails_on_one_rank(self):
         def body(comm):
             with pytest.raises((TypeError, ValueError)) as caught:

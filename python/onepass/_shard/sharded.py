@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any, NoReturn
+from zlib import crc32
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from onepass._files import Place
 from onepass._memory import order_of, raveled, state_like
 from onepass._quiet import quiet
 from onepass._shard import checkpoint
-from onepass._shard.cut import Cut
+from onepass._shard.cut import Cut, octets
 from onepass._shard.wire import Asked, Communicator, Flat, Wire
 from onepass._typing import Array, Exchange, Grads, Params
 from onepass.optim import Optimizer, StepInfo, _checkpoint, _state, _storage
@@ -80,6 +81,9 @@ def shard(params: Params, comm: Communicator) -> Sharded:
     * An argument that is wrong on one process is an error on all of them; nothing is written then.
       So is a gradient that is not finite with ``nonfinite="raise"``. Norm, clipping and skipping go
       by the mean over all processes.
+    * All processes must begin with the same weights: initialise them with the same seed, or send
+      those of one process to all with ``comm.Bcast``. The first step, and the first one after
+      `load`, compares checksums, and raises an error on all processes where they differ.
     * All processes must have the same settings and gradients of the same dtypes; parameters whose
       gradient is None must be so on all of them.
     * Blocks of 16,384 elements of all parameters, one parameter after the other, are shared out
@@ -147,6 +151,8 @@ class ShardedOptimizer(Optimizer):
     _wholes: list[Array]
     _sums: list[Array | None]
     """Where gradients of this process' parts are added up."""
+    _has_same_weights = False
+    """Whether the processes have found that they have the same weights."""
 
     def __init__(self, params: Sharded, *args: Any, **settings: Any) -> None:
         self._wire = Wire(params.comm)
@@ -225,6 +231,7 @@ class ShardedOptimizer(Optimizer):
             return given, self._kinds(given, grad_scale)
 
         given = self._wire.agree("step", attempt)
+        self._agree_on_weights("step")
         sums = None if given is None else self._reduced(given, num_threads)
         moved = self._gathered() if given is None else _there(given)
         ranks = range(self._wire.size)
@@ -255,7 +262,21 @@ class ShardedOptimizer(Optimizer):
             return given, self._kinds(given)
 
         given = self._wire.agree("accumulate", attempt)
+        self._agree_on_weights("accumulate")
         return super().accumulate(self._reduced(given, num_threads), num_threads=num_threads)
+
+    def _agree_on_weights(self, name: str) -> None:
+        """Raise where another process has other weights: else a step would mix them.
+
+        Looked at once, as all have what a step has written.
+        """
+        if self._has_same_weights:
+            return
+        expected = "the same weights on all ranks (by comm.Bcast, or the same seed)"
+        self._wire.agree(
+            name, lambda: (None, [crc32(octets(flat(w))) for w in self._wholes]), expected
+        )
+        self._has_same_weights = True
 
     def _read(self, grads: Grads, *, takes_none: bool = False) -> list[Flat | None] | None:
         """Return the gradients as vectors in their parameters' order; None: accumulated ones."""
@@ -386,6 +407,7 @@ class ShardedOptimizer(Optimizer):
 
         engine, updates, writes = self._wire.agree(name, attempt)
         self._commit(engine, *updates, writes=writes)
+        self._has_same_weights = False
 
     # What there is no meaning for, or not yet
 
