@@ -91,7 +91,8 @@ def shard(params: Params, comm: Communicator) -> Sharded:
     * Gradients travel in the dtype in which they are given, and are added in float32 or float64;
       parameters in their own.
     * `accumulate` adds up the gradients of all processes, and then adds them to the sum, which is
-      sharded as state is; it needs ``nonfinite="propagate"``.
+      sharded as state is. With ``nonfinite="skip"`` all processes leave out gradients of which one
+      process has some that are not finite.
     * `state_dict` returns everything on each process, and `save` writes, on process 0, the file
       that a single process would write; `load` reads it on any number of processes. For a moment
       `save` takes the memory of one whole array on each of them, and `load` that of the file.
@@ -253,17 +254,28 @@ class ShardedOptimizer(Optimizer):
 
         def attempt() -> tuple[list[Flat | None], object]:
             self._check_outside("accumulate")
-            if self.nonfinite != "propagate":
-                expected = "'propagate' for accumulate beside op.shard"
-                raise ValueError(f"nonfinite: expected {expected}, got {self.nonfinite!r}")
             _check_threads(num_threads)
             given = self._read(grads)
             assert given is not None
+            if self.nonfinite == "raise":
+                self._check_finite(given)
             return given, self._kinds(given)
 
         given = self._wire.agree("accumulate", attempt)
         self._agree_on_weights("accumulate")
-        return super().accumulate(self._reduced(given, num_threads), num_threads=num_threads)
+        if not _there(given):
+            return True
+        sums = self._reduced(given, num_threads)
+        asked = Asked(self._wire, "accumulate", [1] * self._wire.size)
+
+        def are_left_out(here: bool) -> bool:
+            return bool(asked(np.array([here], float)).any())
+
+        try:
+            return self._engine.accumulate_with_others(sums, are_left_out, num_threads)
+        except BaseException:
+            asked.give_up()
+            raise
 
     def _agree_on_weights(self, name: str) -> None:
         """Raise where another process has other weights: else a step would mix them.
@@ -274,7 +286,7 @@ class ShardedOptimizer(Optimizer):
             return
         expected = "the same weights on all ranks (by comm.Bcast, or the same seed)"
         self._wire.agree(
-            name, lambda: (None, [crc32(octets(flat(w))) for w in self._wholes]), expected
+            name, lambda: (None, [crc32(octets(flat(w)).data) for w in self._wholes]), expected
         )
         self._has_same_weights = True
 
@@ -316,6 +328,13 @@ class ShardedOptimizer(Optimizer):
         self._wire.reduce(self._cut, grads, sums, num_threads)  # type: ignore[arg-type]
         leaves = [None if g is None else s for g, s in zip(given, self._sums, strict=True)]
         return filled(now["shape"], iter(leaves))
+
+    def _check_finite(self, given: list[Flat | None]) -> None:
+        labels = self._engine.contents()["labels"]
+        for grad, label in zip(given, labels, strict=True):
+            if grad is not None and not _is_finite(grad):
+                expected = "finite values"
+                raise ValueError(f"grads{label}: expected {expected}, got an infinity or NaN")
 
     def _gathered(self) -> list[int]:
         """Return the parameters whose gradients were accumulated."""

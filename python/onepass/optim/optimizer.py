@@ -442,8 +442,8 @@ class Optimizer(Owner):
             everything here is checked and measured, and nothing is written. It is given the sums of
             squares of this process' gradients before the division by `grad_scale`: a vector of
             float64 with one for each 16,384 elements of each parameter, in order. It returns such a
-            vector with those of all processes, which must be the same on all of them. Where neither
-            norm nor verdict is asked for (`max_grad_norm`, `skip_grad_norm`,
+            vector with those of all processes, its own among them (fewer are an error), which must
+            be the same on all of them. Where neither norm nor verdict is asked for (`max_grad_norm`, `skip_grad_norm`,
             `max_grad_norm_each`, `nonfinite`), the vector that it gets is empty, and it returns
             one that nobody reads. Where their total is 0, out of range or not finite, it is called
             once more, with sums in units of :math:`2^{600}` or :math:`2^{-600}`. If it raises, this
