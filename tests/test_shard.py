@@ -402,14 +402,16 @@ class TestVerdicts:
 
 
 class TestErrors:
-    def check(self, act: Callable[[Any, int], Any], mine: str, theirs: str, **options):
+    def check(
+        self, act: Callable[[Any, int], Any], mine: str, theirs: str, make=op.Adam, **options
+    ):
         """`act` fails on rank 1 alone, and so on all; nothing has changed, and all go on."""
         params = tree(np.random.default_rng(0))
         (first,), (last,) = batches(11, 2, 1)
 
         def body(comm):
             own = copy.deepcopy(params)
-            opt = op.Adam(op.shard(own, comm), **options)
+            opt = make(op.shard(own, comm), **options)
             opt.step(first)
             before = digest(own, opt.state_dict())
             with pytest.raises((ValueError, TypeError)) as caught:
@@ -604,6 +606,45 @@ class TestErrors:
             self.THEIRS,
             ema_decay=0.5,
         )
+
+    @pytest.mark.parametrize("show", ["averaged", "lookahead"])
+    def test_a_block_within_a_block(self, show):
+        def act(opt, rank):
+            block = getattr(opt, show)()
+            if rank != 1:
+                getattr(opt, show)()
+                return
+            with block:
+                getattr(opt, show)()
+
+        self.check(
+            act,
+            f"{show}: expected after the block",
+            self.THEIRS.replace("step", show),
+            make=partial(op.SGD, momentum=0.9, form="sutskever", ema_decay=0.5),
+        )
+
+    def test_a_schedule_that_raises_in_lookahead(self):
+        def body(comm):
+            fails = [False]
+
+            def momentum(step):
+                if fails[0]:
+                    raise ValueError("momentum: mine")
+                return 0.9
+
+            w = np.ones(3, np.float32)
+            opt = op.SGD(op.shard(w, comm), momentum=momentum, form="sutskever")
+            opt.step(w.copy())
+            fails[0] = comm.rank == 1
+            with pytest.raises(ValueError, match="momentum: mine|lookahead: .* error on rank 1"):
+                opt.lookahead()
+            fails[0] = False
+            with opt.lookahead():
+                pass
+            assert opt.step(w.copy()).step == 2
+
+        on_ranks(2, body)
 
     def step_in_block(self, opt, rank):
         block = opt.averaged()

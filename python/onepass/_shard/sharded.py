@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any, NoReturn
@@ -365,13 +365,23 @@ class ShardedOptimizer(Optimizer):
     # Other weights, and checkpoints
 
     @quiet
-    def _show(self, indices: list[int], values: list[Any]) -> AbstractContextManager[None]:
+    def _show(
+        self, name: str, find: Callable[[], tuple[list[int], list[Any]]]
+    ) -> AbstractContextManager[None]:
         now = self._engine.contents()
-        wholes = [self._wholes[index] for index in indices]
-        pieces = [now["params"][index] for index in indices]
-        shown = [np.empty_like(whole) for whole in wholes]
-        for index, array, own in zip(indices, shown, _storage.shown(values, pieces), strict=True):
-            self._own(index, flat(array))[:] = own
+
+        def attempt() -> tuple[tuple[list[int], list[Array], list[Array]], object]:
+            self._check_outside(name)
+            indices, values = find()
+            wholes = [self._wholes[index] for index in indices]
+            pieces = [now["params"][index] for index in indices]
+            shown = [np.empty_like(whole) for whole in wholes]
+            owned = _storage.shown(values, pieces)
+            for index, array, own in zip(indices, shown, owned, strict=True):
+                self._own(index, flat(array))[:] = own
+            return (indices, wholes, shown), indices
+
+        indices, wholes, shown = self._wire.agree(name, attempt)
         self._share([(i, flat(array)) for i, array in zip(indices, shown, strict=True)])
         block = _core.Shown([now["labels"][index] for index in indices], wholes, shown)
         self._engine.shown = block, indices
