@@ -221,6 +221,11 @@ class TestRefusals:
             ([1.0], TypeError, "got list"),
             (np.ones(1, np.float32), TypeError, "got float32"),
             (np.ones((1, 1)), ValueError, r"got shape \(1, 1\)"),
+            (
+                np.empty(0),
+                ValueError,
+                "exchange: expected at least the 1 sums of this",
+            ),
             (np.array([-1.0]), ValueError, "exchange: expected sums of squares, got -1.0"),
         ],
     )

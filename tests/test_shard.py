@@ -340,6 +340,56 @@ class TestVerdicts:
         got = "an infinity or NaN in grads['b'] on rank 2"
         assert set(texts[:2]) == {f"step: expected finite gradients on all ranks, got {got}"}
 
+    @pytest.mark.parametrize("bad_steps", [[1], [0, 2], [0, 1, 2]])
+    def test_one_rank_leaves_out_what_all_accumulate(self, bad_steps):
+        """As a single process of the sums does, its loss scaler included."""
+        params, steps = tree(np.random.default_rng(0)), batches(17, 3, 3)
+        for step in bad_steps:
+            steps[step][2]["b"][3] = np.inf
+        before = copy.deepcopy(params)
+
+        def summed(of_ranks):
+            return {key: sum(grads[key] for grads in of_ranks) for key in params}
+
+        one = op.SGD(params, lr=0.5, momentum=0.5, nonfinite="skip")
+        added = [one.accumulate(summed(of_ranks)) for of_ranks in steps]
+        assert added == [step not in bad_steps for step in range(3)]
+        scaler = op.LossScaler(init_scale=4.0)
+        expected = tuple(scaler.step(one, grad_scale=3))
+        scaler.update()
+
+        def body(comm):
+            own = copy.deepcopy(before)
+            opt = op.SGD(op.shard(own, comm), lr=0.5, momentum=0.5, nonfinite="skip")
+            assert [opt.accumulate(of_ranks[comm.rank]) for of_ranks in steps] == added
+            mine = op.LossScaler(init_scale=4.0)
+            np.testing.assert_equal(tuple(mine.step(opt)), expected)
+            mine.update()
+            assert mine.get_scale() == scaler.get_scale() == 2.0
+            assert digest(own, opt.state_dict()) == digest(params, one.state_dict())
+
+        on_ranks(3, body)
+
+    def test_one_rank_raises_where_all_accumulate(self):
+        params = tree(np.random.default_rng(0))
+        steps = self.steps(np.nan)
+
+        def body(comm):
+            opt = op.Adam(op.shard(copy.deepcopy(params), comm), nonfinite="raise")
+            assert opt.accumulate(steps[0][comm.rank])
+            before = digest(opt.state_dict())
+            with pytest.raises(ValueError, match="error on rank 2|finite values") as caught:
+                opt.accumulate(steps[1][comm.rank])
+            assert digest(opt.state_dict()) == before
+            with pytest.raises(ValueError, match="error on rank|finite values"):  # their sum is not
+                opt.accumulate({key: np.full_like(p, 3e38) for key, p in params.items()})
+            assert digest(opt.state_dict()) == before
+            assert opt.step().step == 1
+            return str(caught.value)
+
+        *_, last = on_ranks(3, body)
+        assert last == "grads['b']: expected finite values, got an infinity or NaN"
+
     def test_a_sum_that_overflows(self):
         def body(comm):
             w = np.ones(3, np.float32)
@@ -352,14 +402,16 @@ class TestVerdicts:
 
 
 class TestErrors:
-    def check(self, act: Callable[[Any, int], Any], mine: str, theirs: str, **options):
+    def check(
+        self, act: Callable[[Any, int], Any], mine: str, theirs: str, make=op.Adam, **options
+    ):
         """`act` fails on rank 1 alone, and so on all; nothing has changed, and all go on."""
         params = tree(np.random.default_rng(0))
         (first,), (last,) = batches(11, 2, 1)
 
         def body(comm):
             own = copy.deepcopy(params)
-            opt = op.Adam(op.shard(own, comm), **options)
+            opt = make(op.shard(own, comm), **options)
             opt.step(first)
             before = digest(own, opt.state_dict())
             with pytest.raises((ValueError, TypeError)) as caught:
@@ -505,6 +557,38 @@ class TestErrors:
 
         on_ranks(2, body)
 
+    @pytest.mark.parametrize("call", ["step", "accumulate"])
+    @pytest.mark.parametrize("dtype", [np.float32, BF16])
+    def test_weights_that_differ(self, dtype, call):
+        """In the last element, which another process steps; NaNs are the same as themselves."""
+
+        def body(comm):
+            w = {"few": np.full(3, np.nan).astype(dtype), "w": np.ones(BLOCK + 3, dtype)}
+            opt = op.Adam(op.shard(w, comm))
+            w["w"][-1] = comm.rank  # after the constructor: that is where people fill them
+            grads = {key: np.ones_like(array) for key, array in w.items()}
+            before = digest(w, opt.state_dict())
+            with pytest.raises(ValueError, match=f"{call}: expected the same weights .* rank") as e:
+                getattr(opt, call)(grads)
+            assert digest(w, opt.state_dict()) == before
+            w["w"][-1] = 0  # as comm.Bcast does
+            getattr(opt, call)(grads)
+            assert "comm.Bcast" in str(e.value)
+
+        on_ranks(2, body)
+
+    def test_weights_that_differ_after_load(self):
+        def body(comm):
+            w = np.ones(3, np.float32)
+            opt = op.Adam(op.shard(w, comm))
+            opt.step(w.copy())
+            opt.load_state_dict(opt.state_dict())
+            w[0] += comm.rank
+            with pytest.raises(ValueError, match="step: expected the same weights"):
+                opt.step(w.copy())
+
+        on_ranks(2, body)
+
     def test_a_constructor_that_fails_on_one_rank(self):
         def body(comm):
             with pytest.raises((TypeError, ValueError)) as caught:
@@ -522,6 +606,45 @@ class TestErrors:
             self.THEIRS,
             ema_decay=0.5,
         )
+
+    @pytest.mark.parametrize("show", ["averaged", "lookahead"])
+    def test_a_block_within_a_block(self, show):
+        def act(opt, rank):
+            block = getattr(opt, show)()
+            if rank != 1:
+                getattr(opt, show)()
+                return
+            with block:
+                getattr(opt, show)()
+
+        self.check(
+            act,
+            f"{show}: expected after the block",
+            self.THEIRS.replace("step", show),
+            make=partial(op.SGD, momentum=0.9, form="sutskever", ema_decay=0.5),
+        )
+
+    def test_a_schedule_that_raises_in_lookahead(self):
+        def body(comm):
+            fails = [False]
+
+            def momentum(step):
+                if fails[0]:
+                    raise ValueError("momentum: mine")
+                return 0.9
+
+            w = np.ones(3, np.float32)
+            opt = op.SGD(op.shard(w, comm), momentum=momentum, form="sutskever")
+            opt.step(w.copy())
+            fails[0] = comm.rank == 1
+            with pytest.raises(ValueError, match="momentum: mine|lookahead: .* error on rank 1"):
+                opt.lookahead()
+            fails[0] = False
+            with opt.lookahead():
+                pass
+            assert opt.step(w.copy()).step == 2
+
+        on_ranks(2, body)
 
     def step_in_block(self, opt, rank):
         block = opt.averaged()
@@ -590,11 +713,6 @@ class TestRefusals:
     def test_no_copy(self, call):
         with pytest.raises(TypeError, match="Adam: expected no copy of it"):
             call(op.Adam(op.shard(np.ones(3), self.comm)))
-
-    def test_accumulate_needs_gradients_that_spread(self):
-        opt = op.Adam(op.shard(np.ones(3), self.comm), nonfinite="skip")
-        with pytest.raises(ValueError, match="nonfinite: expected 'propagate'"):
-            opt.accumulate(np.ones(3))
 
     @pytest.mark.parametrize("missing", ["rank", "size", "Allgatherv", "Alltoallv"])
     def test_what_is_no_communicator(self, missing):
@@ -781,6 +899,32 @@ class TestCheckpoints:
 
         found = on_ranks(2, body)
         assert found == [[("w.exp_avg", (n,)), ("w.exp_avg_sq", (n,))] for n in (BLOCK, 2 * BLOCK)]
+
+    def test_state_alloc_that_fails_as_gradients_are_accumulated(self):
+        """On one rank: none has added anything then."""
+
+        def body(comm):
+            full = [comm.rank == 1]
+
+            def alloc(name, shape, dtype):
+                if name == "0.accumulated" and full[0]:
+                    raise ValueError("no space")
+                return np.empty(shape, dtype)
+
+            w, grad = np.ones(3 * BLOCK, np.float32), np.full(3 * BLOCK, 2.0, np.float32)
+            opt = op.SGD(op.shard(w, comm), lr=1.0, state_alloc=alloc)
+            before = digest(opt.state_dict())
+            with pytest.raises(ValueError, match="no space|error on rank 1"):
+                opt.accumulate(grad)
+            assert digest(opt.state_dict()) == before
+            with pytest.raises(ValueError, match="as none are accumulated"):
+                opt.step()
+            full[0] = False
+            assert opt.accumulate(grad)
+            opt.step()
+            np.testing.assert_array_equal(w, -1)
+
+        on_ranks(2, body)
 
     @pytest.mark.parametrize("break_on", [0, 1])
     def test_a_file_that_cannot_be_written_or_read(self, break_on, tmp_path):

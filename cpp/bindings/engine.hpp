@@ -88,8 +88,10 @@ class Engine {
   explicit Engine(const py::dict& contents);
 
   // `by_rows`: `grads` are rows by the parameters' keys.
-  // Returns false where the gradients were left out, as they are not finite.
-  bool accumulate(py::handle grads, int num_threads);
+  // Returns false where the gradients were left out, as they are not finite. `exchange`: None, or a
+  // function that is called before anything is written; it is told whether they are to be left out
+  // here, and returns whether they are on any process.
+  bool accumulate(py::handle grads, int num_threads, py::handle exchange = Py_None);
   // `exchange`: None, or what the sums of many processes are exchanged by.
   py::object step(py::handle grads, bool by_rows, double grad_scale, bool stats,
                   py::handle exchange, int num_threads);
@@ -195,7 +197,8 @@ class Engine {
   // engine_step.cpp
   void forget_accumulated();
   std::vector<Tensor> given_tensors() const;
-  [[gnu::cold]] bool leaves_out(Source source, int num_threads);
+  [[gnu::cold]] bool finds_nonfinite(Source source, int num_threads);
+  [[gnu::cold]] void leave_out(int num_threads);
   bool step_in(Arrangement& arrangement, const Call& call, const py::object& info);
   [[gnu::cold]] py::object new_stats() const;
   // `check`: raises where what the step reads has changed, since directions are made by Python

@@ -9,8 +9,8 @@ namespace onepass::bindings {
 
 namespace {
 
-// What the user's function has returned.
-std::vector<double> sums_of_all(const py::object& sums) {
+// What the user's function has returned for so many sums of this process.
+std::vector<double> sums_of_all(const py::object& sums, std::size_t n_own) {
   const char* const expected = "exchange: expected it to return a vector of float64, got ";
   if (!py::isinstance<py::array>(sums)) {
     throw py::type_error(expected + std::string(Py_TYPE(sums.ptr())->tp_name));
@@ -19,6 +19,10 @@ std::vector<double> sums_of_all(const py::object& sums) {
   if (!py::isinstance<py::array_t<double>>(sums))
     throw py::type_error(expected + dtype_name(array));
   if (array.ndim() != 1) throw py::value_error(expected + ("shape " + shape_name(array)));
+  if (static_cast<std::size_t>(array.size()) < n_own) {
+    throw py::value_error("exchange: expected at least the " + std::to_string(n_own) +
+                          " sums of this process, got " + std::to_string(array.size()));
+  }
   const auto values = py::array_t<double, py::array::c_style>::ensure(sums);
   if (!values) throw py::error_already_set();
   std::vector<double> all(values.data(), values.data() + values.size());
@@ -161,7 +165,7 @@ bool Engine::step_with_others(Arrangement& arrangement, const Call& call,
     const WithGil gil;
     const py::object sums =
         call.exchange(py::array_t<double>(static_cast<py::ssize_t>(own.size()), own.data()));
-    std::vector<double> all = sums_of_all(sums);
+    std::vector<double> all = sums_of_all(sums, own.size());
     check();  // it may have changed anything
     return all;
   };
@@ -209,7 +213,7 @@ std::vector<Tensor> Engine::given_tensors() const {
 
 // Whether the gradients in `given_` are not accumulated, as they are not finite; or raises, where
 // the settings say so. No sum is made for them.
-bool Engine::leaves_out(Source source, int num_threads) {
+bool Engine::finds_nonfinite(Source source, int num_threads) {
   check_gradients(now_, source);
   std::vector<Tensor> tensors = given_tensors();
   const Tensor* found = nullptr;
@@ -220,12 +224,16 @@ bool Engine::leaves_out(Source source, int num_threads) {
     fail_value(Label(labels_, found->streams.tensor, Role::grad), "finite values",
                "an infinity or NaN in micro-batch " + place + " since the last step");
   }
-  without_gil(total_elements(tensors), [&]() noexcept { zero_gradients(tensors, num_threads); });
-  ++left_out_;
   return true;
 }
 
-bool Engine::accumulate(py::handle grads, int num_threads) {
+void Engine::leave_out(int num_threads) {
+  std::vector<Tensor> tensors = given_tensors();
+  without_gil(total_elements(tensors), [&]() noexcept { zero_gradients(tensors, num_threads); });
+  ++left_out_;
+}
+
+bool Engine::accumulate(py::handle grads, int num_threads, py::handle exchange) {
   const OneAtATime guard(busy_, "accumulate");
   const Cleared cleared(given_);
   read_own_settings();
@@ -240,7 +248,11 @@ bool Engine::accumulate(py::handle grads, int num_threads) {
     return true;
   }
   const bool looks = static_cast<Nonfinite>(own_settings_.nonfinite) != Nonfinite::propagate;
-  if (looks && leaves_out(source, num_threads)) return false;
+  if (looks && finds_nonfinite(source, num_threads)) {
+    if (!exchange.is_none()) exchange(true);
+    leave_out(num_threads);
+    return false;
+  }
   std::vector<py::object> sums(size());
   for (std::size_t i = 0; i < size(); ++i) {
     if (given_[i].is_none()) continue;
@@ -256,6 +268,10 @@ bool Engine::accumulate(py::handle grads, int num_threads) {
     tensor.streams.param = {check_state(sums[i], label, now_.params[i], memory)};
   }
   if (!state_alloc_.is_none()) check_new_sums(sums);
+  if (!exchange.is_none() && exchange(false).cast<bool>()) [[unlikely]] {
+    leave_out(num_threads);
+    return false;
+  }
   without_gil(total_elements(tensors),
               [&]() noexcept { onepass::accumulate(tensors, *kernels_in_use, num_threads); });
   for (std::size_t i = 0; i < size(); ++i) {

@@ -183,6 +183,15 @@ void bind_engine(py::module_& m) {
            "Check gradients, and take them in each step that is given none.")
       .def("check_outside", &Engine::check_outside, py::arg("name"), py::call_guard<InCall>(),
            "Raise inside a step or a block that shows other weights; outdate one not entered.")
+      .def(
+          "accumulate_with_others",
+          [](Engine& self, const py::object& grads, const py::object& exchange,
+             const py::object& num_threads) {
+            return self.accumulate(grads, resolve_num_threads(num_threads.ptr()), exchange);
+          },
+          py::arg("grads"), py::arg("exchange"), py::arg("num_threads"), py::call_guard<InCall>(),
+          "Do what `Optimizer.accumulate` does, as one of many processes: `exchange` is told "
+          "whether the gradients are left out here, and returns whether they are anywhere.")
       .def("discard_accumulated", &Engine::discard_accumulated, py::call_guard<InCall>())
       .def("values_of_coming_step", &Engine::values_of_coming_step, py::call_guard<InCall>(),
            "Return each group's settings, schedules evaluated.")

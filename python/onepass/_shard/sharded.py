@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any, NoReturn
+from zlib import crc32
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from onepass._files import Place
 from onepass._memory import order_of, raveled, state_like
 from onepass._quiet import quiet
 from onepass._shard import checkpoint
-from onepass._shard.cut import Cut
+from onepass._shard.cut import Cut, octets
 from onepass._shard.wire import Asked, Communicator, Flat, Wire
 from onepass._typing import Array, Exchange, Grads, Params
 from onepass.optim import Optimizer, StepInfo, _checkpoint, _state, _storage
@@ -80,6 +81,9 @@ def shard(params: Params, comm: Communicator) -> Sharded:
     * An argument that is wrong on one process is an error on all of them; nothing is written then.
       So is a gradient that is not finite with ``nonfinite="raise"``. Norm, clipping and skipping go
       by the mean over all processes.
+    * All processes must begin with the same weights: initialise them with the same seed, or send
+      those of one process to all with ``comm.Bcast``. The first step, and the first one after
+      `load`, compares checksums, and raises an error on all processes where they differ.
     * All processes must have the same settings and gradients of the same dtypes; parameters whose
       gradient is None must be so on all of them.
     * Blocks of 16,384 elements of all parameters, one parameter after the other, are shared out
@@ -87,7 +91,8 @@ def shard(params: Params, comm: Communicator) -> Sharded:
     * Gradients travel in the dtype in which they are given, and are added in float32 or float64;
       parameters in their own.
     * `accumulate` adds up the gradients of all processes, and then adds them to the sum, which is
-      sharded as state is; it needs ``nonfinite="propagate"``.
+      sharded as state is. With ``nonfinite="skip"`` all processes leave out gradients of which one
+      process has some that are not finite.
     * `state_dict` returns everything on each process, and `save` writes, on process 0, the file
       that a single process would write; `load` reads it on any number of processes. For a moment
       `save` takes the memory of one whole array on each of them, and `load` that of the file.
@@ -147,6 +152,8 @@ class ShardedOptimizer(Optimizer):
     _wholes: list[Array]
     _sums: list[Array | None]
     """Where gradients of this process' parts are added up."""
+    _has_same_weights = False
+    """Whether the processes have found that they have the same weights."""
 
     def __init__(self, params: Sharded, *args: Any, **settings: Any) -> None:
         self._wire = Wire(params.comm)
@@ -225,6 +232,7 @@ class ShardedOptimizer(Optimizer):
             return given, self._kinds(given, grad_scale)
 
         given = self._wire.agree("step", attempt)
+        self._agree_on_weights("step")
         sums = None if given is None else self._reduced(given, num_threads)
         moved = self._gathered() if given is None else _there(given)
         ranks = range(self._wire.size)
@@ -246,16 +254,41 @@ class ShardedOptimizer(Optimizer):
 
         def attempt() -> tuple[list[Flat | None], object]:
             self._check_outside("accumulate")
-            if self.nonfinite != "propagate":
-                expected = "'propagate' for accumulate beside op.shard"
-                raise ValueError(f"nonfinite: expected {expected}, got {self.nonfinite!r}")
             _check_threads(num_threads)
             given = self._read(grads)
             assert given is not None
+            if self.nonfinite == "raise":
+                self._check_finite(given)
             return given, self._kinds(given)
 
         given = self._wire.agree("accumulate", attempt)
-        return super().accumulate(self._reduced(given, num_threads), num_threads=num_threads)
+        self._agree_on_weights("accumulate")
+        if not _there(given):
+            return True
+        sums = self._reduced(given, num_threads)
+        asked = Asked(self._wire, "accumulate", [1] * self._wire.size)
+
+        def are_left_out(here: bool) -> bool:
+            return bool(asked(np.array([here], float)).any())
+
+        try:
+            return self._engine.accumulate_with_others(sums, are_left_out, num_threads)
+        except BaseException:
+            asked.give_up()
+            raise
+
+    def _agree_on_weights(self, name: str) -> None:
+        """Raise where another process has other weights: else a step would mix them.
+
+        Looked at once, as all have what a step has written.
+        """
+        if self._has_same_weights:
+            return
+        expected = "the same weights on all ranks (by comm.Bcast, or the same seed)"
+        self._wire.agree(
+            name, lambda: (None, [crc32(octets(flat(w)).data) for w in self._wholes]), expected
+        )
+        self._has_same_weights = True
 
     def _read(self, grads: Grads, *, takes_none: bool = False) -> list[Flat | None] | None:
         """Return the gradients as vectors in their parameters' order; None: accumulated ones."""
@@ -296,6 +329,13 @@ class ShardedOptimizer(Optimizer):
         leaves = [None if g is None else s for g, s in zip(given, self._sums, strict=True)]
         return filled(now["shape"], iter(leaves))
 
+    def _check_finite(self, given: list[Flat | None]) -> None:
+        labels = self._engine.contents()["labels"]
+        for grad, label in zip(given, labels, strict=True):
+            if grad is not None and not _is_finite(grad):
+                expected = "finite values"
+                raise ValueError(f"grads{label}: expected {expected}, got an infinity or NaN")
+
     def _gathered(self) -> list[int]:
         """Return the parameters whose gradients were accumulated."""
         counts = self._engine.contents()["progress"]["accumulated"]
@@ -325,13 +365,23 @@ class ShardedOptimizer(Optimizer):
     # Other weights, and checkpoints
 
     @quiet
-    def _show(self, indices: list[int], values: list[Any]) -> AbstractContextManager[None]:
+    def _show(
+        self, name: str, find: Callable[[], tuple[list[int], list[Any]]]
+    ) -> AbstractContextManager[None]:
         now = self._engine.contents()
-        wholes = [self._wholes[index] for index in indices]
-        pieces = [now["params"][index] for index in indices]
-        shown = [np.empty_like(whole) for whole in wholes]
-        for index, array, own in zip(indices, shown, _storage.shown(values, pieces), strict=True):
-            self._own(index, flat(array))[:] = own
+
+        def attempt() -> tuple[tuple[list[int], list[Array], list[Array]], object]:
+            self._check_outside(name)
+            indices, values = find()
+            wholes = [self._wholes[index] for index in indices]
+            pieces = [now["params"][index] for index in indices]
+            shown = [np.empty_like(whole) for whole in wholes]
+            owned = _storage.shown(values, pieces)
+            for index, array, own in zip(indices, shown, owned, strict=True):
+                self._own(index, flat(array))[:] = own
+            return (indices, wholes, shown), indices
+
+        indices, wholes, shown = self._wire.agree(name, attempt)
         self._share([(i, flat(array)) for i, array in zip(indices, shown, strict=True)])
         block = _core.Shown([now["labels"][index] for index in indices], wholes, shown)
         self._engine.shown = block, indices
@@ -386,6 +436,7 @@ class ShardedOptimizer(Optimizer):
 
         engine, updates, writes = self._wire.agree(name, attempt)
         self._commit(engine, *updates, writes=writes)
+        self._has_same_weights = False
 
     # What there is no meaning for, or not yet
 

@@ -58,10 +58,16 @@ class Wire:
         self.comm.Allgatherv(own, [whole, (list(counts), _places(counts))])
         return whole
 
-    def agree(self, name: str, attempt: Callable[[], tuple[_Value, object]]) -> _Value:
+    def agree(
+        self,
+        name: str,
+        attempt: Callable[[], tuple[_Value, object]],
+        expected: str = "the same parameters, settings and kinds of gradients on all ranks",
+    ) -> _Value:
         """Return what the attempt makes, or raise on all ranks where it fails on one.
 
-        It returns besides what must be the same on all ranks. A message calls the call `name`.
+        It returns besides what must be the same on all ranks. A message calls the call `name`, and
+        says what was expected where that is not the same.
         """
         error: BaseException | None = None
         told = 0
@@ -76,7 +82,6 @@ class Wire:
         failed, digests = rows[::2], rows[1::2]
         self.check_others(name, failed)
         if other := np.flatnonzero(digests != told).tolist():
-            expected = "the same parameters, settings and kinds of gradients on all ranks"
             raise ValueError(f"{name}: expected {expected}, got others on rank {other[0]}")
         return value
 
@@ -181,7 +186,7 @@ class Asked:
         own[1 : 1 + sums.size] = sums[: own.size - 1]
         rows = self._exchange(own)
         self._wire.check_others(self._name, np.array([row[0] for row in rows]))
-        everything = np.concatenate([row[1:] for row in rows])
+        everything = np.concatenate([*(row[1:] for row in rows), sums[own.size - 1 :]])
         with np.errstate(all="ignore"):
             self.is_finite = bool(np.isfinite(everything.sum()))
         return everything

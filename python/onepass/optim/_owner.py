@@ -2,7 +2,7 @@
 
 import copyreg
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from itertools import starmap
 from operator import call
@@ -63,7 +63,12 @@ class Owner(Rule, _core.Base):
         return skipped
 
     @quiet
-    def _show(self, indices: list[int], values: list[Any]) -> AbstractContextManager[None]:
+    def _show(
+        self, name: str, find: Callable[[], tuple[list[int], list[Any]]]
+    ) -> AbstractContextManager[None]:
+        """Return the block of the method `name`; `find` says what it shows in which parameters."""
+        self._check_outside(name)
+        indices, values = find()
         now = self._engine.contents()
         labels = [now["labels"][index] for index in indices]
         params = [now["params"][index] for index in indices]

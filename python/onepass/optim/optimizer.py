@@ -442,12 +442,12 @@ class Optimizer(Owner):
             everything here is checked and measured, and nothing is written. It is given the sums of
             squares of this process' gradients before the division by `grad_scale`: a vector of
             float64 with one for each 16,384 elements of each parameter, in order. It returns such a
-            vector with those of all processes, which must be the same on all of them. Where neither
-            norm nor verdict is asked for (`max_grad_norm`, `skip_grad_norm`,
-            `max_grad_norm_each`, `nonfinite`), the vector that it gets is empty, and it returns
-            one that nobody reads. Where their total is 0, out of range or not finite, it is called
-            once more, with sums in units of :math:`2^{600}` or :math:`2^{-600}`. If it raises, this
-            process has changed nothing. See the page on scale.
+            vector with those of all processes, its own among them (fewer are an error), which must
+            be the same on all of them. Where neither norm nor verdict is asked for
+            (`max_grad_norm`, `skip_grad_norm`, `max_grad_norm_each`, `nonfinite`), the vector that
+            it gets is empty, and it returns one that nobody reads. Where their total is 0, out of
+            range or not finite, it is called once more, with sums in units of :math:`2^{600}` or
+            :math:`2^{-600}`. If it raises, this process has changed nothing. See the page on scale.
         num_threads : int, optional
             Threads for this step; the default is `onepass.get_num_threads()`. The result is the
             same for any number.
@@ -796,7 +796,9 @@ class Optimizer(Owner):
         ValueError
             If no group keeps an average, or the block is entered twice.
         """
-        self._check_outside("averaged")
+        return self._show("averaged", self._averages)
+
+    def _averages(self) -> tuple[list[int], list[Any]]:
         now = self._engine.contents()
         progress, groups = now["progress"], self.param_groups
         done = zip(progress["kept"], progress["steps"], progress["average_from"], strict=True)
@@ -810,7 +812,7 @@ class Optimizer(Owner):
                 shown[index] = self._own_average(now["params"][index], group, kept)
         if not (shown or self.own_average or any(map(averages, self.param_groups))):
             raise ValueError("ema_decay: expected it, or swa_start, for averaged, got None")
-        return self._show(list(shown), list(shown.values()))
+        return list(shown), list(shown.values())
 
     @quiet
     def _own_average(self, param: Array, group: Mapping[str, Any], kept: Kept) -> Array:

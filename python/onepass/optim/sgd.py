@@ -227,7 +227,9 @@ class SGD(Optimizer, rule="sgd"):
             Where a group has no momentum, has ``nesterov=True`` (the same idea twice), or the
             block is entered twice.
         """
-        self._check_outside("lookahead")
+        return self._show("lookahead", self._points_ahead)
+
+    def _points_ahead(self) -> tuple[list[int], list[Any]]:
         coming = self._engine.values_of_coming_step()
         for given, settings in zip(self.param_groups, coming, strict=True):
             if not given["momentum"]:
@@ -237,7 +239,7 @@ class SGD(Optimizer, rule="sgd"):
         now = self._engine.contents()
         each = zip(now["params"], now["group_of"], self._coming(), strict=True)
         values = [_ahead(param, coming[number], kept) for param, number, kept in each]
-        return self._show(list(range(len(values))), values)
+        return list(range(len(values))), values
 
 
 @quiet
