@@ -49,10 +49,15 @@ class Cut:
         unit = _Q8_BLOCK if kind == "codes" else 1
         return slice(begin * unit, end * unit)
 
-    def n_blocks(self, rank: int, params: Sequence[int]) -> int:
-        """Return how many blocks of these parameters a rank has."""
-        own = self._begins[rank + 1] - self._begins[rank]
-        return int(np.sum(-(-own[list(params)] // BLOCK)))
+    def n_blocks(self, params: Sequence[int]) -> list[int]:
+        """Return how many blocks of these parameters each rank has."""
+        counts: list[int] = self._blocks[:, list(params)].sum(axis=1).tolist()
+        return counts
+
+    @cached_property
+    def _blocks(self) -> npt.NDArray[np.int64]:
+        blocks: npt.NDArray[np.int64] = -(-np.diff(self._begins, axis=0) // BLOCK)
+        return blocks
 
 
 @dataclass(frozen=True)

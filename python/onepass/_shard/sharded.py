@@ -235,8 +235,7 @@ class ShardedOptimizer(Optimizer):
         self._agree_on_weights("step")
         sums = None if given is None else self._reduced(given, num_threads)
         moved = self._gathered() if given is None else _there(given)
-        ranks = range(self._wire.size)
-        asked = Asked(self._wire, "step", [self._cut.n_blocks(rank, moved) for rank in ranks])
+        asked = Asked(self._wire, "step", self._cut.n_blocks(moved))
         try:
             scale = grad_scale * self._wire.size
             info = super().step(sums, grad_scale=scale, exchange=asked, num_threads=num_threads)

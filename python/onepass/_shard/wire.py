@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 from zlib import crc32
 
@@ -51,6 +52,8 @@ class Wire:
         # No number is cut in two where a part ends, nor where it begins.
         most = min(_MOST_BYTES, _MOST_OF_ALL // self.size)
         self.most_bytes = max(most // ALIGNED * ALIGNED, 4096)
+        # Those of the gradients and of the parameters are the same in each step.
+        self._layout = lru_cache(maxsize=8)(Layout)
 
     def tell(self, own: npt.NDArray[Any], counts: Sequence[int]) -> npt.NDArray[Any]:
         """Return all ranks' vectors, one behind the other; each has the length that is said."""
@@ -100,7 +103,7 @@ class Wire:
             places = [part.start for part in parts]
             self.comm.Allgatherv(None, [_as_numbers(array), (counts, places)])
             return
-        layout = Layout(cut, [(param, kind, a.itemsize) for param, kind, a in arrays])
+        layout = self._layout(cut, tuple((param, kind, a.itemsize) for param, kind, a in arrays))
         own = [octets(array) for _, _, array in arrays]
         for begin in range(0, max(layout.nbytes, default=0), self.most_bytes):
             counts = [_left(n, begin, self.most_bytes) for n in layout.nbytes]
@@ -127,7 +130,8 @@ class Wire:
         """
         if not grads:
             return
-        layout = Layout(cut, [(param, "elements", grad.itemsize) for param, grad in grads])
+        of_grads = tuple((param, "elements", grad.itemsize) for param, grad in grads)
+        layout = self._layout(cut, of_grads)
         # One array is sent from where it is, in numbers of its own; else bytes of all are packed.
         alone = grads[0][1] if len(grads) == 1 and grads[0][1].size < _MOST_COUNTED else None
         unit = 1 if alone is None else alone.itemsize
