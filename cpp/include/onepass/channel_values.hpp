@@ -85,12 +85,14 @@ void set_first_means(const T* x, const Samples& samples, std::size_t n,
     return pairwise_sum<count>(sample) / count;
   };
   double* const center = channels.center;
-  if (samples.channels_apart == 1) {
+  if constexpr (sizeof(T) >= sizeof(float)) {  // of 16 bits Clang makes no vectors here
+    if (samples.channels_apart == 1) {
 #pragma omp simd
-    for (std::size_t c = 0; c < n; ++c) center[c] = mean(c, 1);
-  } else {
-    for (std::size_t c = 0; c < n; ++c) center[c] = mean(c, samples.channels_apart);
+      for (std::size_t c = 0; c < n; ++c) center[c] = mean(c, 1);
+      return;
+    }
   }
+  for (std::size_t c = 0; c < n; ++c) center[c] = mean(c, samples.channels_apart);
 }
 
 // Returns the mean of `count` values whose sum about a center is given, rounded once: a sum that is
