@@ -22,9 +22,9 @@ from typing import Any
 from zipfile import ZipFile
 
 import numpy as np
-from timing import Step, alternate
 
 from onepass._capi import BF16, F32, F64, MOST_STATES, Q8, Call, Group, Tensor
+from onepass.lab.bench.timing import Step, alternate
 
 RULES = ("sgd", "rmsprop", "adam", "lion", "adan", "lamb")
 FORMATS = {"float32": F32, "float64": F64, "state in bf16": BF16, "state in q8": Q8}
