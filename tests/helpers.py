@@ -223,6 +223,15 @@ def run_reference(
     return arrays
 
 
+def misaligned(array: np.ndarray) -> np.ndarray:
+    """Return a copy that begins a byte past where it should."""
+    room = np.empty(array.nbytes + 1, np.uint8)[1:]
+    copy = room.view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    assert not copy.flags.aligned
+    return copy
+
+
 def digest(*things: Any) -> str:
     """A hash of arrays, optimizers and whatever holds them. Any NaN equals any other."""
     hasher = hashlib.sha256()

@@ -7,7 +7,7 @@ import pytest
 
 import onepass as op
 from batchnorm_cases import FUNCTIONS, arrays
-from helpers import assert_same_bits, digest
+from helpers import assert_same_bits, digest, misaligned
 
 
 def first(result):
@@ -80,13 +80,6 @@ def test_new_results_have_the_layout_of_x(rng, function):
 def channels_last(x):
     """The same array, its channels (axis 1) side by side in memory."""
     return np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
-
-
-def misaligned(array):
-    buffer = np.empty(array.nbytes + 1, np.uint8)
-    view = buffer[1:].view(array.dtype).reshape(array.shape)
-    view[...] = array
-    return view
 
 
 LAYOUTS = {

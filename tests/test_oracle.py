@@ -15,6 +15,7 @@ from helpers import (
     format_of,
     fresh_state,
     kept_names,
+    misaligned,
     run_reference,
     saved_entry,
     shaped,
@@ -151,14 +152,6 @@ def test_gradients_of_any_strides(case, dtype, order, rng):
         assert_same_bits(param, expected[0])
         assert_same_bits(layout, before)
         assert param.flags[f"{order}_CONTIGUOUS"], name
-
-
-def misaligned(array):
-    room = np.empty(array.nbytes + 1, np.uint8)[1:]
-    copy = room.view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    assert not copy.flags.aligned
-    return copy
 
 
 def test_broadcast_gradient(case, dtype):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import onepass as op
-from helpers import assert_same_bits, digest
+from helpers import assert_same_bits, digest, misaligned
 from interrupting import at_each_place
 from row_norm_cases import CASES, ONE_OF_EACH, Case
 
@@ -79,13 +79,6 @@ def test_pytorch(rng, case, dtype):
 
 
 # Memory
-
-
-def misaligned(array):
-    buffer = np.empty(array.nbytes + 1, np.uint8)
-    view = buffer[1:].view(array.dtype).reshape(array.shape)
-    view[...] = array
-    return view
 
 
 LAYOUTS = {
