@@ -626,7 +626,7 @@ std::deque<Shaped> factored_steps(const onepass::KernelTable& kernels, std::size
     std::size_t total = 0;
     for (const std::size_t size : sizes) own.size *= size, total += size;
     const auto seed = static_cast<std::uint32_t>(made.size());
-    for (const std::uint32_t which : {1, 2}) own.arrays.emplace_back(own.size, 0, seed + which);
+    for (const std::uint32_t which : {1u, 2u}) own.arrays.emplace_back(own.size, 0, seed + which);
     optimizer.params.push_back({.size = own.size, .is_factored = true});
     optimizer.axes.push_back({sizes, f_order});
     onepass::Tensor tensor{};
