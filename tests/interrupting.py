@@ -56,6 +56,8 @@ def at_each_place(
             return trace_place if frame.f_code.co_filename.startswith(within) else None
 
         before = sys.gettrace()
+        # CPython 3.12 traces instructions only if a frame had asked for them by now.
+        sys._getframe().f_trace_opcodes = event == "opcode"
         sys.settrace(trace_call)
         try:
             call()
