@@ -11,12 +11,13 @@ from zlib import crc32
 import numpy as np
 
 from onepass import _core
+from onepass._communicator import Shares, check_comm
 from onepass._files import Place
 from onepass._memory import order_of, raveled, state_like
 from onepass._quiet import quiet
 from onepass._shard import checkpoint
 from onepass._shard.cut import Cut, octets
-from onepass._shard.wire import Asked, Communicator, Flat, Wire
+from onepass._shard.wire import Asked, Flat, Wire
 from onepass._typing import Array, Exchange, Grads, Params
 from onepass.optim import Optimizer, StepInfo, _checkpoint, _state, _storage
 from onepass.optim._settings import GRAD_SCALE
@@ -30,7 +31,7 @@ _NOT_HERE: dict[str, Any] = {"copy_to": None, "grads": None, "clear_grads": Fals
 class Sharded:
     """Parameters that many processes have, and how these reach each other: see `shard`."""
 
-    def __init__(self, params: Params, comm: Communicator) -> None:
+    def __init__(self, params: Params, comm: Shares) -> None:
         self.params, self.comm = params, comm
 
     @staticmethod
@@ -43,7 +44,7 @@ class Sharded:
         return type(asked.__name__, (ShardedOptimizer, asked), body)
 
 
-def shard(params: Params, comm: Communicator) -> Sharded:
+def shard(params: Params, comm: Shares) -> Sharded:
     r"""Share an optimizer's work and state out over the processes of a communicator (ZeRO-1).
 
     ``op.AdamW(op.shard(params, comm), lr=...)`` is an optimizer whose state, averages and masters
@@ -134,10 +135,7 @@ def shard(params: Params, comm: Communicator) -> Sharded:
     >>> w
     array([0.9, 1.1, 0.9, 1.1], dtype=float32)
     """
-    for name in ("rank", "size", "Allgatherv", "Alltoallv"):
-        if not hasattr(comm, name):
-            expected = f"a communicator like mpi4py's, with {name}"
-            raise TypeError(f"comm: expected {expected}, got {type(comm).__name__}")
+    check_comm(comm, "Allgatherv", "Alltoallv")
     return Sharded(params, comm)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
 
 from onepass import _core
+from onepass._communicator import Shares
 from onepass._memory import aligned_zeros
 from onepass._shard.cut import ALIGNED, Cut, Kind, Layout, octets
 
@@ -25,28 +26,10 @@ _MOST_COUNTED = 2**31
 """MPI's counts and places are numbers of 32 bits."""
 
 
-class Communicator(Protocol):
-    """What is used of mpi4py's ``MPI.Comm``."""
-
-    @property
-    def rank(self) -> int:
-        """Which of the processes this one is."""
-
-    @property
-    def size(self) -> int:
-        """How many there are."""
-
-    def Allgatherv(self, sendbuf: Any, recvbuf: Any) -> None:  # noqa: N802
-        """Send each rank's buffer to all ranks; None: it is in its place in `recvbuf`."""
-
-    def Alltoallv(self, sendbuf: Any, recvbuf: Any) -> None:  # noqa: N802
-        """Send each rank a part of the buffer."""
-
-
 class Wire:
     """The communicator, and who has what."""
 
-    def __init__(self, comm: Communicator) -> None:
+    def __init__(self, comm: Shares) -> None:
         self.comm = comm
         self.rank, self.size = comm.rank, comm.size
         # No number is cut in two where a part ends, nor where it begins.

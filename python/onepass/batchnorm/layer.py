@@ -7,12 +7,13 @@ import numpy as np
 import numpy.typing as npt
 
 from onepass import _core
+from onepass._communicator import Gathers, check_comm
 from onepass._hyperparameters import FLAG, Whole, check_dtype
 from onepass._typing import Array
 from onepass.batchnorm._backward import go_back
 from onepass.batchnorm._forward import normalize
 from onepass.batchnorm._passes import INTERRUPTED, NONE_YET, Forward
-from onepass.batchnorm._ranks import Communicator, Exchange, check_comm
+from onepass.batchnorm._ranks import Exchange
 from onepass.batchnorm._state import State
 from onepass.batchnorm.context import Context
 from onepass.batchnorm.functional import CHECKS
@@ -144,7 +145,7 @@ class BatchNorm(State):
         nonfinite: str = "propagate",
         num_threads: int | None = None,
         dtype: npt.DTypeLike = np.float32,
-        comm: Communicator | None = None,
+        comm: Gathers | None = None,
     ) -> None:
         self.num_features = Whole(low=1)("num_features", num_features)
         self.axis = CHECKS["axis"]("axis", axis)
@@ -159,7 +160,9 @@ class BatchNorm(State):
         self.nonfinite: str = CHECKS["nonfinite"]("nonfinite", nonfinite)
         self.num_threads = None if num_threads is None else _core.check_num_threads(num_threads)
         self.dtype = check_dtype(dtype)
-        self.comm = None if comm is None else check_comm(comm)
+        if comm is not None:
+            check_comm(comm, "Allgather")
+        self.comm = comm
         self._forward: Forward | str = NONE_YET
         self._start(affine=self.affine, track_running_stats=self.track_running_stats)
 
