@@ -34,7 +34,8 @@ def normalize(
     is_frozen = not FLAG("training", training) and layer.track_running_stats
     left_out = None
     if mask is not None:
-        left_out = left_out_by(mask, x, axis, least=2 if exchange is None else 0)
+        is_all = exchange is None and not is_frozen  # of the statistics, on this rank
+        left_out = left_out_by(mask, x, axis, least=2 if is_all else 0)
     if is_frozen:
         mean, var = np.array(layer.running_mean), np.array(layer.running_var)
         y = batch_norm_infer(

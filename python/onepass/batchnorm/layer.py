@@ -259,7 +259,8 @@ class BatchNorm(State):
         mask : ndarray of bool, of x's shape without the axis of the channels, optional
             False where a position does not count for the statistics of the batch, such as padding.
             Those positions are normalised with the statistics of the others. At least two
-            positions are True. With the running statistics it makes no difference.
+            positions are True. With the running statistics it makes no difference, and all may be
+            False.
         context : bool
             Whether to return a context too, which ``backward(dy, context=...)`` takes. The forward
             before then keeps its own `backward`, so that several may wait for theirs.
