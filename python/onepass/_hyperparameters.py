@@ -121,7 +121,9 @@ class Flag:
     schedulable: bool = False
 
     def __call__(self, name: str, value: Any) -> bool:
-        if not isinstance(value, bool | np.bool):
+        if type(value) is bool:
+            return value
+        if not isinstance(value, np.bool):
             raise TypeError(f"{name}: expected True or False, got {value!r}")
         return bool(value)
 
@@ -172,6 +174,7 @@ class Fixed:
 
 
 NON_NEGATIVE = Number()
+FLAG = Flag()
 SCHEDULED = Number(schedulable=True)
 DECAY_RATE = Number(below=1.0, schedulable=True)
 BETAS = Several((DECAY_RATE, DECAY_RATE))

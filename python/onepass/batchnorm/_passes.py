@@ -154,9 +154,12 @@ def check_input(x: Array, axis: int, num_features: int, dtype: npt.DTypeLike) ->
         raise ValueError(f"x: expected {num_features} channels on axis {axis}, got shape {x.shape}")
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Forward:
-    """What a forward pass leaves for the backward pass."""
+    """What a forward pass leaves for the backward pass. Nobody changes it.
+
+    Frozen, it would take a microsecond to make, a seventh of a small forward and backward.
+    """
 
     x: Array
     residual: Array | None

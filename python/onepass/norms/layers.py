@@ -22,7 +22,7 @@ from onepass.norms._passes import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Forward:
     """What a forward pass leaves for the backward pass."""
 

@@ -12,6 +12,7 @@ from onepass import _core
 from onepass._hyperparameters import DECAY_RATE, Number, Whole
 from onepass._loss import to_loss
 from onepass._quiet import quiet
+from onepass._shard.sharded import ShardedOptimizer
 from onepass._typing import Array, Grads
 from onepass.ema import average
 from onepass.lab.search.picture import draw_ramp
@@ -90,7 +91,7 @@ def range_test(
     Parameters
     ----------
     optimizer : Optimizer
-        With the settings to test; its learning rates do not matter.
+        With the settings to test, and without `onepass.shard`; its learning rates do not matter.
     loss_and_grads : callable
         Is called before each step. Takes nothing, draws its own batch, and returns the loss and
         the gradients, as for `Optimizer.step`: None for those that are bound or accumulated.
@@ -148,6 +149,9 @@ def range_test(
     diverge = Number(above=1.0)("diverge", diverge)
     beta = DECAY_RATE("beta", beta)
     lrs = _rates(low, high, steps)
+    if isinstance(optimizer, ShardedOptimizer):
+        expected = "one without op.shard, as each process has a loss of its own"
+        raise ValueError(f"optimizer: expected {expected}, got one with it")
     # The test runs on a copy of the optimizer's state and groups. The end of the block puts the
     # originals back, and what the parameters and the arrays of `copy_to` hold now.
     engine = optimizer._engine
