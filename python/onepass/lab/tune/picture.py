@@ -103,7 +103,7 @@ def _slices(study: optuna.Study, params: Sequence[str]) -> "Figure":
     for axes in panels:
         _rescale(axes, _scale(study))
         name = axes.get_xlabel()
-        if name in ("optimizer", "state_format"):
+        if name in ("optimizer", "state_format", "schedule"):
             names = [text.get_text().strip("'") for text in axes.get_xticklabels()]
             size = 10 if len(names) <= 8 else 6
             axes.set_xticks(axes.get_xticks(), names, rotation=60, ha="right", fontsize=size)
