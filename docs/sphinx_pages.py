@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 GENERATED = HERE / "generated"
 TO_ROOT = "../../.."  # from an optimizer's page
-COLUMNS = "92"  # of what commands print
+COLUMNS = "88"  # of what commands print
 
 INCLUDE = re.compile(r"^```\{include\} (\S+)\n(.*?)^```\n?", re.M | re.S)
 OPTION = re.compile(r"^:([\w-]+): (.*)$", re.M)

@@ -395,6 +395,11 @@ class TestPictures:
         names = {axes.get_xlabel() for axes in panels}
         assert {"beta1", "units_1"} <= names
         assert not {name for name in names if name.startswith("units_")} - {"units_1"}
+        assert slices.axes[-1].get_ylabel() == "trial"
+        order = [text.get_text() for text in parallel.axes[0].get_xticklabels()]
+        numbers = (slices.axes[-1], parallel.axes[order.index("layers") - len(order)])
+        for axes in numbers:  # there are no half trials, nor half layers
+            assert all(float(tick).is_integer() for tick in axes.get_yticks())
         boxes = [axes.get_window_extent() for axes in slices.axes]
         for i, box in enumerate(boxes):
             assert not any(box.overlaps(other) for other in boxes[:i])
