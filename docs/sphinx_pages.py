@@ -35,10 +35,20 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 GENERATED = HERE / "generated"
 TO_ROOT = "../../.."  # from an optimizer's page
-COLUMNS = "92"  # of what commands print
+COLUMNS = "88"  # of what commands print
 
 INCLUDE = re.compile(r"^```\{include\} (\S+)\n(.*?)^```\n?", re.M | re.S)
 OPTION = re.compile(r"^:([\w-]+): (.*)$", re.M)
+
+COMMANDS = """\
+Each of these is also `python -m onepass ...`. With the [extra](../install.md) `completion`, this
+line in `~/.bashrc` lets bash complete commands, options and names with Tab; in `~/.zshrc` it does
+the same for zsh, below `autoload -U compinit && compinit`:
+
+```console
+eval "$(register-python-argcomplete onepass)"
+```
+"""
 
 REGISTRY = onepass.optim.registry
 
@@ -212,7 +222,7 @@ def _doc(cls: type[Optimizer]) -> str:
 
 def commands_page() -> str:
     """Return the page of what `--help` says."""
-    text = "# Command line\n\nEach of these is also `python -m onepass ...`.\n"
+    text = f"# Command line\n\n{COMMANDS}"
     for name, parser in commands().items():
         text += f"\n## onepass {name}\n\n```text\n{parser.format_help()}```\n"
     return text

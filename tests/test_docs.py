@@ -56,6 +56,16 @@ def signature(cls):
     return inspect.signature(cls).parameters
 
 
+def test_what_help_shows_of_a_class_is_short(every_class):
+    """Its arguments and their defaults, without types; also where it is made in `__new__`."""
+    shown = signature(every_class)
+    assert "self" not in shown
+    assert {each.annotation for each in shown.values()} == {inspect.Parameter.empty}
+    made = inspect.signature(every_class.__init__).parameters
+    assert list(made) == ["self", *shown]
+    assert [each.default for each in shown.values()] == [made[name].default for name in shown]
+
+
 def test_every_setting_of_a_class_has_a_word(every_class):
     section = inspect.getdoc(every_class).partition("Parameters\n----------\n")[2]
     entries = re.split(r"\n(?=\S)", section.partition("\n\n")[0])

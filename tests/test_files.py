@@ -1,5 +1,6 @@
 """What a save leaves where it fails, is interrupted or killed, and what it can be written to."""
 
+import errno
 import gc
 import io
 import os
@@ -363,6 +364,22 @@ def test_a_directory_is_no_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         stepped(1).save(tmp_path / "none" / "run.npz")
     assert names(tmp_path) == []
+
+
+def test_the_error_names_the_path_that_was_given(tmp_path, monkeypatch):
+    """Not the file beside it that was to take its place."""
+    path = tmp_path / "missing" / "x.npz"
+    with pytest.raises(FileNotFoundError) as failed:
+        stepped(1).save(path)
+    assert failed.value.filename == str(path)
+
+    def full(_descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="x.npz") as failed:
+        stepped(1).save(tmp_path / "x.npz")
+    assert failed.value.filename == str(tmp_path / "x.npz")
 
 
 def test_a_name_as_long_as_names_may_be(tmp_path):
