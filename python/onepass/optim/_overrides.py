@@ -43,6 +43,16 @@ class ByPattern:
                 return settings
         return {}
 
+    def first_matched(self, names: Sequence[str]) -> dict[str, int]:
+        """Return the place of the first of these names that each pattern counts for, if any."""
+        first: dict[str, int] = {}
+        for place, name in enumerate(names):
+            for pattern in self.settings:
+                if fnmatchcase(name, pattern):
+                    first.setdefault(pattern, place)
+                    break
+        return first
+
     def check_matched(self, names: Sequence[str]) -> None:
         """Raise ValueError where a pattern matches none of these names."""
         for pattern in self.settings:

@@ -26,7 +26,7 @@ class RangeTest:
     Attributes
     ----------
     lrs : ndarray
-        The learning rate of each step, on a log scale.
+        The learning rate of each step, the largest of all groups, on a log scale.
     losses : ndarray
         The loss before that step.
     smoothed : ndarray
@@ -76,9 +76,12 @@ def range_test(
 ) -> RangeTest:
     r"""Raise the learning rate from step to step and record the loss.
 
-    In step :math:`t = 0, \ldots, n - 1` of :math:`n` the rate, in all groups alike, is
+    In step :math:`t = 0, \ldots, n - 1` of :math:`n` the rate is
 
     .. math:: \eta_t = \mathrm{low} \, (\mathrm{high} / \mathrm{low})^{t / (n - 1)}
+
+    in the group whose own rate is largest. Each other group keeps its fraction of that, as
+    `layer_decay` gives it, say.
 
     The test ends early where the loss is not finite, which is not recorded, or where the smoothed
     loss :math:`\bar L` has risen to `diverge` times its smallest value,
@@ -91,7 +94,8 @@ def range_test(
     Parameters
     ----------
     optimizer : Optimizer
-        With the settings to test, and without `onepass.shard`; its learning rates do not matter.
+        With the settings to test, and without `onepass.shard`. Of its learning rates only the
+        fractions matter, those of the coming step.
     loss_and_grads : callable
         Is called before each step. Takes nothing, draws its own batch, and returns the loss and
         the gradients, as for `Optimizer.step`: None for those that are bound or accumulated.
@@ -182,12 +186,15 @@ def _ramp(
     if optimizer.nonfinite == "raise":
         optimizer.nonfinite = "propagate"  # into the loss, which ends the test
     optimizer.skip_grad_norm = None  # what too large a rate does is what the test looks for
+    own = [values["lr"] for values in optimizer._engine.values_of_coming_step()]
+    largest = max(own)
+    fractions = [rate / largest if largest else 1.0 for rate in own]
     losses: list[float] = []
     smoothed: Array = np.empty(0)
     diverged = True
     for lr in lrs.tolist():
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        for group, fraction in zip(optimizer.param_groups, fractions, strict=True):
+            group["lr"] = lr * fraction
         given, grads = loss_and_grads()
         loss = to_loss("loss_and_grads", given)
         if not math.isfinite(loss):
