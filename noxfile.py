@@ -282,10 +282,13 @@ def aarch64(session: nox.Session) -> None:
         return
 
     _need(session, "apt-get", "dpkg-deb")
-    session.install("build", "uv", ".[formats]", "hypothesis>=6.100")
+    tested_with = ("pytest>=8.3", "hypothesis>=6.100")
+    session.install("build", "uv", ".[formats]", *tested_with)
     toolchain = Path("cmake", "aarch64-linux-gnu.cmake").resolve()
     site, digests = AARCH64 / "site", ["tests/digests.py"]
-    defined = (f"CMAKE_TOOLCHAIN_FILE={toolchain}", "ONEPASS_WERROR=ON")
+    defined = [f"CMAKE_TOOLCHAIN_FILE={toolchain}", "ONEPASS_WERROR=ON"]
+    # Else pybind11 asks the Python that builds what a module is called, since there is a QEMU.
+    defined.append("PYBIND11_USE_CROSSCOMPILING=ON")
     build = ["python", "-m", "build", "--installer", "uv", "--wheel"]
     shutil.rmtree(AARCH64 / "wheel", ignore_errors=True)
     session.run(
@@ -307,7 +310,7 @@ def aarch64(session: nox.Session) -> None:
     session.run(
         *("uv", "pip", "install", "--quiet", "--target", str(site), "--python-version", "3.11"),
         *("--python-platform", "aarch64-manylinux_2_28", "--only-binary", ":all:"),
-        *(f"{package}[formats]", "pytest>=8.3", "hypothesis>=6.100", same_numpy),
+        *(f"{package}[formats]", *tested_with, same_numpy),
     )
     python, root = (AARCH64 / "python").resolve(), (AARCH64 / "root").resolve()
     command = f"qemu-aarch64-static -L {root} {root}/usr/bin/python3.11"
