@@ -27,7 +27,6 @@ autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
 autodoc_mock_imports = ["thinc"]  # what a page is about, where it is not installed
 autodoc_typehints = "none"  # the docstrings say more
-autodoc_preserve_defaults = True  # as the source has them: np.float32, math.sqrt(2)
 napoleon_google_docstring = False
 napoleon_custom_sections = [("Attributes", "params_style")]
 napoleon_use_rtype = False
