@@ -130,6 +130,36 @@ def test_all_code_is_found():
     assert first in PAGES["docs/first-steps.md"]
 
 
+def steps_by_hand():
+    """Return the rows of steps by hand: the code, the optimizer for it, and what differs."""
+    section = (DOCS / "coming-from.md").read_text().partition("## From a loop")[2]
+    rows = section.partition("\n## ")[0].partition("| --- | --- | --- |\n")[2]
+    found = re.findall(r"^\| `(.+?)`.*? \| `(.+?)` \| (.+?) \|$", rows, re.M)
+    assert len(found) == rows.count("\n|") + 1
+    return found
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize(("code", "made", "differs"), steps_by_hand())
+def test_a_step_by_hand_and_the_optimizer_for_it(code, made, differs, dtype):
+    """They have the same bits, where the page says that nothing differs."""
+    rng = np.random.default_rng(0)
+    params, *grads = rng.normal(size=(51, 1000)).astype(dtype)
+    numbers = {"lr": 0.1, "mu": 0.9, "rho": 0.9, "b1": 0.9, "b2": 0.99, "eps": 1e-8}
+    numbers |= {"decay": 0.01, "c": 1.0}
+    p = params.copy()
+    scope = {"np": np, "p": p, "v": 0 * p, "m": 0 * p, "s": 0 * p, **numbers}
+    opt = eval(made, {"op": onepass, "params": params, **numbers})
+    for t, g in enumerate(grads, start=1):
+        scope |= {"g": g, "t": t}
+        exec(code, scope)
+        opt.step(g)
+    if differs.startswith("nothing"):
+        assert np.array_equal(params, p)
+    else:
+        np.testing.assert_allclose(params, p, rtol=1e-6, atol=1e-6)
+
+
 def test_names_in_the_text_exist():
     spans = "\n".join(re.findall(r"`[^`\n]+`", f"{README}\n{site()}"))
     named = set(re.findall(r"\b(?:op|onepass)\.([a-zA-Z_][\w.]*\w)", spans))
