@@ -202,7 +202,7 @@ class TestCommand:
         ("given", "complaint"),
         [
             (["SGD(lr=-1)"], "argument --optimizer: SGD(lr=-1): lr: expected a finite number"),
-            (["SGD(speed=1)"], "argument --optimizer: SGD(speed=1): speed: expected one of lr, "),
+            (["SGD(speed=1)"], "argument --optimizer: SGD(speed=1): speed: expected one of the "),
             (["SGD(lr=1)", "--tune"], "argument --optimizer: expected no lr with argument --tune"),
         ],
     )

@@ -210,9 +210,9 @@ def check_setting(checks: Checks, name: str, value: Any, label: str | None = Non
     """
     label = name if label is None else label
     if name not in checks:
-        known = ", ".join(checks)
-        expected = f"one of the hyperparameters {known}"
-        raise TypeError(f"{label}: expected {expected}, got an unknown name")
+        from onepass.optim._foreign import unknown  # which imports this module
+
+        raise TypeError(unknown(label, name, "hyperparameters", checks))
     return checked(checks[name], label, value)
 
 
