@@ -517,6 +517,16 @@ class TestCommand:
         assert cli.main([*command, "--trials", "1", "--force"]) == 0
         assert len(strict_json(tmp_path / "results.json")["trials"]) == 1
 
+    def test_resume_with_short_options(self, tmp_path, monkeypatch):
+        """They and the long ones take each other's place, with the value in one word or two."""
+        draw_nothing(monkeypatch)
+        first = ["tune", "-dwine", "--epochs", "1", "--trials", "1", "-o", str(tmp_path)]
+        assert cli.main(first) == 0
+        for more in (["--out", str(tmp_path), "--data", "wine"], [f"-o{tmp_path}", "-d", "wine"]):
+            assert cli.main(["tune", *more, "--resume"]) == 0
+            command = shlex.split(strict_json(tmp_path / "results.json")["made_by"]["command"])
+            assert command == ["onepass", "tune", "--epochs", "1", "--trials", "1", *more]
+
     def test_optuna_logs_as_before(self, tmp_path, capsys):
         optuna.logging.set_verbosity(optuna.logging.INFO)
         command = ["tune", "--data", "wine", "--epochs", "1", "--trials", "1"]
