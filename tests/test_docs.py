@@ -20,6 +20,7 @@ import pictures
 import sphinx_pages
 from examples_in_text import EXAMPLE, run_examples
 from names import ADAPTERS, MODULES, PUBLIC
+from onepass.lab import cli
 from onepass.lab.surface import SURFACES
 from onepass.line_search import backtracking, best_of
 
@@ -158,6 +159,34 @@ def test_a_step_by_hand_and_the_optimizer_for_it(code, made, differs, dtype):
         assert np.array_equal(params, p)
     else:
         np.testing.assert_allclose(params, p, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_lists_of_a_page_are_those_of_the_docstrings(page):
+    """`python docs/sphinx_pages.py` writes them."""
+    text = page.read_text()
+    assert text == sphinx_pages.with_lists(text)
+    assert text.count("<!-- list of ") == text.count("<!-- end of list -->")
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_link_leads_to_a_file_of_the_repository(name):
+    """So it can be followed there, and not only on the site."""
+    page = ROOT / name
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        path = (page.parent / target).resolve()
+        assert path.exists(), target
+        assert sphinx_pages.GENERATED not in path.parents, target
+
+
+def test_info_prints_what_the_page_of_installing_shows(capsys):
+    """For another machine: the words on the left are the same."""
+    cli.main(["info"])
+    printed = capsys.readouterr().out
+    shown = sphinx_pages.blocks((DOCS / "install.md").read_text(), "text")[0]
+    words = re.compile(r"^\S+(?: \S+)*(?=  )", re.M)
+    assert words.findall(shown) == words.findall(printed)
 
 
 def test_names_in_the_text_exist():
