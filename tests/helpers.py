@@ -3,6 +3,7 @@
 import hashlib
 import math
 import tracemalloc
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -230,6 +231,13 @@ def misaligned(array: np.ndarray) -> np.ndarray:
     copy[...] = array
     assert not copy.flags.aligned
     return copy
+
+
+def set_in_place(array: np.ndarray, attribute: str, value: Any) -> None:
+    """Do what NumPy 2.5 advises against, since a user's code still may."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        setattr(array, attribute, value)
 
 
 def digest(*things: Any) -> str:

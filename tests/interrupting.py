@@ -27,7 +27,8 @@ def at_each_place(
     with `within`; of one that a loop reaches again and again, its first `at_most` times. Yields
     where it was and what came out of the call, and ends with the first call that has no such place.
     """
-    for target in itertools.count():
+    # From CPython 3.12 on, instructions are traced once a call before has asked for them.
+    for target in itertools.count(-1 if event == "opcode" else 0):
         call = attempt()
         count: Iterator[int] = itertools.count()
         seen: Counter[tuple[CodeType, int]] = Counter()
@@ -65,7 +66,7 @@ def at_each_place(
             sys.settrace(before)
         if came_out is not None and not raised:
             raise came_out
-        if not places:
+        if not places and target >= 0:
             return
         if raised:
             yield places[0], came_out

@@ -120,10 +120,12 @@ def test_interrupted_at_every_instruction_of_a_write(path, durable):
 
 
 def check_descriptors(call):
-    before = descriptors()
+    before, count = descriptors(), 0
     for where, came_out in at_each_place(lambda: call, event="opcode"):
         assert type(came_out) is KeyboardInterrupt, where
         assert descriptors() == before, where
+        count += 1
+    assert count
 
 
 def test_interrupted_at_every_instruction_of_a_read(path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import onepass as op
-from helpers import SMALL_FORMATS, assert_same_bits, digest
+from helpers import SMALL_FORMATS, assert_same_bits, digest, set_in_place
 
 BAD = [np.nan, np.inf, -np.inf]
 
@@ -389,7 +389,7 @@ class TestBind:
     @pytest.mark.parametrize(
         ("change", "words"),
         [
-            (lambda array: setattr(array, "dtype", ">f4"), "native byte order"),
+            (lambda array: set_in_place(array, "dtype", ">f4"), "native byte order"),
             (lambda array: array.setflags(write=False), "writable"),
         ],
     )
