@@ -1,7 +1,6 @@
 """What other libraries call things, and what these are called here: for messages."""
 
 from collections.abc import Collection, Iterable, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from onepass.optim._rule import Rule, registry
@@ -141,4 +140,6 @@ def _about(name: str, called: str) -> str:
 
 def _closest(name: str, names: Collection[str]) -> str | None:
     """Return the name that is spelt most like this one, if any is."""
+    from difflib import get_close_matches  # which only errors need
+
     return next(iter(get_close_matches(str(name).lower(), sorted(names), 1, cutoff=0.75)), None)
