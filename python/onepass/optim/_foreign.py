@@ -99,9 +99,14 @@ def check_names(
             raise TypeError(unknown(where, name, "hyperparameters", known))
 
 
-def unknown(label: str, name: str, kind: str, known: Collection[str]) -> str:
-    """Return what to say of a name that is none of the known ones: what it could be, then these."""
-    got = f"got an unknown name{hint(name, known)}"
+def unknown(
+    label: str, name: str, kind: str, known: Collection[str], said: str | None = None
+) -> str:
+    """Return what to say of a name that is none of the known ones: what it could be, then these.
+
+    `said` is what it could be, where that is not the hint for a hyperparameter.
+    """
+    got = f"got an unknown name{hint(name, known) if said is None else said}"
     return f"{label}: expected one of the {kind}, {got}; they are {', '.join(known)}"
 
 
@@ -120,12 +125,18 @@ def hint(name: str, known: Collection[str]) -> str:
     """
     if said := _about(name, name):
         return f" ({said})"
-    if close := _closest(name, known):
-        return f" (perhaps {close})"
+    if said := perhaps(name, known):
+        return said
     elsewhere = {*NAMES, *CHECKS, *(each for cls in registry.values() for each in cls.checks)}
     if close := _closest(name, elsewhere):
         return f" (perhaps {close}: {_about(close, 'it')})"
     return ""
+
+
+def perhaps(name: str, known: Collection[str]) -> str:
+    """Return which of the known names is spelt like this one, or nothing."""
+    close = _closest(name, known)
+    return f" (perhaps {close})" if close else ""
 
 
 def _about(name: str, called: str) -> str:
