@@ -67,6 +67,24 @@ def test_what_help_shows_of_a_class_is_short(every_class):
     assert [each.default for each in shown.values()] == [made[name].default for name in shown]
 
 
+def test_signatures_name_types_and_do_not_spell_them_out():
+    """`Array`, and not ``numpy.ndarray[tuple[...], ...]``."""
+    for name in PUBLIC:
+        thing = resolve_name(name)
+        methods = vars(thing).values() if inspect.isclass(thing) else ()
+        for called in (thing, *(getattr(each, "__func__", each) for each in methods)):
+            if inspect.isroutine(called):
+                signature = str(inspect.signature(called))
+                assert "numpy.ndarray[" not in signature, called
+                assert "collections.abc." not in signature, called
+
+
+def test_the_map_of_the_package_names_what_there_is():
+    names = re.findall(r"`(\w+)`", onepass.__doc__.partition("Each of these")[2])
+    assert {"AdamW", "BatchNorm", "schedules", "init"} <= set(names) <= set(onepass.__all__)
+    assert all(inspect.getdoc(getattr(onepass, name)) for name in names)
+
+
 def test_every_setting_of_a_class_has_a_word(every_class):
     section = inspect.getdoc(every_class).partition("Parameters\n----------\n")[2]
     entries = re.split(r"\n(?=\S)", section.partition("\n\n")[0])

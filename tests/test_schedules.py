@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import onepass as op
 from helpers import digest
 from onepass import schedules as s
+from onepass.schedules import _foreign
 from test_registry import assert_documented, section
 
 PURE = {
@@ -84,6 +85,38 @@ def test_documentation_is_whole(name):
             or not callable(getattr(thing, method))
             or (getattr(thing, method).__doc__)
         )
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "hint"),
+    [
+        (lambda **given: s.cosine(steps=9, **given), "lr", " (here it is initial)"),
+        (lambda **given: s.cosine(1.0, **given), "T_max", " (here it is steps)"),
+        (lambda **given: s.cosine(1.0, 9, **given), "eta_min", " (here it is final)"),
+        (lambda **given: s.cosine(1.0, 9, **given), "finall", " (perhaps final)"),
+        (lambda **given: s.cosine(1.0, 9, **given), "speed", ""),
+        (lambda **given: s.cosine_restarts(1.0, 9, **given), "T_mult", " (here it is multiplier)"),
+        (lambda **given: s.one_cycle(steps=9, **given), "max_lr", " (here it is peak)"),
+        (lambda **given: s.step_decay(1.0, **given), "step_size", " (here it is every)"),
+        (lambda **given: s.step_decay(1.0, 9, **given), "gamma", " (here it is factor)"),
+        (lambda **given: s.piecewise(1.0, **given), "milestones", " (here it is boundaries)"),
+        (lambda **given: s.ReduceOnPlateau(1.0, **given), "eta_min", " (here it is min_lr)"),
+    ],
+)
+def test_an_unknown_name_says_what_is_meant_and_then_what_is_known(make, name, hint):
+    with pytest.raises(TypeError) as caught:
+        make(**{name: 1.0})
+    start = f"{name}: expected one of the arguments, got an unknown name{hint}; they are "
+    assert str(caught.value).startswith(start)
+
+
+def test_names_of_other_libraries_mean_arguments_that_there_are():
+    known = {each for name in s.__all__ for each in getattr(s, name).checks}
+    for meant in _foreign.NAMES.values():
+        assert set(meant) <= known
+    for name in s.__all__:
+        arguments = inspect.signature(getattr(s, name)).parameters
+        assert list(arguments) == list(getattr(s, name).checks)
 
 
 def test_equal_copied_pickled_printed(schedule):

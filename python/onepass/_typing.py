@@ -1,4 +1,8 @@
-"""The types that the package shares."""
+"""The types that the package shares.
+
+A module with public functions imports annotations from ``__future__``: so ``help()`` shows the
+names of these types, and not what they stand for.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
 from typing import Any, Protocol, SupportsFloat, TypeAlias

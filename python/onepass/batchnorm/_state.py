@@ -1,5 +1,7 @@
 """The arrays of a layer: what they are at first, how they are saved, loaded and folded."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Batch normalisation as a layer: parameters, running statistics, forward and backward."""
 
+from __future__ import annotations
+
 from copy import copy, deepcopy
 from typing import Any, Literal, Self, overload
 
@@ -181,7 +183,7 @@ class BatchNorm(State):
         """Return what a copy or a file keeps: not the last input, which may be large."""
         return {**self.__dict__, "_forward": NONE_YET}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "BatchNorm":
+    def __deepcopy__(self, memo: dict[int, Any]) -> BatchNorm:
         """Return a copy on the same communicator: that is a handle, and not the layer's own."""
         made = copy(self)
         kept = {"comm": self.comm, "_forward": NONE_YET}

@@ -1,5 +1,7 @@
 """Layer, RMS, group and instance normalisation as functions of arrays, forward and backward."""
 
+from __future__ import annotations
+
 from typing import TypeAlias
 
 from onepass._typing import Array

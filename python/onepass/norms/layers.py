@@ -1,5 +1,7 @@
 """Layer, RMS, group and instance normalisation as layers: parameters, forward and backward."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,6 @@
 """What other libraries call things, and what these are called here: for messages."""
 
 from collections.abc import Collection, Iterable, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from onepass.optim._rule import Rule, registry
@@ -100,9 +99,14 @@ def check_names(
             raise TypeError(unknown(where, name, "hyperparameters", known))
 
 
-def unknown(label: str, name: str, kind: str, known: Collection[str]) -> str:
-    """Return what to say of a name that is none of the known ones: what it could be, then these."""
-    got = f"got an unknown name{hint(name, known)}"
+def unknown(
+    label: str, name: str, kind: str, known: Collection[str], said: str | None = None
+) -> str:
+    """Return what to say of a name that is none of the known ones: what it could be, then these.
+
+    `said` is what it could be, where that is not the hint for a hyperparameter.
+    """
+    got = f"got an unknown name{hint(name, known) if said is None else said}"
     return f"{label}: expected one of the {kind}, {got}; they are {', '.join(known)}"
 
 
@@ -121,12 +125,18 @@ def hint(name: str, known: Collection[str]) -> str:
     """
     if said := _about(name, name):
         return f" ({said})"
-    if close := _closest(name, known):
-        return f" (perhaps {close})"
+    if said := perhaps(name, known):
+        return said
     elsewhere = {*NAMES, *CHECKS, *(each for cls in registry.values() for each in cls.checks)}
     if close := _closest(name, elsewhere):
         return f" (perhaps {close}: {_about(close, 'it')})"
     return ""
+
+
+def perhaps(name: str, known: Collection[str]) -> str:
+    """Return which of the known names is spelt like this one, or nothing."""
+    close = _closest(name, known)
+    return f" (perhaps {close})" if close else ""
 
 
 def _about(name: str, called: str) -> str:
@@ -141,4 +151,6 @@ def _about(name: str, called: str) -> str:
 
 def _closest(name: str, names: Collection[str]) -> str | None:
     """Return the name that is spelt most like this one, if any is."""
+    from difflib import get_close_matches  # which only errors need
+
     return next(iter(get_close_matches(str(name).lower(), sorted(names), 1, cutoff=0.75)), None)

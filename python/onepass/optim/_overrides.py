@@ -1,5 +1,7 @@
 """Settings by name: they are read and checked here, and groups are made of them."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """What every optimizer shares: parameters, groups, state, the step, the checkpoint."""
 
+from __future__ import annotations
+
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager

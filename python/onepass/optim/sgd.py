@@ -1,5 +1,7 @@
 """Gradient descent, momentum in its three forms, and Nesterov's acceleration in both of its."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Unpack

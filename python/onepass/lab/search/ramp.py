@@ -1,5 +1,7 @@
 """Smith's learning-rate range test: the rate grows from step to step."""
 
+from __future__ import annotations
+
 import copy
 import math
 import os
