@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -516,7 +516,6 @@ layouts = st.sampled_from(
 )
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(
         st.text("ab.ö0", min_size=1), st.tuples(arrays, layouts), min_size=1, max_size=4

@@ -100,7 +100,7 @@ def arrays(cls, size=12):
 
 
 @given(data=st.data())
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @pytest.mark.parametrize(("cls", "name"), SETTINGS)
 def test_a_schedule_is_the_setting_changed_by_hand(cls, name, data):
     """Bit for bit, parameters and state, also in the oracle: one that moves, one that does not."""

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import onepass as op
@@ -134,7 +134,6 @@ def test_an_optimizer_uses_it(schedule):
     assert [opt.step(np.ones(3)).lr for _ in range(50)] == values(schedule, 50)
 
 
-@settings(deadline=None)
 @given(step=st.integers(0, 10**9))
 @pytest.mark.parametrize("name", PURE)
 def test_values_are_finite_numbers_between_zero_and_the_largest(name, step):
@@ -210,14 +209,12 @@ def test_step_decay_of_the_lectures():
     np.testing.assert_allclose([tenth(t) for t in (29, 30, 59, 60)], [1, 0.1, 0.1, 0.01])
 
 
-@settings(deadline=None)
 @given(rate=st.floats(0, 10), step=st.integers(0, 10_000))
 def test_exponential_and_inverse_time(rate, step):
     assert s.exponential(0.5, rate)(step) == 0.5 * math.exp(-rate * step)
     assert s.inverse_time(0.5, rate)(step) == 0.5 / (1 + rate * step)
 
 
-@settings(deadline=None)
 @given(low=st.floats(0, 1), high=st.floats(0, 1), steps=st.integers(1, 1000), data=st.data())
 def test_cosine_and_polynomial(low, high, steps, data):
     t = data.draw(st.integers(0, steps))
@@ -230,7 +227,6 @@ def test_cosine_and_polynomial(low, high, steps, data):
     assert s.cosine(high, steps, low)(steps) == low
 
 
-@settings(deadline=None)
 @given(t=st.integers(0, 10**6), maximum=st.sampled_from([0.999, 0.995, 0.99, 0.9, 0]))
 def test_momentum_of_sutskever(t, maximum):
     expected = min(1 - 2 ** (-1 - math.log2(t // 250 + 1)), maximum)
@@ -398,7 +394,6 @@ def used(errors=(1.0, 2.0), **options):
     return schedule
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(), max_size=8), st.lists(st.floats(), max_size=8), st.integers(0, 2))
 def test_memory_continues_where_it_was(before, after, patience):
     options = {"patience": patience, "cooldown": 1}

@@ -337,7 +337,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     turns=st.lists(st.integers(0, 3), min_size=1, max_size=9),
     saved=st.lists(st.integers(0, 8), max_size=2),
