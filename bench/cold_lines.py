@@ -150,6 +150,16 @@ def batch_norm_backward() -> Call:
     )
 
 
+def batch_norm_layer() -> Call:
+    x, dy, out, bn = normal(32, 16), normal(32, 16), normal(32, 16), op.BatchNorm(CHANNELS)
+
+    def both() -> None:
+        bn.forward(x, out=out)
+        bn.backward(dy, out=out)
+
+    return both
+
+
 BATCH = ROWS * CHANNELS * 4 // LINE
 """Lines of an array of the batch, and a vector of its channels has one."""
 
@@ -163,6 +173,7 @@ CASES = {
     "batch_norm_infer": Case(batch_norm_infer, 2 * BATCH + 4, 400),
     "batch_norm_train": Case(batch_norm_train, 2 * BATCH + 4, 700),
     "batch_norm_backward": Case(batch_norm_backward, 3 * BATCH + 1, 700),
+    "batch_norm_layer": Case(batch_norm_layer, 3 * BATCH + 6, 1800),
 }
 """`add`, NumPy's own, is what to compare with."""
 

@@ -19,9 +19,9 @@ import numpy as np
 import onepass as op
 from onepass._progress import progress
 from onepass._typing import Array
-from onepass.lab._arguments import add_names, integer
+from onepass.lab._arguments import SEED, add_names, integer
 from onepass.lab._json import finite, write_json
-from onepass.lab.compare.contenders import FIRST_SEED, Contender, contenders
+from onepass.lab.compare.contenders import Contender, contenders
 from onepass.lab.compare.network import Network
 from onepass.lab.compare.results import Spread
 from onepass.lab.compare.schedules import cosine
@@ -169,7 +169,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace) -> list[Result]:
-    seeds = range(FIRST_SEED, FIRST_SEED + options.seeds)
+    seeds = range(SEED, SEED + options.seeds)
     tasks, names = options.task or TASKS, options.optimizer or RULES
     formats = dict.fromkeys([REFERENCE, *(options.format or FORMATS)])
     runs = [run for run in product(seeds, tasks, names, formats) if run[2] in TASKS[run[1]].rates]

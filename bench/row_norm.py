@@ -15,7 +15,6 @@ import numpy as np
 
 import onepass as op
 from onepass._memory import state_like
-from onepass.lab.bench.batch_norm import keep_freed_memory
 from onepass.lab.bench.timing import alternate
 from onepass.lab.bench.workloads import normal
 
@@ -122,7 +121,6 @@ def main() -> None:
     if torch:
         torch.set_num_threads(options.threads)
         torch.set_grad_enabled(True)
-        keep_freed_memory()
     print(f"load {os.getloadavg()[0]:.2f}; {options.threads} threads, float32, medians")
     for kind, shape in WORKLOADS:
         if kind not in options.only:

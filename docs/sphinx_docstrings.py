@@ -5,13 +5,9 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
+from sphinx_pages import STATED
+
 BEFORE_NAPOLEON = 400
-STATED = {
-    *("rule", "row", "checks", "defaults", "cases", "group_checks", "step_if_missing"),
-    *("check_together", "initial_state", "parts", "reference", "scalars"),
-    *("measure", "weigh", "direct", "finish_directions"),
-}
-"""What a subclass states and nobody calls."""
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

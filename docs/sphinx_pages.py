@@ -3,6 +3,9 @@
 The pages' own code runs there too, that of included texts as well: ```` ```python ```` blocks, one
 after the other, and the commands in ```` ```bash ```` blocks, whose output goes to `<page>.txt`. So
 a picture on a page is what the code above it has drawn.
+
+Lists that come from docstrings stand in the written pages themselves, for those who read them in
+the repository: `python docs/sphinx_pages.py` writes them anew, and a test compares.
 """
 
 import argparse
@@ -20,8 +23,9 @@ from contextlib import chdir, redirect_stdout
 from io import StringIO
 from multiprocessing import get_context
 from pathlib import Path
+from pkgutil import resolve_name
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onepass
 import pictures
@@ -35,17 +39,31 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 GENERATED = HERE / "generated"
 TO_ROOT = "../../.."  # from an optimizer's page
-COLUMNS = "92"  # of what commands print
+COLUMNS = "88"  # of what commands print
 
+LIST = re.compile(r"(?<=^<!-- list of )(\w+): (.+?) -->\n.*?^(?=<!-- end of list -->)", re.M | re.S)
+TO_SOURCE = re.compile(r"\[`(\w+)`\]\((?:\.\./)*python/onepass/optim/\w+\.py\)")
+TO_BENCH = re.compile(r"(?<=\]\()\.\./(?=(?:\.\./)*bench/\w+\.md\))")
 INCLUDE = re.compile(r"^```\{include\} (\S+)\n(.*?)^```\n?", re.M | re.S)
 OPTION = re.compile(r"^:([\w-]+): (.*)$", re.M)
 
+COMMANDS = """\
+Each of these is also `python -m onepass ...`. Tab can [complete](../install.md#completion) them.
+"""
+
 REGISTRY = onepass.optim.registry
+STATED = {
+    *("rule", "row", "checks", "defaults", "cases", "group_checks", "step_if_missing"),
+    *("check_together", "initial_state", "parts", "reference", "scalars"),
+    *("measure", "weigh", "direct", "finish_directions"),
+}
+"""What a subclass states and nobody calls."""
 
 
 def setup(app: "Sphinx") -> dict[str, bool]:
     """Generate before anything is read."""
     app.connect("builder-inited", lambda _: generate())
+    app.connect("source-read", _lead_to_the_site)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
@@ -85,9 +103,7 @@ def pages() -> dict[str, str]:
     classes = REGISTRY.values()
     return {
         **{f"optimizers/{cls.__name__}.rst": optimizer_page(cls) for cls in classes},
-        "optimizers.inc": "".join(_summary(cls) for cls in classes),
         "differs.inc": "\n".join(_differs(cls) for cls in classes),
-        "rates.inc": "".join(_rates(cls) for cls in classes),
         "gallery-optimizers.inc": _grid(_optimizer_figure(cls) for cls in classes),
         "gallery-schedules.inc": _grid(map(_schedule_figure, pictures.SCHEDULES)),
         "gallery-surfaces.inc": _grid(map(_surface_figure, SURFACES.values())),
@@ -138,6 +154,86 @@ The rule in C++
 """
 
 
+def _lead_to_the_site(_app: "Sphinx", _page: str, source: list[str]) -> None:
+    """Lead to pages of the site where a page leads to files of the repository."""
+    source[0] = TO_BENCH.sub("", source[0])
+    source[0] = TO_SOURCE.sub(r"{doc}`\1 </generated/optimizers/\1>`", source[0])
+
+
+def with_lists(text: str) -> str:
+    """Return a page's text with its lists as the docstrings have them."""
+
+    def written(found: re.Match[str]) -> str:
+        kind, names = found.groups()
+        things = [(name, resolve_name(f"onepass.{name}")) for name in names.split()]
+        lines = [line for name, thing in things for line in LISTS[kind](name, thing)]
+        return f"{kind}: {names} -->\n\n{''.join(lines)}\n"
+
+    return LIST.sub(written, text)
+
+
+def _signatures(name: str, thing: Any) -> Iterable[str]:
+    """List a function or class, or all those of a module."""
+    if inspect.ismodule(thing):
+        for each in thing.__all__:
+            yield from _signatures(f"{name}.{each}", getattr(thing, each))
+        return
+    yield f"* `op.{name}{_arguments(thing)}`: {_first_sentence(thing)}\n"
+
+
+def _methods(_name: str, cls: type) -> Iterable[str]:
+    for each, thing in inspect.getmembers(cls, inspect.isroutine):
+        if not each.startswith("_") and each not in STATED:
+            yield f"* `{each}{_arguments(thing)}`: {_first_sentence(thing)}\n"
+
+
+def _arguments(thing: Any) -> str:
+    """Return what stands in the brackets of a call, with short defaults."""
+    shown = []
+    for argument in inspect.signature(thing).parameters.values():
+        default = argument.default
+        if isinstance(default, type) and default is not argument.empty:
+            default = _Name(default.__name__)
+        elif isinstance(default, float):
+            default = _Name(f"{default:g}")
+        shown.append(argument.replace(annotation=argument.empty, default=default))
+    if shown and shown[0].name == "self":
+        del shown[0]
+    return str(inspect.Signature(shown))
+
+
+class _Name(str):
+    """A text that a signature shows without quotation marks."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
+def _first_sentence(thing: Any) -> str:
+    return _markdown(_doc(thing).partition("\n\n")[0])
+
+
+def _attributes(_name: str, cls: type) -> Iterable[str]:
+    section = _doc(cls).partition("Attributes\n----------\n")[2].partition("\n\n")[0]
+    for entry in re.split(r"\n(?=\S)", section):
+        head, _, words = entry.partition("\n")
+        names = head.partition(" :")[0].replace(", ", "`, `")
+        yield f"* `{names}`: {_markdown(words)}\n"
+
+
+def _markdown(text: str) -> str:
+    text = re.sub(r":math:`([^`]*)`", r"$\1$", " ".join(text.split()))
+    return text.replace("``", "`")
+
+
+def _summaries(_name: str, registry: dict[str, type[Optimizer]]) -> Iterable[str]:
+    return map(_summary, registry.values())
+
+
+def _link(cls: type[Optimizer]) -> str:
+    return f"[`{cls.__name__}`](../python/{cls.__module__.replace('.', '/')}.py)"
+
+
 def _summary(cls: type[Optimizer]) -> str:
     first = _doc(cls).partition("\n")[0]
     says = (first.partition(": ")[2] or first).rstrip(".")
@@ -153,7 +249,7 @@ def _summary(cls: type[Optimizer]) -> str:
     size = 12 + 8 * len(names) + directed * (12 + 4 * len(names))
     moves = f"moves {size} bytes an element" + ", beside matrix products" * directed
     moves += ", and measures before" * cls.row.measures(cls.defaults)
-    return f"* {{doc}}`generated/optimizers/{cls.__name__}`: {says}; {keeps}, {moves}\n"
+    return f"* {_link(cls)}: {says}; {keeps}, {moves}\n"
 
 
 def _differs(cls: type[Optimizer]) -> str:
@@ -168,10 +264,19 @@ def lesson(cls: type[Optimizer]) -> list[str]:
     return re.split(r"(?<=\.) (?=[A-Z])", paragraph)
 
 
-def _rates(cls: type[Optimizer]) -> str:
-    *_, rates = lesson(cls)
-    link = f":doc:`{cls.__name__} </generated/optimizers/{cls.__name__}>`"
-    return f"* {link} ({cls.defaults['lr']:g}): {rates}\n"
+def _rates(_name: str, registry: dict[str, type[Optimizer]]) -> Iterable[str]:
+    for cls in registry.values():
+        *_, rates = lesson(cls)
+        yield f"* {_link(cls)} ({cls.defaults['lr']:g}): {_markdown(rates)}\n"
+
+
+LISTS = {
+    "signatures": _signatures,
+    "methods": _methods,
+    "attributes": _attributes,
+    "summaries": _summaries,
+    "rates": _rates,
+}
 
 
 def _grid(figures: Iterable[str]) -> str:
@@ -204,15 +309,15 @@ def _figure(target: str, path: str, alt: str, caption: str) -> str:
     return f"```{{figure}} generated/{path}\n{options}\n{caption}\n```\n"
 
 
-def _doc(cls: type[Optimizer]) -> str:
-    doc = inspect.getdoc(cls)
+def _doc(thing: Any) -> str:
+    doc = inspect.getdoc(thing)
     assert doc
     return doc
 
 
 def commands_page() -> str:
     """Return the page of what `--help` says."""
-    text = "# Command line\n\nEach of these is also `python -m onepass ...`.\n"
+    text = f"# Command line\n\n{COMMANDS}"
     for name, parser in commands().items():
         text += f"\n## onepass {name}\n\n```text\n{parser.format_help()}```\n"
     return text
@@ -279,3 +384,8 @@ def _draw_others() -> None:
     pictures.schedules(Path("schedules.png"))
     pictures.initialisers(Path("init.png"))
     pictures.line_searches(Path("line_search.png"))
+
+
+if __name__ == "__main__":
+    for path in HERE.glob("*.md"):
+        path.write_text(with_lists(path.read_text()))

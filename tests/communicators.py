@@ -84,6 +84,30 @@ class Communicator:
         return [value for _, value in given]
 
 
+class Interrupted:
+    """A rank of a communicator that raises an error once it has sent `left` more messages."""
+
+    def __init__(self, comm: Communicator, error: type[BaseException]) -> None:
+        self._comm, self._error = comm, error
+        self.rank, self.size = comm.rank, comm.size
+        self.left: int | None = None  # without an end
+
+    def Allgatherv(self, *buffers: Any) -> None:
+        self._send(self._comm.Allgatherv, buffers)
+
+    def Alltoallv(self, *buffers: Any) -> None:
+        self._send(self._comm.Alltoallv, buffers)
+
+    def _send(self, call: Callable[..., None], buffers: tuple[Any, ...]) -> None:
+        call(*buffers)
+        if self.left is None:
+            return
+        self.left -= 1
+        if self.left < 0:
+            self.left = None
+            raise self._error
+
+
 def communicators(size: int) -> list[Communicator]:
     """Return the ranks of a communicator, one for each thread."""
     team = _Team(size)

@@ -13,11 +13,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 import onepass as op
 from batchnorm_cases import FUNCTIONS
 from examples_in_text import EXAMPLE, run_examples
 from helpers import CASES, FORMATS, KINDS, SHAPES, case_id
+
+settings.register_profile("onepass", deadline=None)  # a busy machine is no fault of an example's
+settings.load_profile("onepass")
 
 
 def pytest_sessionstart(session):

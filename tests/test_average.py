@@ -205,7 +205,7 @@ def test_more_has_entered_than_could():
     start=st.none() | st.integers(1, 8),
     changes=st.lists(st.booleans(), min_size=1, max_size=20),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_switched_on_and_off(every, start, changes):
     """An average that was off begins anew; where it is a mean, with the next step that enters."""
     option = {"ema_decay": 0.5} if start is None else {"swa_start": start}

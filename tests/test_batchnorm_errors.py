@@ -34,7 +34,12 @@ BAD_STATISTICS = {
 }
 BAD_UPSTREAM = {
     "dy's shape": ("dy", lambda a: a[:, :, :2], ValueError, "dy: expected x's shape"),
-    "dy's dtype": ("dy", lambda a: a.astype(np.float64), TypeError, "dy: expected x's dtype"),
+    "dy's dtype": (
+        "dy",
+        lambda a: a.astype(np.float64),
+        TypeError,
+        r"dy: expected x's dtype float32, got float64 \(pass dy\.astype\(x\.dtype\)\)$",
+    ),
 }
 BAD_OPTIONS = {
     "axis too large": ({"axis": 3}, ValueError, "axis: expected an axis of x, from -3 to 2, got 3"),
@@ -55,7 +60,11 @@ BAD_OPTIONS = {
         "residual: expected x's dtype float32, got float64",
     ),
     "out's shape": ({"out": np.zeros((6, 4, 4), np.float32)}, ValueError, "out: expected x's sha"),
-    "out's dtype": ({"out": np.zeros((6, 4, 5))}, TypeError, "out: expected x's dtype float32"),
+    "out's dtype": (
+        {"out": np.zeros((6, 4, 5))},
+        TypeError,
+        "out: expected x's dtype float32, got float64$",
+    ),
     "out's layout": (
         {"out": np.zeros((6, 4, 5), np.float32, order="F")},
         ValueError,

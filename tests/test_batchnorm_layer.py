@@ -303,7 +303,11 @@ def test_the_layer_checks_its_input(rng):
     before = digest(bn.state_dict())
     with pytest.raises(ValueError, match=r"^x: expected 5 channels on axis 1, got shape \(6, 4, 5"):
         bn.forward(x)
-    with pytest.raises(TypeError, match="^x: expected the layer's dtype float32, float16 or"):
+    expected = "^x: expected the layer's dtype float32, float16 or bfloat16, got float64 "
+    advice = (
+        r"\(pass x\.astype\(np\.float32\), or make the layer with BatchNorm\(\.\.\., dtype=np\.f"
+    )
+    with pytest.raises(TypeError, match=f"{expected}{advice}loat64"):
         bn.forward(np.zeros((3, 5)))
     with pytest.raises(TypeError, match="^x: expected a NumPy array, got list"):
         bn.forward([[1.0] * 5])

@@ -251,7 +251,7 @@ def test_a_constant_channel_gives_exactly_the_bias(shape, dtype, eps):
         assert_same_bits(np.moveaxis(y, axis, -1), expected)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data(), dtype=st.sampled_from(FORMATS), axis=st.sampled_from([0, 1, 2]))
 def test_no_nan_from_finite_values(data, dtype, axis):
     finite = st.floats(width=np.dtype(dtype).itemsize * 8, allow_nan=False, allow_infinity=False)
@@ -282,7 +282,7 @@ def test_what_is_not_finite_shows(rng, dtype, bad, shape):
     assert np.isfinite(by_channel[1:]).all()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data(), dtype=st.sampled_from(FORMATS), threads=st.sampled_from([1, 2, 3]))
 def test_any_shape_and_any_axis(data, dtype, threads):
     dimensions = data.draw(

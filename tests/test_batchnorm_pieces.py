@@ -77,7 +77,7 @@ LAYOUTS = [
 ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     layout=st.sampled_from(LAYOUTS),
     dtype=st.sampled_from(FORMATS),

@@ -67,7 +67,7 @@ def in_place(function, dy, x, **options):
             yield function(**{**options, **given}, out=given[name])
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(p=passes())
 def test_no_nan_from_finite_arguments(p):
     """Statistics that are the batch's own, and such as no batch ever had."""
@@ -89,7 +89,7 @@ def test_no_nan_from_finite_arguments(p):
     assert no_nan(results)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(data=st.data(), dtype=st.sampled_from(FORMATS), frozen=st.booleans(), relu=st.booleans())
 def test_gradients_are_the_references_at_any_scale(data, dtype, frozen, relu):
     """Sums that are exact but for their range: in larger units they are the same."""

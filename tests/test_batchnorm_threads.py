@@ -43,7 +43,7 @@ def problem(outer, channels, inner, dtype, with_residual):
 ORDINARY = [(128, 4, 196), (128, 3, 250), (64, 8, 240), (200, 2, 253), (100, 5, 128)]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     channels=st.integers(1, 12) | st.sampled_from([16, 33, 64, 300, 1100]),
     inner=st.integers(1, 300) | st.sampled_from([1, 7 * 7, 14 * 14, 1000, 5000]),

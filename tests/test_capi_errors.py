@@ -214,6 +214,23 @@ def in_group(**members):
     return change
 
 
+def averaging(**settings):
+    """Change settings of a group, both of whose tensors have averages."""
+
+    def change(call):
+        call.averages = [np.full(N, 0.5) for _ in range(2)]
+        for tensor, average in zip(call.tensors, call.averages, strict=True):
+            tensor.average = average.ctypes.data
+        call.settings = np.empty(C.count(RULE, capi.SETTINGS))
+        to = capi.address(call.settings)
+        C.defaults(RULE, to)
+        for name, value in settings.items():
+            assert C.set(RULE, to, name.encode(), value) == capi.OK
+        call.group.settings = to
+
+    return change
+
+
 def no_state(call):
     call.tensors[1].state[0] = None
 
@@ -270,6 +287,12 @@ STEPS = {
     "an average of the future": (setting(average_from=1), "BAD_NUMBER", 0),
     "reserved": (setting(reserved=1), "BAD_NUMBER", 0),
     "a fifth state": (state_of_nobody, "NO_ARRAY", 19),
+    "an average": (averaging(ema_decay=0.9, average_every=2), None, 0),
+    "every 0th step": (averaging(ema_decay=0.9, average_every=0), "BAD_NUMBER", None),
+    "every half step": (averaging(ema_decay=0.9, average_every=0.5), "BAD_NUMBER", None),
+    "every step of none": (averaging(ema_decay=0.9, average_every=np.nan), "BAD_NUMBER", None),
+    "an average from step 0 on": (averaging(swa_start=0), "BAD_NUMBER", None),
+    "an average from no step on": (averaging(swa_start=-np.inf), "BAD_NUMBER", None),
     "no such group": (setting(group=1), "BAD_NUMBER", 0),
     "group -1": (setting(group=-1), "BAD_NUMBER", 0),
     "overlap": (overlapping, "OVERLAP", 1),

@@ -411,7 +411,7 @@ def test_damaged_and_foreign_files(optimizer, tmp_path, rng):
 
 
 @given(cut=st.integers(0, 10**6), flip=st.integers(0, 10**6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_damage_passes_unseen(cut, flip, tmp_path_factory):
     """A file cut anywhere, or with a byte changed, is refused or loads what was saved."""
     folder = tmp_path_factory.mktemp("damage")

@@ -190,7 +190,7 @@ def check_any_block(signed):
     @example(unsigned=np.array([0x7F5FFFFF, 1, 0x7F5FFFFE], np.uint32), seed=0)
     @example(unsigned=np.array([0x3FDFFFFF, 0x2000, 0, 0x80000000], np.uint32), seed=0)
     @example(unsigned=np.array([1, 2, 2**23, 0], np.uint32), seed=0)
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     def check(unsigned, seed):
         values = (unsigned if signed else unsigned & 0x7FFFFFFF).view(np.float32)
         random = np.random.default_rng(seed).integers(0, 2**20, values.size, np.uint32)

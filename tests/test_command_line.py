@@ -16,7 +16,7 @@ from onepass.lab._arguments import chosen
 from onepass.lab._spelling import optimizer, spelt
 from onepass.lab._tables import print_table
 from onepass.lab.compare.contenders import contenders
-from onepass.lab.surface import SURFACES, walkers
+from onepass.lab.surface import FEW, SURFACES, walkers
 
 SMALL = {
     "compare": ("--data", "diabetes", "--steps", 2, "--seeds", 2, "--hidden", 4),
@@ -107,7 +107,7 @@ def test_a_reader_that_has_read_enough():
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
-        (["--out", ""], "argument --out: expected a folder, got ''"),
+        (["--out", ""], "argument -o/--out: expected a folder, got ''"),
         (["--lr", "-1e-3"], "argument --lr: expected a finite number > 0, got '-1e-3'"),
         (["--steps", "9" * 30], "argument --steps: expected an integer <= 1000000000, got "),
         (["--epochs", "9" * 30], "argument --epochs: expected an integer <= 1000000000, got "),
@@ -133,6 +133,40 @@ def test_the_examples_of_the_help(tmp_path, monkeypatch):
     for command, examples in cli.EXAMPLES.items():
         for words in examples:
             assert cli._parser().parse_args([command, *shlex.split(words)]).run
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("onepass su", ["surface "]),
+        ("onepass surface --surface ro", ["rosenbrock "]),
+        ("onepass compare --optimizer AdamW", ["AdamW", "AdamWScheduleFree"]),
+        ("onepass tune --schedule co", ["constant", "cosine", "cosine_restarts"]),
+        ("onepass tune -d w", ["wine "]),
+    ],
+)
+def test_completion(typed, offered, tmp_path):
+    """As a shell asks: nothing is run, and what may follow stands in a file."""
+    answer = tmp_path / "answer"
+    asked = {"_ARGCOMPLETE": "1", "COMP_LINE": typed, "COMP_POINT": str(len(typed))}
+    done = run(**asked, _ARGCOMPLETE_STDOUT_FILENAME=str(answer))
+    assert (done.stdout, done.stderr) == ("", "")
+    assert sorted(answer.read_text().split("\v")) == offered
+
+
+def test_one_seed_for_all_commands(capsys):
+    """1 to 4 chose the rates of `compare`, so it begins with none of them."""
+    for command in SMALL:
+        assert cli._parser().parse_args([command]).seed == 5
+
+
+def test_the_help_names_what_is_drawn_without_names(capsys):
+    for command, default in (("surface", FEW), ("compare", ["all"]), ("tune", ["all"])):
+        with pytest.raises(SystemExit):
+            cli.main([command, "--help"])
+        said = " ".join(capsys.readouterr().out.split())
+        names = said.partition("--optimizer NAME [NAME ...] ")[2].partition("(default: ")[2]
+        assert names.startswith(f"{' '.join(default)})")
 
 
 def test_an_unknown_option_is_answered_with_the_commands_own_usage(capsys):

@@ -289,14 +289,14 @@ class TestContenders:
     def test_a_state_in_other_formats(self, every_class):
         """It is tried, on arrays of any rule's shape, so that no table has to say so."""
         contender = next(c for c in contenders().values() if c.optimizer is every_class)
-        assert contender.keeps_state_as(None)
+        assert contender.takes(state_format=None)
         for state_format in ("bf16", "q8"):
             try:
                 every_class(np.ones((70, 70), np.float32), state_format=state_format)
             except ValueError:
-                assert not contender.keeps_state_as(state_format)
+                assert not contender.takes(state_format=state_format)
             else:
-                assert contender.keeps_state_as(state_format)
+                assert contender.takes(state_format=state_format)
 
     def test_momentum_and_betas(self):
         assert contenders()["Nesterov"].momentum == 0.9
@@ -651,8 +651,8 @@ class TestResults:
         spread = entry.final(lambda point: point.score)
         assert spread.mean == pytest.approx(0.8)
         assert spread.deviation == pytest.approx(0.02**0.5)
-        assert entry.spread(lambda result: result.steps_to(0.7)) == Spread(5, 0)
-        assert entry.spread(lambda result: result.steps_to(0.8)) == Spread(5, None)
+        assert entry.spread(lambda result: result.steps_to(0.7)) == Spread(5, 0, 5)
+        assert entry.spread(lambda result: result.steps_to(0.8)) == Spread(5, None, 5)
         assert entry.spread(lambda result: result.steps_to(1)) is None
         comparison = Comparison(Recipe(), [entry, replace(entry, batch_norm=False)], planned=9)
         assert comparison.seeds == [0, 1, 2]

@@ -20,6 +20,7 @@ import pictures
 import sphinx_pages
 from examples_in_text import EXAMPLE, run_examples
 from names import ADAPTERS, MODULES, PUBLIC
+from onepass.lab import cli
 from onepass.lab.surface import SURFACES
 from onepass.line_search import backtracking, best_of
 
@@ -54,6 +55,34 @@ def test_every_class_says_what_its_state_is_for_when_to_take_it_and_at_which_rat
 
 def signature(cls):
     return inspect.signature(cls).parameters
+
+
+def test_what_help_shows_of_a_class_is_short(every_class):
+    """Its arguments and their defaults, without types; also where it is made in `__new__`."""
+    shown = signature(every_class)
+    assert "self" not in shown
+    assert {each.annotation for each in shown.values()} == {inspect.Parameter.empty}
+    made = inspect.signature(every_class.__init__).parameters
+    assert list(made) == ["self", *shown]
+    assert [each.default for each in shown.values()] == [made[name].default for name in shown]
+
+
+def test_signatures_name_types_and_do_not_spell_them_out():
+    """`Array`, and not ``numpy.ndarray[tuple[...], ...]``."""
+    for name in PUBLIC:
+        thing = resolve_name(name)
+        methods = vars(thing).values() if inspect.isclass(thing) else ()
+        for called in (thing, *(getattr(each, "__func__", each) for each in methods)):
+            if inspect.isroutine(called):
+                signature = str(inspect.signature(called))
+                assert "numpy.ndarray[" not in signature, called
+                assert "collections.abc." not in signature, called
+
+
+def test_the_map_of_the_package_names_what_there_is():
+    names = re.findall(r"`(\w+)`", onepass.__doc__.partition("Each of these")[2])
+    assert {"AdamW", "BatchNorm", "schedules", "init"} <= set(names) <= set(onepass.__all__)
+    assert all(inspect.getdoc(getattr(onepass, name)) for name in names)
 
 
 def test_every_setting_of_a_class_has_a_word(every_class):
@@ -118,6 +147,64 @@ def test_all_code_is_found():
         assert len(fences) == len(EXAMPLE.findall(text))
     first = sphinx_pages.blocks(README, "python")[0]
     assert first in PAGES["docs/first-steps.md"]
+
+
+def steps_by_hand():
+    """Return the rows of steps by hand: the code, the optimizer for it, and what differs."""
+    section = (DOCS / "coming-from.md").read_text().partition("## From a loop")[2]
+    rows = section.partition("\n## ")[0].partition("| --- | --- | --- |\n")[2]
+    found = re.findall(r"^\| `(.+?)`.*? \| `(.+?)` \| (.+?) \|$", rows, re.M)
+    assert len(found) == rows.count("\n|") + 1
+    return found
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize(("code", "made", "differs"), steps_by_hand())
+def test_a_step_by_hand_and_the_optimizer_for_it(code, made, differs, dtype):
+    """They have the same bits, where the page says that nothing differs."""
+    rng = np.random.default_rng(0)
+    params, *grads = rng.normal(size=(51, 1000)).astype(dtype)
+    numbers = {"lr": 0.1, "mu": 0.9, "rho": 0.9, "b1": 0.9, "b2": 0.99, "eps": 1e-8}
+    numbers |= {"decay": 0.01, "c": 1.0}
+    p = params.copy()
+    scope = {"np": np, "p": p, "v": 0 * p, "m": 0 * p, "s": 0 * p, **numbers}
+    opt = eval(made, {"op": onepass, "params": params, **numbers})
+    for t, g in enumerate(grads, start=1):
+        scope |= {"g": g, "t": t}
+        exec(code, scope)
+        opt.step(g)
+    if differs.startswith("nothing"):
+        assert np.array_equal(params, p)
+    else:
+        np.testing.assert_allclose(params, p, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_lists_of_a_page_are_those_of_the_docstrings(page):
+    """`python docs/sphinx_pages.py` writes them."""
+    text = page.read_text()
+    assert text == sphinx_pages.with_lists(text)
+    assert text.count("<!-- list of ") == text.count("<!-- end of list -->")
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_link_leads_to_a_file_of_the_repository(name):
+    """So it can be followed there, and not only on the site."""
+    page = ROOT / name
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        path = (page.parent / target).resolve()
+        assert path.exists(), target
+        assert sphinx_pages.GENERATED not in path.parents, target
+
+
+def test_info_prints_what_the_page_of_installing_shows(capsys):
+    """For another machine: the words on the left are the same."""
+    cli.main(["info"])
+    printed = capsys.readouterr().out
+    shown = sphinx_pages.blocks((DOCS / "install.md").read_text(), "text")[0]
+    words = re.compile(r"^\S+(?: \S+)*(?=  )", re.M)
+    assert words.findall(shown) == words.findall(printed)
 
 
 def test_names_in_the_text_exist():

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import assert_same_bits
@@ -31,7 +31,6 @@ def test_documentation_is_whole(name):
 # E[m_t] = E[g] (1 - b^t)
 
 
-@settings(deadline=None)
 @given(beta=BETAS, value=st.floats(0.01, 100), n=st.integers(1, 300))
 def test_identity_for_a_constant_series(beta, value, n):
     """Where g is its own expectation. n roundings of a step, each of at most 1.5 eps |g|."""
@@ -49,7 +48,6 @@ def test_identity_is_exact_where_nothing_is_rounded():
     assert_same_bits(ema.average(series, 0.5, bias_correction=True), series)
 
 
-@settings(deadline=None)
 @given(beta=BETAS, n=st.integers(1, 200), seed=st.integers(0, 2**32))
 def test_identity_by_linearity(beta, n, seed):
     """m_t is the weighted sum of the values, and the weights sum to 1 - b^t."""
@@ -143,7 +141,6 @@ def test_expanded():
     assert ema.expanded(0.999, 2) == "m_2 = 0.001 g_2 + 0.000999 g_1"
 
 
-@settings(deadline=None)
 @given(st.sampled_from([0.0, 0.5, 0.75]), st.integers(1, 6), st.integers(0, 2**32))
 def test_expanded_computes_the_average(beta, n, seed):
     series = np.random.default_rng(seed).uniform(1, 2, n)
@@ -175,7 +172,6 @@ def test_table_from_an_initial_value_and_corrected():
     assert line.endswith("0.75 * 0 + 0.25 * 16  4      4 / (1 - 0.75^1) = 16")
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=5),
     st.floats(0, 0.99),

@@ -357,7 +357,7 @@ class TestHyperparameters:
         assert tried > 20
 
     def test_unknown_names(self, optimizer):
-        with pytest.raises(TypeError, match="^lrr: expected one of the hyperparameters lr, "):
+        with pytest.raises(TypeError, match="^lrr: expected one of the hyperparameters, got "):
             optimizer([{"params": [good()], "lrr": 0.1}])
         with pytest.raises(TypeError, match="lrr"):
             optimizer([good()], lrr=0.1)

@@ -122,7 +122,7 @@ def test_every_number_of_threads(cls, order, shape, rng):
 
 
 @given(case=st.sampled_from(CASES), data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_shape(case, data):
     cls, options = case
     dtype = data.draw(st.sampled_from([np.float32, np.float64]), "dtype")
@@ -425,7 +425,7 @@ def test_no_bound_on_the_update(rng):
 
 
 @given(shape=hnp.array_shapes(min_dims=2, max_dims=4, max_side=6), seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_sm3_bounds_the_sums_of_squares(shape, seed):
     """The paper's proposition: no accumulator of an element is less than the sum of its squares."""
     rng = np.random.default_rng(seed)

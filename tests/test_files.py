@@ -1,5 +1,6 @@
 """What a save leaves where it fails, is interrupted or killed, and what it can be written to."""
 
+import errno
 import gc
 import io
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -367,6 +368,22 @@ def test_a_directory_is_no_file(tmp_path):
     assert names(tmp_path) == []
 
 
+def test_the_error_names_the_path_that_was_given(tmp_path, monkeypatch):
+    """Not the file beside it that was to take its place."""
+    path = tmp_path / "missing" / "x.npz"
+    with pytest.raises(FileNotFoundError) as failed:
+        stepped(1).save(path)
+    assert failed.value.filename == str(path)
+
+    def full(_descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="x.npz") as failed:
+        stepped(1).save(tmp_path / "x.npz")
+    assert failed.value.filename == str(tmp_path / "x.npz")
+
+
 def test_a_name_as_long_as_names_may_be(tmp_path):
     path = tmp_path / ("ö" * 120 + ".npz")
     stepped(1).save(path)
@@ -499,7 +516,6 @@ layouts = st.sampled_from(
 )
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(
         st.text("ab.ö0", min_size=1), st.tuples(arrays, layouts), min_size=1, max_size=4

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import assert_same_bits
@@ -60,7 +60,6 @@ def test_fans(layout):
     assert init.fans([np.int64(4), 6], layout) == init.fans((4, 6), layout)
 
 
-@settings(deadline=None)
 @given(shape=st.lists(st.integers(1, 9), min_size=2, max_size=5))
 def test_fans_are_pytorchs(shape):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")

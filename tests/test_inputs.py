@@ -238,7 +238,7 @@ def test_a_step_is_that_of_the_reference(every_case, dtype, axes, rng):
                 assert_same_bits(array, expected)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(data=st.data())
 def test_any_dense_layout_and_any_layout_of_the_gradient(data):
     """Of up to five axes, those of length 1 and 0 among them."""

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import onepass as op
@@ -83,7 +83,6 @@ def test_a_scale_that_no_step_takes_is_loaded_as_one_that_it_does():
         assert scaler.get_scale() == 2.0**-126
 
 
-@settings(deadline=None)
 @given(
     growth=st.floats(1, 100, exclude_min=True),
     backoff=st.floats(1e-3, 1, exclude_max=True),

@@ -10,7 +10,7 @@ import pickle
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import onepass as op
@@ -413,7 +413,6 @@ class TestLossScaler:
     ),
     skip_grad_norm=st.none() | st.just(1.0),
 )
-@settings(deadline=None)
 def test_any_sequence(calls, skip_grad_norm):
     """Against plain Python: sums of what is finite, and what becomes of step and scale."""
     w, twin = np.zeros(1), np.zeros(1)

@@ -61,7 +61,7 @@ class TestBounds:
 
     bound = st.none() | st.floats(-10, 10)
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(
         cls=st.sampled_from([c for c in registry.values() if not c.row.is_directed(c.defaults)]),
         pairs=st.lists(st.tuples(bound, bound), min_size=4, max_size=4),

@@ -53,7 +53,7 @@ class TestKeywords:
         with pytest.raises(TypeError, match="^lrr: expected one of the hyperparameters") as caught:
             optimizer(np.ones(3), lrr=0.1)
         known = {*optimizer.checks, *optim._settings.StepOptions.__annotations__}
-        listed = str(caught.value).split("hyperparameters ")[1].split(", got")[0]
+        listed = str(caught.value).split("; they are ")[1]
         assert known == set(listed.split(", "))
 
     def test_names_of_other_libraries_say_what_they_are_called_here(self, optimizer):
@@ -70,13 +70,46 @@ class TestKeywords:
                 with pytest.raises(TypeError, match=f"^{name}: ") as caught:
                     call()
                 has_it = any(name in cls.checks for cls in optim.registry.values())
-                assert has_it or f"(here it is {here})" in str(caught.value)
+                assert has_it or f"unknown name (here it is {here}); they are" in str(caught.value)
 
     def test_what_another_class_has(self, optimizer):
         for name in HYPERPARAMETERS - set(optimizer.checks):
             owners = [cls.__name__ for cls in optim.registry.values() if name in cls.checks]
-            with pytest.raises(TypeError, match=rf"[( ]{', '.join(owners)} ha(s|ve) it\)"):
+            with pytest.raises(TypeError, match=rf"[( ]{', '.join(owners)} ha(s|ve) {name}\)"):
                 optimizer(np.ones(3), **{name: 0.5})
+
+    @pytest.mark.parametrize(
+        ("cls", "name", "words"),
+        [
+            (op.SGD, "nestrov", "perhaps nesterov"),
+            (op.Adam, "amsgard", "perhaps amsgrad"),
+            (op.Adam, "LR", "perhaps lr"),
+            (op.Adam, "nestrov", "perhaps nesterov: LARS, Muon, SGD have it"),
+            (op.SGD, "learning_rte", "perhaps learning_rate: here it is lr"),
+            (op.Adam, "beta1", "here it is betas; Adafactor has beta1"),
+            (op.SGD, "clip_grad_norm", "here it is max_grad_norm"),
+            (op.SGD, "warmup", "here it is lr, which takes a schedule: op.schedules.warmup"),
+        ],
+    )
+    def test_what_is_meant_comes_before_the_list(self, cls, name, words):
+        with pytest.raises(TypeError) as caught:
+            cls(np.ones(3), **{name: 0.5})
+        start = f"{name}: expected one of the hyperparameters, got an unknown name ({words}); they"
+        assert str(caught.value).startswith(start)
+
+    def test_a_name_like_no_other_has_no_hint(self):
+        with pytest.raises(TypeError, match="got an unknown name; they are lr, "):
+            op.Adam(np.ones(3), xyz=0.5)
+
+    def test_a_setting_of_a_group_has_the_same_message(self):
+        opt = op.Adam(np.ones(3))
+        for name, words in (
+            ("learning_rate", "here it is lr"),
+            ("amsgard", "perhaps amsgrad"),
+            ("max_grad_norm", "the optimizer as a whole has max_grad_norm"),
+        ):
+            with pytest.raises(TypeError, match=rf"^{name}: expected .* name \({words}\); they"):
+                opt.param_groups[0][name] = 0.5
 
     def test_what_they_are_called_here_exists(self):
         """The first word of each is a setting, a class, an argument, a method, or "nothing"."""

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 import onepass as op
-from onepass import _core
+from onepass import _capi, _core
 from onepass.batchnorm import _passes, functional
 
 PUBLIC = [thing for thing in vars(op).values() if isinstance(thing, _core.Function)]
 PRIVATE = [
     thing
-    for module in (functional, _passes)
+    for module in (_capi, functional, _passes)
     for thing in vars(module).values()
     if isinstance(thing, _core.Function) and thing not in PUBLIC
 ]

@@ -308,7 +308,7 @@ def settings_of(optimizer):
 
 
 @given(data=st.data(), step=st.integers(1, 10) | st.integers(1, 10**9))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_the_numbers_of_a_step_are_the_references(every_class, data, step):
     """The rule's header computes in double what the class does, in the same order."""
     values = data.draw(settings_of(every_class), "settings")
@@ -323,7 +323,7 @@ def test_the_numbers_of_a_step_are_the_references(every_class, data, step):
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_arrays_and_hyperparameters(every_class, data):
     options = data.draw(settings_of(every_class), "settings")
     try:

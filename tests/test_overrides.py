@@ -142,7 +142,7 @@ class TestTwin:
             arrays = [flat(tree)[name] for name in names]
             assert all(a is b for a, b in zip(arrays, group["params"], strict=True))
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(data=st.data())
     def test_any_structure_and_any_choice(self, data):
         """Nested as it may be, with a function that gives each array one of three settings."""

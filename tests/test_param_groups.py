@@ -258,6 +258,22 @@ BAD_GROUPS = {
 }
 
 
+@pytest.mark.parametrize("first", [{0: np.ones(2)}, {"0": np.ones(2)}, np.ones(2)])
+@pytest.mark.parametrize("second", [0, "0"])
+def test_a_name_and_an_integer_of_the_same_text_are_one_name(first, second):
+    """Patterns know both as text. A parameter without a name is its place among all, here 0."""
+    words = (
+        f"^params\\[1\\]\\['params'\\]\\[{second!r}\\]: expected a name of its own, got '0' again"
+    )
+    group = {"params": {second: np.ones(2)}}
+    with pytest.raises(ValueError, match=words):
+        op.SGD([{"params": first}, group])
+    opt = op.SGD([{"params": first}])
+    with pytest.raises(ValueError, match=words):
+        opt.add_param_group(group)
+    assert len(opt.param_groups) == 1
+
+
 @pytest.mark.parametrize(("group", "error", "words"), BAD_GROUPS.values(), ids=BAD_GROUPS)
 def test_a_group_that_is_refused_changes_nothing(optimizer, group, error, words):
     W[:] = 1

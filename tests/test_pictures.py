@@ -53,7 +53,7 @@ class TestLogScale:
         axes, _ = drawn(LogScale(values))
         axes.figure.draw_without_rendering()
 
-    @settings(max_examples=40, deadline=None)  # each makes a figure, the first one slowly
+    @settings(max_examples=40)  # each makes a figure, the first one slowly
     @given(
         st.lists(st.floats(0, allow_infinity=False)),
         st.floats(1e-20, 1e20),

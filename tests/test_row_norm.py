@@ -407,6 +407,29 @@ def test_channels_must_be_the_layers(rng):
             layer.forward(np.zeros((2, 4, 3)))
 
 
+def test_another_dtype_says_what_to_do(rng, kind):
+    layer, wide = kind.layer(), kind.problem(rng, np.float64)
+    name = type(layer).__name__
+    advice = (
+        rf"\(pass x\.astype\(np\.float32\), or make the layer with {name}\(\.\.\., dtype=np\.flo"
+    )
+    with pytest.raises(TypeError, match=f"^x: expected .* float32, got float64 {advice}at64"):
+        layer(wide["x"])
+    with pytest.raises(TypeError, match=r"got int64 \(pass x\.astype\(np\.float32\)\)$"):
+        layer(wide["x"].astype(np.int64))
+    layer(wide["x"].astype(np.float32))
+    with pytest.raises(TypeError, match=r"got float64 \(pass dy\.astype\(x\.dtype\)\)$"):
+        layer.backward(wide["dy"])
+
+
+def test_a_call_is_a_forward(rng, kind):
+    p, layer, other = kind.problem(rng, np.float32), kind.layer(), kind.layer()
+    out = np.empty_like(p["x"])
+    assert layer(p["x"], out) is out
+    assert_same_bits(out, other.forward(p["x"]))
+    assert_same_bits(layer.backward(p["dy"]), other.backward(p["dy"]))
+
+
 def test_parameters_may_be_views_of_one_vector(rng, kind):
     p, layer = kind.problem(rng, np.float32), kind.layer()
     n = layer.weight.size

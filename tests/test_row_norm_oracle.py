@@ -67,7 +67,7 @@ def test_any_data_gives_the_same_bits_for_any_number_of_threads(rng, case, dtype
         np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance * abs(other).max())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), dtype=st.sampled_from(FORMATS), threads=st.sampled_from([1, 3]))
 def test_any_shape(data, dtype, threads):
     size = st.sampled_from([1, 2, 3, 15, 16, 17, 63, 65, 130, 600])
@@ -139,7 +139,7 @@ def test_a_constant_row_gives_exactly_the_bias(case, dtype):
         np.testing.assert_array_equal(y.ravel(), case.rows(p["x"], bias, bias).bias.ravel())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data(), dtype=st.sampled_from(FORMATS), kind=st.sampled_from(ONE_OF_EACH))
 def test_no_nan_from_finite_values(data, dtype, kind):
     finite = st.floats(width=np.dtype(dtype).itemsize * 8, allow_nan=False, allow_infinity=False)

@@ -100,7 +100,7 @@ def arrays(cls, size=12):
 
 
 @given(data=st.data())
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @pytest.mark.parametrize(("cls", "name"), SETTINGS)
 def test_a_schedule_is_the_setting_changed_by_hand(cls, name, data):
     """Bit for bit, parameters and state, also in the oracle: one that moves, one that does not."""
@@ -344,6 +344,39 @@ def test_a_schedule_that_was_replaced_need_not_have_a_copy():
     twin = pickle.loads(pickle.dumps(opt))
     twin.add_param_group({"params": np.ones(3)})
     assert twin.param_groups[1]["betas"] == (0.8, 0.99)
+
+
+@pytest.mark.parametrize("way", ["by pattern", "overrides", "list"])
+def test_a_schedule_of_some_names_that_was_replaced_need_not_have_a_copy(way):
+    """A group that is added gets what is in force for the names of its pattern."""
+    by_name = {"b*": {"lr": lambda _: 0.5}, "*": {"lr": 0.25}}
+    given = {
+        "by pattern": {"lr": {pattern: own["lr"] for pattern, own in by_name.items()}},
+        "overrides": {"overrides": by_name},
+        "list": {"overrides": [{"w": {"momentum": 0.5}}, by_name]},
+    }
+    opt = op.SGD({"w": np.ones(2), "b": np.ones(2)}, **given[way])
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        pickle.dumps(opt)  # it is in force
+    of_b = next(group for group in opt.param_groups if callable(group["lr"]))
+    of_b["lr"] = 0.125
+    for twin in (pickle.loads(pickle.dumps(opt)), copy.deepcopy(opt)):
+        twin.add_param_group({"params": {"b2": np.ones(3)}})
+        twin.add_param_group({"params": {"v": np.ones(3)}})
+        assert [group["lr"] for group in twin.param_groups] == [0.25, 0.125, 0.125, 0.25]
+
+
+@pytest.mark.parametrize("form", ["heavy_ball", "sutskever"])
+def test_a_scheduled_momentum_of_0_with_nesterov_is_a_plain_step(form, dtype):
+    """v = mu * v + g, p -= lr * (mu * v + g), or with lr inside v: numbers that are exact."""
+    momenta, w, v = [0.0, 0.5, 0.0, 0.5], np.array([1.0, 2.0], dtype), np.zeros(2)
+    opt = op.SGD(w, 0.25, lambda step: momenta[step], nesterov=True, form=form)
+    expected, grad = np.array([1.0, 2.0]), np.array([4.0, -8.0])
+    for momentum in momenta:
+        opt.step(grad.astype(dtype))
+        v = momentum * v + grad
+        expected = expected - 0.25 * (momentum * v + grad)
+        np.testing.assert_array_equal(w, expected)
 
 
 class Schedule:

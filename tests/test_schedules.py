@@ -10,12 +10,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import onepass as op
 from helpers import digest
 from onepass import schedules as s
+from onepass.schedules import _foreign
 from test_registry import assert_documented, section
 
 PURE = {
@@ -86,6 +87,38 @@ def test_documentation_is_whole(name):
         )
 
 
+@pytest.mark.parametrize(
+    ("make", "name", "hint"),
+    [
+        (lambda **given: s.cosine(steps=9, **given), "lr", " (here it is initial)"),
+        (lambda **given: s.cosine(1.0, **given), "T_max", " (here it is steps)"),
+        (lambda **given: s.cosine(1.0, 9, **given), "eta_min", " (here it is final)"),
+        (lambda **given: s.cosine(1.0, 9, **given), "finall", " (perhaps final)"),
+        (lambda **given: s.cosine(1.0, 9, **given), "speed", ""),
+        (lambda **given: s.cosine_restarts(1.0, 9, **given), "T_mult", " (here it is multiplier)"),
+        (lambda **given: s.one_cycle(steps=9, **given), "max_lr", " (here it is peak)"),
+        (lambda **given: s.step_decay(1.0, **given), "step_size", " (here it is every)"),
+        (lambda **given: s.step_decay(1.0, 9, **given), "gamma", " (here it is factor)"),
+        (lambda **given: s.piecewise(1.0, **given), "milestones", " (here it is boundaries)"),
+        (lambda **given: s.ReduceOnPlateau(1.0, **given), "eta_min", " (here it is min_lr)"),
+    ],
+)
+def test_an_unknown_name_says_what_is_meant_and_then_what_is_known(make, name, hint):
+    with pytest.raises(TypeError) as caught:
+        make(**{name: 1.0})
+    start = f"{name}: expected one of the arguments, got an unknown name{hint}; they are "
+    assert str(caught.value).startswith(start)
+
+
+def test_names_of_other_libraries_mean_arguments_that_there_are():
+    known = {each for name in s.__all__ for each in getattr(s, name).checks}
+    for meant in _foreign.NAMES.values():
+        assert set(meant) <= known
+    for name in s.__all__:
+        arguments = inspect.signature(getattr(s, name)).parameters
+        assert list(arguments) == list(getattr(s, name).checks)
+
+
 def test_equal_copied_pickled_printed(schedule):
     twins = [copy.deepcopy(schedule), pickle.loads(pickle.dumps(schedule))]
     twins.append(eval(repr(schedule), vars(s).copy()))
@@ -101,7 +134,6 @@ def test_an_optimizer_uses_it(schedule):
     assert [opt.step(np.ones(3)).lr for _ in range(50)] == values(schedule, 50)
 
 
-@settings(deadline=None)
 @given(step=st.integers(0, 10**9))
 @pytest.mark.parametrize("name", PURE)
 def test_values_are_finite_numbers_between_zero_and_the_largest(name, step):
@@ -177,14 +209,12 @@ def test_step_decay_of_the_lectures():
     np.testing.assert_allclose([tenth(t) for t in (29, 30, 59, 60)], [1, 0.1, 0.1, 0.01])
 
 
-@settings(deadline=None)
 @given(rate=st.floats(0, 10), step=st.integers(0, 10_000))
 def test_exponential_and_inverse_time(rate, step):
     assert s.exponential(0.5, rate)(step) == 0.5 * math.exp(-rate * step)
     assert s.inverse_time(0.5, rate)(step) == 0.5 / (1 + rate * step)
 
 
-@settings(deadline=None)
 @given(low=st.floats(0, 1), high=st.floats(0, 1), steps=st.integers(1, 1000), data=st.data())
 def test_cosine_and_polynomial(low, high, steps, data):
     t = data.draw(st.integers(0, steps))
@@ -197,7 +227,6 @@ def test_cosine_and_polynomial(low, high, steps, data):
     assert s.cosine(high, steps, low)(steps) == low
 
 
-@settings(deadline=None)
 @given(t=st.integers(0, 10**6), maximum=st.sampled_from([0.999, 0.995, 0.99, 0.9, 0]))
 def test_momentum_of_sutskever(t, maximum):
     expected = min(1 - 2 ** (-1 - math.log2(t // 250 + 1)), maximum)
@@ -365,7 +394,6 @@ def used(errors=(1.0, 2.0), **options):
     return schedule
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(), max_size=8), st.lists(st.floats(), max_size=8), st.integers(0, 2))
 def test_memory_continues_where_it_was(before, after, patience):
     options = {"patience": patience, "cooldown": 1}

@@ -163,17 +163,37 @@ def test_one_bad_batch_does_not_end_a_range_test():
     assert not range_test(opt, lambda: (next(losses), np.ones(1)), steps=20).diverged
 
 
-def test_the_rate_is_that_of_all_groups():
-    groups = [{"params": np.ones(1), "lr": 1.0}, {"params": np.ones(1), "lr": 2.0}]
-    opt = op.SGD(groups)
+@pytest.mark.parametrize(
+    ("make", "fractions"),
+    [
+        (lambda p: op.SGD(p, lr={"a": 1.0, "b": 2.0, "c": 0.5}), (0.5, 1, 0.25)),
+        (lambda p: op.SGD(p, 8.0, overrides=op.layer_decay(0.5, ["c", "b", "a"])), (1, 0.5, 0.25)),
+        (
+            lambda p: op.SGD(p, lambda _: 8.0, overrides={"b": {"lr_scale": 0.5}, "c": {"lr": 4}}),
+            (1, 0.5, 0.5),
+        ),
+        (lambda p: op.SGD(p, overrides={"b": {"lr": 0.0}}), (1, 0, 1)),
+        (lambda p: op.SGD(p, lr=0.0), (1, 1, 1)),
+    ],
+    ids=["by pattern", "layer decay", "scale of a schedule", "one of 0", "all of 0"],
+)
+def test_groups_keep_their_fractions_of_the_largest_rate(make, fractions):
+    params = {name: np.ones(1) for name in "abc"}
+    opt = make(params)
+    grads = dict.fromkeys(params, np.ones(1))
     seen = []
 
     def loss_and_grads():
-        seen.append([group["lr"] for group in opt.param_groups])
-        return 1.0, [np.ones(1)] * 2
+        rates = {}
+        for group in opt.param_groups:
+            for name, param in params.items():
+                if any(param is own for own in group["params"]):
+                    rates[name] = group["lr"]
+        seen.append([rates[name] for name in params])
+        return 1.0, grads
 
     curve = range_test(opt, loss_and_grads, steps=5)
-    assert seen == [[lr, lr] for lr in curve.lrs]
+    assert seen == [[lr * fraction for fraction in fractions] for lr in curve.lrs]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

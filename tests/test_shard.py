@@ -7,8 +7,10 @@ import copy
 import itertools
 import math
 import pickle
+import threading
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -19,9 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import onepass as op
-from communicators import Communicator, communicators, on_ranks, outcomes
+from communicators import Communicator, Interrupted, communicators, on_ranks, outcomes
 from helpers import CASES, accepts, assert_same_bits, case_id, digest, one_of_each, shape_of_state
 from onepass import formats
+from onepass._shard import sharded as sharded_module
 from onepass._shard.cut import BLOCK, Cut, Layout
 
 BF16 = ml_dtypes.bfloat16
@@ -664,6 +667,96 @@ class TestErrors:
             opt.step(self.grads(rank))
 
 
+class TestInterrupts:
+    CALLS = (
+        lambda opt, _: opt.step(np.ones(9000, np.float32)),
+        lambda opt, _: opt.accumulate(np.ones(9000, np.float32)),
+        lambda opt, _: opt.state_dict(),
+        lambda opt, path: opt.save(path / f"{id(opt)}.npz"),
+        lambda opt, _: opt.averaged(),
+    )
+
+    @pytest.mark.parametrize(("culprit", "error"), [(0, KeyboardInterrupt), (1, MemoryError)])
+    @pytest.mark.parametrize("call", CALLS, ids=["step", "accumulate", "state", "save", "averaged"])
+    def test_after_a_call_that_ended_on_one_rank_alone_it_sends_no_more(
+        self, call, culprit, error, tmp_path
+    ):
+        """Else the others would take the next call's messages for those that they wait for."""
+        for count in itertools.count():
+            was_interrupted = False
+
+            def body(comm, count=count):
+                nonlocal was_interrupted
+                own = Interrupted(comm, error)
+                opt = op.Adam(op.shard(np.ones(9000, np.float32), own), ema_decay=0.9)
+                opt.step(np.ones(9000, np.float32))
+                if comm.rank == culprit:
+                    own.left = count
+                try:
+                    call(opt, tmp_path)
+                except error:
+                    was_interrupted = True
+                    sent = comm.calls
+                    for other in self.CALLS:
+                        with pytest.raises(RuntimeError, match="expected all ranks in the same ca"):
+                            other(opt, tmp_path)
+                    assert comm.calls == sent
+                    raise
+
+            found = outcomes(3, body)
+            if not was_interrupted:
+                break
+            assert isinstance(found.pop(culprit), error)
+            for other in found:
+                assert other is None or isinstance(other, threading.BrokenBarrierError)
+        assert count > 1
+        assert found == [None] * 3
+
+    @pytest.mark.parametrize("name", ["state_like", "checkpoint.to_gather"])
+    def test_memory_that_one_rank_lacks_is_an_error_on_all(self, name, monkeypatch):
+        """Of sums and of whole arrays: it is taken before the ranks agree."""
+
+        def body(comm):
+            w = np.ones(9000, np.float32)
+            opt = op.Adam(op.shard(w, comm))
+            for call in (lambda: opt.step(np.ones_like(w)), opt.state_dict):
+                lacks.rank = comm.rank
+                before = digest(w)
+                with suppress(MemoryError, ValueError):
+                    call()
+                    continue
+                assert digest(w) == before
+                lacks.rank = None
+                call()
+            lacks.rank = None
+            return digest(w, opt.state_dict())
+
+        lacks = threading.local()
+        *_, attribute = name.split(".")
+        owner = sharded_module.checkpoint if "." in name else sharded_module
+        real = getattr(owner, attribute)
+
+        def scarce(*args):
+            if getattr(lacks, "rank", None) == 1:
+                raise MemoryError
+            return real(*args)
+
+        monkeypatch.setattr(owner, attribute, scarce)
+        assert len(set(on_ranks(3, body))) == 1
+
+    def test_one_process_goes_on(self):
+        """Nobody waits for it."""
+        (comm,) = communicators(1)
+        own, w = Interrupted(comm, KeyboardInterrupt), np.ones(3)
+        opt = op.SGD(op.shard(w, own), lr=1.0)
+        opt.step(np.ones(3))
+        own.left = 1
+        with pytest.raises(KeyboardInterrupt):
+            opt.step(np.ones(3))
+        assert opt.step(np.ones(3)).step == 2
+        np.testing.assert_array_equal(w, -1)
+
+
 class TestRefusals:
     (comm,) = communicators(1)
 
@@ -729,6 +822,11 @@ class TestRefusals:
         del names[missing]
         with pytest.raises(TypeError, match=f"comm: expected .* with {missing}, got Fake"):
             op.shard(np.ones(3), type("Fake", (), names)())
+
+    def test_a_range_test(self):
+        opt = op.Adam(op.shard(np.ones(3), self.comm))
+        with pytest.raises(ValueError, match="^optimizer: expected one without op.shard"):
+            op.search.range_test(opt, lambda: (1.0, np.ones(3)))
 
     def test_a_parameter_with_gaps(self):
         with pytest.raises(ValueError, match="without gaps"):

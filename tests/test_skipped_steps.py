@@ -299,7 +299,7 @@ def test_a_limit_that_is_the_norm_itself_for_any_number_of_threads(optimizer, dt
     grad_scale=st.floats(1e-3, 1e5),
     nonfinite=st.sampled_from(["propagate", "skip"]),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_gradients(values, limit, grad_scale, nonfinite):
     grad = np.array(values, np.float32)
     w = np.ones_like(grad)

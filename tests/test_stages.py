@@ -239,7 +239,7 @@ numbers = {
     seed=st.integers(0, 1000),
     dtype=st.sampled_from([np.float32, np.float64]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_options(optimizer, options, sizes, grad_scale, seed, dtype):
     rng = np.random.default_rng(seed)
     options = {name: value for name, value in options.items() if value is not None}

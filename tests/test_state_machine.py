@@ -267,7 +267,6 @@ def test_saved_at_any_moment(optimizer):
     machine.TestCase.settings = settings(
         max_examples=15,
         stateful_step_count=25,
-        deadline=None,
         suppress_health_check=list(HealthCheck),
     )
     machine.TestCase().runTest()

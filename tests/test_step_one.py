@@ -337,7 +337,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     turns=st.lists(st.integers(0, 3), min_size=1, max_size=9),
     saved=st.lists(st.integers(0, 8), max_size=2),
@@ -507,6 +507,30 @@ def test_inside_a_turn():
 
     assert opt.step_one(0, Gradient()).step == 1
     assert opt.step_one(1, ONE).step == 1
+
+
+@pytest.mark.parametrize("why", ["nonfinite", "skip_grad_norm"])
+@pytest.mark.parametrize("by_rows", [False, True])
+@pytest.mark.parametrize("new_arrays", [False, True])
+def test_a_step_that_is_skipped_leaves_the_round_open(why, by_rows, new_arrays):
+    """It changes nothing but its own count: the round's numbers stay, and so does its count."""
+    params, opt = sgd(2, lr=lambda step: 1.0 / (1 + step))
+    opt.step_one(0, ONE)
+    step = (lambda grads: opt.step_rows(dict(enumerate(grads)))) if by_rows else opt.step
+    large = np.full(1, np.nan if why == "nonfinite" else 2.0)
+    setattr(opt, why, "skip" if why == "nonfinite" else 1.5)
+    if new_arrays:
+        opt.param_groups[0]["ema_decay"] = 0.5
+    before, state = values(params), opt.state_dict()
+    info = step([large, ONE])
+    assert info.skipped
+    assert info.step == 1
+    assert values(params) == before
+    state["step_options"]["skipped_steps"] = 1
+    assert digest(opt.state_dict()) == digest(state)
+    setattr(opt, why, "propagate" if why == "nonfinite" else None)
+    assert opt.step_one(1, ONE)[:2] == (1, 1.0)
+    assert opt.step([ONE, ONE])[:2] == (2, 0.5)
 
 
 def test_a_range_test_in_an_open_round():

@@ -6,7 +6,7 @@ import math
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -350,7 +350,6 @@ def test_every_code_of_every_scale_is_read_and_written():
     step=st.integers(1, 2**52),
     shift=st.integers(0, 254),
 )
-@settings(deadline=None)
 def test_any_number_is_rounded_as_the_reference_rounds(bits, small, rounding, seed, step, shift):
     if shift:  # few binades, or most blocks were not finite
         bits = bits & np.uint32(0x81FFFFFF) | np.uint32(min(shift, 250) << 23)

@@ -108,7 +108,7 @@ def changed(tree, label=""):
             yield rebuilt([*pairs[:i], (step, other), *pairs[i + 1 :]]), where
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(tree=trees)
 def test_any_structure(tree):
     opt = op.SGD(tree, momentum=0.9)

@@ -17,6 +17,7 @@ import onepass as op
 from commands import draw_coarsely, run, start
 from onepass import _extras
 from onepass.lab import cli
+from onepass.lab._arguments import SEED
 from onepass.lab._picture import COLOURS
 from onepass.lab.surface import SURFACES, Trajectory, animation, panels, report, walkers
 from onepass.lab.surface.batches import draw_batches
@@ -116,7 +117,7 @@ def test_a_column_for_each_batch_size(tmp_path, capsys):
     assert [name for _, name, _ in rows] == ["SGD", "Momentum", "Nesterov"] * 3
     sizes = [1] * 3 + [10] * 3 + [None] * 3
     for (_, name, last), size in zip(rows, sizes, strict=True):
-        path = walkers()[name].descend(SURFACES["sparse"], steps=20, batch_size=size)
+        path = walkers()[name].descend(SURFACES["sparse"], steps=20, batch_size=size, seed=SEED)
         assert last == f"{path.losses[-1]:.2g}"
 
 

@@ -35,7 +35,7 @@ OPTIONS = st.fixed_dictionaries(
     options=OPTIONS,
     offset=st.integers(0, 15),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_number_of_threads_gives_the_bits_of_one(optimizer, threads, tensors, options, offset):
     rng = np.random.default_rng(1)
     room = rng.normal(size=300_000 + 16)

@@ -23,7 +23,9 @@ import onepass as op
 from commands import draw_nothing, run, start, strict_json
 from helpers import shaped
 from onepass.lab import cli
+from onepass.lab._arguments import SEED
 from onepass.lab.compare.contenders import contenders
+from onepass.lab.compare.schedules import SCHEDULES
 from onepass.lab.compare.training import Measurement
 from onepass.lab.tune import each, picture, report, search
 from onepass.lab.tune.search import Search, quiet
@@ -80,7 +82,7 @@ def scripted(monkeypatch, *curves):
 CHOICES = {
     "lr": 0.25, "momentum": 0.75, "beta1": 0.625, "beta2": 0.9, "beta3": 0.99, "batch_size": 16,
     "layers": 3, "units_1": 32, "units_2": 16, "units_3": 64, "dropout": 0.125,
-    "batch_norm": False, "state_format": "float32",
+    "batch_norm": False, "state_format": "float32", "weight_decay": 0.01, "schedule": "one_cycle",
 }  # fmt: skip
 """What a trial may choose."""
 
@@ -95,6 +97,10 @@ class TestSearchSpace:
         expected = {**known.settings, "lr": 0.25, **({"momentum": 0.75} if has_momentum else {})}
         if betas := known.hyperparameters.get("betas"):
             expected["betas"] = (0.625, 0.9, 0.99)[: len(betas)]
+        if name != "Rprop":  # which takes neither
+            expected["weight_decay"] = 0.01
+            assert recipe.schedule == "one_cycle"
+        assert ("weight_decay" in trial.params) == ("schedule" in trial.params) == (name != "Rprop")
         assert run.contender.settings == expected
         assert run.contender.optimizer is contenders()[name].optimizer
         assert ("momentum" in trial.params) == has_momentum
@@ -115,6 +121,8 @@ class TestSearchSpace:
         assert (spaces["layers"].low, spaces["layers"].high) == (1, 10)
         assert (spaces["dropout"].low, spaces["dropout"].high) == (0, 0.5)
         assert set(spaces["batch_norm"].choices) == {True, False}
+        assert set(spaces["schedule"].choices) < set(SCHEDULES)
+        assert spaces["weight_decay"].choices == (0, 1e-4, 1e-3, 1e-2, 1e-1)
         for name in ("batch_size", "units_1"):
             assert all(math.log2(choice).is_integer() for choice in spaces[name].choices)
 
@@ -129,13 +137,15 @@ class TestSearchSpace:
     def test_one_value_alone(self, tmp_path):
         one = Settings(
             "wine", 1, ("Adam",), 0, lr=(0.01, 0.01), layers=(2, 2), units=(8,), dropout=(0, 0),
-            batch_size=(None,), batch_norm=(False,), state_format=("q8",),
+            batch_size=(None,), batch_norm=(False,), state_format=("q8",), schedule=("polynomial",),
+            weight_decay=(0.5,),
         )  # fmt: skip
         run, recipe = one.suggest(done(tmp_path, 1, one).trials[0])
         assert run.contender.lr == 0.01
         assert not run.batch_norm
         assert (recipe.hidden, recipe.dropout, recipe.batch_size) == ((8, 8), 0, None)
-        assert recipe.state_format == "q8"
+        assert (recipe.state_format, recipe.schedule) == ("q8", "polynomial")
+        assert run.contender.hyperparameters["weight_decay"] == 0.5
 
     def test_one_row_a_step_has_no_batch_norm(self):
         one = Settings("wine", 1, ("Adam",), 0, batch_size=(1, 2))
@@ -353,7 +363,7 @@ class TestPictures:
         scripted(monkeypatch, *[[1.0, 0.5]] * 3)
         settings = Settings(
             "wine", 1, ("RMSprop",), 0, layers=(2, 2), units=(32,), dropout=(0, 0),
-            batch_norm=(True,),
+            batch_norm=(True,), schedule=("cosine",), weight_decay=(0.0,),
         )  # fmt: skip
         figures = self.drawn(done(tmp_path, 3, settings).study, tmp_path, monkeypatch)
         *panels, _colours = figures[2].axes
@@ -376,6 +386,7 @@ class TestPictures:
         assert {trial.params["optimizer"] for trial in study.trials} == {*settings.optimizers}
         _, importances, slices, parallel = self.drawn(study.study, tmp_path, monkeypatch)
         shared = {"optimizer", "lr", "layers", "units_1", "dropout", "batch_size", "batch_norm"}
+        shared |= {"schedule", "weight_decay"}
         names = {text.get_text() for text in importances.axes[0].get_yticklabels()}
         assert names <= shared
         names = {text.get_text() for text in parallel.axes[0].get_xticklabels()}
@@ -384,6 +395,11 @@ class TestPictures:
         names = {axes.get_xlabel() for axes in panels}
         assert {"beta1", "units_1"} <= names
         assert not {name for name in names if name.startswith("units_")} - {"units_1"}
+        assert slices.axes[-1].get_ylabel() == "trial"
+        order = [text.get_text() for text in parallel.axes[0].get_xticklabels()]
+        numbers = (slices.axes[-1], parallel.axes[order.index("layers") - len(order)])
+        for axes in numbers:  # there are no half trials, nor half layers
+            assert all(float(tick).is_integer() for tick in axes.get_yticks())
         boxes = [axes.get_window_extent() for axes in slices.axes]
         for i, box in enumerate(boxes):
             assert not any(box.overlaps(other) for other in boxes[:i])
@@ -392,8 +408,8 @@ class TestPictures:
 class TestCommand:
     def test_end_to_end(self, tmp_path):
         out = tmp_path / "deep" / "folder"
-        options = ("--data", "wine", "--epochs", 2, "--trials", 6, "--optimizer", "adam", "SGD")
-        finished = run("tune", *options, "--out", out, COLUMNS="100")
+        options = ("-d", "wine", "--epochs", 2, "--trials", 6, "--optimizer", "adam", "SGD")
+        finished = run("tune", *options, "-o", out, COLUMNS="120")
         assert finished.returncode == 0, finished.stderr
         assert finished.stderr == ""  # neither Optuna's log nor a progress bar
         assert "\x1b" not in finished.stdout
@@ -416,10 +432,12 @@ class TestCommand:
         assert best["number"] == ranking[0]["number"]
         start = next(i for i, line in enumerate(lines) if set(line) == {"─"}) + 1
         for line, trial in zip(lines[start:], ranking[:5], strict=False):
-            number, optimizer, lr, *betas, batch_size, layers, _of, units = line.split()[:-4]
-            dropout, batch_norm, loss, score = line.split()[-4:]
+            number, optimizer, lr, *rest = line.split()
+            *betas, decay, schedule, size, layers, _of, units = rest[:-4]
+            dropout, batch_norm, loss, score = rest[-4:]
             assert (int(number), optimizer) == (trial["number"], trial["optimizer"])
-            assert (float(lr), int(batch_size)) == (trial["lr"], trial["batch_size"])
+            assert (float(lr), int(size)) == (trial["lr"], trial["batch_size"])
+            assert (float(decay), schedule) == (trial["weight_decay"], trial["schedule"])
             assert betas == ([f"{beta:g}" for beta in trial["betas"] or ()] or ["-"])
             hidden = trial["hidden"]
             low, _, high = units.partition("-")
@@ -432,7 +450,7 @@ class TestCommand:
         assert f"  {best['python']}" in lines
         assert f"  {best['compare']}" in lines
         for words in (best["python"], best["compare"], written["made_by"]["command"]):
-            assert f"<pre>{html.escape(words)}</pre>" in page
+            assert f"<pre>{words}</pre>" in html.unescape(page)
 
     @pytest.mark.parametrize(
         ("name", "batch_norm"),
@@ -446,6 +464,7 @@ class TestCommand:
         settings = Settings(
             "wine", 2, (name,), seed=4, layers=(2, 3), units=(32, 64, 128), dropout=(0.1, 0.5),
             batch_norm=(batch_norm,), state_format=("q8",), batch_size=(32, None),
+            schedule=("one_cycle",), weight_decay=(0.01,),
         )  # fmt: skip
         study = done(tmp_path, 1, settings)
         (best,) = study.ranking
@@ -494,9 +513,19 @@ class TestCommand:
         with pytest.raises(SystemExit) as ended:
             cli.main([*command, "--resume", "--seed", "1"])
         assert ended.value.code == 2
-        assert "--resume: expected seed as it was, 0, got 1" in capsys.readouterr().err
+        assert f"--resume: expected seed as it was, {SEED}, got 1" in capsys.readouterr().err
         assert cli.main([*command, "--trials", "1", "--force"]) == 0
         assert len(strict_json(tmp_path / "results.json")["trials"]) == 1
+
+    def test_resume_with_short_options(self, tmp_path, monkeypatch):
+        """They and the long ones take each other's place, with the value in one word or two."""
+        draw_nothing(monkeypatch)
+        first = ["tune", "-dwine", "--epochs", "1", "--trials", "1", "-o", str(tmp_path)]
+        assert cli.main(first) == 0
+        for more in (["--out", str(tmp_path), "--data", "wine"], [f"-o{tmp_path}", "-d", "wine"]):
+            assert cli.main(["tune", *more, "--resume"]) == 0
+            command = shlex.split(strict_json(tmp_path / "results.json")["made_by"]["command"])
+            assert command == ["onepass", "tune", "--epochs", "1", "--trials", "1", *more]
 
     def test_optuna_logs_as_before(self, tmp_path, capsys):
         optuna.logging.set_verbosity(optuna.logging.INFO)
@@ -525,7 +554,7 @@ class TestCommand:
         trials = strict_json(tmp_path / "results.json")["trials"]
         assert len(trials) >= 3
         settings = Settings(
-            "wine", 20, tuple(contenders()), 0, layers=(2, 2), units=(32,), dropout=(0, 0),
+            "wine", 20, tuple(contenders()), SEED, layers=(2, 2), units=(32,), dropout=(0, 0),
             batch_norm=(True,),
         )  # fmt: skip
         with_resume = Search(settings, tmp_path, resume=True)
@@ -555,6 +584,9 @@ class TestCommand:
             (["--dropout", "0", "1"], "--dropout: expected a number in [0, 1), got '1'"),
             (["--dropout", "nan"], "--dropout: expected a number in [0, 1), got 'nan'"),
             (["--batch-size", "0"], "--batch-size: expected an integer >= 1 or all, got '0'"),
+            (["--weight-decay", "-1"], "--weight-decay: expected a finite number >= 0, got '-1'"),
+            (["--weight-decay", "inf"], "--weight-decay: expected a finite number >= 0, got 'inf'"),
+            (["--schedule", "linear"], "--schedule: expected one of constant, step_decay, "),
             (["--state-format", "q4"], "--state-format: expected one of float32, bf16, q8, got "),
             (
                 ["--state-format", "q8", "--optimizer", "rprop"],
@@ -577,9 +609,14 @@ class TestCommand:
         draw_nothing(monkeypatch)
         options = "--layers 2 --units 8 16 --lr 0.01 0.1 --dropout 0.2 --batch-size all 32"
         options += " --no-batch-norm --state-format q8 --optimizer rprop adam lion"
+        options += " --schedule polynomial --weight-decay 0 0.02"
         command = ["tune", "--data", "wine", "--epochs", "1", "--trials", "4", *options.split()]
         assert cli.main([*command, "--out", str(tmp_path)]) == 0
-        assert "without Rprop: the state has to be float32" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert "without Rprop: the state has to be float32" in said
+        assert "learning rate polynomial, a trial's lr is the peak" in said
+        assert re.search(r"state\s+in\s+q8", said)
+        assert "# lr: the peak of polynomial" in said
         for trial in strict_json(tmp_path / "results.json")["trials"]:
             assert trial["optimizer"] in ("Adam", "Lion")
             assert len(trial["hidden"]) == 2
@@ -589,6 +626,8 @@ class TestCommand:
             assert trial["batch_size"] in (None, 32)
             assert not trial["batch_norm"]
             assert trial["state_format"] == "q8"
+            assert trial["schedule"] == "polynomial"
+            assert trial["weight_decay"] in (0, 0.02)
 
     def test_help(self, capsys):
         with pytest.raises(SystemExit) as ended:
@@ -649,14 +688,15 @@ class TestEach:
         assert self.tuned(tmp_path, "--trials", "3") == 0
         lines = capsys.readouterr().out.splitlines()
         assert lines[-1] == str(tmp_path / "results.json")
-        assert "3 trials of up to 2 epochs for each optimizer and data set, seed 0" in lines[0]
+        told = f"3 trials of up to 2 epochs for each optimizer and data set, seed {SEED}"
+        assert told in lines[0]
         written = strict_json(tmp_path / "results.json")["studies"]
         found = [(each["settings"]["data"], *each["settings"]["optimizers"]) for each in written]
         assert found == [(d, o) for d in ("wine", "diabetes") for o in ("SGD", "Adam")]
         rows = {row[0]: row[1:] for line in lines if (row := line.split())}
         for study, (data, name) in zip(written, found, strict=True):
             assert len(study["trials"]) == 3
-            assert [again["seed"] for again in study["again"]] == [1, 2, 3]
+            assert [again["seed"] for again in study["again"]] == [SEED + 1, SEED + 2, SEED + 3]
             loss, score, deviation = rows[name][:3] if data == "wine" else rows[name][3:]
             scores = [again["score"] for again in study["again"]]
             losses = [again["validation_loss"] for again in study["again"]]
@@ -670,8 +710,8 @@ class TestEach:
         assert self.tuned(tmp_path, *options) == 0
         study = strict_json(tmp_path / "results.json")["studies"][1]
         command = shlex.split(study["compare"])
-        assert command[-4:] == ["--seed", "0", "--seeds", "1"]
-        command[-4:] = ["--seed", "1", "--seeds", "3", "--out", str(tmp_path / "compare")]
+        assert command[-4:] == ["--seed", str(SEED), "--seeds", "1"]
+        command[-4:] = ["--seed", str(SEED + 1), "--seeds", "3", "--out", str(tmp_path / "compare")]
         assert cli.main(command[1:]) == 0
         (entry,) = strict_json(tmp_path / "compare" / "results.json")["entries"]
         scores = [run_["curve"]["score"][-1] for run_ in entry["runs"]]

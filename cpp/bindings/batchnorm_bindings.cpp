@@ -2,6 +2,7 @@
 // is written.
 #include "batchnorm_bindings.hpp"
 
+#include <array>
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
@@ -121,13 +122,17 @@ double train_piece(Call& call, PieceSums& moments, double eps, const Statistics&
   return moments.count();
 }
 
-// `moments`: null where x is the whole batch.
-PyObject* train(const Train& given, PieceSums* moments, std::initializer_list<PyObject*> arrays) {
+// `moments`: null where x is the whole batch; `sums`: their arrays, where the caller gives them.
+PyObject* train(const Train& given, PieceSums* moments = nullptr,
+                std::array<PyObject*, 3> sums = {Py_None, Py_None, Py_None}) {
   const double eps = batch_norm_settings->eps.read(given.eps);
   const bool unbiased = batch_norm_settings->unbiased_running_var.is_on(given.unbiased_running_var);
   const bool skip_nonfinite = batch_norm_settings->nonfinite.is_on(given.nonfinite);
   py::tuple result(3);
-  Call call(given, arrays, moments != nullptr);
+  Call call(given,
+            {given.x, sums[0], sums[1], sums[2], given.weight, given.bias, given.running_mean,
+             given.running_var, given.num_batches_tracked, given.residual, given.out},
+            moments != nullptr);
   Running running(call, given.running_mean, given.running_var, given.num_batches_tracked,
                   given.momentum, skip_nonfinite);
   if (moments) {
@@ -153,12 +158,6 @@ PyObject* train(const Train& given, PieceSums* moments, std::initializer_list<Py
   running.update(unbiased ? n / (n - 1) : 1.0, {batch.mean, var.size()}, var);
   fill(result, {&y, &mean, &invstd});
   return result.release().ptr();
-}
-
-PyObject* train(const Train& given) {
-  return train(given, nullptr,
-               {given.x, given.weight, given.bias, given.running_mean, given.running_var,
-                given.num_batches_tracked, given.residual, given.out});
 }
 
 PyObject* infer(const Common& given, PyObject* mean, PyObject* var, double eps) {
@@ -203,11 +202,14 @@ void backward_piece(Call& call, PieceSums& sums, const Statistics& batch, const 
       [&](auto& batch_norm) noexcept { batch_norm.input_gradient(batch, all, sums.count()); });
 }
 
-// `sums`: null where x is the whole batch.
-PyObject* backward(const Backward& given, PieceSums* sums,
-                   std::initializer_list<PyObject*> arrays) {
+// `sums`: null where x is the whole batch; `both`: their arrays, where the caller gives them.
+PyObject* backward(const Backward& given, PieceSums* sums = nullptr,
+                   std::array<PyObject*, 2> both = {Py_None, Py_None}) {
   py::tuple result(given.residual == Py_None ? 3 : 4);
-  Call call(given, arrays, sums != nullptr);
+  Call call(given,
+            {given.dy, given.x, both[0], both[1], given.mean, given.scale, given.weight, given.bias,
+             given.residual, given.out, given.weight_grad, given.bias_grad},
+            sums != nullptr);
   call.dy = check_like_channels(given.dy, Argument{"dy"}, call.x, call.arguments);
   const bool frozen = given.eps.has_value();
   const ChannelVector means = call.statistic(given.mean, frozen ? "mean" : "saved_mean");
@@ -243,12 +245,6 @@ PyObject* backward(const Backward& given, PieceSums* sums,
   fill(result, {&dx, &dweight, &dbias});
   if (dresidual) PyTuple_SET_ITEM(result.ptr(), 3, dresidual.release().ptr());
   return result.release().ptr();
-}
-
-PyObject* backward(const Backward& given) {
-  return backward(given, nullptr,
-                  {given.dy, given.x, given.mean, given.scale, given.weight, given.bias,
-                   given.residual, given.out, given.weight_grad, given.bias_grad});
 }
 
 // The functions as functional.py and _passes.py declare them; the values in the order of the names.
@@ -298,18 +294,22 @@ PyObject* batch_norm_infer_backward(PyObject* const* values) {
                    Py_None});
 }
 
+// What a layer's training is given; `rest` follows x, or a piece's moments.
+Train of_layer(PyObject* x, PyObject* const* rest) {
+  const auto& [weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps, axis,
+               unbiased_running_var, nonfinite, relu, residual, out, num_threads] = take<14>(rest);
+  return {{x, weight, bias, axis, relu, residual, out, num_threads},
+          running_mean,
+          running_var,
+          num_batches_tracked,
+          momentum == Py_None ? none : batch_norm_settings->momentum.read(momentum),
+          eps,
+          unbiased_running_var,
+          nonfinite};
+}
+
 PyObject* layer_train(PyObject* const* values) {
-  const auto& [x, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps, axis,
-               unbiased_running_var, nonfinite, relu, residual, out, num_threads] =
-      take<15>(values);
-  return train({{x, weight, bias, axis, relu, residual, out, num_threads},
-                running_mean,
-                running_var,
-                num_batches_tracked,
-                momentum == Py_None ? none : batch_norm_settings->momentum.read(momentum),
-                eps,
-                unbiased_running_var,
-                nonfinite});
+  return train(of_layer(values[0], values + 1));
 }
 
 PyObject* layer_backward(PyObject* const* values) {
@@ -340,22 +340,10 @@ PyObject* piece_moments(PyObject* const* values) {
 }
 
 PyObject* piece_train(PyObject* const* values) {
-  const auto& [x, count, center, sum, square, exchange, weight, bias, running_mean, running_var,
-               num_batches_tracked, momentum, eps, axis, unbiased_running_var, nonfinite, relu,
-               residual, out, num_threads] = take<20>(values);
+  const auto& [x, count, center, sum, square, exchange] = take<6>(values);
   PyObject* const whole[] = {count, center, sum, square};
   PieceSums moments(moment_names, whole, exchange);
-  return train({{x, weight, bias, axis, relu, residual, out, num_threads},
-                running_mean,
-                running_var,
-                num_batches_tracked,
-                momentum == Py_None ? none : batch_norm_settings->momentum.read(momentum),
-                eps,
-                unbiased_running_var,
-                nonfinite},
-               &moments,
-               {x, center, sum, square, weight, bias, running_mean, running_var,
-                num_batches_tracked, residual, out});
+  return train(of_layer(x, values + 6), &moments, {center, sum, square});
 }
 
 PyObject* piece_gradient_sums(PyObject* const* values) {
@@ -388,9 +376,7 @@ PyObject* piece_backward(PyObject* const* values) {
                    std::nullopt,
                    weight_grad,
                    bias_grad},
-                  &sums,
-                  {dy, x, product, sum, saved_mean, saved_invstd, weight, bias, residual, out,
-                   weight_grad, bias_grad});
+                  &sums, {product, sum});
 }
 
 }  // namespace

@@ -59,7 +59,9 @@ std::vector<py::ssize_t> memory_order(const View& view) {
 
 void check_like(const View& view, Argument argument, const View& x) {
   if (!view.has_dtype_of(x)) {
-    fail_type(argument, "x's dtype " + dtype_name(x.array()), dtype_name(view.array()));
+    std::string got = dtype_name(view.array());
+    if (!argument.written()) got += std::string(" (pass ") + argument.name + ".astype(x.dtype))";
+    fail_type(argument, "x's dtype " + dtype_name(x.array()), got);
   }
   if (view.rank == x.rank && std::equal(view.shape(), view.shape() + view.rank, x.shape())) return;
   check_same_shape(view.array(), argument, x.array(), "x's");  // says what differs

@@ -217,7 +217,7 @@ class Engine {
   [[gnu::cold]] bool step_with_others(Arrangement& arrangement, const Call& call,
                                       const std::function<void()>& check, const py::object& info);
   [[gnu::cold]] void check_exchange(py::handle exchange) const;
-  [[gnu::cold]] void step_and_arrange(const Call& call, const py::object& info);
+  [[gnu::cold]] bool step_and_arrange(const Call& call, const py::object& info);
   Source gather(py::handle grads);
   void take_bound(const char* missing);
 
@@ -257,7 +257,7 @@ class Engine {
   Round round_;
 };
 
-// Closes the round that is open, and opens it again where the call that does so fails.
+// Closes the round that is open, and opens it again where the call that does so fails or skips.
 class ClosedRound {
  public:
   [[gnu::cold]] explicit ClosedRound(Engine& engine);

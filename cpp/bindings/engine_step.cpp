@@ -105,27 +105,25 @@ py::object Engine::step(py::handle grads, bool by_rows, double grad_scale, bool 
   options.is_left_out = left_out_ > 0 && gathered_ == 0;
   options.num_threads = num_threads;
   options.stats = stats;
-  if (is_arranged_) {
-    step_in(now_, call, info);
-  } else {
-    step_and_arrange(call, info);
-  }
-  if (closed) closed->keep();
+  const bool skipped = is_arranged_ ? step_in(now_, call, info) : step_and_arrange(call, info);
+  if (closed && !skipped) closed->keep();
   if (!stats) last_info_ = info;  // one with stats serves no other step
   return info;
 }
 
-// One that needs other arrays than there are: they are kept only if it steps.
-void Engine::step_and_arrange(const Call& call, const py::object& info) {
+// One that needs other arrays than there are: they are kept only if it steps. Returns whether the
+// step was skipped.
+bool Engine::step_and_arrange(const Call& call, const py::object& info) {
   std::optional<Arrangement> coming = arranged();
   if (!state_alloc_.is_none()) note_written(coming ? *coming : now_);
-  if (!coming) {
-    step_in(now_, call, info);
-  } else if (step_in(*coming, call, info)) {
+  if (!coming) return step_in(now_, call, info);
+  const bool skipped = step_in(*coming, call, info);
+  if (skipped) {
     now_.optimizer.skipped = coming->optimizer.skipped;
   } else {
     std::swap(now_, *coming);
   }
+  return skipped;
 }
 
 // A mapping for what the step says of each parameter in `given_` that has a gradient, and the array

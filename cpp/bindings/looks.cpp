@@ -6,6 +6,8 @@
 #include <cstring>
 #include <vector>
 
+#include "capi.hpp"
+#include "function.hpp"
 #include "gil.hpp"
 
 namespace onepass::bindings {
@@ -123,24 +125,90 @@ class Looks {
   std::vector<std::int64_t> axes_;
 };
 
-// Counts a step: `begun` becomes how many there were before it. NumPy's own addition touches many
-// times the cache lines that these few numbers take.
 template <class Number>
-void count_step(py::array_t<Number, 0> steps, py::array_t<std::int64_t, 0> begun) {
-  auto before = begun.template mutable_unchecked<1>();
-  auto counts = steps.template mutable_unchecked<1>();
-  if (before.shape(0) != counts.shape(0)) {
-    throw py::value_error("begun: expected as many numbers as steps, got others");
+void count_step(py::array& steps, py::array& begun) {
+  const std::size_t n = static_cast<std::size_t>(steps.shape(0));
+  auto* counted = static_cast<char*>(steps.mutable_data());
+  auto* before = static_cast<char*>(begun.mutable_data());
+  for (std::size_t i = 0; i < n; ++i, counted += steps.strides(0), before += begun.strides(0)) {
+    Number number;
+    std::memcpy(&number, counted, sizeof number);
+    const auto completed = static_cast<std::int64_t>(number);
+    std::memcpy(before, &completed, sizeof completed);
+    number += 1;
+    std::memcpy(counted, &number, sizeof number);
   }
-  for (py::ssize_t i = 0; i < counts.shape(0); ++i) {
-    before(i) = static_cast<std::int64_t>(counts(i));
-    counts(i) += 1;
+}
+
+// Counts a step: `begun` becomes how many there were before it. NumPy's own addition touches many
+// times the cache lines that these few numbers take, and so does a look at a dtype.
+void count(py::array steps, py::array begun) {
+  const bool fits = steps.ndim() == 1 && begun.ndim() == 1 && steps.shape(0) == begun.shape(0) &&
+                    begun.itemsize() == sizeof(std::int64_t);
+  if (!fits) throw py::value_error("begun: expected as many numbers as steps, got others");
+  if (steps.itemsize() == sizeof(float)) {
+    count_step<float>(steps, begun);
+  } else {
+    count_step<double>(steps, begun);
   }
+}
+
+// Returns the places of those items of the parts that are other objects than these `items`: each
+// list has its items, each dictionary its keys and values in turn. None where there are more or
+// fewer, or other keys.
+PyObject* other_items(PyObject* const* values) {
+  PyObject *const parts = values[0], *const items = values[1];
+  if (!PyList_Check(parts) || !PyList_Check(items)) {
+    throw py::type_error("parts, items: expected lists, got others");
+  }
+  py::list others;
+  const Py_ssize_t size = PyList_GET_SIZE(items);
+  Py_ssize_t n = 0;  // items that have been looked at
+  const auto is_next = [&](PyObject* item) { return PyList_GET_ITEM(items, n++) == item; };
+  for (Py_ssize_t k = 0; k < PyList_GET_SIZE(parts); ++k) {
+    PyObject* const part = PyList_GET_ITEM(parts, k);
+    if (PyDict_Check(part)) {
+      if (size - n < 2 * PyDict_GET_SIZE(part)) return Py_NewRef(Py_None);
+      PyObject *key = nullptr, *value = nullptr;
+      for (Py_ssize_t at = 0; PyDict_Next(part, &at, &key, &value);) {
+        if (!is_next(key)) return Py_NewRef(Py_None);
+        if (!is_next(value)) others.append(n - 1);
+      }
+    } else {
+      const bool fits = PyList_Check(part) && size - n >= PyList_GET_SIZE(part);
+      if (!fits) return Py_NewRef(Py_None);
+      for (Py_ssize_t i = 0; i < PyList_GET_SIZE(part); ++i) {
+        if (!is_next(PyList_GET_ITEM(part, i))) others.append(n - 1);
+      }
+    }
+  }
+  return n == size ? others.release().ptr() : Py_NewRef(Py_None);
+}
+
+// The C interface's step. Called by ctypes, it touches many more cold cache lines.
+PyObject* take_step(PyObject* const* values) {  // addresses and numbers, as onepass_step takes them
+  const auto address = [&](std::size_t i) { return PyLong_AsVoidPtr(values[i]); };
+  const auto* const groups = static_cast<const onepass_group*>(address(0));
+  const std::size_t n_groups = PyLong_AsSize_t(values[1]);
+  const auto* const tensors = static_cast<const onepass_tensor*>(address(2));
+  const std::size_t n_tensors = PyLong_AsSize_t(values[3]);
+  const auto* const call = static_cast<const onepass_call*>(address(4));
+  auto* const result = static_cast<onepass_result*>(address(5));
+  if (PyErr_Occurred()) throw py::error_already_set();
+  std::size_t elements = 0;
+  for (std::size_t i = 0; i < n_tensors; ++i) elements += tensors[i].size;
+  std::int32_t code = ONEPASS_OK;
+  without_gil(elements,
+              [&] { code = onepass_step(groups, n_groups, tensors, n_tensors, call, result); });
+  return PyLong_FromLong(code);
 }
 
 }  // namespace
 
 void bind_looks(py::module_& m) {
+  implement({"other_items", {"parts", "items"}, other_items});
+  implement(
+      {"take_step", {"groups", "n_groups", "tensors", "n_tensors", "call", "result"}, take_step});
   py::class_<Looks>(m, "Looks", "What another library's tensors look like.")
       .def(py::init<py::capsule>(), py::arg("exchange"))
       .def("remember", &Looks::remember, py::arg("tensors"),
@@ -148,11 +216,8 @@ void bind_looks(py::module_& m) {
       .def("same", &Looks::same, py::arg("tensors"), "Whether these are as those remembered.")
       .def("read", &Looks::read, py::arg("tensors"), py::arg("addresses"),
            "Whether these are alike, wherever they begin, which is written down.");
-  const char* const doc = "Add 1 to each, and write down what they were.";
-  m.def("count_step", &count_step<float>, py::arg("steps").noconvert(),
-        py::arg("begun").noconvert(), doc);
-  m.def("count_step", &count_step<double>, py::arg("steps").noconvert(),
-        py::arg("begun").noconvert(), doc);
+  m.def("count_step", &count, py::arg("steps"), py::arg("begun"),
+        "Add 1 to each of these floating-point numbers, and write down what they were.");
 }
 
 }  // namespace onepass::bindings

@@ -41,6 +41,16 @@ bool is_grad_scale(double scale) noexcept {
   return scale == 0 || (scale >= 0x1p-126 && scale < 0x1p128);
 }
 
+// Whether the steps whose weights enter an average can be counted, if the group has one.
+bool counts_average(const Group& group) noexcept {
+  const auto is_count = [](double n) {
+    return n >= 1 && n < static_cast<double>(most_steps) && n == std::floor(n);
+  };
+  const Settings& own = group.settings;
+  return !group.averages() ||
+         (is_count(own.average_every) && (is_none(own.swa_start) || is_count(own.swa_start)));
+}
+
 class Step {
  public:
   std::int32_t read(const onepass_group* groups, std::size_t n_groups,
@@ -134,6 +144,7 @@ std::int32_t Step::read_groups(const onepass_group* groups, std::size_t n) {
     rule_ = rule;
     if (!are_options(*rule, given.options)) return ONEPASS_NO_OPTION;
     optimizer_.groups.push_back(make_group(given.rule, given.options, given.settings));
+    if (!counts_average(optimizer_.groups.back())) return ONEPASS_BAD_NUMBER;
   }
   const bool agree = !rule_ || !rule_->sums_over_all || !find_disagreement(optimizer_.groups);
   return agree ? ONEPASS_OK : ONEPASS_DISAGREE;

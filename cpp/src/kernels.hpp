@@ -162,14 +162,14 @@ using BatchNormTable = std::array<BatchNormLoops<T>, 8>;
 template <class T>
 struct RowNormLoops {
   using Sum = void (*)(const RowArrays<T>&, const RowLayout&, const RowBlock&, const Channels<T>&,
-                       double* first, double* second) noexcept;
+                       const Sums& to) noexcept;
   using Write = void (*)(const RowArrays<T>&, const RowLayout&, const RowBlock&,
                          const Channels<T>&) noexcept;
-  Sum moments;
-  std::array<Sum, 2> gradient_sums;
+  Sum moments, run_sums;
+  void (*row_and_column_sums)(const RowArrays<T>&, const RowLayout&, const RowBlock&,
+                              const Channels<T>&, const Sums& rows,
+                              const Gradients& columns) noexcept;
   std::array<Write, 2> normalize, input_gradient;
-  void (*column_sums)(const RowArrays<T>&, const RowLayout&, const RowBlock&, const Channels<T>&,
-                      const double* rates, double* dweight, double* dbias) noexcept;
 };
 struct RowNormTable {
   RowNormLoops<float> f32;

@@ -1,9 +1,8 @@
 #include "row_norm.hpp"
 
 #include <algorithm>
-#include <bit>
-#include <cmath>
 #include <limits>
+#include <utility>
 
 #include "parallel.hpp"
 
@@ -15,13 +14,12 @@ constexpr std::size_t most_of_piece = 16384;    // * elements of a row that are 
 constexpr std::size_t elements_at_once = 8192;  // that stay in a core's cache until written
 constexpr std::size_t most_rows_at_once = 64;   //
 constexpr std::size_t short_run = 16;           // * below this, weights are spread over columns
-constexpr std::size_t most_columns = 8192;      // * whose sums a thread has for itself
-constexpr std::size_t min_block_rows = 64;      // * whose sums are taken on their own
-constexpr std::size_t min_block_elements = 1 << 17;     // *
+constexpr std::size_t most_columns = 8192;      // * of a row, for blocks
+constexpr std::size_t min_block_rows = 64;      // * whose columns' sums are taken on their own
+constexpr std::size_t min_block_elements = 1 << 14;     // *
 constexpr std::size_t max_blocks = 64, min_blocks = 8;  // *
-constexpr std::size_t one_block_elements = 1 << 16;  // * of an array that is not worth sharing out
-constexpr std::size_t rows_of_tile = 16;             // * a multiple of 4, which are summed together
-constexpr std::size_t min_tile_width = 256, max_tile_width = 2048;
+constexpr std::size_t few_elements = 1 << 18;  // * of an array that fewer blocks are enough for
+constexpr std::size_t min_tile_width = 256, max_tile_width = 2048, min_tiles = 8;  // *
 constexpr std::size_t weights_together = 512;  // whose sums a thread adds up
 constexpr std::size_t shares_per_thread = 16, min_share_elements = 32768;
 
@@ -54,7 +52,7 @@ RowNorm<T>::RowNorm(const KernelTable& kernels, const RowChannels& channels, int
   // What is read once has gone through the caches once, however often it is used there.
   const Arrays<T> moved{arrays.x, nullptr, arrays.dy, arrays.out, nullptr, false};
   arrays_.stream = streams(moved, {1, layout_.rows, layout_.length()},
-                           arrays.dy ? Operation::train : Operation::infer);
+                           arrays.dy ? Operation::backward : Operation::train);
   arrays_.prefetch_ahead = channels.size() * sizeof(T) > far_for_sums;
 
   const std::size_t samples = layout_.rows / layout_.groups;
@@ -69,16 +67,21 @@ RowNorm<T>::RowNorm(const KernelTable& kernels, const RowChannels& channels, int
     block_samples_ = std::max(
         {min_block_rows, divide_up(min_block_elements, columns), divide_up(samples, max_blocks)});
     blocks_ = divide_up(samples, block_samples_);
-    by_chunks_ =
-        columns <= most_columns && (blocks_ >= min_blocks || channels.size() <= one_block_elements);
-    if (!by_chunks_) take_sums(layout_.rows * parts_);
-    const std::size_t sums = by_chunks_ ? 2 * blocks_ * columns : per_weight_ > 1 ? 2 * columns : 0;
-    if (sums > 0) partial_ = workspace_.template take<double>(sums);
+    by_chunks_ = layout_.length() <= most_columns &&
+                 (blocks_ >= min_blocks || channels.size() <= few_elements);
+    if (!by_chunks_) {
+      const std::size_t share = divide_up(divide_up(layout_.length(), min_tiles), lanes) * lanes;
+      tile_width_ = std::clamp(share, min_tile_width, max_tile_width);
+      blocks_ = 1;
+      take_sums(layout_.rows * divide_up(layout_.length(), tile_width_));
+    }
+    if (blocks_ > 1 || per_weight_ > 1) {
+      columns_ = workspace_.template take<double>(2 * blocks_ * columns);
+    }
   } else {
     by_chunks_ = parts_ == 1 || balanced;
     take_sums(layout_.rows * layout_.segments * parts_);
   }
-  if (in_units && arrays.dy) rates_ = workspace_.template take<double>(layout_.rows);
 
   const std::size_t rows = by_chunks_ ? std::min(rows_at_once_, layout_.rows) : layout_.rows;
   double* const ones = workspace_.template take<double>(2 * rows);
@@ -88,7 +91,7 @@ RowNorm<T>::RowNorm(const KernelTable& kernels, const RowChannels& channels, int
   own_ = {workspace_.template take<Values>(by_chunks_ ? n : 1), by_chunks_ ? n : 1};
   for (Values& v : own_) {
     v.rows = take_values<T>(workspace_, rows, 0, Operation::backward, true);
-    for (double** sums : {&v.sums.first, &v.sums.second, &v.more}) {
+    for (double** sums : {&v.sums.first, &v.sums.second, &v.variance}) {
       *sums = workspace_.template take<double>(rows);
     }
   }
@@ -115,13 +118,7 @@ void RowNorm<T>::lay_out(const RowChannels& of) {
     parts_ = 1;
     pieces_ = divide_up(length, piece_width_);
   }
-  if (spread) {
-    const std::size_t samples = std::min(elements_at_once / layout_.weights(),
-                                         std::max<std::size_t>(most_rows_at_once / groups, 1));
-    rows_at_once_ = std::max<std::size_t>(samples, 1) * groups;
-  } else {
-    rows_at_once_ = std::clamp<std::size_t>(elements_at_once / length, 1, most_rows_at_once);
-  }
+  rows_at_once_ = std::clamp<std::size_t>(elements_at_once / length, 1, most_rows_at_once);
 }
 
 template <class T>
@@ -178,35 +175,33 @@ void RowNorm<T>::share_rows(const Body& body) noexcept {
 
 // Forward
 
+// Sums of floats begin about 0, where the square of each is exact and no pass is spent on a center.
+// Those of doubles begin about the row's first element.
 template <class T>
-void RowNorm<T>::set_first_means(const Values& v, std::size_t row, std::size_t n) noexcept {
-  const std::size_t length = layout_.length();
-  Samples samples{std::bit_floor(std::min(Samples::most, length)), length, {}};
-  for (std::size_t i = 0; i < samples.count; ++i) samples.offsets[i] = i;
-  values_of_.set_first_means(arrays_.x + row * length, samples, n, v.rows);
+void RowNorm<T>::set_first_center(const Values& v, std::size_t row) noexcept {
+  v.rows.center[0] = 0;
+  if constexpr (in_units) {
+    if (centered_) v.rows.center[0] = arrays_.x[row * layout_.length()] * v.rows.magnitude[0];
+  }
 }
 
 template <class T>
 void RowNorm<T>::start(const Values& v, std::size_t row, std::size_t n) noexcept {
-  if (in_units) std::fill_n(v.rows.magnitude, n, 1.0);
-  if (centered_) {
-    set_first_means(v, row, n);
-  } else {
-    std::fill_n(v.rows.center, n, 0.0);
-  }
+  std::fill_n(v.rows.magnitude, n, 1.0);
+  for (std::size_t k = 0; k < n; ++k) set_first_center(at(v, k), row + k);
 }
 
 template <class T>
 void RowNorm<T>::sum(const Values& v, std::size_t row, std::size_t n) noexcept {
   if (pieces_ == 1) {
     const RowBlock block{row, n, 0, layout_.length()};
-    return loops_.moments(arrays_, layout_, block, v.rows, v.sums.first, v.sums.second);
+    return loops_.moments(arrays_, layout_, block, v.rows, v.sums);
   }
   for (std::size_t k = 0; k < n; ++k) {
     v.sums.first[k] = v.sums.second[k] = 0;
     for (std::size_t i = 0; i < pieces_; ++i) {
       double first, second;
-      loops_.moments(arrays_, layout_, piece(row + k, i), at(v.rows, k), &first, &second);
+      loops_.moments(arrays_, layout_, piece(row + k, i), at(v.rows, k), {&first, &second});
       v.sums.first[k] += first;
       v.sums.second[k] += second;
     }
@@ -218,7 +213,7 @@ template <class T>
 bool RowNorm<T>::finish(const Values& v, std::size_t row, std::size_t n, double eps,
                         const Statistics& of) noexcept {
   if (!centered_) std::fill_n(v.sums.first, n, 0.0);
-  double* const variance = v.more;
+  double* const variance = v.variance;
   const Statistics here{of.mean + row, of.invstd + row, variance};
   values_of_.set_statistics(v.sums, v.rows, static_cast<double>(layout_.length()), eps, n, here);
   bool good = true;
@@ -227,7 +222,7 @@ bool RowNorm<T>::finish(const Values& v, std::size_t row, std::size_t n, double 
     const double mean = here.mean[k] * unit;
     if (in_units && unit == 1 && !(variance[k] <= std::numeric_limits<double>::max())) {
       unit = small_magnitude;
-      if (centered_) set_first_means(at(v, k), row + k, 1);
+      set_first_center(at(v, k), row + k);
       good = false;
     } else if ((mean - center) * (mean - center) > max_off_center * (variance[k] * unit * unit)) {
       center = mean;
@@ -257,8 +252,8 @@ void RowNorm<T>::forward(double eps, const Statistics& of) noexcept {
   for (int tries = max_tries; tries > 0; --tries) {
     parallel_for(all, threads_, [&](std::size_t i) noexcept {
       const std::size_t row = i / pieces_;
-      loops_.moments(arrays_, layout_, piece(row, i % pieces_), at(v.rows, row), sums_.first + i,
-                     sums_.second + i);
+      loops_.moments(arrays_, layout_, piece(row, i % pieces_), at(v.rows, row),
+                     {sums_.first + i, sums_.second + i});
     });
     for (std::size_t row = 0; row < rows; ++row) {
       v.sums.first[row] = v.sums.second[row] = 0;
@@ -277,53 +272,34 @@ void RowNorm<T>::forward(double eps, const Statistics& of) noexcept {
 
 // Backward
 
+// Sums a piece of a row, whose values are v.
 template <class T>
-void RowNorm<T>::start_backward(const Values& v, std::size_t row, std::size_t n,
-                                const Statistics& of) noexcept {
-  for (std::size_t k = 0; k < n; ++k) {
-    const double mean = of.mean[row + k], invstd = of.invstd[row + k];
-    double &unit = v.rows.magnitude[k], &center = v.rows.center[k];
-    if constexpr (in_units) {
-      unit = invstd < min_ordinary_invstd ? small_magnitude : 1.0;
-      center = mean * unit;
-      rates_[row + k] = invstd / unit;
-    } else {
-      center = std::isfinite(mean) ? std::clamp(mean, -max_center, max_center) : mean;
-    }
-  }
-  values_of_.set_forward(affine_, at(of, row), n, v.rows);
-}
-
-template <class T>
-void RowNorm<T>::sum_gradient_piece(const Values& v, std::size_t row, std::size_t number) noexcept {
+void RowNorm<T>::sum_runs_of_piece(const Values& v, std::size_t row, std::size_t number) noexcept {
   const RowBlock block = piece(row, number);
   const std::size_t to =
       parts_ > 1 ? row * pieces_ + number : row * layout_.segments + block.begin / layout_.segment;
-  loops_.gradient_sums[layout_.weight_each](arrays_, layout_, block, v.rows, sums_.first + to,
-                                            sums_.second + to);
+  loops_.run_sums(arrays_, layout_, block, v.rows, {sums_.first + to, sums_.second + to});
 }
 
 template <class T>
-void RowNorm<T>::sum_gradients(const Values& v, std::size_t row, std::size_t n) noexcept {
+void RowNorm<T>::sum_runs(const Values& v, std::size_t row, std::size_t n) noexcept {
   if (parts_ == 1) {
-    const Sums to = sums_.first ? Sums{sums_.first + row * layout_.segments,
-                                       sums_.second + row * layout_.segments}
-                                : v.sums;
-    const RowBlock block{row, n, 0, layout_.length()};
-    return loops_.gradient_sums[layout_.weight_each](arrays_, layout_, block, v.rows, to.first,
-                                                     to.second);
+    const std::size_t to = row * layout_.segments;
+    return loops_.run_sums(arrays_, layout_, {row, n, 0, layout_.length()}, v.rows,
+                           {sums_.first + to, sums_.second + to});
   }
   for (std::size_t k = 0; k < n; ++k) {
-    for (std::size_t i = 0; i < pieces_; ++i) sum_gradient_piece(at(v, k), row + k, i);
+    for (std::size_t i = 0; i < pieces_; ++i) sum_runs_of_piece(at(v, k), row + k, i);
   }
 }
 
 // Adds up the sums of parts to those of runs, and these to those of rows.
 template <class T>
-void RowNorm<T>::merge(const Values& v, std::size_t row, std::size_t n) noexcept {
+void RowNorm<T>::merge_runs(const Values& v, std::size_t row, std::size_t n) noexcept {
   const std::size_t runs = layout_.segments;
+  std::size_t group = row % layout_.groups;
   for (std::size_t k = 0; k < n; ++k) {
-    const T* const weight = arrays_.weight + (row + k) % layout_.groups * runs;
+    const T* const weight = arrays_.weight + group * runs;
     double first = 0, second = 0;
     for (std::size_t s = 0; s < runs; ++s) {
       const std::size_t from = ((row + k) * runs + s) * parts_;
@@ -332,129 +308,156 @@ void RowNorm<T>::merge(const Values& v, std::size_t row, std::size_t n) noexcept
         a += sums_.first[from + part];
         b += sums_.second[from + part];
       }
-      const double w = layout_.weight_each ? 1 : static_cast<double>(weight[s]);
+      const auto w = static_cast<double>(weight[s]);
       first += w * a;
       second += w * b;
     }
     v.sums.first[k] = first;
     v.sums.second[k] = second;
+    if (++group == layout_.groups) group = 0;
   }
 }
 
 template <class T>
 void RowNorm<T>::finish_backward(const Values& v, std::size_t row, std::size_t n,
                                  const Statistics& of) noexcept {
-  if (sums_.first) merge(v, row, n);
   if (!centered_) std::fill_n(v.sums.first, n, 0.0);
-  const double* const rate = rates(of) + row;
-  for (std::size_t k = 0; k < n; ++k) v.more[k] = v.sums.second[k] * rate[k];
-  const Gradients through{v.more, v.sums.first};
+  const Gradients through{v.sums.second, v.sums.first};
   values_of_.set_input_gradient(affine_, at(of, row), &through,
                                 static_cast<double>(layout_.length()), n, v.rows);
 }
 
-// Adds whole samples of n rows in all to the sums of their columns.
+// Adds up the sums of runs to the gradients of their weights.
 template <class T>
-void RowNorm<T>::add_columns(const Values& v, std::size_t row, std::size_t n, const Statistics& of,
-                             const Gradients& to) noexcept {
-  const std::size_t groups = layout_.groups, length = layout_.length();
-  for (std::size_t g = 0; g < groups; ++g) {
-    const RowBlock block{row + g, n / groups, 0, length, groups};
-    loops_.column_sums(arrays_, layout_, block, at(v.rows, g), rates(of) + row + g,
-                       to.weight + g * length, to.bias + g * length);
-  }
+void RowNorm<T>::fold_runs(const Gradients& gradients) noexcept {
+  const std::size_t weights = layout_.weights(), samples = layout_.rows / layout_.groups;
+  share_weights(samples, [&](std::size_t begin, std::size_t end) noexcept {
+    std::fill(gradients.weight + begin, gradients.weight + end, 0.0);
+    std::fill(gradients.bias + begin, gradients.bias + end, 0.0);
+    for (std::size_t s = 0; s < samples; ++s) {
+      const double* const first = sums_.first + s * weights * parts_;
+      const double* const second = sums_.second + s * weights * parts_;
+      for (std::size_t c = begin; c < end; ++c) gradients.weight[c] += second[c * parts_];
+      for (std::size_t c = begin; c < end; ++c) gradients.bias[c] += first[c * parts_];
+    }
+  });
 }
 
+template <class T>
+void RowNorm<T>::backward_runs(const Statistics& of, const Gradients& gradients) noexcept {
+  const auto input_gradient = loops_.input_gradient[false];
+  if (by_chunks_) {
+    share_rows([&](const Values& v, std::size_t row, std::size_t n) noexcept {
+      values_of_.set_forward(affine_, at(of, row), n, v.rows);
+      sum_runs(v, row, n);
+      merge_runs(v, row, n);
+      finish_backward(v, row, n, of);
+      input_gradient(arrays_, layout_, {row, n, 0, layout_.length()}, v.rows);
+    });
+  } else {
+    const Values& v = own_[0];
+    const std::size_t all = layout_.rows * pieces_;
+    values_of_.set_forward(affine_, of, layout_.rows, v.rows);
+    parallel_for(all, threads_, [&](std::size_t i) noexcept {
+      sum_runs_of_piece(at(v, i / pieces_), i / pieces_, i % pieces_);
+    });
+    merge_runs(v, 0, layout_.rows);
+    finish_backward(v, 0, layout_.rows, of);
+    parallel_for(all, threads_, [&](std::size_t i) noexcept {
+      input_gradient(arrays_, layout_, piece(i / pieces_, i % pieces_), at(v.rows, i / pieces_));
+    });
+  }
+  fold_runs(gradients);
+}
+
+// Where block b sums its columns: the first one in the gradients themselves, unless weights are
+// spread.
+template <class T>
+Gradients RowNorm<T>::columns_of(std::size_t b, const Gradients& gradients) const noexcept {
+  if (b == 0 && per_weight_ == 1) return gradients;
+  double* const sums = columns_ + 2 * b * layout_.weights();
+  return {sums, sums + layout_.weights()};
+}
+
+// Each element of a row has a weight. Rows are summed and written while they are in a cache, by
+// blocks, whose columns have sums of their own.
 template <class T>
 void RowNorm<T>::backward_blocks(const Statistics& of, const Gradients& gradients) noexcept {
   const std::size_t rows = block_samples_ * layout_.groups, columns = layout_.weights();
   parallel_for(blocks_, threads_, [&](std::size_t b, std::size_t rank) noexcept {
     const Values& v = own_[rank];
-    double* const sums = partial_ + 2 * b * columns;
-    std::fill_n(sums, 2 * columns, 0.0);
+    const Gradients sums = columns_of(b, gradients);
+    std::fill_n(sums.weight, columns, 0.0);
+    std::fill_n(sums.bias, columns, 0.0);
     const std::size_t end = std::min((b + 1) * rows, layout_.rows);
     for_each_chunk(b * rows, end, [&](std::size_t row, std::size_t n) {
-      start_backward(v, row, n, of);
-      sum_gradients(v, row, n);
+      const RowBlock block{row, n, 0, layout_.length()};
+      values_of_.set_forward(affine_, at(of, row), n, v.rows);
+      loops_.row_and_column_sums(arrays_, layout_, block, v.rows, v.sums, sums);
       finish_backward(v, row, n, of);
-      add_columns(v, row, n, of, {sums, sums + columns});
-      loops_.input_gradient[true](arrays_, layout_, {row, n, 0, layout_.length()}, v.rows);
+      loops_.input_gradient[true](arrays_, layout_, block, v.rows);
     });
   });
-  share_weights([&](std::size_t begin, std::size_t end) noexcept {
+}
+
+// The same for rows that are long, or few: all of them are summed, in tiles of columns, and then
+// written.
+template <class T>
+void RowNorm<T>::backward_tiles(const Statistics& of, const Gradients& gradients) noexcept {
+  const std::size_t rows = layout_.rows, length = layout_.length();
+  const std::size_t tiles = divide_up(length, tile_width_);
+  const Values& v = own_[0];
+  values_of_.set_forward(affine_, of, rows, v.rows);
+  const Gradients columns = columns_of(0, gradients);
+  std::fill_n(columns.weight, layout_.weights(), 0.0);
+  std::fill_n(columns.bias, layout_.weights(), 0.0);
+  parallel_for(tiles, threads_, [&](std::size_t i) noexcept {
+    const std::size_t begin = i * tile_width_;
+    loops_.row_and_column_sums(arrays_, layout_,
+                               {0, rows, begin, std::min(tile_width_, length - begin)}, v.rows,
+                               {sums_.first + i * rows, sums_.second + i * rows}, columns);
+  });
+  for (const auto& [sums, of_tiles] :
+       {std::pair{v.sums.first, sums_.first}, std::pair{v.sums.second, sums_.second}}) {
+    std::copy_n(of_tiles, rows, sums);
+    for (std::size_t i = 1; i < tiles; ++i) {
+      for (std::size_t row = 0; row < rows; ++row) sums[row] += of_tiles[i * rows + row];
+    }
+  }
+  finish_backward(v, 0, rows, of);
+  parallel_for(rows * pieces_, threads_, [&](std::size_t i) noexcept {
+    loops_.input_gradient[true](arrays_, layout_, piece(i / pieces_, i % pieces_),
+                                at(v.rows, i / pieces_));
+  });
+}
+
+// Adds up the sums of columns to the gradients of their weights.
+template <class T>
+void RowNorm<T>::fold_columns(const Gradients& gradients) noexcept {
+  const Gradients all = columns_of(0, gradients);
+  share_weights(blocks_, [&](std::size_t begin, std::size_t end) noexcept {
     for (std::size_t b = 1; b < blocks_; ++b) {
-      const double* const sums = partial_ + 2 * b * columns;
-      for (std::size_t c = begin; c < end; ++c) partial_[c] += sums[c];
-      for (std::size_t c = begin; c < end; ++c) partial_[columns + c] += sums[columns + c];
+      const Gradients more = columns_of(b, gradients);
+      for (std::size_t c = begin; c < end; ++c) all.weight[c] += more.weight[c];
+      for (std::size_t c = begin; c < end; ++c) all.bias[c] += more.bias[c];
     }
   });
-  fold_columns({partial_, partial_ + columns}, gradients);
-}
-
-template <class T>
-void RowNorm<T>::backward_tiles(const Values& v, const Statistics& of,
-                                const Gradients& gradients) noexcept {
-  const std::size_t groups = layout_.groups, length = layout_.length(), columns = layout_.weights();
-  const std::size_t samples = layout_.rows / groups;
-  const auto n = static_cast<std::size_t>(threads_);
-  const std::size_t share = divide_up(divide_up(columns, 4 * n), lanes) * lanes;
-  const std::size_t width = std::clamp(share, min_tile_width, max_tile_width);
-  const std::size_t tiles = divide_up(length, width);
-  const Gradients to = per_weight_ > 1 ? Gradients{partial_, partial_ + columns} : gradients;
-  std::fill_n(to.weight, columns, 0.0);
-  std::fill_n(to.bias, columns, 0.0);
-  parallel_for(tiles * groups, threads_, [&](std::size_t i) noexcept {
-    const std::size_t g = i / tiles, begin = i % tiles * width;
-    for (std::size_t s = 0; s < samples; s += rows_of_tile) {
-      const std::size_t row = s * groups + g;
-      const RowBlock block{row, std::min(rows_of_tile, samples - s), begin,
-                           std::min(width, length - begin), groups};
-      loops_.column_sums(arrays_, layout_, block, at(v.rows, row), rates(of) + row,
-                         to.weight + g * length + begin, to.bias + g * length + begin);
-      loops_.input_gradient[true](arrays_, layout_, block, at(v.rows, row));
-    }
-  });
-  if (per_weight_ > 1) fold_columns(to, gradients);
-}
-
-template <class T>
-void RowNorm<T>::fold_columns(const Gradients& columns, const Gradients& gradients) const noexcept {
+  if (per_weight_ == 1) return;
   for (std::size_t c = 0; c < layout_.weights() / per_weight_; ++c) {
-    double weight = 0, bias = 0;
+    gradients.weight[c] = gradients.bias[c] = 0;
     for (std::size_t i = c * per_weight_; i < (c + 1) * per_weight_; ++i) {
-      weight += columns.weight[i];
-      bias += columns.bias[i];
+      gradients.weight[c] += all.weight[i];
+      gradients.bias[c] += all.bias[i];
     }
-    gradients.weight[c] = weight;
-    gradients.bias[c] = bias;
   }
 }
 
-// Adds up the sums of runs to the gradients of their weights.
-template <class T>
-void RowNorm<T>::fold_runs(const Statistics& of, const Gradients& gradients) noexcept {
-  const std::size_t weights = layout_.weights(), samples = layout_.rows / layout_.groups;
-  share_weights([&](std::size_t begin, std::size_t end) noexcept {
-    std::fill(gradients.weight + begin, gradients.weight + end, 0.0);
-    std::fill(gradients.bias + begin, gradients.bias + end, 0.0);
-    for (std::size_t s = 0; s < samples; ++s) {
-      const double* const rate = rates(of) + s * layout_.groups;
-      for (std::size_t c = begin; c < end; ++c) {
-        const std::size_t from = (s * weights + c) * parts_;
-        gradients.weight[c] += sums_.second[from] * rate[c / layout_.segments];
-        gradients.bias[c] += sums_.first[from];
-      }
-    }
-  });
-}
-
+// Calls body(begin, end) for all weights, each of which has `terms` to add up.
 template <class T>
 template <class Body>
-void RowNorm<T>::share_weights(const Body& body) noexcept {
+void RowNorm<T>::share_weights(std::size_t terms, const Body& body) noexcept {
   const std::size_t weights = layout_.weights();
-  const std::size_t terms =
-      arrays_.dy && !layout_.weight_each ? layout_.rows * layout_.segments : blocks_ * weights;
-  const int helpful = terms < min_share_elements ? 1 : threads_;
+  const int helpful = terms * weights < min_share_elements ? 1 : threads_;
   parallel_for(divide_up(weights, weights_together), helpful, [&](std::size_t i) noexcept {
     body(i * weights_together, std::min((i + 1) * weights_together, weights));
   });
@@ -462,29 +465,13 @@ void RowNorm<T>::share_weights(const Body& body) noexcept {
 
 template <class T>
 void RowNorm<T>::backward(const Statistics& of, const Gradients& gradients) noexcept {
-  const auto input_gradient = loops_.input_gradient[layout_.weight_each];
-  if (by_chunks_ && layout_.weight_each) return backward_blocks(of, gradients);
+  if (!layout_.weight_each) return backward_runs(of, gradients);
   if (by_chunks_) {
-    share_rows([&](const Values& v, std::size_t row, std::size_t n) noexcept {
-      start_backward(v, row, n, of);
-      sum_gradients(v, row, n);
-      finish_backward(v, row, n, of);
-      input_gradient(arrays_, layout_, {row, n, 0, layout_.length()}, v.rows);
-    });
-    return fold_runs(of, gradients);
+    backward_blocks(of, gradients);
+  } else {
+    backward_tiles(of, gradients);
   }
-  const Values& v = own_[0];
-  const std::size_t all = layout_.rows * pieces_;
-  start_backward(v, 0, layout_.rows, of);
-  parallel_for(all, threads_, [&](std::size_t i) noexcept {
-    sum_gradient_piece(at(v, i / pieces_), i / pieces_, i % pieces_);
-  });
-  finish_backward(v, 0, layout_.rows, of);
-  if (layout_.weight_each) return backward_tiles(v, of, gradients);
-  parallel_for(all, threads_, [&](std::size_t i) noexcept {
-    input_gradient(arrays_, layout_, piece(i / pieces_, i % pieces_), at(v.rows, i / pieces_));
-  });
-  fold_runs(of, gradients);
+  fold_columns(gradients);
 }
 
 template class RowNorm<float>;

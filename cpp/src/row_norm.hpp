@@ -40,10 +40,10 @@ class RowNorm {
   struct Values {
     Channels<T> rows;
     Sums sums;
-    double* more;  // variances, or gradients
+    double* variance;
   };
   static Values at(const Values& v, std::size_t k) noexcept {
-    return {onepass::at(v.rows, k), {v.sums.first + k, v.sums.second + k}, v.more + k};
+    return {onepass::at(v.rows, k), {v.sums.first + k, v.sums.second + k}, v.variance + k};
   }
   static Channels<T> at(const Channels<T>& c, std::size_t k) noexcept { return onepass::at(c, k); }
   static Statistics at(const Statistics& s, std::size_t k) noexcept { return onepass::at(s, k); }
@@ -54,40 +54,33 @@ class RowNorm {
 
   // A piece of a row, in the order of memory: some runs, or one of the parts of a run.
   RowBlock piece(std::size_t row, std::size_t number) const noexcept;
-  // 1 / the standard deviation of each row, in the units that x is summed in.
-  const double* rates(const Statistics& of) const noexcept { return in_units ? rates_ : of.invstd; }
-
   // Calls body(row, n) for rows that are worked on at once.
   template <class Body>
   void for_each_chunk(std::size_t begin, std::size_t end, const Body& body) noexcept;
-  // Both share out: all rows, as body(values, row, n), and all weights, as body(begin, end).
+  // Shares out all rows, as body(values, row, n), and all weights, as body(begin, end).
   template <class Body>
   void share_rows(const Body& body) noexcept;
   template <class Body>
-  void share_weights(const Body& body) noexcept;
+  void share_weights(std::size_t terms, const Body& body) noexcept;
 
+  void set_first_center(const Values& v, std::size_t row) noexcept;
   // Each of these is for n rows, from `row` on, whose values are v.
-  void set_first_means(const Values& v, std::size_t row, std::size_t n) noexcept;
   void start(const Values& v, std::size_t row, std::size_t n) noexcept;
   void sum(const Values& v, std::size_t row, std::size_t n) noexcept;
   bool finish(const Values& v, std::size_t row, std::size_t n, double eps,
               const Statistics& of) noexcept;
-  void start_backward(const Values& v, std::size_t row, std::size_t n,
-                      const Statistics& of) noexcept;
-  void sum_gradient_piece(const Values& v, std::size_t row, std::size_t number) noexcept;
-  void sum_gradients(const Values& v, std::size_t row, std::size_t n) noexcept;
-  void merge(const Values& v, std::size_t row, std::size_t n) noexcept;
+  void sum_runs_of_piece(const Values& v, std::size_t row, std::size_t number) noexcept;
+  void sum_runs(const Values& v, std::size_t row, std::size_t n) noexcept;
+  void merge_runs(const Values& v, std::size_t row, std::size_t n) noexcept;
   void finish_backward(const Values& v, std::size_t row, std::size_t n,
                        const Statistics& of) noexcept;
-  void add_columns(const Values& v, std::size_t row, std::size_t n, const Statistics& of,
-                   const Gradients& to) noexcept;
 
-  // Where each element of a row has a weight: all rows in blocks, which are read once; or in tiles
-  // of columns, after all rows have been summed.
+  void backward_runs(const Statistics& of, const Gradients& gradients) noexcept;
   void backward_blocks(const Statistics& of, const Gradients& gradients) noexcept;
-  void backward_tiles(const Values& v, const Statistics& of, const Gradients& gradients) noexcept;
-  void fold_columns(const Gradients& columns, const Gradients& gradients) const noexcept;
-  void fold_runs(const Statistics& of, const Gradients& gradients) noexcept;
+  void backward_tiles(const Statistics& of, const Gradients& gradients) noexcept;
+  Gradients columns_of(std::size_t b, const Gradients& gradients) const noexcept;
+  void fold_runs(const Gradients& gradients) noexcept;
+  void fold_columns(const Gradients& gradients) noexcept;
 
   RowLayout layout_;
   std::size_t per_weight_ = 1;  // columns that a channel's weight is spread over
@@ -98,11 +91,10 @@ class RowNorm {
   bool centered_;
   bool by_chunks_;  // a thread sums rows and writes them; or threads share rows
   std::size_t rows_at_once_, pieces_, parts_, piece_width_;
-  std::size_t block_samples_ = 0, blocks_ = 0;
+  std::size_t block_samples_ = 0, blocks_ = 0, tile_width_ = 0;
   Affine affine_;              // 1 and 0 for each row: the weights are those of columns
-  Sums sums_{};                // of pieces, or of parts of runs
-  double* rates_ = nullptr;    // of all rows
-  double* partial_ = nullptr;  // sums of columns
+  Sums sums_{};                // of pieces, of parts of runs, or of rows' tiles
+  double* columns_ = nullptr;  // sums of the columns of each block
   std::span<Values> own_;      // a thread's
   Workspace workspace_;
 };

@@ -8,10 +8,10 @@ namespace {
 
 template <class T>
 constexpr RowNormLoops<T> loops{row_moments<T>,
-                                {row_gradient_sums<ForAll, T>, row_gradient_sums<PerColumn, T>},
+                                run_sums<T>,
+                                row_and_column_sums<T>,
                                 {normalize_rows<ForAll, T>, normalize_rows<PerColumn, T>},
-                                {row_input_gradient<ForAll, T>, row_input_gradient<PerColumn, T>},
-                                column_sums<T>};
+                                {row_input_gradient<ForAll, T>, row_input_gradient<PerColumn, T>}};
 
 }  // namespace
 

@@ -7,6 +7,17 @@
 >>> info = opt.step(np.array([0.5, 0.5]))
 >>> w
 array([ 0.9, -2.1])
+
+Each of these has its own ``help()``:
+
+* `AdamW`, `SGD` and the other optimizers; `optim` has all, and `Optimizer` what they share, such
+  as clipping, averages of the weights, and files.
+* `schedules`: learning rates, and other settings, that change from step to step.
+* `BatchNorm`, `LayerNorm`, `RMSNorm`, `GroupNorm` and `InstanceNorm`: layers, with their gradients.
+* `init`: the first weights of a network.
+* `search`: choosing a learning rate.
+* `minimize`: the minimum of a function of one array, and nothing else to write.
+* `kernels`: the optimizers as functions on raw arrays.
 """
 
 from importlib import import_module

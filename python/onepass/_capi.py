@@ -115,13 +115,20 @@ class Overlap(ValueError):  # noqa: N818
     """Two tensors share memory of which one is written."""
 
 
+@_core.native
+def take_step(
+    groups: int, n_groups: int, tensors: int, n_tensors: int, call: int, result: int
+) -> int:
+    """Take a step by the addresses of its arguments, which must live, and return its code."""
+    raise NotImplementedError
+
+
 @cache
 def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(_core.__file__)
     library.onepass_name.restype = library.onepass_message.restype = ctypes.c_char_p
-    step: list[Any] = [c_void_p, c_size_t, c_void_p, c_size_t, ctypes.POINTER(Call)]
-    library.onepass_step.argtypes = [*step, ctypes.POINTER(Result)]
-    library.onepass_direct.argtypes = [*step, c_void_p, ctypes.POINTER(Result)]
+    step: list[Any] = [c_void_p, c_size_t, c_void_p, c_size_t, c_void_p]
+    library.onepass_direct.argtypes = [*step, c_void_p, c_void_p]
     return library
 
 
@@ -155,9 +162,9 @@ class Step:
             n_groups,
             self.tensors.ctypes.data,
             n_tensors,
-            ctypes.byref(self.call),
+            ctypes.addressof(self.call),
         )
-        self._step = library.onepass_step
+        self._to = ctypes.addressof(self.result)
 
     def set(self, group: int, values: Mapping[str, Any]) -> None:
         """Change some of the settings of a group to values that are checked already."""
@@ -173,14 +180,14 @@ class Step:
 
     def run(self) -> None:
         """Take the step, or raise what is wrong, which has changed nothing."""
-        if code := self._step(*self._arguments, self.result):
+        if code := take_step(*self._arguments, self._to):
             self._fail(code)
 
     def direct(self) -> npt.NDArray[np.float64]:
         """Write what directions are made of, and return the norm of each."""
         norms = np.zeros(len(self.tensors))
         library = _library()
-        if code := library.onepass_direct(*self._arguments, norms.ctypes.data, self.result):
+        if code := library.onepass_direct(*self._arguments, norms.ctypes.data, self._to):
             self._fail(code)
         return norms
 

@@ -1,5 +1,7 @@
 """The loop of `minimize`: evaluate, look whether to end, step."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias

@@ -48,9 +48,11 @@ def write_atomically(
         if mode is not None:
             temporary.chmod(mode & 0o777)
         temporary.replace(target)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
+            error.filename = os.fspath(path)  # which its message names
         raise
     if durable and os.name == "posix":
         _sync_directory(target.parent)

@@ -121,7 +121,9 @@ class Flag:
     schedulable: bool = False
 
     def __call__(self, name: str, value: Any) -> bool:
-        if not isinstance(value, bool | np.bool):
+        if type(value) is bool:
+            return value
+        if not isinstance(value, np.bool):
             raise TypeError(f"{name}: expected True or False, got {value!r}")
         return bool(value)
 
@@ -172,6 +174,7 @@ class Fixed:
 
 
 NON_NEGATIVE = Number()
+FLAG = Flag()
 SCHEDULED = Number(schedulable=True)
 DECAY_RATE = Number(below=1.0, schedulable=True)
 BETAS = Several((DECAY_RATE, DECAY_RATE))
@@ -207,9 +210,9 @@ def check_setting(checks: Checks, name: str, value: Any, label: str | None = Non
     """
     label = name if label is None else label
     if name not in checks:
-        known = ", ".join(checks)
-        expected = f"one of the hyperparameters {known}"
-        raise TypeError(f"{label}: expected {expected}, got an unknown name")
+        from onepass.optim._foreign import unknown  # which imports this module
+
+        raise TypeError(unknown(label, name, "hyperparameters", checks))
     return checked(checks[name], label, value)
 
 

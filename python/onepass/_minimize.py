@@ -1,5 +1,7 @@
 """Minimizing a function with any of the optimizers."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias

@@ -1,5 +1,7 @@
 """Many arrays as views of one."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np

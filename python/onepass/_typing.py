@@ -1,4 +1,8 @@
-"""The types that the package shares."""
+"""The types that the package shares.
+
+A module with public functions imports annotations from ``__future__``: so ``help()`` shows the
+names of these types, and not what they stand for.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
 from typing import Any, Protocol, SupportsFloat, TypeAlias
@@ -79,8 +83,11 @@ OwnArrays: TypeAlias = (
 )
 """The same of NumPy's own arrays, which are written or read again in later calls."""
 
-Params: TypeAlias = Tree | Sequence[Mapping[str, Any]]
-"""A tree, or groups: mappings with a tree under "params" and hyperparameters of their own."""
+Params: TypeAlias = Tree | Mapping[str, Any] | Sequence[Mapping[str, Any]]
+"""A tree, or groups: mappings with a tree under "params" and hyperparameters of their own.
+
+A mapping may hold anything, as mypy infers no tree for one that holds both arrays and lists.
+"""
 
 _Override: TypeAlias = (
     Mapping[str, Mapping[str, Any]] | Callable[[str, Array], Mapping[str, Any] | None]

@@ -11,6 +11,8 @@ m_3 = 0.1 g_3 + 0.09 g_2 + 0.081 g_1
 10.0
 """
 
+from __future__ import annotations
+
 import os
 
 import numpy as np

@@ -10,6 +10,8 @@ and a line search looks for an :math:`\eta` at which it is small: `best_of` amon
 Use a loss that stays the same between evaluations: of the whole data, or of one batch.
 """
 
+from __future__ import annotations
+
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -101,7 +103,7 @@ class LineSearch(ABC):
         return LineSearchInfo(eta, found, line.evaluations)
 
     @abstractmethod
-    def _choose(self, line: "_Line") -> tuple[float, float]:
+    def _choose(self, line: _Line) -> tuple[float, float]:
         """Return the step size to take and the loss there."""
 
 
@@ -150,7 +152,7 @@ class best_of(LineSearch):
         if not self.etas:
             raise ValueError("etas: expected at least one, got none")
 
-    def _choose(self, line: "_Line") -> tuple[float, float]:
+    def _choose(self, line: _Line) -> tuple[float, float]:
         losses = {0.0: line.loss_at_start()}
         for eta in self.etas:
             losses[eta] = line.loss_at(eta)
@@ -227,7 +229,7 @@ class backtracking(LineSearch):
         self.c = _FRACTION("c", c)
         self.max_trials = Whole(low=1)("max_trials", max_trials)
 
-    def _choose(self, line: "_Line") -> tuple[float, float]:
+    def _choose(self, line: _Line) -> tuple[float, float]:
         slope = line.slope()
         start = line.loss_at_start()
         for trial in range(self.max_trials):

@@ -77,7 +77,7 @@ def _make_method(cls: type[Optimizer]) -> Method:
             text = f"Method {cls.rule} does not use Hessian information (hess)."
             warnings.warn(text, RuntimeWarning, stacklevel=3)
         if unknown := [name for name in options if name not in (*defaults, *NOT_HERE)]:
-            names = ", ".join(f"{name}{_foreign.hint(name)}" for name in unknown)
+            names = ", ".join(f"{name}{_foreign.hint(name, defaults)}" for name in unknown)
             warnings.warn(f"Unknown solver options: {names}", OptimizeWarning, stacklevel=3)
         if not (constraints is None or np.shape(constraints) == (0,)):
             raise ValueError(f"constraints: expected none but bounds, got {constraints!r}")

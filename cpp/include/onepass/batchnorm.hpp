@@ -59,6 +59,93 @@ template <class Terms>
   }
 }
 
+// A tile of each array of 16 bits, widened, in memory that stays in L1: the loops of float run over
+// these. It has `lanes` elements of four rows, or a part of that. What is written takes the place
+// of what is read.
+struct Tile {
+  static constexpr std::size_t size = 4 * lanes;
+  alignas(cache_line) float x[size], dy[size], residual[size];
+  Arrays<float> arrays() noexcept { return {x, residual, dy, x, residual, false}; }
+};
+
+// `Loop`, which reads floats, on arrays of 16 bits. The first column is number `first`.
+template <class Loop, class T>
+struct Widened {
+  Arrays<T> arrays;
+  Channels<float> channels;
+  std::size_t first = 0;
+
+  // Opens n columns of some rows. The first is column j, its first element number i.
+  template <std::size_t rows>
+  [[gnu::always_inline]] Loop open(Tile& tile, std::size_t i, std::size_t stride, std::size_t j,
+                                   std::size_t n) const noexcept {
+    for (std::size_t r = 0; r < rows; ++r) {
+      const std::size_t from = i + r * stride, to = r * lanes;
+      widen(arrays.x + from, n, tile.x + to);
+      if constexpr (Loop::reads_dy) widen(arrays.dy + from, n, tile.dy + to);
+      if constexpr (Loop::reads_residual) widen(arrays.residual + from, n, tile.residual + to);
+    }
+    return Loop(tile.arrays(), channels, first + (Loop::one_channel ? 0 : j));
+  }
+
+  void prefetch(std::size_t i) const noexcept {
+    if (!arrays.prefetch_ahead) return;
+    prefetch_into_l2(arrays.x + i);
+    if constexpr (Loop::reads_dy) prefetch_into_l2(arrays.dy + i);
+  }
+
+  // Writes n elements of a row, as write_run does. NumPy's arrays begin 16 bytes past a line, so
+  // that the ends of runs are mostly 8 elements or a multiple of these.
+  [[gnu::always_inline]] void write(T* to, std::size_t i, std::size_t j,
+                                    std::size_t n) const noexcept {
+    std::size_t k = 0;
+    for (; k + 128 <= n; k += 128) write_tile(to + k, i + k, j + k, 128);
+    for (; k + 32 <= n; k += 32) write_tile(to + k, i + k, j + k, 32);
+    for (; k + 8 <= n; k += 8) write_tile(to + k, i + k, j + k, 8);
+    if (k < n) write_rest(to + k, i + k, j + k, n - k);
+  }
+  [[gnu::noinline]] void write_rest(T* to, std::size_t i, std::size_t j,
+                                    std::size_t n) const noexcept {
+    write_tile(to, i, j, n);
+  }
+  [[gnu::always_inline]] void write_tile(T* to, std::size_t i, std::size_t j,
+                                         std::size_t n) const noexcept {
+    Tile tile;
+    const Loop element = open<1>(tile, i, 0, j, n);
+#pragma omp simd
+    for (std::size_t k = 0; k < n; ++k) tile.x[k] = element(k, k);
+    narrow(tile.x, n, to);
+    if constexpr (Loop::writes_residual) narrow(tile.residual, n, arrays.dresidual + i);
+  }
+};
+
+// A loop on arrays of T.
+template <class Loop, class T>
+using On = std::conditional_t<is_narrow<T>, Widened<Loop, T>, Loop>;
+
+template <class Loop, class T>
+[[gnu::always_inline]] inline void add_four_rows(std::size_t row, std::size_t stride,
+                                                 std::size_t begin, std::size_t end, double* first,
+                                                 double* second,
+                                                 const Widened<Loop, T> terms) noexcept {
+  for (std::size_t j = begin; j < end; j += lanes) {
+    const std::size_t n = std::min(lanes, end - j);
+    Tile tile;
+    const Loop opened = terms.template open<4>(tile, row + j, stride, j, n);
+    add_four_rows(0, lanes, 0, n, first + j, second + j, opened);
+  }
+}
+template <class Loop, class T>
+[[gnu::always_inline]] inline void add_row(std::size_t row, std::size_t width, double* first,
+                                           double* second, const Widened<Loop, T> terms) noexcept {
+  for (std::size_t j = 0; j < width; j += lanes) {
+    const std::size_t n = std::min(lanes, width - j);
+    Tile tile;
+    const Loop opened = terms.template open<1>(tile, row + j, 0, j, n);
+    add_row(0, n, first + j, second + j, opened);
+  }
+}
+
 // Adds up a panel whose columns are channels, or parts of one.
 template <class T, class Terms>
 inline void add_columns(const Panel& panel, double* first, double* second,
@@ -120,9 +207,9 @@ inline void add_up(const Panel& panel, double* first, double* second, const Term
 // Computes x - center in double.
 template <template <class> class Each, class T>
 struct About {
-  explicit About(const Channels<Value<T>>& channels) noexcept
-      : center(channels.center), magnitude(channels.magnitude) {}
-  double operator()(Value<T> x, std::size_t column) const noexcept {
+  explicit About(const Channels<T>& channels, std::size_t first = 0) noexcept
+      : center(channels.center + first), magnitude(channels.magnitude + first) {}
+  double operator()(T x, std::size_t column) const noexcept {
     double value = static_cast<double>(x);
     if constexpr (sizeof(T) == sizeof(double)) value *= magnitude[column];
     return value - center[column];
@@ -132,10 +219,12 @@ struct About {
 
 template <template <class> class Each, class T>
 struct Moments {
-  Moments(const Arrays<T>& arrays, const Channels<Value<T>>& channels) noexcept
-      : x(arrays.x), prefetch_ahead(arrays.prefetch_ahead), about(channels) {}
+  static constexpr bool one_channel = Each<T>::one_channel;
+  static constexpr bool reads_dy = false, reads_residual = false;
+  Moments(const Arrays<T>& arrays, const Channels<T>& channels, std::size_t first = 0) noexcept
+      : x(arrays.x), prefetch_ahead(arrays.prefetch_ahead), about(channels, first) {}
   void operator()(std::size_t i, std::size_t j, double& a, double& b) const noexcept {
-    a = about(value_of(x[i]), j);
+    a = about(x[i], j);
     b = a * a;
   }
   void prefetch(std::size_t i) const noexcept {
@@ -149,38 +238,50 @@ struct Moments {
 template <template <class> class Each, class T>
 void moments(const Arrays<T>& arrays, const Panel& panel, const Channels<Value<T>>& channels,
              double* sum, double* square) noexcept {
-  add_up<Each, T>(panel, sum, square, Moments<Each, T>(arrays, channels));
+  add_up<Each, T>(panel, sum, square, On<Moments<Each, Value<T>>, T>{arrays, channels});
 }
 
 // The forward's arithmetic, which the backward repeats to find where ReLU was at work.
-template <bool relu, bool residual, class T, class V = Value<T>>
-inline V normalized(V centered, V scale, V shift, const T* z, std::size_t i) noexcept {
-  V y = centered * scale + shift;
-  if constexpr (residual) y += value_of(z[i]);
-  if constexpr (relu) y = y <= V(0) ? V(0) : y;  // a NaN stays one
+template <bool relu, bool residual, class T>
+inline T normalized(T centered, T scale, T shift, const T* z, std::size_t i) noexcept {
+  T y = centered * scale + shift;
+  if constexpr (residual) y += z[i];
+  if constexpr (relu) y = y <= T(0) ? T(0) : y;  // a NaN stays one
   return y;
 }
 
 template <template <class> class Each, bool relu, bool residual, class T>
+struct Normalize {
+  static constexpr bool one_channel = Each<T>::one_channel;
+  static constexpr bool reads_dy = false, reads_residual = residual, writes_residual = false;
+  Normalize(const Arrays<T>& arrays, const Channels<T>& channels, std::size_t first) noexcept
+      : x(arrays.x),
+        z(arrays.residual),
+        mean(channels.mean + first),
+        scale(channels.scale + first),
+        shift(channels.shift + first) {}
+  T operator()(std::size_t i, std::size_t j) const noexcept {
+    const T centered = x[i] * static_cast<T>(downscale) - mean[j];
+    return normalized<relu, residual>(centered, scale[j], shift[j], z, i);
+  }
+  const T *x, *z;
+  Each<T> mean, scale, shift;
+};
+
+template <template <class> class Each, bool relu, bool residual, class T>
 void normalize(const Arrays<T>& arrays, const Panel& panel,
                const Channels<Value<T>>& channels) noexcept {
-  using V = Value<T>;
-  const T *x = arrays.x, *z = arrays.residual;
-  const V small = static_cast<V>(downscale);
+  using Element = On<Normalize<Each, relu, residual, Value<T>>, T>;
   write_rows(arrays.out, panel, arrays.stream, [=](std::size_t c) {
-    return [=, mean = Each<V>(channels.mean + c), scale = Each<V>(channels.scale + c),
-            shift = Each<V>(channels.shift + c)](std::size_t i, std::size_t j) {
-      const V centered = value_of(x[i]) * small - mean[j];
-      return normalized<relu, residual>(centered, scale[j], shift[j], z, i);
-    };
+    return Element{arrays, channels, c};
   });
 }
 
 // Returns dy, or 0 where ReLU has cut off y.
-template <bool relu, bool residual, class T, class V = Value<T>>
-inline V passed(V dy, V centered, V scale, V shift, const T* z, std::size_t i) noexcept {
+template <bool relu, bool residual, class T>
+inline T passed(T dy, T centered, T scale, T shift, const T* z, std::size_t i) noexcept {
   if constexpr (!relu) return dy;
-  return normalized<false, residual>(centered, scale, shift, z, i) <= V(0) ? V(0) : dy;
+  return normalized<false, residual>(centered, scale, shift, z, i) <= T(0) ? T(0) : dy;
 }
 
 // The factor of dy if `small`: a power of two that leaves no product of two finite numbers
@@ -189,25 +290,27 @@ inline constexpr double small_dy = 0x1p-600;
 
 template <template <class> class Each, bool relu, bool residual, bool small, class T>
 struct GradientTerms {
-  using V = Value<T>;
-  GradientTerms(const Arrays<T>& arrays, const Channels<V>& channels) noexcept
+  static constexpr bool one_channel = Each<T>::one_channel;
+  static constexpr bool reads_dy = true, reads_residual = relu && residual;
+  GradientTerms(const Arrays<T>& arrays, const Channels<T>& channels,
+                std::size_t first = 0) noexcept
       : x(arrays.x),
         dy(arrays.dy),
         z(arrays.residual),
         prefetch_ahead(arrays.prefetch_ahead),
-        about(channels),
-        mean(channels.mean),
-        scale(channels.scale),
-        shift(channels.shift) {}
+        about(channels, first),
+        mean(channels.mean + first),
+        scale(channels.scale + first),
+        shift(channels.shift + first) {}
   void operator()(std::size_t i, std::size_t j, double& a, double& b) const noexcept {
-    V g = value_of(dy[i]);
+    T g = dy[i];
     if constexpr (relu) {
-      const V centered = value_of(x[i]) * static_cast<V>(downscale) - mean[j];
+      const T centered = x[i] * static_cast<T>(downscale) - mean[j];
       g = passed<relu, residual>(g, centered, scale[j], shift[j], z, i);
     }
     a = static_cast<double>(g);
     if constexpr (small) a *= small_dy;
-    b = a * about(value_of(x[i]), j);
+    b = a * about(x[i], j);
   }
   void prefetch(std::size_t i) const noexcept {
     if (!prefetch_ahead) return;
@@ -217,14 +320,14 @@ struct GradientTerms {
   const T *x, *dy, *z;
   bool prefetch_ahead;
   About<Each, T> about;
-  Each<V> mean, scale, shift;
+  Each<T> mean, scale, shift;
 };
 
 template <template <class> class Each, bool relu, bool residual, class T>
 void gradient_sums(const Arrays<T>& arrays, const Panel& panel, const Channels<Value<T>>& channels,
                    double* sum, double* product) noexcept {
-  const GradientTerms<Each, relu, residual, false, T> terms(arrays, channels);
-  add_up<Each, T>(panel, sum, product, terms);
+  using Terms = On<GradientTerms<Each, relu, residual, false, Value<T>>, T>;
+  add_up<Each, T>(panel, sum, product, Terms{arrays, channels});
 }
 
 template <template <class> class Each, bool relu, bool residual, class T>
@@ -236,24 +339,40 @@ void small_gradient_sums(const Arrays<T>& arrays, const Panel& panel, const Chan
 
 // `frozen`: the statistics do not depend on x.
 template <template <class> class Each, bool relu, bool residual, bool frozen, class T>
+struct InputGradient {
+  static constexpr bool one_channel = Each<T>::one_channel;
+  static constexpr bool reads_dy = true, reads_residual = relu && residual;
+  static constexpr bool writes_residual = residual;
+  InputGradient(const Arrays<T>& arrays, const Channels<T>& channels, std::size_t first) noexcept
+      : x(arrays.x),
+        dy(arrays.dy),
+        z(arrays.residual),
+        dz(arrays.dresidual),
+        mean(channels.mean + first),
+        scale(channels.scale + first),
+        shift(channels.shift + first),
+        slope(channels.slope + first),
+        offset(channels.offset + first),
+        gain(channels.gain + first) {}
+  T operator()(std::size_t i, std::size_t j) const noexcept {
+    const T centered = x[i] * static_cast<T>(downscale) - mean[j];
+    const T g = passed<relu, residual>(dy[i], centered, scale[j], shift[j], z, i);
+    if constexpr (residual) dz[i] = g;
+    T through = g;
+    if constexpr (!frozen) through -= centered * slope[j] + offset[j];
+    return through * gain[j];
+  }
+  const T *x, *dy, *z;
+  T* dz;
+  Each<T> mean, scale, shift, slope, offset, gain;
+};
+
+template <template <class> class Each, bool relu, bool residual, bool frozen, class T>
 void input_gradient(const Arrays<T>& arrays, const Panel& panel,
                     const Channels<Value<T>>& channels) noexcept {
-  using V = Value<T>;
-  const T *x = arrays.x, *dy = arrays.dy, *z = arrays.residual;
-  T* dz = arrays.dresidual;
-  const V small = static_cast<V>(downscale);
+  using Element = On<InputGradient<Each, relu, residual, frozen, Value<T>>, T>;
   write_rows(arrays.out, panel, arrays.stream, [=](std::size_t c) {
-    return [=, mean = Each<V>(channels.mean + c), scale = Each<V>(channels.scale + c),
-            shift = Each<V>(channels.shift + c), slope = Each<V>(channels.slope + c),
-            offset = Each<V>(channels.offset + c),
-            gain = Each<V>(channels.gain + c)](std::size_t i, std::size_t j) {
-      const V centered = value_of(x[i]) * small - mean[j];
-      const V g = passed<relu, residual>(value_of(dy[i]), centered, scale[j], shift[j], z, i);
-      if constexpr (residual) dz[i] = stored_as<T>(g);
-      V through = g;
-      if constexpr (!frozen) through -= centered * slope[j] + offset[j];
-      return through * gain[j];
-    };
+    return Element{arrays, channels, c};
   });
 }
 

@@ -145,7 +145,9 @@ int32_t onepass_update_rows(int32_t rule, int32_t options, int32_t format, size_
 typedef struct onepass_group {
   int32_t rule;
   int32_t options;        /* bit k: option k */
-  const double* settings; /* as onepass_defaults fills them; NULL: those */
+  const double* settings; /* as onepass_defaults fills them; NULL: those. Their ranges are not
+                           * checked, but for average_every and swa_start of a group that keeps
+                           * an average: whole numbers from 1 on, or ONEPASS_BAD_NUMBER */
 } onepass_group;
 
 /* If the rule, its options or the settings do not use state[k], average or slow, it must be NULL,
@@ -242,9 +244,9 @@ typedef struct onepass_batch_norm {
   double eps;                        /* 0: 1e-5 */
   double momentum;                   /* 0: 0.1; NaN: all batches count alike (needs batches) */
   int32_t format;                    /* of x and whatever is as large: F32, F64, BF16, F16 */
-  int32_t channel_format; /* of what has one number a channel: F32, F64; 0: as format, or F32 */
-  int32_t relu;                      /* not 0 */
-  int32_t biased_running_var;        /* not 0: without the factor n / (n - 1) */
+  int32_t channel_format;     /* of what has one number a channel: F32, F64; 0: as format, or F32 */
+  int32_t relu;               /* not 0 */
+  int32_t biased_running_var; /* not 0: without the factor n / (n - 1) */
   int32_t skip_nonfinite; /* not 0: a batch that is not finite leaves running statistics alone */
   int32_t threads;        /* 0: onepass_threads() */
   int32_t unchecked;      /* not 0: arrays are known not to overlap */

@@ -29,6 +29,8 @@ struct ValueOf<StoredFloat16> {
 };
 template <class T>
 using Value = typename ValueOf<T>::Type;
+template <class T>
+inline constexpr bool is_narrow = sizeof(T) < sizeof(Value<T>);
 
 // `rows` runs of `width` contiguous elements, which begin `stride` elements apart. `channel_step`
 // is 1 if each run belongs to the channel after that of the run before, and 0 if all have the same.

@@ -1,12 +1,13 @@
 // Normalising rows: the loops of LayerNorm, RMSNorm, GroupNorm and InstanceNorm. A row has the part
-// that a channel has in batch normalisation, whose terms and values (batchnorm.hpp,
-// channel_values.hpp) it shares:
+// that a channel has in batch normalisation, whose values (channel_values.hpp) it shares. With
+// n = (x - mean) * invstd:
 //
-//   row_moments         sums of x - center and of its square           (forward)
-//   normalize_rows      y = (x - mean) * invstd * weight + bias
-//   row_gradient_sums   sums of dy * weight and of dy * weight * (x - mean)   (backward)
-//   column_sums         the gradients of weights that belong to one element of a row each
-//   row_input_gradient  dx
+//   row_moments          sums of x - center and of its square                (forward)
+//   normalize_rows       y = n * weight + bias
+//   row_and_column_sums  sums of dy * weight and dy * weight * n of a row,   (backward)
+//                        of dy and dy * n of the columns, which have a weight each
+//   run_sums             sums of dy and dy * n of a run, which has one weight
+//   row_input_gradient   dx
 //
 // All sums are taken in double, and in an order that the layout alone decides.
 #pragma once
@@ -16,80 +17,197 @@
 
 namespace onepass::inline ONEPASS_ISA {
 
-// The values of the row that is `k` after the first.
-template <class T>
-inline Channels<T> values_of_row(const Channels<T>& of, std::size_t k) noexcept {
-  return {of.center + k, of.magnitude + k, of.mean + k,   of.scale + k,
-          of.shift + k,  of.slope + k,     of.offset + k, of.gain + k};
+// Returns sum + a * b. A double holds the product of two floats, so that it makes no difference
+// whether that is rounded before it is added.
+template <bool floats>
+inline double add_product(double sum, double a, double b) noexcept {
+#if defined(__FMA__) || defined(__aarch64__)
+  if constexpr (floats) return __builtin_fma(a, b, sum);
+#endif
+  return sum + a * b;
 }
 
-// Returns both sums over n elements in a row. Short runs get fewer lanes, which take less to fold.
+// What is summed of an element: `a`, and its product with `b`.
+struct Factors {
+  double a, b;
+};
+
+// Adds `count` lanes up in halves, as vectors.
+template <std::size_t count>
+inline double fold(const double (&sums)[count]) noexcept {
+  if constexpr (count == 2) {
+    return sums[0] + sums[1];
+  } else {
+    double halves[count / 2];
+#pragma omp simd
+    for (std::size_t j = 0; j < count / 2; ++j) halves[j] = sums[j] + sums[j + count / 2];
+    return fold(halves);
+  }
+}
+
+// Returns both sums over n elements in a row: in `count` lanes, which stay in registers, and of
+// those that fill no lanes.
+template <std::size_t count, class T, class Terms>
+inline void sum_lanes(std::size_t n, double& first, double& second, const Terms terms) noexcept {
+  constexpr std::size_t line = cache_line / sizeof(T);
+  double a[count] = {}, b[count] = {}, rest_a = 0, rest_b = 0;
+  const auto add = [&](std::size_t i, double& to_a, double& to_b) {
+    const Factors of = terms(i);
+    to_a += of.a;
+    to_b = add_product<Terms::of_floats>(to_b, of.a, of.b);
+  };
+  std::size_t i = 0;
+  for (; i + count <= n; i += count) {
+    if (i % line == 0) {
+      for (std::size_t j = 0; j < count; j += line) terms.prefetch(i + j);
+    }
+#pragma omp simd
+    for (std::size_t j = 0; j < count; ++j) add(i + j, a[j], b[j]);
+  }
+  for (; i < n; ++i) add(i, rest_a, rest_b);
+  first = fold(a) + rest_a;
+  second = fold(b) + rest_b;
+}
+
+// The same. Short runs get fewer lanes, which take less to fold.
 template <class T, class Terms>
 inline void sum_run(std::size_t n, double& first, double& second, const Terms& terms) noexcept {
-  constexpr std::size_t few = 16, longest_short_run = 512;
-  if (n <= longest_short_run) {
-    alignas(cache_line) double a[few] = {}, b[few] = {};
-    std::size_t i = 0;
-    for (; i + few <= n; i += few) add_row(i, few, a, b, terms);
-    add_row(i, n - i, a, b, terms);
-    first = fold_lanes<few>(a);
-    second = fold_lanes<few>(b);
-    return;
-  }
-  alignas(cache_line) double a[lanes] = {}, b[lanes] = {};
-  add_lanes<T>(0, n, sums_prefetch_bytes / sizeof(T), a, b, terms);
-  first = fold_lanes(a);
-  second = fold_lanes(b);
+  constexpr std::size_t longest_short_run = 128;
+  if (n <= longest_short_run) return sum_lanes<8, T>(n, first, second, terms);
+  sum_lanes<16, T>(n, first, second, terms);
 }
+
+// How many elements ahead sums prefetch.
+template <class T>
+inline constexpr std::size_t sums_ahead = sums_prefetch_bytes / sizeof(T);
+
+template <class T, bool centered>
+struct RowMoments {
+  static constexpr bool is_double = sizeof(T) == sizeof(double);
+  static constexpr bool of_floats = !is_double && !centered;
+  Factors operator()(std::size_t i) const noexcept {
+    double value = static_cast<double>(x[i]);
+    if constexpr (is_double) value *= unit;
+    if constexpr (centered) value -= center;
+    return {value, value};
+  }
+  void prefetch(std::size_t i) const noexcept {
+    if (prefetch_ahead) prefetch_into_l2(x + i + sums_ahead<T>);
+  }
+  const T* x;
+  double center, unit;
+  bool prefetch_ahead;
+};
 
 // Writes the sums of each row of a block.
 template <class T>
 void row_moments(const RowArrays<T>& arrays, const RowLayout& layout, const RowBlock& block,
-                 const Channels<T>& rows, double* first, double* second) noexcept {
-  Arrays<T> row{};
-  row.prefetch_ahead = arrays.prefetch_ahead;
+                 const Channels<T>& rows, const Sums& to) noexcept {
   for (std::size_t k = 0; k < block.rows; ++k) {
-    row.x = arrays.x + (block.first + k * block.step) * layout.length() + block.begin;
-    const Moments<ForAll, T> terms(row, values_of_row(rows, k * block.step));
-    sum_run<T>(block.width, first[k], second[k], terms);
+    const T* const x = arrays.x + (block.first + k) * layout.length() + block.begin;
+    const double center = rows.center[k], unit = rows.magnitude[k];
+    const auto sum = [&](const auto& terms) {
+      sum_run<T>(block.width, to.first[k], to.second[k], terms);
+    };
+    if (center == 0) {
+      sum(RowMoments<T, false>{x, 0, unit, arrays.prefetch_ahead});
+    } else {
+      sum(RowMoments<T, true>{x, center, unit, arrays.prefetch_ahead});
+    }
   }
 }
 
-template <template <class> class Each, class T>
-struct RowGradientTerms {
-  void operator()(std::size_t i, std::size_t, double& a, double& b) const noexcept {
-    T g = dy[i];
-    if constexpr (!Each<T>::one_channel) g *= weight[i];
-    a = static_cast<double>(g);
-    b = a * about(x[i], 0);
+// Computes (x - mean) * invstd for row k.
+template <class T>
+struct Normalized {
+  Normalized(const Channels<T>& rows, std::size_t k) noexcept
+      : mean(rows.mean[k]), scale(rows.scale[k]), shift(rows.shift[k]) {}
+  T operator()(T x) const noexcept {
+    return (x * static_cast<T>(downscale) - mean) * scale + shift;
+  }
+  T mean, scale, shift;
+};
+
+template <class T>
+struct RunTerms {
+  static constexpr bool of_floats = sizeof(T) < sizeof(double);
+  Factors operator()(std::size_t i) const noexcept {
+    return {static_cast<double>(dy[i]), static_cast<double>(normalized(x[i]))};
   }
   void prefetch(std::size_t i) const noexcept {
     if (!prefetch_ahead) return;
-    prefetch_into_l2(x + i);
-    prefetch_into_l2(dy + i);
+    prefetch_into_l2(x + i + sums_ahead<T>);
+    prefetch_into_l2(dy + i + sums_ahead<T>);
   }
-  const T *x, *dy, *weight;
+  const T *x, *dy;
   bool prefetch_ahead;
-  About<ForAll, T> about;
+  Normalized<T> normalized;
 };
 
-// Writes the sums of each run of a block. Where a run has one weight, they are without it.
-template <template <class> class Each, class T>
-void row_gradient_sums(const RowArrays<T>& arrays, const RowLayout& layout, const RowBlock& block,
-                       const Channels<T>& rows, double* first, double* second) noexcept {
+// Writes the sums of each run of a block.
+template <class T>
+void run_sums(const RowArrays<T>& arrays, const RowLayout& layout, const RowBlock& block,
+              const Channels<T>& rows, const Sums& to) noexcept {
   const std::size_t runs = std::max<std::size_t>(block.width / layout.segment, 1);
   const std::size_t width = std::min(block.width, layout.segment);
   for (std::size_t k = 0; k < block.rows; ++k) {
-    const std::size_t row = block.first + k * block.step;
-    const std::size_t begin = row * layout.length() + block.begin;
-    const T* weight = arrays.weight + row % layout.groups * layout.weights_of_row() + block.begin;
-    const About<ForAll, T> about(values_of_row(rows, k * block.step));
+    const std::size_t begin = (block.first + k) * layout.length() + block.begin;
+    const Normalized<T> normalized(rows, k);
     for (std::size_t s = 0; s < runs; ++s) {
-      const std::size_t at = begin + s * width;
-      const RowGradientTerms<Each, T> terms{arrays.x + at, arrays.dy + at, weight,
-                                            arrays.prefetch_ahead, about};
-      sum_run<T>(width, first[k * runs + s], second[k * runs + s], terms);
+      const std::size_t at = begin + s * width, run = k * runs + s;
+      const RunTerms<T> terms{arrays.x + at, arrays.dy + at, arrays.prefetch_ahead, normalized};
+      sum_run<T>(width, to.first[run], to.second[run], terms);
     }
+  }
+}
+
+// Writes the sums of one row, and adds its elements to those of their columns.
+template <class T>
+inline void sum_row(const T* x, const T* dy, const T* weight, std::size_t width, std::size_t ahead,
+                    const Normalized<T>& normalized, double& first, double& second,
+                    const Gradients& columns) noexcept {
+  constexpr std::size_t count = 8, line = cache_line / sizeof(T);
+  constexpr bool floats = sizeof(T) < sizeof(double);
+  double a[count] = {}, b[count] = {}, rest_a = 0, rest_b = 0;
+  double *const dweight = columns.weight, *const dbias = columns.bias;
+  const auto add = [=](std::size_t i, double& to_a, double& to_b) {
+    const double up = static_cast<double>(dy[i]), value = static_cast<double>(normalized(x[i]));
+    const double through = static_cast<double>(dy[i] * weight[i]);
+    dbias[i] += up;
+    dweight[i] = add_product<floats>(dweight[i], up, value);
+    to_a += through;
+    to_b = add_product<floats>(to_b, through, value);
+  };
+  std::size_t i = 0;
+  for (; i + count <= width; i += count) {
+    if (ahead > 0 && i % line == 0) {
+      prefetch_into_l2(x + i + ahead);
+      prefetch_into_l2(dy + i + ahead);
+    }
+#pragma omp simd
+    for (std::size_t j = 0; j < count; ++j) add(i + j, a[j], b[j]);
+  }
+  for (; i < width; ++i) add(i, rest_a, rest_b);
+  first = fold(a) + rest_a;
+  second = fold(b) + rest_b;
+}
+
+// Writes the sums of each row of a block, and adds to those of all columns of the layout. Every
+// element of a row has a weight.
+template <class T>
+void row_and_column_sums(const RowArrays<T>& arrays, const RowLayout& layout, const RowBlock& block,
+                         const Channels<T>& rows, const Sums& to,
+                         const Gradients& columns) noexcept {
+  const std::size_t length = layout.length();
+  // Whole rows are read in the order of memory; of others, the same columns come next.
+  const std::size_t next = block.width == length ? sums_ahead<T> : length;
+  const std::size_t ahead = arrays.prefetch_ahead ? next : 0;
+  for (std::size_t k = 0; k < block.rows; ++k) {
+    const std::size_t row = block.first + k, begin = row * length + block.begin;
+    const std::size_t column = row % layout.groups * length + block.begin;
+    sum_row(arrays.x + begin, arrays.dy + begin, arrays.weight + column, block.width, ahead,
+            Normalized<T>(rows, k), to.first[k], to.second[k],
+            {columns.weight + column, columns.bias + column});
   }
 }
 
@@ -101,12 +219,12 @@ inline void write_block(T* out, const RowLayout& layout, const RowBlock& block, 
   const std::size_t runs = std::max<std::size_t>(block.width / layout.segment, 1);
   const std::size_t width = std::min(block.width, layout.segment);
   const std::size_t in_row = layout.weight_each ? block.begin : block.begin / layout.segment;
-  const Panel panel{block.rows * runs, width, block.step * layout.segment, 1};
+  const Panel panel{block.rows * runs, width, layout.segment, 1};
   write_rows(out, panel, stream, [=](std::size_t run) {
     const std::size_t k = runs == 1 ? run : run / runs, s = runs == 1 ? 0 : run % runs;
-    const std::size_t row = block.first + k * block.step;
+    const std::size_t row = block.first + k;
     const std::size_t group = layout.groups == 1 ? 0 : row % layout.groups;
-    return element_of(k * block.step, group * layout.weights_of_row() + in_row + s);
+    return element_of(k, group * layout.weights_of_row() + in_row + s);
   });
 }
 
@@ -115,13 +233,11 @@ void normalize_rows(const RowArrays<T>& arrays, const RowLayout& layout, const R
                     const Channels<T>& rows) noexcept {
   const std::size_t begin = block.first * layout.length() + block.begin;
   const T *x = arrays.x + begin, *weights = arrays.weight, *biases = arrays.bias;
-  const T small = static_cast<T>(downscale);
   write_block(arrays.out + begin, layout, block, arrays.stream, [=](std::size_t k, std::size_t w) {
-    return
-        [=, mean = rows.mean[k], scale = rows.scale[k], shift = rows.shift[k],
-         weight = Each<T>(weights + w), bias = Each<T>(biases + w)](std::size_t i, std::size_t j) {
-          return ((x[i] * small - mean) * scale + shift) * weight[j] + bias[j];
-        };
+    return [=, normalized = Normalized<T>(rows, k), weight = Each<T>(weights + w),
+            bias = Each<T>(biases + w)](std::size_t i, std::size_t j) {
+      return normalized(x[i]) * weight[j] + bias[j];
+    };
   });
 }
 
@@ -138,55 +254,6 @@ void row_input_gradient(const RowArrays<T>& arrays, const RowLayout& layout, con
       return (dy[i] * weight[j] - (centered * slope + offset)) * gain;
     };
   });
-}
-
-// Adds n rows, 1 or 4, to the sums of the columns [0, width): those of dy, and of dy * (x - mean) *
-// rate. The rows lie `stride` apart.
-template <std::size_t n, class T>
-inline void add_to_columns(const T* x, const T* dy, std::size_t stride, std::size_t width,
-                           const About<ForAll, T> (&about)[n], const double (&rate)[n],
-                           double* dweight, double* dbias) noexcept {
-#pragma omp simd
-  for (std::size_t j = 0; j < width; ++j) {
-    double a[n], b[n];
-    for (std::size_t k = 0; k < n; ++k) {
-      a[k] = static_cast<double>(dy[k * stride + j]);
-      b[k] = a[k] * (about[k](x[k * stride + j], 0) * rate[k]);
-    }
-    if constexpr (n == 4) {
-      dbias[j] += (a[0] + a[1]) + (a[2] + a[3]);
-      dweight[j] += (b[0] + b[1]) + (b[2] + b[3]);
-    } else {
-      dbias[j] += a[0];
-      dweight[j] += b[0];
-    }
-  }
-}
-
-// Adds a block to the gradients of its columns' weights. `rates`: 1 / the standard deviation of
-// each row, in the units that x is summed in.
-template <class T>
-void column_sums(const RowArrays<T>& arrays, const RowLayout& layout, const RowBlock& block,
-                 const Channels<T>& rows, const double* rates, double* dweight,
-                 double* dbias) noexcept {
-  const std::size_t begin = block.first * layout.length() + block.begin;
-  const T *x = arrays.x + begin, *dy = arrays.dy + begin;
-  const std::size_t stride = block.step * layout.length(), step = block.step;
-  const auto about = [&](std::size_t k) { return About<ForAll, T>(values_of_row(rows, k * step)); };
-  std::size_t k = 0;
-  for (; k + 4 <= block.rows; k += 4) {
-    const About<ForAll, T> of[] = {about(k), about(k + 1), about(k + 2), about(k + 3)};
-    const double rate[] = {rates[k * step], rates[(k + 1) * step], rates[(k + 2) * step],
-                           rates[(k + 3) * step]};
-    add_to_columns<4>(x + k * stride, dy + k * stride, stride, block.width, of, rate, dweight,
-                      dbias);
-  }
-  for (; k < block.rows; ++k) {
-    const About<ForAll, T> of[] = {about(k)};
-    const double rate[] = {rates[k * step]};
-    add_to_columns<1>(x + k * stride, dy + k * stride, stride, block.width, of, rate, dweight,
-                      dbias);
-  }
 }
 
 }  // namespace onepass::inline ONEPASS_ISA

@@ -19,11 +19,10 @@ struct RowLayout {
   std::size_t weights() const noexcept { return groups * weights_of_row(); }
 };
 
-// The columns [begin, begin + width) of rows `first`, `first` + `step` and so on. They are whole
-// rows, or some runs of one row, or part of one run; if `weight_each`, any columns.
+// The columns [begin, begin + width) of some rows, from `first` on. They are whole rows, or some
+// runs of one row, or part of one run; if `weight_each`, any columns.
 struct RowBlock {
   std::size_t first, rows, begin, width;
-  std::size_t step = 1;
 };
 
 // Where the elements are, and the weights. What an operation does not use is null.

@@ -39,12 +39,16 @@ inline void finish_streaming() noexcept {
 #endif
 }
 
-// Writes n elements, from element i in column j on.
+// Writes n elements, from element i in column j on. Those of 16 bits are written tile by tile.
 template <class T, class Element>
 [[gnu::always_inline]] inline void write_run(T* to, std::size_t i, std::size_t j, std::size_t n,
                                              const Element& element) noexcept {
+  if constexpr (is_narrow<T>) {
+    element.write(to, i, j, n);
+  } else {
 #pragma omp simd
-  for (std::size_t k = 0; k < n; ++k) to[k] = stored_as<T>(element(i + k, j + k));
+    for (std::size_t k = 0; k < n; ++k) to[k] = element(i + k, j + k);
+  }
 }
 
 // Streams the rows of a panel, two cache lines at a time: their values stay in registers, and with
@@ -77,17 +81,55 @@ inline void stream_rows(T* out, const Panel& panel, const ElementsOf& elements_o
   finish_streaming();
 }
 
+// The same for elements of 16 bits. They are computed in tiles wherever a line begins, because
+// short runs up to the next line would take longer than the rest, and wait in `staged` until the
+// line that they belong to is whole.
+template <class T, class ElementsOf>
+inline void stream_narrow_rows(T* out, const Panel& panel, const ElementsOf& elements_of) noexcept {
+  constexpr std::size_t line = cache_line / sizeof(T), tile = 4 * line;
+  const std::size_t width = panel.width;
+  const bool contiguous = panel.stride == width;
+  alignas(cache_line) T staged[line + tile];
+  std::size_t begun = 0;  // elements that are staged
+  for (std::size_t r = 0; r < panel.rows; ++r) {
+    const auto element = elements_of(r * panel.channel_step);
+    const std::size_t row = r * panel.stride;
+    std::size_t j = 0;
+    if (begun == 0) {
+      j = elements_to_alignment(out + row, width);
+      write_run(out + row, row, 0, j, element);
+    }
+    while (j < width) {
+      const std::size_t n = std::min(tile, width - j);
+      write_run(staged + begun, row + j, j, n, element);
+      const std::size_t whole = (begun + n) / line * line;
+      stream_lines(out + row + j - begun, staged, whole);
+      begun = begun + n - whole;
+      if (whole > 0) std::copy_n(staged + whole, begun, staged);
+      j += n;
+    }
+    if (contiguous && r + 1 < panel.rows) continue;
+    std::copy_n(staged, begun, out + row + width - begun);
+    begun = 0;
+  }
+  finish_streaming();
+}
+
 // Writes the rows of a panel: elements_of(channel)(i, column) is element i of `out`. Channels are
 // counted from the panel's first.
 template <class T, class ElementsOf>
 inline void write_rows(T* out, const Panel& panel, bool stream,
                        const ElementsOf& elements_of) noexcept {
   constexpr std::size_t min_aligned = 4 * cache_line / sizeof(T);
-  if (stream) return stream_rows(out, panel, elements_of);
+  if constexpr (is_narrow<T>) {
+    if (stream) return stream_narrow_rows(out, panel, elements_of);
+  } else {
+    if (stream) return stream_rows(out, panel, elements_of);
+  }
   for (std::size_t r = 0; r < panel.rows; ++r) {
     const auto element = elements_of(r * panel.channel_step);
     const std::size_t row = r * panel.stride;
-    const bool align = panel.width >= min_aligned;
+    const bool align = !is_narrow<T> && panel.width >= min_aligned;
     const std::size_t j = align ? elements_to_alignment(out + row, panel.width) : 0;
     if (j > 0) write_run(out + row, row, 0, j, element);
     write_run(out + row + j, row + j, j, panel.width - j, element);

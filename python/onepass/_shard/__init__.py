@@ -1,6 +1,5 @@
 """A step that many processes share: each has the state of a part of the parameters."""
 
 from onepass._shard.sharded import Sharded, shard
-from onepass._shard.wire import Communicator
 
-__all__ = ["Communicator", "Sharded", "shard"]
+__all__ = ["Sharded", "shard"]

@@ -46,10 +46,13 @@ def parts_of(own: Mapping[str, Any], keys: Sequence[str | int]) -> list[Part]:
 
 
 def whole(
-    own: Mapping[str, Any], parts: Sequence[Part], wire: Wire, cut: Cut, wholes: Sequence[Array]
+    own: Mapping[str, Any],
+    parts: Sequence[Part],
+    found: Sequence[npt.NDArray[Any]],
+    wholes: Sequence[Array],
 ) -> dict[str, Any]:
-    """Return a state dictionary with whole arrays. Collective."""
-    arrays = iter(_gathered(parts, wire, cut, wholes))
+    """Return a state dictionary with whole arrays: `found`, those of these parts."""
+    arrays = iter(found)
     result = _as_of_whole(own, wholes, parts)
     for name in _WITH_ARRAYS:
         for entry in result.get(name, {}).values():
@@ -78,10 +81,13 @@ def _as_of_whole(
     return result
 
 
-def _gathered(
+def to_gather(
     parts: Sequence[Part], wire: Wire, cut: Cut, wholes: Sequence[Array]
-) -> list[npt.NDArray[Any]]:
-    """Return whole arrays, each in the shape and order of its parameter. Collective."""
+) -> tuple[list[npt.NDArray[Any]], list[tuple[int, Kind, Flat]]]:
+    """Return whole arrays, each in its parameter's shape and order, and what to share of them.
+
+    They have this rank's parts. They take memory, so they are made before the ranks share.
+    """
     shared: list[tuple[int, Kind, Flat]] = []
     found: list[npt.NDArray[Any]] = []
     for part in parts:
@@ -99,8 +105,7 @@ def _gathered(
                 n = cut.part(wire.rank, part.param)
                 there[place] = _stretch(own, n.stop - n.start, kind)
             shared.append((part.param, kind, there))
-    wire.share(cut, shared)
-    return found
+    return found, shared
 
 
 def _stretch(flat: Flat, size: int, kind: Kind) -> Flat:
@@ -124,6 +129,8 @@ def save(
     arrays = _checkpoint.contents(rule, _as_of_whole(own, wholes, parts))
     named = dict(zip([name for name in arrays if name != _checkpoint.HEADER], parts, strict=True))
 
+    is_sharing = False  # then the others wait for parts of an array, and not for a word
+
     def tell(word: int) -> None:
         wire.tell(np.array([word], np.int64), [1] * wire.size)
 
@@ -137,8 +144,12 @@ def save(
             self.part = part
 
         def __array__(self, dtype: object = None, copy: object = None) -> npt.NDArray[Any]:
+            nonlocal is_sharing
+            (array,), shared = to_gather([self.part], wire, cut, wholes)
+            is_sharing = True
             tell(_GO_ON)
-            (array,) = _gathered([self.part], wire, cut, wholes)
+            wire.share(cut, shared)
+            is_sharing = False
             return _checkpoint.as_npz_knows(array)
 
     if wire.rank == 0:
@@ -146,14 +157,17 @@ def save(
         try:
             write_atomically(path, lambda file: write_npz(file, lazy))
         except BaseException:
-            tell(_FAILED)
+            if not is_sharing:
+                tell(_FAILED)
+                wire.settle()
             raise
         tell(_DONE)
         return
     left = iter(named.values())
     while (word := hear()) == _GO_ON:
-        _gathered([next(left)], wire, cut, wholes)
+        wire.share(cut, to_gather([next(left)], wire, cut, wholes)[1])
     if word == _FAILED:
+        wire.settle()
         raise ValueError("save: expected a path that rank 0 can write, got an error there")
 
 

@@ -11,12 +11,13 @@ from zlib import crc32
 import numpy as np
 
 from onepass import _core
+from onepass._communicator import Shares, check_comm
 from onepass._files import Place
 from onepass._memory import order_of, raveled, state_like
 from onepass._quiet import quiet
 from onepass._shard import checkpoint
 from onepass._shard.cut import Cut, octets
-from onepass._shard.wire import Asked, Communicator, Flat, Wire
+from onepass._shard.wire import Asked, Flat, Wire
 from onepass._typing import Array, Exchange, Grads, Params
 from onepass.optim import Optimizer, StepInfo, _checkpoint, _state, _storage
 from onepass.optim._settings import GRAD_SCALE
@@ -30,7 +31,7 @@ _NOT_HERE: dict[str, Any] = {"copy_to": None, "grads": None, "clear_grads": Fals
 class Sharded:
     """Parameters that many processes have, and how these reach each other: see `shard`."""
 
-    def __init__(self, params: Params, comm: Communicator) -> None:
+    def __init__(self, params: Params, comm: Shares) -> None:
         self.params, self.comm = params, comm
 
     @staticmethod
@@ -43,7 +44,7 @@ class Sharded:
         return type(asked.__name__, (ShardedOptimizer, asked), body)
 
 
-def shard(params: Params, comm: Communicator) -> Sharded:
+def shard(params: Params, comm: Shares) -> Sharded:
     r"""Share an optimizer's work and state out over the processes of a communicator (ZeRO-1).
 
     ``op.AdamW(op.shard(params, comm), lr=...)`` is an optimizer whose state, averages and masters
@@ -101,7 +102,8 @@ def shard(params: Params, comm: Communicator) -> Sharded:
       `max_grad_norm_each`, `copy_to`, `clear_grads`, bound gradients, ``stats=True``, `step_rows`,
       `step_one` and `add_param_group`. Such an optimizer cannot be copied or pickled.
     * Where a process ends or is interrupted within a call, the others wait for ever: run
-      ``python -m mpi4py``, so that an error which nobody catches ends all of them.
+      ``python -m mpi4py``, so that an error which nobody catches ends all of them. Where it is
+      caught, every later call raises RuntimeError on that process.
 
     Differs from
 
@@ -134,10 +136,7 @@ def shard(params: Params, comm: Communicator) -> Sharded:
     >>> w
     array([0.9, 1.1, 0.9, 1.1], dtype=float32)
     """
-    for name in ("rank", "size", "Allgatherv", "Alltoallv"):
-        if not hasattr(comm, name):
-            expected = f"a communicator like mpi4py's, with {name}"
-            raise TypeError(f"comm: expected {expected}, got {type(comm).__name__}")
+    check_comm(comm, "Allgatherv", "Alltoallv")
     return Sharded(params, comm)
 
 
@@ -229,24 +228,27 @@ class ShardedOptimizer(Optimizer):
             GRAD_SCALE("grad_scale", grad_scale)
             _check_threads(num_threads)
             given = self._read(grads, takes_none=True)
+            if given is not None:
+                self._make_sums(given)
             return given, self._kinds(given, grad_scale)
 
-        given = self._wire.agree("step", attempt)
-        self._agree_on_weights("step")
-        sums = None if given is None else self._reduced(given, num_threads)
-        moved = self._gathered() if given is None else _there(given)
-        asked = Asked(self._wire, "step", self._cut.n_blocks(moved))
-        try:
-            scale = grad_scale * self._wire.size
-            info = super().step(sums, grad_scale=scale, exchange=asked, num_threads=num_threads)
-        except BaseException:
-            asked.give_up()
-            if not asked.is_finite and given is not None:
-                self._fail_nonfinite(given)
-            raise
-        if not info.skipped:
-            self._share([(index, flat(self._wholes[index])) for index in moved])
-        return info
+        with self._wire.together("step"):
+            given = self._wire.agree("step", attempt)
+            self._agree_on_weights("step")
+            sums = None if given is None else self._reduced(given, num_threads)
+            moved = self._gathered() if given is None else _there(given)
+            asked = Asked(self._wire, "step", self._cut.n_blocks(moved))
+            try:
+                scale = grad_scale * self._wire.size
+                info = super().step(sums, grad_scale=scale, exchange=asked, num_threads=num_threads)
+            except BaseException:
+                asked.give_up()
+                if not asked.is_finite:
+                    self._fail_nonfinite(given)
+                raise
+            if not info.skipped:
+                self._share([(index, flat(self._wholes[index])) for index in moved])
+            return info
 
     def accumulate(self, grads: Grads = None, *, num_threads: int | None = None) -> bool:
         """Add up the gradients of all processes, for the next `step()`. Collective."""
@@ -258,23 +260,25 @@ class ShardedOptimizer(Optimizer):
             assert given is not None
             if self.nonfinite == "raise":
                 self._check_finite(given)
+            self._make_sums(given)
             return given, self._kinds(given)
 
-        given = self._wire.agree("accumulate", attempt)
-        self._agree_on_weights("accumulate")
-        if not _there(given):
-            return True
-        sums = self._reduced(given, num_threads)
-        asked = Asked(self._wire, "accumulate", [1] * self._wire.size)
+        with self._wire.together("accumulate"):
+            given = self._wire.agree("accumulate", attempt)
+            self._agree_on_weights("accumulate")
+            if not _there(given):
+                return True
+            sums = self._reduced(given, num_threads)
+            asked = Asked(self._wire, "accumulate", [1] * self._wire.size)
 
-        def are_left_out(here: bool) -> bool:
-            return bool(asked(np.array([here], float)).any())
+            def are_left_out(here: bool) -> bool:
+                return bool(asked(np.array([here], float)).any())
 
-        try:
-            return self._engine.accumulate_with_others(sums, are_left_out, num_threads)
-        except BaseException:
-            asked.give_up()
-            raise
+            try:
+                return self._engine.accumulate_with_others(sums, are_left_out, num_threads)
+            except BaseException:
+                asked.give_up()
+                raise
 
     def _agree_on_weights(self, name: str) -> None:
         """Raise where another process has other weights: else a step would mix them.
@@ -315,13 +319,17 @@ class ShardedOptimizer(Optimizer):
         kinds = None if given is None else [None if g is None else g.dtype.name for g in given]
         return kinds, float(grad_scale), self._settings()
 
+    def _make_sums(self, given: list[Flat | None]) -> None:
+        """Make what gradients are added up in, while all ranks can still raise together."""
+        pieces = self._engine.contents()["params"]
+        for index in _there(given):
+            if self._sums[index] is None:
+                self._sums[index] = state_like(pieces[index])
+
     def _reduced(self, given: list[Flat | None], num_threads: int | None) -> Any:
         """Return the sums of all ranks' gradients, of this rank's parts, as the engine has them."""
         now = self._engine.contents()
         there = _there(given)
-        for index in there:
-            if self._sums[index] is None:
-                self._sums[index] = state_like(now["params"][index])
         grads = [(index, given[index]) for index in there]
         sums = [self._sums[index] for index in there]
         self._wire.reduce(self._cut, grads, sums, num_threads)  # type: ignore[arg-type]
@@ -340,11 +348,18 @@ class ShardedOptimizer(Optimizer):
         counts = self._engine.contents()["progress"]["accumulated"]
         return [index for index, count in enumerate(counts) if count]
 
-    def _fail_nonfinite(self, given: list[Flat | None]) -> NoReturn:
-        """Raise what says which rank's gradients were not finite; all ranks are here."""
+    def _fail_nonfinite(self, given: list[Flat | None] | None) -> None:
+        """Raise what says which rank's gradients were not finite; all ranks are here.
+
+        Of accumulated gradients nobody knows: then the engine's own error goes on.
+        """
+        if given is None:
+            self._wire.settle()
+            return
         own = [i for i, grad in enumerate(given) if grad is not None and not _is_finite(grad)]
         first = own[0] if own else -1
         found = self._wire.tell(np.array([first], np.int64), [1] * self._wire.size)
+        self._wire.settle()
         labels = self._engine.contents()["labels"]
         if own:
             raise ValueError(
@@ -380,11 +395,12 @@ class ShardedOptimizer(Optimizer):
                 self._own(index, flat(array))[:] = own
             return (indices, wholes, shown), indices
 
-        indices, wholes, shown = self._wire.agree(name, attempt)
-        self._share([(i, flat(array)) for i, array in zip(indices, shown, strict=True)])
-        block = _core.Shown([now["labels"][index] for index in indices], wholes, shown)
-        self._engine.shown = block, indices
-        return block
+        with self._wire.together(name):
+            indices, wholes, shown = self._wire.agree(name, attempt)
+            self._share([(i, flat(array)) for i, array in zip(indices, shown, strict=True)])
+            block = _core.Shown([now["labels"][index] for index in indices], wholes, shown)
+            self._engine.shown = block, indices
+            return block
 
     def _of_the_run(self) -> list[Array]:
         wholes = list(self._wholes)
@@ -399,11 +415,17 @@ class ShardedOptimizer(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a single process would, on each of them: see `Optimizer`. Collective."""
-        own = self._wire.agree(
-            "state_dict", lambda: (super(ShardedOptimizer, self).state_dict(), 0)
-        )
-        parts = checkpoint.parts_of(own, self._engine.contents()["keys"])
-        return checkpoint.whole(own, parts, self._wire, self._cut, self._wholes)
+
+        def attempt() -> tuple[Any, object]:
+            own = super(ShardedOptimizer, self).state_dict()
+            parts = checkpoint.parts_of(own, self._engine.contents()["keys"])
+            made = checkpoint.to_gather(parts, self._wire, self._cut, self._wholes)
+            return (own, parts, *made), 0
+
+        with self._wire.together("state_dict"):
+            own, parts, found, shared = self._wire.agree("state_dict", attempt)
+            self._wire.share(self._cut, shared)
+            return checkpoint.whole(own, parts, found, self._wholes)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue the run that a `state_dict` was taken from, on any number of processes.
@@ -414,9 +436,10 @@ class ShardedOptimizer(Optimizer):
 
     def save(self, path: Place) -> None:
         """Write the file that a single process would write, on process 0. Collective."""
-        own = self._wire.agree("save", lambda: (super(ShardedOptimizer, self).state_dict(), 0))
-        parts = checkpoint.parts_of(own, self._engine.contents()["keys"])
-        checkpoint.save(path, self.rule, own, parts, self._wire, self._cut, self._wholes)
+        with self._wire.together("save"):
+            own = self._wire.agree("save", lambda: (super(ShardedOptimizer, self).state_dict(), 0))
+            parts = checkpoint.parts_of(own, self._engine.contents()["keys"])
+            checkpoint.save(path, self.rule, own, parts, self._wire, self._cut, self._wholes)
 
     def load(self, path: Place) -> None:
         """Continue from a file that `save` wrote, here or on one process. Collective.
@@ -433,9 +456,10 @@ class ShardedOptimizer(Optimizer):
             own = checkpoint.cut(saved, now, self._cut, self._wire.rank, self._wholes)
             return _state.loaded(type(self), self._engine, own), checkpoint.described(saved)
 
-        engine, updates, writes = self._wire.agree(name, attempt)
-        self._commit(engine, *updates, writes=writes)
-        self._has_same_weights = False
+        with self._wire.together(name):
+            engine, updates, writes = self._wire.agree(name, attempt)
+            self._commit(engine, *updates, writes=writes)
+            self._has_same_weights = False
 
     # What there is no meaning for, or not yet
 

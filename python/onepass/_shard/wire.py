@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
 
 from onepass import _core
+from onepass._communicator import Shares
 from onepass._memory import aligned_zeros
 from onepass._shard.cut import ALIGNED, Cut, Kind, Layout, octets
 
@@ -25,28 +27,10 @@ _MOST_COUNTED = 2**31
 """MPI's counts and places are numbers of 32 bits."""
 
 
-class Communicator(Protocol):
-    """What is used of mpi4py's ``MPI.Comm``."""
-
-    @property
-    def rank(self) -> int:
-        """Which of the processes this one is."""
-
-    @property
-    def size(self) -> int:
-        """How many there are."""
-
-    def Allgatherv(self, sendbuf: Any, recvbuf: Any) -> None:  # noqa: N802
-        """Send each rank's buffer to all ranks; None: it is in its place in `recvbuf`."""
-
-    def Alltoallv(self, sendbuf: Any, recvbuf: Any) -> None:  # noqa: N802
-        """Send each rank a part of the buffer."""
-
-
 class Wire:
     """The communicator, and who has what."""
 
-    def __init__(self, comm: Communicator) -> None:
+    def __init__(self, comm: Shares) -> None:
         self.comm = comm
         self.rank, self.size = comm.rank, comm.size
         # No number is cut in two where a part ends, nor where it begins.
@@ -54,6 +38,27 @@ class Wire:
         self.most_bytes = max(most // ALIGNED * ALIGNED, 4096)
         # Those of the gradients and of the parameters are the same in each step.
         self._layout = lru_cache(maxsize=8)(Layout)
+        self._within: str | None = None  # the call of which not all ranks know how it ends
+
+    @contextmanager
+    def together(self, name: str) -> Iterator[None]:
+        """Go through a call in which all ranks send the same messages, or refuse it.
+
+        It is refused once such a call has ended here alone, as by Ctrl-C. The others still wait for
+        its messages, and would take the next call's for them.
+        """
+        if self._within is not None and self.size > 1:
+            raise RuntimeError(
+                f"{name}: expected all ranks in the same call, got ranks that may wait in "
+                f"{self._within}, which ended on this one alone: end all processes"
+            )
+        self._within = name
+        yield
+        self.settle()
+
+    def settle(self) -> None:
+        """Note that all ranks know how the call ends, before an error that all of them raise."""
+        self._within = None
 
     def tell(self, own: npt.NDArray[Any], counts: Sequence[int]) -> npt.NDArray[Any]:
         """Return all ranks' vectors, one behind the other; each has the length that is said."""
@@ -81,16 +86,19 @@ class Wire:
             error = found
         rows = self.tell(np.array([error is not None, told], np.int64), [2] * self.size)
         if error is not None:
+            self.settle()
             raise error
         failed, digests = rows[::2], rows[1::2]
         self.check_others(name, failed)
         if other := np.flatnonzero(digests != told).tolist():
+            self.settle()
             raise ValueError(f"{name}: expected {expected}, got others on rank {other[0]}")
         return value
 
     def check_others(self, name: str, failed: npt.NDArray[Any]) -> None:
         """Raise where another rank has failed; each has said whether it did."""
         if ranks := np.flatnonzero(failed).tolist():
+            self.settle()
             expected = "arguments that all ranks can take"
             raise ValueError(f"{name}: expected {expected}, got an error on rank {ranks[0]}")
 
@@ -202,6 +210,7 @@ class Asked:
         own = np.zeros(1 + self._n_blocks[self._wire.rank])
         own[0] = True
         self._exchange(own)
+        self._wire.settle()
 
     def _exchange(self, own: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:
         """Return what each rank has said: whether it has failed, and its sums."""

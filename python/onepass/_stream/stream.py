@@ -1,5 +1,7 @@
 """Parameters and state that do not fit into memory: a step reads them from a file, and back."""
 
+from __future__ import annotations
+
 import os
 import sys
 from collections.abc import Mapping

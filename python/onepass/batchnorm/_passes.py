@@ -148,15 +148,27 @@ def check_input(x: Array, axis: int, num_features: int, dtype: npt.DTypeLike) ->
     if not isinstance(x, np.ndarray):
         return
     if x.dtype != dtype and not (dtype == np.float32 and x.dtype.name in SMALL):
-        small = ", float16 or bfloat16" if dtype == np.float32 else ""
-        raise TypeError(f"x: expected the layer's dtype {dtype}{small}, got {x.dtype}")
+        raise TypeError(wrong_dtype("BatchNorm", x, dtype, SMALL if dtype == np.float32 else ()))
     if -x.ndim <= axis < x.ndim and x.shape[axis] != num_features:
         raise ValueError(f"x: expected {num_features} channels on axis {axis}, got shape {x.shape}")
 
 
-@dataclass(frozen=True)
+def wrong_dtype(layer: str, x: Array, dtype: npt.DTypeLike, others: tuple[str, ...] = ()) -> str:
+    """Return what to say of an `x` that has neither a layer's dtype nor one of the others."""
+    last = f" or {others[-1]}" if others else ""
+    expected = ", ".join(map(str, (dtype, *others[:-1]))) + last
+    advice = f"pass x.astype(np.{dtype})"
+    if x.dtype in (np.float32, np.float64):
+        advice += f", or make the layer with {layer}(..., dtype=np.{x.dtype})"
+    return f"x: expected the layer's dtype {expected}, got {x.dtype} ({advice})"
+
+
+@dataclass(slots=True)
 class Forward:
-    """What a forward pass leaves for the backward pass."""
+    """What a forward pass leaves for the backward pass. Nobody changes it.
+
+    Frozen, it would take a microsecond to make, a seventh of a small forward and backward.
+    """
 
     x: Array
     residual: Array | None

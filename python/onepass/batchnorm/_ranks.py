@@ -1,33 +1,13 @@
 """What the ranks of a communicator tell each other in a layer's pass: one small collective."""
 
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from onepass._communicator import Gathers
 from onepass.batchnorm.pieces import GradientSums, Moments, batch_norm_merge
-
-
-class Communicator(Protocol):
-    """What a layer needs of a communicator: some of mpi4py's."""
-
-    @property
-    def rank(self) -> int: ...
-    @property
-    def size(self) -> int: ...
-    def Allgather(self, sendbuf: Any, recvbuf: Any) -> Any: ...  # noqa: N802
-
-
-def check_comm(comm: Any) -> Communicator:
-    """Return it, if it has what a layer calls."""
-    if not all(hasattr(comm, name) for name in ("rank", "size", "Allgather")):
-        raise TypeError(
-            "comm: expected a communicator of mpi4py, or one with its rank, size and Allgather, "
-            f"got {comm!r}"
-        )
-    found: Communicator = comm
-    return found
 
 
 class Exchange:
@@ -38,7 +18,7 @@ class Exchange:
     """
 
     def __init__(
-        self, comm: Communicator, kind: type[Moments] | type[GradientSums], channels: int
+        self, comm: Gathers, kind: type[Moments] | type[GradientSums], channels: int
     ) -> None:
         self._comm, self._kind, self._channels = comm, kind, channels
         self._joined = False

@@ -1,5 +1,7 @@
 """What a layer's forward pass gives to its caller, so that there may be several at a time."""
 
+from __future__ import annotations
+
 from typing import Any
 
 from onepass.batchnorm._passes import INTERRUPTED, Forward

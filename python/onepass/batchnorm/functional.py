@@ -1,5 +1,7 @@
 """Batch normalisation as functions of arrays, forward and backward."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from operator import index
 from typing import Any

@@ -1,6 +1,7 @@
 """Batch normalisation as a layer: parameters, running statistics, forward and backward."""
 
-from collections.abc import Mapping
+from __future__ import annotations
+
 from copy import copy, deepcopy
 from typing import Any, Literal, Self, overload
 
@@ -8,32 +9,20 @@ import numpy as np
 import numpy.typing as npt
 
 from onepass import _core
-from onepass._hyperparameters import Flag, Whole, check_dtype
+from onepass._communicator import Gathers, check_comm
+from onepass._hyperparameters import FLAG, Whole, check_dtype
 from onepass._typing import Array
-from onepass.batchnorm._folding import fold
-from onepass.batchnorm._loading import add, check_grads, check_prefix, load, write
-from onepass.batchnorm._masks import left_out_by, masked_backward, masked_train
-from onepass.batchnorm._passes import (
-    DONE,
-    INTERRUPTED,
-    NONE_YET,
-    OVERWROTE,
-    Forward,
-    check_input,
-    layer_backward,
-    layer_train,
-    piece_backward,
-    piece_train,
-)
-from onepass.batchnorm._ranks import Communicator, Exchange, check_comm
-from onepass.batchnorm.context import Context, check_context
-from onepass.batchnorm.functional import CHECKS, batch_norm_infer
+from onepass.batchnorm._backward import go_back
+from onepass.batchnorm._forward import normalize
+from onepass.batchnorm._passes import INTERRUPTED, NONE_YET, Forward
+from onepass.batchnorm._ranks import Exchange
+from onepass.batchnorm._state import State
+from onepass.batchnorm.context import Context
+from onepass.batchnorm.functional import CHECKS
 from onepass.batchnorm.pieces import GradientSums, Moments
 
-_FLAG = Flag()
 
-
-class BatchNorm:
+class BatchNorm(State):
     r"""Batch normalisation of any channel axis.
 
     .. math:: y = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} \gamma + \beta
@@ -142,13 +131,6 @@ class BatchNorm:
     (array([0.2, 1. ]), array([1.1, 0.9]))
     """
 
-    weight: Array | None = None
-    bias: Array | None = None
-    weight_grad: Array | None = None
-    bias_grad: Array | None = None
-    running_mean: Array | None = None
-    running_var: Array | None = None
-    num_batches_tracked: npt.NDArray[np.int64] | None = None
     training: bool = True
 
     def __init__(
@@ -165,7 +147,7 @@ class BatchNorm:
         nonfinite: str = "propagate",
         num_threads: int | None = None,
         dtype: npt.DTypeLike = np.float32,
-        comm: Communicator | None = None,
+        comm: Gathers | None = None,
     ) -> None:
         self.num_features = Whole(low=1)("num_features", num_features)
         self.axis = CHECKS["axis"]("axis", axis)
@@ -173,21 +155,18 @@ class BatchNorm:
         self.momentum: float | None = (
             None if momentum is None else CHECKS["momentum"]("momentum", momentum)
         )
-        self.affine = _FLAG("affine", affine)
-        self.track_running_stats = _FLAG("track_running_stats", track_running_stats)
-        self.unbiased_running_var: bool = _FLAG("unbiased_running_var", unbiased_running_var)
-        self.relu: bool = _FLAG("relu", relu)
+        self.affine = FLAG("affine", affine)
+        self.track_running_stats = FLAG("track_running_stats", track_running_stats)
+        self.unbiased_running_var: bool = FLAG("unbiased_running_var", unbiased_running_var)
+        self.relu: bool = FLAG("relu", relu)
         self.nonfinite: str = CHECKS["nonfinite"]("nonfinite", nonfinite)
         self.num_threads = None if num_threads is None else _core.check_num_threads(num_threads)
         self.dtype = check_dtype(dtype)
-        self.comm = None if comm is None else check_comm(comm)
+        if comm is not None:
+            check_comm(comm, "Allgather")
+        self.comm = comm
         self._forward: Forward | str = NONE_YET
-        if self.affine:
-            self.weight, self.bias = self._vector(1), self._vector(0)
-            self.weight_grad, self.bias_grad = self._vector(0), self._vector(0)
-        if self.track_running_stats:
-            self.running_mean, self.running_var = self._vector(0), self._vector(1)
-            self.num_batches_tracked = np.zeros((), np.int64)
+        self._start(affine=self.affine, track_running_stats=self.track_running_stats)
 
     def __repr__(self) -> str:
         """Return the call that makes a layer like this one."""
@@ -204,7 +183,7 @@ class BatchNorm:
         """Return what a copy or a file keeps: not the last input, which may be large."""
         return {**self.__dict__, "_forward": NONE_YET}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "BatchNorm":
+    def __deepcopy__(self, memo: dict[int, Any]) -> BatchNorm:
         """Return a copy on the same communicator: that is a handle, and not the layer's own."""
         made = copy(self)
         kept = {"comm": self.comm, "_forward": NONE_YET}
@@ -220,7 +199,7 @@ class BatchNorm:
         BatchNorm
             The layer itself.
         """
-        self.training = _FLAG("mode", mode)
+        self.training = FLAG("mode", mode)
         return self
 
     def eval(self) -> Self:
@@ -282,7 +261,8 @@ class BatchNorm:
         mask : ndarray of bool, of x's shape without the axis of the channels, optional
             False where a position does not count for the statistics of the batch, such as padding.
             Those positions are normalised with the statistics of the others. At least two
-            positions are True. With the running statistics it makes no difference.
+            positions are True. With the running statistics it makes no difference, and all may be
+            False.
         context : bool
             Whether to return a context too, which ``backward(dy, context=...)`` takes. The forward
             before then keeps its own `backward`, so that several may wait for theirs.
@@ -312,75 +292,14 @@ class BatchNorm:
         given = x, training, out, residual, mask, context
         try:
             if self.comm is None or (_is_off(training) and self.track_running_stats):
-                y, holder._forward = self._normalize(*given)
+                y, holder._forward = normalize(self, *given)
             else:
                 with Exchange(self.comm, Moments, self.num_features) as exchange:
-                    y, holder._forward = self._normalize(*given, exchange=exchange)
+                    y, holder._forward = normalize(self, *given, exchange=exchange)
         except Exception:
             holder._forward = kept
             raise
         return (y, holder) if isinstance(holder, Context) else y
-
-    def _normalize(
-        self,
-        x: Array,
-        training: bool,
-        out: Array | None,
-        residual: Array | None,
-        mask: npt.NDArray[np.bool_] | None,
-        context: bool,
-        *,
-        exchange: Exchange | None = None,
-    ) -> tuple[Array, Forward | str]:
-        """Return y, and what `backward` will need or why there is none."""
-        axis = CHECKS["axis"]("axis", self.axis)
-        check_input(x, axis, self.num_features, self.dtype)
-        _FLAG("context", context)
-        is_frozen = not _FLAG("training", training) and self.track_running_stats
-        left_out = None
-        if mask is not None:
-            left_out = left_out_by(mask, x, axis, least=2 if exchange is None else 0)
-        if is_frozen:
-            mean, var = np.array(self.running_mean), np.array(self.running_var)
-            y = batch_norm_infer(
-                x,
-                mean=mean,
-                var=var,
-                weight=self.weight,
-                bias=self.bias,
-                eps=self.eps,
-                axis=axis,
-                relu=self.relu,
-                residual=residual,
-                out=out,
-                num_threads=self.num_threads,
-            )
-            if any(np.may_share_memory(y, read) for read in (x, residual) if read is not None):
-                return y, OVERWROTE
-            return y, Forward(x, residual, mean, var, self.eps, axis, self.relu, x.shape)
-        given = (
-            self.weight,
-            self.bias,
-            self.running_mean,
-            self.running_var,
-            self.num_batches_tracked,
-            self.momentum,
-            self.eps,
-            axis,
-            self.unbiased_running_var,
-            self.nonfinite,
-            self.relu,
-            residual,
-            out,
-            self.num_threads,
-        )
-        if left_out is not None:
-            y, mean, invstd = masked_train(x, left_out, axis, exchange, *given)
-        elif exchange is None:
-            y, mean, invstd = layer_train(x, *given)
-        else:
-            y, mean, invstd = piece_train(x, None, None, None, None, exchange, *given)
-        return y, Forward(x, residual, mean, invstd, None, axis, self.relu, x.shape, left_out)
 
     def backward(
         self,
@@ -453,224 +372,12 @@ class BatchNorm:
         with the layer, call `forward` again before each `backward`.
         """
         if self.comm is None:
-            return self._go_back(dy, out, context, accumulate)
+            return go_back(self, dy, out, context, accumulate)
         kept = getattr(self if context is None else context, "_forward", None)
         if isinstance(kept, Forward) and kept.eps:
-            return self._go_back(dy, out, context, accumulate)
+            return go_back(self, dy, out, context, accumulate)
         with Exchange(self.comm, GradientSums, self.num_features) as exchange:
-            return self._go_back(dy, out, context, accumulate, exchange)
-
-    def _go_back(
-        self,
-        dy: Array,
-        out: Array | None,
-        context: Context | None,
-        accumulate: bool,
-        exchange: Exchange | None = None,
-    ) -> Any:
-        if context is not None:
-            check_context(context, self)
-        holder = self if context is None else context
-        kept = holder._forward
-        if isinstance(kept, str):
-            raise RuntimeError(
-                "backward: expected a forward before it whose input is still there and that has "
-                f"had no backward yet, got {kept}"
-            )
-        if kept.x.shape != kept.shape:
-            raise ValueError(f"x: expected shape {kept.shape}, as in forward, got {kept.x.shape}")
-        grads = self._grads_to_add_to(out) if _FLAG("accumulate", accumulate) else None
-        holder._forward = INTERRUPTED
-        try:
-            dx, dweight, dbias, *dresidual = self._gradients(
-                dy, kept, out, exchange, into_grads=grads is None
-            )
-            if grads is not None:
-                new = {"weight_grad": dweight, "bias_grad": dbias}
-                add(grads.values(), [new[name] for name in grads])
-        except Exception:
-            holder._forward = kept
-            raise
-        holder._forward = DONE
-        return (dx, *dresidual) if dresidual else dx
-
-    def _gradients(
-        self,
-        dy: Array,
-        kept: Forward,
-        out: Array | None,
-        exchange: Exchange | None,
-        *,
-        into_grads: bool,
-    ) -> tuple[Array, ...]:
-        """Return those of x, weight, bias and residual."""
-        grads = (self.weight_grad, self.bias_grad) if into_grads else (None, None)
-        if kept.left_out is not None:
-            given = self.weight, self.bias, out, *grads, self.num_threads
-            return masked_backward(dy, kept, exchange, *given)
-        if exchange is None:
-            return layer_backward(
-                dy,
-                kept.x,
-                kept.mean,
-                kept.scale,
-                self.weight,
-                self.bias,
-                kept.eps,
-                kept.axis,
-                kept.relu,
-                kept.residual,
-                out,
-                *grads,
-                self.num_threads,
-            )
-        return piece_backward(
-            dy,
-            kept.x,
-            None,
-            None,
-            None,
-            exchange,
-            kept.mean,
-            kept.scale,
-            self.weight,
-            self.bias,
-            kept.axis,
-            kept.relu,
-            kept.residual,
-            out,
-            *grads,
-            self.num_threads,
-        )
-
-    def _grads_to_add_to(self, out: Array | None) -> dict[str, Array]:
-        grads = {"weight_grad": self.weight_grad, "bias_grad": self.bias_grad}
-        found = {name: array for name, array in grads.items() if array is not None}
-        others = {"out": out, "weight": self.weight, "bias": self.bias}
-        check_grads(found, (self.num_features,), self.dtype, others)
-        return found
-
-    def reset_running_stats(self) -> None:
-        """Set the running statistics to what they were at first: 0, 1, and no batches."""
-        if self.running_mean is None or self.running_var is None:
-            return
-        assert self.num_batches_tracked is not None
-        write((self.running_mean, self.running_var, self.num_batches_tracked), (0, 1, 0))
-
-    def fold_into(
-        self, weight: Array, bias: Array | None = None, *, axis: int = 0
-    ) -> tuple[Array, Array]:
-        r"""Fold this BatchNorm into the layer before it: return that layer's new weight and bias.
-
-        For inference. A linear or convolutional layer with weight :math:`W` and bias :math:`b`,
-        followed by this one with its running statistics, is the same as one layer with
-
-        .. math:: W' = s W, \qquad b' = s (b - \mu) + \beta, \qquad
-            s = \gamma / \sqrt{\sigma^2 + \epsilon}
-
-        for each output channel. ReLU, if there is one, stays to be done.
-
-        Parameters
-        ----------
-        weight : ndarray
-            Not changed.
-        bias : ndarray of shape (num_features,), optional
-            0 if absent. Not changed.
-        axis : int
-            The axis of `weight` with the output channels: 0 for PyTorch's (out, in, ...), -1 for
-            Keras' and NumPy's (..., in, out).
-
-        Returns
-        -------
-        weight, bias : ndarray
-            New arrays, of the given weight's dtype.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If there are no running statistics, or the arrays do not match.
-
-        Notes
-        -----
-        Differs from PyTorch's ``fuse_conv_bn_weights`` in `axis`, which that does not have, and in
-        computing in float64.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> import onepass as op
-        >>> bn = op.BatchNorm(2, dtype=np.float64)
-        >>> bn.running_mean[:], bn.running_var[:] = [1.0, 2.0], [4.0, 0.25]
-        >>> weight, bias = bn.fold_into(np.ones((2, 3)))
-        >>> weight.round(3), bias.round(3)
-        (array([[0.5, 0.5, 0.5],
-               [2. , 2. , 2. ]]), array([-0.5, -4. ]))
-        """
-        if self.running_mean is None or self.running_var is None:
-            raise ValueError(
-                "fold_into: expected running statistics, got a layer with track_running_stats=False"
-            )
-        return fold(
-            weight,
-            bias,
-            CHECKS["axis"]("axis", axis),
-            mean=self.running_mean,
-            var=self.running_var,
-            eps=self.eps,
-            gamma=self.weight,
-            beta=self.bias,
-        )
-
-    def state_dict(self, *, prefix: str = "") -> dict[str, npt.NDArray[Any]]:
-        """Return copies of all arrays that a run continues from, under PyTorch's names.
-
-        Parameters
-        ----------
-        prefix : str
-            What each name begins with, such as ``"bn1."`` for the layer of that name in a model of
-            PyTorch's.
-
-        Returns
-        -------
-        dict of str to ndarray
-            Those of ``weight``, ``bias``, ``running_mean``, ``running_var`` and
-            ``num_batches_tracked`` that the layer has.
-        """
-        check_prefix(prefix)
-        return {prefix + name: np.array(array) for name, array in self._state().items()}
-
-    def load_state_dict(self, state: Mapping[str, Any], *, prefix: str = "") -> None:
-        """Take the arrays of a `state_dict`, in place: this layer's, or PyTorch's.
-
-        Parameters
-        ----------
-        state : mapping of str to array, or to PyTorch's tensors on the CPU
-            With the keys of `state_dict`; ``num_batches_tracked`` may be missing, as it is in old
-            files, and counts as 0.
-        prefix : str
-            Only names that begin with it are read: with ``"bn1."``, `state` may be that of a whole
-            model.
-
-        Raises
-        ------
-        KeyError, TypeError, ValueError
-            If a key is missing or unknown, or an array does not fit. Nothing has changed then.
-
-        Warns
-        -----
-        RuntimeWarning
-            Where a finite float64 value is infinite in float32, as in NumPy, but whatever
-            `np.errstate` says. Where warnings are errors, nothing has changed.
-        """
-        load(self._state(), state, prefix)
-
-    def _state(self) -> dict[str, npt.NDArray[Any]]:
-        names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-        arrays = {name: getattr(self, name) for name in names}
-        return {name: array for name, array in arrays.items() if array is not None}
-
-    def _vector(self, value: float) -> Array:
-        return np.full(self.num_features, value, self.dtype)
+            return go_back(self, dy, out, context, accumulate, exchange)
 
 
 def _is_off(flag: Any) -> bool:

@@ -1,5 +1,7 @@
 """Batch normalisation of a batch that comes in pieces: from several devices, or one by one."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any, NamedTuple, overload
 

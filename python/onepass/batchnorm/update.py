@@ -1,5 +1,7 @@
 """Running statistics anew, for weights that no batch has been through."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable
 from typing import Any
 

@@ -11,6 +11,9 @@ from typing import Any
 
 ALL = "all"
 
+SEED = 5
+"""The default of all commands: seeds 1 to 4 chose the learning rates of `compare`."""
+
 
 def add_names(
     parser: ArgumentParser,
@@ -18,16 +21,25 @@ def add_names(
     names: Collection[str],
     which: str,
     kind: Callable[[Collection[str]], Callable[[str], str]] | None = None,
+    default: Collection[str] = (ALL,),
 ) -> None:
     """Give a parser an option that takes some of these names, read by `kind`."""
-    parser.add_argument(
-        option,
-        nargs="+",
-        action="extend",
-        type=(kind or one_of)((*names, ALL)),
-        metavar="NAME",
-        help=f"{which}; {ALL}, which is the default, or some of {', '.join(names)}",
+    complete(
+        parser.add_argument(
+            option,
+            nargs="+",
+            action="extend",
+            type=(kind or one_of)((*names, ALL)),
+            metavar="NAME",
+            help=f"{which}; {ALL}, or some of {', '.join(names)} (default: {' '.join(default)})",
+        ),
+        (*names, ALL),
     )
+
+
+def complete(action: Action, names: Iterable[str]) -> None:
+    """Let a shell complete an option's value from these names, if it asks argcomplete."""
+    action.completer = lambda **_: list(names)  # type: ignore[attr-defined]
 
 
 def chosen(given: Collection[str] | None, names: Iterable[str]) -> list[str]:
@@ -38,11 +50,22 @@ def chosen(given: Collection[str] | None, names: Iterable[str]) -> list[str]:
 def add_out(parser: ArgumentParser, default: str, what: str) -> None:
     """Give a parser the option of the folder it writes to."""
     parser.add_argument(
+        "-o",
         "--out",
         type=_folder,
         default=Path(default),
         metavar="FOLDER",
         help=f"where {what} go (default: %(default)s)",
+    )
+
+
+def add_seed(parser: ArgumentParser, what: str) -> None:
+    """Give a parser the option of the seed."""
+    parser.add_argument(
+        "--seed",
+        type=integer(0, 2**64 - 1),
+        default=SEED,
+        help=f"{what} (default: %(default)s)",
     )
 
 
@@ -123,6 +146,14 @@ def positive(text: str) -> float:
     number = _number(text)
     if not 0 < number < math.inf:
         raise ArgumentTypeError(f"expected a finite number > 0, got {text!r}")
+    return number
+
+
+def non_negative(text: str) -> float:
+    """Return a finite number from 0 on."""
+    number = _number(text)
+    if not 0 <= number < math.inf:
+        raise ArgumentTypeError(f"expected a finite number >= 0, got {text!r}")
     return number
 
 

@@ -54,7 +54,7 @@ def resumed(args: Namespace) -> Namespace:
     if saved is None:
         return args
     parser: ArgumentParser = args.parser
-    words = [*_without(saved, _replaced(parser, args.words)), *args.words]
+    words = [*_without(saved, parser, _replaced(parser, args.words)), *args.words]
     merged = parser.parse_args([*words, "--resume"])
     merged.words = words
     return merged
@@ -81,7 +81,7 @@ def _saved(path: Path) -> list[str] | None:
 
 def _replaced(parser: ArgumentParser, words: Sequence[str]) -> set[str]:
     """Return the options that these words name, and those that exclude them."""
-    named = {word.partition("=")[0] for word in words}
+    named = set(map(_option, words))
     actions = [each for each in parser._actions if not named.isdisjoint(each.option_strings)]
     for group in parser._mutually_exclusive_groups:
         if not set(actions).isdisjoint(group._group_actions):
@@ -89,11 +89,18 @@ def _replaced(parser: ArgumentParser, words: Sequence[str]) -> set[str]:
     return {option for action in actions for option in action.option_strings}
 
 
-def _without(words: Sequence[str], options: Collection[str]) -> Iterator[str]:
+def _option(word: str) -> str:
+    """Return the option that a word names, with its value in the same word or not."""
+    return word.partition("=")[0] if word.startswith("--") else word[:2]
+
+
+def _without(
+    words: Sequence[str], parser: ArgumentParser, options: Collection[str]
+) -> Iterator[str]:
     """Yield the words but these options and their values."""
     dropped = False
     for word in words:
-        if word.startswith("--"):
-            dropped = word.partition("=")[0] in options
+        if _option(word) in parser._option_string_actions:
+            dropped = _option(word) in options
         if not dropped:
             yield word

@@ -1,5 +1,6 @@
 """The report of a command as one HTML file that needs no network."""
 
+import re
 from base64 import b64encode
 from collections.abc import Collection, Mapping, Sequence
 from io import BytesIO
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.figure import Figure
 
 
@@ -16,7 +18,8 @@ class Shown(NamedTuple):
     name: str
     heading: str
     note: str
-    url: str
+    picture: str
+    """Its SVG, or the address of an image."""
     alt: str
 
 
@@ -63,13 +66,32 @@ def render(
 
 
 def drawn(figure: "Figure") -> str:
-    """Return a picture as an address that holds it."""
+    """Return a picture as SVG; to point at a curve, or at its name, picks it out.
+
+    A curve is what `mark` has marked.
+    """
     import matplotlib as mpl
 
-    svg = BytesIO()
+    file = BytesIO()
     with mpl.rc_context({"svg.hashsalt": "onepass"}):  # equal pictures are equal bytes
-        figure.savefig(svg, format="svg", metadata={"Date": None})
-    return f"data:image/svg+xml;base64,{b64encode(svg.getvalue()).decode()}"
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    svg = file.getvalue().decode()
+    names = list(dict.fromkeys(_CURVE.findall(svg)))
+
+    def named(group: re.Match[str]) -> str:
+        return f'<g class="curve c{names.index(group[1])}"><title>{group[1]}</title>'
+
+    rules = (f"svg:has(.c{i}:hover) .curve:not(.c{i})" for i in range(len(names)))
+    style = f"<style>{','.join(rules)} {{ opacity: .1; }}</style>" if names else ""
+    return style + _CURVE.sub(named, svg[svg.index("<svg") :])
+
+
+def mark(artist: "Artist", name: str) -> None:
+    """Let a part of a picture belong to the curve of this name."""
+    artist.set_gid(f"curve:{name}")
+
+
+_CURVE = re.compile('<g id="curve:(.*?)">')
 
 
 def read(path: Path) -> str:

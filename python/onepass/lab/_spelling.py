@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from onepass.lab._arguments import one_of
+from onepass.optim._foreign import unknown
 
 
 class Spelt(NamedTuple):
@@ -53,4 +54,4 @@ def check_names(spelt: Spelt, known: Collection[str]) -> None:
     """Raise ValueError where a setting is none of an optimizer's hyperparameters."""
     for name in spelt.settings:
         if name not in known:
-            raise ValueError(f"{name}: expected one of {', '.join(known)}, got an unknown name")
+            raise ValueError(unknown(name, name, "hyperparameters", known))

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from onepass import __version__, runtime
-from onepass._extras import MissingExtraError
+from onepass._extras import MissingExtraError, require
 from onepass.lab import bench, compare, surface, tune
 from onepass.lab._terminal import any_encoding
 
@@ -57,6 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may follow
+        require("completion", argcomplete="argcomplete")
+        from argcomplete import autocomplete
+
+        autocomplete(parser)
     args, unknown = parser.parse_known_args(argv)
     if unknown:  # said by the command's own parser, whose usage helps
         getattr(args, "refuse", parser.error)(f"unrecognized arguments: {' '.join(unknown)}")
@@ -85,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Fast, exact, in-place optimizers for NumPy arrays on the CPU.",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"onepass {__version__}")
+    parser.add_argument("-V", "--version", action="version", version=f"onepass {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command")
 
     def add(name: str, summary: str) -> argparse.ArgumentParser:

@@ -1,5 +1,7 @@
 """Layer, RMS, group and instance normalisation as functions of arrays, forward and backward."""
 
+from __future__ import annotations
+
 from typing import TypeAlias
 
 from onepass._typing import Array
@@ -61,9 +63,9 @@ def layer_norm(
     Notes
     -----
     The statistics are those of `batch_norm_train`, with a row in the place of a channel: sums in
-    float64 about a value near the mean. So a large mean costs no digits, a constant row gives
-    exactly `bias`, and finite values give no NaN. The result is the same bits for any number of
-    threads and on every instruction set.
+    float64, which are taken again about the mean where they began more than 7 standard deviations
+    from it. So a large mean costs no digits, a constant row gives exactly `bias`, and finite values
+    give no NaN. The result is the same bits for any number of threads and on every instruction set.
 
     Differs from PyTorch in the names of the arguments, which have a position there, and in the
     statistics, which are float32 there for a float32 `x`.
@@ -139,8 +141,8 @@ def layer_norm_backward(
 
     Notes
     -----
-    All sums are taken in float64. Where the product of `dy` and `weight` is beyond the range of the
-    dtype, `dx` is infinite or a NaN.
+    All sums are taken in float64; :math:`\hat x` is in x's dtype before. Where the product of `dy`
+    and `weight` is beyond the range of the dtype, `dx` is infinite or a NaN.
 
     Differs from PyTorch in the float64 statistics and sums.
 

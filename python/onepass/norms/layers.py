@@ -1,5 +1,7 @@
 """Layer, RMS, group and instance normalisation as layers: parameters, forward and backward."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +13,7 @@ from onepass import _core
 from onepass._hyperparameters import Flag, Whole, check_dtype
 from onepass._typing import Array
 from onepass.batchnorm._loading import load
-from onepass.batchnorm._passes import DONE, INTERRUPTED, NONE_YET
+from onepass.batchnorm._passes import DONE, INTERRUPTED, NONE_YET, wrong_dtype
 from onepass.norms._passes import (
     Shape,
     check_eps,
@@ -22,7 +24,7 @@ from onepass.norms._passes import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Forward:
     """What a forward pass leaves for the backward pass."""
 
@@ -59,6 +61,10 @@ class RowNorm:
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy or a file keeps: not the last input, which may be large."""
         return {**self.__dict__, "_forward": NONE_YET}
+
+    def __call__(self, x: Array, out: Array | None = None) -> Array:
+        """Do as `forward`."""
+        return self.forward(x, out)
 
     def forward(self, x: Array, out: Array | None = None) -> Array:
         """Normalise.
@@ -194,7 +200,7 @@ class RowNorm:
         if not isinstance(x, np.ndarray):
             return
         if x.dtype != self.dtype:
-            raise TypeError(f"x: expected the layer's dtype {self.dtype}, got {x.dtype}")
+            raise TypeError(wrong_dtype(type(self).__name__, x, self.dtype))
         if self._normalized_shape is None and x.ndim > 1 and x.shape[1:2] != self._shape:
             raise ValueError(
                 f"x: expected {self._shape[0]} channels on axis 1, got shape {x.shape}"

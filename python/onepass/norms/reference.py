@@ -69,13 +69,11 @@ def backward(
 ) -> tuple[Array, Float64, Float64]:
     """Return dx, and of each element what it adds to the gradients of its weight and bias."""
     dtype, length = rows.x.dtype, rows.x.shape[1]
-    small = (dtype == np.float64) & (invstd < 2.0**-500)
-    unit = np.where(small, SMALL_MAGNITUDE, 1.0)
-    rate = invstd / unit
-    centered_x = rows.x.astype(np.float64) * unit[:, None] - (mean * unit)[:, None]
+    one, zero = np.ones(len(rows.x)), np.zeros(len(rows.x))
+    normalized = batchnorm.normalize(rows.x.T, mean, invstd, one, zero).T.astype(np.float64)
     g = dy * rows.weight
     first = g.astype(np.float64).sum(axis=1) if centered else np.zeros(len(g))
-    second = (g.astype(np.float64) * centered_x).sum(axis=1) * rate
+    second = (g.astype(np.float64) * normalized).sum(axis=1)
     high, low = batchnorm._split(mean, dtype)
     slope = batchnorm._within(invstd * (second / length) / SHRINK, dtype)
     offset = batchnorm._within(first / length - low * slope, dtype)
@@ -85,4 +83,4 @@ def backward(
     shrunk = rows.x * dtype.type(SHRINK) - high[:, None]
     dx = (g - (shrunk * slope[:, None] + offset[:, None])) * gain[:, None]
     upstream = dy.astype(np.float64)
-    return dx, upstream * (centered_x * rate[:, None]), upstream
+    return dx, upstream * normalized, upstream

@@ -1,5 +1,7 @@
 """Cautious steps: elements whose step disagrees with the gradient stay where they are."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Settings by name: they are read and checked here, and groups are made of them."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -42,6 +44,16 @@ class ByPattern:
             if fnmatchcase(name, pattern):
                 return settings
         return {}
+
+    def first_matched(self, names: Sequence[str]) -> dict[str, int]:
+        """Return the place of the first of these names that each pattern counts for, if any."""
+        first: dict[str, int] = {}
+        for place, name in enumerate(names):
+            for pattern in self.settings:
+                if fnmatchcase(name, pattern):
+                    first.setdefault(pattern, place)
+                    break
+        return first
 
     def check_matched(self, names: Sequence[str]) -> None:
         """Raise ValueError where a pattern matches none of these names."""

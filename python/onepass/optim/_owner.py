@@ -18,7 +18,7 @@ from onepass._quiet import quiet
 from onepass._typing import Array
 from onepass.optim import _checkpoint, _state, _storage
 from onepass.optim._arrays import Kept, arrange
-from onepass.optim._overrides import Override, identity, some_names
+from onepass.optim._overrides import ByPattern, Override, identity, some_names
 from onepass.optim._rule import Rule
 from onepass.optim._settings import DEFAULTS, GROUP_DEFAULTS, OWN_FIELDS
 from onepass.schedules._base import whole
@@ -116,12 +116,31 @@ class Owner(Rule, _core.Base):
         now, values = contents["groups"][0], (v for g in contents["groups"] for v in g.values())
         schedules = (each for value in values for each in schedules_in(value))
         in_force = {id(part) for schedule in schedules for part in whole(schedule)}
+
+        def kept(value: Any, found: Any) -> Any:
+            return value if in_force.issuperset(map(id, schedules_in(value))) else found
+
+        def kept_by_pattern(given: ByPattern) -> ByPattern:
+            place_of = given.first_matched(list(map(str, contents["keys"])))
+            settings = {}
+            for pattern, own in given.settings.items():
+                settings[pattern] = own
+                if pattern in place_of:
+                    of_group = contents["groups"][contents["group_of"][place_of[pattern]]]
+                    settings[pattern] = {k: kept(v, of_group.get(k)) for k, v in own.items()}
+            return ByPattern(given.label, settings)
+
         made_with = {
-            name: value if in_force.issuperset(map(id, schedules_in(value))) else now[name]
+            name: kept_by_pattern(value) if isinstance(value, ByPattern) else kept(value, now[name])
             for name, value in self._made_with.items()
         }
+        overrides = [
+            kept_by_pattern(each) if isinstance(each, ByPattern) else each
+            for each in self._overrides
+        ]
         contents["orders"] = list(map(order_of, contents["params"]))
-        return {**self.__dict__, "_made_with": made_with, "_engine": contents}
+        own = {"_made_with": made_with, "_overrides": overrides, "_engine": contents}
+        return {**self.__dict__, **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore them."""

@@ -63,10 +63,15 @@ class Rule:
 
     group_checks: ClassVar[Checks]
     """Those of `checks`, and of what else may differ from group to group."""
+    __signature__: ClassVar[inspect.Signature]
     _fields: ClassVar[_core.Fields]
     """The same for the engine."""
 
     def __init_subclass__(cls, *, rule: str | None = None) -> None:
+        signature = inspect.signature(cls.__init__).parameters
+        # What `help` shows: no types, which are unions that fill lines. The docstrings have words.
+        _, *shown = [each.replace(annotation=each.empty) for each in signature.values()]
+        cls.__signature__ = inspect.Signature(shown)
         if rule is None:  # somebody's subclass of a rule's class, or Optimizer
             known = registry.get(getattr(cls, "rule", ""), cls)
             for name in _OF_THE_RULE if known is not cls else ():
@@ -82,7 +87,6 @@ class Rule:
         cls._fields = _core.Fields(
             cls.row.name, dict(cls.group_checks), check_setting, cls._check_together
         )
-        signature = inspect.signature(cls.__init__).parameters
         cls.defaults = {
             name: check.value if isinstance(check, Fixed) else signature[name].default
             for name, check in cls.checks.items()

@@ -52,11 +52,13 @@ def flatten(tree: Any, leaves: Leaves, label: str = "") -> Node:
     found: list[_Found] = []
     shape = _walk(tree, (), found, label)
     has_names = any(has_name for _, has_name, _ in found)
+    known = set(map(str, leaves.keys))  # patterns know names as text
     for path, _, array in found:
         key = ".".join(map(str, path)) if has_names else len(leaves.arrays)
         own_label = _label(label, path)
-        if key in leaves.keys:
+        if str(key) in known:
             raise ValueError(f"params{own_label}: expected a name of its own, got {key!r} again")
+        known.add(str(key))
         leaves.keys[key] = None
         leaves.arrays.append(array)
         leaves.labels.append(own_label)

@@ -1,5 +1,7 @@
 """AdaBelief: Adam over the gradient's distance from its average."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Unpack

@@ -1,5 +1,7 @@
 """Adafactor: a second moment of rows and columns, and steps as long as the weights."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Unpack

@@ -1,5 +1,7 @@
 """Adam, with every bias correction in use, and AMSGrad."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Unpack

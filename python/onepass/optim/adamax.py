@@ -1,5 +1,7 @@
 """AdaMax: Adam with the largest gradient of late in the place of the average square."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Unpack
 

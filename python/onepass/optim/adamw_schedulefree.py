@@ -1,5 +1,7 @@
 """Schedule-free AdamW, and rectified as RAdam is."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Unpack
 

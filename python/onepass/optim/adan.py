@@ -1,5 +1,7 @@
 """Adan: Adam with Nesterov's momentum, and with the change of the gradient."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Unpack
 

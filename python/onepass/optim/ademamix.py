@@ -1,5 +1,7 @@
 """AdEMAMix: Adam with a second, slow average of the gradient."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Unpack

@@ -1,5 +1,7 @@
 """ADOPT: Adam that divides by the square it had before the gradient."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Unpack
 

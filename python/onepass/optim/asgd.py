@@ -1,5 +1,7 @@
 """Averaged SGD."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Unpack
 

@@ -1,5 +1,7 @@
 """The scale of a loss whose gradients would vanish or overflow in a short format."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Muon: momentum whose matrices are made nearly orthogonal; AdamW for all other parameters."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Unpack

@@ -1,5 +1,7 @@
 """NovoGrad: momentum over normed gradients."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Unpack

@@ -1,5 +1,7 @@
 """What every optimizer shares: parameters, groups, state, the step, the checkpoint."""
 
+from __future__ import annotations
+
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -566,10 +568,10 @@ class Optimizer(Owner):
         The turns of all parameters are a *round*. `StepInfo.step` and schedules count rounds, and
         the schedules are called in a round's first turn. A round ends with the last parameter's
         turn. It also ends if a parameter is given that has had its turn, or if `step` or
-        `step_rows` is called. So a parameter that never has a gradient need not be named. Between
-        two turns everything else works as between two steps: a checkpoint continues the round. A
-        setting that is assigned counts from the coming turn on; the schedules are then called
-        again.
+        `step_rows` is called, unless that step is skipped. So a parameter that never has a gradient
+        need not be named. Between two turns everything else works as between two steps: a
+        checkpoint continues the round. A setting that is assigned counts from the coming turn on;
+        the schedules are then called again.
 
         Parameters
         ----------

@@ -1,5 +1,7 @@
 """RAdam: Adam whose first steps are rectified."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Unpack

@@ -1,5 +1,7 @@
 """Schedule-free RAdam: schedule-free AdamW, rectified."""
 
+from __future__ import annotations
+
 from typing import ClassVar, Unpack
 
 from onepass._hyperparameters import Fixed, Flag, Whole

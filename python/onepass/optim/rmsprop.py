@@ -1,5 +1,7 @@
 """RMSProp, plain and centred, with or without momentum."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any, ClassVar, Unpack
 

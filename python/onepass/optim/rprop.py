@@ -1,5 +1,7 @@
 """Rprop: steps whose sizes follow the gradient's signs."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Unpack
 

@@ -1,5 +1,7 @@
 """Gradient descent, momentum in its three forms, and Nesterov's acceleration in both of its."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Unpack
@@ -69,7 +71,7 @@ class SGD(Optimizer, rule="sgd"):
     nesterov : bool
         Step from where momentum leads. Off by default; with a large momentum it swings less
         (Sutskever et al.). It needs momentum, no dampening, and the form "heavy_ball" or
-        "sutskever".
+        "sutskever". Where a schedule of `momentum` returns 0, the step is that without momentum.
     maximize : bool
         Ascend instead of descend.
     form : "heavy_ball", "sutskever" or "ema"

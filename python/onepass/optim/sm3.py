@@ -1,5 +1,7 @@
 """SM3: Adagrad with a number for each place along every axis."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Unpack
 

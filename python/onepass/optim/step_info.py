@@ -1,5 +1,7 @@
 """What a step reports."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 

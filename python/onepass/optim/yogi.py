@@ -1,5 +1,7 @@
 """Yogi: Adam whose average square moves by steps of the squared gradient."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Unpack
 

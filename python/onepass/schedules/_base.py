@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 from onepass._hyperparameters import Check, Checks, Whole, as_real
 from onepass._typing import Schedule
+from onepass.schedules._foreign import unknown_argument
 
 _STEP = Whole()
 
@@ -16,6 +17,13 @@ class BaseSchedule:
 
     checks: ClassVar[Checks]
     """What values each argument may take."""
+
+    def __new__(cls, *_: Any, **given: Any) -> Self:
+        """Raise TypeError where a keyword is none of the arguments."""
+        for name in given:
+            if name not in cls.checks:
+                raise TypeError(unknown_argument(name, cls.checks))
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         for name, check in self.checks.items():

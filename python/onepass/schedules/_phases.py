@@ -1,5 +1,7 @@
 """Schedules that are made of others, or of phases."""
 
+from __future__ import annotations
+
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """The schedule with a memory: it falls when the validation error stops falling."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field

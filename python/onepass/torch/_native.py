@@ -185,7 +185,8 @@ class Native(torch.optim.Optimizer):
         return options != OPTIONS or any(of_groups)
 
     def _step_natively(self) -> None:
-        self._check_mode()
+        if torch.compiler.is_compiling():
+            raise Unfit("compiling", error=RuntimeError("step: expected no compiler around it"))
         groups, state = self.param_groups, self.state
         plan = self._plan
         if not plan or not plan.is_as_before(groups, state) or plan.read_settings(groups):
@@ -203,14 +204,6 @@ class Native(torch.optim.Optimizer):
             plan.run(groups)
             self._commit(plan, copies)
         plan.let_go()
-
-    def _check_mode(self) -> None:
-        if torch.compiler.is_compiling():
-            raise Unfit("compiling", error=RuntimeError("step: expected no compiler around it"))
-        for group in self.param_groups:
-            for name in ("capturable", "differentiable"):
-                if group.get(name):
-                    raise Unfit(name, error=ValueError(f"{name}: expected False, got True"))
 
     def _write_options(self, call: _capi.Call) -> None:
         numbers = as_numbers(CHECKS, self._options)

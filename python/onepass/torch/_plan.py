@@ -1,8 +1,7 @@
 """What a step needs of parameters and their state, for as long as nothing about these changes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import chain
-from operator import is_
 from typing import Any
 
 import numpy as np
@@ -55,6 +54,21 @@ def plain(value: Any) -> Any:
     return tuple(map(plain, value)) if is_list else value
 
 
+@_core.native
+def other_items(parts: list[Any], items: list[Any]) -> list[int] | None:
+    """Return the places of those items that are other objects.
+
+    The parts are lists, or dicts whose items are their keys and values in turn. None if there are
+    more or fewer items, or other keys.
+    """
+    raise NotImplementedError
+
+
+def _items(dicts: Iterable[dict[Any, Any]]) -> list[Any]:
+    """Return what `other_items` compares with."""
+    return [thing for each in dicts for item in each.items() for thing in item]
+
+
 class Plan:
     """A step of the parameters that have a gradient now."""
 
@@ -74,16 +88,16 @@ class Plan:
         self.step = _capi.Step(cls, len(groups), [f"params[{i}]" for i in found])
         self._names = [name for name in cls.group_checks if any(name in g for g in groups)]
         self.settings: list[dict[str, Any]] = [{} for _ in groups]
-        self._values: list[Any] = []
-        self._may_change = False
+        self._items_of_groups: list[Any] = []
+        self._owners_of_items: list[int] = []
+        self._may_change = True
         self.read_settings(groups)
         self._add_params()
         self._add_state(state)
         self._addresses, self._steps_before = (self.step.tensors[n] for n in ("grad", "steps"))
         self._copied: list[int] = []
-        self._entries: list[Any] = [object()]  # nothing is like it
         self._own_entries: list[Any] = []
-        self._kept: list[Any] = []
+        self._items_of_state: list[Any] = [object()]  # nothing is like it
         self._tensors: list[Tensor] = []
         self._has_looked = False
         self._looks_of_grads, self._looks = (_core.Looks(_EXCHANGE) for _ in range(2))
@@ -95,37 +109,52 @@ class Plan:
         lists = [group["params"] for group in groups]
         if list(map(len, lists)) != self._lengths:
             return False
-        if not all(map(is_, chain.from_iterable(lists), self._everywhere)):
+        if other_items(lists, self._everywhere) != []:
             return False
         self._grads = [p.grad for p in self._everywhere]
         if [grad is None for grad in self._grads] != self._missing:
             return False
         # By value, since to look a parameter up takes a Python call.
-        entries = list(state.values())
-        if len(entries) != len(self._entries) or not all(map(is_, entries, self._entries)):
-            return False
-        kept = list(chain.from_iterable(map(dict.values, self._own_entries)))
-        if len(kept) != len(self._kept) or not all(map(is_, kept, self._kept)):
+        if other_items([state, *self._own_entries], self._items_of_state) != []:
             return False
         return self._looks.same(self._tensors)
 
     def read_settings(self, groups: Groups) -> bool:
         """Take over what has changed; return whether the state must be another one."""
-        values = [[group.get(name) for name in self._names] for group in groups]
-        if not self._may_change and values == self._values:
+        places = None if self._may_change else other_items(groups, self._items_of_groups)
+        if places == []:
             return False
+        _check_mode(groups)
         other_state = False
-        for number, given in enumerate(values):
+        for number, given in enumerate(self._find_settings(groups, places)):
             before = self.settings[number]
-            new = {name: plain(value) for name, value in zip(self._names, given, strict=True)}
+            new = {name: plain(value) for name, value in given.items()}
             changed = {name: new[name] for name in new if new[name] != before.get(name, before)}
-            self._check(changed, new)
-            self.step.set(number, _ours(changed))
-            other_state |= self._kind_of_state(before) != self._kind_of_state(new)
-            self.settings[number] = new
-        self._values = values
-        self._may_change = any(map(_may_change, chain.from_iterable(values)))
+            if changed:
+                new = {**before, **changed}
+                self._check(changed, new)
+                self.step.set(number, _ours(changed))
+                if changed.keys() - {"lr"}:  # which no state depends on
+                    other_state |= self._kind_of_state(before) != self._kind_of_state(new)
+                self.settings[number] = new
         return other_state
+
+    def _find_settings(self, groups: Groups, places: list[int] | None) -> list[dict[str, Any]]:
+        """Return those of each group that may have changed: at these places, or all."""
+        found: list[dict[str, Any]] = [{} for _ in groups]
+        if places is None:
+            found = [{name: group.get(name) for name in self._names} for group in groups]
+            self._items_of_groups = _items(groups)
+            self._owners_of_items = [n for n, each in enumerate(groups) for _ in _items([each])]
+        else:  # a scheduler's, in every step
+            for place in places:
+                number, name = self._owners_of_items[place], self._items_of_groups[place - 1]
+                self._items_of_groups[place] = value = groups[number][name]
+                if name in self._names:
+                    found[number][name] = value
+        values = chain.from_iterable(map(dict.values, found))
+        self._may_change = any(map(_may_change, values))
+        return found
 
     def read_grads(self) -> list[int]:
         """Take the gradients as they are now; return the places of those that had to be copied."""
@@ -291,11 +320,11 @@ class Plan:
 
     def _remember(self, state: State) -> None:
         """Remember what is_as_before compares with."""
-        self._entries = list(state.values())
         self._own_entries = [state[p] for p in self.params]
-        self._kept = list(chain.from_iterable(map(dict.values, self._own_entries)))
+        self._items_of_state = _items([state, *self._own_entries])
         # A count that somebody has moved elsewhere is not worth a look in every step.
-        arrays = (kept for kept in self._kept if isinstance(kept, Tensor) and kept.ndim)
+        kept = chain.from_iterable(map(dict.values, self._own_entries))
+        arrays = (each for each in kept if isinstance(each, Tensor) and each.ndim)
         self._tensors = [*self.params, *arrays]
         self._looks.remember(self._tensors)
 
@@ -326,6 +355,13 @@ class Plan:
                     ]
                 )
         return made
+
+
+def _check_mode(groups: Groups) -> None:
+    for group in groups:
+        for name in ("capturable", "differentiable"):
+            if group.get(name):
+                raise Unfit(name, error=ValueError(f"{name}: expected False, got True"))
 
 
 def _check_grad(place: int, param: Tensor, grad: Tensor) -> None:

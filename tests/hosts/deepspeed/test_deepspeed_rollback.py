@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("installed")
     steps=st.integers(1, 5),
     seed=st.integers(0, 2**32),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_rollback(dtype, steps, seed, **options):
     """A step that is taken back leaves weights and state as they were, to the dtype's precision.
 

@@ -221,7 +221,7 @@ class TestBounds:
 
     bound = st.floats(-3, 3)
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(
         name=st.sampled_from(sorted(METHODS)),
         pairs=st.lists(st.tuples(bound, bound).map(sorted), min_size=3, max_size=3),

@@ -90,7 +90,7 @@ SGD_SETTINGS = {
 }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sampled_from(PAIRS),
     st.fixed_dictionaries({}, optional=SGD_SETTINGS),

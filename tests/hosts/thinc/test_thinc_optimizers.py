@@ -111,7 +111,7 @@ def mostly(usual, *others):
     return st.one_of(st.just(usual), st.sampled_from([usual, *others]))
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(
     given=st.fixed_dictionaries(
         {

@@ -221,6 +221,48 @@ def test_a_list_that_is_changed_in_place():
     assert param.item() == 0.0
 
 
+def test_settings_that_change_between_steps():
+    params = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    groups = [{"params": [params[0]], "lr": 1.0}, {"params": [params[1]], "lr": 2.0}]
+    optimizer = onepass.torch.SGD(groups, lr=0.0)
+    first, second = optimizer.param_groups
+
+    def weights():
+        for param in params:
+            param.grad = torch.ones(1)
+        optimizer.step()
+        return [param.item() for param in params]
+
+    assert weights() == [-1, -2]
+    first["lr"], second["lr"] = 0.5, 0.25
+    assert weights() == [-1.5, -2.25]
+    first["lr"], second["lr"] = second["lr"], first["lr"]
+    assert weights() == [-1.75, -2.75]
+    second["name"] = "last"
+    first["maximize"] = True
+    assert weights() == [-1.5, -3.25]
+    del second["name"]
+    second["lr"] = torch.tensor(1.0)
+    assert weights() == [-1.25, -4.25]
+    second["lr"].fill_(2.0)
+    assert weights() == [-1, -6.25]
+    first["params"].append(second["params"].pop())
+    assert weights() == [-0.75, -6]
+    assert not optimizer.fallbacks
+
+
+def test_a_mode_of_pytorchs_that_is_set_between_steps():
+    param = torch.nn.Parameter(torch.zeros(1))
+    optimizer = onepass.torch.SGD([param], lr=1.0)
+    for is_on in (False, True, False):
+        optimizer.param_groups[0]["differentiable"] = is_on
+        param.grad = torch.ones(1)
+        with torch.no_grad():
+            optimizer.step()
+    assert param.item() == -3.0
+    assert dict(optimizer.fallbacks) == {"differentiable": 1}
+
+
 def test_settings_that_pytorch_takes_together():
     param = torch.nn.Parameter(torch.zeros(1))
     optimizer = onepass.torch.SGD([param], lr=0.1, momentum=0.9, nesterov=True)

@@ -4,7 +4,6 @@ A contender is built from an operation and a batch's arrays; its `step` does the
 writes y or dx to an array that is there, and returns what onepass' function returns.
 """
 
-import ctypes
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -138,7 +137,6 @@ class Torch:
 
     def __init__(self, operation: Operation, arrays: BatchArrays) -> None:
         torch.set_num_threads(runtime.get_num_threads())
-        keep_freed_memory()
         a = arrays
         # (N, C, H, W) in shape; in memory what they are, so (N, H, W, C) becomes channels_last.
         self.x, self.dy, self.out = (
@@ -184,15 +182,6 @@ def in_16_bits(arrays: BatchArrays, dtype: Any) -> BatchArrays:
     """What is as large as x in fewer bits; weights and statistics stay float32."""
     x, dy = (array.astype(dtype) for array in (arrays.x, arrays.dy))
     return replace(arrays, x=x, dy=dy, out=np.zeros_like(x))
-
-
-def keep_freed_memory() -> None:
-    """Spare who allocates large results the fresh pages that glibc would fetch in every call."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
-    if mallopt:
-        m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
-        mallopt(m_trim_threshold, -1)
-        mallopt(m_mmap_max, 0)
 
 
 def rivals(operation: Operation, batch: Batch, small: Iterable[Any] = ()) -> dict[str, Any]:

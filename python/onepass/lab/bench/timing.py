@@ -1,5 +1,6 @@
 """How it is timed: in one process, in turns, so that a noisy machine is noisy for everybody."""
 
+import ctypes
 import gc
 import math
 import time
@@ -80,6 +81,7 @@ def alternate(
     Every contender gets an equal part of the time, so the slow ones sit out the last rounds. The
     first one takes part in all of them.
     """
+    _keep_freed_memory()
     with _no_garbage_collection():
         blocks = {name: Block.plan(step, situation) for name, step in steps.items()}
         rounds = {}
@@ -104,6 +106,19 @@ def _timed(step: Step, calls: int) -> float:
     for _ in repeat(None, calls):
         step()
     return (time.perf_counter() - start) / calls
+
+
+def _keep_freed_memory() -> None:
+    """Spare who allocates results the fresh pages that glibc may fetch for them in every call.
+
+    By default it keeps them only after the program has freed a larger array, so that a figure would
+    depend on what ran before: the same line of NumPy took 15 ms on a million numbers, and then 2.6.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    if mallopt:
+        m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
+        mallopt(m_trim_threshold, -1)
+        mallopt(m_mmap_max, 0)
 
 
 @contextmanager

@@ -11,8 +11,10 @@ from onepass._progress import progress
 from onepass.lab._arguments import (
     add_names,
     add_out,
+    add_seed,
     batch_size,
     chosen,
+    complete,
     fraction,
     integer,
     one_of,
@@ -23,18 +25,27 @@ from onepass.lab._folders import add_resume, command_line, resumed, to_go_on
 from onepass.lab._json import finite
 from onepass.lab._spelling import optimizer
 from onepass.lab.compare import report
-from onepass.lab.compare.contenders import FIRST_SEED, Contender, contender, contenders
-from onepass.lab.compare.data import OPTION, known
+from onepass.lab.compare.contenders import Contender, contender, contenders
+from onepass.lab.compare.data import DATA, OPTION, known
 from onepass.lab.compare.experiment import RATES, SEEDS_A_RATE, Experiment
 from onepass.lab.compare.journal import Journal
 from onepass.lab.compare.schedules import SCHEDULES
 from onepass.lab.compare.training import STATE_FORMATS, Recipe
 
 MOST_LAYERS = 100
+NEEDS = {
+    "sklearn": "scikit-learn",
+    "threadpoolctl": "threadpoolctl",
+    "matplotlib": "matplotlib",
+    "rich": "rich",
+    "jinja2": "jinja2",
+}
+"""The modules that are not there without the extra, by the names of their distributions."""
 
 
 def add_command(parser: argparse.ArgumentParser) -> None:
     """Make a parser this command's: its options, and what it runs."""
+    _add_data(parser)
     _add_recipe(parser)
     option = parser.add_argument
     add_names(
@@ -66,12 +77,7 @@ def add_command(parser: argparse.ArgumentParser) -> None:
         f"about the best: by the mean loss over {SEEDS_A_RATE} other seeds, with the same budget "
         "for each, and within noise (one standard error) the smallest rate",
     )
-    option(
-        "--seed",
-        type=integer(0, 2**64 - 1),
-        default=FIRST_SEED,
-        help="the first seed, of the split, the weights and the batches (default: %(default)s)",
-    )
+    add_seed(parser, "the first seed, of the split, the weights and the batches")
     option(
         "--seeds",
         type=integer(1, 10**6),
@@ -91,7 +97,6 @@ def add_command(parser: argparse.ArgumentParser) -> None:
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     option, default = parser.add_argument, Recipe()
-    add_data(parser)
     option(
         "--hidden",
         nargs="+",
@@ -130,12 +135,15 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         help="rows a step, or all; 1 leaves out the runs with BatchNorm, which needs 2 "
         "(default: %(default)s)",
     )
-    option(
-        "--schedule",
-        type=one_of(SCHEDULES),
-        default=default.schedule,
-        metavar="NAME",
-        help=f"the learning rate's, one of {', '.join(SCHEDULES)} (default: %(default)s)",
+    complete(
+        option(
+            "--schedule",
+            type=one_of(SCHEDULES),
+            default=default.schedule,
+            metavar="NAME",
+            help=f"the learning rate's, one of {', '.join(SCHEDULES)} (default: %(default)s)",
+        ),
+        SCHEDULES,
     )
     option(
         "--max-grad-norm",
@@ -154,27 +162,24 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_data(parser: argparse.ArgumentParser) -> None:
+def _add_data(parser: argparse.ArgumentParser) -> None:
     """Give a parser the option of the data."""
-    parser.add_argument(
-        "--data",
-        type=known(),
-        default=Recipe().data,
-        metavar="NAME",
-        help=f"one of {OPTION} (default: %(default)s)",
+    complete(
+        parser.add_argument(
+            "-d",
+            "--data",
+            type=known(),
+            default=Recipe().data,
+            metavar="NAME",
+            help=f"one of {OPTION} (default: %(default)s)",
+        ),
+        DATA,
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, print the table, write the report; return the exit code."""
-    require(
-        "compare",
-        sklearn="scikit-learn",
-        threadpoolctl="threadpoolctl",
-        matplotlib="matplotlib",
-        rich="rich",
-        jinja2="jinja2",
-    )
+    require("compare", **NEEDS)
     if args.resume:
         args = resumed(args)
     experiment = _experiment(args)
@@ -247,7 +252,7 @@ def who_can(
             known.append(contender(name))
         except (ValueError, TypeError) as error:
             refuse(f"argument --optimizer: {name}: {error}")
-    able = [each for each in known if all(map(each.keeps_state_as, formats))]
+    able = [each for each in known if all(each.takes(state_format=name) for name in formats)]
     others = ", ".join(each.name for each in known if each not in able)
     if not able:
         got = " ".join(state_formats)

@@ -71,15 +71,20 @@ class Contender:
         """The decay rates of its averages, where they are called `betas`; else none."""
         return tuple(self.hyperparameters.get("betas", ()))
 
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether its rate may be a schedule. Rprop's may not: it sizes the first step alone."""
+        return self.optimizer.checks["lr"].schedulable
+
     def check(self, **more: Any) -> None:
         """Raise ValueError where its optimizer refuses the settings, or these besides."""
-        self.optimizer(np.ones((2, 2), np.float32), **self.settings, **more)
+        self.optimizer(np.ones((2, 2), np.float32), **{**self.settings, **more})
 
-    def keeps_state_as(self, state_format: str | None) -> bool:
-        """Return whether its state may be kept so: this is tried, so that no rule has to say so."""
+    def takes(self, **settings: Any) -> bool:
+        """Return whether it may have these settings: they are tried, so no rule has to say so."""
         try:
-            self.check(state_format=state_format)
-        except ValueError:
+            self.check(**settings)
+        except (ValueError, TypeError):  # too many, or none of its hyperparameters
             return False
         return True
 
@@ -91,9 +96,6 @@ class Contender:
         """Return the same contender with another learning rate."""
         return self.with_settings(lr=lr)
 
-
-FIRST_SEED = 5
-"""The first seed of a comparison: seeds 1 to 4 chose the learning rates."""
 
 # Each learning rate is the one of 1, 2 and 5 times a power of ten that reaches 95 % validation
 # accuracy on the digits in the fewest steps, on average over the seeds 1 to 4, without BatchNorm,

@@ -16,7 +16,7 @@ CAPTION = (
     "Means over the seeds at the end of the runs, ± the standard deviation; of runs that did not "
     "diverge. Steps to a score are those of the seeds that reached it. Loss and score are measured "
     "after every epoch, on all training and validation rows; the times are those of one run, "
-    "without that."
+    "without that, and medians over the seeds."
 )
 MOST_NAMES = 8
 
@@ -35,7 +35,8 @@ def render(
         Shown(
             "curves",
             "Curves",
-            "Lines are means over the seeds, bands reach from the lowest to the highest.",
+            "Lines are means over the seeds, bands reach from the lowest to the highest. Point at "
+            "a curve, or at its name below, and the others fade.",
             drawn(curves),
             "Training loss, validation score, gradient norm and learning rate of each optimizer "
             "against the steps",

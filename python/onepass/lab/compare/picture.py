@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
+from statistics import median
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from onepass.lab._page import mark
 from onepass.lab._picture import COLOURS, DASHES, LogScale, new_figure, styles
 from onepass.lab.compare.losses import loss_of
 from onepass.lab.compare.results import Comparison, Entry
@@ -50,8 +52,7 @@ def draw_curves(comparison: Comparison) -> "Figure":
     norms = panels[2, 0]  # has every line that the legend explains
     if any(entry.diverged for entry in comparison.entries):
         norms.plot([], [], "kx", label="diverged")
-    handles, labels = norms.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2 * columns, frameon=False)
+    _legend_below(figure, norms, 2 * columns)
     return figure
 
 
@@ -70,7 +71,7 @@ def draw_times(comparison: Comparison) -> "Figure":
         axes.barh(names, width, left=left, color=colour, label=label)
         left += width
     axes.invert_yaxis()
-    axes.set_xlabel("µs a step")
+    axes.set_xlabel("µs a step, medians over the seeds")
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
@@ -99,9 +100,19 @@ def draw_rates(comparison: Comparison) -> "Figure":
         axes.set_xlabel("learning rate")
     panels[0, 0].set_ylabel("validation loss")
     panels[0, 0].plot([], [], "ko", ms=9, mfc="none", label="chosen")
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=8, frameon=False)
+    _legend_below(figure, panels[0, 0], 8)
     return figure
+
+
+def _legend_below(figure: "Figure", axes: "Axes", columns: int) -> None:
+    """Draw a legend whose lines and names belong to the curves that they explain."""
+    handles, labels = axes.get_legend_handles_labels()
+    legend = figure.legend(
+        handles, labels, loc="outside lower center", ncols=columns, frameon=False
+    )
+    for handle, *shown in zip(handles, legend.get_lines(), legend.get_texts(), strict=True):
+        for artist in shown:
+            artist.set_gid(handle.get_gid())
 
 
 def _draw_tried(axes: "Axes", entry: Entry, scale: LogScale, colour: str, dashes: str) -> None:
@@ -111,17 +122,20 @@ def _draw_tried(axes: "Axes", entry: Entry, scale: LogScale, colour: str, dashes
     )
     rates, losses, errors = np.reshape(np.array(tried, dtype=float), (-1, 3)).T
     shown = scale.fit(losses)
-    axes.plot(rates, shown, color=colour, linestyle=dashes, marker=".", label=entry.contender.name)
+    name = entry.contender.name
+    (line,) = axes.plot(rates, shown, color=colour, linestyle=dashes, marker=".", label=name)
     ends = scale.fit(losses - errors), scale.fit(losses + errors)
-    axes.vlines(rates, *ends, color=colour, lw=1, alpha=0.6)
+    bars = axes.vlines(rates, *ends, color=colour, lw=1, alpha=0.6)
     chosen = rates == entry.contender.lr
-    axes.plot(rates[chosen], shown[chosen], "o", ms=9, mfc="none", color=colour)
+    (ring,) = axes.plot(rates[chosen], shown[chosen], "o", ms=9, mfc="none", color=colour)
+    for artist in (line, bars, ring):
+        mark(artist, name)
 
 
 def _microseconds_a_step(entry: Entry, name: str) -> float:
+    """Return the median over the seeds."""
     ends = [result.curve[-1] for result in entry.results if result.curve[-1].step]
-    seconds: float = sum(getattr(end, name) for end in ends)
-    return 1e6 * seconds / max(1, sum(end.step for end in ends))
+    return 1e6 * float(median([getattr(end, name) / end.step for end in ends] or [0]))
 
 
 def _rows(recipe: Recipe) -> list[tuple[str, float, Quantity]]:
@@ -184,17 +198,19 @@ def _draw_curve(
         x, values = _on_one_axis(at, values, seconds)
     drawn = np.isfinite(values).any(axis=0)
     x, values = x[drawn], values[:, drawn]
-    axes.plot(
+    label = _label(entry, comparison)
+    (line,) = axes.plot(
         x,
         scale.fit(_mean(values)),
-        label=_label(entry, comparison),
+        label=label,
         linestyle=dashes,
         color=colour,
         zorder=2 if dashes == DASHES[0] else 3,
     )
+    mark(line, label)
     if len(values) > 1 and drawn.any():
         low, high = scale.fit(np.nanmin(values, axis=0)), scale.fit(np.nanmax(values, axis=0))
-        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        mark(axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0), label)
 
 
 def _mean(values: Table) -> Table:

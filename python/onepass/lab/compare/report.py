@@ -4,6 +4,7 @@ import math
 import platform
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,8 @@ def columns(comparison: Comparison) -> list[tuple[str, Callable[[Entry], str]]]:
         (f"validation\n{loss.score_name}", lambda entry: percent(entry.final(_score), 1)),
         (f"steps\nto {goal:.0%}", lambda entry: _steps_to(entry, goal)),
         ("steps\nclipped", lambda entry: percent(entry.spread(_clipped_share))),
-        ("ms in\nupdates", lambda entry: _number(entry.final(_update_ms), 1)),
-        ("ms in\nall", lambda entry: _number(entry.final(_all_ms))),
+        ("ms in\nupdates", lambda entry: _time(entry.final(_update_ms), 1)),
+        ("ms in\nall", lambda entry: _time(entry.final(_all_ms))),
     ]
 
 
@@ -264,6 +265,10 @@ def _number(spread: Spread | None, digits: int = 0) -> str:
     return "-" if spread is None else f"{spread.mean:,.{digits}f}"
 
 
+def _time(spread: Spread | None, digits: int = 0) -> str:
+    return "-" if spread is None else f"{spread.median:,.{digits}f}"
+
+
 def _budget(recipe: Recipe) -> str:
     if recipe.seconds is not None:
         return f"{recipe.seconds:g} seconds"
@@ -279,4 +284,4 @@ def _clipping(limit: float) -> str:
 
 
 def _spread(spread: Spread | None) -> dict[str, float | None] | None:
-    return None if spread is None else {"mean": spread.mean, "deviation": spread.deviation}
+    return None if spread is None else asdict(spread)

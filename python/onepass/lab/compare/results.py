@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 
 from onepass.lab.compare.contenders import Contender
 from onepass.lab.compare.training import Measurement, Recipe, Run
@@ -45,17 +45,19 @@ class Result:
 
 @dataclass(frozen=True)
 class Spread:
-    """A mean over seeds, and the standard deviation if there are several."""
+    """A mean over seeds, the standard deviation if there are several, and the median."""
 
     mean: float
     deviation: float | None
+    median: float
+    """What one slow run does not move."""
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread | None":
         """Return the spread of these values, None if there are none."""
         if not values:
             return None
-        return cls(mean(values), stdev(values) if len(values) > 1 else None)
+        return cls(mean(values), stdev(values) if len(values) > 1 else None, median(values))
 
 
 @dataclass(frozen=True, eq=False)

@@ -135,9 +135,7 @@ class Training:
             batch_norm=run.batch_norm,
             dropout=recipe.dropout,
         )
-        # Rprop takes no schedule: its rate is the size of its first step alone.
-        is_scheduled = run.contender.optimizer.checks["lr"].schedulable
-        self._lr = self._schedule() if is_scheduled else run.contender.lr
+        self._lr = self._schedule() if run.contender.is_scheduled else run.contender.lr
         settings = {
             "max_grad_norm": recipe.max_grad_norm,
             "state_format": STATE_FORMATS[recipe.state_format],

@@ -1,5 +1,7 @@
 """The search that the lecture teaches: a log scale, then a finer grid around its best."""
 
+from __future__ import annotations
+
 import math
 import os
 from collections.abc import Callable, Iterable

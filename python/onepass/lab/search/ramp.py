@@ -1,5 +1,7 @@
 """Smith's learning-rate range test: the rate grows from step to step."""
 
+from __future__ import annotations
+
 import copy
 import math
 import os
@@ -12,6 +14,7 @@ from onepass import _core
 from onepass._hyperparameters import DECAY_RATE, Number, Whole
 from onepass._loss import to_loss
 from onepass._quiet import quiet
+from onepass._shard.sharded import ShardedOptimizer
 from onepass._typing import Array, Grads
 from onepass.ema import average
 from onepass.lab.search.picture import draw_ramp
@@ -25,7 +28,7 @@ class RangeTest:
     Attributes
     ----------
     lrs : ndarray
-        The learning rate of each step, on a log scale.
+        The learning rate of each step, the largest of all groups, on a log scale.
     losses : ndarray
         The loss before that step.
     smoothed : ndarray
@@ -75,9 +78,12 @@ def range_test(
 ) -> RangeTest:
     r"""Raise the learning rate from step to step and record the loss.
 
-    In step :math:`t = 0, \ldots, n - 1` of :math:`n` the rate, in all groups alike, is
+    In step :math:`t = 0, \ldots, n - 1` of :math:`n` the rate is
 
     .. math:: \eta_t = \mathrm{low} \, (\mathrm{high} / \mathrm{low})^{t / (n - 1)}
+
+    in the group whose own rate is largest. Each other group keeps its fraction of that, as
+    `layer_decay` gives it, say.
 
     The test ends early where the loss is not finite, which is not recorded, or where the smoothed
     loss :math:`\bar L` has risen to `diverge` times its smallest value,
@@ -90,7 +96,8 @@ def range_test(
     Parameters
     ----------
     optimizer : Optimizer
-        With the settings to test; its learning rates do not matter.
+        With the settings to test, and without `onepass.shard`. Of its learning rates only the
+        fractions matter, those of the coming step.
     loss_and_grads : callable
         Is called before each step. Takes nothing, draws its own batch, and returns the loss and
         the gradients, as for `Optimizer.step`: None for those that are bound or accumulated.
@@ -148,6 +155,9 @@ def range_test(
     diverge = Number(above=1.0)("diverge", diverge)
     beta = DECAY_RATE("beta", beta)
     lrs = _rates(low, high, steps)
+    if isinstance(optimizer, ShardedOptimizer):
+        expected = "one without op.shard, as each process has a loss of its own"
+        raise ValueError(f"optimizer: expected {expected}, got one with it")
     # The test runs on a copy of the optimizer's state and groups. The end of the block puts the
     # originals back, and what the parameters and the arrays of `copy_to` hold now.
     engine = optimizer._engine
@@ -178,12 +188,15 @@ def _ramp(
     if optimizer.nonfinite == "raise":
         optimizer.nonfinite = "propagate"  # into the loss, which ends the test
     optimizer.skip_grad_norm = None  # what too large a rate does is what the test looks for
+    own = [values["lr"] for values in optimizer._engine.values_of_coming_step()]
+    largest = max(own)
+    fractions = [rate / largest if largest else 1.0 for rate in own]
     losses: list[float] = []
     smoothed: Array = np.empty(0)
     diverged = True
     for lr in lrs.tolist():
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        for group, fraction in zip(optimizer.param_groups, fractions, strict=True):
+            group["lr"] = lr * fraction
         given, grads = loss_and_grads()
         loss = to_loss("loss_and_grads", given)
         if not math.isfinite(loss):

@@ -17,6 +17,7 @@ from onepass.lab._arguments import (
     ALL,
     add_names,
     add_out,
+    add_seed,
     batch_size,
     chosen,
     finite,
@@ -72,6 +73,7 @@ def add_command(parser: argparse.ArgumentParser) -> None:
         walkers(),
         "which to run, in this order, each with settings or without, as in 'SGD(momentum=0.5)'",
         optimizer,
+        FEW,
     )
     option("--steps", type=integer(1), default=500, help="of each (default: %(default)s)")
     option(
@@ -101,12 +103,7 @@ def add_command(parser: argparse.ArgumentParser) -> None:
         help="of surfaces with data, a picture with a column for each of these, where gradients "
         f"are of so many rows, or {ALL}; by default of {', '.join(STOCHASTIC)}",
     )
-    option(
-        "--seed",
-        type=integer(0, 2**64 - 1),
-        default=report.SEED,
-        help="of the rows' order and of the random search (default: %(default)s)",
-    )
+    add_seed(parser, "of the rows' order and of the random search")
     option(
         "--animate",
         type=one_of(suffix[1:] for suffix in ANIMATIONS),

@@ -51,8 +51,7 @@ def draw_batches(surface: Surface, columns: Mapping[str, Mapping[str, Trajectory
     for axes in panels[:, 1:].flat:
         axes.set_ylabel("")
     drawn.draw_legend(figure, panels[1, 0], lost)
-    figure.suptitle(surface.heading, fontsize=11)
-    figure.supxlabel(dots_say(steps_between_dots(steps)), fontsize=8.5, color="0.25")
+    figure.suptitle(f"{surface.heading}\n{dots_say(steps_between_dots(steps))}", fontsize=11)
     return figure
 
 

@@ -1,5 +1,7 @@
 """Down a surface: one path an optimizer, and the searches that no path should lose against."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext

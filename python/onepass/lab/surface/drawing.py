@@ -1,5 +1,7 @@
 """The picture: paths on the map and on the relief, losses against steps, shown up to any step."""
 
+from __future__ import annotations
+
 import os
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

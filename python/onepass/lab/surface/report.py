@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from onepass.lab._arguments import SEED
 from onepass.lab._spelling import spelt
 from onepass.lab._tables import Column
 from onepass.lab._tables import print_table as print_rows
@@ -15,7 +16,6 @@ from onepass.lab.surface.surfaces import Point, Surface
 from onepass.lab.surface.walking import SEARCHERS, walker
 
 SHARE = 1e-3
-SEED = 0
 LAST = 20
 """From how many of its last steps a path is judged to be restless ..."""
 RESTLESS = 1e-3

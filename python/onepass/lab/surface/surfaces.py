@@ -1,5 +1,7 @@
 """Error surfaces over two parameters: the lectures' two, and four that every optimizer meets."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias

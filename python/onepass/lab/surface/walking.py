@@ -1,5 +1,7 @@
 """Who walks down a surface: every optimizer, in the lecture's forms too, and line searches."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial

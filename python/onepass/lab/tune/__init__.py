@@ -12,10 +12,13 @@ from onepass.lab._arguments import (
     add_names,
     add_out,
     add_range,
+    add_seed,
     batch_size,
     chosen,
+    complete,
     fraction,
     integer,
+    non_negative,
     one_of,
     positive,
 )
@@ -28,9 +31,10 @@ from onepass.lab._folders import (
     to_go_on,
 )
 from onepass.lab._json import write_json
-from onepass.lab.compare import MOST_LAYERS, who_can
+from onepass.lab.compare import MOST_LAYERS, NEEDS, who_can
 from onepass.lab.compare.contenders import contenders
 from onepass.lab.compare.data import DATA, OPTION, known
+from onepass.lab.compare.schedules import SCHEDULES
 from onepass.lab.compare.training import STATE_FORMATS, Recipe
 from onepass.lab.tune.space import Settings
 
@@ -40,13 +44,17 @@ TRIALS = 50
 def add_command(parser: argparse.ArgumentParser) -> None:
     """Make a parser this command's: its options, and what it runs."""
     option, default = parser.add_argument, Recipe()
-    option(
-        "--data",
-        nargs="+",
-        action="extend",
-        type=known(ALL),
-        metavar="NAME",
-        help=f"one of {OPTION} (default: {default.data}); several or {ALL} with --each",
+    complete(
+        option(
+            "-d",
+            "--data",
+            nargs="+",
+            action="extend",
+            type=known(ALL),
+            metavar="NAME",
+            help=f"one of {OPTION} (default: {default.data}); several or {ALL} with --each",
+        ),
+        (*DATA, ALL),
     )
     budget = parser.add_mutually_exclusive_group().add_argument
     budget(
@@ -71,12 +79,7 @@ def add_command(parser: argparse.ArgumentParser) -> None:
         help="give every optimizer trials of its own, train as in the best of them with three "
         "other seeds, and print a table of the scores; --trials and --seconds are for each",
     )
-    option(
-        "--seed",
-        type=integer(0, 2**64 - 1),
-        default=0,
-        help="of the search, the split, the weights and the batches (default: %(default)s)",
-    )
+    add_seed(parser, "of the search, the split, the weights and the batches")
     add_out(parser, "onepass-tune", "the study, its pictures and the numbers")
     add_resume(parser, "; --trials and --seconds may be others")
     parser.set_defaults(run=run, refuse=parser.error)  # for errors that only the folder shows
@@ -87,9 +90,9 @@ def _add_space(parser: argparse.ArgumentParser) -> None:
 
     def add_choices(
         option: str, kind: Callable[[str], object], default: Sequence[object], what: str
-    ) -> None:
-        said = " ".join(map(str, default))
-        parser.add_argument(
+    ) -> argparse.Action:
+        said = " ".join(f"{each:g}" if isinstance(each, float) else str(each) for each in default)
+        return parser.add_argument(
             option,
             nargs="+",
             type=kind,
@@ -98,7 +101,12 @@ def _add_space(parser: argparse.ArgumentParser) -> None:
             help=f"{what}: one or several to choose from (default: {said})",
         )
 
-    add_range(parser, "--lr", positive, Settings.lr, "the learning rate")
+    add_range(parser, "--lr", positive, Settings.lr, "the learning rate, at its peak")
+    schedules = f"the learning rate's, of {', '.join(SCHEDULES)}"
+    complete(add_choices("--schedule", one_of(SCHEDULES), Settings.schedule, schedules), SCHEDULES)
+    add_choices(
+        "--weight-decay", non_negative, Settings.weight_decay, "for optimizers that have it"
+    )
     add_range(
         parser, "--layers", integer(1, MOST_LAYERS), Settings.layers, "how many hidden layers"
     )
@@ -116,15 +124,7 @@ def _add_space(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Search, print the best, write the pictures and the numbers; return the exit code."""
-    require(
-        "tune",
-        optuna="optuna",
-        sklearn="scikit-learn",
-        threadpoolctl="threadpoolctl",
-        matplotlib="matplotlib",
-        rich="rich",
-        jinja2="jinja2",
-    )
+    require("tune", optuna="optuna", **NEEDS)
     from onepass.lab.tune.search import quiet
 
     if args.resume:
@@ -224,5 +224,7 @@ def _settings(args: argparse.Namespace, data: str) -> tuple[Settings, list[str]]
         batch_size=tuple(dict.fromkeys(args.batch_size)),
         batch_norm=Settings.batch_norm if args.batch_norm is None else (args.batch_norm,),
         state_format=tuple(dict.fromkeys(args.state_format)),
+        schedule=tuple(dict.fromkeys(args.schedule)),
+        weight_decay=tuple(dict.fromkeys(args.weight_decay)),
     )
     return settings, remarks

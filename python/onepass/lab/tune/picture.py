@@ -103,7 +103,7 @@ def _slices(study: optuna.Study, params: Sequence[str]) -> "Figure":
     for axes in panels:
         _rescale(axes, _scale(study))
         name = axes.get_xlabel()
-        if name in ("optimizer", "state_format"):
+        if name in ("optimizer", "state_format", "schedule"):
             names = [text.get_text().strip("'") for text in axes.get_xticklabels()]
             size = 10 if len(names) <= 8 else 6
             axes.set_xticks(axes.get_xticks(), names, rotation=60, ha="right", fontsize=size)
@@ -114,6 +114,8 @@ def _slices(study: optuna.Study, params: Sequence[str]) -> "Figure":
 
 def _in_rows(panels: Sequence["Axes"]) -> "Figure":
     """Move the panels of the slices, which Optuna has put into one row, into several."""
+    from matplotlib.ticker import MaxNLocator
+
     rows = math.ceil(len(panels) / COLUMNS)
     height = 1.2 + 3.1 * rows
     figure = _tidy(panels, "loss against each parameter", 12, height)
@@ -122,6 +124,8 @@ def _in_rows(panels: Sequence["Axes"]) -> "Figure":
     )
     grid.update(hspace=0.5, wspace=0.08)
     *_, colours = figure.axes
+    colours.set_ylabel("trial")
+    colours.yaxis.set_major_locator(MaxNLocator(integer=True))
     colours.set_position((0.92, 1 / height, 0.015, 1 - 1.5 / height))
     for number, axes in enumerate(panels):
         axes.set_subplotspec(grid[number // COLUMNS, number % COLUMNS])
@@ -133,6 +137,8 @@ def _in_rows(panels: Sequence["Axes"]) -> "Figure":
 
 def _parallel(study: optuna.Study, params: Sequence[str]) -> "Figure":
     """Draw each trial as a line through the parameters that all have."""
+    from matplotlib.ticker import MaxNLocator
+
     drawn, params = _scale(study), list(filter(_is_shared(study), params))
 
     def log_loss(trial: FrozenTrial) -> float:
@@ -145,6 +151,10 @@ def _parallel(study: optuna.Study, params: Sequence[str]) -> "Figure":
     (lines,) = axes.collections
     lines.set_cmap("viridis")
     _mark_best(axes, lines)
+    names = [label.get_text() for label in axes.get_xticklabels()]
+    if "layers" in names:  # of which there are no halves; the axis of the losses is the first
+        scale = axes.figure.axes[names.index("layers") - len(names)]
+        scale.yaxis.set_major_locator(MaxNLocator(integer=True))
     behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}
     for scale in axes.figure.axes:
         for label in scale.get_yticklabels():
@@ -219,7 +229,8 @@ def _tidy(panels: Sequence["Axes"], title: str, width: float, height: float) -> 
     figure.set_size_inches(width, height)
     for axes in panels:
         axes.set_facecolor("white")
-        axes.grid(which="both", color="#e5e5e5")
+        axes.grid(which="major", color="#e5e5e5")
+        axes.grid(which="minor", axis="y", color="#e5e5e5")  # but no stripes of rates
         axes.set_title("", loc="left")
         axes.set_title("")
     if len(panels) > 1:

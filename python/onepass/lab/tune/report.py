@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,18 @@ from onepass._files import write_text
 from onepass.lab._arguments import ALL
 from onepass.lab._json import finite, write_json
 from onepass.lab._page import Block, Shown, read, render
+from onepass.lab._spelling import Spelt
 from onepass.lab._tables import Column, print_table
+from onepass.lab.compare.contenders import contenders
 from onepass.lab.compare.losses import loss_of
-from onepass.lab.compare.report import versions
-from onepass.lab.compare.training import STATE_FORMATS
+from onepass.lab.compare.report import state_kept, versions
+from onepass.lab.compare.training import STATE_FORMATS, Recipe, Run
 from onepass.lab.tune.picture import SHOWN, draw
 from onepass.lab.tune.search import Search, diverged
-from onepass.lab.tune.space import Settings
 
 FILES = ("report.html", "results.json")
 ROWS, ROWS_OF_PAGE = 5, 20
 IN_PYTHON, AGAIN = "the best in Python", "the same trial again"
-STATE_COLUMN: Column = ("\nstate", "left")
 CAPTION = (
     "Loss and score are those of the validation rows. The best is chosen by this loss, and so "
     "looks better than it is: another seed tells by how much."
@@ -42,23 +43,28 @@ def print_best(search: Search, remarks: Sequence[str] = ()) -> None:
 
 def _columns(search: Search) -> list[Column]:
     score = loss_of(search.settings.recipe.table).score_name
+    schedule: list[Column] = [("\nschedule", "left")]
+    state: list[Column] = [("\nstate", "left")]
     return [
         ("\ntrial", "right"),
         ("\noptimizer", "left"),
         ("\nlr", "right"),
         ("momentum\nor betas", "left"),
+        ("weight\ndecay", "right"),
+        *(schedule if _varies(search, "schedule") else []),
         ("batch\nsize", "right"),
         ("hidden\nlayers", "left"),
         ("drop-\nout", "right"),
         ("batch\nnorm", "left"),
-        *([STATE_COLUMN] if _shows_state(search) else []),
+        *(state if _varies(search, "state_format") else []),
         ("\nloss", "right"),
         (f"\n{score}", "right"),
     ]
 
 
-def _shows_state(search: Search) -> bool:
-    return search.settings.state_format != Settings.state_format
+def _varies(search: Search, choice: str) -> bool:
+    """Return whether a choice has a column: a single value stands above the table."""
+    return len(getattr(search.settings, choice)) > 1
 
 
 def describe(search: Search) -> list[str]:
@@ -66,11 +72,14 @@ def describe(search: Search) -> list[str]:
     settings, recipe = search.settings, search.settings.recipe
     pruned = [trial for trial in search.trials if trial.state == TrialState.PRUNED]
     count = sum(map(diverged, pruned))
+    rate = "" if _varies(search, "schedule") else f"learning rate {settings.schedule[0]}, "
+    state = "" if _varies(search, "state_format") else settings.state_format[0]
+    kept = state_kept(replace(recipe, state_format=state)) if state else ""
     return [
         f"{recipe.table.name}: {len(search.trials):,} trials of up to {recipe.epochs:,} epochs, "
         f"{len(pruned) - count:,} of them pruned, {count:,} diverged, seed {settings.seed}",
-        f"learning rate {recipe.schedule}, a trial's lr its peak; gradient norm clipped to "
-        f"{recipe.max_grad_norm:g}",
+        f"{rate}a trial's lr is the peak of its schedule; gradient norm clipped to "
+        f"{recipe.max_grad_norm:g}{kept}",
     ]
 
 
@@ -81,28 +90,36 @@ def python_line(search: Search, trial: FrozenTrial) -> str:
     if state_format := STATE_FORMATS[recipe.state_format]:
         settings["state_format"] = state_format
     arguments = [f"{name}={value!r}" for name, value in settings.items()]
-    return f"op.{run.contender.optimizer.__name__}({', '.join(['params', *arguments])})"
+    line = f"op.{run.contender.optimizer.__name__}({', '.join(['params', *arguments])})"
+    return f"{line}  # lr: the peak of {schedule}" if (schedule := _schedule(run, recipe)) else line
+
+
+def _schedule(run: Run, recipe: Recipe) -> str | None:
+    """Return the schedule of a trial, None where the rate stays as it is."""
+    return recipe.schedule if run.contender.is_scheduled else None
 
 
 def compare_command(search: Search, trial: FrozenTrial) -> str:
     """Return the command that repeats a trial."""
     run, recipe = search.settings.suggest(trial)
-    contender = run.contender
+    contender, usual = run.contender, contenders()[run.contender.name].hyperparameters
+    chosen = {
+        name: value
+        for name, value in contender.settings.items()
+        if name == "lr" or usual[name] != value
+    }
     options: dict[str, Sequence[object]] = {
         "data": [recipe.data],
         "hidden": recipe.hidden,
         "batch-norm" if run.batch_norm else "no-batch-norm": [],
         "epochs": [recipe.epochs],
         "batch-size": [recipe.batch_size or ALL],
-        "optimizer": [contender.name],
-        "lr": [contender.lr],
+        "optimizer": [Spelt(contender.name, chosen)],
     }
+    if contender.is_scheduled:
+        options["schedule"] = [recipe.schedule]
     if recipe.dropout:
         options["dropout"] = [recipe.dropout]
-    if contender.momentum is not None:
-        options["momentum"] = [contender.momentum]
-    if contender.betas:
-        options["betas"] = contender.betas
     if STATE_FORMATS[recipe.state_format]:
         options["state-format"] = [recipe.state_format]
     options |= {"seed": [run.seed], "seeds": [1]}
@@ -175,6 +192,8 @@ def _trial_as_dict(search: Search, trial: FrozenTrial) -> dict[str, Any]:
         "lr": run.contender.lr,
         "momentum": run.contender.momentum,
         "betas": run.contender.betas or None,
+        "weight_decay": run.contender.hyperparameters.get("weight_decay"),
+        "schedule": _schedule(run, recipe),
         "batch_size": recipe.batch_size,
         "hidden": recipe.hidden,
         "dropout": recipe.dropout,
@@ -195,11 +214,13 @@ def _row(search: Search, trial: FrozenTrial) -> list[str]:
         contender.name,
         f"{contender.lr:g}",
         " ".join(f"{rate:g}" for rate in rates) or "-",
+        f"{contender.hyperparameters.get('weight_decay', 0):g}",
+        *([_schedule(run, recipe) or "-"] if _varies(search, "schedule") else []),
         str(recipe.batch_size or ALL),
         f"{len(units)} of {min(units)}" + (f"-{max(units)}" if min(units) < max(units) else ""),
         f"{recipe.dropout:g}",
         "yes" if run.batch_norm else "no",
-        *([recipe.state_format] if _shows_state(search) else []),
+        *([recipe.state_format] if _varies(search, "state_format") else []),
         f"{trial.value:.3g}",
         f"{trial.user_attrs['score']:.1%}",
     ]

@@ -40,6 +40,10 @@ class Settings:
     """The choices. There is none for a batch of one row, which has no variance."""
     state_format: tuple[str, ...] = ("float32",)
     """The choices, of `STATE_FORMATS`."""
+    schedule: tuple[str, ...] = ("constant", "cosine", "one_cycle", "step_decay")
+    """The choices, of `SCHEDULES`, for optimizers whose rate may have one."""
+    weight_decay: tuple[float, ...] = (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
+    """The choices, for optimizers that have it."""
 
     @property
     def recipe(self) -> Recipe:
@@ -59,6 +63,11 @@ class Settings:
                 for number in range(2, len(contender.betas) + 1)
             )
             settings["betas"] = (first, *others)
+        if contender.takes(weight_decay=max(self.weight_decay)):
+            settings["weight_decay"] = trial.suggest_categorical("weight_decay", self.weight_decay)
+        schedule = self.recipe.schedule
+        if contender.is_scheduled:
+            schedule = trial.suggest_categorical("schedule", self.schedule)
         batch_size: Any = trial.suggest_categorical("batch_size", self.batch_size)
         layers = range(1, trial.suggest_int("layers", *self.layers) + 1)
         recipe = replace(
@@ -67,6 +76,7 @@ class Settings:
             hidden=tuple(trial.suggest_categorical(f"units_{i}", self.units) for i in layers),
             dropout=_suggest(trial, "dropout", self.dropout),
             state_format=trial.suggest_categorical("state_format", self.state_format),
+            schedule=schedule,
         )
         batch_norm = batch_size != 1 and trial.suggest_categorical("batch_norm", self.batch_norm)
         return Run(contender.with_settings(**settings), batch_norm, self.seed), recipe

@@ -1,5 +1,7 @@
 """What is said of AdaGrad, RMSProp and Adam, whose rate each parameter has for itself."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple

@@ -1,5 +1,7 @@
 """What is said of momentum: on the plateau, in a valley, past the minimum, with single points."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import numpy as np

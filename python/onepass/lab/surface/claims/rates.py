@@ -1,5 +1,7 @@
 """What is said of the size of a step: a high rate on the plateau, and line searches."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import NamedTuple
 
