@@ -153,11 +153,14 @@ def _check_kernels(session: nox.Session, build: Path) -> None:
             # Units of one instruction set may share: whichever the linker takes is compiled alike.
             if is_weak and _isa_of(weak.setdefault(name, path)) != _isa_of(path):
                 session.error(f"{path} shares the weak symbol {name} with {weak[name]}")
-        if re.search(r"\bvf(n)?m(add|sub)", "\n".join(_output("objdump", "-d", str(path)))):
+        # Row norms fuse doubles on purpose, where both factors are floats: the same bits.
+        kind = "s" if path.name == "row_norm_kernels.cpp.o" else "[sd]"
+        fused = rf"\bvfn?m(add|sub)\d+[ps]{kind}\b"
+        if re.search(fused, "\n".join(_output("objdump", "-d", str(path)))):
             session.error(f"{path} contracts to FMA, so its bits would differ")
     if not objects:
         session.error(f"found no kernels in {build}")
-    session.log(f"{len(objects)} objects in {build}: no FMA; instruction sets share no weak symbol")
+    session.log(f"{len(objects)} objects in {build}: nothing contracted; no weak symbol is shared")
     session.log("kernels: " + ", ".join(f"{isa} {n}" for isa, n in sorted(kernels.items())))
 
 
