@@ -88,6 +88,7 @@ JOBS = {
     "compare": [("onepass", "compare", "--seeds", "1", "--steps", "20", "--out", f"{OUT}/compare")],
     "tune": [("onepass", "tune", "--trials", "3", "--epochs", "1", "--out", f"{OUT}/tune")],
     "docs": DOCS,
+    "completion": [("register-python-argcomplete", "onepass")],
     "test": [("python", "-m", "pytest", "-q", "tests/test_docs.py", "tests/test_extras.py")],
     "bench": [("onepass", "bench", "--quick", "--seconds", "0.1", "--out", f"{OUT}/bench")],
     "dev": [*LINT, ("nox", "--list"), ("python", "-m", "build", "--version")],
