@@ -161,36 +161,26 @@ void run_sums(const RowArrays<T>& arrays, const RowLayout& layout, const RowBloc
   }
 }
 
-// Writes the sums of one row, and adds its elements to those of their columns.
+// Adds each element to the sums of its column, too.
 template <class T>
-inline void sum_row(const T* x, const T* dy, const T* weight, std::size_t width, std::size_t ahead,
-                    const Normalized<T>& normalized, double& first, double& second,
-                    const Gradients& columns) noexcept {
-  constexpr std::size_t count = 8, line = cache_line / sizeof(T);
-  constexpr bool floats = sizeof(T) < sizeof(double);
-  double a[count] = {}, b[count] = {}, rest_a = 0, rest_b = 0;
-  double *const dweight = columns.weight, *const dbias = columns.bias;
-  const auto add = [=](std::size_t i, double& to_a, double& to_b) {
+struct WeightedTerms {
+  static constexpr bool of_floats = sizeof(T) < sizeof(double);
+  Factors operator()(std::size_t i) const noexcept {
     const double up = static_cast<double>(dy[i]), value = static_cast<double>(normalized(x[i]));
-    const double through = static_cast<double>(dy[i] * weight[i]);
     dbias[i] += up;
-    dweight[i] = add_product<floats>(dweight[i], up, value);
-    to_a += through;
-    to_b = add_product<floats>(to_b, through, value);
-  };
-  std::size_t i = 0;
-  for (; i + count <= width; i += count) {
-    if (ahead > 0 && i % line == 0) {
-      prefetch_into_l2(x + i + ahead);
-      prefetch_into_l2(dy + i + ahead);
-    }
-#pragma omp simd
-    for (std::size_t j = 0; j < count; ++j) add(i + j, a[j], b[j]);
+    dweight[i] = add_product<of_floats>(dweight[i], up, value);
+    return {static_cast<double>(dy[i] * weight[i]), value};
   }
-  for (; i < width; ++i) add(i, rest_a, rest_b);
-  first = fold(a) + rest_a;
-  second = fold(b) + rest_b;
-}
+  void prefetch(std::size_t i) const noexcept {
+    if (ahead == 0) return;
+    prefetch_into_l2(x + i + ahead);
+    prefetch_into_l2(dy + i + ahead);
+  }
+  const T *x, *dy, *weight;
+  std::size_t ahead;
+  double *dweight, *dbias;
+  Normalized<T> normalized;
+};
 
 // Writes the sums of each row of a block, and adds to those of all columns of the layout. Every
 // element of a row has a weight.
@@ -205,9 +195,10 @@ void row_and_column_sums(const RowArrays<T>& arrays, const RowLayout& layout, co
   for (std::size_t k = 0; k < block.rows; ++k) {
     const std::size_t row = block.first + k, begin = row * length + block.begin;
     const std::size_t column = row % layout.groups * length + block.begin;
-    sum_row(arrays.x + begin, arrays.dy + begin, arrays.weight + column, block.width, ahead,
-            Normalized<T>(rows, k), to.first[k], to.second[k],
-            {columns.weight + column, columns.bias + column});
+    const WeightedTerms<T> terms{
+        arrays.x + begin,        arrays.dy + begin,     arrays.weight + column, ahead,
+        columns.weight + column, columns.bias + column, Normalized<T>(rows, k)};
+    sum_lanes<8, T>(block.width, to.first[k], to.second[k], terms);
   }
 }
 
