@@ -157,11 +157,14 @@ def _check_kernels(session: nox.Session, build: Path) -> None:
         # Row norms fuse doubles on purpose, where both factors are floats: the same bits.
         kind = "s" if path.name == "row_norm_kernels.cpp.o" else "[sd]"
         fused = rf"\bvfn?m(add|sub)\d+[ps]{kind}\b"
-        if re.search(fused, "\n".join(_output("objdump", "-d", str(path)))):
+        code = "\n".join(_output("objdump", "-d", str(path)))
+        if re.search(fused, code):
             session.error(f"{path} contracts to FMA, so its bits would differ")
+        if not re.search(r"\b(prefetch\w+|prfm)\b", code):
+            session.error(f"{path} prefetches nothing: the compiler has left that out")
     if not objects:
         session.error(f"found no kernels in {build}")
-    session.log(f"{len(objects)} objects in {build}: nothing contracted; no weak symbol is shared")
+    session.log(f"{len(objects)} objects in {build}: nothing contracted; all prefetch; no weak symbol is shared")
     session.log("kernels: " + ", ".join(f"{isa} {n}" for isa, n in sorted(kernels.items())))
 
 

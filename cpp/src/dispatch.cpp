@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <initializer_list>
+#include <limits>
 #include <stdexcept>
 
 #if defined(__unix__) || defined(__APPLE__)
@@ -120,11 +121,10 @@ std::size_t last_level_cache() noexcept {
 #endif
 }
 
-// On Zen, a core hides the latency of the last cache; a prefetch from there only uses up a load's
-// slot.
+// On Zen, a core hides the latency of all memory; a prefetch only uses up a load's slot.
 std::size_t far_for_updates() noexcept {
 #ifdef ONEPASS_X86_64_LEVELS
-  if (is_amd()) return std::max(far_for_sums, last_level_cache());
+  if (is_amd()) return std::numeric_limits<std::size_t>::max();
 #endif
   return far_for_sums;
 }

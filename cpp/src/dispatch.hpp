@@ -34,7 +34,7 @@ const Isa& isa_in_use();
 std::size_t last_level_cache() noexcept;
 
 // A loop over more bytes than this prefetches them. For sums this is a core's own cache (L2); for
-// updates, the largest cache whose latency the core hides by itself. Measured: bench/NOTES.md.
+// updates, what the core reads without waiting. Measured: bench/NOTES.md.
 inline constexpr std::size_t far_for_sums = 2 << 20;
 std::size_t far_for_updates() noexcept;
 

@@ -71,6 +71,9 @@ struct Tile {
 // `Loop`, which reads floats, on arrays of 16 bits. The first column is number `first`.
 template <class Loop, class T>
 struct Widened {
+  static constexpr std::size_t line = cache_line / sizeof(T);
+  static constexpr std::size_t at_once = Loop::reads_dy ? line : 2 * line;  // bench/NOTES.md
+
   Arrays<T> arrays;
   Channels<float> channels;
   std::size_t first = 0;
@@ -88,9 +91,10 @@ struct Widened {
     return Loop(tile.arrays(), channels, first + (Loop::one_channel ? 0 : j));
   }
 
-  void prefetch(std::size_t i) const noexcept {
+  [[gnu::always_inline]] void prefetch(std::size_t i) const noexcept {
     if (!arrays.prefetch_ahead) return;
     prefetch_into_l2(arrays.x + i);
+    if constexpr (at_once > line) prefetch_into_l2(arrays.x + i + line);
     if constexpr (Loop::reads_dy) prefetch_into_l2(arrays.dy + i);
   }
 
@@ -146,45 +150,46 @@ template <class Loop, class T>
   }
 }
 
-// Adds up a panel whose columns are channels, or parts of one.
-template <class T, class Terms>
+// Adds up a panel whose columns are channels, or parts of one. `terms` says how many columns of
+// four rows are summed and prefetched at once.
+template <class Terms>
 inline void add_columns(const Panel& panel, double* first, double* second,
                         const Terms terms) noexcept {
-  constexpr std::size_t line = cache_line / sizeof(T);
+  constexpr std::size_t at_once = Terms::at_once;
   const std::size_t width = panel.width, ahead = 4 * panel.stride;
   std::size_t r = 0;
   for (; r + 4 <= panel.rows; r += 4) {
     const std::size_t row = r * panel.stride;
     std::size_t j = 0;
-    for (; j + line <= width; j += line) {
+    for (; j + at_once <= width; j += at_once) {
       for (std::size_t k = 0; k < 4; ++k) terms.prefetch(row + k * panel.stride + j + ahead);
-      add_four_rows(row, panel.stride, j, j + line, first, second, terms);
+      add_four_rows(row, panel.stride, j, j + at_once, first, second, terms);
     }
     if (j < width) add_four_rows(row, panel.stride, j, width, first, second, terms);
   }
   for (; r < panel.rows; ++r) {
     const std::size_t row = r * panel.stride;
-    for (std::size_t j = 0; j < width; j += line) terms.prefetch(row + j + ahead);
+    for (std::size_t j = 0; j < width; j += at_once) terms.prefetch(row + j + ahead);
     add_row(row, width, first, second, terms);
   }
 }
 
 // Adds up n elements of one channel: an element's column is its place modulo `lanes`.
-template <class T, class Terms>
+template <class Terms>
 inline void add_lanes(std::size_t begin, std::size_t n, std::size_t ahead, double* first,
                       double* second, const Terms terms) noexcept {
-  constexpr std::size_t line = cache_line / sizeof(T), rows = 4 * lanes;
+  constexpr std::size_t at_once = Terms::at_once, rows = 4 * lanes;
   std::size_t i = begin;
   const std::size_t end = begin + n;
   for (; i + rows <= end; i += rows) {
-    for (std::size_t j = 0; j < lanes; j += line) {  // prefetches in the order of memory
-      for (std::size_t k = 0; k < 4; ++k) terms.prefetch(i + 4 * j + k * line + ahead);
-      add_four_rows(i, lanes, j, j + line, first, second, terms);
+    for (std::size_t j = 0; j < lanes; j += at_once) {  // prefetches in the order of memory
+      for (std::size_t k = 0; k < 4; ++k) terms.prefetch(i + 4 * j + k * at_once + ahead);
+      add_four_rows(i, lanes, j, j + at_once, first, second, terms);
     }
   }
   for (; i < end; i += lanes) {
     const std::size_t rest = std::min(lanes, end - i);
-    for (std::size_t j = 0; j < rest; j += line) terms.prefetch(i + j + ahead);
+    for (std::size_t j = 0; j < rest; j += at_once) terms.prefetch(i + j + ahead);
     add_row(i, rest, first, second, terms);
   }
 }
@@ -197,10 +202,10 @@ inline void add_up(const Panel& panel, double* first, double* second, const Term
     const bool next_row = panel.rows > 1 && panel.width <= soon;
     const std::size_t ahead = next_row ? panel.stride : sums_prefetch_bytes / sizeof(T);
     for (std::size_t r = 0; r < panel.rows; ++r) {
-      add_lanes<T>(r * panel.stride, panel.width, ahead, first, second, terms);
+      add_lanes(r * panel.stride, panel.width, ahead, first, second, terms);
     }
   } else {
-    add_columns<T>(panel, first, second, terms);
+    add_columns(panel, first, second, terms);
   }
 }
 
@@ -219,6 +224,7 @@ struct About {
 
 template <template <class> class Each, class T>
 struct Moments {
+  static constexpr std::size_t at_once = cache_line / sizeof(T);
   static constexpr bool one_channel = Each<T>::one_channel;
   static constexpr bool reads_dy = false, reads_residual = false;
   Moments(const Arrays<T>& arrays, const Channels<T>& channels, std::size_t first = 0) noexcept
@@ -227,7 +233,7 @@ struct Moments {
     a = about(x[i], j);
     b = a * a;
   }
-  void prefetch(std::size_t i) const noexcept {
+  [[gnu::always_inline]] void prefetch(std::size_t i) const noexcept {
     if (prefetch_ahead) prefetch_into_l2(x + i);
   }
   const T* x;
@@ -290,6 +296,7 @@ inline constexpr double small_dy = 0x1p-600;
 
 template <template <class> class Each, bool relu, bool residual, bool small, class T>
 struct GradientTerms {
+  static constexpr std::size_t at_once = cache_line / sizeof(T);
   static constexpr bool one_channel = Each<T>::one_channel;
   static constexpr bool reads_dy = true, reads_residual = relu && residual;
   GradientTerms(const Arrays<T>& arrays, const Channels<T>& channels,
@@ -312,7 +319,7 @@ struct GradientTerms {
     if constexpr (small) a *= small_dy;
     b = a * about(x[i], j);
   }
-  void prefetch(std::size_t i) const noexcept {
+  [[gnu::always_inline]] void prefetch(std::size_t i) const noexcept {
     if (!prefetch_ahead) return;
     prefetch_into_l2(x + i);
     prefetch_into_l2(dy + i);

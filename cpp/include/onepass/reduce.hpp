@@ -14,7 +14,7 @@ namespace onepass::inline ONEPASS_ISA {
 // may lie beyond the end: a prefetch never faults. Measured: bench/NOTES.md.
 inline constexpr std::size_t sums_prefetch_bytes = 4096;
 template <class T>
-inline void prefetch_into_l2(const T* p) noexcept {
+[[gnu::always_inline]] inline void prefetch_into_l2(const T* p) noexcept {
 #if defined(__GNUC__)
   __builtin_prefetch(p, 0, 1);
 #else
@@ -22,7 +22,8 @@ inline void prefetch_into_l2(const T* p) noexcept {
 #endif
 }
 template <class T>
-inline void prefetch_sums(const Stored& array, std::size_t begin, std::size_t n) noexcept {
+[[gnu::always_inline]] inline void prefetch_sums(const Stored& array, std::size_t begin,
+                                                 std::size_t n) noexcept {
   const std::size_t size = item_size<T>(array);
   const char* const p = static_cast<const char*>(array.data) + begin * size;
   for (std::size_t i = 0; i < n * size; i += cache_line) prefetch_into_l2(p + i);

@@ -91,7 +91,7 @@ struct RowMoments {
     if constexpr (centered) value -= center;
     return {value, value};
   }
-  void prefetch(std::size_t i) const noexcept {
+  [[gnu::always_inline]] void prefetch(std::size_t i) const noexcept {
     if (prefetch_ahead) prefetch_into_l2(x + i + sums_ahead<T>);
   }
   const T* x;
@@ -134,7 +134,7 @@ struct RunTerms {
   Factors operator()(std::size_t i) const noexcept {
     return {static_cast<double>(dy[i]), static_cast<double>(normalized(x[i]))};
   }
-  void prefetch(std::size_t i) const noexcept {
+  [[gnu::always_inline]] void prefetch(std::size_t i) const noexcept {
     if (!prefetch_ahead) return;
     prefetch_into_l2(x + i + sums_ahead<T>);
     prefetch_into_l2(dy + i + sums_ahead<T>);
@@ -171,7 +171,7 @@ struct WeightedTerms {
     dweight[i] = add_product<of_floats>(dweight[i], up, value);
     return {static_cast<double>(dy[i] * weight[i]), value};
   }
-  void prefetch(std::size_t i) const noexcept {
+  [[gnu::always_inline]] void prefetch(std::size_t i) const noexcept {
     if (ahead == 0) return;
     prefetch_into_l2(x + i + ahead);
     prefetch_into_l2(dy + i + ahead);

@@ -82,14 +82,15 @@ inline void stream_rows(T* out, const Panel& panel, const ElementsOf& elements_o
 }
 
 // The same for elements of 16 bits. They are computed in tiles wherever a line begins, because
-// short runs up to the next line would take longer than the rest, and wait in `staged` until the
-// line that they belong to is whole.
+// short runs up to the next line would take longer than the rest, and are staged until many lines
+// are whole: a line that is read back right after stores that straddle it waits for these.
 template <class T, class ElementsOf>
 inline void stream_narrow_rows(T* out, const Panel& panel, const ElementsOf& elements_of) noexcept {
   constexpr std::size_t line = cache_line / sizeof(T), tile = 4 * line;
+  constexpr std::size_t most = 8 * tile;
   const std::size_t width = panel.width;
   const bool contiguous = panel.stride == width;
-  alignas(cache_line) T staged[line + tile];
+  alignas(cache_line) T staged[most + tile];
   std::size_t begun = 0;  // elements that are staged
   for (std::size_t r = 0; r < panel.rows; ++r) {
     const auto element = elements_of(r * panel.channel_step);
@@ -99,16 +100,21 @@ inline void stream_narrow_rows(T* out, const Panel& panel, const ElementsOf& ele
       j = elements_to_alignment(out + row, width);
       write_run(out + row, row, 0, j, element);
     }
+    const auto stream_staged = [&] {
+      const std::size_t whole = begun / line * line;
+      stream_lines(out + row + j - begun, staged, whole);
+      begun -= whole;
+      std::copy_n(staged + whole, begun, staged);
+    };
     while (j < width) {
       const std::size_t n = std::min(tile, width - j);
       write_run(staged + begun, row + j, j, n, element);
-      const std::size_t whole = (begun + n) / line * line;
-      stream_lines(out + row + j - begun, staged, whole);
-      begun = begun + n - whole;
-      if (whole > 0) std::copy_n(staged + whole, begun, staged);
+      begun += n;
       j += n;
+      if (begun >= most) stream_staged();
     }
     if (contiguous && r + 1 < panel.rows) continue;
+    stream_staged();
     std::copy_n(staged, begun, out + row + width - begun);
     begun = 0;
   }

@@ -50,16 +50,25 @@ inline std::size_t elements_to_alignment(const T* p, std::size_t n) noexcept {
   return past ? std::min(n, (cache_line - past) / sizeof(T)) : 0;
 }
 
-// Square root and division fill the core's reorder buffer, so that too few loads are in flight to
-// keep the memory busy; prefetches add some. The address may lie beyond the end: a prefetch never
-// faults.
-inline void prefetch(const char* p, std::size_t bytes) noexcept {
+// Prefetches what lies ahead of elements [begin, begin + n). Square root and division fill the
+// core's reorder buffer, so that too few loads are in flight to keep the memory busy; prefetches
+// add some. The address may lie beyond the end: a prefetch never faults.
+//
+// What only prefetches is inlined by force: GCC leaves out a call of it, as of any function without
+// an effect.
+[[gnu::always_inline]] inline void prefetch(const void* data, std::size_t begin, std::size_t n,
+                                            std::size_t item_size) noexcept {
 #if defined(__GNUC__)
-  for (std::size_t i = 0; i < bytes; i += cache_line) __builtin_prefetch(p + prefetch_bytes + i);
+  const char* const p = static_cast<const char*>(data) + begin * item_size + prefetch_bytes;
+  for (std::size_t i = 0; i < n * item_size; i += cache_line) __builtin_prefetch(p + i);
 #else
-  (void)p;
-  (void)bytes;
+  (void)data, (void)begin, (void)n, (void)item_size;
 #endif
+}
+template <class T>
+[[gnu::always_inline]] inline void prefetch(const Stored& array, std::size_t begin,
+                                            std::size_t n) noexcept {
+  prefetch(array.data, begin, n, item_size<T>(array));
 }
 
 // Sets subnormal numbers to zero. An average that shrinks towards zero would stay subnormal for
@@ -321,10 +330,6 @@ void update(const Streams& streams, std::size_t begin, std::size_t end, const Ru
   if (n == 0) n = std::min(end - begin, tile);
 
   for (; begin < end; begin += n, n = std::min(end - begin, tile)) {
-    const auto ask = [=](const void* data, std::size_t size) {
-      if (ahead) prefetch(static_cast<const char*>(data) + begin * size, n * size);
-    };
-    const auto ask_for = [=](const Stored& array) { ask(array.data, item_size<T>(array)); };
     const auto open_state = [&]<std::size_t k>() -> T* {
       using Codec = Kept<Rule, State, k>;
       if constexpr (!Rule::states[k].used) {
@@ -332,7 +337,8 @@ void update(const Streams& streams, std::size_t begin, std::size_t end, const Ru
       } else if constexpr (has_own_shape<Rule, k>) {
         return scratch[k];
       } else {
-        ask(streams.state[k].data, sizeof(typename Codec::Item));
+        if (ahead) [[unlikely]]
+          prefetch(streams.state[k].data, begin, n, sizeof(typename Codec::Item));
         if constexpr (Codec::in_place) return static_cast<T*>(streams.state[k].data) + begin;
         return scratch[k];
       }
@@ -345,7 +351,8 @@ void update(const Streams& streams, std::size_t begin, std::size_t end, const Ru
     }
     if (stages.begins_slow) [[unlikely]]
       std::memcpy(slow + begin, param, n * sizeof(T));
-    ask_for(streams.grad);
+    if (ahead) [[unlikely]]
+      prefetch<T>(streams.grad, begin, n);
     const T* grad = open(streams.grad, begin, n, opened);
     if (prepares) [[unlikely]]
       prepare_tile<decay>(prepared, grad, param, n, stages);
@@ -355,7 +362,8 @@ void update(const Streams& streams, std::size_t begin, std::size_t end, const Ru
     const T* direction = nullptr;
     if constexpr (Directed<Rule>) {
       static_assert(n_states <= direction_place);
-      ask(streams.state[direction_place].data, sizeof(T));
+      if (ahead) [[unlikely]]
+        prefetch(streams.state[direction_place].data, begin, n, sizeof(T));
       direction = static_cast<const T*>(streams.state[direction_place].data) + begin;
     }
     update_tile<decay>(param, prepares ? prepared : grad, direction, state, n, rule,
@@ -366,10 +374,13 @@ void update(const Streams& streams, std::size_t begin, std::size_t end, const Ru
       decay_late(param, before, n, stages);
     if (stages.slow_weight != 0) [[unlikely]]
       look_ahead(param, slow + begin, n, stages.slow_weight);
-    ask_for(streams.param);  // earlier, there would be too many prefetches at once
+    // Earlier, there would be too many prefetches at once.
+    if (ahead) [[unlikely]]
+      prefetch<T>(streams.param, begin, n);
     if (averages) [[unlikely]] {
       with_average<T>(streams, [&](auto* average) noexcept {
-        ask(average, sizeof(*average));
+        if (ahead) [[unlikely]]
+          prefetch(average, begin, n, sizeof(*average));
         average_tile(average + begin, param, n, stages);
       });
     }

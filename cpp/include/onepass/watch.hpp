@@ -18,10 +18,7 @@ template <class T>
 void copy_weights(const Streams& streams, std::size_t begin, std::size_t n, T* weights) noexcept {
   for (std::size_t i = 0; i < n; i += block_size) {
     const std::size_t part = std::min(block_size, n - i);
-    if (streams.prefetch_ahead) {
-      const std::size_t size = item_size<T>(streams.param);
-      prefetch(static_cast<const char*>(streams.param.data) + (begin + i) * size, part * size);
-    }
+    if (streams.prefetch_ahead) prefetch<T>(streams.param, begin + i, part);
     const T* const values = open(streams.param, begin + i, part, weights + i);
     if (values != weights + i) std::copy_n(values, part, weights + i);
   }
