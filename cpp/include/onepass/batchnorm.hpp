@@ -112,12 +112,33 @@ struct Widened {
                                     std::size_t n) const noexcept {
     write_tile(to, i, j, n);
   }
+  // Writes short rows that lie behind one another, as many at once as fill a tile.
+  void write_short_rows(T* out, const Panel& panel) const noexcept {
+    const std::size_t most = Tile::size / panel.width;
+    for (std::size_t r = 0; r < panel.rows; r += most) {
+      const std::size_t rows = std::min(most, panel.rows - r);
+      const std::size_t i = r * panel.width, n = rows * panel.width;
+      Tile tile;
+      open<1>(tile, i, 0, 0, n);
+      for (std::size_t k = 0; k < rows; ++k) {
+        const Loop element(tile.arrays(), channels, first + (r + k) * panel.channel_step);
+        const std::size_t row = k * panel.width;
+#pragma omp simd
+        for (std::size_t j = 0; j < panel.width; ++j) tile.x[row + j] = element(row + j, j);
+      }
+      store(tile, out + i, i, n);
+    }
+  }
   [[gnu::always_inline]] void write_tile(T* to, std::size_t i, std::size_t j,
                                          std::size_t n) const noexcept {
     Tile tile;
     const Loop element = open<1>(tile, i, 0, j, n);
 #pragma omp simd
     for (std::size_t k = 0; k < n; ++k) tile.x[k] = element(k, k);
+    store(tile, to, i, n);
+  }
+  [[gnu::always_inline]] void store(const Tile& tile, T* to, std::size_t i,
+                                    std::size_t n) const noexcept {
     narrow(tile.x, n, to);
     if constexpr (Loop::writes_residual) narrow(tile.residual, n, arrays.dresidual + i);
   }

@@ -128,7 +128,11 @@ inline void write_rows(T* out, const Panel& panel, bool stream,
                        const ElementsOf& elements_of) noexcept {
   constexpr std::size_t min_aligned = 4 * cache_line / sizeof(T);
   if constexpr (is_narrow<T>) {
+    constexpr std::size_t longest_short_row = 256;
     if (stream) return stream_narrow_rows(out, panel, elements_of);
+    if (panel.stride == panel.width && panel.width <= longest_short_row) {
+      return elements_of(0).write_short_rows(out, panel);
+    }
   } else {
     if (stream) return stream_rows(out, panel, elements_of);
   }
