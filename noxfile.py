@@ -164,7 +164,8 @@ def _check_kernels(session: nox.Session, build: Path) -> None:
             session.error(f"{path} prefetches nothing: the compiler has left that out")
     if not objects:
         session.error(f"found no kernels in {build}")
-    session.log(f"{len(objects)} objects in {build}: nothing contracted; all prefetch; no weak symbol is shared")
+    found = "nothing contracted; all prefetch; no weak symbol is shared"
+    session.log(f"{len(objects)} objects in {build}: {found}")
     session.log("kernels: " + ", ".join(f"{isa} {n}" for isa, n in sorted(kernels.items())))
 
 

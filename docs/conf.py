@@ -15,6 +15,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "myst_parser",
+    "sphinx_copybutton",
     "sphinx_docstrings",
     "sphinx_mathml",
     "sphinx_pages",
@@ -33,6 +34,10 @@ napoleon_use_rtype = False
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
+
+# Code and commands, and not what they print.
+_copied = ("bash", "bibtex", "c", "cmake", "console", "cpp", "python")
+copybutton_selector = ", ".join(f"div.highlight-{language} pre" for language in _copied)
 
 html_math_renderer = "mathml"
 html_theme = "furo"

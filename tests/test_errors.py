@@ -266,7 +266,7 @@ class TestStructure:
             ({"a": [good()], "b": [good(), {"c": good()}]}, r"grads\['a'\]: expected a NumPy"),
             ([good(), good(), good()], "grads: expected the names"),
             (good(), "grads: expected the names"),
-            (None, "grads: expected gradients, as none are bound or accumulated, got none"),
+            (None, "grads: expected gradients, got none, and none are bound or accumulated"),
         ],
     )
     def test_gradients_that_do_not_mirror_the_parameters(self, optimizer, grads, where):

@@ -264,7 +264,7 @@ def test_a_bad_value_names_the_setting_and_changes_nothing(cls, name):
 @pytest.mark.parametrize("bad", [0.9, (0.9,), (0.9, 0.99, 0.999), None, "ab", np.ones((2, 1))])
 def test_a_schedule_of_both_gives_two(bad):
     opt = op.Adam(np.ones(2), betas=lambda _: bad)
-    with pytest.raises(TypeError, match=r"^betas: expected two of a number in \[0, 1\), got "):
+    with pytest.raises(TypeError, match=r"^betas: expected two numbers in \[0, 1\), got "):
         opt.step(np.ones(2))
 
 

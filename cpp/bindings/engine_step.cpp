@@ -70,7 +70,7 @@ Source Engine::gather(py::handle grads) {
     }
     return Source::sums;
   }
-  take_bound("grads: expected gradients, as none are bound or accumulated, got none");
+  take_bound("grads: expected gradients, got none, and none are bound or accumulated");
   return Source::bound;
 }
 

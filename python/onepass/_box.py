@@ -66,7 +66,7 @@ def _pairs(bounds: Any, size: int) -> tuple[Array, Array]:
         for side, value in zip((low, high), pair, strict=True):
             if value is not None:
                 if isinstance(value, bool) or not isinstance(value, Real):
-                    expected = f"bounds[{at}]: expected two of a number or None"
+                    expected = f"bounds[{at}]: expected two numbers, or None for a side"
                     raise TypeError(f"{expected}, got {pair!r}")
                 side[at] = value
     return low, high

@@ -110,7 +110,8 @@ class Several:
 
     def __str__(self) -> str:
         if len(set(self.kinds)) == 1:
-            return f"{('two', 'three')[len(self.kinds) - 2]} of {self.kinds[0]}"
+            count = ("two", "three")[len(self.kinds) - 2]
+            return f"{count} {str(self.kinds[0]).removeprefix('a ').replace('number', 'numbers')}"
         return " and ".join(map(str, self.kinds))
 
 
