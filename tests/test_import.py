@@ -5,6 +5,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 
+import numpy as np
 import pytest
 
 import onepass as op
@@ -76,6 +77,15 @@ def test_a_name_that_is_not_there():
         op.Adamm  # noqa: B018
     with pytest.raises(ImportError):
         from onepass import Adamm  # noqa: F401
+
+
+@pytest.mark.parametrize("name", ["Momentum", "Nesterov"])
+def test_a_name_of_courses_says_what_it_is(name):
+    with pytest.raises(AttributeError, match=f"'{name}'; it is SGD") as raised:
+        getattr(op, name)
+    settings = str(raised.value).partition("it is ")[2].replace("...", "np.ones(1), 0.1")
+    optimizer = eval(settings, {"SGD": op.SGD, "np": np})
+    assert optimizer.param_groups[0]["momentum"] == 0.9
 
 
 def test_the_version_is_that_of_the_distribution():

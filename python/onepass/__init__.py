@@ -176,6 +176,8 @@ __version__ = _core.version
 
 _LATE = {"Stream": "onepass._stream", "shard": "onepass._shard"}
 """Where names are that are loaded when they are first used."""
+_SETTINGS_OF_SGD = {"Momentum": "momentum=0.9", "Nesterov": "momentum=0.9, nesterov=True"}
+"""What courses and the lab call by names that are no classes."""
 
 if TYPE_CHECKING:
     from onepass._shard import shard
@@ -188,7 +190,9 @@ else:  # for a type checker, a module with `__getattr__` would have every name
         if name in _LATE:
             return globals().setdefault(name, getattr(import_module(_LATE[name]), name))
         if name not in ("compare", "search", "surface", "tune"):
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            settings = _SETTINGS_OF_SGD.get(name)
+            hint = f"; it is SGD(..., {settings})" if settings else ""
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
         # From now on this function is not called for that name.
         return globals().setdefault(name, import_module(f"onepass.lab.{name}"))
 
