@@ -465,7 +465,7 @@ class TestErrors:
     def test_none_at_all(self):
         self.check(
             lambda opt, rank: opt.step(None if rank == 1 else self.grads(rank)),
-            "grads: expected gradients, as none are accumulated, got none",
+            "grads: expected gradients, got none, and none are accumulated",
             self.THEIRS,
         )
 
@@ -1024,7 +1024,7 @@ class TestCheckpoints:
             with pytest.raises(ValueError, match="no space|error on rank 1"):
                 opt.accumulate(grad)
             assert digest(opt.state_dict()) == before
-            with pytest.raises(ValueError, match="as none are accumulated"):
+            with pytest.raises(ValueError, match="and none are accumulated"):
                 opt.step()
             full[0] = False
             assert opt.accumulate(grad)

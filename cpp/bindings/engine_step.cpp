@@ -237,7 +237,7 @@ bool Engine::accumulate(py::handle grads, int num_threads, py::handle exchange) 
   read_own_settings();
   Source source = Source::bound;
   if (grads.is_none()) {
-    take_bound("grads: expected gradients, as none are bound, got none");
+    take_bound("grads: expected gradients, got none, and none are bound");
   } else {
     source = Source::given;
     collect(grads);

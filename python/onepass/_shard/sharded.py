@@ -304,8 +304,8 @@ class ShardedOptimizer(Optimizer):
         if grads is None:
             if has_sum and takes_none:
                 return None
-            expected = "gradients, as none are accumulated" if takes_none else "gradients"
-            raise ValueError(f"grads: expected {expected}, got none")
+            nor_before = ", and none are accumulated" if takes_none else ""
+            raise ValueError(f"grads: expected gradients, got none{nor_before}")
         if has_sum and takes_none:
             raise ValueError("grads: expected none after accumulate, got some")
         leaves = leaves_like(now["shape"], now["grouped"], grads)
