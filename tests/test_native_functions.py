@@ -6,6 +6,7 @@ import gc
 import inspect
 import pickle
 import pydoc
+import re
 import sys
 import types
 import typing
@@ -54,7 +55,8 @@ def test_what_it_says_of_itself_is_the_declaration(function):
 def test_help_has_the_signature_and_the_docstring(function):
     text = pydoc.plain(pydoc.render_doc(function))
     signature = f"{function.__name__}{inspect.signature(function)}"
-    assert signature in text
+    in_a_line = re.sub(r"\(\s+", "(", re.sub(r",?\s+\)", ")", text))  # Python 3.13 breaks long ones
+    assert signature in " ".join(in_a_line.split())
     assert inspect.getdoc(function).splitlines()[0] in text
 
 
