@@ -203,12 +203,12 @@ def test_checkpoints(case, rng):
     before = opt.state_dict()
     opt.add_param_group({"params": new, "lr": 0.5})
     opt.step([arrays(rng), arrays(rng)])
-    with pytest.raises(ValueError, match="^param_groups: expected 2 groups, got 1"):
+    with pytest.raises(ValueError, match=r"^param_groups: expected 2 groups \(.*\), got 1"):
         opt.load_state_dict(before)
     file = io.BytesIO()
     opt.save(file)
     resumed = cls(copies(old), **settings, ema_decay=0.5)
-    with pytest.raises(ValueError, match="^param_groups: expected 1 groups, got 2"):
+    with pytest.raises(ValueError, match=r"^param_groups: expected 1 groups \(.*\), got 2"):
         resumed.load_state_dict(opt.state_dict())
     resumed.add_param_group({"params": copies(new)})
     file.seek(0)

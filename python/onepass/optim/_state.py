@@ -197,7 +197,7 @@ def loaded(
     _check_kinds(saved)
     saved_groups = saved["param_groups"]
     if len(saved_groups) != len(engine.groups):
-        expected = f"{len(engine.groups)} groups"
+        expected = f"{len(engine.groups)} groups (settings by name make groups too)"
         raise ValueError(f"param_groups: expected {expected}, got {len(saved_groups)}")
 
     now = engine.contents()
