@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from functools import partial
+from inspect import signature
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
@@ -150,9 +151,11 @@ def nbytes(tree: Any) -> int:
 
 
 def eight_bit(case: Case) -> Any:
-    """bitsandbytes' class for this case; None without one, or without state to keep."""
+    """bitsandbytes' class for this case; None where it has none, or no state to keep."""
     try:
         from bitsandbytes import optim  # late, as it takes seconds
     except ImportError:
         return None
-    return getattr(optim, f"{case.cls.__name__}8bit", None) if case.n_states else None
+    found = getattr(optim, f"{case.cls.__name__}8bit", None) if case.n_states else None
+    knows_all = found and case.settings.keys() <= signature(found).parameters.keys()
+    return found if knows_all else None
