@@ -452,6 +452,7 @@ def wheels(session: nox.Session) -> None:
     if tests := [argument for argument in session.posargs if argument != "zig"]:
         test = [*test[: test.index("auto") + 1], *tests]
     session.run(*test, env=without)
+    shutil.rmtree(OUT, ignore_errors=True)  # what the Python before has compared
     for command in JOBS["compare"]:
         session.run(*command, env=without)
     examples = ("examples/cffi", "examples/numba", "examples/numpy")
