@@ -151,7 +151,7 @@ def nbytes(tree: Any) -> int:
 
 
 def eight_bit(case: Case) -> Any:
-    """bitsandbytes' class for this case; None where it has none, or no state to keep."""
+    """bitsandbytes' class for this case, if it has one that keeps state and knows the settings."""
     try:
         from bitsandbytes import optim  # late, as it takes seconds
     except ImportError:

@@ -274,7 +274,10 @@ def spoiled(saved, names):
     yield {}, "state_dict: expected the keys"
     yield [], "state_dict: expected the keys"
     yield {**saved, "extra": 1}, "state_dict: expected the keys"
-    yield change(["param_groups"], []), "param_groups: expected 1 groups"
+    yield (
+        change(["param_groups"], []),
+        r"param_groups: expected 1 groups \(settings by name make groups too\), got 0",
+    )
     yield change(["param_groups", 0, "lr"], -1.0), "lr: expected"
     yield change(["param_groups", 0, "lr"], float("nan")), "lr: expected"
     yield change(["param_groups", 0, "lr"], None), "expected a schedule for 'lr'"

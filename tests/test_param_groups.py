@@ -154,7 +154,9 @@ def test_bound_gradients_are_bound_no_longer(optimizer):
     opt = optimizer(np.ones(3), grads=np.ones(3))
     opt.step()
     opt.add_param_group({"params": np.ones(2)})
-    with pytest.raises(ValueError, match="^grads: expected gradients, got none, and none"):
+    with pytest.raises(
+        ValueError, match="^grads: expected gradients, got none, and none are bound"
+    ):
         opt.step()
     with pytest.raises(TypeError, match="^zero_grad: expected gradients that are bound"):
         opt.zero_grad()
@@ -203,12 +205,18 @@ def test_checkpoints(case, rng):
     before = opt.state_dict()
     opt.add_param_group({"params": new, "lr": 0.5})
     opt.step([arrays(rng), arrays(rng)])
-    with pytest.raises(ValueError, match=r"^param_groups: expected 2 groups \(.*\), got 1"):
+    with pytest.raises(
+        ValueError,
+        match=r"^param_groups: expected 2 groups \(settings by name make groups too\), got 1",
+    ):
         opt.load_state_dict(before)
     file = io.BytesIO()
     opt.save(file)
     resumed = cls(copies(old), **settings, ema_decay=0.5)
-    with pytest.raises(ValueError, match=r"^param_groups: expected 1 groups \(.*\), got 2"):
+    with pytest.raises(
+        ValueError,
+        match=r"^param_groups: expected 1 groups \(settings by name make groups too\), got 2",
+    ):
         resumed.load_state_dict(opt.state_dict())
     resumed.add_param_group({"params": copies(new)})
     file.seek(0)

@@ -121,7 +121,7 @@ std::size_t last_level_cache() noexcept {
 #endif
 }
 
-// On Zen, a core hides the latency of all memory; a prefetch only uses up a load's slot.
+// On Zen, prefetches made updates slower, wherever their arrays were.
 std::size_t far_for_updates() noexcept {
 #ifdef ONEPASS_X86_64_LEVELS
   if (is_amd()) return std::numeric_limits<std::size_t>::max();
