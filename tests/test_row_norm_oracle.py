@@ -102,6 +102,20 @@ def test_variance_whatever_the_mean(rng, dtype, offset, n):
         np.testing.assert_allclose(y, exactly, rtol=0, atol=1e-6 * abs(exactly).max())
 
 
+@pytest.mark.parametrize("offset", [0, 3, -300, 1e5])
+@pytest.mark.parametrize("case", [c for c in CASES if c.centered and 900 < np.prod(c.shape) < 5e4])
+def test_gradients_of_weights_whatever_the_mean(rng, case, offset):
+    p = case.problem(rng, np.float32)
+    p["x"] += np.float32(offset)
+    _, mean, invstd = case.forward(p)
+    _, *gradients = case.backward({**p, "mean": mean, "invstd": invstd})
+    x, dy = (case.rows(p[n], p["weight"], p["bias"]).x.astype(np.longdouble) for n in ("x", "dy"))
+    terms = dy * (x - mean.reshape(-1, 1)) * invstd.reshape(-1, 1), dy
+    for found, of_weight in zip(gradients, terms, strict=True):
+        expected, size = case.of_weights(of_weight), case.of_weights(abs(of_weight))
+        assert (abs(found - expected) <= 2 * np.finfo(np.float32).eps * size).all()
+
+
 def test_the_mean_square_is_exact(rng, dtype):
     x = rng.normal(3, 2, (3, 1000)).astype(dtype)
     _, invrms = op.rms_norm(x, normalized_shape=1000, eps=1e-300)
@@ -124,7 +138,7 @@ def test_float64_beyond_the_range_of_its_squares(rng, kind, scale):
         np.testing.assert_allclose(one, other, rtol=1e-8)
 
 
-CONSTANTS = [100.0, 1 / 3, 1e10, -7e-20, "max", "min", "smallest_subnormal", 0.0]
+CONSTANTS = [100.0, 1 / 3, 0.01, 1e10, -7e-20, "max", "min", "smallest_subnormal", 0.0]
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.centered and np.prod(c.shape) < 60_000])
@@ -137,6 +151,17 @@ def test_a_constant_row_gives_exactly_the_bias(case, dtype):
         y, mean, _ = case.forward(p, eps=eps)
         assert (mean == constant).all()
         np.testing.assert_array_equal(y.ravel(), case.rows(p["x"], bias, bias).bias.ravel())
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.centered and np.prod(c.shape) < 60_000])
+def test_a_constant_row_adds_nothing_to_the_gradient_of_its_weight(rng, case, dtype):
+    p = case.problem(rng, dtype)
+    most = 1e-12 * abs(p["dy"]).sum()
+    for value, eps in itertools.product(CONSTANTS, (1e-5, 1e-300)):
+        constant = getattr(np.finfo(dtype), value) if isinstance(value, str) else dtype(value)
+        p["x"] = np.full(case.shape, constant)
+        _, p["mean"], p["invstd"] = case.forward(p, eps=eps)
+        assert (abs(case.backward(p)[1]) <= most).all()
 
 
 @settings(max_examples=100)

@@ -22,6 +22,8 @@ constexpr std::size_t few_elements = 1 << 18;  // * of an array that fewer block
 constexpr std::size_t min_tile_width = 256, max_tile_width = 2048, min_tiles = 8;  // *
 constexpr std::size_t weights_together = 512;  // whose sums a thread adds up
 constexpr std::size_t shares_per_thread = 16, min_share_elements = 32768;
+// Longer rows the processor itself fetches ahead, and sooner if nobody else does.
+constexpr std::size_t max_prefetched_bytes = 1 << 15;
 
 constexpr std::size_t divide_up(std::size_t a, std::size_t b) noexcept {
   return (a + b - 1) / b;
@@ -53,7 +55,9 @@ RowNorm<T>::RowNorm(const KernelTable& kernels, const RowChannels& channels, int
   const Arrays<T> moved{arrays.x, nullptr, arrays.dy, arrays.out, nullptr, false};
   arrays_.stream = streams(moved, {1, layout_.rows, layout_.length()},
                            arrays.dy ? Operation::backward : Operation::train);
-  arrays_.prefetch_ahead = channels.size() * sizeof(T) > far_for_sums;
+  const bool by_columns = arrays.dy && layout_.weight_each;
+  arrays_.prefetch_ahead = channels.size() * sizeof(T) > far_for_sums &&
+                           (by_columns || layout_.length() * sizeof(T) <= max_prefetched_bytes);
 
   const std::size_t samples = layout_.rows / layout_.groups;
   const auto n = static_cast<std::size_t>(threads_);
@@ -272,6 +276,17 @@ void RowNorm<T>::forward(double eps, const Statistics& of) noexcept {
 
 // Backward
 
+// Sums of floats are taken about 0 where the mean is near enough to it, as in the forward pass. The
+// loops only ask whether the center is 0.
+template <class T>
+void RowNorm<T>::start_runs(const Values& v, std::size_t n, const Statistics& of) noexcept {
+  values_of_.set_forward(affine_, of, n, v.rows);
+  for (std::size_t k = 0; k < n; ++k) {
+    const double off = of.mean[k] * of.invstd[k];
+    v.rows.center[k] = !in_units && off * off <= max_off_center ? 0 : 1;
+  }
+}
+
 // Sums a piece of a row, whose values are v.
 template <class T>
 void RowNorm<T>::sum_runs_of_piece(const Values& v, std::size_t row, std::size_t number) noexcept {
@@ -293,13 +308,16 @@ void RowNorm<T>::sum_runs(const Values& v, std::size_t row, std::size_t n) noexc
   }
 }
 
-// Adds up the sums of parts to those of runs, and these to those of rows.
+// Adds up the sums of parts to those of runs, which become those of dy and dy * n, and these to
+// those of rows.
 template <class T>
-void RowNorm<T>::merge_runs(const Values& v, std::size_t row, std::size_t n) noexcept {
+void RowNorm<T>::merge_runs(const Values& v, std::size_t row, std::size_t n,
+                            const Statistics& of) noexcept {
   const std::size_t runs = layout_.segments;
   std::size_t group = row % layout_.groups;
   for (std::size_t k = 0; k < n; ++k) {
     const T* const weight = arrays_.weight + group * runs;
+    const bool about_zero = !in_units && v.rows.center[k] == 0;
     double first = 0, second = 0;
     for (std::size_t s = 0; s < runs; ++s) {
       const std::size_t from = ((row + k) * runs + s) * parts_;
@@ -308,6 +326,7 @@ void RowNorm<T>::merge_runs(const Values& v, std::size_t row, std::size_t n) noe
         a += sums_.first[from + part];
         b += sums_.second[from + part];
       }
+      if (about_zero) b = (b - of.mean[k] * a) * of.invstd[k];
       const auto w = static_cast<double>(weight[s]);
       first += w * a;
       second += w * b;
@@ -348,20 +367,20 @@ void RowNorm<T>::backward_runs(const Statistics& of, const Gradients& gradients)
   const auto input_gradient = loops_.input_gradient[false];
   if (by_chunks_) {
     share_rows([&](const Values& v, std::size_t row, std::size_t n) noexcept {
-      values_of_.set_forward(affine_, at(of, row), n, v.rows);
+      start_runs(v, n, at(of, row));
       sum_runs(v, row, n);
-      merge_runs(v, row, n);
+      merge_runs(v, row, n, at(of, row));
       finish_backward(v, row, n, of);
       input_gradient(arrays_, layout_, {row, n, 0, layout_.length()}, v.rows);
     });
   } else {
     const Values& v = own_[0];
     const std::size_t all = layout_.rows * pieces_;
-    values_of_.set_forward(affine_, of, layout_.rows, v.rows);
+    start_runs(v, layout_.rows, of);
     parallel_for(all, threads_, [&](std::size_t i) noexcept {
       sum_runs_of_piece(at(v, i / pieces_), i / pieces_, i % pieces_);
     });
-    merge_runs(v, 0, layout_.rows);
+    merge_runs(v, 0, layout_.rows, of);
     finish_backward(v, 0, layout_.rows, of);
     parallel_for(all, threads_, [&](std::size_t i) noexcept {
       input_gradient(arrays_, layout_, piece(i / pieces_, i % pieces_), at(v.rows, i / pieces_));

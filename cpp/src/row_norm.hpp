@@ -69,9 +69,10 @@ class RowNorm {
   void sum(const Values& v, std::size_t row, std::size_t n) noexcept;
   bool finish(const Values& v, std::size_t row, std::size_t n, double eps,
               const Statistics& of) noexcept;
+  void start_runs(const Values& v, std::size_t n, const Statistics& of) noexcept;
   void sum_runs_of_piece(const Values& v, std::size_t row, std::size_t number) noexcept;
   void sum_runs(const Values& v, std::size_t row, std::size_t n) noexcept;
-  void merge_runs(const Values& v, std::size_t row, std::size_t n) noexcept;
+  void merge_runs(const Values& v, std::size_t row, std::size_t n, const Statistics& of) noexcept;
   void finish_backward(const Values& v, std::size_t row, std::size_t n,
                        const Statistics& of) noexcept;
 

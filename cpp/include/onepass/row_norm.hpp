@@ -6,7 +6,7 @@
 //   normalize_rows       y = n * weight + bias
 //   row_and_column_sums  sums of dy * weight and dy * weight * n of a row,   (backward)
 //                        of dy and dy * n of the columns, which have a weight each
-//   run_sums             sums of dy and dy * n of a run, which has one weight
+//   run_sums             sums of dy and dy * n, or dy * x, of a run, which has one weight
 //   row_input_gradient   dx
 //
 // All sums are taken in double, and in an order that the layout alone decides.
@@ -128,11 +128,12 @@ struct Normalized {
   T mean, scale, shift;
 };
 
-template <class T>
+// Sums about 0 are those of dy and dy * x, which take fewer operations.
+template <class T, bool centered>
 struct RunTerms {
   static constexpr bool of_floats = sizeof(T) < sizeof(double);
   Factors operator()(std::size_t i) const noexcept {
-    return {static_cast<double>(dy[i]), static_cast<double>(normalized(x[i]))};
+    return {static_cast<double>(dy[i]), static_cast<double>(centered ? normalized(x[i]) : x[i])};
   }
   [[gnu::always_inline]] void prefetch(std::size_t i) const noexcept {
     if (!prefetch_ahead) return;
@@ -144,19 +145,28 @@ struct RunTerms {
   Normalized<T> normalized;
 };
 
-// Writes the sums of each run of a block.
+// Writes the sums of each run of a block. Doubles have none about 0, where products might be
+// infinite.
 template <class T>
 void run_sums(const RowArrays<T>& arrays, const RowLayout& layout, const RowBlock& block,
               const Channels<T>& rows, const Sums& to) noexcept {
   const std::size_t runs = std::max<std::size_t>(block.width / layout.segment, 1);
   const std::size_t width = std::min(block.width, layout.segment);
-  for (std::size_t k = 0; k < block.rows; ++k) {
+  const auto sum_row = [&](auto centered, std::size_t k) {
     const std::size_t begin = (block.first + k) * layout.length() + block.begin;
     const Normalized<T> normalized(rows, k);
     for (std::size_t s = 0; s < runs; ++s) {
       const std::size_t at = begin + s * width, run = k * runs + s;
-      const RunTerms<T> terms{arrays.x + at, arrays.dy + at, arrays.prefetch_ahead, normalized};
+      const RunTerms<T, centered> terms{arrays.x + at, arrays.dy + at, arrays.prefetch_ahead,
+                                        normalized};
       sum_run<T>(width, to.first[run], to.second[run], terms);
+    }
+  };
+  for (std::size_t k = 0; k < block.rows; ++k) {
+    if (sizeof(T) < sizeof(double) && rows.center[k] == 0) {
+      sum_row(std::false_type{}, k);
+    } else {
+      sum_row(std::true_type{}, k);
     }
   }
 }

@@ -70,10 +70,11 @@ def backward(
     """Return dx, and of each element what it adds to the gradients of its weight and bias."""
     dtype, length = rows.x.dtype, rows.x.shape[1]
     one, zero = np.ones(len(rows.x)), np.zeros(len(rows.x))
-    normalized = batchnorm.normalize(rows.x.T, mean, invstd, one, zero).T.astype(np.float64)
-    g = dy * rows.weight
-    first = g.astype(np.float64).sum(axis=1) if centered else np.zeros(len(g))
-    second = (g.astype(np.float64) * normalized).sum(axis=1)
+    normalized = batchnorm.normalize(rows.x.T.astype(np.float64), mean, invstd, one, zero).T
+    upstream = dy.astype(np.float64)
+    g = upstream * rows.weight
+    first = g.sum(axis=1) if centered else np.zeros(len(g))
+    second = (g * normalized).sum(axis=1)
     high, low = batchnorm._split(mean, dtype)
     slope = batchnorm._within(invstd * (second / length) / SHRINK, dtype)
     offset = batchnorm._within(first / length - low * slope, dtype)
@@ -81,6 +82,5 @@ def backward(
     counts = np.where(gain == 0, 0.0, 1.0)  # 0 times infinity would be a NaN
     slope, offset = (slope * counts).astype(dtype), (offset * counts).astype(dtype)
     shrunk = rows.x * dtype.type(SHRINK) - high[:, None]
-    dx = (g - (shrunk * slope[:, None] + offset[:, None])) * gain[:, None]
-    upstream = dy.astype(np.float64)
+    dx = (dy * rows.weight - (shrunk * slope[:, None] + offset[:, None])) * gain[:, None]
     return dx, upstream * normalized, upstream
