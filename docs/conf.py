@@ -45,6 +45,7 @@ html_show_copyright = False
 html_show_sphinx = False
 toc_object_entries_show_parents = "hide"
 html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
 html_css_files = ["onepass.css"]
 html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#0072B2", "color-brand-content": "#0072B2"},

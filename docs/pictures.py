@@ -48,7 +48,7 @@ SCHEDULES = {
 
 
 def optimizer(cls: type[Optimizer], surface: str, path: Path) -> None:
-    """Draw the paths of a class, in all its forms that the lectures have, and plain descent's."""
+    """Draw the paths of a class, in all its forms that the course has, and plain descent's."""
     names = dict.fromkeys((*forms(cls), "SGD"))
     found = contest(SURFACES[surface], list(names), None, STEPS, None)
     Picture(found.surface, found.labels, found.searches, found.remarks).save(path)

@@ -1,6 +1,12 @@
-"""Every picture leads to itself at full size, for a reader whose screen shows it small."""
+"""Every picture leads to itself at full size, for a reader whose screen shows it small.
+
+The style sheet lets wide ones scroll there, by their class.
+"""
+
+from pathlib import Path
 
 from docutils import nodes
+from PIL import Image
 from sphinx.application import Sphinx
 from sphinx.util.osutil import relative_uri
 
@@ -19,5 +25,16 @@ def _link(app: Sphinx, doctree: nodes.document, page: str) -> None:
         if found and not isinstance(image.parent, nodes.reference):
             _, name = found  # under which the builder copies it
             link = nodes.reference("", "", refuri=f"{folder}/{name}", internal=True)
+            link["classes"] += _shape(Path(app.srcdir, image["uri"]))
             image.replace_self(link)
             link += image
+
+
+def _shape(picture: Path) -> list[str]:
+    """Return the class of a picture whose words are too small where it is as wide as a phone."""
+    if picture.suffix == ".svg":
+        return []
+    width, height = Image.open(picture).size
+    if width > 2.2 * height:
+        return ["wide", "panorama"]
+    return ["wide"] if width > 1.3 * height else []

@@ -217,7 +217,7 @@ def test_what_is_there_is_not_replaced(tmp_path, capsys):
 def test_a_picture_says_what_is_to_be_seen():
     contest = report.contest(SURFACES["neuron"], ["RMSprop", "AdamW", "SGD"], None, 300, None)
     assert contest.remarks == [
-        "At the end these still step to and fro, as the rate stays as it is: RMSprop, lr 0.2.",
+        "At the end these still step to and fro, as their rates are constant: RMSprop, lr 0.2.",
         "Weight decay draws these towards (0, 0): AdamW, lr 0.2.",
     ]
     the_map, *_ = Picture(contest.surface, contest.labels, {}, contest.remarks).figure.axes

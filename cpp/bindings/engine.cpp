@@ -266,7 +266,7 @@ void Engine::read_own_settings() {
   had_schedules_ = had_schedules_ || own_numbers_.has_schedules();
 }
 
-// Of a rule that sums over all tensors, groups may differ in the weight decay alone, and in a rate
+// Where a rule sums over all tensors, its groups may differ in the weight decay alone, and in a rate
 // of 0, which leaves a group where it is.
 void Engine::check_groups_agree() const {
   const auto found = find_disagreement(now_.optimizer.groups);

@@ -40,7 +40,7 @@ double first_to_enter(const Settings& settings) noexcept {
   return 1 - (warms_up ? std::min(decay, (1 + n) / (10 + n)) : decay);
 }
 
-// Of the kernel that adds gradients up.
+// The scalars of the kernel that adds gradients up.
 constexpr auto scalars_of_sums = [] {
   std::array<double, max_scalars> plain{};
   plain[grad_scale] = plain[shrink] = plain[late_shrink] = plain[step_number] = 1;

@@ -117,8 +117,8 @@ struct StepOptions {
   int num_threads = 1;
   std::span<Rows> rows{};  // of each tensor, where a step moves rows of some; else none
   bool stats = false;      // whether the step notes what `stats_of` says; not beside rows
-  // Of a step of many processes together. It is called once all else is checked, and where no norm
-  // is asked for with no sums; what it throws leaves the step undone.
+  // Exchanges the sums of a step that many processes make together. It is called once all else is
+  // checked, with no sums where no norm is asked for; what it throws leaves the step undone.
   const Exchange* exchange = nullptr;
 };
 

@@ -52,8 +52,8 @@ void for_each_range(std::span<Tensor> tensors, int threads, const Body& body) no
       });
 }
 
-// Of a tensor's rows: elements in a piece of their gradient. Where rows are short, a piece is some
-// of them.
+// Returns how many elements of the rows' gradient are a piece. Where rows are short, a piece is
+// some of them.
 std::size_t piece_of(const RowIndex& rows) noexcept {
   return rows.width < piece_size ? piece_size / rows.width * rows.width : piece_size;
 }

@@ -64,7 +64,7 @@ struct PerChannel {
   bool is_float = false;
   double value = 0;
 
-  // Those of channels [begin, begin + n).
+  // Writes the numbers of channels [begin, begin + n).
   void load(double* to, std::size_t n, std::size_t begin = 0) const noexcept;
 };
 

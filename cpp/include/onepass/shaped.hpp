@@ -223,7 +223,7 @@ class Shaped {
     if constexpr (has_matrix) matrix_.open(n);
     if constexpr (has_axes) axes_.open(n);
   }
-  // Of the tile that was opened last.
+  // The values of the tile that was opened last.
   template <std::size_t k>
   const T* values() const noexcept {
     if constexpr (k == rows) return matrix_.rows();

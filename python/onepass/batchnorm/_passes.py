@@ -179,6 +179,6 @@ class Forward:
     axis: int
     relu: bool
     shape: tuple[int, ...]
-    """Of `x` in the forward pass: an array may be given another one."""
+    """The shape of `x` in the forward pass: an array may be given another one."""
     left_out: npt.NDArray[np.bool_] | None = None
     """Where `x` does not count for the statistics."""

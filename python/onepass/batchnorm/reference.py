@@ -31,7 +31,7 @@ MAX_CENTER = 2.0**800
 
 
 class Statistics(NamedTuple):
-    """Of one batch, a value per channel."""
+    """The statistics of one batch, a value per channel."""
 
     mean: Float64
     var: Float64
@@ -147,7 +147,7 @@ def backward(
 
 
 class _Gradients(NamedTuple):
-    """Of weight and bias, and divided by the number of elements of a channel."""
+    """The gradients of weight and bias, also divided by the number of elements of a channel."""
 
     weight: Float64
     bias: Float64
@@ -189,7 +189,7 @@ def _gradients_in_units(
 
 @np.errstate(all="ignore")
 def running(old: Array, new: Float64, momentum: float) -> Array:
-    """Return the running statistic after a batch; what has no weight does not count."""
+    """Return the running statistic after a batch; a term with weight 0 is left out, even a NaN."""
     terms = [
         w * value for w, value in ((1 - momentum, old.astype(np.float64)), (momentum, new)) if w
     ]

@@ -25,7 +25,7 @@ class Maker:
     ) -> None:
         self.param = param
         self.whole_size = param.size if whole_size is None else whole_size
-        """Of the parameter, where `param` is a part of one."""
+        """The parameter's size, where `param` is a part of one."""
         self._allocator = allocator
 
     def __call__(

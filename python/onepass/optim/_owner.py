@@ -43,7 +43,7 @@ class Owner(Rule, _core.Base):
     _made_with: dict[str, Any]
     """The settings of groups that the constructor was given, defaults included."""
     _overrides: list[Override]
-    """Those of the constructor, which groups that are added take too."""
+    """The overrides of the constructor; groups that are added take them, too."""
 
     def __new__(cls, params: Any = None, *_: Any, **__: Any) -> Self:
         """Return an optimizer, of a subclass where the parameters are those of `onepass.shard`."""

@@ -62,7 +62,7 @@ class Rule:
     keeps, for `averaged`, of the state by name; None where it keeps none."""
 
     group_checks: ClassVar[Checks]
-    """Those of `checks`, and of what else may differ from group to group."""
+    """The checks in `checks`, and those of what else may differ from group to group."""
     __signature__: ClassVar[inspect.Signature]
     _fields: ClassVar[_core.Fields]
     """The same for the engine."""
@@ -320,8 +320,8 @@ class Rule:
         averaged : int, optional
             The steps since the average began, this one included; all by default.
         seed, index : int
-            Of the random bits that arrays in fewer bits are rounded by: the optimizer's seed, and
-            the parameter's place in it.
+            What the random bits come from by which arrays in fewer bits are rounded: the
+            optimizer's seed, and the parameter's place in it.
         rows : ndarray of integers, optional
             Move these rows alone, by the gradient's rows, as `onepass.kernels` does.
         **settings

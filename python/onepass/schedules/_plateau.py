@@ -22,7 +22,7 @@ _MEMORY: Checks = {
 class ReduceOnPlateau(BaseSchedule):
     r"""The learning rate times a factor after an epoch that did not help.
 
-    Call `report` with the validation error after each epoch. With the defaults it is the lectures'
+    Call `report` with the validation error after each epoch. With the defaults it is the course's
     rule: halve where the error is worse than the last,
 
     .. math:: \eta \leftarrow \tfrac{1}{2} \eta \quad\text{if}\quad E_k > E_{k-1}

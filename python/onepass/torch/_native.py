@@ -29,7 +29,7 @@ OPTIONS = {**DEFAULTS, "num_threads": None}
 """What belongs to the whole optimizer, beyond PyTorch."""
 
 MEASURING = ("max_grad_norm", "skip_grad_norm", "nonfinite")
-"""Of these, those whose steps measure the gradients' norm."""
+"""The options with which a step measures the gradients' norm."""
 
 _OPTION_CHECKS = {**CHECKS, "num_threads": Maybe(Whole(low=1, below=257))}
 
@@ -75,7 +75,7 @@ class Native(torch.optim.Optimizer):
     host: ClassVar[type[torch.optim.Optimizer] | None]
     """PyTorch's class, where it has one."""
     arguments: ClassVar[inspect.Signature]
-    """Those of the constructor that are not beyond it."""
+    """The arguments that PyTorch's own constructor has, too."""
 
     max_grad_norm = Option()
     skip_grad_norm = Option()

@@ -38,7 +38,7 @@ class Row:
     words: str
     """What these words mean; empty where they say it."""
     seconds: Mapping[str, Sequence[float]]
-    """Of a call, one a round, for each contender."""
+    """Seconds that a call takes: one value a round, for each contender."""
 
 
 def rows(show: Show, *, seconds: float, small: bool = False) -> list[Row]:

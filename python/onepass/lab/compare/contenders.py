@@ -1,4 +1,4 @@
-"""Who takes part: every optimizer class, and the lectures' forms of SGD."""
+"""Who takes part: every optimizer class, and the course's forms of SGD."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -49,7 +49,7 @@ class Contender:
     settings: Mapping[str, Any]
     """The settings that differ from the class's defaults."""
     given: Mapping[str, Any] = field(default_factory=dict)
-    """Those of them that stand behind the name."""
+    """The settings that were given with the name."""
 
     @property
     def hyperparameters(self) -> dict[str, Any]:

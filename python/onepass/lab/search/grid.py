@@ -1,4 +1,4 @@
-"""The search that the lecture teaches: a log scale, then a finer grid around its best."""
+"""The search that the course teaches: a log scale, then a finer grid around its best."""
 
 from __future__ import annotations
 

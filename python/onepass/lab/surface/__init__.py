@@ -1,9 +1,9 @@
-"""The toy of the lectures: error surfaces of two parameters, and the optimizers' paths down them.
+"""The toy of a typical course: error surfaces of two parameters, and optimizers' paths down them.
 
 `onepass surface` draws them. `SURFACES` has the surfaces by name, `descend` runs an optimizer
 down one, `draw` draws such paths, and `picture` does both, for your own surface too. `walkers` has
-the optimizers of the lectures, `random_search` and `grid_search` are there to be beaten, and
-`onepass.surface.claims` measures what the lectures say about the paths.
+the optimizers of the course, `random_search` and `grid_search` are there to be beaten, and
+`onepass.surface.claims` measures what the course says about the paths.
 """
 
 import argparse

@@ -78,7 +78,7 @@ class Contest:
         said = []
         if restless:
             said.append(
-                f"At the end these still step to and fro, as the rate stays as it is: "
+                f"At the end these still step to and fro, as their rates are constant: "
                 f"{_some(restless)}."
             )
         if decayed and any(any(at) for at in self.surface.minima):

@@ -1,4 +1,4 @@
-"""Error surfaces over two parameters: the lectures' two, and four that every optimizer meets."""
+"""Error surfaces over two parameters: the course's two, and four that every optimizer meets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Surface:
     function, slope : callable
         The loss, and its two partial derivatives, of two arrays of one shape.
     start : tuple of two floats
-        Where the paths begin. On the surfaces here it is the lecture's, or the usual one of the
+        Where the paths begin. On the surfaces here it is the course's, or the usual one of the
         literature.
     window : tuple of two pairs of floats
         What part of the plane to draw: low and high of each parameter.
@@ -142,7 +142,7 @@ def _sigmoid(z: Array) -> Array:
     return np.asarray(0.5 + 0.5 * np.tanh(0.5 * z))  # exp(-z) would overflow
 
 
-def _lecture_neuron() -> Surface:
+def _course_neuron() -> Surface:
     inputs, targets = np.array([0.5, 2.5]), np.array([0.2, 0.9])
     logits = np.log(targets / (1 - targets))  # two points and two parameters: an exact fit
     w = (logits[1] - logits[0]) / (inputs[1] - inputs[0])
@@ -282,6 +282,6 @@ def _beale() -> Surface:
 
 
 SURFACES: Mapping[str, Surface] = {
-    surface.name: surface for surface in (_lecture_neuron(), sparse_neuron(), *_FORMULAS, _beale())
+    surface.name: surface for surface in (_course_neuron(), sparse_neuron(), *_FORMULAS, _beale())
 }
 """All surfaces by name."""

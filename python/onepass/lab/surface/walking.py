@@ -1,4 +1,4 @@
-"""Who walks down a surface: every optimizer, in the lecture's forms too, and line searches."""
+"""Who walks down a surface: every optimizer, in the course's forms too, and line searches."""
 
 from __future__ import annotations
 
@@ -112,9 +112,9 @@ def _of_a_matrix(cls: type[Optimizer], point: Array, **settings: Any) -> Optimiz
 
 _momentum = partial(SGD, momentum=0.9)
 
-# As the lecture has them: Nesterov's gradient is the one at the look-ahead point, and RMSProp
+# As the course has them: Nesterov's gradient is the one at the look-ahead point, and RMSProp
 # remembers about ten steps.
-_LECTURE = {
+_COURSE = {
     "SGD": Walker(SGD),
     "Momentum": Walker(_momentum),
     "Nesterov": Walker(_momentum, lookahead=True),
@@ -154,7 +154,7 @@ def walker(text: str) -> tuple[Walker, float | None]:
 
 
 def walkers() -> dict[str, Walker]:
-    """Return the walkers by name: the lecture's, then the classes that these lack.
+    """Return the walkers by name: the course's, then the classes that these lack.
 
     Examples
     --------
@@ -168,4 +168,4 @@ def walkers() -> dict[str, Walker]:
         cls.__name__: Walker(partial(_of_a_matrix, cls) if any(cls.row.directed) else cls)
         for cls in registry.values()
     }
-    return _LECTURE | {name: walker for name, walker in others.items() if name not in _LECTURE}
+    return _COURSE | {name: walker for name, walker in others.items() if name not in _COURSE}

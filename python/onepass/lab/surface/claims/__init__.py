@@ -1,4 +1,4 @@
-"""What the lectures say of these paths, each as a measurement."""
+"""What the course says of these paths, each as a measurement."""
 
 from onepass.lab.surface.claims.adaptive import (
     Arrival,

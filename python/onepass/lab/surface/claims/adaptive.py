@@ -115,7 +115,7 @@ def adam_beside_rmsprop(
 ) -> dict[str, Arrival]:
     """Measure what Adam's cumulated gradient gains over RMSProp.
 
-    All three divide by the same average of the squares, which forgets as the lecture's RMSProp does
+    All three divide by the same average of the squares, which forgets as the course's RMSProp does
     (0.9), at the surface's one rate; Adam without its cumulated gradient, ``betas=(0, 0.9)``, is
     RMSProp but for the correction of the bias. The claim, *Adam is faster than RMSProp, because it
     cumulates the gradient*, holds in Rosenbrock's valley, whose slope goes on in one direction

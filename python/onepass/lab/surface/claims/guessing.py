@@ -1,4 +1,4 @@
-"""The guesses with which the lecture feels its way down, before it has a gradient."""
+"""The guesses with which the course feels its way down, before it has a gradient."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ _NEURON = SURFACES["neuron"]
 
 
 class Guess(NamedTuple):
-    """One of the lecture's guesses, the loss it prints, and the loss that the formula gives."""
+    """One of the course's guesses, the loss it prints, and the loss that the formula gives."""
 
     w: float
     b: float
@@ -17,7 +17,7 @@ class Guess(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Whether the loss, rounded, is what the lecture prints."""
+        """Whether the loss, rounded, is what the course prints."""
         return f"{self.loss:.4f}" == self.printed
 
 
@@ -32,11 +32,11 @@ _GUESSES = (
 
 
 def guesses() -> list[Guess]:
-    """Return the guesses with which the lecture feels its way down, and their losses.
+    """Return the guesses with which the course feels its way down, and their losses.
 
     Three are as printed. The other three are not, by 0.0001, 0.0003 and 0.0001. Guesses within
     half a unit of the last digit of these w and b do give the printed losses, with further digits
-    cut off; so the lecture may have rounded its guesses for print.
+    cut off; so the course may have rounded its guesses for print.
 
     Examples
     --------

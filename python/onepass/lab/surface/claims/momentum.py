@@ -21,7 +21,7 @@ def steps_across_the_plateau(
 ) -> dict[str, int | None]:
     """Return how many steps each form of SGD takes to a loss of `goal`, None for over 1000.
 
-    The claim, *momentum passes plain descent on the plateau*, holds from the lecture's start. It
+    The claim, *momentum passes plain descent on the plateau*, holds from the course's start. It
     is about the plateau: from (0, -4), where there is none in the way, momentum arrives first
     too, and then shoots past the minimum onto the plateau beyond, where after 1000 steps its loss
     is still 0.005 while plain descent's is 1e-11.
@@ -60,7 +60,7 @@ class UTurn(NamedTuple):
 def u_turns(start: npt.ArrayLike = _NEURON.start, lr: float = _NEURON.lr) -> dict[str, UTurn]:
     """Measure the u-turns of momentum and of Nesterov's look-ahead, over 1000 steps.
 
-    The claim, *Nesterov's u-turns are shorter*, holds from the lecture's start in both measures.
+    The claim, *Nesterov's u-turns are shorter*, holds from the course's start in both measures.
     At half the learning rate the first u-turns reach as far (2.30 against 2.31); Nesterov's path
     is then shorter because it makes fewer.
 
@@ -143,7 +143,7 @@ def losses_of_stochastic_steps(
 
     The arrays have one loss for each order of the points, of the seeds from 0 on. The claim, *after
     60 stochastic steps plain descent is far off where momentum and Nesterov are near*, holds for
-    each of ten orders on the lecture's neuron. (It takes the gradient of a point as it is, which is
+    each of ten orders on the course's neuron. (It takes the gradient of a point as it is, which is
     half of `Surface.batch_gradient` there, at rate 1.) What it shows is the plateau, which plain
     descent has not crossed with all points either. On the sparse surface the claim does not hold:
     at its rate, 0.02, plain descent is between 1.0 and 2.2, and momentum between 0.03 and 4.9,

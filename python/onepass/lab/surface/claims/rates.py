@@ -35,7 +35,7 @@ class Crossing(NamedTuple):
 def high_rates_on_the_plateau(
     lrs: Sequence[float] = (1.0, 10.0, 30.0, 100.0),
 ) -> dict[float, Crossing]:
-    """Measure plain descent on the lecture's neuron at higher and higher rates.
+    """Measure plain descent on the course's neuron at higher and higher rates.
 
     The claim, *a rate of 10 crosses the plateau, and is too high where it is steep*, holds in its
     first half: 14 steps instead of 113. The second half holds for one step, which lands across the
