@@ -5,7 +5,7 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -77,7 +77,7 @@ import onepass as op
 op.ema.picture([1.0, 2.0, 3.0], beta=0.9, path="{OUT}/ema.png")
 """
 
-JOBS = {
+JOBS: dict[str, Sequence[tuple[str, ...]]] = {
     "": [("onepass", "info")],
     "formats": [("python", "-W", "error", "-c", STEP_IN_BFLOAT16)],
     "plot": [("python", "-W", "error", "-c", DRAW_AN_AVERAGE)],
@@ -416,7 +416,7 @@ def built_wheels(session: nox.Session) -> None:
     compiler = "zig" if "zig" in session.posargs else "host"
     folder = WHEELS / f"{compiler}-{session.python}"
     shutil.rmtree(folder, ignore_errors=True)
-    env = {}
+    env: dict[str, str] = {}
     if compiler == "zig":
         session.install("ziglang==0.17.1")
         (zig,) = Path(session.virtualenv.location).resolve().glob("lib/**/ziglang/zig")
