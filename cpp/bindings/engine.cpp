@@ -266,8 +266,8 @@ void Engine::read_own_settings() {
   had_schedules_ = had_schedules_ || own_numbers_.has_schedules();
 }
 
-// Where a rule sums over all tensors, its groups may differ in the weight decay alone, and in a rate
-// of 0, which leaves a group where it is.
+// Where a rule sums over all tensors, its groups may differ in the weight decay alone, and in a
+// rate of 0, which leaves a group where it is.
 void Engine::check_groups_agree() const {
   const auto found = find_disagreement(now_.optimizer.groups);
   if (!found) return;
