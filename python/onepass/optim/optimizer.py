@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -829,15 +829,6 @@ class Optimizer(Owner):
         if not is_own or name == "zero_grad":  # a setting once; now it would hide the method
             raise AttributeError(_foreign.no_attribute(type(self), name))
         object.__setattr__(self, name, value)
-
-    if not TYPE_CHECKING:  # a type checker would take every name for an attribute
-
-        def __getattr__(self, name):
-            """Say where the setting is that is looked for here."""
-            if name in type(self).group_checks:
-                expected = f"it to be read in a group, opt.param_groups[0][{name!r}]"
-                raise AttributeError(f"{name}: expected {expected}, got opt.{name}")
-            return object.__getattribute__(self, name)  # raises what it has raised
 
 
 registry = cast("dict[str, type[Optimizer]]", _rule.registry)
