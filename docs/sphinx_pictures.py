@@ -34,7 +34,8 @@ def _shape(picture: Path) -> list[str]:
     """Return the class of a picture whose words are too small where it is as wide as a phone."""
     if picture.suffix == ".svg":
         return []
-    width, height = Image.open(picture).size
+    with Image.open(picture) as opened:
+        width, height = opened.size
     if width > 2.2 * height:
         return ["wide", "panorama"]
     return ["wide"] if width > 1.3 * height else []

@@ -317,7 +317,7 @@ void RowNorm<T>::merge_runs(const Values& v, std::size_t row, std::size_t n,
   std::size_t group = row % layout_.groups;
   for (std::size_t k = 0; k < n; ++k) {
     const T* const weight = arrays_.weight + group * runs;
-    const bool about_zero = !in_units && v.rows.center[k] == 0;
+    const bool about_zero = v.rows.center[k] == 0;
     double first = 0, second = 0;
     for (std::size_t s = 0; s < runs; ++s) {
       const std::size_t from = ((row + k) * runs + s) * parts_;

@@ -125,9 +125,8 @@ _DOC = """One step of `onepass.{cls}` on arrays of the caller's, in place.
 
 A call takes one parameter or several. For several, each argument that is an array for one is a list
 (or tuple) of arrays, in the order of the parameters. The keywords are the settings of
-`onepass.{cls}` and the stages of a step, which happen in the same pass over memory, in the same
-order and to the same bits (see `onepass.Optimizer`). Everything is checked before the first element
-is written.
+`onepass.{cls}` and the stages of a step, which happen as there, in the same order and to the same
+bits (see `onepass.Optimizer`). Everything is checked before the first element is written.
 
 Parameters
 ----------

@@ -49,7 +49,8 @@ class Optimizer(Owner):
     r"""Base of the optimizers: gradient in, parameters updated in place.
 
     Every optimizer takes, besides its hyperparameters, what else belongs to a step. All of it
-    happens in the same pass over memory, in PyTorch's order:
+    happens in PyTorch's order and in one pass over memory, before which only norms and the check of
+    `nonfinite` read the gradients:
 
     1. the gradients are divided by `grad_scale`: :math:`g \leftarrow g / s`;
     2. where one of them is not finite, `nonfinite` decides for all of them; where their common norm
